@@ -28,6 +28,8 @@ VENV := .venv-$(VERSION)
 endif
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 UV := $(BIN)/uv --quiet pip
+# The locked packages that build Millstream itself.
+BUILD := --build-constraint requirements/build.lock
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
@@ -99,7 +101,7 @@ test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## 
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
 	  docs/test_coming_from.py) -m "$(DAY)" $(ARGS)
 
-seeds: $(VENV)/.test ## type every line of the seed documents in an empty folder, and say what works
+seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, and say what works (NIGHTLY=1: one for each line)
 	@$(BIN)/python scripts/seeds.py
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
@@ -149,11 +151,11 @@ clean: ## remove environments, caches and results
 	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pages/node_modules requirements/pyright/node_modules requirements/site/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv
+$(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock requirements/build.lock pyproject.toml scripts/venv
 	@echo "Installing millstream into $(VENV) ..."
 	python=$(PYTHON) && scripts/venv $(VENV) "$$python"
 	$(UV) sync --python $(BIN)/python --require-hashes requirements/run.lock
-	$(UV) install --python $(BIN)/python --no-deps --editable .
+	$(UV) install --python $(BIN)/python $(BUILD) --no-deps --editable .
 	@touch $@
 
 # The test lock holds the run lock's versions and more, so that it adds to the same environment and changes nothing.
@@ -174,14 +176,14 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock $(if $(wildcard $(BIN)/pyte
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
-	$(UV) install --python .venv-$*/bin/python --no-deps --editable .
+	$(UV) install --python .venv-$*/bin/python $(BUILD) --no-deps --editable .
 	@touch $@
 
 .venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock
 	@echo "Installing what the fuzzer needs ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-fuzz
 	$(UV) sync --python .venv-fuzz/bin/python --require-hashes requirements/fuzz.lock
-	$(UV) install --python .venv-fuzz/bin/python --no-deps --editable .
+	$(UV) install --python .venv-fuzz/bin/python $(BUILD) --no-deps --editable .
 	@touch $@
 
 $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json

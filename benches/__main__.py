@@ -8,16 +8,19 @@ import json
 import platform
 import shutil
 import sys
+import sysconfig
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from benches.broadcast import PROGRAM
 from benches.cases import BROADCASTS, CASES
+from benches.compare import Comparison, trees
 from benches.measure import ENDURING, Bench
 from benches.processes import ROOT, raise_file_limit
 from benches.report import tables, verdicts
 from benches.targets import ENVIRONMENT, PYTHON, left_out
+from benches.traffic import ROWS
 
 PAGE = ROOT / "docs" / "performance.md"
 MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
@@ -27,25 +30,42 @@ def main() -> int:
     """Measure, print, and write what was asked for."""
     names = [*CASES, *BROADCASTS, *ENDURING, "start"]
     groups = {name.partition("-")[0] for name in BROADCASTS}
+    rows = {*ROWS, *(name.partition("-")[0] for name in ROWS)} - set(names) - groups
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 51), metavar="1-50")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement, at most 60")
     parser.add_argument(
         "--only",
         action="append",
-        choices=[*names, *groups],
+        choices=[*names, *groups, *rows],
         metavar="CASE",
-        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start"]),
+        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start", *ROWS]),
     )
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of the mixed load")
+    parser.add_argument(
+        "--against", type=Path, metavar="SRC", help="compare with the source tree of this folder, without any peer"
+    )
+    parser.add_argument(
+        "--connections",
+        type=int,
+        action="append",
+        choices=range(1, 1025),
+        metavar="1-1024",
+        help="connections of the rows without a peer, instead of their own numbers; may be repeated",
+    )
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     options = parser.parse_args()
+    wanted = set(options.only or rows if options.against else options.only or names)
+    if wanted <= rows:
+        return alone(options, [name for name in ROWS if {name, name.partition("-")[0]} & wanted])
+    if options.against or wanted & rows:
+        parser.error(f"Only {', '.join(ROWS)} are measured without a peer; no other case can be combined with them.")
     missing = [name for name in ("wrk", "taskset") if shutil.which(name) is None]
     if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
     chosen = [name for name in names if not options.only or {name, name.partition("-")[0]} & set(options.only)]
-    for line in left_out():
+    for line in (f"Measured with {interpreter()}.", *left_out()):
         say(line)
     raise_file_limit()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +83,21 @@ def main() -> int:
         python = ".".join(platform.python_version_tuple()[:2])
         PAGE.write_text(placed(PAGE.read_text("utf-8"), python, text), "utf-8")
     return 0 if all(verdict.kept for verdict in verdicts(bench.results)) else 1
+
+
+def alone(options: argparse.Namespace, names: list[str]) -> int:
+    """Measure rows of our server, on one source tree or two."""
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        sys.exit("Install wrk and taskset first: scripts/apt wrk util-linux")
+    raise_file_limit()
+    with tempfile.TemporaryDirectory() as folder:
+        found = Comparison(trees(options.against), min(options.seconds, 60.0), Path(folder), say)
+        try:
+            found.run(names, options.rounds, options.connections or [])
+        finally:
+            found.close()
+    print(f"{processor()}, {interpreter()}\n\n{found.table()}")
+    return 1 if any(row.errors for row in found.results.values()) else 0
 
 
 def say(line: str) -> None:
@@ -86,7 +121,15 @@ def describe(options: argparse.Namespace) -> str:
     version = "".join(f" VERSION={name}" for name in ENVIRONMENT.split("-")[1:])
     command = f'make bench{version} ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'
     release = ".".join(platform.release().split(".")[:2])
-    return f"`{command}` on {processor()}, {platform.system()} {release}, Python {platform.python_version()}"
+    return f"`{command}` on {processor()}, {platform.system()} {release}, {interpreter()}"
+
+
+def interpreter() -> str:
+    """This Python, and whether it was optimized with a profile, which makes it up to a third faster."""
+    # Debian optimizes its builds so, but their configuration doesn't say it.
+    debian = sys.base_prefix == "/usr" or ".pythons" in Path(sys.base_prefix).parts
+    profiled = debian or "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
+    return f"Python {platform.python_version()} {'with' if profiled else 'without'} profile-guided optimization"
 
 
 def processor() -> str:

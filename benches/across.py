@@ -23,12 +23,12 @@ from benches import http_load, processes
 from benches.processes import ROOT, Running
 from benches.stores import cpu_of, percentile
 from benches.targets import RUN
-from benches.wire import CALL, COMMON, KINDS, Kind, _body
+from benches.wire import CALL, COMMON, KINDS, SESSIONS, Kind, _body
 
 LOGGED = Kind(
     f"{COMMON}mcp-protocol-version: 2025-11-25\r\n",
     _body("tools/call", CALL | {"name": "add_logged"}),
-    session=True,
+    sessions=SESSIONS,
 )
 """A call in a session whose tool logs five messages: its reply is an event stream."""
 EVENTS = 2_000

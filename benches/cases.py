@@ -6,6 +6,8 @@ second or of processor time. Plain bounds are about one figure of ours. Cases wi
 
 from dataclasses import dataclass, field
 
+from benches.traffic import ROWS
+
 
 @dataclass(frozen=True)
 class Case:
@@ -20,6 +22,8 @@ class Case:
     """Target -> the least ratio of processor times for one answer, theirs / ours."""
     connections: int = 64
     """How many wrk keeps open."""
+    most_cpu_us: float | None = None
+    """The most processor time that one answer of ours may take."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ CASES = {
         "tools/call, 2026-07-28",
         ("ours", "rust", "mcp-go", "go", "mcp", "mcp-stream", "typescript", "fastmcp", "bare-loop"),
         {"mcp": 15, "typescript": 20, "fastmcp": 40, "bare-loop": 0.5},
-        "call-2026",
+        "as-python-2026-07-28",
         {"rust": 1.3},
     ),
     "sessionless": Case(
@@ -67,49 +71,49 @@ CASES = {
             "fastmcp-sessionless",
         ),
         {"mcp-sessionless": 28},
-        "call-2025",
+        "plain-sessionless",
         {"rust-sessionless": 1.3},
     ),
     "session": Case(
         "tools/call, 2025-11-25 in 16 sessions",
         ("ours", "rust", "mcp-go", "go-session", "mcp", "mcp-stream", "fastmcp"),
         {"mcp": 20},
-        "call-session",
+        "as-typescript-2025-11-25",
         {"rust": 1.3},
     ),
     "adopted": Case(
         "tools/call of a program for another library, 2026-07-28",
         ("adopted", "mcp", "mcp-stream"),
         {"mcp": 1},
-        "call-2026",
+        "as-python-2026-07-28",
     ),
     "adopted-session": Case(
         "tools/call of a program for another library, 2025-11-25 in 16 sessions",
         ("adopted", "mcp", "mcp-stream"),
         {"mcp": 1},
-        "call-session",
+        "as-typescript-2025-11-25",
     ),
     "gateway": Case(
         "tools/call through a gateway, 2026-07-28",
         ("ours-gateway", "ours"),
         {},
-        "call-2026",
+        "as-python-2026-07-28",
         {"ours": 0.4},
     ),
-    "key": Case("with a warm API key", ("ours-key", "ours"), {"ours": 0.9}, "call-bearer"),
-    "jwt": Case("with a warm JWT", ("ours-jwt", "ours"), {"ours": 0.9}, "call-bearer"),
-    "limit": Case("with a limit", ("ours-limited", "ours"), {"ours": 0.97}, "call-bearer"),
+    "key": Case("with a warm API key", ("ours-key", "ours"), {"ours": 0.9}, "as-python-bearer"),
+    "jwt": Case("with a warm JWT", ("ours-jwt", "ours"), {"ours": 0.9}, "as-python-bearer"),
+    "limit": Case("with a limit", ("ours-limited", "ours"), {"ours": 0.97}, "as-python-bearer"),
     "secured": Case(
         "with a key, a limit, metrics, and the access log",
         ("ours-secured", "ours"),
         {"ours": 0.8},
-        "call-bearer",
+        "as-python-bearer",
     ),
     "asgi": Case(
         "tools/call, 2026-07-28, plain ASGI",
         ("ours-asgi", "mcp", "bare-asgi"),
         {"mcp": 8, "bare-asgi": 0.7},
-        "call-2026",
+        "as-python-2026-07-28",
     ),
     "list": Case(
         "tools/list of 100 tools, 2026-07-28",
@@ -149,14 +153,14 @@ FEW = {
         "tools/call, 2026-07-28, 16 connections",
         ("ours", "rust", "mcp-go", "go", "mcp", "bare-loop"),
         {},
-        "call-2026",
+        "as-python-2026-07-28",
         connections=16,
     ),
     "sessionless-16": Case(
         "tools/call, 2025-11-25 without sessions, 16 connections",
         ("ours-sessionless", "rust-sessionless", "mcp-go-sessionless", "go", "mcp-sessionless"),
         {},
-        "call-2025",
+        "plain-sessionless",
         connections=16,
     ),
 }
@@ -170,10 +174,10 @@ RECORDED = {
         connections=connections,
     )
     for name, language, go, connections in (
-        ("python", "Python", "go", 16),
-        ("typescript", "TypeScript", "go-session", 16),
-        ("go", "Go", "go", 16),
-        ("rust", "Rust", "go-session", 16),
+        ("python-2026-07-28", "Python", "go", 16),
+        ("typescript-2025-11-25", "TypeScript", "go-session", 16),
+        ("go-2026-07-28", "Go", "go", 16),
+        ("rust-2025-11-25", "Rust", "go-session", 16),
     )
 }
 """The exact bytes of the official clients; see `benches.record`."""
@@ -189,6 +193,27 @@ DEV_LAB = {
 }
 """Three tools that need Redis and an HTTP API; see `benches.shop`."""
 CASES |= FEW | RECORDED | DEV_LAB
+_LEAST = {"reconnect": 0.8, "def": 0.65, "pydantic": 0.85} | dict.fromkeys(("plain-2026", "plain-session"), 1.3)
+_PEERS = {
+    "ours-traffic": ("rust-traffic", "mcp-traffic"),
+    "ours-traffic-sessionless": ("rust-traffic-sessionless", "mcp-traffic-sessionless"),
+    "ours-20": ("rust-20", "mcp-20"),
+}
+ORDINARY = {
+    f"real-{name}": Case(
+        row.title,
+        (row.target, *_PEERS[row.target]),
+        {},
+        name,
+        {} if name == "raising" else {_PEERS[row.target][0]: _LEAST.get(name, 1.0)},
+        row.connections,
+        60.0 if name == "raising" else None,
+    )
+    for name, row in ROWS.items()
+    if row.target in _PEERS
+}
+"""The rows of `benches.traffic` beside peers that have the same tools."""
+CASES |= ORDINARY
 SIZES = (100, 1_000, 5_000, 10_000)
 BROADCASTS = {
     f"broadcast-{size}": Broadcast(

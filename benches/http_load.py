@@ -5,19 +5,34 @@ statuses and bytes only: every answer must be 2xx, and the bytes per answer must
 stops, every connection may have read a part of one more answer, whose bytes count and which itself does not.
 """
 
+import gzip
+import http.client
+import json
 import os
 import re
+import socket
 import subprocess
+import tempfile
 import time
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from benches.processes import LOAD_CORE, ROOT, BenchError, Running, pinned
 from benches.wire import Kind
 
 CONNECTIONS = 64
-SESSIONS = 16
 EXAMINED_SECONDS = 1
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+PROBE = 1000001
+DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.decompress,
+    "deflate": zlib.decompress,
+}
+VARYING = 32.0
+"""Bytes by which replies may differ if they're compressed or name a session or an incident."""
 SLACK = 2.0
 """Bytes by which answers may differ: a counter or a length in them may have one digit more."""
 
@@ -60,6 +75,112 @@ def drive(server: Running, kind: Kind, seconds: float, connections: int = CONNEC
     return _load(timed, cpu, spent)
 
 
+def quick(
+    server: Running, kind: Kind, seconds: float, connections: int = CONNECTIONS, *, measured: Running | None = None
+) -> Load:
+    """Examine one reply, then measure; for clients that accept compression, whose replies wrk can't examine.
+
+    Args:
+        server: gets the load.
+        kind: the requests.
+        seconds: length of the load.
+        connections: how many are open.
+        measured: the server whose processor time counts, if it's another one.
+
+    Raises:
+        BenchError: a reply was wrong, missing, or of another size than the first one.
+    """
+    size = probe(server, kind)
+    measured = measured or server
+    cpu, begun = measured.cpu(), time.perf_counter()
+    timed = _wrk(server, kind, seconds, connections, check=False)
+    cpu, spent = measured.cpu() - cpu, time.perf_counter() - begun
+    if "Non-2xx" in timed or "Socket errors" in timed:
+        raise BenchError(f"failed replies: {timed.strip().splitlines()[-4:]}")
+    least, most = bytes_per_answer(timed, connections)
+    if not least - VARYING <= size <= most + VARYING:
+        raise BenchError(f"replies of {least:.0f} to {most:.0f} bytes, the first one had {size}")
+    return _load(timed, cpu, spent)
+
+
+def fill(server: Running, kind: Kind, number: int = PROBE) -> bytes:
+    """Return one request with the values of a run."""
+    head, _, body = kind.requests().replace("@", str(number)).partition("\r\n\r\n")
+    sessions = server.open_sessions(kind.sessions)
+    values = {"host": f"127.0.0.1:{server.port}", "length": str(len(body.encode()))}
+    values |= {"session": sessions[0]} if sessions else {}
+    for name, value in values.items():
+        head = head.replace(f"{{{name}}}", value)
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+def repeat(server: Running, kind: Kind, count: int) -> None:
+    """Send a request so often on one connection, before a load.
+
+    Raises:
+        BenchError: the server refused one.
+    """
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        for number in range(PROBE, PROBE + count):
+            connection.sendall(fill(server, kind, number))
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            text = DECODERS[response.getheader("content-encoding", "identity")](response.read()).decode()
+            if response.status != 200 or kind.reply not in text:
+                raise BenchError(f"refused before the load: {text[:300]}")
+
+
+def probe(server: Running, kind: Kind) -> int:
+    """Send one request, check its reply, and return the reply's size in bytes.
+
+    Raises:
+        BenchError: the reply is wrong.
+    """
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(fill(server, kind))
+        received = Counted(connection)
+        response = http.client.HTTPResponse(received)  # type: ignore[arg-type]
+        response.begin()
+        data = response.read()
+    coding = response.getheader("content-encoding", "identity")
+    text = DECODERS[coding](data).decode()
+    right = response.status == 202 and not text
+    if response.status == 200 and kind.reply in text:
+        # A reply is JSON, or an event stream whose last event is the response.
+        message = json.loads(text if text.startswith("{") else text.rpartition("data: ")[2])
+        right = message["id"] == PROBE or "@" not in kind.body
+    if not right:
+        raise BenchError(f"the reply has status {response.status}, and is not as expected: {text[:300]}")
+    return received.size
+
+
+class Counted:
+    """The bytes of a connection, counted as they're read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._file = connection.makefile("rb")
+        self.size = 0
+
+    def makefile(self, _mode: str) -> "Counted":
+        return self
+
+    def _count(self, data: bytes) -> bytes:
+        self.size += len(data)
+        return data
+
+    def readline(self, most: int = -1) -> bytes:
+        return self._count(self._file.readline(most))
+
+    def read(self, most: int = -1) -> bytes:
+        return self._count(self._file.read(most))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def flush(self) -> None:
+        """HTTPResponse calls it."""
+
+
 def _check_right(text: str) -> None:
     counts = re.search(r"CHECKED right=(\d+) wrong=(\d+)", text)
     if counts is None or int(counts[1]) == 0 or int(counts[2]) > 0:
@@ -74,11 +195,19 @@ def _load(timed: str, cpu: float, spent: float) -> Load:
 
 
 def _wrk(server: Running, kind: Kind, seconds: float, connections: int, *, check: bool) -> str:
-    environment = os.environ | {
-        "BENCH_HOST": f"127.0.0.1:{server.port}",
-        "BENCH_REQUESTS": kind.requests(),
-        "BENCH_SESSIONS": ",".join(server.open_sessions(SESSIONS)) if kind.session else "",
-    }
+    sessions = server.open_sessions(kind.sessions)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"BENCH_REQUESTS": kind.requests(), "BENCH_SESSIONS": "\n".join(sessions)}
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, "utf-8", newline="")
+        paths = {name: str(Path(folder) / name) for name in files}
+        return _run_wrk(server, kind, seconds, connections, paths, check=check)
+
+
+def _run_wrk(
+    server: Running, kind: Kind, seconds: float, connections: int, paths: dict[str, str], *, check: bool
+) -> str:
+    environment = os.environ | {"BENCH_HOST": f"127.0.0.1:{server.port}"} | paths
     if check:
         environment["BENCH_EXPECT"] = kind.expect
     options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "5s"]

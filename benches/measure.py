@@ -13,8 +13,8 @@ from benches import broadcast, client_load, endurance, http_load, processes, sta
 from benches.cases import BROADCASTS, CASES, Case
 from benches.processes import BenchError, Running
 from benches.shop import Backend
-from benches.targets import TARGETS, present
-from benches.wire import KINDS
+from benches.targets import PAGE, TARGETS, present
+from benches.wire import KINDS, page
 
 STARTED = ("ours", "mcp", "typescript", "fastmcp")
 ALONE = ("ours-hub",)
@@ -48,6 +48,7 @@ class Bench:
         self._folder = folder
         self._say = say
         self._servers: dict[str, Running] = {}
+        PAGE.write_text(page(), "utf-8")
         self._backend: Backend | None = None
         self.results: Results = {}
 
@@ -103,7 +104,8 @@ class Bench:
         if case.kind:
             kind = KINDS[case.kind]
             server = self._server(target, behind=case.kind == "shop")
-            return asdict(http_load.drive(server, kind, self._seconds, case.connections))
+            drive = http_load.drive if kind.expect else http_load.quick
+            return asdict(drive(server, kind, self._seconds, case.connections))
         command, environment = TARGETS[target].command(0), dict(TARGETS[target].environment)
         handshake = target != "bare-stdio"
         return asdict(stdio_load.drive(command, environment, self._seconds, handshake=handshake))

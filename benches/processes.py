@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,13 +59,14 @@ class Running:
 
     def open_sessions(self, count: int) -> list[str]:
         """Ids of initialized sessions, made once."""
-        while len(self.sessions) < count:
-            session = self.request(INITIALIZE).getheader("mcp-session-id")
-            if not session:
-                raise BenchError("initialize gave no session id")
-            version = "mcp-protocol-version: 2025-11-25\r\n"
-            self.request(INITIALIZED, f"{COMMON}{version}mcp-session-id: {session}\r\n")
-            self.sessions.append(session)
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            while len(self.sessions) < count:
+                session = _exchange(connection, First("/mcp", COMMON, INITIALIZE)).getheader("mcp-session-id")
+                if not session:
+                    raise BenchError("initialize gave no session id")
+                head = f"{COMMON}mcp-protocol-version: 2025-11-25\r\nmcp-session-id: {session}\r\n"
+                _exchange(connection, First("/mcp", head, INITIALIZED))
+                self.sessions.append(session)
         return self.sessions[:count]
 
     def settle(self) -> None:
@@ -125,7 +127,7 @@ def start(
 
 def cpu_seconds(pid: int) -> float:
     """Processor seconds that a process and its children have used."""
-    return sum(_ticks(one) for one in family(pid)) / os.sysconf("SC_CLK_TCK")
+    return sum(_clock(one) for one in family(pid))
 
 
 def pinned(core: str, command: list[str]) -> list[str]:
@@ -142,15 +144,19 @@ def raise_file_limit() -> None:
 def _post(port: int, request: First) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        headers = dict(line.split(": ", 1) for line in request.head.strip().split("\r\n"))
-        connection.request("POST", request.path, request.body, headers)
-        response = connection.getresponse()
-        response.read()
-        return response
+        return _exchange(connection, request)
     except http.client.HTTPException as exc:
         raise ConnectionError(str(exc)) from exc
     finally:
         connection.close()
+
+
+def _exchange(connection: http.client.HTTPConnection, request: First) -> http.client.HTTPResponse:
+    headers = dict(line.split(": ", 1) for line in request.head.strip().split("\r\n"))
+    connection.request("POST", request.path, request.body, headers)
+    response = connection.getresponse()
+    response.read()
+    return response
 
 
 def resident(pid: int) -> int:
@@ -161,13 +167,12 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _ticks(pid: int) -> int:
+def _clock(pid: int) -> float:
+    """Processor seconds of all threads of a process, to the nanosecond; /proc counts hundredths of a second."""
     try:
-        # The second field is the program's name in brackets and may contain anything; user and system time follow.
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
     except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
+        return 0.0
 
 
 def family(pid: int) -> list[int]:

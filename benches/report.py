@@ -49,6 +49,10 @@ def verdicts(results: Results) -> list[Verdict]:
     for name, case in (CASES | BROADCASTS).items():
         if name in results:
             found += _against(case, results[name])
+    for name, case in CASES.items():
+        if name in results and case.most_cpu_us is not None:
+            values = results[name][case.targets[0]].values("cpu_us")
+            found.append(_at_most(f"processor time, {case.title}", values, case.most_cpu_us, "µs", ".0f"))
     for name, broadcast in BROADCASTS.items():
         most = broadcast.most_kib
         if name in results and most is not None:

@@ -54,8 +54,18 @@ def _adopted(script: str) -> Callable[[int], list[str]]:
     return lambda port: [*RUN[:-1], str(SERVERS / script), "--port", str(port), "--log-level", "warning"]
 
 
+def _ours_traffic(*options: str) -> Callable[[int], list[str]]:
+    return lambda port: [
+        *RUN[:-1], str(SERVERS / "ours_traffic.py"), "--port", str(port), "--log-level", "warning", *options
+    ]  # fmt: skip
+
+
 def _ours_hub(port: int) -> list[str]:
     return [*RUN[:-1], str(ROOT / "examples" / "hub.py"), "--port", str(port), "--log-level", "warning"]
+
+
+def _ours_hub_rows(port: int) -> list[str]:
+    return [*RUN[:-1], str(SERVERS / "ours_hub.py"), "--port", str(port), "--log-level", "warning"]
 
 
 def _ours_asgi(port: int) -> list[str]:
@@ -116,6 +126,10 @@ def left_out() -> list[str]:
 
 
 MANY = (("BENCH_TOOLS", "100"),)
+TWENTY = (("BENCH_TOOLS", "20"),)
+PAGE = PEERS / "page.txt"
+"""The text of the tool `page`, for peers."""
+TRAFFIC = (("BENCH_PAGE", str(PAGE)),)
 STREAM = (("BENCH_REPLIES", "stream"),)
 NODE = (("BENCH_NODE", str(PEERS)), ("NODE_ENV", "production"))
 CAPS = (("MILLSTREAM_MAX_STREAMS", "40000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
@@ -138,6 +152,11 @@ TARGETS = {
     "ours-sessionless": Target("millstream", _ours("--no-sessions")),
     "ours-asgi": Target("millstream, plain uvicorn", _ours_asgi),
     "ours-100": Target("millstream", _ours(), MANY),
+    "ours-20": Target("millstream", _ours(), TWENTY),
+    "ours-traffic": Target("millstream", _ours_traffic()),
+    "ours-traffic-sessionless": Target("millstream", _ours_traffic("--no-sessions")),
+    "ours-hub-rows": Target("millstream", _ours_hub_rows, first=FIRST_SESSION),
+    "ours-timed": Target("millstream, a time limit", _ours_traffic(), (("MILLSTREAM_TOOL_TIMEOUT", "30"),)),
     "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-soak": Target("millstream", _ours_hub, FORGETFUL),
     "ours-gateway": Target("millstream, a gateway before it", _adopted("gateway.py")),
@@ -161,14 +180,14 @@ TARGETS = {
     "typescript": Target("TypeScript SDK 2.4", _node("http"), NODE),
     "typescript-100": Target("TypeScript SDK 2.4", _node("http"), NODE + MANY),
     "typescript-stdio": Target("TypeScript SDK 2.4", _node("stdio"), NODE),
-    "fastmcp": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "http")),
-    "fastmcp-sessionless": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "stateless")),
-    "fastmcp-100": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "http"), MANY),
-    "fastmcp-stdio": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "stdio")),
-    "rust": _compiled("Rust SDK 3.9", RUST, "http"),
-    "rust-sessionless": _compiled("Rust SDK 3.9", RUST, "stateless"),
-    "rust-100": _compiled("Rust SDK 3.9", RUST, "http", *MANY),
-    "rust-stdio": _compiled("Rust SDK 3.9", RUST, "stdio"),
+    "fastmcp": Target("fastmcp 4.2", _python("sdk_fastmcp.py", "http")),
+    "fastmcp-sessionless": Target("fastmcp 4.2", _python("sdk_fastmcp.py", "stateless")),
+    "fastmcp-100": Target("fastmcp 4.2", _python("sdk_fastmcp.py", "http"), MANY),
+    "fastmcp-stdio": Target("fastmcp 4.2", _python("sdk_fastmcp.py", "stdio")),
+    "rust": _compiled("Rust SDK 3.11", RUST, "http"),
+    "rust-sessionless": _compiled("Rust SDK 3.11", RUST, "stateless"),
+    "rust-100": _compiled("Rust SDK 3.11", RUST, "http", *MANY),
+    "rust-stdio": _compiled("Rust SDK 3.11", RUST, "stdio"),
     "go": _compiled("Go SDK 1.8", GO, "stateless", *ONE_CORE),
     "go-session": _compiled("Go SDK 1.8", GO, "http", *ONE_CORE, first=FIRST_SESSION),
     "go-100": _compiled("Go SDK 1.8", GO, "stateless", *ONE_CORE, *MANY),
@@ -177,6 +196,12 @@ TARGETS = {
     "mcp-go-sessionless": _compiled("mcp-go 1.2", MCP_GO, "stateless", *ONE_CORE),
     "mcp-go-100": _compiled("mcp-go 1.2", MCP_GO, "http", *ONE_CORE, *MANY),
     "mcp-go-stdio": _compiled("mcp-go 1.2", MCP_GO, "stdio", *ONE_CORE),
+    "mcp-traffic": Target("mcp 2.3.0", _python("sdk_traffic.py", "http"), TRAFFIC),
+    "mcp-traffic-sessionless": Target("mcp 2.3.0", _python("sdk_traffic.py", "stateless"), TRAFFIC),
+    "mcp-20": Target("mcp 2.3.0", _python("sdk_python.py", "http"), TWENTY),
+    "rust-traffic": _compiled("Rust SDK 3.11", RUST, "http", *TRAFFIC),
+    "rust-traffic-sessionless": _compiled("Rust SDK 3.11", RUST, "stateless", *TRAFFIC),
+    "rust-20": _compiled("Rust SDK 3.11", RUST, "http", *TWENTY),
     "bare-loop": Target("bare uvloop + httptools", _python("bare_loop.py")),
     "bare-asgi": Target("bare ASGI function", _python("bare_asgi.py")),
     "fastapi": Target("FastAPI + sse-starlette", _python("fastapi_sse.py")),
@@ -187,8 +212,8 @@ TARGETS = {
     "ours-shop-4": Target("millstream", _ours_shop(4), first=FIRST_SESSION, pinned=False),
     "mcp-shop": Target("mcp 2.3.0", _sdk_shop(1), first=FIRST_SESSION),
     "mcp-shop-4": Target("mcp 2.3.0", _sdk_shop(4), first=FIRST_SESSION, pinned=False),
-    "rust-shop": _compiled("Rust SDK 3.9", RUST, "stateless", first=FIRST_SESSION),
-    "rust-shop-4": _compiled("Rust SDK 3.9", RUST, "stateless", *FOUR, first=FIRST_SESSION, pinned=False),
+    "rust-shop": _compiled("Rust SDK 3.11", RUST, "stateless", first=FIRST_SESSION),
+    "rust-shop-4": _compiled("Rust SDK 3.11", RUST, "stateless", *FOUR, first=FIRST_SESSION, pinned=False),
     "go-shop": _compiled("Go SDK 1.8", GO, "stateless", *ONE_CORE, first=FIRST_SESSION),
     "go-shop-4": _compiled("Go SDK 1.8", GO, "stateless", *FOUR, first=FIRST_SESSION, pinned=False),
     "mcp-go-shop": _compiled("mcp-go 1.2", MCP_GO, "stateless", *ONE_CORE, first=FIRST_SESSION),

@@ -5,13 +5,15 @@
 
 import hmac
 import json
+import random
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 COMMON = "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
+SESSIONS = 16
 CLIENT = {"name": "bench", "version": "1"}
 META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -21,18 +23,22 @@ META = {
 
 
 REQUESTS = Path(__file__).with_name("requests")
-"""Requests of the official clients, as `benches.record` saw them."""
+"""Requests of real clients, as `benches.record` saw them."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, a number of tools, or what the
-    shop answers."""
+    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, or what the shop answers. If
+    it expects nothing, only one reply is examined.
+    """
 
     head: str
     body: str
     expect: str = "sum"
-    session: bool = False
+    sessions: int = 0
+    """The number of sessions whose requests take turns."""
+    reply: str = ""
+    """What a reply contains; it's looked for in one that is decompressed, before the load."""
     whole: str = ""
     """The head as a client writes it, with its first line; then `head` isn't sent."""
     more: tuple[str, ...] = ()
@@ -40,7 +46,7 @@ class Kind:
 
     def requests(self) -> str:
         """Return the requests as `load.lua` reads them."""
-        session = "mcp-session-id: {session}\r\n" if self.session else ""
+        session = "mcp-session-id: {session}\r\n" if self.sessions else ""
         usual = f"POST /mcp HTTP/1.1\r\nhost: {{host}}\r\n{self.head}{session}content-length: {{length}}\r\n\r\n"
         return "\1".join((self.whole or usual) + body for body in (self.body, *self.more))
 
@@ -57,23 +63,37 @@ KINDS = {
         _body("tools/call", CALL | {"_meta": META}),
     ),
     "call-2025": Kind(f"{COMMON}mcp-protocol-version: 2025-11-25\r\n", _body("tools/call", CALL)),
-    "call-session": Kind(f"{COMMON}mcp-protocol-version: 2025-11-25\r\n", _body("tools/call", CALL), session=True),
-    "list-100": Kind(
-        f"{COMMON}mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/list\r\n",
-        _body("tools/list", {"_meta": META}),
-        expect="100",
-    ),
+    "call-session": Kind(f"{COMMON}mcp-protocol-version: 2025-11-25\r\n", _body("tools/call", CALL), sessions=SESSIONS),
 }
 
 
-def _recorded(name: str) -> Kind:
-    """The call of an official client, byte for byte but for the id, the host, and the session."""
-    head, _, body = (REQUESTS / f"{name}.http").read_text("utf-8").partition("\n\n")
+def recorded(client: str, method: str = "tools/call") -> Kind:
+    """Return a request of a real client, byte for byte but for the id, the host, and the session."""
+    requests = (REQUESTS / f"{client}.http").read_text("utf-8").split("\n### ")[1:]
+    text = next(each for each in requests if each.startswith(f"{method}\n"))
+    head, _, body = text.partition("\n")[2].partition("\n\n")
     whole = head.replace("\n", "\r\n") + "\r\n\r\n"
-    return Kind("", body.rstrip("\n"), session="{session}" in head, whole=whole)
+    expect = "sum" if method == "tools/call" else ""
+    return Kind("", body.rstrip("\n"), expect, SESSIONS if "{session}" in head else 0, whole=whole)
 
 
-KINDS |= {f"as-{path.stem}": _recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}
+KINDS |= {f"as-{path.stem}": recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}
+_SYLLABLES = (
+    "a an ar be ca con da de den do en er es fa for ge go ha in ka la le ment mi na ne or pre ra ro shi ta tion un wa"
+)
+
+
+def page(length: int = 16_384) -> str:
+    """Return a text that compresses like English prose: 2.3 to 1 at the lowest level. It's the same in each run."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices(_SYLLABLES.split(), k=draw.choice((1, 1, 2, 2, 3, 4)))) for _ in range(1_200)]
+    weights = [1 / (number + 2) for number in range(len(words))]
+    text = "Page one."
+    while len(text) < length:
+        text += f" {' '.join(draw.choices(words, weights, k=draw.randint(6, 16))).capitalize()}."
+    return text[:length]
+
+
 SECRET = "the benchmark has no secrets, but a key has to be long"  # noqa: S105
 ISSUER, AUDIENCE = "https://issuer.example", "https://bench.example/mcp"
 
@@ -89,7 +109,13 @@ def _token() -> str:
 
 
 BEARER = _token()
+"""What a client sends that has signed in; as a key, it's the same for every server."""
 KINDS["call-bearer"] = Kind(f"{KINDS['call-2026'].head}authorization: Bearer {BEARER}\r\n", KINDS["call-2026"].body)
+_PYTHON = KINDS["as-python-2026-07-28"]
+KINDS["as-python-bearer"] = replace(
+    _PYTHON, whole=_PYTHON.whole.replace("\r\n\r\n", f"\r\nauthorization: Bearer {BEARER}\r\n\r\n")
+)
+KINDS["list-100"] = replace(recorded("python-2026-07-28", "tools/list"), reply='"add_99"')
 INITIALIZE = (
     _body("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": CLIENT})
     .replace("@", "1")

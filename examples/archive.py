@@ -1,12 +1,12 @@
-"""A server behind keys: everybody who signs in may read, and some may write."""
+"""A server behind keys: callers who sign in may read, and some may write."""
 
+# region: server
 from millstream import Context, Server
 
 mcp = Server("archive")
 notes: dict[str, str] = {}
 
 
-# region: scopes
 @mcp.tool
 async def read(name: str) -> str:
     """Read a note."""

@@ -1,4 +1,4 @@
-"""A page that listens to the hub: ``millstream run board.py --auth-key KEY``."""
+"""A page that listens to the hub: ``millstream run board.py --auth KEY``."""
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response

@@ -40,7 +40,7 @@ def search(words: Annotated[str, Field(examples=["Tolkien"])]) -> dict[str, str]
 @mcp.tool
 async def order(isbn: str, ctx: Context, copies: Annotated[int, Field(ge=1)] = 1) -> dict[str, int]:
     """Order copies of a book."""
-    await ctx.elicit("Where shall we send it?", Address)
+    await ctx.elicit("Where should we send it?", Address)
     for n in range(copies):
         await ctx.progress(n + 1, copies)
     return {"ordered": copies}
@@ -53,7 +53,7 @@ async def order(isbn: str, ctx: Context, copies: Annotated[int, Field(ge=1)] = 1
 @mcp.resource("book://{isbn}")
 async def book(isbn: str) -> str:
     """Title, author and length of a book."""
-    return BOOKS.get(isbn, f"We do not have {isbn}.")
+    return BOOKS.get(isbn, f"We don't have {isbn}.")
 
 
 # endregion

@@ -17,7 +17,8 @@ class Timing(Middleware):
         try:
             return await next(request)
         finally:
-            logger.info("%s took %.1f ms", request.name, 1000 * (time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            logger.info("%s took %.1f ms", request.name, 1000 * seconds)
 
 
 mcp = Server("shop", middleware=[Timing()])
@@ -44,7 +45,20 @@ class OpeningHours(Middleware):
         return f"Thank you! {await next(request)}"
 
     async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
-        return [item for item in await next(request) if not item["name"].startswith("_")]
+        items = await next(request)
+        return [item for item in items if not item["name"].startswith("_")]
+
+
+# endregion
+
+
+# region: translate
+class Translate(Middleware):
+    async def on_call(self, request: Request, next: Next) -> Any:
+        try:
+            return await next(request)
+        except (TimeoutError, ConnectionError) as error:
+            raise ToolError("The warehouse doesn't respond. Try again later.") from error
 
 
 # endregion

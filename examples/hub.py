@@ -144,7 +144,7 @@ order_numbers = count(1)
 @mcp.tool
 async def order_parcel(item: str, ctx: Context) -> dict[str, str]:
     """Order an item. The person says where it should go."""
-    where = await ctx.elicit(f"Where shall we send: {item}?", Delivery)
+    where = await ctx.elicit(f"Where should {item} go?", Delivery)
     number = str(next(order_numbers))
     orders[number] = f"{item} to {where.street}, {where.city} ({where.speed})"
     await mcp.resource_updated(f"orders://{number}")

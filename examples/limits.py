@@ -14,7 +14,7 @@ async def crawl(url: str) -> str:
 
 @mcp.tool(concurrency=4)
 async def render(page: str) -> str:
-    """Draw a page; four at a time, whoever asks."""
+    """Draw a page. Four calls run at a time."""
     return f"drew {page}"
 
 

@@ -32,7 +32,7 @@ async def order(isbn: str, ctx: Context) -> str:
 
 # region: client
 async def order_for(id_token: Callable[[], str]) -> str:
-    """What the client `desk` does for somebody who has signed in there."""
+    """Order a book for a person who has signed in at the provider."""
     me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=DESK_SECRET)
     me.with_identity_provider(IdentityProvider(LOGIN, id_token=id_token, client_id="desk-at-login"))
     async with Client(f"{URL}/mcp", options=Options(auth=me)) as client:

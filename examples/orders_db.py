@@ -26,7 +26,7 @@ Database = Annotated[sqlite3.Connection, Depends(database)]
 @mcp.tool
 def order(isbn: str, db: Database) -> str:
     """Order a book."""
-    db.execute("insert into orders values (?, ?)", (isbn, "somebody"))
+    db.execute("insert into orders values (?, ?)", (isbn, "anonymous"))
     return "ordered"
 
 
@@ -35,13 +35,13 @@ def order(isbn: str, db: Database) -> str:
 
 # region: nested
 async def customer(ctx: Context, db: Database) -> str:
-    """Who asks, as the orders know them."""
-    return ctx.principal.subject if ctx.principal is not None else "somebody"
+    """Return the name under which the caller orders."""
+    return ctx.principal.subject if ctx.principal is not None else "anonymous"
 
 
 @mcp.tool
 async def my_orders(db: Database, name: str = Depends(customer)) -> list[str]:
-    """What you have ordered so far."""
+    """List what you have ordered so far."""
     return [isbn for (isbn,) in db.execute("select isbn from orders where customer = ?", (name,))]
 
 

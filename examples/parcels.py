@@ -1,10 +1,11 @@
-"""Tools that ask: one question, and several in one round."""
+"""Tools that ask the person: forms, single values, several questions, payments. ``millstream dev parcels.py``."""
 
 # region: order
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
-from millstream import Context, Elicit, Roots, Sample, Server
+from millstream import Context, Declined, Elicit, Roots, Sample, Server
 
 mcp = Server("parcels")
 
@@ -19,8 +20,63 @@ class Delivery:
 @mcp.tool
 async def order_parcel(item: str, ctx: Context) -> str:
     """Order an item. The person says where it should go."""
-    where = await ctx.elicit(f"Where shall we send: {item}?", Delivery)
-    return f"{item} goes to {where.street}, {where.city} ({where.speed})."
+    to = await ctx.elicit(f"Where should {item} go?", Delivery)
+    return f"{item} goes to {to.street}, {to.city} ({to.speed})."
+
+
+# endregion
+
+
+# region: values
+class Reason(Enum):
+    LATE = "late"
+    DAMAGED = "damaged"
+    LOST = "lost"
+
+
+@mcp.tool
+async def rate_parcel(ctx: Context) -> str:
+    """Rate a delivery."""
+    stars = await ctx.elicit("How many stars, from 1 to 5?", int)
+    if stars > 2:
+        return f"{stars} stars. Thank you!"
+    try:
+        reason = await ctx.elicit("What went wrong?", Reason)
+    except Declined:
+        return f"{stars} stars, without a reason."
+    return f"{stars} stars, because it was {reason.value}."
+
+
+# endregion
+
+
+# region: once
+PAID: list[str] = []
+
+
+def pay(item: str) -> str:
+    """Take the money, and return a receipt."""
+    PAID.append(item)
+    return f"receipt {len(PAID)}"
+
+
+@mcp.tool
+async def buy(item: str, ctx: Context) -> str:
+    """Buy an item, and then ask where it should go."""
+    receipt = await ctx.once("pay", lambda: pay(item))
+    to = await ctx.elicit(f"{item} is paid. Where should it go?", Delivery)
+    return f"{item} goes to {to.city}: {receipt}."
+
+
+# endregion
+
+
+# region: url
+@mcp.tool
+async def connect_account(ctx: Context) -> str:
+    """Connect the account at the post office."""
+    await ctx.elicit_url("Sign in at the post office.", "https://post.example.com/connect")
+    return "Call list_parcels when you're signed in."
 
 
 # endregion
@@ -34,13 +90,14 @@ class Sender:
 
 @mcp.tool
 async def write_card(ctx: Context) -> str:
-    """Write a card: the person says who sends it, and the client's model finds the words."""
+    """Write a card. The client's model finds the words."""
     answers = await ctx.ask(
         sender=Elicit("Who sends it?", Sender),
         words=Sample("Write a short greeting.", max_tokens=50),
         folders=Roots(),
     )
-    return f"{answers['words'].text} {answers['sender'].name}, with {len(answers['folders'])} folders open"
+    words, name = answers["words"].text, answers["sender"].name
+    return f"{words} {name}, with {len(answers['folders'])} folders open"
 
 
 # endregion

@@ -18,7 +18,7 @@ mcp = Server("rooms", serve="hub", authorize_channel=may_use)
 
 # region: say
 @mcp.tool
-async def say(room: str, text: str, name: str = "somebody") -> str:
+async def say(room: str, text: str, name: str = "a guest") -> str:
     """Say something in a room."""
     sent = await mcp.hub.publish(f"room.{room}", {"name": name, "text": text})
     return f"{sent.subscribers} on this worker heard it."

@@ -1,4 +1,4 @@
-"""A tool that takes its time, and says how far it is."""
+"""Tools that take their time, and report how far they are. ``millstream dev slow.py``."""
 
 # region: progress
 import asyncio
@@ -10,12 +10,12 @@ mcp = Server("slow")
 
 
 @mcp.tool
-async def long_task(ctx: Context, steps: int = 5) -> str:
-    """Work for a while and report every step."""
-    for step in range(1, steps + 1):
+async def make_tea(ctx: Context, cups: int = 3) -> str:
+    """Make several cups of tea."""
+    for cup in range(1, cups + 1):
         await asyncio.sleep(0.1)
-        await ctx.progress(step, steps, f"Step {step} of {steps}")
-    return f"Done in {steps} steps."
+        await ctx.progress(cup, cups, f"Cup {cup} is ready")
+    return f"{cups} cups of tea"
 
 
 # endregion
@@ -24,7 +24,7 @@ async def long_task(ctx: Context, steps: int = 5) -> str:
 # region: generator
 @mcp.tool
 async def count_down(start: int = 3) -> AsyncIterator[str]:
-    """Each value is a progress message, and the last one is the result, too."""
+    """Count down to lift-off."""
     for number in range(start, 0, -1):
         yield f"{number} …"
     yield "Lift-off!"

@@ -2,12 +2,15 @@
 
 # region: typed
 import asyncio
+import os
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millstream import Client
-from millstream.client import BlockingClient, ConnectFailed, Question
+from millstream import Client, Server
+from millstream.client import BlockingClient, ConnectFailed, OAuth, Options, Question, Result, ToolFailed
+from millstream.protocol import CreateMessageRequestParams
 
 BOOKSHOP = Path(__file__).with_name("bookshop.py")
 
@@ -53,8 +56,53 @@ async def look_around(server: str | Path) -> list[str]:
 async def try_to_order(server: str) -> str:
     try:
         return str(await order(server))
+    except ToolFailed as exc:
+        return f"The tool says no: {exc}"
     except ConnectFailed as exc:
         return f"Later, perhaps. {exc}"
+
+
+# endregion
+
+
+# region: model
+def summarize(request: CreateMessageRequestParams) -> str:
+    """Answer for a model: here without one."""
+    return f"A summary, in at most {request.max_tokens} tokens."
+
+
+async def let_it_write(server: str | Path) -> Result:
+    async with Client(server, sample=summarize, roots=[Path.cwd()]) as client:
+        return await client.call("search", words="Tolkien")
+
+
+# endregion
+
+
+# region: watch
+async def follow(server: Server | str, uri: str) -> AsyncGenerator[str, None]:
+    """Yield the text of a resource, now and after each change."""
+    async with Client(server) as client, client.watch(uri) as changes:
+        [now] = await client.read(uri)
+        yield now.text or ""
+        async for _ in changes:
+            [now] = await client.read(uri)
+            yield now.text or ""
+
+
+# endregion
+
+
+# region: oauth
+def sign_in(url: str) -> Client:
+    """Return a client that opens a browser when the server asks for a token."""
+    return Client(url, options=Options(auth=OAuth()))
+
+
+def sign_in_as_a_program(url: str) -> Client:
+    """Return a client that gets tokens for itself, without a user."""
+    secret = os.environ["SHOP_CLIENT_SECRET"]
+    return Client(url, options=Options(auth=OAuth(client_id="nightly", client_secret=secret, client_credentials=True)))
 
 
 # endregion

@@ -1,9 +1,9 @@
 """Check the deploy files with the tools of those who read them: `make deploy-check`.
 
 Helm renders the chart with several values, kubeconform compares what comes out with the schemas of Kubernetes, the
-loader of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint the workflows of GitHub, and the
-types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. What needs none of them is
-in tests/deploy: nginx with its configuration, systemd with its units.
+loader of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint and zizmor the workflows of
+GitHub, and the types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. What needs
+none of them is in tests/deploy: nginx with its configuration, systemd with its units.
 """
 
 import json
@@ -134,9 +134,10 @@ def traefik() -> str:
 
 
 def workflows() -> str:
-    """Lint the workflows of GitHub."""
+    """Lint the workflows of GitHub, and look for what an attacker could use in them."""
     files = sorted(ROOT.glob(".github/workflows/*.yml"))
     run(BIN / "actionlint", *files)
+    run(BIN / "zizmor", "--offline", ".github")
     return f"{len(files)} read without a complaint"
 
 

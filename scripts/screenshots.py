@@ -1,12 +1,13 @@
-"""Take the pictures of the pages that the README shows: docs/images/PAGE-SCHEME-WIDTH.png.
+"""Take the pictures of the pages that the README and the guides show: docs/images/PAGE-SCHEME-WIDTH.png.
 
 Run it after a page changed, with the environment of the tests and Debian's chromium:
 ``.venv/bin/python scripts/screenshots.py``. It starts examples/hub.py, gives it something to do, and opens each page
-in both colour schemes, at the width of a desk and of a phone. With names, such as ``scripts/screenshots.py inspect``,
-only those pages.
+in both color schemes, at the width of a desk and of a phone. The page for sign-in has one picture, sign-in.png. With
+names, such as ``scripts/screenshots.py inspect``, only those pages.
 """
 
 import json
+import os
 import random
 import shutil
 import socket
@@ -16,9 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
@@ -47,6 +50,16 @@ def call(tool: str, arguments: dict[str, Any]) -> None:
     urlopen(request, timeout=5).close()  # noqa: S310
 
 
+def wait_for(address: str) -> None:
+    """Wait until a server answers."""
+    for _ in range(200):
+        try:
+            urlopen(f"{address}/livez", timeout=1).close()  # noqa: S310
+            return
+        except URLError:
+            time.sleep(0.05)
+
+
 @contextmanager
 def serving() -> Iterator[None]:
     """The hub, until the block ends."""
@@ -54,12 +67,7 @@ def serving() -> Iterator[None]:
     command = [sys.executable, "-c", start, "run", "examples/hub.py", "--port", str(PORT), "--serve", "all"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
-            try:
-                urlopen(f"{ADDRESS}/livez", timeout=1).close()  # noqa: S310
-                break
-            except URLError:
-                time.sleep(0.05)
+        wait_for(ADDRESS)
         yield
     finally:
         process.terminate()
@@ -120,6 +128,14 @@ def chat(page: Page, open_other: Callable[[str], Page]) -> None:
     page.get_by_text(TALK[-1][1]).wait_for()
 
 
+def join(page: Page, open_other: Callable[[str], Page]) -> None:
+    """The chat before somebody joins."""
+    page.goto(f"{ADDRESS}/chat")
+    page.locator("#server-name:text-is('hub')").wait_for(state="attached")
+    page.evaluate("localStorage.clear()")
+    page.get_by_role("button", name="Change name").click()
+
+
 def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     """A tool that asks."""
     page.goto(f"{ADDRESS}/inspect")
@@ -161,9 +177,47 @@ def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]
         context.close()
 
 
+@contextmanager
+def signing_people_in() -> Iterator[str]:
+    """The book shop with sign-in, until the block ends. Yields the address at which a program asks for access."""
+    start = [sys.executable, "-c", "from millstream._cli import main; main()"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    shop = f"http://127.0.0.1:{port}"
+    program = {
+        "client_name": "Bookworm",
+        "redirect_uris": ["http://127.0.0.1:7777/callback"],
+        "token_endpoint_auth_method": "none",
+    }
+    asked = {
+        "response_type": "code",
+        "redirect_uri": program["redirect_uris"][0],
+        "code_challenge": "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",  # the example of RFC 7636
+        "code_challenge_method": "S256",
+        "scope": "orders:write",
+    }
+    with TemporaryDirectory() as folder:
+        users = f"{folder}/users.json"
+        add = [*start, "users", "add", "ada", "--scope", "orders:write", "--file", users]
+        subprocess.run(add, input=b"a password\n", stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
+        process = subprocess.Popen(
+            [*start, "run", "examples/sign_in.py", "--port", str(port)], cwd=ROOT, stderr=subprocess.DEVNULL,
+            env={**os.environ, "SHOP_URL": shop, "SHOP_USERS": users},
+        )  # fmt: skip
+        try:
+            wait_for(shop)
+            request = Request(f"{shop}/register", json.dumps(program).encode(), {"content-type": "application/json"})  # noqa: S310  loopback
+            with urlopen(request, timeout=5) as reply:  # noqa: S310
+                client = json.load(reply)["client_id"]
+            yield f"{shop}/authorize?{urlencode({**asked, 'client_id': client})}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
 def main() -> None:
-    """All sixteen, or those of the pages that the command names."""
-    program = shutil.which("chromium")
+    """All pictures, or those of the pages that the command names."""
+    program = shutil.which("chromium") or shutil.which("chromium-headless-shell")
     if program is None:
         sys.exit("This needs Debian's chromium: apt-get install chromium.")
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -172,8 +226,8 @@ def main() -> None:
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "broadcast"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
-        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "dashboard"]
-        for act in (chat, docs, inspect):
+        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "sign-in", "dashboard"]
+        for act in (chat, join, docs, inspect):
             for look in looks if act.__name__ in wanted else []:
                 take(browser, act, [look], settle_ms=300)
         if "dashboard" in wanted:

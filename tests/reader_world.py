@@ -23,9 +23,11 @@ from patience import WAIT
 from processes import ROOT, free_port, wait_for_port
 from scripts.docs import blocks
 
-FILE_LANGUAGES = frozenset(("python", "ini", "js", "json", "yaml", "nginx"))
+FILE_LANGUAGES = frozenset(("python", "ini", "js", "json", "yaml", "nginx", "toml"))
 """Languages of blocks that the reader saves."""
-SERVERS = re.compile(r"(\w+=\S+ )*(millstream (run|dev) (?!.*--transport stdio)|uvicorn |python several_workers)")
+SERVERS = re.compile(
+    r"(\w+=\S+ )*(millstream (run|dev|gateway (?!accept)) ?(?!.*--transport stdio)|uvicorn |python several_workers)"
+)
 """Commands that run until they're stopped."""
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 PIP_SCRIPTS = ("uvicorn", "pytest")

@@ -12,7 +12,8 @@ from benches.cases import BROADCASTS, CASES
 from benches.endurance import slope
 from benches.measure import Figures
 from benches.targets import TARGETS
-from benches.wire import KINDS, Kind, call_lines
+from benches.traffic import ROWS
+from benches.wire import KINDS, REQUESTS, Kind, call_lines
 from cases import for_each
 
 pytestmark = pytest.mark.check
@@ -24,9 +25,38 @@ def figures(*rates: float) -> Figures:
 
 @for_each("kind", KINDS.values(), ids=KINDS)
 def test_bench_requests_have_matching_ids(kind: Kind) -> None:
-    request = json.loads(kind.body.replace("@", "1000001"))
-    assert request["id"] == 1000001
+    body = kind.body.replace("@", "1000001")
+    if "Transfer-Encoding: chunked" in kind.whole:
+        size, body, last, *_ = body.split("\r\n")
+        assert (int(size, 16), last) == (len(body.encode()), "0")
+    request = json.loads(body)
+    assert request.get("channel") or request["method"].startswith("notifications/") or request["id"] == 1000001
     assert kind.expect != "sum" or request["params"]["arguments"] == {"a": 1000001, "b": 1}
+
+
+def test_recordings_name_their_client_and_accept_compression() -> None:
+    for path in REQUESTS.glob("*.http"):
+        source, _, requests = path.read_text("utf-8").partition("\n\n")
+        assert re.match(r"# \S+ v?\d+\.\d+", source), path
+        for request in requests.split("### ")[1:]:
+            method, head = request.split("\n", 1)
+            assert head.startswith("POST /mcp HTTP/1.1\n"), path
+            assert f'"method":"{method}"' in head.replace(": ", ":"), path
+            assert "accept-encoding: " in head.lower() or path.stem.startswith("rust"), path
+
+
+def test_rows_change_only_what_their_title_says() -> None:
+    plain = ROWS["plain-2026"].kind
+    assert ROWS["reconnect"].kind.body == ROWS["cloudflare"].kind.body == plain.body
+    assert plain.body in ROWS["chunked"].kind.body
+    assert "content-length" not in ROWS["chunked"].kind.whole.lower()
+    assert (
+        len(json.loads(ROWS["long-any"].kind.body.replace("@", "1"))["params"]["arguments"]["text"].encode()) > 10_000
+    )
+    assert not ROWS["umlauts"].kind.body.isascii()
+    for row in ROWS.values():
+        assert row.target in TARGETS
+        assert row.kind.expect == "sum" or row.kind.reply or "notifications/" in row.kind.body
 
 
 @for_each(
@@ -113,10 +143,10 @@ def test_cpu_ratios_decide_if_the_budget_says_so() -> None:
     results = {"call": {"ours": ours, "rust": rust}}
     (verdict,) = report.verdicts(results)
     assert (verdict.title, verdict.measured, verdict.by_cpu) == (
-        "tools/call, 2026-07-28 / Rust SDK 3.9, by CPU time", "50%", "150%",
+        "tools/call, 2026-07-28 / Rust SDK 3.11, by CPU time", "50%", "150%",
     )  # fmt: skip
     assert verdict.kept
-    assert "| Rust SDK 3.9 | 100 | 50% | 150% |" in report.tables(results)
+    assert "| Rust SDK 3.11 | 100 | 50% | 150% |" in report.tables(results)
     rust.rounds[0]["cpu_us"] = 12.0
     assert not report.verdicts(results)[0].kept
 
@@ -136,7 +166,7 @@ def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyP
             monkeypatch.setitem(targets.TARGETS, name, replace(target, program=absent))
     lines = targets.left_out()
     assert [line.partition(" is left out: ")[0] for line in lines] == [
-        "Go SDK 1.8", "Rust SDK 3.9", "mcp-go 1.2", "nginx + Nchan",
+        "Go SDK 1.8", "Rust SDK 3.11", "mcp-go 1.2", "nginx + Nchan",
     ]  # fmt: skip
     assert not targets.present("rust")
     assert targets.present("ours")

@@ -171,6 +171,79 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_env_file": "EnvFileError read_env_file",
         "_protocol.errors": "SuggestionMeta suggest_keywords",
     },
+    "gateway": {
+        "_backoff": "retry_delay",
+        "_config": "Cap RateText Seconds",
+        "_files": "stamp_of write_private",
+        "_http.asgi.hosted_application": "HostedApplication",
+        "_http.client.body": "ArrivingBytes Inflow RateMeter",
+        "_http.client.fetch": "tls",
+        "_http.client.pool": "ConnectionPool guard_dial is_public is_this_machine",
+        "_http.client.url": "Url parse",
+        "_http.message": "Handler HttpRequest JSON_HEAD Response header_lines query_value refusal",
+        "_jsonc": "JsonSyntaxError Node read",
+        "_limits.limiters": "Limiter Rate",
+        "_parts": "Host Route",
+        "_protocol": "revisions",
+        "_protocol.admission": "require_capabilities target_name",
+        "_protocol.errors": "CustomResult LocalError MissingExtra REQUIRES_CAPABILITIES SuggestionMeta",
+        "_protocol.foreign": "EXPECTED drop_nulls present",
+        "_protocol.json_schema": "LISTS REF SINGLE rebuild",
+        "_protocol.jsonrpc": "MAX_MEMBERS too_many_members",
+        "_protocol.notification_filters": "NotificationFilters",
+        "_protocol.notifications": "NOTIFICATIONS",
+        "_protocol.principal": "Principal Share",
+        "_protocol.revisions": "ALL BY_DATE NEWEST NEWEST_HANDSHAKE Revision",
+        "_protocol.rounds": "InputRequired Rounds",
+        "_recent": "Recent",
+        "_server.calls.access": "check_scopes granted_scopes",
+        "_server.calls.call": "Call DEFERRED raw_meta",
+        "_server.calls.context": "TaskStart call_binding",
+        "_server.calls.services": "ServerChange Services",
+        "_server.features.hooks": "Hooks Run",
+        "_server.features.registry": "DISCOVER RegisteredExtension Registry SUBSCRIBE",
+        "_server.features.resources": "HINTS Pattern Prompt Readable Resource Template",
+        "_server.features.sources": "Item ItemSource Read require_scopes",
+        "_server.features.tools": "NAMES_THAT_WORK TaskRules Tool check_name works_everywhere",
+        "_server.functions.arguments": "ArgumentError",
+        "_server.functions.problems": "MAX_LISTED WORDS explain find_problems",
+        "_server.functions.results": "encode_result",
+        "_server.handlers.tools": "sees take_rounds",
+        "_server.load": "LIGHT",
+        "_server.peers": "CallNews LeaveCall WakeCall",
+        "_server.pool": "Pool",
+        "_server.questions.forms": "project",
+        "_server.questions.pending_questions": "ClientRefusal",
+        "_server.questions.questions": "project_conversation",
+        "_stores.base": "Store",
+        "_stores.memory.store": "MemoryMap",
+        "_stores.rates": "share_for",
+        "_tasks": "Tasks cancel_all has_failed",
+        "_version": "__version__",
+        "auth": "_pages",
+        "auth._authorization_server.records": "new_secret",
+        "auth._authorization_server.signing": "Vault new_state",
+        "auth._authorization_server.tickets": "Tickets name_of same_browser",
+        "auth._browser": "is_at is_own not_own",
+        "auth._method": "AuthMethod Identity Unavailable",
+        "client._connector": "Era NO_HANDSHAKE",
+        "client._conversation": "Conversation",
+        "client._endpoint": "Auth Endpoint check_headers",
+        "client._errors": "TooMuchArriving",
+        "client._negotiation": "headers_of",
+        "client._oauth.browser_login": "PendingAuthorization answer_of",
+        "client._oauth.discovery": "IssuerMetadata Outbound fetch find_issuer parse_secure read_challenges",
+        "client._oauth.dpop": "Proofs wants_nonce",
+        "client._oauth.endpoints": "TokenResponse ask_token",
+        "client._oauth.signing": "check_key",
+        "client._oauth.store": "PRIVATE_KEY_JWT Registration Tokens",
+        "client._requests": "Ask",
+        "client._server_messages": "Notification",
+        "client._targets": "Remote find",
+        "client._transports.in_process": "RunningServer TransportFactory",
+        "client._transports.stdio": "Command StdioTransport",
+        "client._transports.transport": "DuplexTransport Listener Transport TransportRequest",
+    },
     "_web": {
         "_http.client.connection": "HttpReply lines",
         "_http.client.pool": "ConnectionPool",
@@ -211,7 +284,7 @@ def test_guests_use_the_public_interface() -> None:
             folders = path.relative_to(PACKAGE / guest).parts[:-1]
             if guest == "extensions" and not folders:
                 continue  # the public interface of extensions itself
-            own = ".".join(("millstream", guest, *folders[:1], ""))
+            own = ".".join(("millstream", guest, *(folders[:1] if guest == "extensions" else ()), ""))
             used |= {
                 name
                 for name in imported(path)
@@ -407,6 +480,11 @@ def test_dependencies_have_security_floors() -> None:
     assert {name: bound for name, bound in floors.items() if "<" in bound or "==" in bound} == {}
 
 
+def test_all_extras_are_in_one() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert groups["all"] == [f"millstream[{','.join(sorted(groups.keys() - {'all'}))}]"]
+
+
 def test_core_dependencies_are_imported() -> None:
     used = {name.split(".")[0] for path in sources("src") for name in imported(path)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -421,5 +499,6 @@ def test_core_dependencies_are_imported() -> None:
 def dependencies() -> dict[str, str]:
     """What the package needs, extras included, and the bounds of each."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras: list[str] = [item for items in project["optional-dependencies"].values() for item in items]
+    groups = project["optional-dependencies"]
+    extras: list[str] = [item for name, items in groups.items() if name != "all" for item in items]
     return dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)

@@ -1,1 +1,1 @@
-"""Records how the official clients write a `tools/call`: ``python -m benches.record NAME COMMAND…``."""
+"""Records how real clients write their requests: ``python -m benches.record NAME COMMAND…``."""

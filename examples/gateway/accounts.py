@@ -2,14 +2,18 @@
 
 # region: gateway
 from millstream import Server, auth
-from millstream.gateway import Secret, bearer, client_credentials, per_user_oauth, token_exchange
+from millstream.gateway import Secret, bearer, client_credentials, per_user_oauth, static_headers, token_exchange
 
 LOGIN = "https://login.example.com"
 
 mcp = Server("tools", auth=auth.oidc(LOGIN, audience="https://tools.example.com/mcp"))
 
-mcp.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
 mcp.upstream("docs", "https://docs.example.com/mcp", auth=bearer(env="DOCS_TOKEN"))
+mcp.upstream(
+    "mail",
+    "https://mail.example.com/mcp",
+    auth=static_headers({"x-api-key": Secret(file="/run/secrets/mail")}),
+)
 mcp.upstream(
     "stock",
     "https://stock.example.com/mcp",
@@ -17,4 +21,5 @@ mcp.upstream(
     forward_headers=["x-tenant"],
 )
 mcp.upstream("orders", "https://orders.example.com/mcp", auth=token_exchange(issuer=LOGIN))
+mcp.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
 # endregion

@@ -2,7 +2,7 @@
 
 from millstream import Context, Server
 
-mcp = app = Server("hub", serve="hub,rest")
+mcp = app = Server("hub", serve="all")
 
 
 @mcp.tool

@@ -33,7 +33,11 @@ def main() -> None:
             running.append(subprocess.Popen(command, env=variables))  # noqa: S603  its words are this program's
         print(f"export MCP_SERVER_AUTH_KEY={key}")
         print(f"millstream call http://127.0.0.1:{ports['order_service']}/mcp place_order user=ada item=tea copies=2")
-        print(f"millstream call http://127.0.0.1:{ports['analytics']}/mcp report", flush=True)
+        print(f"millstream call http://127.0.0.1:{ports['analytics']}/mcp report")
+        print(
+            f"Open http://127.0.0.1:{ports['hub']}/chat, and sign in with the key. Each order appears there.",
+            flush=True,
+        )
         for process in running:
             process.wait()
     except KeyboardInterrupt:

@@ -47,6 +47,7 @@ QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
 ]
+Compression = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on or off")]
 LogFormat = Annotated[Literal["auto", "text", "json"], Meta(description="auto, text or json")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
@@ -172,10 +173,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     session_ttl: Seconds = 24 * 3600.0
     """How long a session id is valid, and how long an unused record of it is kept."""
     list_ttl_ms: Cap = 60_000
-    gzip_streams: Switch = False
-    """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay
-    them.
+    compression: Compression = "auto"
+    """Whether large replies are compressed with gzip for clients that accept it. ``auto`` doesn't compress for clients
+    on this machine, unless a header shows that a proxy forwards the request.
     """
+    gzip_streams: Switch = False
+    """Compress the hub's event streams with gzip for clients that accept it. Proxies can delay them."""
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0

@@ -88,6 +88,8 @@ class Route(Struct, frozen=True):
     """Whether request gates run before the handler. Call gates cover MCP and REST."""
     message: str = ""
     """The message log's name for a request refused because it came from another machine."""
+    own: bool = False
+    """Whether it's one of the program's own routes. A page may then use the sign-in cookie with any method."""
     reserved: bool = False
     """Whether the program's own pages can't replace it."""
 

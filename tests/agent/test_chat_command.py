@@ -110,7 +110,7 @@ def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> 
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """The server of `examples/hub.py`, which requires a key."""
     command = partial(run_command, "examples/hub.py")
-    with share_server(lambda port: [*command(port), "--auth-key", SECRET], tmp_path_factory.mktemp("clock")) as server:
+    with share_server(lambda port: [*command(port), "--auth", SECRET], tmp_path_factory.mktemp("clock")) as server:
         yield server
 
 

@@ -31,7 +31,7 @@ def protect(server: Server, *methods: Any) -> Server:
 
 
 async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "guides" / "protect-with-keys.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "authentication-with-keys.md").read_text("utf-8")
     monkeypatch.setattr(archive.mcp.definition, "auth", ())
     keys = auth.keys(named_keys={"alice": (ALICE, ["notes:write"]), "bob": BOB})
     async with run_guarded(protect(archive.mcp, keys)) as world:
@@ -75,7 +75,7 @@ async def test_tokens_page_examples_work() -> None:
 async def test_authorization_server_page_commands_work(
     tmp_path: Path,
 ) -> None:
-    page = (ROOT / "docs" / "guides" / "run-an-authorization-server.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "authorization-server.md").read_text("utf-8")
     for command in re.findall(r"^\$ (openssl .*)$", page, re.MULTILINE):
         run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, timeout=WAIT)
         await asyncio.to_thread(run, command.split())
@@ -102,7 +102,7 @@ async def test_limits_page_example_works() -> None:
 
 def test_pages_quote_real_messages() -> None:
     pages = "".join((ROOT / "docs" / "guides" / f"{name}.md").read_text("utf-8") for name in (
-        "protect-with-keys", "accept-tokens", "limit-callers", "keep-an-audit-log", "serve-https",
+        "authentication-with-keys", "accept-tokens", "rate-limits-and-quotas", "audit-log", "https",
     ))  # fmt: skip
     for name in re.findall(r"auth\.(\w+)\(", pages):
         assert name in auth.__all__

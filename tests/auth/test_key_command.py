@@ -56,7 +56,7 @@ def shop(tmp_path: Path) -> str:
 def test_keys_from_command_line_and_environment_protect_a_server(
     shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for given in (["--auth-key", "my_secret_key"], []):
+    for given in (["--auth", "my_secret_key"], []):
         if not given:
             monkeypatch.setenv("MCP_SERVER_AUTH_KEY", "my_secret_key")
         port = free_port()

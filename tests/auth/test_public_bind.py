@@ -22,7 +22,7 @@ LONG = "a-key-that-is-long-enough"
 def test_public_bind_without_auth_is_refused_with_both_fixes(host: str) -> None:
     with pytest.raises(CommandError) as refused:
         check_public(Server("s", settings=Settings()).definition, host)
-    assert "--auth-key" in refused.value.fix
+    assert "--auth-keys" in refused.value.fix
     assert "--allow-anonymous" in refused.value.fix
 
 

@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
-from millstream import auth
+from millstream import Server, auth
 from millstream.auth._key_file import KeyFile
 from wire import POST, Reply, encode_headers, encode_request
 
@@ -280,3 +282,123 @@ async def test_program_pages_use_login_and_event_source() -> None:
         jar = await cookie(world)
         assert (await world.ask(None, "GET", "/board", cookie=jar, sec_fetch_site="same-origin")).status == 200
         assert (await world.ask(None, "GET", "/board", cookie=jar, sec_fetch_site="cross-site")).status == 401
+
+
+def own_site(folder: Path) -> Server:
+    """Return a server whose program has pages, files, and a webhook of its own."""
+    server = make_server()
+    (folder / "app.js").write_text("let x;")
+
+    @server.route("/notes/{number:int}", methods=["GET", "POST", "DELETE"])
+    async def note(request: Request) -> Response:
+        return PlainTextResponse(f"{request.method} {request.path_params['number']} {request.state.principal.subject}")
+
+    @server.route("/hook", methods=["POST"], public=True)
+    async def hook(request: Request) -> Response:
+        return PlainTextResponse(str(request.state.principal))
+
+    other = Server("stock")
+
+    @other.route("/shelf/{name}")
+    async def shelf(request: Request) -> Response:
+        return PlainTextResponse(request.path_params["name"])
+
+    server.mount(other, prefix="stock")
+    server.static("/files", folder)
+    return server
+
+
+async def test_cookie_opens_every_private_route_of_the_program(tmp_path: Path) -> None:
+    async with run_guarded(own_site(tmp_path)) as world:
+        jar = await cookie(world)
+        for method, path, text in [
+            ("GET", "/notes/7", b"GET 7 key"),
+            ("POST", "/notes/7", b"POST 7 key"),
+            ("DELETE", "/notes/7", b"DELETE 7 key"),
+            ("GET", "/stock/shelf/tea", b"tea"),
+            ("GET", "/files/app.js", b"let x;"),
+        ]:
+            for own in ({"origin": "http://127.0.0.1"}, {"sec_fetch_site": "same-origin"}, OWN):
+                reply = await world.ask(None, method, path, b"x=1", cookie=jar, **FORM, **own)
+                assert (reply.status, reply.body) == (200, text), (method, path, own)
+            assert (await world.ask(None, method, path)).status == 401
+        assert (await world.ask(None, "POST", "/hook", cookie=jar, **OWN)).body == b"None"
+        assert (await world.ask(None, "GET", "/notes/7", cookie=jar, sec_fetch_site="none")).status == 200
+        assert (await world.ask(None, "GET", "/notes/x", cookie=jar, **OWN)).status == 404
+
+
+@for_each("headers", FOREIGN)
+async def test_foreign_pages_cannot_send_forms_to_the_program_and_read_why(
+    headers: dict[str, str], tmp_path: Path
+) -> None:
+    async with run_guarded(own_site(tmp_path)) as world:
+        jar = await cookie(world)
+        for method in ("POST", "DELETE"):
+            reply = await world.ask(None, method, "/notes/7", b"x=1", cookie=jar, **FORM, **headers)
+            assert reply.status == 403, headers
+            assert b"key" not in reply.body
+            assert b"must be sent from this server's own page" in reply.body or b"rigin" in reply.body
+        if headers.get("sec_fetch_site", "none") != "none":
+            for path in ("/notes/7", "/files/app.js", "/stock/shelf/tea"):
+                assert (await world.ask(None, "GET", path, cookie=jar, **headers)).status in (401, 403)
+
+
+@for_each("headers", [each for each in FOREIGN if each.get("sec_fetch_site", "none") != "none" or "origin" in each])
+async def test_no_route_does_anything_for_a_foreign_page_with_the_cookie(
+    headers: dict[str, str], tmp_path: Path
+) -> None:
+    async with run_guarded(own_site(tmp_path)) as world:
+        jar = await cookie(world)
+        routes = world.runtime.serve_http().paths
+        anybody = ("/assets/", "/health", "/livez", "/readyz", "/inspect/app", "/inspect/callback", "/sign-in", "/hook")
+        tried = 0
+        for path, methods in routes.items():
+            for method in methods:
+                if path.startswith(anybody) and path != "/sign-in/account" and method in ("GET", "HEAD"):
+                    continue
+                if path == "/hook" or (method in ("GET", "HEAD") and "sec_fetch_site" not in headers):
+                    continue  # public, or the page of an old browser, which can't send the cookie from elsewhere
+                for kind in (FORM, {"content_type": "text/plain"}, JSON):
+                    found = await world.ask(
+                        None, method, path.replace("*", "x"), PING, cookie=jar, **{**JSON, **kind}, **headers
+                    )
+                    assert found.status in (401, 403), (method, path, kind, found)
+                    assert b"set-cookie" not in found.headers
+                tried += 1
+        assert tried > 15
+
+
+@for_each(
+    ("path", "wanted"),
+    [
+        ("/notes/7", "/notes/7"),
+        ("/notes/7?tab=2&x=%2F", "/notes/7?tab=2&amp;x=%2F"),
+        ("/files/app.js", "/files/app.js"),
+        ("/stock/shelf/a%20b", "/stock/shelf/a%20b"),
+    ],
+)
+async def test_signing_in_returns_to_the_page_that_was_asked_for(path: str, wanted: str, tmp_path: Path) -> None:
+    async with run_guarded(own_site(tmp_path)) as world:
+        form = await world.ask(None, "GET", path, accept="text/html")
+        assert (form.status, f'name="next" value="{wanted}"'.encode() in form.body) == (401, True)
+        target = wanted.replace("&amp;", "&")
+        assert (await sign_in(world, wanted=target)).headers[b"location"] == target.encode()
+
+
+@for_each("wanted", ["//evil.example/files/", "/\\evil.example/files/", "https://evil.example/notes/7",
+                     "/notes/7\r\nx: y", "/notes/x", "/hook", "/files", "notes/7", "/%2Fevil.example",
+                     "/ notes/7"])  # fmt: skip
+async def test_signing_in_leads_to_no_other_server(wanted: str, tmp_path: Path) -> None:
+    async with run_guarded(own_site(tmp_path)) as world:
+        place = (await sign_in(world, wanted=wanted)).headers[b"location"]
+        assert place == (b"/files" if wanted == "/files" else b"/connect")
+
+
+async def test_account_says_who_is_signed_in_and_with_which_scopes() -> None:
+    async with run_guarded() as world:
+        for key, told in ((ROOT, ("key", ["everything"])), (ALICE, ("alice", ["orders:write", "secrets"]))):
+            jar = await cookie(world, key)
+            reply = await world.ask(None, "GET", "/sign-in/account", cookie=jar, sec_fetch_site="same-origin")
+            found = json.loads(reply.body)
+            assert (found["name"], found["scopes"], reply.headers[b"cache-control"]) == (*told, b"no-store")
+            assert (await world.ask(None, "GET", "/sign-in/account", cookie=jar)).status == 401

@@ -156,3 +156,53 @@ async def test_foreign_cookies_are_not_remembered() -> None:
         assert world.runtime.guard is not None
         assert world.runtime.guard.signed_out is not None
         assert ended(world.runtime.guard.signed_out) == []
+
+
+async def test_signing_out_everywhere_ends_every_cookie_and_stream_of_the_user() -> None:
+    async with run_guarded() as world:
+        mine, copied, other = await cookie(world), await cookie(world), await cookie(world, BOB)
+        streams = [
+            await world.send(None, "GET", "/events", **STREAM, **OWN, cookie=jar) for jar in (mine, copied, other)
+        ]
+        assert [(await each.head())[0] for each in streams] == [200, 200, 200]
+        await world.ask(None, "POST", "/sign-out", b"everywhere=1", cookie=mine, **OWN)
+        statuses = [(await world.ask(None, "GET", "/docs", cookie=jar)).status for jar in (mine, copied, other)]
+        assert statuses == [401, 401, 200]
+        world.runtime._each_second(0.0)
+        for each in streams[:2]:
+            await rest_of(each)
+        assert len(world.runtime.streams) == 1
+        assert (await world.ask(None, "GET", "/docs", cookie=await cookie(world))).status == 200
+        streams[2].close()
+
+
+async def test_foreign_pages_cannot_sign_anybody_out_everywhere() -> None:
+    async with run_guarded() as world:
+        jar = await cookie(world)
+        for headers in ({"origin": "http://127.0.0.1:9"}, {"sec_fetch_site": "same-site"}, {}):
+            reply = await world.ask(None, "POST", "/sign-out", b"everywhere=1", cookie=jar, **headers)
+            assert reply.status == 403
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 200
+
+
+@pytest.mark.parametrize("kind", backings(["memory", "sqlite", "local", "redis"]))
+async def test_sign_out_everywhere_applies_to_all_workers_and_restarts(kind: str) -> None:
+    backing: Backing = BACKINGS[kind]()
+    first, *others = [await backing.worker() for _ in range(2 if kind in ("local", "redis") else 1)]
+    here = SignedOut(first, {})
+    there = [SignedOut(each, {}) for each in others]
+    for each in (here, *there):
+        each.note_use("ada", 2000.0)
+        each.note_use("bob", 2000.0)
+    await here.add_everywhere("ada", 1000.0, 60)
+    for each in (here, *there, SignedOut(first, {})):
+        found = [await each.has_everywhere(id, at) for id, at in (("ada", 999.9), ("ada", 1000.1), ("bob", 999.9))]
+        assert found == [True, False, False]
+    closed: list[tuple[str, float]] = []
+    for each in (here, *there):
+        async with asyncio.timeout(WAIT):
+            while not (closed := ended(each)):  # noqa: ASYNC110  no notification
+                await asyncio.sleep(0)
+        assert closed == [("ada", 2000.0)]
+        each.stop()
+    await backing.close()

@@ -77,7 +77,7 @@ def test_overview_lists_every_command() -> None:
     assert max(map(len, overview().splitlines())) <= 80
 
 
-SILENT = {"channel", "dev", "record", "completion"}
+SILENT = {"channel", "dev", "record", "completion", "run"}
 """They serve, or print a script."""
 
 
@@ -333,7 +333,7 @@ def test_doctor_reports_each_step(server: SharedServer) -> None:
     done = run("doctor", f"{url}/nothing")
     assert done.returncode == 3
     assert "FAIL  connection:" in done.stdout
-    assert "Do: Check the path" in done.stdout
+    assert "Fix: Check the path" in done.stdout
     assert done.stdout.count("Check the path") == 1, "a fixed defect: the step said it, and so did its remedy"
     done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
     assert done.returncode == 3

@@ -51,14 +51,14 @@ PROGRAM = "\nif __name__ == '__main__':\n    mcp.run({!r}, port=0)\n"
                 '  File "{0}", line 10, in lifespan\n    connect()\n'
                 '  File "{0}", line 6, in connect\n    raise ConnectionError("no database here")\n'
                 "ConnectionError: no database here\n\n"
-                "  Do:   Correct line 6 of shop.py.\n"
+                "  Fix:   Correct line 6 of shop.py.\n"
             ),
         ),
         (
             COMPLETER,
             (
                 "Error: shop couldn't start.\n"
-                "  Why:  complete('nothing', 'word'): there is no such prompt or resource template\n"
+                "  Cause: complete('nothing', 'word'): there is no such prompt or resource template\n"
             ),
         ),
     ],

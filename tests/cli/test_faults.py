@@ -152,7 +152,7 @@ async def test_tls_failures_are_explained(unasked: int) -> None:
 
 PROGRAMS = [
     ("import sys; sys.exit('no such database')", 3, r"^Error: The server exited with code 1\.$", WAIT),
-    ("import sys; sys.exit('Error: no\\n  Do: go')", 3, r"^Error: The server exited with code 1\.$", WAIT),
+    ("import sys; sys.exit('Error: no\\n  Fix: go')", 3, r"^Error: The server exited with code 1\.$", WAIT),
     ("print('Welcome!')\nimport time; time.sleep(600)", 5, "didn't answer", 0.2),
     ("while True: print('x' * 10)", 1, "writes text to its standard output", WAIT),
 ]

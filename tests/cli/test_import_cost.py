@@ -31,6 +31,22 @@ def test_garbage_collector_is_off_while_loading(tmp_path: Path, transport: Seque
     assert done.stderr.splitlines()[0] == "True True 0"
 
 
+@pytest.mark.server
+def test_plain_start_loads_neither_the_command_line_library_nor_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "shop.py"
+    file.write_text(
+        "import sys; sys.exit(str([each in sys.modules for each in ('cyclopts', 'rich', 'prometheus_client')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "run", str(file), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+    assert "SystemExit: [False, False, False]" in done.stderr
+
+
 def test_garbage_collector_is_restored_after_loading() -> None:
     with suppress(ImportError), gc_paused():
         assert not gc.isenabled()

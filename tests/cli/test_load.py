@@ -222,7 +222,7 @@ def test_reports_have_what_why_and_fix(capsys: pytest.CaptureFixture[str]) -> No
     report(CommandError("It broke.", why="Because.", fix="Mend it.", detail="  line 1\n"))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "Error: It broke.\n  line 1\n\n  Why:  Because.\n  Do:   Mend it.\n"
+    assert captured.err == "Error: It broke.\n  line 1\n\n  Cause: Because.\n  Fix:   Mend it.\n"
 
 
 def test_generated_dataclass_code_is_not_a_user_frame(folder: Path) -> None:
@@ -267,6 +267,6 @@ def test_missing_extras_are_named_without_frames(code: str, tmp_path: Path) -> N
         cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "needs an extra package.\n  Why:  Line 3 of shop.py requires it.\n" in done.stderr
-    assert f"  Do:   Run: pip install 'millstream[{extra}]'\n" in done.stderr
+    assert "needs an extra package.\n  Cause: Line 3 of shop.py requires it.\n" in done.stderr
+    assert f"  Fix:   Run: pip install 'millstream[{extra}]'\n" in done.stderr
     assert "File " not in done.stderr

@@ -44,6 +44,7 @@ def pitch(title: str) -> str:
     "syntax.py": "from millstream import Server\nmcp = Server('x'\n",
     "none.py": "x = 1\n",
     "needs.py": "import no_such_package\n",
+    "inner.py": "from millstream.server import Context\n",
     "two.py": "from millstream import Server\na = Server('a')\nb = Server('b')\n",
     "raises.py": "1/0\n",
     "notes.txt": "hello",
@@ -61,7 +62,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("lst shop.py", 'Unknown command "lst"', 'Did you mean "list"?'),
     ("shop.py", 'Unknown command "shop.py"', "Use: millstream run shop.py"),
     ("http://127.0.0.1:FREE/mcp", "Unknown command", "Use: millstream list http://127.0.0.1:FREE/mcp"),
-    ("run", "Missing argument: FILE[:OBJECT].", "Try: millstream run --help"),
+    ("run", "Missing argument: FILE[:OBJECT].", "millstream run --help"),
     ("run shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
     ("run .", ". is a folder.", "millstream run server.py"),
     ("run no_such_module", "There is no module no_such_module.", "millstream run no_such_module.py"),
@@ -74,14 +75,14 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py:mcpp", "There is no mcpp in shop.py.", "Name one of: mcp."),
     ("run shop.py --prot 8", "Unknown option: --prot.", "Did you mean --port?"),
     ("run shop.py --port 80000", "80000 is not a port.", "Use --port 8000."),
-    ("run shop.py --port abc", 'unable to convert "abc" into int', "Try: millstream run --help"),
+    ("run shop.py --port abc", 'unable to convert "abc" into int', "millstream run --help"),
     ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
     ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "add --auth-keys FILE"),
     ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
     ("run shop.py --log-level loud", 'Invalid value "loud" for --log-level.', "Choose from:"),
-    ("run shop.py --auth-key ''", "--auth-key is empty.", "Set a value for --auth-key"),
+    ("run shop.py --auth ''", "--auth is empty.", "Set a value for --auth"),
     ("run shop.py --auth-keys no.keys", "The key file no.keys can't be read", "Create one: millstream keys add"),
     ("run shop.py --store mysql://x", "Unknown store 'mysql'.", "sqlite:///file.db"),
     ("run shop.py --env-file no.env", "no.env can't be read", "Check the path of the file."),
@@ -102,13 +103,17 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("list shop.py -e NOEQUALS", "not 'NOEQUALS'", "NAME=VALUE"),
     ("list none.py", "none.py has no server", "write `from millstream import Server`"),
     ("list needs.py", "exited with code 1", "Install the module into the environment of"),
-    ("call shop.py", "Missing argument: TOOL.", "Try: millstream list shop.py"),
+    ("run shop.py:mcp.app", "mcp.app isn't a global name.", "Use the server itself: shop.py:mcp"),
+    ("list inner.py", "Millstream has no module millstream.server.", "from millstream import Context"),
+    ("run needs.py", "needs the module no_such_package", "millstream run needs.py --with no_such_package"),
+    ("call shop.py order --isbn 978", "call has no option --isbn.", "write isbn=978"),
+    ("call shop.py", "Missing argument: TOOL.", "millstream list shop.py"),
     ("call shop.py order 978", "Arguments must be NAME=VALUE, not '978'", "order isbn=978."),
     ("call shop.py order 978 2", "not '978'", "order isbn=978 copies=2."),
-    ("call shop.py order isbn=978 2 3", "Arguments must be NAME=VALUE, not '2'", "Try: millstream call --help"),
+    ("call shop.py order isbn=978 2 3", "Arguments must be NAME=VALUE, not '2'", "millstream call --help"),
     ("call shop.py oder 978", "The server has no tool 'oder'.", "Did you mean order?"),
     ("prompt shop.py pitch Emma", "Arguments must be NAME=VALUE, not 'Emma'", "pitch title=Emma."),
-    ("call shop.py order --input {", "--input isn't JSON", "Try: millstream call --help"),
+    ("call shop.py order --input {", "--input isn't JSON", "millstream call --help"),
     ("call shop.py oder isbn=1", "The server has no tool 'oder'.", "Did you mean order?"),
     ("call shop.py book://all", "The server has no tool 'book://all'.", "millstream read shop.py book://all"),
     ("call shop.py order copies=two", "missing 'isbn'", '"isbn": string'),
@@ -120,7 +125,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("install nofile.py --client json", "There is no file nofile.py.", "Use a .py"),
     ("install shop.py --client json -v A", "not 'A'", "NAME=VALUE"),
     ("keys create", 'Unknown command "create"', "Use: millstream keys add"),
-    ("keys add", "Missing argument: NAME.", "Try: millstream keys add --help"),
+    ("keys add", "Missing argument: NAME.", "millstream keys add --help"),
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
     ("gateway nofile.toml", "There is no file nofile.toml.", "Use a gateway.toml"),
     ("gateway wrong.toml", "line 1: nonsense: unknown option", "use one of name"),
@@ -268,7 +273,7 @@ def test_a_mistake_in_a_program_is_explained() -> None:
 
 def test_the_page_quotes_messages_that_exist() -> None:
     page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text("utf-8")
-    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    quoted = re.findall(r"^### `([^`]+)`$", page, re.MULTILINE)
     assert len(quoted) > 12
     assert set(quoted) <= {each[1].replace("TAKEN", "8000") for each in [*COMMANDS, *PROGRAMS]}
 

@@ -135,3 +135,22 @@ async def test_watch_ends_when_its_output_is_closed() -> None:
         process.stdout._transport.close()  # type: ignore[attr-defined]  # as `head -1` does
         assert await process.wait() == 0
         assert await process.stderr.read() == b""
+
+
+def test_tables_end_descriptions_after_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("NO_COLOR", "1")
+    rows = [
+        ["tool", "order(isbn)", "Order a book that is in stock, by its number."],
+        ["tool", "search(words, language?, published_after?)", "Find books."],
+    ]
+    print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
+    assert capsys.readouterr().out.splitlines() == [
+        "KIND  NAME         DESCRIPTION",
+        "tool  order(isbn)  Order a book that is in stock,…",
+        "tool  search(words, language?, published_after?)",
+        "                   Find books.",
+    ]

@@ -24,7 +24,7 @@ from millstream._app.server_process.errors import CommandError
 from millstream._app.server_process.listen_sockets import listen
 from millstream._app.server_process.over_http import run_program
 from millstream._cli import main
-from millstream._cli.stdio import plain_stdio
+from millstream._cli.stdio import plain_http, plain_stdio
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
@@ -48,7 +48,7 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
     )  # fmt: skip
 
 
-@for_each("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
+@for_each("option", ["--auth", "--auth-keys", "--tls-cert", "--tls-key"])
 def test_empty_options_never_leave_a_server_unprotected(option: str) -> None:
     done = run("run", "examples/greet.py", option, "", "--port", "0")
     assert done.returncode == 1
@@ -290,6 +290,29 @@ def test_plain_stdio_command_skips_the_command_line_library(
     assert plain_stdio(arguments) == plain
 
 
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        ("run shop.py", ("shop.py", None, None, None)),
+        ("run shop.py --port 9000", ("shop.py", None, 9000, None)),
+        ("run -p 0 shop.py --host=0.0.0.0", ("shop.py", "0.0.0.0", 0, None)),  # noqa: S104  it isn't opened
+        ("run shop.py --log-level debug", ("shop.py", None, None, "debug")),
+        ("run shop.py --log-level critical", None),
+        ("run shop.py --port http", None),
+        ("run shop.py --port", None),
+        ("run shop.py --port 1 --port 2", None),
+        ("run shop.py --host=", None),
+        ("run shop.py --workers 2", None),
+        ("run shop.py other.py", None),
+        ("run --help", None),
+        ("run", None),
+        ("dev shop.py", None),
+    ],
+)
+def test_plain_http_command_skips_the_command_line_library(words: str, plain: object) -> None:
+    assert plain_http(words.split()) == plain
+
+
 def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -303,11 +326,12 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
 
 def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Server] = []
-    monkeypatch.setattr(
-        "millstream._cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
-    )
+    monkeypatch.setattr("millstream._cli.serve.serve_with_panel", lambda server, host, port, **_: served.append(server))
     monkeypatch.setattr("millstream._telemetry.logs.configure", lambda *_, **__: None)
-    for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):
+    for options in (
+        (),
+        ("--no-sessions", "--json-response", "--path", "tools/", "--log-level", "error", "--serve", "metrics"),
+    ):
         monkeypatch.setattr(sys, "argv", ["millstream", "run", str(ROOT / "examples" / "greet.py"), *options])
         main()
     plain, changed = (server.definition for server in served)

@@ -93,7 +93,7 @@ def test_image_files_exist() -> None:
 def test_page_and_systemd_unit_agree_on_the_path() -> None:
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
     (program,) = re.findall(r"^ExecStart=\S+ run (\S+)", unit, re.MULTILINE)
-    page = (ROOT / "docs/guides/deploy.md").read_text("utf-8")
+    page = (ROOT / "docs/guides/deploying.md").read_text("utf-8")
     assert set(re.findall(r"/srv/\S+\.py", page)) == {program}
     assert set(re.findall(r"/app/\w+\.py", page)) == {"/app/server.py"}
 

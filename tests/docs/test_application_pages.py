@@ -12,7 +12,7 @@ pytestmark = pytest.mark.check
 
 @for_each("key", APPLICATIONS)
 def test_application_files_are_listed(key: str) -> None:
-    text = (ROOT / "docs" / "guides" / "install-in-applications.md").read_text("utf-8")
+    text = (ROOT / "docs" / "guides" / "connect-a-client.md").read_text("utf-8")
     line = next(line for line in text.splitlines() if line.startswith(f"| `{key}` "))
     _, _, linux, macos, windows, project, _ = (cell.strip() for cell in line.split("|"))
     for kind, cell in (("linux", linux), ("macos", macos), ("windows", windows)):

@@ -4,7 +4,7 @@ import sys
 import httpx2
 import pytest
 
-from examples.coming_from import items, shop, test_shop
+from examples.coming_from import books, items, shop, test_shop
 from millstream.testing import connect
 from patience import WAIT
 from scripts.docs import ROOT, blocks
@@ -29,9 +29,12 @@ async def test_our_column_behaves_the_same() -> None:
         asked.append(message)
         return {"street": "Hobbit Lane 1", "city": "Oxford"}
 
-    async with connect(shop.mcp, elicit=elicit) as client:
-        assert (await client.call("order", isbn="7")).text == "7 goes to Oxford"
-    assert asked == ["Where to?"]
+    for mcp in (shop.mcp, books.mcp):
+        async with connect(mcp, elicit=elicit) as client:
+            assert (await client.call("order", isbn="7")).text == "7 goes to Oxford"
+    assert asked == ["Where to?"] * 2
+    async with connect(books.mcp, elicit=lambda message, schema: "decline") as client:
+        assert (await client.call("order", isbn="7")).text == "Nothing ordered."
 
 
 async def test_function_can_be_route_and_tool() -> None:

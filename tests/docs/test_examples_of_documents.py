@@ -1,4 +1,6 @@
 import asyncio
+import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -87,3 +89,44 @@ async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
     source = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{rooms}")
     async with browser_script(source, rooms) as page:
         await page.until(lambda line: line == "Ada: Good morning\n")
+
+
+@pytest.mark.server
+async def test_page_script_of_news_receives_both_kinds(tmp_path: Path) -> None:
+    port = free_port()
+    source = (ROOT / "examples" / "news.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    with run_server(run_command("examples/news.py", port), port, tmp_path / "log"):
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
+            history = source.replace("orders.created", "orders.created&history=10")
+            await client.post("/publish", json={"channel": "news", "data": {"text": "Hello"}})
+            await client.post("/publish", json={"channel": "orders.created", "data": {"isbn": "7"}, "event": "order"})
+            async with browser_script(history, port) as page:
+                await page.until(lambda line: line == "Hello\n")
+                await page.until(lambda line: line == "ordered: 7\n")
+
+
+@pytest.mark.server
+async def test_wire_of_http_sse_is_as_explained(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "explanation" / "http-sse.md").read_text("utf-8")
+    messages = re.findall(r"""(?:-d '|POST `)(\{.*\})(?:'|`)""", page)
+    assert [json.loads(each)["method"] for each in messages] == ["initialize", "tools/call", "tools/call"]
+    port = free_port()
+    with run_server(run_command("examples/greet.py", port), port, tmp_path / "log"):
+        async with (
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client,
+            client.stream("GET", "/sse") as stream,
+        ):
+            for name in ("content-type", "cache-control", "x-accel-buffering", "transfer-encoding"):
+                assert f"\n{name}: {stream.headers[name]}\n" in page
+            lines = stream.aiter_lines()
+            assert f"\n{await anext(lines)}\n" in page
+            path = (await anext(lines)).removeprefix("data: ")
+            assert path.startswith("/messages/?session_id=")
+            for message in messages[:2]:
+                posted = await client.post(path, content=message, headers={"content-type": "application/json"})
+                assert (posted.status_code, posted.text) == (202, "Accepted")
+                assert await anext(lines) == ""
+                event = f"{await anext(lines)}\n{await anext(lines)}"
+                assert f"\n{event}\n" in page
+            direct = await client.post("/mcp", content=messages[2], headers={"content-type": "application/json"})
+            assert f"\n\n{direct.text}\n```" in page

@@ -216,6 +216,8 @@ def shown_default(option: FieldInfo) -> str:
     """Return a Struct's default in the form of the page."""
     if option.required:
         return "required"
+    if option.name == "prefix":  # None
+        return "the name"
     default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
     if default and isinstance(default, tuple):
         return f"`{json.dumps(default)}`"

@@ -113,6 +113,6 @@ def test_site_loads_only_its_own_files(site: Path, pages: dict[str, Links]) -> N
 
 
 def test_links_outside_the_documents_are_plain_text(site: Path) -> None:
-    page = (site / "guides/deploy/index.html").read_text("utf-8")
+    page = (site / "guides/deploying/index.html").read_text("utf-8")
     assert "The compose file" in page
     assert "deploy/compose.yaml" not in re.sub(r"<code.*?</code>", "", page, flags=re.DOTALL)

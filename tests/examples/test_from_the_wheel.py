@@ -1,4 +1,4 @@
-"""Run the examples from the wheel in an empty environment, with the commands of their README or docstring.
+"""Run the templates and examples from the wheel in empty environments, with the commands of their README or docstring.
 
 `pip` is uv's, with the versions of the lock file and the wheel of this tree; otherwise the environments have no access
 to this one.
@@ -8,16 +8,16 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from msgspec import Struct
 
-from patience import WAIT
+from empty_environment import Environment, build_wheel, run
+from examples_index import read_index
 from processes import ROOT, free_port, run_server
 
 pytestmark = pytest.mark.server
@@ -26,118 +26,48 @@ EXAMPLES = ROOT / "examples"
 KEY = "my_secret_key"
 
 
-class Example(Struct):
-    """One example: the lines that its text tells people to type, and what they see."""
+class Options(Struct):
+    """What we add to a template's commands, because port 8000 may be taken here."""
 
-    text: str
-    """File below the example's folder that has the lines, in its docstring or as Markdown."""
-    install: str
-    start: str
-    calls: Sequence[tuple[str, str]]
-    """Lines to type while it runs, and what each prints. PORT is replaced by the server's port."""
-    options: str = ""
-    """What we add to `start`, because port 8000 may be taken here."""
+    start: str = ""
+    call: str = ""
+    more: Sequence[tuple[str, str]] = ()
+    """Further lines of its README to type while it runs, and what each prints. PORT is replaced by the port."""
     ports: int = 1
     key: str = ""
     """What MCP_SERVER_AUTH_KEY is set to."""
 
 
-FOLDERS = {
-    "time_agent": Example(
-        text="README.md",
-        install="pip install -r requirements.txt",
-        start="python3 mcp_server.py --auth-key my_secret_key",
-        options=" --port PORT",
-        calls=[("millstream call http://127.0.0.1:PORT/mcp get_current_time --auth my_secret_key", "T")],
+INSTALL = "pip install -r requirements.txt"
+SYSTEMS = {system.template: system for system in read_index()}
+OPTIONS = {
+    "agent": Options(start=" --port PORT"),
+    "broadcast": Options(
+        call=" ws://127.0.0.1:PORT/ws",
+        more=[("python load.py http://127.0.0.1:PORT", "5,000 deliveries")],
     ),
-    "broadcast": Example(
-        text="main.py",
-        install="pip install -r requirements.txt",
-        start="python main.py",
-        calls=[
-            (
-                "millstream call http://127.0.0.1:PORT/mcp send_sse_message message=Hello",
-                "Sent to 0 listeners on this worker.",
-            ),
-            ("python websocket_client.py ws://127.0.0.1:PORT/ws", '"type":"event"'),
-        ],
+    "math": Options(start=" --port PORT", call=" http://127.0.0.1:PORT"),
+    "greet": Options(start=" --port PORT", call=" http://127.0.0.1:PORT/sse"),
+    "mounted": Options(
+        start=" --port PORT",
+        call=" http://127.0.0.1:PORT",
+        more=[("sh stateless.sh http://127.0.0.1:PORT", "hello"), ("sh stateful.sh http://127.0.0.1:PORT", "10")],
     ),
-    "streaming_math": Example(
-        text="README.md",
-        install="pip install -r requirements.txt",
-        start="python mcp_server_add_http.py",
-        options=" --port PORT",
-        calls=[("python mcp_client_http.py http://127.0.0.1:PORT", "15")],
-    ),
-    "greet": Example(
-        text="servernetwork.py",
-        install="pip install millstream",
-        start="python servernetwork.py",
-        options=" --port PORT",
-        calls=[("python clientnetwork.py http://127.0.0.1:PORT/sse", "Hello")],
-    ),
-    "mounted": Example(
-        text="main.py",
-        install="pip install -r requirements.txt",
-        start="uvicorn main:app",
-        options=" --port PORT",
-        calls=[
-            ("python client.py http://127.0.0.1:PORT", "hello"),
-            ("sh stateless.sh http://127.0.0.1:PORT", "hello"),
-            ("sh stateful.sh http://127.0.0.1:PORT", "10"),
-        ],
-    ),
-    "orders": Example(
-        text="README.md",
-        install="pip install millstream",
-        start="python start.py",
-        ports=5,
-        key=KEY,
-        calls=[("millstream call http://127.0.0.1:PORT2/mcp place_order user=ada item=tea copies=2", "tea")],
-    ),
+    "orders": Options(ports=5, key=KEY),
 }
 
 
-class Environment:
-    """An environment in which nothing is installed yet."""
-
-    def __init__(self, folder: Path, wheel: Path) -> None:
-        run([sys.executable, "-m", "uv", "venv", "--quiet", "--no-project", "--python", sys.executable, folder])
-        self.bin = folder / "bin"
-        pins = re.findall(r"^[\w.-]+==[^ ;\\]+", (ROOT / "requirements" / "test.lock").read_text("utf-8"), re.MULTILINE)
-        constraints = folder / "constraints.txt"
-        constraints.write_text("\n".join([*pins, f"millstream @ {wheel.as_uri()}"]))
-        pip = self.bin / "pip"
-        pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uv --quiet pip "$@" --python "{self.bin}/python"\n')
-        pip.chmod(0o755)
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "XDG_STATE_HOME") if name in os.environ}
-        self.variables = {
-            **kept,
-            "PATH": f"{self.bin}{os.pathsep}/usr/local/bin{os.pathsep}/usr/bin{os.pathsep}/bin",
-            "UV_CONSTRAINT": str(constraints),
-        }
-
-    def type(self, line: str, folder: Path) -> str:
-        """Type a line in a shell, and return what it prints. Only pip sees how this machine reaches packages."""
-        variables = {**os.environ, **self.variables} if line.startswith("pip ") else self.variables
-        return run(["sh", "-c", line], folder, variables)
-
-
-def run(command: Sequence[str | Path], folder: Path = ROOT, variables: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=10 * WAIT, check=False,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
+def calls_of(name: str, ports: Sequence[int]) -> list[tuple[str, str]]:
+    """Return the lines to type while a template runs, and what each prints."""
+    first = re.sub(r":800(\d)", lambda match: f":PORT{match[1]}", SYSTEMS[name].call) + OPTIONS[name].call
+    lines = [(first, SYSTEMS[name].printed), *OPTIONS[name].more]
+    return [(re.sub(r"PORT(\d?)", lambda match: str(ports[int(match[1] or 0)]), line), out) for line, out in lines]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree."""
-    out = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--out-dir", out, ROOT])
-    return next(out.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -154,39 +84,74 @@ def words_of(path: Path) -> str:
     return text if path.suffix == ".md" else ast.get_docstring(ast.parse(text)) or ""
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_example_runs_as_its_text_says(name: str, wheel: Path, tmp_path: Path) -> None:
-    example = FOLDERS[name]
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc" and path.name != ".env"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_template_runs_as_its_readme_says(name: str, base: Environment, wheel: Path, tmp_path: Path) -> None:
     folder = tmp_path / name
-    shutil.copytree(EXAMPLES / name, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    text = words_of(folder / example.text)
-    assert example.install in text
-    assert example.start in text
+    base.type(f"millstream init {name} --template {name}", tmp_path)
+    files = files_of(folder)
+    assert files.pop(".gitignore")
+    assert files.pop("pyproject.toml")
+    assert files == files_of(EXAMPLES / SYSTEMS[name].folder)
+    text = words_of(folder / "README.md")
+    for line in (INSTALL, SYSTEMS[name].start, "pip install pytest"):
+        assert line in text
+    assert "docker compose up" in text
     environment = Environment(tmp_path / "venv", wheel)
-    environment.type(example.install, folder)
-    if example.key:
-        environment.variables["MCP_SERVER_AUTH_KEY"] = example.key
-    ports = [free_port() for _ in range(example.ports)]
-    numbered = " ".join(map(str, ports)) if example.ports > 1 else ""
-    start = f"exec {example.start} {numbered}{example.options.replace('PORT', str(ports[0]))}"
-    variables = (
-        {**environment.variables, "MILLSTREAM_PORT": str(ports[0])} if example.ports == 1 else environment.variables
-    )
-    command = [
-        "env",
-        "-i",
-        "-C",
-        str(folder),
-        *(f"{key}={value}" for key, value in variables.items()),
-        "sh",
-        "-c",
-        start,
-    ]
-    with ExitStack() as stack:
-        stack.enter_context(run_server(command, ports[0], tmp_path / "log"))
-        for line, printed in example.calls:
-            filled = re.sub(r"PORT(\d?)", lambda match: str(ports[int(match[1] or 0)]), line)
-            assert printed in environment.type(filled, folder), line
+    environment.type(INSTALL, folder)
+    if OPTIONS[name].key:
+        environment.variables["MCP_SERVER_AUTH_KEY"] = OPTIONS[name].key
+    with started(name, environment.variables, folder, tmp_path / "log") as ports:
+        for line, printed in calls_of(name, ports):
+            assert printed in environment.type(line, folder), line
+    environment.type("pip install pytest", folder)
+    assert " passed in" in environment.type("pytest -q", folder)
+
+
+@contextmanager
+def started(name: str, variables: dict[str, str], folder: Path, log: Path, before: str = "") -> Iterator[list[int]]:
+    """Start a template in the block, and give its ports."""
+    options = OPTIONS[name]
+    ports = [free_port() for _ in range(options.ports)]
+    numbered = f" {' '.join(map(str, ports))}" if options.ports > 1 else ""
+    start = f"exec {before}{SYSTEMS[name].start}{numbered}{options.start.replace('PORT', str(ports[0]))}"
+    one = {"MILLSTREAM_PORT": str(ports[0])} if options.ports == 1 else {}
+    words = [f"{key}={value}" for key, value in {**variables, **one}.items()]
+    with run_server(["env", "-i", "-C", str(folder), *words, "sh", "-c", start], ports[0], log):
+        yield ports
+
+
+def test_templates_are_projects_for_uv(base: Environment, wheel: Path, tmp_path: Path) -> None:
+    base.type("millstream init news --template broadcast", tmp_path)
+    uv = [sys.executable, "-m", "uv", "--quiet"]
+    run([*uv, "sync", "--python", sys.executable, "--find-links", wheel.parent], tmp_path / "news", unconfined())
+    said = run([*uv, "run", "--no-sync", "pytest", "-q"], tmp_path / "news", unconfined())
+    assert " passed in" in said
+
+
+def test_a_clone_starts_each_example_by_uv(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for name in run(["git", "ls-files", "--cached", "--others", "--exclude-standard"]).splitlines():
+        if name.startswith(("src/", "examples/")) or name in ("pyproject.toml", "README.md", "LICENSE"):
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    uv = f"{sys.executable} -m uv --quiet"
+    run(["sh", "-c", f"{uv} sync --python {sys.executable}"], clone, unconfined())
+    for name, options in OPTIONS.items():
+        folder = clone / "examples" / SYSTEMS[name].folder
+        variables = unconfined() | ({"MCP_SERVER_AUTH_KEY": options.key} if options.key else {})
+        with started(name, variables, folder, tmp_path / f"{name}.log", f"{uv} run --no-sync ") as ports:
+            line, printed = calls_of(name, ports)[0]
+            assert printed in run(["sh", "-c", f"{uv} run --no-sync {line}"], folder, variables)
+
+
+def unconfined() -> dict[str, str]:
+    """Return this machine's environment without this test's virtual environment."""
+    return {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
 
 
 def test_programs_list_their_tools_as_their_docstrings_say(base: Environment, tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> No
             Client(f"{orders}/mcp", headers=HEADERS) as shop,
         ):
             assert events.status_code == 200
+            assert (
+                "Sign in to"
+                in (await browser.get(f"{hub}/chat", headers={"Authorization": "", "Accept": "text/html"})).text
+            )
+            assert (await browser.get(f"{hub}/chat")).status_code == 200
             with pytest.raises(ToolFailed, match="There is no user 'eve'"):
                 await shop.call("place_order", user="eve", item="tea")
             await shop.call("place_order", user="ada", item="tea", copies=2)

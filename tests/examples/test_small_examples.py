@@ -1,8 +1,10 @@
+import asyncio
 import json
 from typing import Any
 
 from cases import for_each
-from examples import bookshop, greet, hub
+from examples import bookshop, greet, hub, moderator
+from patience import WAIT
 
 
 async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
@@ -20,7 +22,7 @@ async def test_order_asks_for_the_address_and_reports_progress(connect: Any, ask
         result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
         assert json.loads(result["content"][0]["text"]) == {"ordered": 2}
         (question,) = client.asked
-        assert question[1]["message"] == "Where shall we send it?"
+        assert question[1]["message"] == "Where should we send it?"
         assert set(question[1]["requestedSchema"]["properties"]) == {"street", "city"}
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2]
 
@@ -112,3 +114,15 @@ async def test_hub_example_completes_languages(connect: Any, revision: str) -> N
             "completion/complete", ref=reference, argument={"name": "language", "value": "d"}
         )
         assert completed["completion"]["values"] == ["Dutch"]
+
+
+async def test_moderator_warns_about_messages_in_capitals() -> None:
+    async with asyncio.timeout(WAIT), moderator.mcp.running():
+        events = moderator.mcp.hub.listen("warnings")
+        warning = asyncio.ensure_future(anext(events))
+        while not warning.done():  # both listeners start with new events
+            await moderator.mcp.hub.publish("room.lobby", "Hello")
+            await moderator.mcp.hub.publish("room.lobby", "STOP THAT")
+            await asyncio.wait([warning], timeout=0.05)
+        assert json.loads(warning.result().data or b"") == {"channel": "room.lobby", "text": "STOP THAT"}
+        await events.aclose()

@@ -51,7 +51,7 @@ async def test_events_become_channel_messages() -> None:
     shop = make_shop()
     async with http_peer.serve(shop) as served:
         url = f"http://127.0.0.1:{served.port}/mcp"
-        # docs/guides/send-events-to-agents.md: the entry for `.mcp.json`
+        # docs/guides/events.md: the entry for `.mcp.json`
         entry = json.loads((ROOT / "examples/claude-channel.json").read_text("utf-8"))["mcpServers"]["shop-events"]
         command, _, *arguments = entry["args"]
         assert (entry["command"], command) == ("millstream", "channel")

@@ -2,15 +2,24 @@
 
 import asyncio
 import json
+import re
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 
+from cases import for_each
 from extensions.event_shop import ADA, BOB, Audited, OrderPaid, Refunded, RpcError, events_of, make_shop, run_shop
-from millstream import Client, Server
+from millstream import Client, Server, Settings
+from millstream._app.server_process.entry import prepare
+from millstream._http.server.listener import SocketListener
+from millstream._override import override
 from millstream.extensions.events import Events
 from patience import WAIT
+from wire import FakeTransport, encode_headers, encode_request, per_request, routing
 
 
 async def test_list_contains_only_visible_events() -> None:
@@ -126,6 +135,112 @@ async def test_stream_delivers_published_events() -> None:
             assert (await anext(messages))["params"]["truncated"] is True
         while world.shop.hub.stats().subscribers > before:  # noqa: ASYNC110  a client that leaves ends it
             await asyncio.sleep(0)
+
+
+class Tagged(Struct):
+    """An order with fields of several types."""
+
+    order: str
+    tags: list[str] = []
+    total: float | list[int] | None = None
+    place: dict[str, int] = {}
+
+
+def make_tagged(**settings: Any) -> Server:
+    """Return a server with one event type."""
+    events = Events(draft="SEP-3415", webhooks=False)
+    events.event("order.tagged")(Tagged)
+    return Server("tagged", serve="hub", extensions=[events], settings=Settings(secret_key="k" * 64, **settings))
+
+
+async def test_streams_and_polls_accept_the_same_events() -> None:
+    filters: list[dict[str, Any]] = [
+        {}, {"order": "1"}, {"order": "1", "total": 1}, {"total": 1.0}, {"total": None}, {"tags": ["a"]}, {"tags": []},
+        {"place": {"x": 1}}, {"order": "1", "place": {}}, {"order": "gone"},
+    ]  # fmt: skip
+    sent = [Tagged("1"), Tagged("1", total=1.0), Tagged("2", ["a"], 2.0), Tagged("2", [], 1, {"x": 1}),
+            Tagged("1", total=[1]), Tagged("last")]  # fmt: skip
+    async with run_shop(make_tagged()) as world, AsyncExitStack() as stack, asyncio.timeout(WAIT):
+        client = world.client()
+        start = (await client.request("events/poll", name="order.tagged"))["cursor"]
+        streams = [await stack.enter_async_context(world.client().stream(name="order.tagged", arguments=each))
+                   for each in [*filters, {"order": "last"}]]  # fmt: skip
+        for each in streams:
+            assert (await anext(each))["method"] == "notifications/events/active"
+        for event in sent:
+            await world.events.publish(event)
+        while (await anext(streams[-1]))["method"] != "notifications/events/event":
+            pass
+        for chosen, stream in zip(filters, streams, strict=False):
+            page = await client.request("events/poll", name="order.tagged", arguments=chosen, cursor=start)
+            wanted = [each["eventId"] for each in page["events"]]
+            got: list[str] = []
+            while len(got) < len(wanted):
+                message = await anext(stream)
+                got += [message["params"]["eventId"]] if message["method"] == "notifications/events/event" else []
+            assert got == wanted, chosen
+
+
+STREAM_BUFFER = 128 * 1024
+
+
+class StalledTransport(FakeTransport):
+    """A transport whose peer can stop to read."""
+
+    unread = 0
+
+    @override
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+
+@for_each("limits", [{}, {"max_unread": 30_000}], ids=["of each", "of all"])
+async def test_slow_streams_are_disconnected_and_resume_without_a_loss(limits: dict[str, int]) -> None:
+    server = make_tagged(stream_buffer=STREAM_BUFFER)
+    events = events_of(server)
+    async with server.running() as runtime:
+        hub, listener = runtime.hub, SocketListener(prepare(server, runtime))
+        assert hub is not None
+        hub.limits = replace(hub.limits, **limits)
+
+        async def follow(until: bytes, **params: Any) -> tuple[Any, StalledTransport]:
+            protocol, transport = listener.make_protocol(), StalledTransport()
+            protocol.connection_made(transport)
+            message = per_request("events/stream", {"name": "order.tagged", **params})
+            fields = encode_headers(routing("events/stream"))
+            protocol.data_received(encode_request("POST", "/mcp", fields, json.dumps(message).encode()))
+            await wait_for(transport, until)
+            return protocol, transport
+
+        async def wait_for(transport: FakeTransport, data: bytes) -> None:
+            async with asyncio.timeout(WAIT):
+                while data not in b"".join(transport.written):
+                    transport.write_event.clear()
+                    await transport.write_event.wait()
+
+        def orders(transport: FakeTransport) -> list[str]:
+            return re.findall(r'"order":"(\w+)', b"".join(transport.written).decode())
+
+        slow, transport = await follow(b"events/active")
+        quick, other = await follow(b"events/active")
+        slow.pause_writing()
+        transport.unread = STREAM_BUFFER
+        names = [f"{number}{'x' * 10_000}" for number in range(20)]
+        for name in names:
+            await events.publish(Tagged(name))
+            await wait_for(other, name.encode())
+        await hub.refresh(read=False)
+        assert hub.stats().disconnected == {"slow": 1}
+        transport.unread = 0
+        slow.resume_writing()
+        await wait_for(transport, b"The stream fell behind.")
+        before = orders(transport)
+        cursor = re.findall(r'"cursor":"([^"]+)"', b"".join(transport.written).decode())[-1]
+        again, rest = await follow(names[-1].encode(), cursor=cursor)
+        assert before + orders(rest) == orders(other) == names
+        assert len(before) < len(names)
+        for protocol in (slow, quick, again):
+            protocol.connection_lost(None)
 
 
 async def test_invalid_streams_are_refused() -> None:

@@ -26,7 +26,9 @@ async def test_example_follows_its_policy(tmp_path: Path) -> None:
     keys, port = KeyFile(tmp_path / "keys.json"), free_port()
     key = keys.add("ada", ("orders:write",), 0, None)
     poor = keys.add("bob", (), 0, None)
-    command = [*COMMAND, "examples/gateway/gateway.toml", "--port", str(port)]
+    file, shop = tmp_path / "gateway.toml", ROOT / "examples" / "gateway" / "shop.py"
+    file.write_text((shop.parent / "gateway.toml").read_text("utf-8").replace("shop.py", str(shop)), "utf-8")
+    command = [*COMMAND, str(file), "--port", str(port)]
     with run_server(command, port, tmp_path / "log", KEYS=str(keys.path), PATH=PATH):
         url = f"http://127.0.0.1:{port}/mcp"
         async with Client(url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT) as client:
@@ -89,7 +91,7 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
         (("accept", str(file), "shp"), "did you mean 'shop'"),
         (("accept", str(file), "shop", "by"), "did you mean 'buy'"),
         ((str(tmp_path / "none.toml"),), "There is no file"),
-        ((str(lock),), "isn't a .toml or .json file.\n  Do:   Use one. For a program: millstream run"),
+        ((str(lock),), "isn't a .toml or .json file.\n  Fix:   Use one. For a program: millstream run"),
         ((str(empty),), "Add a table such as [upstreams.files]"),
     ):
         failed = run(*arguments)

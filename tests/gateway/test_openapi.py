@@ -8,7 +8,9 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from examples import books_api, remote_api
 from millstream import Client, Server
+from millstream.client import ToolFailed
 from millstream.gateway import RouteKind, RouteMap
 from patience import WAIT
 
@@ -436,3 +438,19 @@ async def test_operation_names_are_unique(ids: list[str]) -> None:
     )
     async with Client(mcp, timeout=WAIT) as client:
         assert len({tool.name for tool in await client.tools()}) == len(ids)
+
+
+async def test_documented_application_and_document_are_served() -> None:
+    async with Client(books_api.mcp) as client:
+        assert (await client.call("order_book", isbn="1", copies=2)).data == {"result": "Ordered 2 of 1"}
+        with pytest.raises(ToolFailed, match=r"HTTP error 404: Not Found - {'detail': 'There is no such book\.'}"):
+            await client.call("get_book", isbn="1")
+        with pytest.raises(ToolFailed, match="'copies' must be an integer, got the string \"many\""):
+            await client.call("order_book", isbn="1", copies="many")
+    api = FastAPI()
+    api.get("/books/{isbn}", name="get_book")(lambda isbn: isbn)
+    api.get("/admin/users")(lambda: None)
+    api.post("/orders", operation_id="order")(lambda: None)
+    async with Client(remote_api.make_server(api.openapi(), "secret")) as client:
+        assert [tool.name for tool in await client.tools()] == ["order"]
+        assert [each.name for each in await client.templates()] == ["book"]

@@ -2,6 +2,7 @@ import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -13,9 +14,13 @@ from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import fetch
+from millstream.gateway._config import load_file
 from millstream.gateway._pins import AcceptedFile
 from millstream.gateway._results import Redactor
 from patience import WAIT
+from processes import ROOT
+
+EXAMPLES = ROOT / "examples" / "gateway"
 
 
 def make_shop() -> Server:  # noqa: C901  it has one of everything
@@ -311,3 +316,10 @@ async def test_policy_can_quarantine_new_definitions() -> None:
     mcp.upstream("shop", make_shop(), policy=policy, trust="pin", start_timeout=WAIT)
     async with Client(mcp, timeout=WAIT) as client:
         assert not await client.tools()
+
+
+def test_documented_file_and_program_have_the_same_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    (file,) = load_file("gateway.toml").upstreams
+    (program,) = run_path("policy.py")["mcp"].definition.upstreams
+    assert file.policy == program.policy

@@ -229,7 +229,7 @@ async def test_new_sessions_wait_until_a_stopping_program_has_stopped() -> None:
 
 
 async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> None:
-    page = (ROOT / "docs/guides/run-a-program-for-another-library.md").read_text("utf-8")
+    page = (ROOT / "docs/guides/run-fastmcp-and-sdk-programs.md").read_text("utf-8")
     example = (ROOT / "examples/other_library.py").read_text("utf-8")
     assert example in page
     (tmp_path / "bookshop.py").write_text(example)

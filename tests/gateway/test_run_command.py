@@ -72,11 +72,8 @@ def test_invalid_targets_are_refused_with_a_one_line_error(target: str, said: st
 
 async def test_documented_files_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.chdir(ROOT)
-    for target, own in (
-        ("examples/gateway/servers.json", set[str]()),
-        ("examples/gateway/front.py", {"opening_hours"}),
-    ):
+    monkeypatch.chdir(ROOT / "examples" / "gateway")
+    for target, own in (("servers.json", {"warehouse_count"}), ("front.py", {"opening_hours"})):
         command = [sys.executable, "-m", "millstream", "run", target, "--transport", "stdio"]
         async with Client(command, timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
             assert {tool.name for tool in await client.tools()} >= {"shop_order", "shop_search_books", *own}

@@ -52,6 +52,24 @@ def test_chat_shows_the_server_name(hub: str, open_page: OpenPage) -> None:
     expect(page.locator(".server")).to_have_text("hub 1.0.0")
 
 
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720), (390, 844)])
+def test_first_screen_shows_the_server_and_leads_to_the_playground(
+    hub: str, open_page: OpenPage, width: int, height: int
+) -> None:
+    page = open_page(f"{hub}/chat", width=width, height=height)
+    expect(page.get_by_label("Your name")).to_be_focused()
+    expect(page.locator(".server")).to_have_text("hub 1.0.0")
+    side, bar = page.locator("#side").bounding_box(), page.locator(".bar").bounding_box()
+    assert bar is not None
+    assert (side is None) == (width < 832)
+    if side is not None:
+        assert (side["x"], side["y"], side["height"]) == (0, bar["height"], height - bar["height"])
+    assert find_layout_problems(page) == []
+    page.get_by_role("link", name="ask a model in the playground").click()
+    expect(page.get_by_role("heading", name="Playground")).to_be_visible()
+    expect(page.get_by_label("Your name")).to_be_hidden()
+
+
 def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> None:
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")
     live(ada)
@@ -319,6 +337,7 @@ def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the
     live(page)
     live(other)
     call(hub, "send_sse_message", {"message": "tool: by curl"})
+    expect(page.locator(".message", has_text="tool: by curl").locator("strong")).to_have_text("hub")
     assert page.request.post(f"{hub}/publish", data={"data": {"text": "tool: published"}}).ok
     assert page.request.post(f"{hub}/publish", data={"data": "tool: plain"}).ok
     for each in (page, other):

@@ -194,3 +194,76 @@ def test_pages_open_with_name_and_password(shop: Shop, open_page: OpenPage) -> N
     page.wait_for_url(f"{shop.url}/docs")
     expect(page.get_by_label("Password")).to_have_count(0)
     expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+def sign_in(page: Page, typed: str = "correct horse") -> None:
+    """Fill in the form that's shown."""
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill(typed)
+    page.get_by_label("Password").press("Enter")
+
+
+def test_private_page_of_the_program_opens_with_its_form_and_fetch(shop: Shop, open_page: OpenPage) -> None:
+    page = open_page(f"{shop.url}/notes/tea?tab=1", fresh=True, lossy=True)
+    sign_in(page)
+    page.wait_for_url(f"{shop.url}/notes/tea?tab=1")
+    expect(page.locator("output")).to_contain_text("ada saved text=y in x")
+    page.get_by_label("Text").fill("green")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("ada saved text=green in tea")).to_be_visible()
+
+
+def test_account_menu_says_who_is_signed_in_and_signs_out_here(shop: Shop, open_page: OpenPage) -> None:
+    for name in ("connect", "inspect", "dashboard", "docs", "chat"):
+        page = open_page(f"{shop.url}/{name}", fresh=True, lossy=True)
+        sign_in(page)
+        page.wait_for_url(f"{shop.url}/{name}")
+        button = page.get_by_role("button", name="Ada", exact=True)
+        button.click()
+        menu = page.get_by_role("region", name="Account")
+        expect(menu).to_contain_text("Signed in as")
+        expect(menu.locator("#account-scopes")).to_have_text("everything")
+        if name == "docs":
+            assert find_layout_problems(page) == []
+        page.keyboard.press("Escape")
+        expect(menu).to_be_hidden()
+        expect(button).to_be_focused()
+        button.press("Enter")
+        menu.get_by_role("button", name="Sign out here").click()
+        page.wait_for_url(f"{shop.url}/sign-in")
+        page.goto(f"{shop.url}/{name}")
+        expect(page.get_by_label("Password")).to_be_visible()
+
+
+@pytest.mark.parametrize(("button", "left"), [("Sign out here", False), ("Sign out everywhere", True)])
+def test_signing_out_everywhere_ends_the_other_browser(
+    shop: Shop, open_page: OpenPage, button: str, left: bool
+) -> None:
+    first, second = (open_page(f"{shop.url}/docs", fresh=True, lossy=True) for _ in range(2))
+    for page in (first, second):
+        sign_in(page)
+        page.wait_for_url(f"{shop.url}/docs")
+    first.get_by_role("button", name="Ada", exact=True).click()
+    first.get_by_role("button", name=button).click()
+    first.wait_for_url(f"{shop.url}/sign-in")
+    second.goto(f"{shop.url}/docs")
+    expect(second.get_by_label("Password")).to_have_count(int(left))
+
+
+def test_sign_in_and_consent_show_the_server_and_set_the_focus(shop: Shop, open_page: OpenPage) -> None:
+    page = open_page(f"{shop.url}/docs", fresh=True, lossy=True)
+    expect(page.locator(".brand")).to_have_text("S")
+    expect(page.get_by_label("Name")).to_be_focused()
+    sign_in(page, "wrong")
+    expect(page.get_by_label("Password")).to_be_focused()
+    page.goto(shop.link("Claude Code"))
+    expect(page.locator(".brand")).to_have_text("S")
+    expect(page.get_by_label("Name")).to_be_focused()
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_role("button", name="Sign in and allow").click()
+    assert shop.answered(page)["code"]
+    page.goto(shop.link("Another"))
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Allow", exact=True)).to_be_focused()

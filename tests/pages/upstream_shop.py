@@ -3,6 +3,9 @@
 import os
 from urllib.parse import urlencode
 
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
 from issuing_world import KnownUsers
 from millstream import Server, auth
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
@@ -37,3 +40,17 @@ mcp = Server(
         scope_descriptions={"shop:use": "Look at books and prices", "orders:write": "Order books, up to 100 € a month"},
     ),
 )
+
+
+@mcp.route("/notes/{name}", methods=["GET", "POST"])
+async def notes(request: Request) -> Response:
+    """A private page of the program, with a form and a request of its script."""
+    who = request.state.principal.subject
+    if request.method == "POST":
+        given = (await request.body()).decode()
+        return HTMLResponse(f"<title>Saved</title><p>{who} saved {given} in {request.path_params['name']}</p>")
+    return HTMLResponse(
+        "<title>Notes</title><form method='post'><input name='text' aria-label='Text'><button>Save</button></form>"
+        "<output></output><script>fetch('/notes/x', {method: 'POST', body: 'text=y'}).then((reply) => reply.text())"
+        ".then((text) => { document.querySelector('output').textContent = text; });</script>"
+    )

@@ -54,7 +54,11 @@ class Ways:
         async with asyncio.timeout(WAIT):
             response: Response | None = await handler(asked)
         if response is not None:
-            return response.status, response.head, RANDOM.sub(b"?", response.body)
+            return (
+                response.status,
+                re.sub(rb"(mcp-session-id: )\S+", rb"\1?", response.head),
+                RANDOM.sub(b"?", response.body),
+            )
         return *head[0], b""
 
 
@@ -189,3 +193,40 @@ def test_fast_and_exact_path_agree_on_handshake_calls(ways: Ways, body: bytes, s
     session = {} if sessionless else {**ways.session, "mcp-protocol-version": version}
     assume(b"\x00" not in body)
     ways.compare(encode_headers({**POST, **session}), body)
+
+
+PARAMS: list[Any] = [
+    None, {}, {"cursor": "x"}, {"cursor": 1}, {"name": "no-such"}, {"uri": "shop://sign"}, {"level": "debug"},
+    {"_meta": {}}, {"_meta": {"progressToken": "t"}}, {"_meta": {"progressToken": None}}, {"_meta": None}, [], "x",
+    {"protocolVersion": LATEST_HANDSHAKE},
+    {"protocolVersion": LATEST_HANDSHAKE, "capabilities": 1}, {"_meta": META_OF},
+    {"_meta": {f"{META}protocolVersion": None}}, {"requestId": 1}, {"text": "Köln"},
+]  # fmt: skip
+
+
+@given(
+    method=st.sampled_from([
+        "ping", "tools/list", "prompts/list", "prompts/get", "resources/read", "resources/subscribe", "initialize",
+        "logging/setLevel", "completion/complete", "notifications/initialized", "notifications/cancelled", "no/such",
+        "notifications/no-such", "server/discover", "subscriptions/listen", "tools/call", "",
+    ]),
+    changes=st.dictionaries(
+        st.sampled_from(["id", "params", "result", "error", "method", "jsonrpc"]),
+        st.sampled_from([None, 1, "x", 1.5, "", {}, *PARAMS]),
+        max_size=1,
+    ),
+    params=st.sampled_from(PARAMS),
+    form=st.sampled_from(["request", "notification", "sessionless request", "sessionless notification"]),
+    version=st.sampled_from([LATEST_HANDSHAKE] * 3 + ["2025-03-26", PER_REQUEST, "x", "", None]),
+)  # fmt: skip
+@settings(max_examples=examples(60))
+def test_fast_and_exact_path_agree_on_other_handshake_messages(
+    ways: Ways, method: str, changes: dict[str, Any], params: Any, form: str, version: Any
+) -> None:
+    message: dict[str, Any] = {"jsonrpc": "2.0", "method": method} | ({"id": 1} if form.endswith("request") else {})
+    message |= ({} if params is None else {"params": params}) | changes
+    headers = {**POST, **({} if form.startswith("sessionless") else ways.session)}
+    headers.pop("mcp-protocol-version", None)
+    if version is not None:
+        headers["mcp-protocol-version"] = version
+    ways.compare(encode_headers(headers), json.dumps(message, ensure_ascii=False).encode())

@@ -85,7 +85,7 @@ def test_people_sign_in_behind_nginx_on_another_port(
 ) -> None:
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
     key, backend = "k" * 20, free_port()
-    command = run_command("examples/greet.py", backend, "--serve", "all", "--auth-key", key)
+    command = run_command("examples/greet.py", backend, "--serve", "all", "--auth", key)
     site = GUARD.sub("", SITE).replace("$http_host", host)
     with run_server(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", site, backend) as port:
         form = urlencode({"key": key, "next": "/dashboard"}).encode()

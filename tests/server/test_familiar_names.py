@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -155,8 +157,13 @@ async def test_names_of_other_packages_that_mean_something_else_say_what_to_writ
 
     with pytest.raises(AttributeError, match=r"Write `async with Client\(mcp\) as client: await client\.tools\(\)`"):
         mcp.list_tools()  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError, match="Did you mean 'mount'"):
+    with pytest.raises(AttributeError, match=r"Write `Server\(middleware=\[…\]\)`"):
+        mcp.middleware("http")  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"what it yields is `ctx\.lifespan`"):
+        mcp.state.limiter = None  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="Did you mean 'mount'") as caught:
         mcp.mont(mcp)  # type: ignore[attr-defined]
+    assert "".join(traceback.format_exception(caught.value)).count("Did you mean") == 1
     async with Client(mcp) as client:
         assert (await client.call("look")).text == "looked"
         with pytest.raises(AttributeError, match="set_log_level"):
@@ -170,3 +177,27 @@ async def test_names_of_other_packages_that_mean_something_else_say_what_to_writ
     async with Client(Server("empty")) as client:
         with pytest.raises(ServerError, match="The server has no prompts, so there is no 'x'"):
             await client.prompt("x")
+
+
+def test_client_keywords_of_other_packages_name_ours() -> None:
+    for keyword, ours in {"auth": "Options(auth=", "elicitation_handler": "elicit=", "log_handler": "on_log="}.items():
+        with pytest.raises(TypeError, match=re.escape(ours)):
+            Client(Server("shop"), **{keyword: None})  # type: ignore[arg-type]
+
+
+async def test_progress_handlers_under_other_names_are_refused() -> None:
+    async with Client(Server("shop")) as client:
+        for name in ("on_progress", "progress_handler"):
+            with pytest.raises(TypeError, match="write progress="):
+                await client.call("order", **{name: print})
+
+
+def test_servers_show_their_name_and_items() -> None:
+    mcp = Server("shop")
+
+    @mcp.tool
+    def order() -> str:
+        """Order."""
+        return ""
+
+    assert repr(mcp) == "<Server 'shop': 1 tools, 0 resources, 0 templates, 0 prompts>"

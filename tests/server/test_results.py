@@ -235,6 +235,8 @@ def test_prompts_become_messages() -> None:
         return {"role": role, "content": content}
 
     assert members(encode_messages("hi")) == {"messages": [said("user", text("hi"))]}
+    same = [{"role": "assistant", "content": "hi"}, {"role": "user", "content": {"type": "text", "text": "yo"}}]
+    assert members(encode_messages(same)) == {"messages": [said("assistant", text("hi")), said("user", text("yo"))]}
     assert members(encode_messages(Message("assistant", "hi"))) == {"messages": [said("assistant", text("hi"))]}
     assert members(encode_messages(["a", Message("assistant", "b"), Text("c"), {"d": 1}, PNG])) == {
         "messages": [

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,6 +164,45 @@ def test_exceptions_have_type_message_and_stack() -> None:
     assert (error["type"], error["message"]) == ("LookupError", "no token=*** here")
     assert "Traceback" in error["stack"]
     assert "hunter2" not in error["stack"]
+
+
+class OutOfStock(Exception):
+    pass
+
+
+def fail(depth: int, text: str, *, note: str = "", kind: type[Exception] = ValueError) -> None:
+    if depth:
+        fail(depth - 1, text, note=note, kind=kind)
+    error = kind(text)
+    if note:
+        error.add_note(note)
+    raise error
+
+
+def test_repeated_errors_are_described_like_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    formatted: list[object] = []
+    format_tb = traceback.format_tb
+    monkeypatch.setattr(traceback, "format_tb", lambda trace: formatted.append(trace) or format_tb(trace))
+    formatter = logs.JsonLines()
+    for depth, text, note, kind in (
+        (1, "a", "", ValueError), (1, "b", "", OutOfStock), (1, "", "", KeyError), (1, "token=hunter2", "", ValueError),
+        (1, "a", "why", ValueError), (0, "a", "", ImportError), (0, "a", "", ValueError),
+    ):  # fmt: skip
+        try:
+            fail(depth, text, note=note, kind=kind)
+        except Exception:
+            record = logging.makeLogRecord({"exc_info": sys.exc_info()})
+        stack = json.loads(formatter.format(record))["error"]["stack"]
+        assert stack == logging.Formatter().formatException(record.exc_info).replace("hunter2", "***")  # type: ignore[arg-type]
+    assert len(formatted) == 2
+
+
+@given(st.from_regex(logs._SECRET_TEXT, alphabet=st.characters(max_codepoint=127)))
+def test_every_secret_has_a_hint(text: str) -> None:
+    hidden = logs._SECRET_TEXT.sub(
+        lambda match: (match[match.lastgroup] if match.lastgroup else "") + logs.HIDDEN, text[: logs.MAX_TEXT]
+    )
+    assert logs.redact_text(text[: logs.MAX_TEXT]) == hidden
 
 
 def test_continuation_lines_on_a_terminal_are_indented() -> None:

@@ -1,6 +1,6 @@
 """Signing in to other servers from the inspector, without a browser: what counts, for whom, and what attacks get.
 
-docs/guides/inspect-a-server.md is the contract. The rules are RFCs 6749, 7009, 7636, 9207 and our choice.
+docs/guides/develop-and-inspect.md is the contract. The rules are RFCs 6749, 7009, 7636, 9207 and our choice.
 """
 
 import asyncio

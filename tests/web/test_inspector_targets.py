@@ -14,7 +14,7 @@ from http_peer import NO_TRUST, serve
 from millstream import Client, Server
 from millstream._app.local_only import Bind
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.commands.run import check_inspected, configure
+from millstream._cli.serve import check_inspected, configure
 from millstream._config import Settings
 from patience import WAIT
 from processes import free_port

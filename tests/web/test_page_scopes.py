@@ -9,7 +9,7 @@ CALL = re.compile(
     r"\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
 )
 SCRIPTS = sorted(path for path in pages() if path.endswith(".js"))
-OPEN = {"/livez"}
+OPEN = {"/livez", "/sign-out"}
 """What anybody may ask."""
 NAMED = {
     ("chat/playground.js", "address"): ["/chat/playground/talk"],

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"runtime/debug"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 )
@@ -18,6 +19,12 @@ func main() {
 		log.Fatal(err)
 	}
 	defer session.Close()
+	info, _ := debug.ReadBuildInfo()
+	for _, module := range info.Deps {
+		if module.Path == "github.com/modelcontextprotocol/go-sdk" {
+			fmt.Println("source: go-sdk", module.Version, "on", info.GoVersion)
+		}
+	}
 	if _, err := session.ListTools(ctx, nil); err != nil {
 		log.Fatal(err)
 	}

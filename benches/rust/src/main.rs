@@ -1,7 +1,8 @@
 //! The official Rust SDK as a peer: `bench (http|stateless|stdio) PORT`.
 //!
 //! It gets what makes it fastest: one thread, mimalloc, hyper without a router in front, and tools that are registered
-//! once instead of for each request. With BENCH_REDIS, it has the tools of the shop, and BENCH_WORKERS sets its threads. It replies in JSON where it can; in sessions it always streams, here without the
+//! once instead of for each request. With BENCH_REDIS, it has the tools of the shop, with BENCH_PAGE those of `traffic`,
+//! and BENCH_WORKERS sets its threads. It replies in JSON where it can; in sessions it always streams, here without the
 //! first event and the keep-alives that a stream has otherwise.
 
 use std::{convert::Infallible, env, error::Error, net::Ipv4Addr, sync::Arc};
@@ -22,8 +23,10 @@ use rmcp::{
 use serde::{Deserialize, Serialize};
 use shop::Shop;
 use tokio::{net::TcpListener, runtime::Builder};
+use traffic::Traffic;
 
 mod shop;
+mod traffic;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -98,6 +101,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             Ok(())
         } else if env::var("BENCH_REDIS").is_ok() {
             serve_http(Shop::connect().await?, given[1] != "stateless", given[2].parse()?).await
+        } else if env::var("BENCH_PAGE").is_ok() {
+            serve_http(Traffic::new()?, given[1] != "stateless", given[2].parse()?).await
         } else {
             serve_http(build(), given[1] != "stateless", given[2].parse()?).await
         }

@@ -24,6 +24,7 @@ _ELSEWHERE = {
     "list_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
     "list_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
     "list_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
+    "middleware": "Write `Server(middleware=[…])`, or wrap the application.",
     "on_event": "Write `Server(lifespan=…)`.",
     "post": "Write `@mcp.route(path, methods=['POST'])`.",
     "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
@@ -31,7 +32,9 @@ _ELSEWHERE = {
     "run_sse_async": "Write `await mcp.run_async('http')`, which serves /sse, too.",
     "run_stdio_async": "Write `await mcp.run_async('stdio')`.",
     "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
+    "router": "Write `@mcp.route(path)`.",
     "session_manager": "A mounted server needs none: write `FastAPI(lifespan=mcp.lifespan)`.",
+    "state": "Write `Server(lifespan=…)`: what it yields is `ctx.lifespan`.",
 }
 """Name of another package -> what to write here."""
 

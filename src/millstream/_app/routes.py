@@ -5,12 +5,13 @@ only programs on the server's own machine (`local_only`).
 """
 
 from collections.abc import Awaitable, Collection, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from millstream._http.hosts import EXEMPT, not_a_socket, require_same_site
-from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, plain_problem, refusal
+from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, plain_problem, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
 from millstream._server.load import RequestGate
@@ -32,6 +33,7 @@ class Routes:
         gates: Collection[RequestGate],
         sockets: bool,
         mcp_path: str,
+        title: str,
     ) -> None:
         """Wrap each route in its checks, once.
 
@@ -42,10 +44,22 @@ class Routes:
             gates: wrap the handlers of gated routes.
             sockets: whether the server has a WebSocket.
             mcp_path: path of MCP.
+            title: name of the server, for people.
         """
+        self._title = title
+        self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
+        self._guarded = guard is not None
 
         def protect(route: Route) -> dict[str, Handler]:
-            return _wrap_handlers(route, guard, here_only, gates)
+            handlers = _wrap_handlers(route, guard, here_only, gates)
+            if route.own and (guard is None or route.public):
+                return handlers  # every response is the program's
+            return {
+                method: self._for_browsers(handler, own=route.own)
+                if method == "GET" or route.own or (route.public and route.reserved)
+                else handler
+                for method, handler in handlers.items()
+            }
 
         exact = {
             path: _restrict_stream(route, sockets) if route.stream else route for path, route in table.exact.items()
@@ -55,7 +69,9 @@ class Routes:
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
-        self._nothing_at_home = _refuse_home(mcp_path)
+        self._nothing_at_home = self._enter(_refuse_home(mcp_path), mcp_path)
+        if "GET" in (served := self._exact.get(mcp_path, {})):
+            self._exact[mcp_path] = {**served, "GET": self._enter(served["GET"], mcp_path)}
         if table.home is not None and "/" not in self._exact and self._below("/") is None:
             page, redirect = table.home
             redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
@@ -79,13 +95,55 @@ class Routes:
         exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
-            return self._nothing_at_home if path == "/" else _not_served(path)
+            if path == "/":
+                return self._nothing_at_home
+            missing = _not_served(path)
+            if method == "GET":
+                return self._for_browsers(missing or refuse)
+            return missing
         handler = handlers.get(method)
         if handler is None and path == "/" and method == "POST":  # a client without the endpoint's path
             return self._nothing_at_home
         if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
             handler = exact.get("GET")
-        return handler if handler is not None else _not_allowed(handlers)
+        if handler is None:
+            refused = _not_allowed(handlers)
+            return self._for_browsers(refused) if method == "GET" else refused
+        return handler
+
+    def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
+        """Return the handler with refusals as pages for browsers. `own`: once the guard has let a request pass, the
+        response is the program's.
+        """
+
+        async def show(request: HttpRequest) -> Response | Sink | None:
+            reply = await handler(request)
+            if not isinstance(reply, Response) or (own and request.principal is not None):
+                return reply
+            return self.refusal_for(request, reply)
+
+        return _unless_browser(handler, show)
+
+    def refusal_for(self, request: HttpRequest, reply: Response) -> Response:
+        """Return a refusal as a page, if a browser asks for one."""
+        if not wants_page(request):
+            return reply
+        from millstream._web.error_pages import error_page  # noqa: PLC0415  only for browsers
+
+        links = {} if reply.status == 421 else {"Start page": "/"}
+        if reply.status in (401, 403) and "/sign-in" in self._exact:
+            links["Sign in"] = "/sign-in"
+        return error_page(request, reply, self._title, links)
+
+    def _enter(self, handler: Handler, mcp_path: str) -> Handler:
+        """Return the handler of MCP's address, which shows a page to browsers."""
+
+        async def show(request: HttpRequest) -> Response:
+            from millstream._web.error_pages import entry_page  # noqa: PLC0415  only for browsers
+
+            return entry_page(request, mcp_path, self._title, self._pages, guarded=self._guarded)
+
+        return _unless_browser(handler, show)
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:
         for pattern, handlers in self._patterns:
@@ -99,6 +157,24 @@ class Routes:
         return {
             (method, path): (handler, method.decode(), path.decode()) for (method, path), handler in self._hot.items()
         }
+
+
+_PAGES = {"Connect a client": "/connect", "API docs": "/docs"}
+"""Label -> path of pages for people who open the address of MCP."""
+
+
+def _unless_browser(handler: Handler, show: Handler) -> Handler:
+    """Return a handler that calls `show` for browsers, and `handler` for programs."""
+
+    @wraps(handler)
+    def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
+        return (show if wants_page(request) else handler)(request)
+
+    return call
+
+
+async def refuse(request: HttpRequest) -> Response:
+    return refusal(404, "Not found.")
 
 
 def _restrict_stream(route: Route, sockets: bool) -> Route:
@@ -120,7 +196,8 @@ def _wrap_handlers(
     if guard is None or route.public:
         return handlers
     return {
-        method: guard.protect(handler, scope=route.scope, message=route.message) for method, handler in handlers.items()
+        method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
+        for method, handler in handlers.items()
     }
 
 

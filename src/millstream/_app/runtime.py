@@ -170,7 +170,9 @@ class Runtime:
                 gates=host.request_gates,
                 sockets=bool(host.sockets),
                 mcp_path=settings.path,
+                title=self.definition.title,
             )
+            self.policy.show = self.routes.refusal_for
         return self.routes
 
     @property

@@ -21,6 +21,7 @@ from millstream._app.method_aliases import ServerAliases
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
+from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.dependency_resolver import completer_of
@@ -181,6 +182,11 @@ class Server(ServerAliases):
         self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
         extension.bind_server(self)
+
+    @override
+    def __repr__(self) -> str:
+        kinds = ("tools", "resources", "templates", "prompts")
+        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in kinds)}>"
 
     @property
     def name(self) -> str:

@@ -20,12 +20,13 @@ from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
 from millstream._http.asgi.hosted_application import Application, BrokenReply, HostedApplication
-from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
 from millstream._server.calls.threads import Threads
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
+from millstream._web.error_pages import error_page
 
 logger = logging.getLogger("millstream")
 
@@ -49,6 +50,7 @@ _TAKEN = frozenset(
         "/inspect",
         "/metrics",
         "/sign-in",
+        "/sign-in/account",
         "/sign-out",
         "/mcp",
     )
@@ -90,6 +92,15 @@ class UserRoute(Struct, frozen=True, eq=False):
     same path, the first one stays.
     """
 
+    def serves(self, path: str, before: str = "") -> bool:
+        """Return whether this is the route of a path, with the prefix of its mounted server."""
+        if not path.startswith(before):
+            return False
+        path = path[len(before) :]
+        if self.pattern is not None:
+            return self.pattern.match(path) is not None
+        return path == self.path or (self.below and path.startswith(self.path.rstrip("/") + "/"))
+
 
 class UserRoutes(RouteRegistry):
     """The paths of a server and of its mounted servers."""
@@ -115,6 +126,7 @@ class UserRoutes(RouteRegistry):
             made = Route(
                 dict.fromkeys(sorted(each.methods), each.make("" if each.fixed else before, show_errors)),
                 public=each.public,
+                own=True,
             )
             if not each.fixed:
                 self._put(before, each, made, mcp)
@@ -166,7 +178,7 @@ class UserRoutes(RouteRegistry):
 
 def _both(route: Route, first: Route) -> Route:
     """Return one route with the methods of two, preferring the first."""
-    return Route({**route.handlers, **first.handlers}, public=first.public)
+    return Route({**route.handlers, **first.handlers}, public=first.public, own=True)
 
 
 def route_of(
@@ -308,6 +320,10 @@ async def _finish(background: Any) -> None:
         await background()
 
 
+def _refuse(request: HttpRequest, reply: Response) -> Response:
+    return error_page(request, reply) if wants_page(request) else reply
+
+
 def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
     """Wrap a handler to report failures like those of tools."""
 
@@ -316,7 +332,7 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
             return await handler(request)
         except HTTPException as exc:
             given = {name.lower().replace("-", "_"): value for name, value in (exc.headers or {}).items()}
-            return refusal(exc.status_code, exc.detail, **given)
+            return _refuse(request, refusal(exc.status_code, exc.detail, **given))
         except BrokenReply as exc:
             raise with_user_frames(exc)  # noqa: B904  it's the same one
         except Exception as exc:
@@ -324,6 +340,6 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
             error = with_user_frames(exc)
             logger.error("%s %a failed [incident %s]", request.method, request.path, incident, exc_info=error)
             text = f"Internal error. The server's log has the details under incident {incident}."
-            return refusal(500, shown_error(error) if show_errors() else text)
+            return _refuse(request, refusal(500, shown_error(error) if show_errors() else text))
 
     return handle

@@ -13,7 +13,7 @@ from millstream._cli.gc_pause import gc_paused
 from millstream._cli.help import print_overview
 from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.signals import INTERRUPTED, ending_in_order
-from millstream._cli.stdio import plain_stdio, serve_stdio
+from millstream._cli.stdio import plain_http, plain_stdio, serve_stdio
 
 _SERVING = (["run"], ["dev"], ["gateway"])
 """Commands that handle signals themselves."""
@@ -65,6 +65,13 @@ def _obey(arguments: Sequence[str]) -> None:
         return
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
+    if http := plain_http(arguments):
+        with gc_paused():
+            from millstream._cli.serve import serve_http  # noqa: PLC0415 - see above
+
+        target, host, port, level = http
+        serve_http(target, host, port, settings={"log_level": level})
+        return
     with gc_paused():
         from millstream._cli.program import program  # noqa: PLC0415 - see above
 

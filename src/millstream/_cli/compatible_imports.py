@@ -1,15 +1,16 @@
 """Imports of programs for other libraries: the compatibility layer, and calls of `run` at the top level.
 
 Programs for the official SDK 1.x run on the compatibility layer, under the SDK's import names, if no SDK is installed,
-or one of a version that can't run them.
+one of a version that can't run them, or one that can't be imported, like 1.12 beside pydantic 2.14.
 """
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -31,12 +32,22 @@ _FASTMCP = (
 )
 _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "millstream.compat.fastmcp") | {
     "mcp.types": "millstream.compat.types",
-    "mcp.server.auth.settings": "millstream.compat.fastmcp",
-    "mcp.server.auth.provider": "millstream.compat.fastmcp",
-    "mcp.shared.auth": "millstream.compat.fastmcp",
+    **dict.fromkeys(
+        (
+            "mcp.server.auth.middleware.auth_context",
+            "mcp.server.auth.provider",
+            "mcp.server.auth.settings",
+            "mcp.server.elicitation",
+            "mcp.server.session",
+            "mcp.shared.auth",
+            "mcp.shared.context",
+            "mcp.shared.exceptions",
+        ),
+        "millstream.compat.fastmcp",
+    ),
 }
 """Module of the SDK -> module with the same public names."""
-_NAMES = {*_PACKAGES, *_SOURCES, "mcp.server.auth", "mcp.shared"}
+_NAMES = {*_PACKAGES, *_SOURCES, "mcp.server.auth", "mcp.server.auth.middleware", "mcp.shared"}
 _LIBRARIES = ("mcp", "fastmcp")
 
 
@@ -45,7 +56,7 @@ class CompatibleImports(MetaPathFinder, Loader):
 
     def __init__(self) -> None:
         self._before = set(sys.modules)
-        self._replaces = False
+        self._replaced: Collection[str] = ()
         self._told = False
 
     def replace_sdk(self, error: BaseException | None) -> bool:
@@ -54,14 +65,15 @@ class CompatibleImports(MetaPathFinder, Loader):
         Args:
             error: what the import of the program raised.
         """
-        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("mcp.server.fastmcp")
-        if self._replaces or not (missing or isinstance(error, UnsupportedVersion)):
+        missing = isinstance(error, ImportError) and error.name in _SOURCES
+        broken = isinstance(error, ImportError) and not missing and _is_in_sdk(error)
+        if self._replaced or not (missing or broken or isinstance(error, UnsupportedVersion)):
             return False
-        self._replaces = True
+        self._replaced = _NAMES if broken else _SOURCES
         sys.meta_path.remove(self)
         sys.meta_path.insert(0, self)
-        for name in [each for each in sys.modules if each in _SOURCES or each not in self._before]:
-            if name in _SOURCES or not _is_installed(sys.modules[name]):
+        for name in [each for each in sys.modules if each in self._replaced or each not in self._before]:
+            if name in self._replaced or not _is_installed(sys.modules[name]):
                 del sys.modules[name]
         return True
 
@@ -69,7 +81,7 @@ class CompatibleImports(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
     ) -> ModuleSpec | None:
-        found = fullname in (_SOURCES if self._replaces else _NAMES)
+        found = fullname in (self._replaced or _NAMES)
         return ModuleSpec(fullname, self, is_package=True) if found else None
 
     @override
@@ -84,10 +96,16 @@ class CompatibleImports(MetaPathFinder, Loader):
             self._told = True
             reason = (
                 f"mcp {metadata.version('mcp')} can't run this program, so it"
-                if self._replaces
+                if self._replaced
                 else f"{module.__name__} isn't installed, so the program"
             )
             print(f"{reason} runs on Millstream's compatibility layer.", file=sys.stderr)
+
+
+def _is_in_sdk(error: BaseException) -> bool:
+    """Return whether the SDK's own code raised an error, or a package that it imports."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "mcp" for frame in frames)
 
 
 def _is_installed(module: ModuleType) -> bool:

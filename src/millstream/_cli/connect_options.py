@@ -184,7 +184,7 @@ class _ServerOutput:
     def print(cls, line: str) -> None:
         """Print a line of output."""
         cls.shown = True
-        cls.explained = cls.explained or line.startswith("  Do:   ")
+        cls.explained = cls.explained or line.startswith(("  Cause: ", "  Fix:   "))
         print_line(line)
 
 
@@ -257,7 +257,7 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 
 def _fail(text: str, status: int) -> None:
     if text or as_json.get():
-        tell(brief(text), status, shown=f"Error: {safe(brief(text))}")
+        tell(safe(brief(text)), status)
 
 
 def text_of(error: ClientError) -> str:

@@ -4,6 +4,8 @@ The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "st
 and `status` is the exit status. `chat` and `doctor` use other objects.
 """
 
+import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,10 +17,6 @@ from millstream._cli.help import COMMANDS
 if TYPE_CHECKING:
     from cyclopts import App
 
-_OTHER_JSON = frozenset(("run", "dev"))
-"""Commands whose ``--json`` refers to the server's response."""
-
-
 as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 """Whether the command was called with ``--json``."""
 
@@ -26,13 +24,16 @@ as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 def wants_json(arguments: Sequence[str]) -> bool:
     """Return whether these arguments request JSON."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "--json" in options and arguments[0] not in _OTHER_JSON
+    return "--json" in options
 
 
 def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str = "") -> None:
-    """Print a failure as JSON, or `shown` on standard error without ``--json``."""
+    """Print a failure as JSON, or `shown` or the sentences on standard error without ``--json``."""
     if not as_json.get():
-        sys.stderr.write(f"{shown or f'Error: {error}'}\n")
+        colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        text = shown or f"{_RED_ERROR if colored else 'Error:'} {error}"
+        text += f"\n  Cause: {why}" if why else ""
+        sys.stderr.write(f"{text}\n  Fix:   {remedy}\n" if remedy else f"{text}\n")
         return
     from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 
@@ -70,6 +71,13 @@ _SERVERS = (".py", ".js", ".mjs", ".cjs", ".json", ".toml")
 """Extensions of files with servers or configurations."""
 _LISTED = ("call", "prompt", "read")
 """Commands whose second argument is in the output of ``millstream list``."""
+
+
+_ARGUMENT = re.compile(r'Unknown option: "?--([\w-]+)')
+"""The error for an argument of a tool that's written as an option."""
+
+
+_RED_ERROR = "\x1b[1;31mError:\x1b[0m"
 
 
 class UsageError(Exception):
@@ -130,5 +138,10 @@ def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> Non
     remedy = f"millstream {command} --help" if command else "millstream --help"
     if command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"
-    tell(text, 2, remedy=remedy, shown=f"Error: {text}\nTry: {remedy}")
+    elif found := _ARGUMENT.match(text) if command in _LISTED else None:
+        at = next((at for at, word in enumerate(arguments) if word.startswith(f"--{found[1]}")), 0)
+        value = arguments[at].partition("=")[2] or " ".join(arguments[at + 1 : at + 2]) or "VALUE"
+        text = f"{command} has no option --{found[1]}."
+        remedy = f"To pass it to the server, write {shlex.quote(f'{found[1]}={value}')}"
+    tell(text, 2, remedy=remedy)
     sys.exit(2)

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.machinery
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+import millstream
 from millstream._app import Server
 from millstream._app.server_process.errors import CommandError, RunCalled, mark_import, place_of, show_failure
 from millstream._cli.compatible_imports import compatible_imports
@@ -117,7 +119,8 @@ def folder_of(target: str) -> Path:
 def split_target(target: str) -> tuple[str, str]:
     """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``. Other colons belong to the path."""
     source, colon, name = target.rpartition(":")
-    return (source, name) if colon and source and name.isidentifier() else (target, "")
+    dotted = all(word.isidentifier() for word in name.split("."))  # such as mcp.app, which an error explains
+    return (source, name) if colon and source and dotted else (target, "")
 
 
 def load_file(path: Path) -> ModuleType:
@@ -275,6 +278,8 @@ def _mount_hint(source: str, name: str) -> str:
 def _find_named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
     if name in servers:
         return servers[name]
+    if (owner := name.partition(".")[0]) != name and owner in servers:
+        raise CommandError(f"{name} isn't a global name.", fix=f"Use the server itself: {source}:{owner}")
     known = f"Name one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
     if name in namespace:
         kind = type(namespace[name]).__name__
@@ -306,11 +311,20 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, LocalError):
         return CommandError(str(exc), why=f"{_sentence(place_of(exc, frames))} needs it.")
     detail = show_failure(exc, frames)
+    if isinstance(exc, ModuleNotFoundError) and exc.name and exc.name.startswith("millstream."):
+        found = re.search(r"import (\w+)", frames[-1].line or "") if frames else None
+        name = found[1] if found and hasattr(millstream, found[1]) else "Server"
+        return CommandError(
+            f"Millstream has no module {exc.name}.",
+            fix=f"Import from the package itself: from millstream import {name}",
+            detail=detail,
+        )
     if isinstance(exc, ModuleNotFoundError) and exc.name:
+        package = exc.name.partition(".")[0]
         return CommandError(
             f"{source} needs the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
-            fix="Install its package into that environment, for example with pip or uv.",
+            fix=f"Install its package, or add it for one run: millstream run {source} --with {package}",
             detail=detail,
         )
     if isinstance(exc, SystemExit):

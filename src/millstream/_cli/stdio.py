@@ -1,7 +1,7 @@
-"""``millstream run FILE --transport stdio`` without a command-line library.
+"""``millstream run FILE`` with few options, without a command-line library.
 
-A desktop client waits for the first response, so the simple case is parsed here, for a start within 250 ms. Everything
-else, such as help or an invalid option, is left to `millstream._cli.commands.run`.
+Someone waits for the first response, so the simple cases are parsed here. Everything else, such as help or an invalid
+option, is left to `millstream._cli.commands.run`.
 """
 
 import sys
@@ -12,6 +12,7 @@ from millstream._cli.gc_pause import gc_paused
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
+HTTP_OPTIONS = ("--host", "--port", "-p", "--log-level")
 _AT_TERMINAL = (
     "Waiting for an MCP client on standard input. Clients usually start this command. To serve HTTP, leave out "
     "--transport stdio. Press Ctrl-C to stop.\n"
@@ -20,20 +21,34 @@ _AT_TERMINAL = (
 
 def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
     """Return target and log level of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for others."""
-    if not arguments or arguments[0] != "run":
-        return None
+    target, options = _plain_run(arguments, OPTIONS)
+    level = options.get("--log-level", "").lower()
+    plain = target and options.get("--transport") == "stdio" and level in ("", *LEVELS)
+    return (target, level) if plain else None
+
+
+def plain_http(arguments: Sequence[str]) -> tuple[str, str | None, int | None, str | None] | None:
+    """Return the target, host, port, and log level of ``run TARGET`` with no other options, or None for others."""
+    target, options = _plain_run(arguments, HTTP_OPTIONS)
+    port = options.get("--port", options.get("-p"))
+    host, level = options.get("--host"), options.get("--log-level")
+    plain = target and host != "" and level in (None, *LEVELS[:-1]) and (port is None or port.isdecimal())
+    return (target, host, None if port is None else int(port), level) if plain else None
+
+
+def _plain_run(arguments: Sequence[str], known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the target and options of ``run``, or an empty target if there are others, or an option is repeated."""
     options: dict[str, str] = {}
     targets: list[str] = []
     rest = iter(arguments[1:])
     for argument in rest:
         name, equals, value = argument.partition("=")
-        if name in OPTIONS:
+        if name in known and name not in options:
             options[name] = value if equals else next(rest, "")
         else:
             targets.append(argument)
-    level = options.get("--log-level", "").lower()
-    plain = options.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
-    return (targets[0], level) if plain and level in ("", *LEVELS) else None
+    plain = arguments[:1] == ["run"] and len(targets) == 1 and not targets[0].startswith("-")
+    return targets[0] if plain else "", options
 
 
 def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from getpass import getpass
+from textwrap import shorten
 from typing import Any, TextIO
 
 import msgspec
@@ -19,6 +20,8 @@ from millstream._protocol.errors import INVISIBLE, escape
 from millstream._protocol.json_schema import is_array, members
 from millstream.client._questions import ElicitAnswer, Question
 
+_NARROWEST = 20
+"""Minimum width of a last column."""
 _LONGEST = 2000
 """Maximum characters of a line."""
 
@@ -88,20 +91,31 @@ def color_json(text: str) -> str:
 
 
 def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Print a table that fits the terminal, truncating its last column, or tab-separated lines in a pipe."""
+    """Print a table that fits the terminal, or tab-separated lines in a pipe.
+
+    On a terminal, a cell that needs more than half of the line is followed by the last cell on a line of its own, and
+    the last cell ends after a whole word.
+    """
     if not sys.stdout.isatty():
         for row in rows:
             sys.stdout.write("\t".join(one_line(cell) for cell in row) + "\n")
         return
     width = shutil.get_terminal_size().columns
     table = [[safe(one_line(cell)) for cell in row] for row in (header, *rows)]
-    # Otherwise, a single huge value would widen all lines.
-    sizes = [min(max(len(row[column]) for row in table), width) for column in range(len(header))]
-    room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
+    sizes = [
+        max(len(row[column]) for row in table if len(row[column]) <= width // 2 or row is table[0])
+        for column in range(len(header))
+    ]
+    begin = sum(sizes[:-1]) + 2 * (len(sizes) - 1)
     for number, row in enumerate(table):
         cells = [cell.ljust(size) for cell, size in zip(row[:-1], sizes[:-1], strict=True)]
-        last = row[-1] if len(row[-1]) <= room or room < 10 else row[-1][: room - 1] + "…"
-        line = "  ".join([*cells, last]).rstrip()
+        line = "  ".join(cells)
+        room = max(width - begin, _NARROWEST)
+        last = shorten(row[-1], room, placeholder="…")
+        last = last if last != "…" else f"{row[-1][: room - 1]}…"  # one long word
+        if len(line) > begin - 2 and last:
+            line = f"{line.rstrip()}\n{' ' * (begin - 2)}"
+        line = f"{line}  {last}".rstrip()
         sys.stdout.write(f"{style(line, 'bold') if number == 0 else line}\n")
 
 

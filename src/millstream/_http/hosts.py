@@ -143,6 +143,8 @@ class HostPolicy:
             note: called with the status of each refusal.
         """
         self._note = note
+        self.show: Callable[[HttpRequest, Response], Response] = lambda request, refused: refused
+        """Returns a refusal as a page for browsers."""
         self._logged: set[bytes] = set()
         self._cors = cors
         self._hosts = HostNames(allowed_hosts)
@@ -228,7 +230,7 @@ class HostPolicy:
             wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
         origin = request.headers.get(b"origin")
         if wrong is not None:
-            return self.record(wrong), b""
+            return self.show(request, self.record(wrong)), b""
         if origin is None:
             return None, b""
         return self.preflight(request), self.cors_head(origin)
@@ -387,6 +389,7 @@ def _origin_refused(origin: bytes) -> Response:
     return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
 
+@lru_cache(_CACHE_SIZE)
 @lru_cache(_CACHE_SIZE)
 def is_loopback(host: str) -> bool:
     """Return whether a bind or peer address is a loopback address."""

@@ -9,7 +9,7 @@ create the requests and send the replies.
 
 Common parts of reply channels: the close signal, the last frame, and the reply for a failed handler.
 
-gzip for large plain replies (RFC 9110 §12.5.3), and for event streams if configured.
+gzip for large plain replies (RFC 9110 §12.5.3), and for event streams if configured (docs/decisions/0049).
 
 Small replies, which are the common case, aren't compressed: the adapters check the length first.
 
@@ -26,7 +26,7 @@ state. A caller that generates its arguments from the schema never gets a 422.
 
 import asyncio
 import logging
-import zlib
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address
@@ -42,6 +42,10 @@ from millstream._protocol.principal import Principal
 if TYPE_CHECKING:
     from millstream._config import Settings
 
+try:
+    from isal.isal_zlib import compress as _deflate
+except ImportError:  # there is no wheel for this platform
+    from zlib import compress as _deflate
 
 JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
@@ -295,25 +299,43 @@ FROM_BYTES = 4 * 1024
 GZIP_HEAD = b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
 
 _LEVEL = 1
-"""The lowest level, which shrinks JSON to a fifth at several hundred MB/s. Compression blocks the event loop."""
+"""The lowest level with a dynamic code, for both libraries."""
+_GZIP_BITS = 31
+"""Makes the library write a gzip member with the largest window."""
 _KINDS = (b"content-type: application/json", b"content-type: text/", b"content-type: application/problem+json")
+_LOOPBACK = re.compile(r"(::ffff:)?127\.|::1$")
+"""Matches a peer on this machine."""
+_FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 
 
-def compress(response: Response, headers: Mapping[bytes, bytes]) -> Response:
-    """Compress a reply with a text type if the client accepts gzip."""
-    if not (accepts_gzip(headers.get(b"accept-encoding", b"")) and response.head.startswith(_KINDS)):
+async def compress(response: Response, request: "HttpRequest", mode: str) -> Response:
+    """Compress a reply with a text type if the client accepts gzip. A large one is compressed in a thread.
+
+    Args:
+        response: The reply.
+        request: Its request.
+        mode: See `Settings.compression`.
+    """
+    headers, body = request.headers, response.body
+    if (
+        mode == "off"
+        or not response.head.startswith(_KINDS)
+        or not accepts_gzip(headers.get(b"accept-encoding", b""))
+        or (mode == "auto" and _LOOPBACK.match(request.peer) and _FORWARDING_HEADERS.isdisjoint(headers))
+    ):
         return response
     # A strong entity tag identifies the uncompressed bytes (RFC 9110 §8.8.3).
     head = response.head.replace(b'etag: "', b'etag: W/"') + GZIP_HEAD
-    return Response(gzip_member(response.body), response.status, head)
+    packed = gzip_member(body) if len(body) <= LARGE else await asyncio.to_thread(gzip_member, body)
+    return Response(packed, response.status, head)
 
 
 def gzip_member(data: bytes) -> bytes:
     """Return a complete gzip member (RFC 1952 §2.2). Members can be concatenated, so all streams can share it."""
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
-    return packer.compress(data) + packer.flush()
+    return _deflate(data, _LEVEL, _GZIP_BITS)
 
 
+@lru_cache(maxsize=64)
 def accepts_gzip(value: bytes) -> bool:
     """Return whether an `Accept-Encoding` header accepts gzip."""
     for item in value.lower().split(b","):
@@ -349,6 +371,7 @@ class HttpLimits(Struct, frozen=True):
     max_connections: int
     max_connections_per_address: int
     stream_buffer: int
+    compression: str
     max_header_count: int = 100
     max_header_bytes: int = 64 * 1024
     max_url: int = 8 * 1024
@@ -385,6 +408,11 @@ def parse_accept(value: bytes | None) -> AcceptedTypes:
             _cache.clear()
         known = _cache[value] = _ANY if value is None else _parse(value)
     return known
+
+
+def wants_page(request: HttpRequest) -> bool:
+    """Return whether a browser navigates. Its scripts, and other programs, don't list HTML beside everything else."""
+    return parse_accept(request.headers.get(b"accept")).page
 
 
 def _parse(value: bytes) -> AcceptedTypes:

@@ -137,6 +137,8 @@ r"""Control and format characters except ``\n`` and ``\t``: bidirectional and li
 
 def escape(text: str) -> str:
     """Return the text with these characters as JSON escapes."""
+    if text.isascii() and text.isprintable():
+        return text
     return INVISIBLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
@@ -146,7 +148,15 @@ FEW = 16
 
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
-    """Return the closest name, or None if none is similar."""
+    """Return the closest name, or None if none is similar.
+
+    Args:
+        name: The name that was given.
+        names: The names that exist.
+
+    Example:
+        ``closest_name("serch", ["search", "order"])``
+    """
     by_case = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1)
     return by_case[near[0]] if near else None
@@ -158,6 +168,9 @@ def suggest(name: str, names: Collection[str]) -> str:
     Args:
         name: The unknown name.
         names: The known names. A list or tuple keeps its order.
+
+    Example:
+        ``raise LookupError(f"There is no tool {name!r}; {suggest(name, tools)}")``
     """
     near = closest_name(name, names)
     if len(names) > FEW:
@@ -189,7 +202,7 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
         public = [each for each in dir(type(owner)) if not each.startswith("_")]
         if not name.startswith("_") and (near := closest_name(name, public)):
             text = f"{text}. Did you mean {near!r}?"
-    return AttributeError(text)
+    return AttributeError(text, name=name)  # without `obj`, Python adds no suggestion of its own
 
 
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:

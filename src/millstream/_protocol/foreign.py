@@ -26,6 +26,9 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
     Args:
         kind: Type of the message.
         warn: Called with the reason why an item of a list is left out. By default, none is.
+
+    Example:
+        ``read = foreign_decoder(ListToolsResult, logger.warning)``
     """
     decode = msgspec.json.Decoder(kind).decode
 

@@ -96,7 +96,14 @@ def value_at(value: Any, path: Iterable[str]) -> Any:
 
 
 def value_at_pointer(document: Any, fragment: str) -> Any:
-    """Return the value that a URI fragment points to: ``#/paths/~1a/0`` (RFC 6901, section 6).
+    """Return the value that a URI fragment points to (RFC 6901, section 6).
+
+    Args:
+        document: The decoded document.
+        fragment: The fragment, which starts with #.
+
+    Example:
+        ``value_at_pointer(document, "#/paths/~1a/0")``
 
     Raises:
         LookupError: There's no such value.
@@ -164,6 +171,9 @@ def inline_references(
         definitions: The targets of its references.
         max_nodes: Maximum number of subschemas in the result. If there are more, it keeps all references.
         recursive: What is known of the definitions from earlier schemas, by their ids.
+
+    Example:
+        ``inline_references(schema, schema.get("$defs", {}))``
     """
     try:
         return _Inliner(max_nodes, {} if recursive is None else recursive).document(root, definitions)

@@ -55,6 +55,13 @@ def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
     """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
     A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like this.
+
+    Args:
+        body: Undecoded JSON.
+        max_depth: Maximum nesting of arrays and objects.
+
+    Example:
+        ``if problem := exceeds_limits(body): raise ProtocolError(INVALID_REQUEST, problem)``
     """
     if len(body) > _SHORT:
         if len(body) > _FEW_NUMBERS and _too_many_long_numbers(body):
@@ -152,7 +159,11 @@ class _Envelope(Struct, gc=False):
 
 
 class Envelope(Struct, gc=False, frozen=True):
-    """A request (`method` and `id`), a notification (`method` only), or a response (`id`, and `result` or `error`)."""
+    """A request (`method` and `id`), a notification (`method` only), or a response (`id`, and `result` or `error`).
+
+    Example:
+        ``if envelope.method == "tools/call": ...``
+    """
 
     id: RequestId | None
     method: str
@@ -198,14 +209,20 @@ def check_text(body: bytes) -> None:
     Raises:
         ProtocolError: PARSE_ERROR.
     """
-    if not body.isascii():
-        try:
-            str(body, "utf-8")
-        except UnicodeDecodeError as exc:
-            raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
+    if not (body.isascii() or is_utf8(body)):
+        raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400)
     why = exceeds_limits(body)
     if why:
         raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
+
+
+def is_utf8(body: bytes) -> bool:
+    """Return whether text is UTF-8. Decoders check only the parts that they read."""
+    try:
+        str(body, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Result(Struct, gc=False):
@@ -357,7 +374,15 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
 
 
 def notification_message(method: str, params: Any = None) -> bytes:
-    """Return a notification. `params` is any encodable value, including `msgspec.Raw`."""
+    """Return a notification. `params` is any encodable value, including `msgspec.Raw`.
+
+    Args:
+        method: The method of the notification.
+        params: Its parameters, or None for none.
+
+    Example:
+        ``notification_message("notifications/message", {"level": "info", "data": "ready"})``
+    """
     if params is None:
         return encode({"jsonrpc": "2.0", "method": method})
     return encode({"jsonrpc": "2.0", "method": method, "params": params})

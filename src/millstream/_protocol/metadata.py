@@ -33,7 +33,11 @@ ProgressToken = int | Annotated[str, Meta(max_length=MAX_ID)]
 
 
 class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
-    """The name and version of a client or server. For display only; never base a decision on them."""
+    """The name and version of a client or server. For display only; never base a decision on them.
+
+    Example:
+        ``Implementation("shop", "1.0")``
+    """
 
     name: str = ""
     version: str = ""
@@ -113,6 +117,13 @@ def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
 
     Settings that aren't objects must be equal. A list must contain every required item. An elicitation capability
     without modes means form mode (MCP 2025-11-25, client/elicitation).
+
+    Args:
+        capabilities: What the client declared.
+        required: What a feature needs.
+
+    Example:
+        ``declares(client.capabilities, {"elicitation": {}})``
     """
     for name, inner in required.items():
         have: Any = capabilities.get(name)

@@ -59,7 +59,11 @@ class PaginatedRequestParams(Params):
 
 
 class InputResponseRequestParams(Params):
-    """The base for methods that can ask the client: answers, and the state of earlier rounds."""
+    """The base for methods that can ask the client: answers, and the state of earlier rounds.
+
+    Example:
+        ``class Params(InputResponseRequestParams): isbn: str``
+    """
 
     input_responses: Raw | UnsetType = UNSET
     request_state: Any = ""
@@ -115,7 +119,11 @@ class CompletionContext(Params):
 
 
 class CompleteRequestParams(Params):
-    """`completion/complete`."""
+    """The parameters of `completion/complete`.
+
+    Example:
+        ``CompleteRequestParams(Reference("ref/prompt", name="pitch"), CompletionArgument("tone", "fr"))``
+    """
 
     ref: Reference
     argument: CompletionArgument
@@ -129,7 +137,11 @@ class SetLevelRequestParams(Params):
 
 
 class SubscriptionFilter(Params):
-    """The kinds of changes that a client subscribes to, or that the server accepted."""
+    """The kinds of changes that a client subscribes to, or that the server accepted.
+
+    Example:
+        ``SubscriptionFilter(tools_list_changed=True)``
+    """
 
     tools_list_changed: bool = False
     prompts_list_changed: bool = False
@@ -147,21 +159,33 @@ class SubscriptionsListenRequestParams(Params):
 
 
 class EmptyResult(Wire, frozen=True, kw_only=True):
-    """A result without members, and the base of all others. Older revisions have only complete results."""
+    """A result without members, and the base of all others. Older revisions have only complete results.
+
+    Example:
+        ``EmptyResult()``
+    """
 
     result_type: str = "complete"
     meta: Json = field(default_factory=dict[str, Any], name="_meta")
 
 
 class InputRequest(Wire, frozen=True):
-    """One question in an `InputRequiredResult`."""
+    """One question in an `InputRequiredResult`.
+
+    Example:
+        ``InputRequest("elicitation/create", params)``
+    """
 
     method: str
     params: Raw = Raw(b"{}")
 
 
 class InputRequiredResult(EmptyResult, frozen=True, kw_only=True):
-    """A result that asks the client for input. The client repeats the request with the state and the answers."""
+    """A result that asks the client for input. The client repeats the request with the state and the answers.
+
+    Example:
+        ``decoder(InputRequiredResult)(body).input_requests``
+    """
 
     input_requests: dict[str, InputRequest] = field(default_factory=dict[str, InputRequest])
     request_state: str | None = None
@@ -184,7 +208,7 @@ class InitializeResult(EmptyResult, frozen=True, kw_only=True):
 
 
 class DiscoverResult(CacheableResult, frozen=True, kw_only=True):
-    """`server/discover`."""
+    """The result of `server/discover`: ``decoder(DiscoverResult)(body).supported_versions``."""
 
     supported_versions: list[str]
     capabilities: Json
@@ -272,7 +296,7 @@ class ListPromptsResult(PaginatedResult, frozen=True, kw_only=True):
 
 
 class CallToolResult(EmptyResult, frozen=True, kw_only=True):
-    """`tools/call`."""
+    """The result of `tools/call`: ``CallToolResult(content=[Text("done")])``."""
 
     content: list[Content]
     structured_content: Raw | UnsetType = UNSET
@@ -281,13 +305,13 @@ class CallToolResult(EmptyResult, frozen=True, kw_only=True):
 
 
 class ReadResourceResult(CacheableResult, frozen=True, kw_only=True):
-    """`resources/read`."""
+    """The result of `resources/read`: ``ReadResourceResult(contents=[ResourceContents(uri, text="A note")])``."""
 
     contents: list[ResourceContents]
 
 
 class GetPromptResult(EmptyResult, frozen=True, kw_only=True):
-    """`prompts/get`."""
+    """The result of `prompts/get`: ``GetPromptResult(messages=[Message("user", "Hello")])``."""
 
     messages: list[Message]
     description: str | None = None
@@ -447,7 +471,11 @@ class ElicitRequestParams(Params, kw_only=True):
 
 
 class ElicitResult(Params):
-    """The user's action, with the values of a form."""
+    """The user's action, with the values of a form.
+
+    Example:
+        ``ElicitResult("accept", {"city": "Oslo"})``
+    """
 
     action: str
     content: Raw = Raw(b"")
@@ -490,7 +518,7 @@ class Root(Wire, frozen=True):
 
 
 class ListRootsResult(Wire, frozen=True):
-    """`roots/list`."""
+    """The result of `roots/list`: ``ListRootsResult([Root("file:///home/ada")])``."""
 
     roots: list[Root]
 

@@ -51,9 +51,15 @@ class ParamHeader(Struct, frozen=True, gc=False):
 def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]:
     """Return the annotated parameters of a tool, in schema order. Call it when the tool is registered.
 
+    Args:
+        input_schema: The input schema of the tool.
+
     Raises:
         ValueError: An annotation breaks a rule for which clients drop the tool. The text names the location and the
             rule.
+
+    Example:
+        ``headers = find_annotations(tool.input_schema)``
     """
     if ANNOTATION not in repr(input_schema):  # few have one, and the walk takes longer
         return ()
@@ -137,8 +143,14 @@ def decode_value(raw: bytes, header: str = "Header value") -> str:
 def decode_name(raw: bytes) -> str:
     """Return the value of ``Mcp-Name``.
 
+    Args:
+        raw: The value of the header.
+
     Raises:
         ProtocolError: HEADER_MISMATCH, as for `decode_value`.
+
+    Example:
+        ``decode_name(b"order")``
     """
     return decode_value(raw, "Mcp-Name")
 

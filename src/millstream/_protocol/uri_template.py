@@ -94,13 +94,20 @@ class UriTemplate:
         return f"UriTemplate({self.template!r})"
 
     def expand(self, values: Mapping[str, str]) -> str:
-        """Return the URI for `values`. Missing variables are undefined (RFC 6570 §3.2.1)."""
+        """Return the URI for `values`. Missing variables are undefined (RFC 6570 §3.2.1).
+
+        Args:
+            values: Name of a variable -> its text, or a list of texts.
+        """
         texts = (part if isinstance(part, str) else _expand(part, values) for part in self._parts)
         return self._prefix + "".join(texts)
 
     def match(self, uri: str) -> dict[str, str] | None:
         """Return the values of the variables in `uri`, or ``None`` if it doesn't match. Time is linear in the length of
         `uri`.
+
+        Args:
+            uri: The URI that a client sent.
         """
         try:
             text = self._one_character_a_byte(uri)

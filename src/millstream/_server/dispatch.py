@@ -39,6 +39,7 @@ from millstream._server.calls.services import Services
 from millstream._server.control import Control
 from millstream._server.features.capabilities import ServerDescription
 from millstream._server.features.registry import Registry
+from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.outputs import NotJson
 from millstream._server.load import Load, release_arguments
 from millstream._server.notifications import Notifications
@@ -105,6 +106,7 @@ class Dispatcher:
         """Called for every call that starts, if tracing is on."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
+        self._tool_timeout = services.settings.tool_timeout
         # Process
         self.stopping: bool = False
         """Whether the server is shutting down. Running calls can be cancelled at any time and get no answer then."""
@@ -136,7 +138,7 @@ class Dispatcher:
         """Add handlers by method."""
         self._handlers.update(handlers)
 
-    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901  one frame for each call
+    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901, PLR0912  one frame for each call
         """Run one call and return its answer.
 
         Args:
@@ -162,8 +164,15 @@ class Dispatcher:
                 await asked
             tool = call.tool
             if tool is not None:
-                run = tool.run
-                members = tool.encode(await run(call.arguments, call), call)
+                timeout, run = tool.timeout, tool.run
+                if timeout is None:
+                    timeout = self._tool_timeout
+                value = (
+                    await run_with_timeout(run, call, call.arguments, timeout)
+                    if timeout
+                    else await run(call.arguments, call)
+                )
+                members = tool.encode(value, call)
             else:
                 check_offered(call, self.registry)
                 handler, around = _handler(self._handlers, self.registry, call), self.around

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -45,6 +45,8 @@ class UsageCounter:
         """Time at which unexpired paces were last dropped, by kind."""
         self._seats: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         """Taken seats by key, as (worker, holder)."""
+        self._workers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Number of taken seats by key and worker, so that those of dead workers are found without reading all."""
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
@@ -76,7 +78,7 @@ class UsageCounter:
                 self._take_paces(full_at, now)
                 for charge in charges:
                     if isinstance(charge, ConcurrencySlot):
-                        self._seats[charge.key].add((worker, charge.holder))
+                        self._take_seat(charge.key, (worker, charge.holder))
                 for quota in quotas:
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
@@ -92,15 +94,27 @@ class UsageCounter:
             seats: The seats.
         """
         for seat in seats:
-            if seat.key in self._seats:
-                self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})
+            self._free_seat(seat.key, (worker, seat.holder))
 
-    def _holders(self, key: str, dead: Collection[str]) -> set[tuple[str, str]]:
-        held = self._seats.get(key, set())
-        if any(worker in dead for worker, _ in held):
-            held = {each for each in held if each[0] not in dead}
-            self._keep(key, held)
-        return held
+    def _holders(self, key: str, dead: Collection[str]) -> Collection[tuple[str, str]]:
+        gone = [worker for worker in self._workers.get(key, ()) if worker in dead]
+        if gone:
+            for seat in [each for each in self._seats[key] if each[0] in gone]:
+                self._free_seat(key, seat)
+        return self._seats.get(key, ())
+
+    def _take_seat(self, key: str, seat: tuple[str, str]) -> None:
+        if seat not in self._seats[key]:
+            self._seats[key].add(seat)
+            self._workers[key][seat[0]] += 1
+
+    def _free_seat(self, key: str, seat: tuple[str, str]) -> None:
+        if seat in self._seats[key]:
+            self._seats[key].remove(seat)
+            self._workers[key] -= Counter([seat[0]])
+        if not self._seats[key]:
+            del self._seats[key]
+            self._workers.pop(key, None)
 
     def _take_paces(self, full_at: Mapping[str, float], now: float) -> None:
         for key, at in full_at.items():
@@ -109,9 +123,3 @@ class UsageCounter:
                 if kind is not None:
                     self._forgot[kind] = now
             self._paces[key] = at
-
-    def _keep(self, key: str, held: set[tuple[str, str]]) -> None:
-        if held:
-            self._seats[key] = held
-        else:
-            del self._seats[key]

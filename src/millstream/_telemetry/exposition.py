@@ -2,28 +2,27 @@
 
 import operator
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
-from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector, generate_latest
-from prometheus_client.registry import Collector
 
 from millstream._http.message import HttpRequest, Response
-from millstream._override import override
 from millstream._telemetry.metrics import Merge, Metrics, Reading
 
 _HEAD = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
 _CUMULATIVE_KINDS = ("counter", "histogram")
 _MAX_NAMES = 1_000
 """Maximum number of names of ended processes to remember."""
-_PROCESS = CollectorRegistry(auto_describe=False)
-ProcessCollector(registry=_PROCESS)
-GCCollector(registry=_PROCESS)
 _MERGES: Final[dict[Merge, Callable[[float, float], float]]] = {"sum": operator.add, "max": max, "min": min}
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Reading]).decode
+
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
 
 
 class MetricsEndpoint:
@@ -76,13 +75,23 @@ def render_sums(processes: Iterable[bytes], ended: Sequence[Reading] = ()) -> by
 
 def process_values() -> dict[str, float]:
     """Return the figures of this process under their Prometheus names. Figures that the system lacks are omitted."""
-    return {sample.name: sample.value for metric in _PROCESS.collect() for sample in metric.samples}
+    return {sample.name: sample.value for metric in _process().collect() for sample in metric.samples}
+
+
+@cache
+def _process() -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector  # noqa: PLC0415  for a quick start
+
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
 
 
 def _readings(metrics: Metrics) -> list[Reading]:
     """Return our metrics, and those of the process."""
     found = metrics.readings()
-    for metric in _PROCESS.collect():
+    for metric in _process().collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         samples = {
             (sample.name, *(each for pair in sample.labels.items() for each in pair)): float(sample.value)
@@ -108,12 +117,16 @@ def _add_up(several: Iterable[Sequence[Reading]]) -> list[Reading]:
     return list(found.values())
 
 
-class _Readings(Collector):
+class _Readings:
+    """The readings in the form of a collector."""
+
     def __init__(self, readings: Iterable[Reading]) -> None:
         self._readings = readings
 
-    @override
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> "Iterable[Metric]":
+        """Yield each as a metric."""
+        from prometheus_client import Metric  # noqa: PLC0415  as above
+
         for each in self._readings:
             if each.samples:
                 metric = Metric(each.name.removesuffix("_total"), each.help, each.kind)
@@ -124,4 +137,7 @@ class _Readings(Collector):
 
 
 def _text(readings: Iterable[Reading]) -> bytes:
-    return generate_latest(_Readings(readings))
+    from prometheus_client import generate_latest  # noqa: PLC0415  as above
+
+    collector: Any = _Readings(readings)  # it has the one method that is called
+    return generate_latest(collector)

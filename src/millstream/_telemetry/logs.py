@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -35,6 +35,7 @@ import msgspec
 from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import escape as escape_invisible
+from millstream._recent import Recent
 
 HIDDEN = "***"
 MAX_TEXT = 8192
@@ -60,10 +61,20 @@ _SECRET_TEXT = re.compile(
     r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z))""",
     re.IGNORECASE,
 )
+_SECRET_HINTS = (
+    "://", "authorization", "basic", "bearer", "code", "cookie", "dpop", "eyj", "gh", "github_pat_", "key", "passw",
+    "secret", "sk-", "sk_", "token", "whsec_", "xox", "akia", "asia",
+)  # fmt: skip
+"""Every match of `_SECRET_TEXT` in ASCII contains one of these in lower case, and looking for them is faster."""
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | dict(
     zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
 )
 
+_MAX_TRACEBACKS = 64
+_MAX_FRAMES = 16
+"""Maximum number of cached tracebacks of a formatter, and of their frames."""
+_LONG_ERRORS = (AttributeError, BaseExceptionGroup, ImportError, NameError, SyntaxError)
+"""Errors to which a traceback adds more than their text, such as a similar name."""
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -179,7 +190,43 @@ def _is_shown(name: str) -> bool:
     return False
 
 
-class JsonLines(logging.Formatter):
+class _ErrorFormatter(logging.Formatter):
+    """A formatter that describes errors. It formats the frames of a traceback once, because finding their columns takes
+    longer than a call, and many callers can make a function fail at the same place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frames: Recent[tuple[tuple[CodeType, int], ...], str] = Recent(_MAX_TRACEBACKS)
+
+    def describe_error(self, record: logging.LogRecord) -> dict[str, str] | None:
+        """Return the type, text, and traceback of a record's exception, without secrets."""
+        if not record.exc_info or record.exc_info[0] is None:
+            return None
+        kind, error, trace = record.exc_info
+        message, stack = redact_text(str(error)), ""
+        if not (error.__cause__ or error.__context__ or hasattr(error, "__notes__") or isinstance(error, _LONG_ERRORS)):
+            where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+            stack = f"{self._format_frames(trace)}{where}{kind.__qualname__}{message and ': '}{message}"
+        if not 0 < len(stack) <= MAX_TEXT:
+            stack = self.formatException(record.exc_info)
+            # The end of a traceback is the useful part; the middle of a deep recursion isn't.
+            stack = redact_text(f"…{stack[-MAX_TEXT:]}" if len(stack) > MAX_TEXT else stack)
+        return {"type": kind.__name__, "message": message, "stack": stack}
+
+    def _format_frames(self, trace: TracebackType | None) -> str:
+        links = _links(trace)
+        key = tuple((each.tb_frame.f_code, each.tb_lasti) for each in links)
+        text = self._frames.get(key) if links else ""
+        if text is None:
+            text = "".join(("Traceback (most recent call last):\n", *traceback.format_tb(trace)))
+            text = redact_text(text) if len(text) <= MAX_TEXT else text
+            if len(links) <= _MAX_FRAMES:
+                self._frames.keep(key, text)
+        return text
+
+
+class JsonLines(_ErrorFormatter):
     """One JSON object per line: ``ts``, ``level``, ``logger``, ``message``, and the record's extra fields."""
 
     @override
@@ -192,13 +239,13 @@ class JsonLines(logging.Formatter):
         }
         for name, value in extra_fields(record).items():
             line.setdefault(name, value)
-        if error := _error_of(record, self):
+        if error := self.describe_error(record):
             line["error"] = error
         # JSON escapes C0 itself. The others are valid in a string, but some readers break lines there.
         return escape_invisible(msgspec.json.encode(line, enc_hook=repr).decode())
 
 
-class HumanLines(logging.Formatter):
+class HumanLines(_ErrorFormatter):
     """``12:00:00 INFO  logger: message  field=value``. Continuation lines (tracebacks) are indented."""
 
     def __init__(self, *, color: bool) -> None:
@@ -215,7 +262,7 @@ class HumanLines(logging.Formatter):
         fields = [each for each in extra_fields(record).items() if str(each[1]) not in said or each[0] != "incident"]
         shown = "".join(f"  {escape(name)}={escape(_plain(value))}" for name, value in fields)
         text = f"{clock} {level} {record.name}: {escape(redact_text(said))}{shown}"
-        if error := _error_of(record, self):
+        if error := self.describe_error(record):
             text += "".join(f"\n    {escape(line)}" for line in error["stack"].split("\n"))
         return text
 
@@ -255,6 +302,8 @@ def redact_text(text: str) -> str:
     rest = len(text) - MAX_TEXT
     if rest > 0:
         text = f"{text[:MAX_TEXT]}… ({rest} more)"
+    if text.isascii() and not any(map(text.lower().__contains__, _SECRET_HINTS)):
+        return text
     text = _SECRET_TEXT.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text)
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
@@ -270,17 +319,6 @@ def _first(items: Any) -> list[Any]:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _error_of(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str, str] | None:
-    if not record.exc_info or record.exc_info[0] is None:
-        return None
-    kind, error = record.exc_info[0], record.exc_info[1]
-    stack = formatter.formatException(record.exc_info)
-    # The end of a traceback is the useful part; the middle of a deep recursion isn't.
-    if len(stack) > MAX_TEXT:
-        stack = f"…{stack[-MAX_TEXT:]}"
-    return {"type": kind.__name__, "message": redact_text(str(error)), "stack": redact_text(stack)}
 
 
 _MAX_LINE = 8192
@@ -395,11 +433,16 @@ def _chain(exc: BaseException, seen: set[int]) -> Iterator[BaseException]:
             waiting += cast("BaseExceptionGroup[BaseException]", each).exceptions
 
 
-def _cut(trace: TracebackType | None, *, whole: bool) -> TracebackType | None:
+def _links(trace: TracebackType | None) -> list[TracebackType]:
     links: list[TracebackType] = []
     while trace is not None:
         links.append(trace)
         trace = trace.tb_next
+    return links
+
+
+def _cut(trace: TracebackType | None, *, whole: bool) -> TracebackType | None:
+    links = _links(trace)
     kept = [each for each in links if not is_foreign(_file(each.tb_frame))]
     kept = kept or [each for each in links if not Path(_file(each.tb_frame)).is_relative_to(PROGRAM)]
     kept = kept or (links if whole else [])

@@ -5,6 +5,7 @@ Streams are server-sent events. A plain event has no ``event`` field, so `EventS
 sent as an id alone, which clients store without dispatching an event. Errors are problem details (RFC 9457).
 """
 
+import zlib
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -21,7 +22,6 @@ from millstream._http.message import (
     Sink,
     accepts_gzip,
     carries_json,
-    gzip_member,
     last_event_id,
     parse_accept,
     plain_problem,
@@ -63,12 +63,22 @@ def encode_sse(event: Event) -> bytes:
     return sse.encode_event(event.data, event=event.event, id=event.id or None)
 
 
+GZIP_START = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""Header of the one gzip member that a stream is (RFC 1952 §2.3). Many clients read no second member."""
+
+
+def deflate(data: bytes) -> bytes:
+    """Return data as deflate blocks that refer to nothing before them and end at a byte, so all streams share them."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+
 def encode_sse_gzip(event: Event) -> bytes:
-    """Return `encode_sse` as a gzip member, encoded once for all clients that accept gzip."""
-    return gzip_member(encode_sse(event))
+    """Return `encode_sse` compressed, once for all clients that accept gzip."""
+    return deflate(encode_sse(event))
 
 
-_gzip = lru_cache(maxsize=64)(gzip_member)
+_gzip = lru_cache(maxsize=64)(deflate)
 """Caches what every stream gets: comments and retry times."""
 
 
@@ -130,7 +140,7 @@ class HubRoutes:
 
         async def begin(sink: Sink, encode_event: Encode) -> None:
             first = sse.encode_event(encode({"client_id": client_id}), event="connected")
-            sink.write(gzip_member(first) if encode_event is encode_sse_gzip else first)
+            sink.write(deflate(first) if encode_event is encode_sse_gzip else first)
             await self._hub.receive(
                 client_id,
                 sink,
@@ -158,6 +168,8 @@ class HubRoutes:
             return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
         gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
+        if gzip:
+            sink.write(GZIP_START)
         until = expiry_of(request.principal)
         self._streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes, until=until)
         try:

@@ -114,6 +114,7 @@ _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
 _LINK = re.compile(rb'(?<=")assets/([\w./-]+)(?=")')
 _PART = re.compile(rb"<!-- (\w+) -->")
 _PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
+_ACCOUNT = re.compile(rb'    <div id="account">.*?\n    </div>\n', re.DOTALL)
 _FOREVER = b"cache-control: public, max-age=31536000, immutable\r\n"
 _REVALIDATE = b"cache-control: no-cache\r\n"
 _SECURITY_HEADERS = (
@@ -158,16 +159,24 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     }
 
 
-def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None, *, without: Collection[str] = ()) -> None:
+def add_pages(
+    routes: RouteRegistry,
+    shown: Collection[str] | None = None,
+    *,
+    without: Collection[str] = (),
+    account: bool = False,
+) -> None:
     """Add a route for each page and file that doesn't have one yet.
 
     Args:
         routes: routes of the server. The sign-in pages of an authorization server share some of the files.
         shown: names of the pages; by default all.
         without: names of pages to leave out.
+        account: whether people sign in. The bar then says who has, and signs out.
     """
-    if without:
-        shown = set(page_names() if shown is None else shown).difference(without)
+    shown = set(page_names() if shown is None else shown).difference(without)
+    if account:
+        shown.add("account")
     for path, route in pages(shown).items():
         if path not in routes.exact or not path.startswith("/assets/"):
             routes.add(path, route)
@@ -255,6 +264,8 @@ def _assemble_page(name: str, body: bytes, files: Mapping[str, bytes], shown: fr
 
     def part(found: re.Match[bytes]) -> bytes:
         text = (_PARTS / f"{found[1].decode()}.html").read_bytes().rstrip(b"\n")
+        if shown is not None and "account" not in shown:
+            text = _ACCOUNT.sub(b"", text)
         return _PAGE_LINK.sub(link, text) if found[1] == b"bar" else text
 
     whole = _PART.sub(part, body)

@@ -22,7 +22,7 @@ def is_own(request: HttpRequest) -> bool:
 def not_own(request: HttpRequest) -> str:
     """Return why a form isn't accepted, unless `is_own`, and what to do."""
     origin, host = request.headers.get(b"origin"), request.headers.get(b"host", b"")
-    text = "This form must be sent from this server's own page."
+    text = "This request must be sent from this server's own page."
     if origin is None:
         return text
     return (

@@ -140,8 +140,10 @@ def metadata_url(resource: str, root: str = "") -> str:
     return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"
 
 
-Ambient = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
-"""Returns the principal of an ambient credential, such as a cookie; None without one that applies."""
+Ambient = Callable[[HttpRequest, bool], Awaitable[Principal | Response | None]]
+"""Returns the principal of an ambient credential, such as a cookie; None without one that applies. The second argument
+says whether the request is for one of the program's own routes.
+"""
 
 MAX_CREDENTIAL = 16 * 1024
 _FAILURES = Rate(30, 60)
@@ -188,18 +190,19 @@ class AuthGuard:
         self._failures = Limiter("sign-in", _FAILURES, clock=clock, pool=lambda: self.pool)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT)
 
-    def protect(self, handler: Handler, *, scope: str = "", message: str = "") -> Handler:
+    def protect(self, handler: Handler, *, scope: str = "", message: str = "", own: bool = False) -> Handler:
         """Wrap a handler in this guard.
 
         Args:
             handler: handler to protect.
             scope: additional scope that callers need.
             message: describes a request without that scope for message logs.
+            own: whether it's one of the program's own routes, which the sign-in cookie opens.
         """
         clock, known, needed = self.clock, self.verdicts.get, frozenset((scope,)) if scope else frozenset[str]()
 
         async def ask(request: HttpRequest) -> Response | Sink | None:
-            found = await self(request)
+            found = await self(request, own=own)
             if not isinstance(found, Principal):
                 return found
             if not found.has(needed):
@@ -220,7 +223,7 @@ class AuthGuard:
 
         return ask if needed else authenticate
 
-    async def __call__(self, request: HttpRequest) -> Principal | Response:
+    async def __call__(self, request: HttpRequest, *, own: bool = False) -> Principal | Response:
         """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
@@ -228,7 +231,7 @@ class AuthGuard:
             return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
-            found = await self.ambient(request) if self.ambient is not None else None
+            found = await self.ambient(request, own) if self.ambient is not None else None
             return self.challenges.for_missing(request) if found is None else found
         verdict = self._cached_verdict(value)
         return await self._judge(request, value) if verdict is None else verdict.principal

@@ -169,6 +169,8 @@ class PageMethod(AuthMethod):
     """Whether people have a name and password here."""
     recalls: bool = False
     """Whether this method's cookie identifies a user (`recall`) instead of holding a credential (`identify`)."""
+    icon: str = ""
+    """Icon of the server, as a data URI."""
     landing: PageLanding | None = None
     """Completes external logins; None without pages."""
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -59,6 +60,8 @@ class ConsentPage(Struct, frozen=True):
     """Name from the previous attempt."""
     elsewhere: tuple[str, ...] = ()
     """Resources of the token; empty if it's only for this server."""
+    icon: str = ""
+    """Icon of the server, as a data URI."""
 
 
 class LoginOptions(Struct, frozen=True):
@@ -74,6 +77,8 @@ class LoginOptions(Struct, frozen=True):
     """Whether keys or tokens are accepted."""
     unknown: tuple[str, ...] = ()
     """Issuers without a login for these pages."""
+    icon: str = ""
+    """Icon of the server, as a data URI."""
 
 
 # The authorization server
@@ -89,7 +94,8 @@ def consent(shown: ConsentPage, status: int = 200, head: bytes = b"") -> Respons
         facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
     values = {name: getattr(shown, name) for name in ConsentPage.__struct_fields__}
     values |= {"facts": facts, "warning": _warning(client, uri)}
-    return render("consent.html", status, head, target=form_target(uri), **values)
+    values |= {"focused": shown.passwords and shown.user is None, **_brand(shown.server, shown.icon)}
+    return render("consent.html", status, head, target=form_target(uri), images=_DATA if shown.icon else "", **values)
 
 
 def _warning(client: OAuthClient, uri: str) -> str:
@@ -156,7 +162,9 @@ def sign_in(
         typed=typed,
         purpose=purpose,
         unknown=unknown,
-        images=IMAGES,
+        images=_DATA if offered.icon else IMAGES,
+        focused=offered.passwords or not offered.logins,
+        **_brand(offered.server, offered.icon),
     )
 
 
@@ -223,6 +231,13 @@ def _template(name: str | Path) -> "Template":
     return _environment().from_string(name.read_text("utf-8"))
 
 
+def _brand(server: str, icon: str) -> Mapping[str, Any]:
+    """Return what identifies a server on its pages: its icon, or its first letter on its color."""
+    letter = next((each.upper() for each in server if each.isalnum()), "")
+    return {"icon": icon, "letter": letter, "series": crc32(server.encode()) % 5 + 1}
+
+
+_DATA = "img-src 'self' data:; "
 IMAGES = "img-src 'self'; "
 """Image policy of the server's own pages, which may have an icon."""
 _DEFAULTS: Mapping[str, Any] = {
@@ -234,6 +249,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "href": "",
     "label": "",
     "primary": False,
+    "icon": "",
+    "series": 0,
+    "focused": False,
 }
 
 

@@ -4,19 +4,22 @@ The cookie contains the sealed credential, so any worker can verify it, and it e
 login with name and password it contains the identity, and ends when the account is removed or its password changes.
 External logins, such as with Google, set the same cookie; see `PageMethod`. Browsers send cookies automatically, so
 it's accepted only for the pages and their requests, and only from a page of this origin (`Sec-Fetch-Site` or `Origin`).
+The program's own private routes are pages, too, with every method and path.
 Scripts can't read it, and other sites can't send it.
 """
 
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, unquote
 
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import HttpRequest, Response, peer_network, query_value, refusal
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, peer_network, query_value, refusal
 from millstream._limits.limiters import Limiter, Rate
-from millstream._protocol.principal import Principal
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.answers import MAX_FORM
@@ -29,6 +32,7 @@ from millstream.auth._tokens import Verdict
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
+ACCOUNT_PATH = "/sign-in/account"
 LIFETIME = 12 * 3600
 _SIGN_OUT_RATE = Rate(60, 60)
 """Maximum sign-outs per user, because each is stored for the lifetime of the cookie. Other users at the same address
@@ -40,13 +44,17 @@ _REQUEST_PATHS = (
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",
+    ACCOUNT_PATH,
 )  # fmt: skip
 """Paths that the pages request. A trailing slash makes it a prefix."""
+_READING = ("GET", "HEAD")
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
-_KIND, _PERSON = b"page sign-in", b"page person"
+_KIND, _PERSON = b"page credential", b"page user"
 """Kinds of sealed cookies, so that a credential is never read as an identity, or the reverse."""
 _MAX_CREDENTIAL = 2048
 """Maximum bytes of a credential in a cookie; browsers limit the sealed cookie to 4 KiB."""
+_LOCAL = re.compile(r"/(?![/\\])[!-~]{0,2047}")
+"""A path of this server, with its query. A second slash would begin the name of another one."""
 _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https. Over plain http, others on the network could read the key.")
@@ -67,11 +75,15 @@ class SignIn:
         *,
         store: Store,
         server: str,
+        icon: str = "",
+        opens: Callable[[str], bool] = lambda path: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._guard = guard
         self._out = guard.signed_out = SignedOut(store, guard.verdicts)
         self._pages = frozenset(pages)
+        self._opens = opens
+        """Whether a path is one of the program's own private routes with a GET."""
         self._ring = ring
         self._nonce = nonce
         self._clock = clock
@@ -83,13 +95,14 @@ class SignIn:
             each.landing = _SignInLanding(self, kind, bound)
             self._login_methods |= dict.fromkeys(each.logins, each)
         self._sign_out_limiter = Limiter("sign-out", _SIGN_OUT_RATE)
-        self._options = _login_options(server, guard.methods)
+        self._options = _login_options(server, icon, guard.methods)
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in; None for other requests."""
-        if request.method not in ("GET", "HEAD") or request.path not in self._pages:
+        wanted = quote(request.path) + (f"?{request.query.decode('latin-1')}" if request.query else "")
+        if request.method not in _READING or not self._is_page(wanted):
             return None
-        return self._form(request, request.path, "", 401) if b"html" in request.headers.get(b"accept", b"") else None
+        return self._form(request, wanted, "", 401) if b"html" in request.headers.get(b"accept", b"") else None
 
     async def show(self, request: HttpRequest) -> Response:
         """Handle `GET /sign-in`; ``?next=`` is the page to open afterwards."""
@@ -139,14 +152,19 @@ class SignIn:
 
     def target(self, wanted: str) -> str:
         """Return the requested page if it's one of ours, or the default page."""
-        if wanted in self._pages:
+        if self._is_page(wanted):
             return wanted
         return next((each for each in _DEFAULT_PAGES if each in self._pages), min(self._pages))
 
     def seal(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
         """Return the value of a cookie."""
-        until = int(self._clock() + seconds)
-        return self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
+        now = self._clock()
+        return self._ring().seal(kind, f"{int(now + seconds)}:{now}:".encode() + kept, self._nonce(), bound)
+
+    def _is_page(self, wanted: str) -> bool:
+        """Return whether a path, as in a URL, is a page that the cookie opens."""
+        path = unquote(wanted.partition("?")[0])
+        return bool(_LOCAL.fullmatch(wanted)) and (path in self._pages or self._opens(path))
 
     async def _take(self, request: HttpRequest, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes, bytes]:
         """Return the cookie's kind, content, and binding, and header lines for the response."""
@@ -162,15 +180,26 @@ class SignIn:
         return _KIND, credential.encode(), b"", b""
 
     async def leave(self, request: HttpRequest) -> Response:
-        """Handle `POST /sign-out`: delete the cookie and invalidate its copies."""
+        """Handle `POST /sign-out`: delete the cookie and invalidate its copies, and with `everywhere`, all cookies of
+        the user.
+        """
         if not is_own(request):
             return refusal(403, not_own(request))
         seal = _cookie(request)
         if seal:
-            await self._end(seal, peer_network(request.peer))
+            await self._end(seal, peer_network(request.peer), everywhere=b"everywhere" in request.body)
         return _redirect(request, PATH, "", 0)
 
-    async def _end(self, sealed: str, address: str) -> None:
+    async def account(self, request: HttpRequest) -> Response:
+        """Handle `GET /sign-in/account`: who is signed in, and what they may do."""
+        principal = request.principal
+        assert principal is not None  # noqa: S101  the guard is in front
+        name = principal.claims.get("name")
+        scopes = ["everything"] if EVERYTHING in principal.scopes else sorted(principal.scopes)
+        body = {"name": name if isinstance(name, str) and name else principal.subject, "scopes": scopes}
+        return Response(encode(body), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+    async def _end(self, sealed: str, address: str, *, everywhere: bool) -> None:
         try:
             found, left = await self._open(sealed)
         except Unavailable:
@@ -180,12 +209,21 @@ class SignIn:
             id, until = ("", until) if found is None else (found.principal.id, min(found.principal.expires_at, until))
             if self._sign_out_limiter.take(id or address) <= 0:
                 await self._out.add(sealed, id, until, left)
+                if everywhere and id:
+                    await self._out.add_everywhere(id, self._clock(), LIFETIME)
 
-    async def ambient(self, request: HttpRequest) -> Principal | Response | None:
-        """Return the principal of a request's cookie; None without a cookie that applies."""
+    async def ambient(self, request: HttpRequest, own: bool) -> Principal | Response | None:
+        """Return the principal of a request's cookie; None without a cookie that applies.
+
+        Args:
+            request: a request without a credential.
+            own: whether it's for one of the program's own routes.
+        """
         seal = _cookie(request)
-        if not seal or not self._accepts_cookie(request):
+        if not seal:
             return None
+        if not self._accepts_cookie(request, own):
+            return refusal(403, not_own(request)) if own and request.method not in _READING else None
         known, verdicts = verdict_key(seal), self._guard.verdicts
         verdict = verdicts.get(known)
         if verdict is not None and verdict.until > self._guard.clock():
@@ -206,8 +244,8 @@ class SignIn:
         """Return the identity of a cookie, and its remaining lifetime in seconds."""
         host, ring = self._host, self._ring()
         person = None if host is None else ring.open(_PERSON, sealed, _cookie_binding(host))
-        plain = (ring.open(_KIND, sealed) or b"0:") if person is None else person
-        until, _, kept = plain.partition(b":")
+        plain = (ring.open(_KIND, sealed) or b"0:0:") if person is None else person
+        until, issued, kept = plain.split(b":", 2)
         left = int(until) - self._clock()
         if left <= 0 or await self._out.has(sealed):
             return None, 0
@@ -216,19 +254,23 @@ class SignIn:
         else:
             found, lacking = await self._guard.identify(kept.decode("latin-1"))
             found = None if lacking else found
+        if found is not None and await self._out.has_everywhere(found.principal.id, float(issued)):
+            return None, 0
         # The user may have signed out in the meantime, and the result is cached.
         return (None, 0) if self._out.was_notified(sealed) else (found, left)
 
-    def _accepts_cookie(self, request: HttpRequest) -> bool:
-        """Return whether a cookie may authenticate this request."""
-        path = request.path
-        if path in self._pages and request.method in ("GET", "HEAD"):
-            return request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
-        called = any(path.startswith(each) if each.endswith("/") else path == each for each in _REQUEST_PATHS)
+    def _accepts_cookie(self, request: HttpRequest, own: bool) -> bool:
+        """Return whether a cookie may authenticate this request: from an address bar or a bookmark only to read a page,
+        and from a page only of this origin.
+        """
+        path, headers = request.path, request.headers
+        if (own or path in self._pages) and request.method in _READING:
+            return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
+        called = own or any(path.startswith(each) if each.endswith("/") else path == each for each in _REQUEST_PATHS)
         return called and is_own(request)
 
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
-        return sign_in(request, self._options, wanted if wanted in self._pages else "", said, status, typed=typed)
+        return sign_in(request, self._options, wanted if self._is_page(wanted) else "", said, status, typed=typed)
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """Return the form for a user whose external login was refused."""
@@ -260,12 +302,13 @@ class _SignInLanding:
         return self._sign_in.refuse(request, page, text)
 
 
-def _login_options(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
+def _login_options(server: str, icon: str, methods: Collection[AuthMethod]) -> LoginOptions:
     """Return the login options of the form."""
     at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
     return LoginOptions(
         server,
+        icon=icon,
         passwords=any(each.by_password for each in at_home),
         logins={name: label for each in at_home for name, label in each.logins.items()},
         credentials=bool(foreign),

@@ -20,6 +20,8 @@ logger = logging.getLogger("millstream")
 _TOPIC = "signed-out"
 _MAX_ENTRIES = 4096
 _MARK = b"\0"
+_EVERYWHERE = "*"
+"""Before a principal's id, in place of a cookie's digest."""
 
 
 class SignedOut:
@@ -33,6 +35,8 @@ class SignedOut:
         """Digests of signed-out cookies; the oldest are dropped first."""
         self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_ENTRIES)
         """Owners and expiries of streams to close; the oldest are dropped first."""
+        self._everywhere: Recent[str, float] = Recent(_MAX_ENTRIES)
+        """Principal id -> the time at which the user signed out everywhere; the oldest are dropped first."""
         self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_ENTRIES)
         """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
         self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._on_gap)
@@ -47,11 +51,24 @@ class SignedOut:
             until: expiry of the streams opened with the cookie.
             seconds: remaining lifetime of the cookie.
         """
-        name = _digest(cookie)
-        said = f"{name} {until} {id}".encode()
+        await self._announce(_digest(cookie), id, until, b"1", seconds)
+
+    async def add_everywhere(self, id: str, now: float, seconds: float) -> None:
+        """Record that a user has signed out in every browser.
+
+        Args:
+            id: id of the principal.
+            now: time of the sign-out. Cookies issued until then are invalid.
+            seconds: maximum lifetime of a cookie.
+        """
+        await self._announce(_EVERYWHERE, id, now, str(now).encode(), seconds)
+
+    async def _announce(self, name: str, id: str, when: float, value: bytes, seconds: float) -> None:
+        said = f"{name} {when} {id}".encode()
         self._on_announcement(said)
+        key = f"{name}{id}" if name == _EVERYWHERE else name
         try:
-            await self._store.kv.put(f"signed-out:{name}", b"1", max(1.0, seconds))
+            await self._store.kv.put(f"signed-out:{key}", value, max(1.0, seconds))
             await self._store.bus.publish(_TOPIC, said)
         except LocalError as exc:
             logger.warning("A user signed out of the pages, but the other workers can't be notified: %s", exc)
@@ -64,6 +81,14 @@ class SignedOut:
             return await self._store.kv.get(f"signed-out:{_digest(cookie)}") is not None
         except LocalError:
             return False
+
+    async def has_everywhere(self, id: str, issued: float) -> bool:
+        """Return whether a user has signed out everywhere since a cookie was issued."""
+        try:
+            found = await self._store.kv.get(f"signed-out:{_EVERYWHERE}{id}")
+        except LocalError:
+            found = None
+        return issued <= max(float(found or 0), self._everywhere.get(id) or 0)
 
     def was_notified(self, cookie: str) -> bool:
         """Return whether this worker has received the cookie's sign-out, perhaps while checking the cookie."""
@@ -82,6 +107,10 @@ class SignedOut:
 
     def _on_announcement(self, data: bytes) -> None:
         name, until, id = data.decode("utf-8", "replace").split(" ", 2)
+        if name == _EVERYWHERE:
+            self._everywhere.keep(id, float(until))
+            self._drop(id)
+            return
         self._digests.keep(name, None)
         self._to_close.keep((id, float(until)), None)
         if (known := _key(name)) in self._verdicts:
@@ -89,11 +118,16 @@ class SignedOut:
 
     def _on_gap(self) -> None:
         """Handle possibly missed announcements: close all streams opened with cookies, and query the store again."""
-        for (id, _), until in self._in_use.items():
-            self._to_close.keep((id, until), None)
-        self._in_use.clear()
-        for each in [each for each in self._verdicts if each.startswith(_MARK)]:
-            del self._verdicts[each]
+        self._drop()
+
+    def _drop(self, owner: str | None = None) -> None:
+        """Close the streams opened with cookies, of one owner or of all, and check those cookies again."""
+        for key, until in [each for each in self._in_use.items() if owner in (None, each[0][0])]:
+            self._to_close.keep((key[0], until), None)
+            del self._in_use[key]
+        for each, verdict in list(self._verdicts.items()):
+            if each.startswith(_MARK) and (owner is None or verdict.principal.id == owner):
+                del self._verdicts[each]
 
 
 def verdict_key(cookie: str) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, overload
 
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import (
@@ -78,6 +78,10 @@ _ELSEWHERE = {
 """Name in other packages -> what to write here."""
 
 
+_HANDLERS = ("on_progress", "progress_callback", "progress_handler")
+"""Names of `progress` in other packages."""
+
+
 @suggest_keywords
 class Client:
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
@@ -100,6 +104,21 @@ class Client:
     Raises:
         TargetError: The target doesn't name a server.
     """
+
+    _ELSEWHERE: ClassVar = {
+        "auth": "Write options=Options(auth=OAuth()), or headers={'Authorization': 'Bearer KEY'}.",
+        "elicitation_callback": "Write elicit=…",
+        "elicitation_handler": "Write elicit=…",
+        "env": "Write options=Options(env={…}).",
+        "list_roots_callback": "Write roots=[…].",
+        "log_handler": "Write on_log=…",
+        "logging_callback": "Write on_log=…",
+        "message_handler": "Write on_change=…",
+        "progress_handler": "Write client.call(name, arguments, progress=…).",
+        "sampling_callback": "Write sample=…",
+        "sampling_handler": "Write sample=…",
+    }
+    """Keyword of other packages -> what to write here."""
 
     def __init__(  # noqa: PLR0913  keyword-only settings
         self,
@@ -252,6 +271,9 @@ class Client:
         if arguments is not None and not hasattr(arguments, "keys"):
             raise TypeError(f"Pass arguments by name: call({tool!r}, name={arguments!r})")
         given = {**arguments, **more} if arguments else more
+        for name in _HANDLERS:
+            if callable(more.get(name)):
+                raise TypeError(f"call({tool!r}, {name}=…): to receive progress reports, write progress=…")
         try:
             if task and self.tasks.supported:
                 started = await self.tasks.start(tool, given)

@@ -23,6 +23,8 @@ from millstream.client._transports.stdio import Command
 _IMPORTS_MILLSTREAM = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
 _IMPORTS_OTHER_LIBRARY = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)
 _IMPORTS_SDK_ONE = re.compile(r"^\s*(?:from|import)\s+mcp\.server\.fastmcp\b", re.MULTILINE)
+_HAS_SDK_ONE_SERVER = re.compile(r"^\w+\b.*= *FastMCP\(", re.MULTILINE)
+"""A global one, which doesn't have to be made by a function of the program first."""
 _RUN_CODE = "from millstream._cli import main; main()"
 _SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
 _CONFIGURATION = (".json",)
@@ -148,12 +150,14 @@ def _file(path: Path, name: str, base: Command) -> Place:
 
 
 def is_run_by_us(text: str) -> bool:
-    """Return whether `millstream run` has to start a program, because Python alone would serve nothing, or fail.
+    """Return whether `millstream run` has to start a program, because Python alone may serve nothing, or fail.
 
-    It imports Millstream, or the official SDK 1.x although that isn't installed here.
+    It imports Millstream, or it's for the official SDK 1.x, which may be missing here, and the program may serve HTTP.
     """
     if not _IMPORTS_SDK_ONE.search(text):
         return _IMPORTS_MILLSTREAM.search(text) is not None
+    if _HAS_SDK_ONE_SERVER.search(text):
+        return True
     spec = importlib.util.find_spec("mcp")
     places = () if spec is None else spec.submodule_search_locations or ()
     return not any(Path(each, "server", "fastmcp", "__init__.py").is_file() for each in places)  # 2.x has a stub

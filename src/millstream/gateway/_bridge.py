@@ -21,29 +21,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._backoff import retry_delay
-from millstream._protocol.errors import (
-    HEADER_MISMATCH,
-    INTERNAL_ERROR,
-    INVALID_PARAMS,
-    REQUIRES_CAPABILITIES,
-    RESOURCE_NOT_FOUND,
-    UNSUPPORTED_VERSION,
-    URL_ELICITATION_REQUIRED,
-)
-from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.metadata import (
-    CAPABILITIES_KEY,
-    CLIENT_KEY,
-    LOG_LEVEL_KEY,
-    LOG_LEVELS,
-    SUBSCRIPTION_KEY,
-    TASKS,
-    VERSION_KEY,
-    Implementation,
-    declares,
-)
-from millstream._protocol.notifications import ElicitResult, EmptyResult, InputRequiredResult
+from millstream._protocol.errors import REQUIRES_CAPABILITIES
 from millstream._protocol.revisions import NEWEST_HANDSHAKE, Revision
 from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
@@ -79,6 +57,30 @@ from millstream.gateway._relay import Recipient, Relay
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
+from millstream.protocol import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    HEADER_MISMATCH,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    LOG_LEVEL_KEY,
+    LOG_LEVELS,
+    MALFORMED,
+    RESOURCE_NOT_FOUND,
+    SUBSCRIPTION_KEY,
+    TASKS,
+    UNSUPPORTED_VERSION,
+    URL_ELICITATION_REQUIRED,
+    VERSION_KEY,
+    ElicitResult,
+    EmptyResult,
+    Implementation,
+    InputRequiredResult,
+    declares,
+    decoder,
+    encode,
+    foreign_decoder,
+)
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

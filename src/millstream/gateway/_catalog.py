@@ -11,21 +11,26 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream._protocol.foreign import drop_nulls, foreign_decoder, present, repair_schema
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode, exceeds_limits
-from millstream._protocol.notifications import (
-    DiscoverResult,
-    PromptDescription,
-    ResourceDescription,
-    TemplateDescription,
-    ToolDescription,
-)
+from millstream._protocol.foreign import drop_nulls, present
 from millstream._protocol.revisions import BY_DATE
 from millstream._server.features.registry import DISCOVER
 from millstream._stores.base import Store
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client._conversation import Conversation
 from millstream.client._requests import Ask
+from millstream.protocol import (
+    MALFORMED,
+    DiscoverResult,
+    PromptDescription,
+    ResourceDescription,
+    TemplateDescription,
+    ToolDescription,
+    decoder,
+    encode,
+    exceeds_limits,
+    foreign_decoder,
+    repair_schema,
+)
 from millstream.stores import StoreFull, StoreUnavailable
 
 logger = logging.getLogger("millstream.gateway")

@@ -17,14 +17,8 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import Host
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, CustomResult, shorten
-from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.metadata import TASKS
-from millstream._protocol.notifications import InputResponseRequestParams
-from millstream._protocol.param_headers import decode_name
+from millstream._protocol.errors import CustomResult
 from millstream._protocol.revisions import ALL, Revision
-from millstream._protocol.skills import SKILLS
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
@@ -33,6 +27,21 @@ from millstream.gateway._bridge import forward
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    MALFORMED,
+    SKILLS,
+    TASKS,
+    InputResponseRequestParams,
+    decode_name,
+    decoder,
+    encode,
+    is_array,
+    is_object,
+    members,
+    shorten,
+)
 
 Hides = Callable[[Upstream, str], bool]
 """``hides(upstream, uri)`` returns whether a URI on this server belongs to another upstream or isn't offered."""

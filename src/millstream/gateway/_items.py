@@ -9,19 +9,7 @@ from msgspec import Raw, Struct, structs
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND
-from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.notifications import (
-    CallToolResult,
-    CompleteRequestParams,
-    GetPromptResult,
-    ReadResourceResult,
-)
-from millstream._protocol.param_headers import find_annotations
 from millstream._protocol.revisions import NEWEST
-from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.resources import HINTS, Prompt, Readable, Resource, Template
@@ -35,6 +23,23 @@ from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
 from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway._upstream import Upstream
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    MALFORMED,
+    METHOD_NOT_FOUND,
+    CallToolResult,
+    CompleteRequestParams,
+    GetPromptResult,
+    ReadResourceResult,
+    UriTemplate,
+    decoder,
+    encode,
+    find_annotations,
+    foreign_decoder,
+    is_array,
+    is_object,
+    members,
+)
 
 _BRACE = ord("{")
 _TASK_RULES = TaskRules(retry=True, deferred=True)

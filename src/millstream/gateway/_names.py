@@ -19,9 +19,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from millstream._protocol.json_schema import is_array, members
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.metadata import ORIGIN_KEY
+from millstream.protocol import MALFORMED, ORIGIN_KEY, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")

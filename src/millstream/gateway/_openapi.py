@@ -23,20 +23,9 @@ from msgspec import Struct
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.errors import INTERNAL_ERROR, SuggestionMeta, shorten
+from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.foreign import EXPECTED
-from millstream._protocol.json_schema import (
-    LISTS,
-    REF,
-    SINGLE,
-    inline_references,
-    is_array,
-    is_object,
-    members,
-    rebuild,
-    value_at_pointer,
-)
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.json_schema import LISTS, REF, SINGLE, rebuild
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Resource, Template
@@ -45,6 +34,16 @@ from millstream._server.features.tools import Tool, check_name
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream.gateway._credentials.source import check_forwarded
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    encode,
+    inline_references,
+    is_array,
+    is_object,
+    members,
+    shorten,
+    value_at_pointer,
+)
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"

@@ -17,8 +17,7 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError
 from millstream._override import override
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError
-from millstream._protocol.jsonrpc import decoder, encode
+from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired
@@ -31,6 +30,7 @@ from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
 from millstream.gateway._results import call_error
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, decoder, encode
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
 CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from millstream._files import stamp_of
 from millstream._http.client.body import ArrivingBytes
 from millstream._parts import Host
-from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import BY_DATE
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
@@ -35,6 +34,7 @@ from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPol
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
+from millstream.protocol import members
 
 if TYPE_CHECKING:
     from millstream._server.features.hooks import Hooks

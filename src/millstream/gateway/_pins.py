@@ -16,12 +16,12 @@ from msgspec import Struct
 
 from millstream._files import stamp_of, write_private
 from millstream._protocol.errors import LocalError
-from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._stores.memory.store import MemoryMap
 from millstream.client import ClientError
 from millstream.gateway._catalog import METHODS, Catalog, Description
 from millstream.gateway._names import fold
 from millstream.gateway._policy import UpstreamPolicy, canonical_uri
+from millstream.protocol import MALFORMED, decoder
 from millstream.stores import Map, StoreFull
 
 _PIN_SECONDS = 10 * 365 * 24 * 3600.0

@@ -13,17 +13,25 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import Message, ProtocolError, ToolError
-from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND
-from millstream._protocol.foreign import repair_schema
-from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, encode, exceeds_limits, too_many_members
-from millstream._protocol.metadata import declares
-from millstream._protocol.notifications import ElicitResult, ListRootsResult
+from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.questions.forms import project
 from millstream._server.questions.questions import project_conversation
 from millstream.gateway._results import Redactor
+from millstream.protocol import (
+    INVALID_PARAMS,
+    MALFORMED,
+    METHOD_NOT_FOUND,
+    ElicitResult,
+    ListRootsResult,
+    declares,
+    decoder,
+    encode,
+    exceeds_limits,
+    members,
+    repair_schema,
+)
 
 Json = dict[str, Any]
 

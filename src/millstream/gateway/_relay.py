@@ -16,9 +16,6 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, Declined, ProtocolError, ToolError
 from millstream._override import override
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode, notification_message
-from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
@@ -33,6 +30,16 @@ from millstream.gateway._questions import (
     project_question,
 )
 from millstream.gateway._results import Redactor
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    LOG_LEVELS,
+    MALFORMED,
+    METHOD_NOT_FOUND,
+    decoder,
+    encode,
+    notification_message,
+)
 
 logger = logging.getLogger("millstream.gateway")
 

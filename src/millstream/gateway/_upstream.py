@@ -18,12 +18,7 @@ from millstream._backoff import retry_delay
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._protocol.errors import SuggestionMeta
-from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED
-from millstream._protocol.metadata import TASKS
-from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
-from millstream._protocol.uri_template import UriTemplate
 from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream._tasks import cancel_all
@@ -69,6 +64,7 @@ from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, 
 from millstream.gateway._relay import Relays
 from millstream.gateway._results import Redactor
 from millstream.gateway._watches import ResourceWatches
+from millstream.protocol import MALFORMED, TASKS, SubscriptionFilter, UriTemplate, members
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

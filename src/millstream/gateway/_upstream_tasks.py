@@ -3,10 +3,8 @@
 from msgspec import Raw, Struct, field
 
 from millstream import ToolError
-from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED
-from millstream._protocol.notifications import EmptyResult, InputRequest
 from millstream.client import InvalidResponse, ServerError
+from millstream.protocol import MALFORMED, EmptyResult, InputRequest, foreign_decoder
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 60.0

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 
 from millstream import ProtocolError
-from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED
-from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.principal import Share
 from millstream._tasks import cancel_all
 from millstream.client import ClientError
 from millstream.client._conversation import Conversation
+from millstream.protocol import INVALID_REQUEST, OVERLOADED, SubscriptionFilter
 
 logger = logging.getLogger("millstream.gateway")
 

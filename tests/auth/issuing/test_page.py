@@ -15,7 +15,7 @@ from millstream.client._oauth.store import MemoryTokenStore
 from processes import free_port
 from scripts.docs import ROOT
 
-PAGE = (ROOT / "docs" / "guides" / "run-an-authorization-server.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "guides" / "authorization-server.md").read_text("utf-8")
 
 
 async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,8 +35,8 @@ async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytes
 
 
 def test_figures_on_the_page_match_the_code() -> None:
-    assert (grants.CODE_SECONDS, "| code | 60 seconds, once |" in PAGE) == (60, True)
-    assert (config.ACCESS_SECONDS, "| access token | 15 minutes;" in PAGE) == (15 * 60, True)
+    assert (grants.CODE_SECONDS, "| authorization code | 60 seconds, and one use |" in PAGE) == (60, True)
+    assert (config.ACCESS_SECONDS, "| access token | 15 minutes |" in PAGE) == (15 * 60, True)
     assert (config.REFRESH_SECONDS, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
     assert (grants.GRACE, "repeat a refresh within 60 seconds" in PAGE) == (60, True)
     assert (tickets.PERSON_SECONDS, "| sign-in of a browser | 8 hours |" in PAGE) == (8 * 3600, True)

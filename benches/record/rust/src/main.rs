@@ -9,6 +9,8 @@ use serde_json::json;
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = env::args().nth(1).expect("a URL");
     let client = ().serve(StreamableHttpClientTransport::from_uri(url)).await?;
+    let pinned = include_str!("../Cargo.toml").lines().find(|line| line.starts_with("rmcp ")).expect("a version");
+    println!("source: rmcp {} with reqwest", pinned.split('"').nth(1).expect("a version").trim_start_matches('='));
     client.list_all_tools().await?;
     for _ in 0..2 {
         let arguments = json!({"a": 1234567, "b": 1}).as_object().cloned().expect("an object");

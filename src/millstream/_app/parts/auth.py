@@ -80,7 +80,7 @@ class AuthPart(OwnPart):
 
     def _sign_in(self, host: Host, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
         """Return the sign-in paths of the pages."""
-        from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
+        from millstream.auth._sign_in import ACCOUNT_PATH, OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
         services = host.services
         definition, pages = self.definition, set[str]()
@@ -92,15 +92,19 @@ class AuthPart(OwnPart):
                 pages.add("/gateway")
         if definition.connects:
             pages.add("/connections")
-        pages |= {  # the program's own pages use the same sign-in
-            before + each.path
-            for before, each in self.definition.paths()
-            if "GET" in each.methods and not each.public and each.pattern is None and not each.below
-        }
+        own = [(before, each) for before, each in definition.paths() if "GET" in each.methods and not each.public]
         sign_in = SignIn(
-            guard, pages, lambda: services.ring, services.nonce, store=host.store, server=self.definition.title
+            guard,
+            pages,
+            lambda: services.ring,
+            services.nonce,
+            store=host.store,
+            server=definition.title,
+            icon=_icon(definition),
+            opens=lambda path: any(each.serves(path, before) for before, each in own),
         )
         guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
+        host.routes.add(ACCOUNT_PATH, Route({"GET": sign_in.account}))
         return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
 
 
@@ -110,7 +114,7 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
     Raises:
         LocalError, ValueError: a key or a key file can't be used, or there are two authorization servers.
     """
-    from millstream.auth._method import Unbound  # noqa: PLC0415  only where callers sign in
+    from millstream.auth._method import PageMethod, Unbound  # noqa: PLC0415  only where callers sign in
 
     settings, registry = host.settings, host.registry
     methods: list[AuthMethod] = [
@@ -119,6 +123,8 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
     ]
     served: set[str] = set()
     for each in methods:
+        if isinstance(each, PageMethod):
+            each.icon = _icon(definition)
         paths = each.paths().keys()
         if served & paths:
             raise ValueError(
@@ -132,6 +138,11 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
         wanted = [("key", settings.auth_key, (EVERYTHING,))] if settings.auth_key else []
         methods.append(key_method(wanted, settings.auth_keys))
     return methods
+
+
+def _icon(definition: Definition) -> str:
+    """Return the server's icon for its sign-in pages, which load nothing from other hosts."""
+    return next((each.src for each in definition.info.icons or () if each.src.startswith("data:image/")), "")
 
 
 def _check_mounted(definition: Definition) -> None:

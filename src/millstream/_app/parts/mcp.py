@@ -199,5 +199,5 @@ class RestPart(OwnPart):
         routes.add("/openapi.json", Route({"GET": rest.describe}))
         routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}))
         if "web" not in self.definition.parts:
-            add_pages(routes, ("docs",))
+            add_pages(routes, ("docs",), account=host.guard is not None)
             routes.home = "/docs", redirect_to("docs")

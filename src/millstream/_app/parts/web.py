@@ -366,7 +366,7 @@ def _serve(host: Host, definition: Definition) -> None:
 
     routes = host.routes
     missing = () if host.gateway is not None else ("gateway",)
-    add_pages(routes, without=missing)
+    add_pages(routes, without=missing, account=host.guard is not None)
     routes.home = "/connect", routes.exact["/connect"].handlers["GET"]
     shown = [each for each in page_names() if each not in missing]
     public = [each for each in shown if not routes.exact[f"/{each}"].private]

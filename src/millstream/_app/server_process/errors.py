@@ -75,9 +75,9 @@ def report(error: CommandError) -> None:
     if error.detail:
         lines += [f"{dim}{error.detail.rstrip()}{plain}", ""]
     if error.why:
-        lines.append(f"  Why:  {error.why}")
+        lines.append(f"  Cause: {error.why}")
     if error.fix:
-        lines.append(f"  Do:   {error.fix}")
+        lines.append(f"  Fix:   {error.fix}")
     sys.stderr.write("\n".join(lines) + "\n")
 
 

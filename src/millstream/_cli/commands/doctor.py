@@ -97,7 +97,7 @@ def show(step: DiagnosticStep) -> None:
     """Print one line, and another one with the remedy."""
     print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
     if step.remedy:
-        print_text(f"      Do: {step.remedy}")
+        print_text(f"      Fix: {step.remedy}")
 
 
 async def examine(target: str, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
@@ -177,7 +177,9 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     except ssl.SSLCertVerificationError as exc:
         raise tls_error(url, exc) from exc
     except ssl.SSLError as exc:
-        raise TlsFailed(f"{url.origin} doesn't support TLS: {exc.reason}.") from exc
+        raise TlsFailed(
+            f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy="Use http:// if the server has no TLS."
+        ) from exc
     except OSError as exc:
         raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
@@ -234,7 +236,7 @@ def cors(reply: HttpReply) -> DiagnosticStep:
 
 def remedy_of(error: ClientError) -> str:
     """Return the remedy of an error, or the usual one for its type."""
-    if isinstance(error, NotMcp) and error.remedy:
+    if isinstance(error, NotMcp | TlsFailed) and error.remedy:
         return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),

@@ -1,9 +1,12 @@
-"""``millstream init``: create a project with a server and a passing test, without network access."""
+"""``millstream init``: create a project with a server and a passing test, without network access.
+
+Templates are examples: the wheel has them in `_templates`, a clone in `examples`.
+"""
 
 import json as json_module
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -57,7 +60,7 @@ name = "{package}"
 version = "0.1.0"
 description = "An MCP server."
 requires-python = ">=3.11"
-dependencies = ["millstream>={version}"]
+dependencies = {dependencies}
 
 [dependency-groups]
 dev = ["pytest>=9"]
@@ -83,6 +86,10 @@ _STARTS = {
     "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",
     "stdio": "| `millstream run server.py --transport stdio` | serve over stdio, as desktop applications start it |",
 }
+_PACKAGE = Path(__file__).resolve().parents[2]
+Template = Literal["agent", "broadcast", "greet", "math", "mounted", "orders"]
+_EXAMPLES: dict[str, str] = {"agent": "time_agent", "math": "streaming_math"}
+"""Template -> its folder in `examples`, unless that has the same name."""
 _IGNORED = """\
 .env
 .pytest_cache/
@@ -113,6 +120,9 @@ def init(
             show_default=lambda _: "the folder",
         ),
     ] = "",
+    template: Annotated[
+        Template | None, Parameter(help="A whole system to start from, instead of a single server.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create a new project: a server, a passing test, and their dependencies.
@@ -124,11 +134,15 @@ def init(
     - `millstream init shop`
 
     - `millstream init --stdio`: in this folder, for a desktop application
+
+    - `millstream init news --template broadcast`: an event stream, a WebSocket, and pages
     """
+    if template and not http:
+        raise CommandError("--stdio and --template can't be combined.", fix="Leave out one of them.")
     if folder.is_file():
         raise CommandError(f"{folder} is a file, not a folder.", fix="Use another folder: millstream init DIR")
     server_name = name or folder.resolve().name or "server"
-    files = project(server_name, transport="http" if http else "stdio")
+    files = copy_template(server_name, template) if template else project(server_name, "http" if http else "stdio")
     existing = [each for each in files if (folder / each).exists()]
     if existing:
         raise CommandError(
@@ -139,7 +153,8 @@ def init(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each, text in files.items():
-            (folder / each).write_text(text, "utf-8")
+            (folder / each).parent.mkdir(exist_ok=True)
+            (folder / each).write_text(text, "utf-8", newline="\n")
     except OSError as exc:
         raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
     if json:
@@ -147,12 +162,36 @@ def init(
         return
     print_text(f"Created {server_name} in {folder.resolve()}: {', '.join(files)}.")
     change_folder = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
-    print_text(f"Next: {change_folder}millstream dev server.py")
+    if template:
+        print_text(f"Next: {change_folder}pip install -r requirements.txt. README.md says how to start it.")
+    else:
+        print_text(f"Next: {change_folder}millstream dev server.py")
 
 
-def project(name: str, *, transport: str) -> dict[str, str]:
-    """Return the files of a new project: name -> text."""
+def copy_template(name: str, template: str) -> dict[str, str]:
+    """Return the files of a template, with the requirements in a project file as well, for uv: name -> text."""
+    source = _PACKAGE / "_templates" / template
+    if not source.is_dir():
+        source = _PACKAGE.parents[1] / "examples" / _EXAMPLES.get(template, template)
+    files = {
+        path.relative_to(source).as_posix(): path.read_text("utf-8")
+        for path in sorted(source.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc" and path.name != ".env"
+    }
+    return {
+        **files,
+        "pyproject.toml": _project_file(name, files["requirements.txt"].split()),
+        ".gitignore": _IGNORED,
+    }
+
+
+def _project_file(name: str, requirements: list[str]) -> str:
     package = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "server"
+    return _PROJECT.format(package=package, dependencies=json_module.dumps(requirements))
+
+
+def project(name: str, transport: str) -> dict[str, str]:
+    """Return the files of a new project: name -> text."""
     quoted = json_module.dumps(name)[1:-1]
     version = __version__.partition("+")[0]
     title = " ".join(name.split())
@@ -161,7 +200,7 @@ def project(name: str, *, transport: str) -> dict[str, str]:
             title=quoted, name=quoted, run="" if transport == "http" else f'transport="{transport}"'
         ),
         "test_server.py": _TEST,
-        "pyproject.toml": _PROJECT.format(package=package, version=version),
+        "pyproject.toml": _project_file(name, [f"millstream>={version}"]),
         "README.md": _README.format(title=title, start=_STARTS[transport]),
         ".gitignore": _IGNORED,
     }

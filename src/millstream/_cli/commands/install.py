@@ -32,7 +32,7 @@ def install(  # noqa: PLR0913  the options of the command
     client: Annotated[
         str,
         Parameter(
-            name=("--client", "-c"),
+            name="--client",
             metavar="APPLICATION",
             help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
         ),
@@ -43,7 +43,7 @@ def install(  # noqa: PLR0913  the options of the command
     variable: Annotated[
         list[str] | None,
         Parameter(
-            name=("--var", "-v"),
+            name=("--env", "-v"),
             metavar="NAME=VALUE",
             help="Set an environment variable of the server; repeatable.",
         ),
@@ -103,7 +103,7 @@ def install(  # noqa: PLR0913  the options of the command
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
-    env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var must be NAME=VALUE")}
+    env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--env must be NAME=VALUE")}
     launch = launch_of(
         target,
         env=env,
@@ -192,7 +192,7 @@ def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: li
     if launch.url and env:
         raise CommandError("Variables can't be set for a server at a URL.", fix="Send headers: --header NAME:VALUE")
     if headers and not launch.url:
-        raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --var NAME=VALUE")
+        raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --env NAME=VALUE")
 
 
 def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:

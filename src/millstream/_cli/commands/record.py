@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from millstream._cli.connect_options import Header, Login, pairs, run_to_exit
 from millstream._cli.errors import UsageError
-from millstream._cli.recorder.bridge import Bridge, Writer, tap
+from millstream._cli.recorder import Bridge, Writer, tap
 from millstream._cli.tables import one_line
 from millstream.client._errors import TargetError
 from millstream.client._targets import Remote, find

@@ -1,32 +1,23 @@
 """``millstream run``: serve a file or module over HTTP, or over standard input and output.
 
-Stdio servers usually start without this module and the command-line library, to be fast (`millstream._cli.main`).
+Without options that only this module knows, servers start without it and the command-line library, to be quick
+(`millstream._cli.main`).
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from millstream._app import Server
-from millstream._app.server_process.errors import CommandError, set_up_logs
-from millstream._app.server_process.facts import Facts
-from millstream._app.server_process.listen_sockets import chosen_address
-from millstream._app.server_process.over_http import is_supervisor, serve_with_panel
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.slot import claim
-from millstream._app.server_process.workers.supervisor import supervise
-from millstream._app.server_process.workers.worker import serve_worker
-from millstream._cli.from_source import ignore_compiled
-from millstream._cli.load import check_target, folder_of, load
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.options import Editable, EnvFile, Packages, Port
+from millstream._cli.serve import serve_http
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.uv import run_with
 from millstream._cli.variables import use_file
-from millstream._config import DEV_SETTINGS, Settings, VariableError
+from millstream._config import DEV_SETTINGS
 
 LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
 
@@ -84,7 +75,9 @@ def run(  # noqa: PLR0913  the options of the command
     no_sessions: Annotated[
         bool, Parameter(group=MCP, help="Handle each request separately, without sessions.")
     ] = False,
-    json: Annotated[bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")] = False,
+    json_response: Annotated[
+        bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")
+    ] = False,
     path: Annotated[
         str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
     ] = "",
@@ -120,7 +113,12 @@ def run(  # noqa: PLR0913  the options of the command
     ] = None,
     auth_key: Annotated[
         str | None,
-        Parameter(group=SECURITY, metavar="KEY", help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it."),
+        Parameter(
+            name="--auth",
+            group=SECURITY,
+            metavar="KEY",
+            help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it.",
+        ),
     ] = None,
     auth_keys: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
@@ -163,7 +161,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run shop.py --transport stdio`: for a desktop client
 
-    - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
+    - `millstream run shop.py --host 0.0.0.0 --auth KEY`: for callers with a key, from anywhere
 
     - `millstream run shop.py --with pandas`: with a package that isn't installed
 
@@ -191,7 +189,7 @@ def run(  # noqa: PLR0913  the options of the command
             web=bool(inspect),
             settings={
                 "sessions": False if no_sessions else None,
-                "json_only": json or None,
+                "json_only": json_response or None,
                 "path": "/" + path.strip("/") if path else None,
                 **secured,
                 "allow_anonymous": allow_anonymous or None,
@@ -215,112 +213,9 @@ def _check_not_empty(secured: Mapping[str, str | None]) -> None:
     """Reject empty values, for example from unset variables, which would leave the server unprotected."""
     for name, value in secured.items():
         if value == "":
-            option = f"--{name.replace('_', '-')}"
+            option = "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
             raise CommandError(
                 f"{option} is empty.",
                 why="The server would be less protected than you intend. Perhaps a variable isn't set.",
                 fix=f"Set a value for {option}, or leave it out.",
             )
-
-
-def serve_http(  # noqa: PLR0913  the options of commands
-    target: str,
-    host: str | None,
-    port: int | None,
-    /,
-    *,
-    descriptor: int | None = None,
-    workers: int = 1,
-    reload: bool = False,
-    told: Callable[[Facts], None] = show,
-    serve: str = "",
-    store: str = "",
-    web: bool = False,
-    settings: Mapping[str, object],
-) -> None:
-    """Serve until stopped, as a single process, the supervisor of workers, or a worker.
-
-    Args:
-        target: the server.
-        host: address to listen on.
-        port: port to listen on.
-        descriptor: descriptor of a socket to listen on instead.
-        workers: number of processes.
-        reload: whether to restart when a file changes.
-        told: called when it serves.
-        serve: parts to serve, instead of those of the program.
-        store: URL of the store.
-        web: whether to serve the pages, too.
-        settings: settings by name; None leaves a setting unchanged.
-
-    Raises:
-        CommandError: the server can't be found, or the address or an option is invalid.
-    """
-    host, port = chosen_address(host, port)
-    place = claim()
-    if place is None and is_supervisor(workers, reload=reload):
-        check_target(target)
-        set_up_logs(_settings(), str(settings.get("log_level") or ""))
-        watched = folder_of(target) if reload else None
-        supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
-        return
-    with place.report_errors() if place is not None else nullcontext():
-        if place is not None and reload:
-            ignore_compiled(folder_of(target))
-        server = load(target)
-        configure(server, serve=serve, store=store, web=web, settings=settings)
-        set_up_logs(server.settings)
-    if place is not None:
-        serve_worker(place, server)
-    else:
-        serve_with_panel(server, host, port, descriptor=descriptor, told=told)
-
-
-def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, object], web: bool = False) -> None:
-    """Override the program's settings with the options.
-
-    Raises:
-        CommandError: an option is invalid.
-    """
-    chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    check_inspected(chosen.get("inspect_urls", ()))
-    if store:
-        server.definition.store = store
-    try:
-        server.definition.configure(**chosen)
-    except ValueError as exc:
-        raise CommandError(str(exc), fix="Correct the option, or leave it out.") from exc
-    try:
-        server.definition.configure(serve=serve)
-        if web and "web" not in server.definition.parts:
-            server.definition.configure(serve=server.definition.parts | {"web"})
-    except ValueError as exc:
-        raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest") from exc
-
-
-def check_inspected(urls: object) -> None:
-    """Check the URLs for the inspector before anything starts.
-
-    Raises:
-        CommandError: a URL is invalid, or isn't http or https.
-    """
-    if not urls:
-        return
-    from millstream._http.client.url import parse  # noqa: PLC0415
-    from millstream.client._errors import TargetError  # noqa: PLC0415  rarely needed
-
-    for each in cast("tuple[str, ...]", urls):
-        try:
-            supported = parse(each).scheme in ("http", "https")
-        except TargetError as exc:
-            raise CommandError(str(exc)) from exc
-        if not supported:
-            raise CommandError(f"{each} can't be inspected.", fix="Use an http or https URL.")
-
-
-def _settings() -> Settings:
-    """Return the settings of the supervisor, which doesn't load the program."""
-    try:
-        return Settings.load()
-    except VariableError:
-        return Settings()  # the workers report the error

@@ -293,7 +293,6 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             and not (self.disconnected or self.cors)
             and self.method == "POST"
             and response.status == 200
-            and len(response.body) < FROM_BYTES
         ):
             # `reply`, inline.
             head, body = response.head, response.body
@@ -324,7 +323,10 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             self.watcher.cancel()
             task = _current_task()
             self.watcher = task.get_loop().call_soon(self.start_watching, task)
-        self.answer = response = await handler(self)
+        response = await handler(self)
+        if isinstance(response, Response) and len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
+            response = await compress(response, self, self.adapter.limits.compression)
+        self.answer = response
         if self.sink is not None and response is self.sink:
             await self.sink.wait_closed()
 
@@ -339,8 +341,6 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
 
     async def reply(self, response: Response) -> None:
         """Send a complete reply."""
-        if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
-            response = compress(response, self.headers)
         head = response.head + self.cors
         headers = header_lists.get(head) or header_list(head)
         body = response.body

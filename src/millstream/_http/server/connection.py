@@ -4,7 +4,9 @@
 request as written. Requests are answered one at a time, in order of arrival; pipelined requests wait in a queue.
 `states` has the two state tables, one for reading and one for replying.
 
-Most requests are read by the fast head reader (`fast_head`), all others by httptools. Every limit is checked while a
+Most requests are read by the fast head reader (`fast_head`), all others by httptools, of which a connection has a
+parser from its first such request on. Between two requests, the parser has no state, so either can read the next one.
+Every limit is checked while a
 request is parsed. A request that exceeds one becomes a `Refusal`, the last event of its connection.
 """
 
@@ -60,6 +62,7 @@ from millstream._http.server.exchange import (
     UPGRADE_WITH_BODY,
     ServerExchange,
 )
+from millstream._http.server.fast_head import read_chunk
 from millstream._protocol.principal import Share
 
 MAX_PIPELINE = 64
@@ -121,8 +124,6 @@ class ServerConnection:
         "newest", "over_cap", "queue", "reading", "replying", "since",
     )  # fmt: skip
 
-    _parser: HttpRequestParser
-
     def __init__(
         self, table: Endpoints, shared: ServerContext, *, peer: str, scheme: str, proxies: TrustedProxies | None = None
     ) -> None:
@@ -136,9 +137,9 @@ class ServerConnection:
         """The refusal of a connection above a cap."""
         """Whether the connection exceeds the cap. It gets one reply: a refusal, unless it's a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
-        """The table, or None once a head couldn't be read by the fast head reader."""
+        """The table, or None if replies must announce the close, which only the parser's path does."""
         # Connection
-        self._parser = _new_parser(self)
+        self._parser: HttpRequestParser | None = None
         self.reading = NEW
         self.replying = SILENT
         self.since = shared.clock
@@ -192,7 +193,7 @@ class ServerConnection:
 
     # Events
 
-    def receive(self, data: bytes) -> Event | None:
+    def receive(self, data: bytes) -> Event | None:  # noqa: C901, PLR0912  one frame for each request
         """Process received bytes. Return the next event, or `None` if more bytes or `complete` are needed."""
         table = self.fast
         if table is None or self.reading > IDLE or self.replying != SILENT or self.held:
@@ -209,27 +210,39 @@ class ServerConnection:
             return self.next_event()
         try:
             fields = dict(map(table.read_line, lines))
-            size = int(fields[b"content-length"])
         except KeyError:
             # Keep this block minimal, so user code's errors don't get this one as their context.
-            self.fast = None
-            fields, size = dict[bytes, bytes](), 0
+            fields = dict[bytes, bytes]()
+        size, length = -1, fields.get(b"content-length")
+        if b"transfer-encoding" not in fields:
+            size = -1 if length is None else int(length)
+        elif length is None and (chunk := read_chunk(body)) is not None:
+            body, size = chunk, len(chunk)
         limits = table.limits
         if (
             fields.get(b"host") not in table.policy.good
             or len(fields) != len(lines)
-            or size > limits.max_body
+            or not 0 <= size <= limits.max_body
             or len(lines) > limits.max_header_count
             or len(head) > limits.max_header_bytes
         ):
             self._parse(data)
             return self.next_event()
-        self.newest = exchange = ServerExchange(
+        exchange = ServerExchange(
             found[1], found[2], fields.items(), fields, body, b"", self._peer, table.root_path, self._scheme,
             handler=found[0],
         )  # fmt: skip
+        if fields.get(b"connection") == b"close":
+            exchange.keep_alive = False
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
+        self._ignores_body = False
+        if b"origin" in fields or b"sec-fetch-site" in fields:
+            reply, exchange.cors = table.policy.screen(exchange)
+            if reply is not None:
+                exchange.handler = partial(_reply, reply)
+                self._ignores_body = True
+        self.newest = exchange
         if size == len(body):
             self.reading = READ_WHOLE[self.reading]
             self.replying = BEGINS_REPLY[self.replying]
@@ -237,7 +250,6 @@ class ServerConnection:
         exchange.body = b""
         self.reading = READ_IN_PART[self.reading]
         self.since = self._shared.clock
-        self._ignores_body = False
         self._body_bytes = 0
         self._remaining_bytes = size
         self._receive_body(body)
@@ -282,7 +294,7 @@ class ServerConnection:
         self.queue.clear()
         self.newest = None
         # The parser refers to this connection, so dropping it avoids a reference cycle.
-        self._parser = None  # type: ignore[assignment]
+        self._parser = None
 
     def _stop(self) -> None:
         self.reading = STOPS[self.reading]
@@ -296,8 +308,11 @@ class ServerConnection:
             self._bytes_since_body = self._bytes_since_body + size if self.reading > IDLE else size
             rest = b""
             upgrade = False
+            parser = self._parser
+            if parser is None:
+                parser = self._parser = _new_parser(self)
             try:
-                self._parser.feed_data(data)
+                parser.feed_data(data)
             except HttpParserCallbackError as exc:
                 # An error in this program, not of the client. The parser would hide the exception.
                 self.refuse(failure(exc.__context__ or exc, "Parsing", self._target.decode("latin-1")))
@@ -315,7 +330,7 @@ class ServerConnection:
                     return
                 # The server ignores this upgrade (RFC 9110 §7.8). The parser takes the body for another protocol, so a
                 # new parser reads the request without the upgrade.
-                self._parser = _new_parser(self)
+                self._parser = None
                 self.reading = IGNORES_UPGRADE[self.reading]
                 rest = self._ignored_head + rest
             elif IDLE < self.reading < DONE:
@@ -326,7 +341,7 @@ class ServerConnection:
             data = rest
 
     def _receive_body(self, data: bytes) -> None:
-        """Process the rest of a body whose head bypassed the parser. The parser reads everything after it."""
+        """Process the rest of a body whose head bypassed the parser. The parser reads a request behind it."""
         body = data[: self._remaining_bytes]
         self._remaining_bytes -= len(body)
         self.on_body(body)
@@ -381,7 +396,8 @@ class ServerConnection:
     def on_headers_complete(self) -> None:  # noqa: C901, PLR0912  the checks of a head, in their order
         if self.reading == DONE or self._is_excessive():
             return
-        headers, table = self._headers, self._table
+        headers, table, parser = self._headers, self._table, self._parser
+        assert parser is not None  # noqa: S101  this is one of its callbacks
         if self._ignored_upgrade:
             headers.append((b"upgrade", self._ignored_upgrade))
             self._ignored_head = self._ignored_upgrade = b""
@@ -390,9 +406,9 @@ class ServerConnection:
         fields = dict(headers)
         upgrade = fields.get(b"upgrade")
         self._wants_websocket = (
-            upgrade is not None and self._parser.should_upgrade() and upgrade.strip().lower() == b"websocket"
+            upgrade is not None and parser.should_upgrade() and upgrade.strip().lower() == b"websocket"
         )
-        method, target = self._parser.get_method(), self._target
+        method, target = parser.get_method(), self._target
         wrong = self._check(method, fields, headers)
         if wrong is not None:
             self.refuse(wrong)
@@ -400,8 +416,8 @@ class ServerConnection:
         if self._wants_websocket and table.websocket is not None:
             self._handshake = _write_head(b"%b %b HTTP/1.1" % (method, target), headers)
             return
-        if self._parser.should_upgrade() and not self._wants_websocket:
-            version = self._parser.get_http_version().encode()
+        if parser.should_upgrade() and not self._wants_websocket:
+            version = parser.get_http_version().encode()
             others = [header for header in headers if header[0] != b"upgrade"]
             self._ignored_head = _write_head(b"%b %b HTTP/%b" % (method, target, version), others)
             self._ignored_upgrade = fields[b"upgrade"]
@@ -417,13 +433,13 @@ class ServerConnection:
             name = method.decode("ascii")
         else:
             handler, name, path = found
-        persistent = self._parser.get_http_version() != "1.0"
+        persistent = parser.get_http_version() != "1.0"
         self.newest = exchange = ServerExchange(
             name, path, headers, fields, b"", query, self._peer, table.root_path, self._scheme,
             handler=handler or _not_found,
             chunked=persistent,
             keep_alive=persistent
-            and self._parser.should_keep_alive()
+            and parser.should_keep_alive()
             and not (self._shared.leaving or self.over_cap is not None or self._wants_websocket),
         )  # fmt: skip
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):

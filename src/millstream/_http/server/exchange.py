@@ -373,6 +373,12 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         try:
             handler = self.handler
             response = await handler(self)
+            if (
+                isinstance(response, Response)
+                and len(response.body) >= FROM_BYTES
+                and b"accept-encoding" in self.headers
+            ):
+                response = await compress(response, self, protocol.guard.limits.compression)
         except asyncio.CancelledError:
             if not self.cancelled:
                 self._abort(protocol)
@@ -394,11 +400,6 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         elif not self.disconnected:
             if not isinstance(response, Response):
                 response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
-            size = 0
-            if len(response.body) >= FROM_BYTES:
-                if b"accept-encoding" in self.headers:
-                    response = compress(response, self.headers)
-                size = len(response.body)
             heads, body = protocol.guard.heads, response.body
             if (
                 response.head is JSON_HEAD
@@ -413,8 +414,8 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 protocol.transport.write(
                     heads.reply(response, self.cors, keep_alive=self.keep_alive, bodiless=self.method == "HEAD")
                 )
-            if size > LARGE:
-                protocol.count_unsent(size)
+            if len(body) > LARGE:
+                protocol.count_unsent(len(body))
         self.response_complete = True
         protocol.current = None
         # `ServerConnection.complete`, inline.

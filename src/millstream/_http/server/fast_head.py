@@ -1,37 +1,32 @@
 """The fast head reader, which reads header lines without the parser.
 
-MCP clients send the same few header lines with nearly every request. `HeaderLineCache` stores them and reads new lines
-in one plain form: a common name in its usual spelling, a colon, a space, and printable ASCII (RFC 9112 §5, without
-folding or further white space). Any other line, and any line that changes how a message is framed, raises KeyError. The
-HTTP parser then reads that request from its beginning, and all later requests on the connection.
+It reads lines in one plain form: any name, a colon, a space, and printable ASCII (RFC 9112 §5, without folding or
+further white space). Any other line, and any line that changes how a message is framed, raises KeyError. The HTTP
+parser then reads that request from its beginning. `HeaderLineCache` stores the lines that clients send with nearly
+every request.
 
-Framing has one case, HTTP/1.1 with a Content-Length of digits, so a message can be read in only one way. The cache
-keeps no secrets except valid credentials. ``tests/transports/test_fast_heads.py`` compares both readers.
+Framing has two cases, so a message can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body
+that has arrived whole in one chunk (`read_chunk`). The cache keeps no secrets except valid credentials.
+``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
-_CACHED_HEADERS = (
-    "accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-length", "content-type",
-    "host", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id", "pragma", "sec-fetch-mode",
-    "user-agent",
-)  # fmt: skip
-"""Lines that a client repeats. The cache keeps them and reads all others each time."""
-_UNCACHED_HEADERS = (
-    "authorization", "baggage", "cookie", "dnt", "forwarded", "from", "last-event-id", "priority", "referer",
-    "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-fetch-dest", "sec-fetch-user", "sec-gpc",
-    "traceparent", "tracestate", "via", "x-amzn-trace-id", "x-correlation-id", "x-forwarded-for", "x-forwarded-host",
-    "x-forwarded-port", "x-forwarded-proto", "x-forwarded-server", "x-real-ip", "x-request-id",
-)  # fmt: skip
-"""Headers of proxies and browsers. None of them changes how a message is framed. `Origin` and ``Sec-Fetch-Site`` are
-excluded, because they decide whether a request is served at all. The parser reads them."""
+from collections import OrderedDict
 
-_NAMES = {
-    spelling.encode(): name.encode()
-    for name in _CACHED_HEADERS + _UNCACHED_HEADERS
-    for spelling in (name, name.title(), name.title().replace("Mcp", "MCP"))
-}
-_CACHED_NAMES = frozenset(name.encode() for name in _CACHED_HEADERS)
+_CACHED_NAMES = frozenset({
+    b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"connection", b"content-length",
+    b"content-type", b"host", b"mcp-method", b"mcp-name", b"mcp-protocol-version", b"mcp-session-id", b"origin",
+    b"pragma", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent",
+})  # fmt: skip
+"""Names of lines that a client repeats. All others are read each time."""
+_PARSED_NAMES = frozenset({b"expect", b"proxy-connection", b"upgrade"})
+"""Headers that need another event than a request, or that llhttp takes for such a header. The parser reads them."""
+_HEX = b"0123456789abcdefABCDEF"
+_MAX_HEX = 8
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The characters of a name (RFC 9110 §5.6.2)."""
 _PRINTABLE = bytes(range(0x20, 0x7F))
-_MAX_LINES = 1024
+_MAX_LINES = 16 * 1024
+"""Maximum number of cached lines. The line of a session id takes about 600 bytes, and the longest line 1.3 KiB."""
 _MAX_LINE = 512
 """Maximum bytes of a cached line. Session ids have up to 400."""
 _MAX_DIGITS = 15
@@ -41,32 +36,34 @@ _MAX_CREDENTIALS = 512
 """Maximum number of cached credential lines, two for each credential. Further ones are read each time."""
 
 
-class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
+class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
     """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded."""
-
-    __slots__ = ("_credentials",)
 
     def __init__(self) -> None:
         super().__init__()
         self._credentials: dict[bytes, tuple[bytes, bytes]] = {}
 
     def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
-        spelling, _, value = line.partition(b": ")
-        name = _NAMES.get(spelling)
+        spelling, colon, value = line.partition(b": ")
+        name = spelling.lower()
         if (
-            name is None
+            not (spelling and colon)
+            or spelling.translate(None, _TOKEN)
             or value != value.strip(b" ")
             or value.translate(None, _PRINTABLE)
+            or name in _PARSED_NAMES
+            or (name == b"transfer-encoding" and value != b"chunked")
             or (name == b"content-length" and not (value.isdigit() and len(value) <= _MAX_DIGITS))
-            or (name == b"connection" and value.lower() != b"keep-alive")
+            or (name == b"connection" and value != b"close" and value.lower() != b"keep-alive")
         ):
             raise KeyError(line)
         header = (name, value)
         if name in _CACHED_NAMES and len(line) <= _MAX_LINE:
-            if len(self) >= _MAX_LINES:
-                self.clear()
-                self.update(self._credentials)
             self[line] = header
+            while len(self) > _MAX_LINES:
+                oldest, its = self.popitem(last=False)
+                if oldest in self._credentials:
+                    self[oldest] = its
         return header
 
     def keep_credential(self, value: bytes) -> None:
@@ -81,3 +78,14 @@ class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
         for line in self._credentials:
             self.pop(line, None)
         self._credentials.clear()
+
+
+def read_chunk(body: bytes) -> bytes | None:
+    """Return a body that arrived as one chunk and the last chunk, without extensions and trailers (RFC 9112 §7.1), or
+    None for any other.
+    """
+    digits, _, rest = body.partition(b"\r\n")
+    if not 0 < len(digits) <= _MAX_HEX or digits.translate(None, _HEX):
+        return None
+    size = int(digits, 16)
+    return rest[:size] if size and rest[size:] == b"\r\n0\r\n\r\n" else None

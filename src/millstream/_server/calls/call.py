@@ -347,7 +347,7 @@ class CallInfo:
 
     @property
     def client(self) -> ClientInfo:
-        """The client's declared capabilities, and its name and version for display: ``ctx.client.info.name``."""
+        """The client's declared capabilities, and its name and version for display: ``ctx.client.name``."""
         return self._call.client
 
     @property

@@ -1,13 +1,17 @@
 """`Context`: a function's view of its call, the same on every revision and transport."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from functools import wraps
 from hashlib import sha256
 from math import isfinite
-from typing import Any, TypeVar, cast, overload
+from pathlib import Path
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import msgspec
 
+from millstream._override import override
 from millstream._protocol.content import Message
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode, notification_message
@@ -29,6 +33,7 @@ from millstream._server.questions.questions import Elicit, ElicitUrl, Question, 
 from millstream._stores.rates import share_for
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _NO_LEVEL = len(LOG_LEVELS)
 OWN_STEP = 1e-6
@@ -37,6 +42,49 @@ OWN_STEP = 1e-6
 
 class TaskStart(BaseException):
     """Stops the function, which runs again as a task. Not an `Exception`, so user code doesn't catch it."""
+
+
+class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
+    """A question that must be awaited. Using it as its answer raises an error, instead of counting as consent."""
+
+    __slots__ = ("_coroutine", "_message")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], name: str) -> None:
+        caller = sys._getframe(2)
+        self._coroutine = coroutine
+        place = f"line {caller.f_lineno} of {Path(caller.f_code.co_filename).name}"
+        self._message = f"ctx.{name}(…) isn't awaited in {place}. Write: await ctx.{name}(…)"
+
+    @override
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coroutine.__await__()
+
+    @override
+    def send(self, value: Any, /) -> Any:
+        return self._coroutine.send(value)
+
+    @override
+    def throw(self, *exc: Any) -> Any:
+        return self._coroutine.throw(*exc)
+
+    @override
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def _refuse(self, *_: object) -> NoReturn:
+        self._coroutine.close()
+        raise TypeError(self._message)
+
+    __bool__ = __str__ = __format__ = __getattr__ = __getitem__ = __iter__ = __eq__ = _refuse
+    __hash__ = object.__hash__
+
+
+def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    @wraps(method)
+    def ask(*args: P.args, **options: P.kwargs) -> Coroutine[Any, Any, T]:
+        return _OpenQuestion(method(*args, **options), method.__name__)
+
+    return ask
 
 
 class Context(CallInfo):
@@ -221,6 +269,7 @@ class Context(CallInfo):
     async def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
     @overload
     async def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
+    @_question
     async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
         """Ask the user for a value of a type or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
 
@@ -244,6 +293,7 @@ class Context(CallInfo):
         """
         return await self._ask_one(Elicit(message, answer), key)
 
+    @_question
     async def elicit_url(self, message: str, url: str, *, id: str = "", key: str | None = None) -> None:
         """Ask the user to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`.
 
@@ -258,6 +308,7 @@ class Context(CallInfo):
         """
         await self._ask_one(ElicitUrl(message, url, id), key)
 
+    @_question
     async def sample(
         self,
         messages: str | Message | Sequence[Message | str],
@@ -296,6 +347,7 @@ class Context(CallInfo):
         result: SampleResult = await self._ask_one(question, key)
         return result
 
+    @_question
     async def roots(self, *, key: str | None = None) -> list[Root]:
         """Return the folders that the user opened in the client: ``[root.uri for root in await ctx.roots()]``.
 
@@ -307,6 +359,7 @@ class Context(CallInfo):
         roots: list[Root] = await self._ask_one(Roots(), key)
         return roots
 
+    @_question
     async def ask(self, **questions: Question) -> dict[str, Any]:
         """Ask several questions in one round. Before 2026-07-28, the client gets them one after the other.
 

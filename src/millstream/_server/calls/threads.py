@@ -54,11 +54,13 @@ class Threads:
             self._started += 1
             # Daemon threads, so that the process can end while a function still runs.
             threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
-        future: Future[Any] = Future()
-        future.add_done_callback(lambda _: self._release_in(loop, owner))
+        future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
-        self._jobs.put((future, lambda: context.run(run_carried, function, *args)))
-        return await asyncio.wrap_future(future)
+        self._jobs.put((_LoopFuture(future, places, owner), lambda: context.run(run_carried, function, *args)))
+        try:
+            return await future
+        finally:
+            del future  # its exception's traceback refers to this frame
 
     async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
@@ -70,10 +72,6 @@ class Threads:
         jobs.put(None)
         threading.Thread(target=work, args=(jobs,), name="millstream_end", daemon=True).start()
         return await asyncio.wrap_future(future)
-
-    def _release_in(self, loop: asyncio.AbstractEventLoop, owner: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
-            loop.call_soon_threadsafe(self.places.leave, owner)
 
     def close(self) -> None:
         """End all threads when their functions are done, without waiting."""
@@ -87,7 +85,46 @@ class Threads:
         self._jobs = SimpleQueue()
 
 
-Jobs = SimpleQueue[tuple["Future[Any]", Callable[[], Any]] | None]
+class _LoopFuture:
+    """The thread's side of an event loop's future. It frees the slot and sets the result in one wakeup of the loop."""
+
+    __slots__ = ("_future", "_owner", "_places")
+
+    def __init__(self, future: asyncio.Future[Any], places: Pool, owner: str) -> None:
+        self._future = future
+        self._places = places
+        self._owner = owner
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Return whether the function should run. If its caller has left, free the slot."""
+        if self._future.cancelled():
+            self._settle_in_loop(None, None)
+            return False
+        return True
+
+    def set_result(self, result: Any) -> None:
+        """End the call with a result."""
+        self._settle_in_loop(result, None)
+
+    def set_exception(self, exception: BaseException) -> None:
+        """End the call with an error."""
+        self._settle_in_loop(None, exception)
+
+    def _settle_in_loop(self, result: Any, exception: BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
+            self._future.get_loop().call_soon_threadsafe(self._settle, result, exception)
+
+    def _settle(self, result: Any, exception: BaseException | None) -> None:
+        self._places.leave(self._owner)
+        if self._future.done():
+            return
+        if exception is None:
+            self._future.set_result(result)
+        else:
+            self._future.set_exception(exception)
+
+
+Jobs = SimpleQueue[tuple["Future[Any] | _LoopFuture", Callable[[], Any]] | None]
 """The queue of jobs for worker threads. None ends a thread."""
 
 
@@ -100,7 +137,7 @@ def work(jobs: Jobs) -> None:
         del job, future, run  # an idle thread must not keep its last call alive
 
 
-def _settle(future: "Future[Any]", run: Callable[[], Any]) -> None:
+def _settle(future: "Future[Any] | _LoopFuture", run: Callable[[], Any]) -> None:
     try:
         result = run()
     except BaseException as exc:  # every error belongs to the waiting call

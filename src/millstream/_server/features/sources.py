@@ -273,6 +273,8 @@ def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
 
 def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
     work = partial(_drain, call_function) if plan.is_generator else call_function
+    if plan.context_parameter is None and not plan.is_generator:
+        return lambda arguments, call: call.services.threads.run(work, arguments, None, owner=call.owner)
 
     async def run(arguments: Any, call: Call) -> Any:
         context = Context(call, home)

@@ -145,7 +145,7 @@ class Tool(Item):
         self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
         """Decodes raw arguments to a struct. Only for a tool that is `plain`."""
         self.plain: bool = source.decode is not None and not (
-            self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
+            self.requires or self.headers or self.visible or "stream" in self.parameters
         )
         """Whether a transport can decode the arguments and pass a prepared call, because nothing wraps the tool."""
         self._output = source.output
@@ -349,6 +349,24 @@ class _HandshakeCall(Struct, gc=False):
     error: UnsetType = UNSET
 
 
+class _HandshakeMessage(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    method: str
+    id: int | str | UnsetType = UNSET
+    """Missing in a notification."""
+    params: Raw = Raw(b"")
+    result: UnsetType = UNSET
+    error: UnsetType = UNSET
+
+
+class _ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
+    meta: _HandshakeMeta = _HandshakeMeta()
+
+
+decode_handshake_message = msgspec.json.Decoder(_HandshakeMessage).decode
+"""A complete request or notification of the handshake era, with undecoded parameters."""
+decode_handshake_params = msgspec.json.Decoder(_ParamsWithMeta).decode
+"""Parameters, decoded down to `_meta`."""
 decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
 """A complete `tools/call` of the handshake era, with undecoded arguments."""
 

@@ -100,7 +100,7 @@ class PydanticEngine:
                 _check_readable(name, parameter)
             raise
         self.struct: type[Struct] = msgspec.defstruct(
-            name, [(parameter.name, Any) for parameter in parameters], kw_only=True, gc=False
+            name, [(parameter.name, Any) for parameter in parameters], gc=False
         )
         self._validate = model.__pydantic_validator__.validate_json
         self._validate_lax: Callable[[bytes], Any] | None = None
@@ -128,7 +128,7 @@ class PydanticEngine:
             made = validate(raw)
         except pydantic.ValidationError as error:
             raise msgspec.ValidationError(f"{error.error_count()} problems") from error
-        return self.struct(**dict(zip(self.struct.__struct_fields__, self._values(made), strict=True)))
+        return self.struct(*self._values(made))
 
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
         """See `Engine`."""
@@ -503,12 +503,12 @@ class _DataclassSchema:
 def _encode_checked(adapter: Any, value: Any) -> bytes:
     """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
     try:
-        made: Any = adapter.validate_python(value)
+        made: Any = adapter.validator.validate_python(value)
         if isinstance(made, pydantic.BaseModel):
             unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
             if unset:  # `model_construct` validates nothing
                 raise output_error(f"missing {list_names(unset)}")
-        data: bytes = adapter.dump_json(made, by_alias=True, warnings="error")
+        data: bytes = adapter.serializer.to_json(made, by_alias=True, warnings="error")
     except pydantic.ValidationError as error:
         problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
         raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None

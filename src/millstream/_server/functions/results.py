@@ -144,10 +144,10 @@ def as_text(value: Any) -> str:
 def encode_messages(value: Any) -> bytes:
     """Return the members of a prompt: a string, content block, or `Message`, or a list of them.
 
-    Strings and blocks have the role user.
+    Strings and blocks have the role user. A dict with a role and content is a message, as in other packages.
     """
     items = value if _is_several(value) else [value]
-    several = [item if isinstance(item, Message) else Message("user", _block(item)) for item in items]
+    several = [_message(item) for item in items]
     messages = [each for message in several for each in message.one_by_one()]
     for message in messages:
         if not isinstance(message.content, BLOCKS):
@@ -155,6 +155,14 @@ def encode_messages(value: Any) -> bytes:
                 f"a prompt contains a {type(message.content).__name__}, which is allowed only in sampling messages"
             )
     return b'"messages":%b' % encode(messages)
+
+
+def _message(item: Any) -> Message:
+    if isinstance(item, Message):
+        return item
+    if isinstance(item, dict) and item.keys() == {"role", "content"}:
+        return msgspec.convert(item, Message)
+    return Message("user", _block(item))
 
 
 def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Mapping[str, Any] | None = None) -> bytes:

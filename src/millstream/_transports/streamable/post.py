@@ -24,15 +24,19 @@ from millstream._protocol.jsonrpc import (
     check_text,
     error_message,
     exceeds_limits,
+    is_utf8,
     read,
     result_message,
 )
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
+from millstream._server.calls.sessions import Session
 from millstream._server.features.tools import (
     PreparedCall,
     decode_handshake_call,
+    decode_handshake_message,
+    decode_handshake_params,
     decode_request,
     decode_request_params,
 )
@@ -191,7 +195,8 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
-_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
+_HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values()))
+_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith(("/list", "/discover"))}
 _MAX_USUAL = 64 * 1024
 """Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
 
@@ -200,18 +205,18 @@ class Streamable:
     """The POST handler of the MCP endpoint."""
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
-        dispatcher, settings = endpoint.dispatcher, endpoint.services.settings
+        dispatcher = endpoint.dispatcher
         self._endpoint = endpoint
         self._dispatcher = dispatcher
         self._open_line = endpoint.open_line
-        self._prepares = not settings.tool_timeout and dispatcher.begin is None
+        self._prepares = dispatcher.begin is None
         self._fast = dispatcher.registry.fast if self._prepares else {}
         self._tools = dispatcher.registry.tools
         self._calls = dispatcher.calls
         self._most = dispatcher.load.max_each
         """With fewer calls in flight, no caller can exceed its limit."""
 
-    async def post(self, request: HttpRequest) -> Response | None:
+    async def post(self, request: HttpRequest) -> Response | None:  # noqa: C901  one frame for each call
         """Serve one POST of any revision."""
         headers, body = request.headers, request.body
         call, size = None, len(body)
@@ -220,7 +225,7 @@ class Streamable:
             headers.get(b"content-type") != b"application/json"
             or size > _MAX_USUAL
             or len(headers) != len(request.raw_headers)
-            or not body.isascii()
+            or not (body.isascii() or is_utf8(body))
             or exceeds_limits(body)
             or (len(self._calls) >= self._most and self._dispatcher.load.full(request.owner))
             or not (known_accept(headers.get(b"accept")) or parse_accept(headers.get(b"accept"))).json
@@ -229,7 +234,12 @@ class Streamable:
             pass
         elif b"mcp-method" not in headers:
             if self._prepares:
-                call = self._fast_handshake_call(request)
+                taken = self._fast_handshake_call(request)
+                if isinstance(taken, Response):
+                    return taken
+                if isinstance(taken, Envelope):
+                    return await self._fast_initialize(request, taken)
+                call = taken
         elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             if fast is not None:
@@ -245,11 +255,22 @@ class Streamable:
             return Response(answer)
         return await finish(call, answer)
 
-    def _fast_handshake_call(self, request: HttpRequest) -> Call | None:
-        """Return a tool call of a handshake revision, decoded in two typed passes, or None if anything is unusual."""
+    async def _fast_initialize(self, request: HttpRequest, message: Envelope) -> Response:
+        exchange = StreamableExchange(self._endpoint, request)
+        try:
+            return await _initialize(exchange, message)
+        except ProtocolError as exc:
+            return _refuse(exchange, message, exc)
+
+    def _fast_handshake_call(self, request: HttpRequest) -> Call | Envelope | Response | None:
+        """Return a request of a handshake revision, decoded in two typed passes; `initialize` as it is; the response to
+        a notification; or None if anything is unusual.
+        """
         headers, sessions = request.headers, self._endpoint.sessions
         if sessions is None:
             session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
+        elif b"mcp-session-id" not in headers:
+            session, revision = None, None if b"mcp-protocol-version" in headers else ASSUMED
         else:
             session = sessions.find_known(headers.get(b"mcp-session-id"), request.principal)
             revision = None if session is None else session.revision
@@ -257,6 +278,8 @@ class Streamable:
                 return None
         if revision is None:
             return None
+        if b'"tools/call"' not in request.body:
+            return self._fast_message(request, session, revision)
         try:
             envelope = decode_handshake_call(request.body)
             params = envelope.params
@@ -284,6 +307,48 @@ class Streamable:
             tool=tool,
             body=request.body,
             arguments=arguments,
+        )
+
+    def _fast_message(
+        self, request: HttpRequest, session: Session | None, revision: Revision
+    ) -> Call | Envelope | Response | None:
+        """Return a message other than a tool call, as `_fast_handshake_call` does."""
+        try:
+            message = decode_handshake_message(request.body)
+            params = bytes(message.params)
+            meta = decode_handshake_params(params or b"{}").meta
+        except MALFORMED:
+            return None
+        method, services = message.method, self._endpoint.services
+        if len(request.body) > MAX_ID or request.query or meta.version is not UNSET:
+            return None
+        if message.id is UNSET:
+            if (
+                not method.startswith("notifications/")
+                or method == "notifications/cancelled"
+                or services.notification_filters is not None
+                or method in self._dispatcher.registry.notification_handlers
+            ):
+                return None
+            services.note(method, "http", session, principal=request.principal)
+            return _ACCEPTED
+        if method == "initialize":
+            return Envelope(message.id, method, params)
+        if method not in _HANDSHAKE_METHODS or method in _STREAM_BOUND:
+            return None
+        request.cancel_on_disconnect = session is None
+        return Call(
+            revision=revision,
+            id=message.id,
+            method=method,
+            params=params,
+            client=NOBODY if session is None else session.client,
+            open_reply=self._open_line,
+            origin=request,
+            session=session,
+            principal=request.principal,
+            headers=request.headers,
+            token=None if meta.token is UNSET else meta.token,
         )
 
     def _fast_call(self, request: HttpRequest, fast: PreparedCall) -> Call | None:

@@ -44,7 +44,8 @@ from millstream._stores.rates import share_for
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
 from millstream._transports.streamable.reply_channel import PostReplyChannel
 
-_REMEMBERED = 256
+MAX_CACHED_SESSIONS = 16 * 1024
+"""Maximum number of cached sessions. Each takes about 1.1 KiB."""
 MAX_DELETES = 10_000
 """Maximum session tombstones per principal, or per address without one."""
 _CAPABILITIES_ROOM = 16 * 1024 * 1024
@@ -57,8 +58,8 @@ class HttpSessions:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._recorded = services.records.known
-        self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(_REMEMBERED)
-        """Header value -> session, principal hash, expiry."""
+        self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(MAX_CACHED_SESSIONS)
+        """Header value -> session, principal hash, expiry. Sessions without a record, or that this worker knows."""
         self._ended: dict[str, tuple[float, int]] = {}
         """`Call.owner` -> start of its current period, and number of sessions ended in it."""
         self._kept: tuple[float, Share] = (0.0, Share(_CAPABILITIES_ROOM))
@@ -109,8 +110,11 @@ class HttpSessions:
         return kept.take(owner, size)
 
     def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:
-        """Return a cached session of the caller without a record, or None to use `find`."""
-        known = self._remembered.get(value)  # type: ignore[arg-type]  # None isn't a key, and is not found
+        """Return a session of the caller that has no record, or None to use `find`."""
+        if value is None:
+            return None
+        remembered = self._remembered.get(value)
+        known = self._open(value) if remembered is None else remembered
         if known is None:
             return None
         session, principal_hash, expires_at = known
@@ -119,8 +123,11 @@ class HttpSessions:
             (b"" if principal is None else principal.binding) != principal_hash
             or session.id in self._recorded
             or expires_at <= clock()
+            or (remembered is None and self._services.records.may_exist(session))
         ):
             return None
+        if remembered is None:
+            self._remembered.keep(value, known)
         return session
 
     async def find(self, request: HttpRequest) -> Session:
@@ -138,7 +145,7 @@ class HttpSessions:
         session, records = known[0], self._services.records
         record = await records.get(session) if records.may_exist(session) else NO_RECORD
         if session.id in records.known or not records.may_exist(session):
-            self._remember(value, known)
+            self._remembered.keep(value, known)
         if record is not NO_RECORD:
             if record.ended:
                 raise unknown_session()
@@ -161,10 +168,6 @@ class HttpSessions:
         issued_at = 0 if token.recorded else token.issued_at
         session = Session(token.id, revision, client, current=current, issued_at=issued_at, expires_at=token.expires_at)
         return session, token.principal_hash, token.expires_at + int(services.leeway)
-
-    def _remember(self, value: bytes, known: tuple[Session, bytes, int]) -> None:
-        """Cache a session without a record, or one that this worker knows."""
-        self._remembered.keep(value, known)
 
     async def end(self, session: Session, owner: str) -> bool:
         """Write the tombstone of a session. Return False if the caller has ended too many.

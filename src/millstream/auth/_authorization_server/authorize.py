@@ -219,7 +219,7 @@ class AuthorizationEndpoint:
         throttle: LoginThrottle,
         tickets: Tickets,
         pending_logins: PendingLogins,
-        server: str,
+        brand: Callable[[], tuple[str, str]],
     ) -> None:
         # Configuration
         self._config = config
@@ -229,7 +229,8 @@ class AuthorizationEndpoint:
         self._grants = grants
         self._accounts = accounts
         self._throttle = throttle
-        self._server = server
+        self._brand = brand
+        """Returns the server's name and icon."""
         self._tickets = tickets
         self._pending_logins = pending_logins
         # State
@@ -318,8 +319,9 @@ class AuthorizationEndpoint:
         scopes = (
             authorization.scopes if user is None else await self._accounts.grantable(user, client, authorization.scopes)
         )
+        server, icon = self._brand()
         shown = pages.ConsentPage(
-            self._server,
+            server,
             client,
             authorization,
             self._tickets.seal_request(browser, authorization),
@@ -330,6 +332,7 @@ class AuthorizationEndpoint:
             said,
             name,
             self._requests.elsewhere(authorization),
+            icon,
         )
         return pages.consent(shown, status, cookie + head)
 

@@ -122,7 +122,7 @@ class RunningIssuer(PageLogin):
             throttle=throttle,
             tickets=tickets,
             pending_logins=pending_logins,
-            server=name,
+            brand=lambda: (name, self.icon),
         )
         self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""

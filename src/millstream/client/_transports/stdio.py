@@ -385,7 +385,7 @@ class StdioTransport(DuplexTransport):
                 os.killpg(process.get_pid(), number)
 
 
-_SENTENCE_STARTS = ("Why:", "Do:")
+_SENTENCE_STARTS = ("Cause:", "Fix:")
 """Starts of lines that begin a new sentence, even if the line before lacks a period."""
 
 

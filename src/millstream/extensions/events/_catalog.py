@@ -9,8 +9,9 @@ Event types: the hub channel, the schema of the payload, and the filter for subs
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -119,7 +120,7 @@ class EventType:
         self.description: str = description or _summary(payload)
         self._type = JsonType(payload)
         self.payload_schema: dict[str, Any] = _object_schema(self._type, name, "payload")
-        self._fields = frozenset(self.payload_schema.get("properties", {}))
+        self.fields: frozenset[str] = frozenset(self.payload_schema.get("properties", {}))
         self._arguments = None if arguments is None else JsonType(arguments)
         self.input_schema: dict[str, Any] = (
             _filters_of(self.payload_schema)
@@ -171,7 +172,7 @@ class EventType:
         if len(canonical) > MAX_ARGUMENTS:
             raise invalid(f"arguments must not exceed {MAX_ARGUMENTS} bytes")
         if self._arguments is None:
-            unknown = sorted(values.keys() - self._fields)
+            unknown = sorted(values.keys() - self.fields)
             if unknown:
                 raise invalid(f"{self.name} has no field {shorten(unknown[0])!r} to filter by")
             return Arguments(values, values, canonical)
@@ -227,12 +228,74 @@ class EventType:
             principal: The subscriber.
         """
         if self._match is None:
-            return all(data.get(name) == value for name, value in arguments.values.items() if name in self._fields)
+            return all(data.get(name) == value for name, value in arguments.values.items() if name in self.fields)
         try:
             return bool(self._match(payload, arguments.value, principal))
         except Exception:
             _logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
             return False
+
+
+T = TypeVar("T")
+
+
+class FilterIndex(Generic[T]):
+    """The subscribers of an event type by the values that they filter by. An event finds those that it matches, and the
+    others cost nothing.
+    """
+
+    def __init__(self, kind: EventType) -> None:
+        self._kind = kind
+        self._by_values: dict[tuple[str, ...], dict[tuple[Any, ...], dict[T, None]]] = {}
+        """Subscribers by the names of their filters, and by the values."""
+        self._keys: dict[T, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
+        """The place of each subscriber in `_by_values`."""
+        self._others: dict[T, tuple[Arguments, Principal | None]] = {}
+        """Subscribers to check one by one: for a `match` function, or by a list or object."""
+
+    def add(self, subscriber: T, arguments: Arguments, principal: Principal | None) -> None:
+        """Add a subscriber."""
+        names = tuple(name for name in sorted(arguments.values) if name in self._kind.fields)
+        values = tuple(arguments.values[name] for name in names)
+        try:
+            hash(values)
+        except TypeError:
+            simple = False
+        else:
+            simple = not self._kind.has_match
+        if simple:
+            self._by_values.setdefault(names, {}).setdefault(values, {})[subscriber] = None
+            self._keys[subscriber] = names, values
+        else:
+            self._others[subscriber] = arguments, principal
+
+    def discard(self, subscriber: T) -> None:
+        """Remove a subscriber. Idempotent."""
+        self._others.pop(subscriber, None)
+        names, values = self._keys.pop(subscriber, ((), None))
+        if values is not None:
+            groups = self._by_values[names]
+            del groups[values][subscriber]
+            if not groups[values]:
+                del groups[values]
+            if not groups:
+                del self._by_values[names]
+
+    def find(self, written: bytes) -> list[T]:
+        """Return the subscribers that receive an event, which is decoded once.
+
+        Raises:
+            ValueError: the JSON doesn't match the type.
+        """
+        payload, data = self._kind.read(written), _decode_object(written)
+        found: list[T] = []
+        for names, groups in self._by_values.items():
+            with suppress(TypeError):  # a list or object in the payload, which no subscriber here filters by
+                found += groups.get(tuple(map(data.get, names)), ())
+        for subscriber, (arguments, principal) in self._others.items():
+            if self._kind.matches(payload, data, arguments, principal):
+                found.append(subscriber)
+        return found
 
 
 def timestamp(at: float) -> str:

@@ -19,8 +19,8 @@ from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
 from millstream.extensions import LocalError, LogOnce, ServerHost, Share
-from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, sees
-from millstream.extensions.events._event_methods import occurrence
+from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, FilterIndex, sees
+from millstream.extensions.events._event_methods import Reader, occurrence
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page, split_cursor
 from millstream.extensions.events._subscriptions import (
     LEASE,
@@ -32,7 +32,7 @@ from millstream.extensions.events._subscriptions import (
 )
 from millstream.extensions.events._webhook import AttemptResult, WebhookSender, read_secret, read_url
 from millstream.extensions.http_post import Url
-from millstream.protocol import MALFORMED, decoder
+from millstream.protocol import MALFORMED
 from millstream.stores import Entry, StoreFull
 
 ATTEMPTS = 5
@@ -56,7 +56,6 @@ _TERMINATED: Final[dict[str, Any]] = {
     "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
 }
 _logger = logging.getLogger("millstream.events")
-_decode_object = decoder(dict[str, Any])
 _encode = msgspec.json.Encoder().encode
 
 
@@ -354,6 +353,7 @@ class EventDelivery:
             f"Webhooks of {kind.name!r} are delivered again.",
         )
         self._targets: dict[str, Target] = {}
+        self._index = FilterIndex[Target](kind)
         self._position = 0
         """Offset of the last notice of the channel."""
         self._queued_position = 0
@@ -502,7 +502,9 @@ class EventDelivery:
         if record is None or record.expires <= self._outbox.clock():
             self._remove(id)
         elif id in self._targets:
-            self._targets[id].update(record)
+            known = self._targets[id]
+            known.update(record)
+            self._index.add(known, known.arguments, known.principal)
         else:
             target = await self._add_target(record)
             if target is not None and record.credential and await self._host.is_revoked(record.credential):
@@ -520,6 +522,7 @@ class EventDelivery:
             await self._subscriptions.delete(record.name, record.id)
             return None
         self._targets[record.id] = target
+        self._index.add(target, arguments, target.principal)
         visible = sees(self.kind, record.scopes) or "*" in record.scopes
         if not visible or not self._host.has_credential(target.principal):
             await self._terminate(target)
@@ -537,9 +540,10 @@ class EventDelivery:
         """Queue the events between a subscription's cursor and this worker's position."""
         record, until = target.record, target.after
         cursor, more = record.since, True
+        reader = Reader(self.kind, target.arguments, target.principal, record.oldest)
 
         def accepts(notice: Notice) -> bool:
-            return notice.offset <= until and notice.at >= record.oldest and self._matches(target, notice)
+            return notice.offset <= until and reader.accepts(notice)
 
         while more and not target.is_removed:
             page = await read_page(self.hub, self.kind.name, cursor, most=MAX_PENDING, accepts=accepts)
@@ -563,6 +567,7 @@ class EventDelivery:
         if target is None:
             return
         target.is_removed = True
+        self._index.discard(target)
         self._drop_events(target)
         if target.gap is not None:
             self._outbox.cancel(target.gap)
@@ -600,30 +605,22 @@ class EventDelivery:
 
     async def _queue_for_all(self, notice: Notice) -> None:
         try:
-            payload, data = self.kind.read(notice.data), _decode_object(notice.data)
+            targets = self._index.find(notice.data)
         except MALFORMED as error:
             _logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, str(error)[:300])
             return
         now = self._outbox.clock()
-        for number, target in enumerate(list(self._targets.values()), 1):
+        for number, target in enumerate(targets, 1):
             record = target.record
             if (
                 notice.offset > target.after
                 and notice.offset not in target.undelivered_offsets
                 and not target.is_removed
                 and record.expires > now
-                and self.kind.matches(payload, data, target.arguments, target.principal)
             ):
                 self._queue(target, OutgoingMessage(self, target, notice))
             if not number % _YIELD_INTERVAL:
                 await asyncio.sleep(0)
-
-    def _matches(self, target: Target, notice: Notice) -> bool:
-        try:
-            payload, data = self.kind.read(notice.data), _decode_object(notice.data)
-        except MALFORMED:
-            return False
-        return self.kind.matches(payload, data, target.arguments, target.principal)
 
     def _queue(self, target: Target, message: OutgoingMessage, delay: float = 0.0) -> None:
         """Schedule an event. Beyond the limits, drop the subscription's oldest one, and send a `gap`."""

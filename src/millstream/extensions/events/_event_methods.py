@@ -18,8 +18,8 @@ from millstream.extensions.events._catalog import (
     sees,
     timestamp,
 )
-from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
-from millstream.hub import Forbidden, Hub, LimitExceeded
+from millstream.extensions.events._feed import Feed, LiveStreams, Notice, open_feed, position, read_page
+from millstream.hub import Encode, Forbidden, Hub, LimitExceeded
 from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY, decoder
 
 MAX_EVENTS = 100
@@ -57,11 +57,11 @@ class Reader:
         oldest: events published before this Unix time are skipped.
     """
 
-    __slots__ = ("_arguments", "_kind", "_oldest", "_principal", "has_skipped")
+    __slots__ = ("_kind", "_oldest", "_principal", "arguments", "has_skipped")
 
     def __init__(self, kind: EventType, arguments: Arguments, principal: Principal | None, oldest: float = 0.0) -> None:
         self._kind = kind
-        self._arguments = arguments
+        self.arguments: Arguments = arguments
         self._principal = principal
         self._oldest = oldest
         self.has_skipped: bool = False
@@ -76,7 +76,7 @@ class Reader:
             payload, data = self._kind.read(notice.data), _decode_data(notice.data)
         except MALFORMED:
             return False
-        return self._kind.matches(payload, data, self._arguments, self._principal)
+        return self._kind.matches(payload, data, self.arguments, self._principal)
 
     def occurrence(self, notice: Notice, cursor: str | None) -> dict[str, Any]:
         """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
@@ -110,6 +110,7 @@ class EventMethods:
         self._clock = host.now
         self._modes = modes
         self._pause = pause
+        self._streams: dict[str, LiveStreams] = {}
 
     async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
         """Return one page of the event types visible to the caller, with the available delivery modes.
@@ -153,7 +154,13 @@ class EventMethods:
         """
         kind, reader = self._open(params, ctx)
         mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        feed, replay = open_feed(self._hub, kind.name, params.cursor or "")
+        live = self._streams.get(kind.name) or self._streams.setdefault(kind.name, LiveStreams(kind, self._hub))
+
+        def on_live(feed: Feed) -> Encode:
+            live.add(feed, reader.arguments, ctx.principal)
+            return live.encode
+
+        feed, replay = open_feed(self._hub, kind.name, params.cursor or "", on_live)
         try:
             async with ctx.stream() as reply:
                 leaving = asyncio.create_task(reply.wait_closed())
@@ -189,7 +196,7 @@ async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator
             gap = True
         if notice.kind in ("gap", "cut"):
             continue
-        counts = notice.kind == "event" and reader.accepts(notice)
+        counts = notice.kind == "match" or (notice.kind == "event" and reader.accepts(notice))
         truncated, cursor = gap or reader.has_skipped, position(hub, notice.offset)
         if truncated or not active:
             start = position(hub, notice.offset - 1) if counts else cursor

@@ -3,22 +3,28 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from millstream import Principal
 from millstream._override import override
-from millstream.hub import Event, Hub
+from millstream.extensions.events._catalog import Arguments, EventType, FilterIndex
+from millstream.hub import Encode, Event, Hub
+from millstream.protocol import MALFORMED
 
 _LOW_WATER = 64 * 1024
 _MAX_CURSOR = 256
 
-Kind = Literal["event", "gap", "place", "cut"]
+Kind = Literal["event", "match", "gap", "place", "cut"]
 
 
 class Notice(Struct, frozen=True, array_like=True):
-    """An entry of a feed: an event, a gap before the next event, the worker's read position, or the end."""
+    """An entry of a feed: an event, an event that the subscriber's filter accepts, a gap before the next event, the
+    worker's read position, or the end.
+    """
 
     kind: Kind
     id: str
@@ -29,6 +35,12 @@ class Notice(Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Notice).decode
+_OVERHEAD = 64
+"""Approximate bytes of a notice beside its data."""
+
+
+def _size(notice: Notice) -> int:
+    return len(notice.data) + _OVERHEAD
 
 
 def encode_notice(event: Event) -> bytes:
@@ -76,8 +88,9 @@ class Feed(_Closable):
 
     def __init__(self) -> None:
         super().__init__()
-        self._notices: deque[bytes] = deque()
+        self._notices: deque[Notice] = deque()
         self._buffered_bytes = 0
+        self._overflowed = False
         self._data_event = asyncio.Event()
         self._room_event = asyncio.Event()
 
@@ -87,11 +100,20 @@ class Feed(_Closable):
         return self._buffered_bytes
 
     def write(self, data: bytes) -> None:
+        """Add an encoded notice."""
+        self.put(_decode(data))
+
+    def put(self, notice: Notice) -> None:
         """Add a notice."""
-        if not self.closed:
-            self._notices.append(data)
-            self._buffered_bytes += len(data)
+        if not self.closed and (notice.kind == "cut" or not self._overflowed):
+            self._notices.append(notice)
+            self._buffered_bytes += _size(notice)
             self._data_event.set()
+
+    def overflow(self, max_buffered: int) -> None:
+        """Drop all notices but the final one. At its next write, the hub ends the feed, because it reports too much."""
+        self._overflowed, self._buffered_bytes = True, max_buffered + 1
+        self._notices.clear()
 
     async def drain(self) -> None:
         """Wait until the task has read most notices."""
@@ -113,11 +135,66 @@ class Feed(_Closable):
                 return None
             self._data_event.clear()
             await self._data_event.wait()
-        data = self._notices.popleft()
-        self._buffered_bytes -= len(data)
+        notice = self._notices.popleft()
+        if not self._overflowed:
+            self._buffered_bytes -= _size(notice)
         if self._buffered_bytes <= _LOW_WATER:
             self._room_event.set()
-        return _decode(data)
+        return notice
+
+
+class LiveStreams:
+    """The streams of one event type that have caught up. Each gets only the events that it accepts.
+
+    The hub writes what one function encodes to all its streams. For events, this function itself writes to the streams
+    that match, and leaves nothing to the hub.
+    """
+
+    def __init__(self, kind: EventType, hub: Hub) -> None:
+        self._hub = hub
+        self._index = FilterIndex[Feed](kind)
+        self._feeds: dict[Feed, None] = {}
+        self._written = 0
+        """Bytes written since the unread bytes were last counted."""
+        self.encode: Encode = self._encode
+        """The function object by which the hub knows these streams."""
+
+    def add(self, feed: Feed, arguments: Arguments, principal: Principal | None) -> None:
+        """Add a stream until it's closed."""
+        self._feeds[feed] = None
+        self._index.add(feed, arguments, principal)
+        feed.on_close(lambda: self._remove(feed))
+
+    def _remove(self, feed: Feed) -> None:
+        del self._feeds[feed]
+        self._index.discard(feed)
+
+    def _encode(self, event: Event) -> bytes:
+        if not event.channel:
+            return encode_notice(event)
+        limits = self._hub.limits
+        with suppress(*MALFORMED):
+            feeds = self._index.find(event.data or b"")
+            notice = Notice("match", event.id, event.offset, event.timestamp, event.data or b"")
+            for feed in feeds:
+                feed.put(notice)
+                if feed.buffered > limits.max_buffered:
+                    feed.overflow(limits.max_buffered)
+            self._bound_unread(_size(notice) * len(feeds))
+        return b""
+
+    def _bound_unread(self, written: int) -> None:
+        """Drop what the slowest streams haven't read if there's too much of it, as the hub does for its own writes."""
+        limits = self._hub.limits
+        self._written += written
+        if self._written * 4 < limits.max_unread:
+            return
+        self._written, unread = 0, self._hub.queued_bytes()
+        for feed in sorted(self._feeds, key=lambda feed: feed.buffered, reverse=True):
+            if unread <= limits.max_unread:
+                return
+            unread -= feed.buffered
+            feed.overflow(limits.max_buffered)
 
 
 class Page(_Closable):
@@ -188,13 +265,22 @@ async def read_page(
     return page
 
 
-def open_feed(hub: Hub, channel: str, cursor: str) -> tuple[Feed, "asyncio.Task[Any]"]:
+def open_feed(
+    hub: Hub, channel: str, cursor: str, on_live: Callable[[Feed], Encode] | None = None
+) -> tuple[Feed, "asyncio.Task[Any]"]:
     """Return a feed of the events after a cursor, and the task that replays earlier events into it.
 
-    The task replays as fast as the feed is read. Await it, or cancel it and close the feed.
+    The task replays as fast as the feed is read. Await it, or cancel it and close the feed. When it has caught up,
+    `on_live` returns the encoder of later events.
     """
     feed = Feed()
-    replay = asyncio.get_running_loop().create_task(
-        hub.follow(channel, feed, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events")
-    )
-    return feed, replay
+
+    async def follow() -> None:
+        subscription = await hub.follow(
+            channel, feed, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events"
+        )
+        # Nothing is awaited between the last replayed event and this line.
+        if on_live is not None and not feed.closed:
+            subscription.encode = on_live(feed)
+
+    return feed, asyncio.get_running_loop().create_task(follow())

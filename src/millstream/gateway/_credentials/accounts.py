@@ -17,8 +17,6 @@ from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
 from millstream._override import override
 from millstream._parts import Host
-from millstream._protocol.jsonrpc import notification_message
-from millstream._protocol.metadata import declares
 from millstream.auth._authorization_server.signing import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
 from millstream.client._oauth.browser_login import PendingAuthorization
@@ -35,6 +33,7 @@ from millstream.gateway._credentials.source import (
 )
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
 from millstream.gateway._results import call_error
+from millstream.protocol import declares, notification_message
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

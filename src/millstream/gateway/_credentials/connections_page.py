@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, header_lines, query_value, refusal
 from millstream._limits.limiters import Limiter, Rate
 from millstream._parts import Host, Route
-from millstream._protocol.jsonrpc import encode
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
@@ -30,6 +29,7 @@ from millstream.gateway._credentials.accounts import (
     PersonalCredentials,
     owner_of,
 )
+from millstream.protocol import encode
 
 _TEMPLATE = Path(__file__).parent / "templates" / "connections.html"
 _LOGIN_SECONDS = 600.0

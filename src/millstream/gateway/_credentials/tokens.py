@@ -15,11 +15,11 @@ from msgspec import Struct
 
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
-from millstream._stores.changes import Claim
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.signing import Vault
 from millstream.client import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
+from millstream.stores import Claim
 
 ISSUER_TIMEOUT = 30.0
 """Total seconds for the requests of one renewal to an authorization server."""

@@ -19,17 +19,16 @@ from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol.errors import METHOD_NOT_FOUND
-from millstream._protocol.jsonrpc import Envelope, encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
-from millstream.client._errors import ConnectFailed, ConnectionLost
+from millstream.client import ConnectFailed, ConnectionLost
 from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
 from millstream.gateway._programs.classes import ProgramError, UnsupportedVersion, library_of
 from millstream.gateway._programs.http import HttpSide
 from millstream.gateway._programs.single_exchange import Messages, SingleExchange
+from millstream.protocol import METHOD_NOT_FOUND, Envelope, encode
 
 logger = logging.getLogger("millstream.gateway")
 

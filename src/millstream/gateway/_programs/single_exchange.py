@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from millstream._protocol.jsonrpc import Envelope, decoder, encode
+from millstream.protocol import Envelope, decoder, encode
 
 _decode_message = decoder(dict[str, Any])
 

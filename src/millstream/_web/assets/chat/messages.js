@@ -112,7 +112,8 @@ export function draw(entry, before, actions) {
     last.name === entry.name &&
     last.own === entry.own &&
     (!entry.at || !last.at || entry.at - last.at < TOGETHER_MS);
-  const who = entry.own ? "You" : entry.name || "Somebody";
+  // Tools of the server send without a name.
+  const who = entry.own ? "You" : entry.name || $("server-name").textContent || "Server";
   const head = element("header", together ? "visually-hidden" : "", element("strong", { dir: "auto" }, who));
   if (entry.at)
     head.append(

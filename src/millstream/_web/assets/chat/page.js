@@ -46,11 +46,14 @@ const hub = new Hub(
     for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
   },
   "chat/members",
-  ({ name = "", title, version = "" }) => {
-    write($("server-name"), title || name);
-    write($("server-version"), version === "0" ? "" : version); // servers without a version send "0"
-  }
+  showServer
 );
+
+/** Write the name of the server into the bar. Servers without a version send "0". */
+function showServer({ name = "", title = "", version = "" } = {}) {
+  write($("server-name"), title || name);
+  write($("server-version"), version === "0" ? "" : version);
+}
 
 // Messages
 
@@ -498,6 +501,7 @@ function people() {
   else {
     $("join").hidden = false;
     $("name").focus();
+    fetchJson("chat/playground", "the server's name").then((found) => showServer(found?.server));
   }
 }
 beginRooms({ people, playground: openPlayground });

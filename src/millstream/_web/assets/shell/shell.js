@@ -1,6 +1,7 @@
 // The frame of every page: the buttons of the bar, the theme, navigation, the command palette, and shortcuts.
 
-import { element, icon, makeButton, swap } from "../dom.js";
+import { $, element, icon, makeButton, swap } from "../dom.js";
+import { fetchJson } from "./fetch-json.js";
 import { keycaps, shortcut, showKeys } from "./keys.js";
 import { commands, openPalette } from "./palette.js";
 
@@ -43,11 +44,25 @@ function addBarButtons() {
   document.getElementById("bar-tools")?.append(find, theme, help);
 }
 
+/** Say who is signed in. The bar has this menu only where people sign in. */
+async function showAccount() {
+  for (const button of $("account-menu").querySelectorAll("button"))
+    button.onclick = async () => {
+      await fetch("sign-out", { method: "POST", body: button.dataset.out });
+      location.href = "sign-in";
+    };
+  const found = await fetchJson("sign-in/account", "your account");
+  if (!found) return;
+  $("account-name").textContent = $("account-who").textContent = found.name;
+  $("account-scopes").textContent = found.scopes.join(", ") || "what needs no scope";
+}
+
 const LETTERS = { Connect: "h", Inspect: "i", Dashboard: "d", Gateway: "g", Docs: "o", Chat: "c" };
 const keysOf = (link) => `g ${LETTERS[link.textContent]}`;
 const go = (link) => (location.href = link.href);
 
 addBarButtons();
+if ($("account")) showAccount();
 shortcut("mod+k", "Find a command", () => openPalette());
 shortcut("?", "Show the shortcuts", showKeys);
 for (const link of links) shortcut(keysOf(link), `Go to ${link.textContent}`, () => go(link));

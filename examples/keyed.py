@@ -1,0 +1,25 @@
+"""The keys of a server, in code: two from the environment, and a file for everyone else."""
+
+import os
+from typing import Any
+
+from millstream import Server, auth
+
+
+# region: named
+def named() -> Any:
+    """Two keys with names, from the environment."""
+    keys = {"desk": (os.environ["DESK_KEY"], ["notes:write"]), "robot": os.environ["ROBOT_KEY"]}
+    return auth.keys(named_keys=keys)
+
+
+# endregion
+
+
+# region: file
+def from_file(path: str) -> Server:
+    """The keys in a file, and those with names."""
+    return Server("archive", auth=[auth.keys(file=path), named()])
+
+
+# endregion

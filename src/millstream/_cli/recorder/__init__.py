@@ -1,1 +1,0 @@
-"""Recordings of messages between a client and a server."""

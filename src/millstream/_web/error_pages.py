@@ -1,0 +1,127 @@
+"""Pages for people who open an address that isn't a page, or that refuses them. Programs get the plain response.
+
+The pages contain their style, because they also appear where no other path is served, such as under a wrong Host.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from html import escape
+from http import HTTPStatus
+from importlib import resources
+from string import Template
+from typing import Any
+
+import msgspec
+
+from millstream._http.message import HttpRequest, Response
+
+_FOLDER = resources.files("millstream._web")
+_TITLES = {
+    401: "Sign in first",
+    403: "You don't have access",
+    404: "There's no such page",
+    405: "This address isn't a page",
+    406: "This address isn't a page",
+    421: "The server doesn't know this address",
+    429: "Wait a little",
+    503: "The server is busy",
+}
+_ADVICE = {
+    401: "This address is for programs. People sign in to the pages.",
+    403: "Sign in with another account, or ask the operator of this server for access.",
+    404: "Check the address, or begin at the start page.",
+}
+_FONT = re.compile(r"@font-face \{.*?\}\n", re.DOTALL)
+_CODE = re.compile("`([^`]+)`")
+
+
+def error_page(
+    request: HttpRequest, reply: Response, server: str = "", links: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error as a page, with its header lines. Other responses are returned unchanged.
+
+    Args:
+        request: request of a browser.
+        reply: the response for programs.
+        server: name of the server.
+        links: label -> path of pages that help.
+    """
+    kind, _, head = reply.head.partition(b"\r\n")
+    if reply.status < 400 or b"html" in kind:
+        return reply
+    title = _TITLES.get(reply.status) or HTTPStatus(reply.status).phrase
+    texts = [_text_of(reply.body)]
+    # Other refusals with 403 say what to do.
+    if reply.status in _ADVICE and (reply.status != 403 or b"insufficient_scope" in head):
+        texts.append(_ADVICE[reply.status])
+    body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{escape(each)}</p>" for each in texts))
+    return _page(request, reply.status, title, server, body, links=links or {}, head=head)
+
+
+def entry_page(
+    request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, guarded: bool = False
+) -> Response:
+    """Return the page at the address of MCP, and at ``/`` of a server without pages: how to use the server.
+
+    Args:
+        request: request of a browser.
+        path: path of MCP.
+        server: name of the server.
+        links: label -> path of its pages.
+        guarded: whether callers sign in.
+    """
+    host = request.headers.get(b"host", b"").decode("latin-1")
+    name = re.sub(r"[^a-z0-9]+", "-", server.lower()).strip("-") or "server"
+    url = escape(f"{request.scheme}://{host}{request.root_path}{path}")
+    body = Template(_part("entry.html")).substitute(url=url, name=name, hidden="" if guarded else " hidden")
+    return _page(request, 200, server, "MCP server", body, links=links)
+
+
+def _page(
+    request: HttpRequest,
+    status: int,
+    title: str,
+    server: str,
+    body: str,
+    *,
+    links: Mapping[str, str],
+    head: bytes = b"",
+) -> Response:
+    root = request.root_path
+    buttons = "".join(
+        f'<a class="button" href="{escape(root + path)}">{escape(label)}</a>' for label, path in links.items()
+    )
+    style = _style()
+    text = Template(_part("message.html")).substitute(
+        title=escape(title), server=escape(server), body=body, links=buttons, style=style
+    )
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    lines = (
+        "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\nreferrer-policy: same-origin\r\n"
+        f"content-security-policy: default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'\r\nvary: accept\r\n"
+    )
+    return Response(text.encode("utf-8", "replace"), status, lines.encode() + head)
+
+
+@cache
+def _part(name: str) -> str:
+    return (_FOLDER / "parts" / name).read_text("utf-8")
+
+
+@cache
+def _style() -> str:
+    sheets = ("tokens.css", "base.css", "sign-in.css")
+    return _FONT.sub("", "".join((_FOLDER / "assets" / each).read_text("utf-8") for each in sheets))
+
+
+def _text_of(body: bytes) -> str:
+    """Return the text of a plain response, a problem (RFC 9457), or a JSON-RPC error."""
+    try:
+        found: Any = msgspec.json.decode(body)
+        return str(found["detail"] if "detail" in found else found["error"]["message"])
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return body.decode("utf-8", "replace").strip()
