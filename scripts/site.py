@@ -138,11 +138,11 @@ def record_demo() -> list[Path]:
 def on_env(env: Any, config: Any, files: Files) -> Any:
     """Give the templates links to pages, and examples."""
 
-    def page_url(*targets: str) -> str:
-        """The address of the first page that is there."""
-        for file in filter(None, map(files.get_file_from_path, targets)):
-            return str(file.url)
-        raise PluginError(f"docs/theme/home.html links {targets[0]}, which isn't there.")
+    def page_url(target: str) -> str:
+        file = files.get_file_from_path(target)
+        if file is None:
+            raise PluginError(f"docs/theme/home.html links {target}, which isn't there.")
+        return str(file.url)
 
     env.globals |= {
         "page_url": page_url,
