@@ -1,6 +1,9 @@
-"""A server whose tools tell pages what happens."""
+"""A server whose tools tell pages what happens, and a page that shows it."""
 
 # region: server
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
 from millstream import Context, Server
 
 mcp = Server("news", serve="hub")
@@ -8,9 +11,34 @@ mcp = Server("news", serve="hub")
 
 @mcp.tool
 async def announce(text: str) -> str:
-    """Tell everybody who listens to the news."""
+    """Tell everyone who listens to the news."""
     sent = await mcp.hub.publish("news", {"text": text})
     return f"{sent.subscribers} on this worker heard it."
+
+
+# endregion
+
+# region: page
+PAGE = """<!doctype html>
+<title>News</title>
+<h1>News</h1>
+<ul id="list"></ul>
+<script type="module">
+  const list = document.getElementById("list");
+  const stream = new EventSource("/events?channel=news&history=20");
+  stream.onmessage = (event) => {
+    const item = document.createElement("li");
+    item.textContent = JSON.parse(event.data).text;
+    list.append(item);
+  };
+</script>
+"""
+
+
+@mcp.route("/news")
+async def show_news(request: Request) -> Response:
+    """Show the news as they arrive."""
+    return HTMLResponse(PAGE)
 
 
 # endregion

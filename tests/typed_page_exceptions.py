@@ -105,12 +105,9 @@ PAGES = {
             "if __name__": "Every example ends with these lines.",
         },
     ),
-    "docs/guides/testing.md": Page(
-        untyped={
-            "async with Client": "tests/auth calls such a server.",
-        },
-    ),
+    "docs/guides/testing.md": Page(files={"archive.py": "examples/archive.py"}),
     "docs/tutorial.md": Page(
+        answers={"millstream call bookshop.py order": (("street: ", "Hobbit Lane 1"), ("city: ", "Oxford"))},
         also={
             "millstream dev bookshop.py": (
                 TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
@@ -218,11 +215,14 @@ PAGES = {
             "news.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node.",
             "rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node.",
             "MILLSTREAM_ALLOWED_ORIGINS": "tests/security tries other origins.",
-            "millstream run board.py": "It needs a key; tests/auth/test_sign_in.py signs in to such a page.",
+            **dict.fromkeys(
+                ("millstream run board.py", "curl -s http://127.0.0.1:8000/publish --oauth2-bearer"),
+                "It needs a key; tests/auth/test_sign_in.py signs in to such a page.",
+            ),
         },
         also={
             "curl -sN": (
-                TypedCommand(tool("announce", '{"text":"x"}'), "…0 on this worker heard it.…"),
+                TypedCommand("curl -s http://127.0.0.1:8000/news", '…EventSource("/events?channel=news&history=20")…'),
                 TypedCommand(tool("order", '{"isbn":"1"}'), "…ordered…"),
             )
         },
@@ -287,7 +287,6 @@ PAGES = {
         untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
     ),
     "docs/guides/authentication-with-keys.md": Page(
-        places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
         untyped={
             "keyed.py": "The page shows parts of the file; tests/examples/test_small_examples.py runs it.",
             "Error: 0.0.0.0": "A test opens no port to others. tests/cli/test_mistakes.py has the message.",

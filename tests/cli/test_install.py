@@ -166,7 +166,8 @@ def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pyt
     shown = install(str(SHOP), "--client", "claude", "--dry-run")
     assert '+    "shop": {' in shown.stdout.splitlines()
     assert shown.exit_code == 0
-    assert install(str(SHOP), "--client", "claude").exit_code == 2
+    unasked = install(str(SHOP), "--client", "claude")
+    assert (unasked.exit_code, unasked.output.count("Use --yes.")) == (2, 1)
     monkeypatch.setattr(command, "somebody_looks", lambda: True)
     assert install(str(SHOP), "--client", "claude", given="n\n").exit_code == 1
     assert path.read_text("utf-8") == BEFORE["claude"]

@@ -225,7 +225,7 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
         return not dry_run
     if json or not somebody_looks():
         text = "Nothing was written, because there's no terminal to ask on."
-        tell(text, 2, remedy="Use --yes.", shown=f"{text} Use --yes.")
+        tell(text, 2, remedy="Use --yes.", shown=text)
         raise SystemExit(2)
     if not confirm("Write this?"):
         print("Nothing was written.", file=sys.stderr)
