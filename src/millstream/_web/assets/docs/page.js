@@ -28,7 +28,7 @@ const items = new LongList($("index"), {
   choose: (each) => {
     location.hash = `tool=${encodeURIComponent(each.name)}`;
     view("detail"); // before focusing, because it's hidden on a phone
-    $("pane").focus(/** @type {FocusOptions} */ ({ preventScroll: true, focusVisible: false }));
+    $("pane").focus({ preventScroll: true });
   }
 });
 
