@@ -12,7 +12,7 @@ def read_env_file(path: Path, label: str = "") -> dict[str, str]:
     """Return the variables of a file. Error messages call it `label`.
 
     Raises:
-        EnvFileError: the file can't be read, or a line isn't NAME=VALUE.
+        EnvFileError: The file can't be read, or a line isn't NAME=VALUE.
     """
     label = label or str(path)
     try:
@@ -27,7 +27,7 @@ def read_env(text: str, label: str = ".env") -> dict[str, str]:
     """Return the variables in a text. If a name is repeated, the last value wins.
 
     Raises:
-        EnvFileError: a line isn't NAME=VALUE.
+        EnvFileError: A line isn't NAME=VALUE.
     """
     from dotenv.parser import parse_stream  # noqa: PLC0415  most commands read no such file
 

@@ -23,13 +23,13 @@ def write_private(path: Path, content: bytes, *, overwrite: bool = True, mode: i
     """Write a whole file or none of it. Create its folder if necessary.
 
     Args:
-        path: the file.
-        content: its content.
-        overwrite: whether to replace an existing file. Otherwise, the file of the first writer stays.
-        mode: access to the file. By default, only you can read it.
+        path: The file.
+        content: Its content.
+        overwrite: Whether to replace an existing file. Otherwise, the file of the first writer stays.
+        mode: Access to the file. By default, only you can read it.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -25,7 +25,7 @@ def read_frontmatter(text: str) -> dict[str, Any]:
     """Return the frontmatter of a text as JSON values. Dates stay as they're written.
 
     Raises:
-        FrontmatterError: there is none, or it's not an object of JSON values.
+        FrontmatterError: There is none, or it's not an object of JSON values.
         MissingExtra: ruamel.yaml isn't installed.
     """
     found = _BLOCK.match(text)

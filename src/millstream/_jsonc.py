@@ -46,7 +46,7 @@ def read(text: str) -> Node:
     """Parse a document.
 
     Raises:
-        JsonSyntaxError: it isn't JSON, apart from comments and trailing commas.
+        JsonSyntaxError: It isn't JSON, apart from comments and trailing commas.
     """
     return _Reader(text).document()
 
@@ -55,7 +55,7 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
     """Return the text with the member at the path set to the value, creating objects as needed.
 
     Raises:
-        JsonSyntaxError: the text isn't JSON, or a part of the path isn't an object.
+        JsonSyntaxError: The text isn't JSON, or a part of the path isn't an object.
     """
     if not text.strip("\ufeff \t\r\n"):
         text += "{}\n"
@@ -77,7 +77,7 @@ def take(text: str, path: Sequence[str]) -> str:
     """Return the text without the member at the path; unchanged if it doesn't exist.
 
     Raises:
-        JsonSyntaxError: the text isn't JSON.
+        JsonSyntaxError: The text isn't JSON.
     """
     node = read(text)
     for name in path[:-1]:

@@ -123,7 +123,7 @@ class RouteRegistry:
         """Serve a path.
 
         Raises:
-            ValueError: another part serves it.
+            ValueError: Another part serves it.
         """
         self._add(self.exact, path, route)
 
@@ -131,7 +131,7 @@ class RouteRegistry:
         """Serve all paths with a prefix, except those with an exact route.
 
         Raises:
-            ValueError: another part serves it.
+            ValueError: Another part serves it.
         """
         self._add(self.prefixes, prefix, route)
 
@@ -211,9 +211,9 @@ class Host:
         """Answer a JSON-RPC method that MCP doesn't have: ``host.method("shop/stock", stock)``.
 
         Args:
-            name: name of the method.
-            handler: returns the members of the result; raises `ProtocolError` to refuse.
-            revisions: dates of the revisions that have the method.
+            name: Name of the method.
+            handler: Returns the members of the result; raises `ProtocolError` to refuse.
+            revisions: Dates of the revisions that have the method.
 
         Raises:
             ValueError: MCP or another part has the method.
@@ -235,10 +235,10 @@ class Host:
         """Announce a capability: ``host.capability("example.com/stock", {})``.
 
         Args:
-            name: name of the capability.
-            value: value for clients.
-            member: member of the server's capabilities: ``extensions`` or ``experimental``.
-            revisions: dates of the revisions that announce it.
+            name: Name of the capability.
+            value: Value for clients.
+            member: Member of the server's capabilities: ``extensions`` or ``experimental``.
+            revisions: Dates of the revisions that announce it.
         """
         self.extend(RegisteredExtension(member, {name: value}, {}, frozenset(revisions)))
 
@@ -343,11 +343,11 @@ def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) ->
     """Sort the parts so that each comes after the parts it needs, and keep their order otherwise.
 
     Args:
-        parts: parts to open.
-        selectable: names that ``serve=`` accepts, for the error.
+        parts: Parts to open.
+        selectable: Names that ``serve=`` accepts, for the error.
 
     Raises:
-        ValueError: two parts have the same name, a needed part is missing, or parts need each other.
+        ValueError: Two parts have the same name, a needed part is missing, or parts need each other.
     """
     named: dict[str, Part] = {}
     for part in parts:

@@ -25,14 +25,14 @@ def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]]
     """Check the arguments of a server.
 
     Args:
-        name: name of the server.
-        lifespan: a function, or None.
-        kinds: argument -> its value and required class; None skips it.
-        texts: arguments that must be strings.
+        name: Name of the server.
+        lifespan: A function, or None.
+        kinds: Argument -> its value and required class; None skips it.
+        texts: Arguments that must be strings.
 
     Raises:
-        TypeError: an argument has the wrong type; the message says what is right.
-        ValueError: the name is empty.
+        TypeError: An argument has the wrong type; the message says what is right.
+        ValueError: The name is empty.
     """
     if not isinstance(name, str):
         raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}')
@@ -69,7 +69,7 @@ def check_completer(where: str, function: Any) -> None:
     """Check that a function can complete an argument.
 
     Raises:
-        TypeError: it can't be called with a value and the other arguments.
+        TypeError: It can't be called with a value and the other arguments.
     """
     try:
         signature = inspect.signature(function)
@@ -87,7 +87,7 @@ def check_server(other: object, kind: type) -> None:
     """Check that a mounted object is a server, not another kind of application.
 
     Raises:
-        TypeError: it isn't a server.
+        TypeError: It isn't a server.
     """
     if not isinstance(other, kind):
         raise TypeError(
@@ -100,7 +100,7 @@ def check_middleware(middleware: Any) -> tuple[object, ...]:
     """Return the hooks of a server, outermost first.
 
     Raises:
-        TypeError: it isn't a list of hooks.
+        TypeError: It isn't a list of hooks.
     """
     if not isinstance(middleware, Sequence) or isinstance(middleware, str):
         raise TypeError(f"middleware must be a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
@@ -111,7 +111,7 @@ def check_parts(parts: Any) -> "tuple[Part, ...]":
     """Return the program's own parts.
 
     Raises:
-        TypeError: an element isn't a part.
+        TypeError: An element isn't a part.
     """
     if isinstance(parts, str) or not isinstance(parts, Sequence):
         raise TypeError(
@@ -128,7 +128,7 @@ def check_address(host: object, port: object, workers: object) -> None:
     """Check the types of the arguments of `Server.run`.
 
     Raises:
-        TypeError: an argument has the wrong type; the message names it.
+        TypeError: An argument has the wrong type; the message names it.
     """
     if host is not None and not isinstance(host, str):
         raise TypeError(f"run(host={host!r}): host must be a string, such as '127.0.0.1'")
@@ -141,7 +141,7 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
     """Return the value of ``Server(auth=…)`` as a tuple.
 
     Raises:
-        TypeError: an element isn't from `millstream.auth`, or the list is empty and would protect nothing.
+        TypeError: An element isn't from `millstream.auth`, or the list is empty and would protect nothing.
     """
     if auth is None:
         return ()

@@ -89,8 +89,8 @@ def _warning_of(names: Sequence[str], prefix: str = "") -> str:
     """Return a warning about names; empty if there's nothing to warn about.
 
     Args:
-        names: names of tools that are too long only where they are mounted.
-        prefix: prefix of a new mount. If the prefix itself is invalid, the warning is about it alone.
+        names: Names of tools that are too long only where they are mounted.
+        prefix: Prefix of a new mount. If the prefix itself is invalid, the warning is about it alone.
     """
     if prefix and not works_everywhere(prefix):
         return f"The prefix {prefix!r} makes tool names that don't work with every client: {NAMES_THAT_WORK}"
@@ -150,11 +150,11 @@ class Definition:
         """Apply command line options over the program's, before the server runs.
 
         Args:
-            serve: parts to serve instead; empty keeps the program's.
-            changes: settings by name.
+            serve: Parts to serve instead; empty keeps the program's.
+            changes: Settings by name.
 
         Raises:
-            ValueError: a part is unknown, or a setting is invalid.
+            ValueError: A part is unknown, or a setting is invalid.
         """
         if serve:
             self.parts = choose_parts(serve)
@@ -199,8 +199,8 @@ class Definition:
         """Register an item here, and wherever this server is mounted.
 
         Raises:
-            ValueError: its name is taken in one of these places, in which case it's registered in none.
-            LocalError: the server runs in several workers, and only this one would have the item.
+            ValueError: Its name is taken in one of these places, in which case it's registered in none.
+            LocalError: The server runs in several workers, and only this one would have the item.
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
@@ -225,7 +225,7 @@ class Definition:
         """Enable or disable an item here, and wherever this server is mounted, on every worker.
 
         Raises:
-            KeyError: the item doesn't exist.
+            KeyError: The item doesn't exist.
         """
         registry = self.registry
         offered, disabled = getattr(registry, kind), registry.disabled[kind]
@@ -242,7 +242,7 @@ class Definition:
         """Return the registry kind of a tool, prompt, or resource.
 
         Raises:
-            TypeError: the noun is unknown.
+            TypeError: The noun is unknown.
         """
         if noun == "resource":
             registry = self.registry
@@ -265,7 +265,7 @@ class Definition:
         """Register the completion of an argument of a prompt or template.
 
         Raises:
-            ValueError: the prompt or template has no such argument.
+            ValueError: The prompt or template has no such argument.
         """
         self.registry.check_argument(reference, argument)
         self.registry.completers[(reference, argument)] = function
@@ -304,7 +304,7 @@ class Definition:
         """Add an upstream.
 
         Raises:
-            LocalError: the server is running, or is mounted on another one.
+            LocalError: The server is running, or is mounted on another one.
         """
         self._check_addable(f"the upstream {config.name!r}")
         self.upstreams.append(config)
@@ -313,7 +313,7 @@ class Definition:
         """Check that an extension can be added now.
 
         Raises:
-            LocalError: the server is running, is mounted on another one, or already has middleware and items.
+            LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
         self._check_addable(f"the extension {name!r}")
         if hooks and self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
@@ -339,13 +339,13 @@ class Definition:
         """Offer the items of another server as part of this one, now and later.
 
         Args:
-            other: the other server.
-            prefix: prefix of its items' names here.
+            other: The other server.
+            prefix: Prefix of its items' names here.
 
         Raises:
-            ValueError: a server can't contain itself, a name is taken, or the other server has a lifespan while this
+            ValueError: A server can't contain itself, a name is taken, or the other server has a lifespan while this
                 one is already running.
-            LocalError: the server runs in several workers, and only this one would have the items.
+            LocalError: The server runs in several workers, and only this one would have the items.
         """
         self._check_mounted(other)
         items = [
@@ -406,8 +406,8 @@ class Definition:
         """Serve a path of the program's own here, and wherever this server is mounted.
 
         Raises:
-            ValueError: the path is taken.
-            LocalError: the server is running.
+            ValueError: The path is taken.
+            LocalError: The server is running.
         """
         if self._runs():
             raise LocalError(f"The server is already running. Add the route {added.path!r} before it runs")

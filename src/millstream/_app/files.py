@@ -18,13 +18,13 @@ class Files:
         """Create the application.
 
         Args:
-            folder: folder of the files, all of which are accessible to every permitted caller.
-            max_age: seconds for which clients cache a file without revalidation.
-            max_ranges: maximum ranges per request.
-            shared: whether shared caches may store the files.
+            folder: Folder of the files, all of which are accessible to every permitted caller.
+            max_age: Seconds for which clients cache a file without revalidation.
+            max_ranges: Maximum ranges per request.
+            shared: Whether shared caches may store the files.
 
         Raises:
-            ValueError: the folder doesn't exist.
+            ValueError: The folder doesn't exist.
         """
         place = Path(folder).absolute()
         if not place.is_dir():

@@ -135,7 +135,7 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
     """Register the list and the files.
 
     Raises:
-        ValueError: the folder doesn't exist, or the URI is invalid.
+        ValueError: The folder doesn't exist, or the URI is invalid.
     """
     if not uri.endswith("/") or "{" in uri:
         raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables")

@@ -19,11 +19,11 @@ def server_of_upstream(target: str | list[str]) -> Server:
     A command inherits the operator's environment variables, except for Millstream's.
 
     Args:
-        target: a URL, a script, or a command as text or list.
+        target: A URL, a script, or a command as text or list.
 
     Raises:
-        ValueError: the target isn't a server.
-        VariableError: an environment variable is invalid.
+        ValueError: The target isn't a server.
+        VariableError: An environment variable is invalid.
     """
     name = _name_of(target)
     made = Server(name)
@@ -53,11 +53,11 @@ def server_of_file(path: Path) -> Server:
     """Return the server that a file describes, with its upstreams.
 
     Args:
-        path: path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
+        path: Path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
 
     Raises:
-        ConfigError: the file can't be used; the message names the line.
-        VariableError: an environment variable is invalid.
+        ConfigError: The file can't be used; the message names the line.
+        VariableError: An environment variable is invalid.
     """
     config = load_file(path)
     try:

@@ -66,7 +66,7 @@ class HubAccess:
         """Return the statistics of this worker's part of the hub.
 
         Raises:
-            LocalError: the hub hasn't been opened yet.
+            LocalError: The hub hasn't been opened yet.
         """
         hub = self._runtimes.hub
         if hub is None:

@@ -49,8 +49,8 @@ class LocalOnly:
         """Return whether a request comes directly from a program on this machine.
 
         Args:
-            peer: address of the peer.
-            headers: headers of the request, with names in lower case.
+            peer: Address of the peer.
+            headers: Headers of the request, with names in lower case.
         """
         if self._bind.loopback is False or not is_loopback(peer):
             return False

@@ -65,12 +65,12 @@ class ServerAliases:
         It serves Streamable HTTP at /mcp and HTTP+SSE at /sse. To mount it: ``FastAPI(lifespan=mcp.lifespan)``.
 
         Args:
-            path: path of Streamable HTTP.
-            transport: ignored, because all HTTP transports are served at once.
-            options: not supported; use the settings of the server.
+            path: Path of Streamable HTTP.
+            transport: Ignored, because all HTTP transports are served at once.
+            options: Not supported; use the settings of the server.
 
         Raises:
-            TypeError: an option of another library was passed; see `Settings` for Millstream's.
+            TypeError: An option of another library was passed; see `Settings` for Millstream's.
         """
         if options:
             raise TypeError(

@@ -79,7 +79,7 @@ def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
     """Return the parts that a ``serve`` value names, with those that they add.
 
     Raises:
-        ValueError: a part is unknown.
+        ValueError: A part is unknown.
     """
     names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
     if "all" in names:

@@ -22,10 +22,10 @@ def server_of(value: Any) -> Server:
     origins that the program allows with CORS.
 
     Args:
-        value: server object; see `millstream.gateway._programs.classes.library_of`.
+        value: Server object; see `millstream.gateway._programs.classes.library_of`.
 
     Raises:
-        ProgramError: it can't run this way; the message says why and what to do.
+        ProgramError: It can't run this way; the message says why and what to do.
     """
     program = program_of(value)
     side = program.side

@@ -38,13 +38,13 @@ class Routes:
         """Wrap each route in its checks, once.
 
         Args:
-            table: the routes.
-            guard: wraps every path, if callers have to sign in.
-            here_only: wraps private paths, if they don't.
-            gates: wrap the handlers of gated routes.
-            sockets: whether the server has a WebSocket.
-            mcp_path: path of MCP.
-            title: name of the server, for people.
+            table: The routes.
+            guard: Wraps every path, if callers have to sign in.
+            here_only: Wraps private paths, if they don't.
+            gates: Wrap the handlers of gated routes.
+            sockets: Whether the server has a WebSocket.
+            mcp_path: Path of MCP.
+            title: Name of the server, for people.
         """
         self._title = title
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}

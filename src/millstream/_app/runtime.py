@@ -53,10 +53,10 @@ class Runtime:
         """Create the runtime; `open` starts it.
 
         Args:
-            definition: definition of the server.
-            store: store for this loop, opened and closed here.
-            bind: where the server listens.
-            on_idle: called when the server was idle for a minute; None if its starter closes it.
+            definition: Definition of the server.
+            store: Store for this loop, opened and closed here.
+            bind: Where the server listens.
+            on_idle: Called when the server was idle for a minute; None if its starter closes it.
         """
         # Configuration
         self.definition = definition
@@ -87,8 +87,8 @@ class Runtime:
         """Open everything. If a step fails, what was opened is closed again.
 
         Raises:
-            LocalError: the key for session ids is invalid.
-            ValueError: a registered item can't work.
+            LocalError: The key for session ids is invalid.
+            ValueError: A registered item can't work.
         """
         definition, settings = self.definition, self.definition.settings
         parts = order_parts(make_parts(definition), selectable=SERVABLE)
@@ -137,8 +137,8 @@ class Runtime:
         """Return the routes, created on first use because stdio doesn't need them.
 
         Raises:
-            LocalError: a mounted server requires sign-in, but this one has none.
-            ValueError: two routes have the same path.
+            LocalError: A mounted server requires sign-in, but this one has none.
+            ValueError: Two routes have the same path.
         """
         if self.routes is None:
             from millstream._app.routes import Routes  # noqa: PLC0415
@@ -267,8 +267,8 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
     """Log tools without types or a docstring, which models can't use well.
 
     Args:
-        tools: tools of the server.
-        each: whether to log one warning per tool, as in development, instead of one for all.
+        tools: Tools of the server.
+        each: Whether to log one warning per tool, as in development, instead of one for all.
     """
     unclear = [(tool.name, tool.unclear) for tool in tools if tool.unclear]
     for name, text in unclear if each else unclear[1:]:

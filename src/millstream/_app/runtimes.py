@@ -48,11 +48,11 @@ class Runtimes:
         failures are retried.
 
         Args:
-            supervised: whether the caller will call `stop`; until then it doesn't close by itself.
+            supervised: Whether the caller will call `stop`; until then it doesn't close by itself.
 
         Raises:
-            LocalError: the key for session ids is invalid.
-            ValueError: a registered item can't work.
+            LocalError: The key for session ids is invalid.
+            ValueError: A registered item can't work.
         """
         loop = asyncio.get_running_loop()
         runtime = self._by_loop.get(loop)

@@ -111,12 +111,12 @@ class UserRoutes(RouteRegistry):
         """Register the paths.
 
         Args:
-            routes: routes, each with its prefix.
-            served: paths of MCP.
-            show_errors: whether callers see the cause of failures.
+            routes: Routes, each with its prefix.
+            served: Paths of MCP.
+            show_errors: Whether callers see the cause of failures.
 
         Raises:
-            ValueError: two routes, or one and MCP, have the same path and method.
+            ValueError: Two routes, or one and MCP, have the same path and method.
         """
         super().__init__()
         self._fixed: set[str] = set()
@@ -137,7 +137,7 @@ class UserRoutes(RouteRegistry):
         """Add these paths to those of the parts.
 
         Raises:
-            ValueError: a part serves one of them.
+            ValueError: A part serves one of them.
         """
         for path, route in self.exact.items():
             known = routes.exact.get(path)
@@ -187,8 +187,8 @@ def route_of(
     """Return the route of a function: ``f(request) -> Response``, with Starlette's types.
 
     Raises:
-        ValueError: the path or a method is invalid, or Millstream serves the path itself.
-        TypeError: the methods are a string instead of a list.
+        ValueError: The path or a method is invalid, or Millstream serves the path itself.
+        TypeError: The methods are a string instead of a list.
     """
     (check_form if fixed else check_path)(path)
     if isinstance(methods, str):
@@ -237,10 +237,10 @@ def application_at(path: str, application: Application, *, methods: Collection[s
     """Return the route of an ASGI application in front of the guard.
 
     Args:
-        path: path with parameters, in Starlette's syntax.
-        application: receives the whole path.
+        path: Path with parameters, in Starlette's syntax.
+        application: Receives the whole path.
         methods: HTTP methods; none means all.
-        below: whether it includes everything below the path.
+        below: Whether it includes everything below the path.
     """
     pattern: re.Pattern[str] | None = compile_path(path)[0]
     if below:
@@ -259,7 +259,7 @@ def check_form(path: str) -> None:
     """Check the syntax of a path.
 
     Raises:
-        ValueError: it isn't a path.
+        ValueError: It isn't a path.
     """
     if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
         raise ValueError(
@@ -271,7 +271,7 @@ def check_path(path: str) -> None:
     """Check that a program can use a path.
 
     Raises:
-        ValueError: it can't.
+        ValueError: It can't.
     """
     check_form(path)
     if path.rstrip("/") in _TAKEN or path in _TAKEN or path.startswith(_TAKEN_BELOW):

@@ -63,7 +63,7 @@ class CompatibleImports(MetaPathFinder, Loader):
         """Find the SDK's modules before it does, if it can't run the program. Return whether to import that again.
 
         Args:
-            error: what the import of the program raised.
+            error: What the import of the program raised.
         """
         missing = isinstance(error, ImportError) and error.name in _SOURCES
         broken = isinstance(error, ImportError) and not missing and _is_in_sdk(error)

@@ -88,7 +88,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     """Run a command. Invalid arguments exit with status 2: as a sentence, or as an object with ``--json``.
 
     Raises:
-        SystemExit: with the status of the command, unless it's 0.
+        SystemExit: With the status of the command, unless it's 0.
     """
     from cyclopts import (  # noqa: PLC0415  loaded by `program`
         CycloptsError,

@@ -38,7 +38,7 @@ def load(target: str) -> Server:
     """Return the server for ``FILE[:OBJECT]`` or ``module[:object]``.
 
     Raises:
-        CommandError: the file, module, or object doesn't exist, can't be imported, or is ambiguous, or an environment
+        CommandError: The file, module, or object doesn't exist, can't be imported, or is ambiguous, or an environment
             variable is invalid.
     """
     if is_elsewhere(target):
@@ -68,7 +68,7 @@ def check_target(target: str) -> None:
     """Check that a file exists before anything starts, without importing it.
 
     Raises:
-        CommandError: it doesn't exist.
+        CommandError: It doesn't exist.
     """
     if is_elsewhere(target):
         return

@@ -34,7 +34,7 @@ def finite(_: type, number: float) -> None:
     """Reject infinity and NaN, which Python parses.
 
     Raises:
-        ValueError: the number isn't finite.
+        ValueError: The number isn't finite.
     """
     if not math.isfinite(number):
         raise ValueError(f"{number} isn't a finite number.")
@@ -44,7 +44,7 @@ def more_than_nothing(kind: type, number: float) -> None:
     """Reject numbers that aren't positive.
 
     Raises:
-        ValueError: the number isn't above 0.
+        ValueError: The number isn't above 0.
     """
     finite(kind, number)
     if number <= 0:

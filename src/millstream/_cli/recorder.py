@@ -90,13 +90,13 @@ class Writer:
         """Open the file.
 
         Args:
-            path: the file, created if it doesn't exist.
-            server: description of the server for the first line.
-            max_bytes: maximum size of the recording.
-            warn: called with a message when the recording stops.
+            path: The file, created if it doesn't exist.
+            server: Description of the server for the first line.
+            max_bytes: Maximum size of the recording.
+            warn: Called with a message when the recording stops.
 
         Raises:
-            CommandError: the file can't be written.
+            CommandError: The file can't be written.
         """
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -282,7 +282,7 @@ async def tap(command: Command, writer: Writer) -> int:
     """Run until either side ends, and return the server's exit status.
 
     Raises:
-        TargetError: the server can't be started.
+        TargetError: The server can't be started.
     """
     program = shutil.which(command.argv[0])
     if program is None:

@@ -36,20 +36,20 @@ def serve_http(  # noqa: PLR0913  the options of commands
     """Serve until stopped, as a single process, the supervisor of workers, or a worker.
 
     Args:
-        target: the server.
-        host: address to listen on.
-        port: port to listen on.
-        descriptor: descriptor of a socket to listen on instead.
-        workers: number of processes.
-        reload: whether to restart when a file changes.
-        told: called when it serves.
-        serve: parts to serve, instead of those of the program.
+        target: The server.
+        host: Address to listen on.
+        port: Port to listen on.
+        descriptor: Descriptor of a socket to listen on instead.
+        workers: Number of processes.
+        reload: Whether to restart when a file changes.
+        told: Called when it serves.
+        serve: Parts to serve, instead of those of the program.
         store: URL of the store.
-        web: whether to serve the pages, too.
-        settings: settings by name; None leaves a setting unchanged.
+        web: Whether to serve the pages, too.
+        settings: Settings by name; None leaves a setting unchanged.
 
     Raises:
-        CommandError: the server can't be found, or the address or an option is invalid.
+        CommandError: The server can't be found, or the address or an option is invalid.
     """
     host, port = chosen_address(host, port)
     place = claim()
@@ -75,7 +75,7 @@ def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, 
     """Override the program's settings with the options.
 
     Raises:
-        CommandError: an option is invalid.
+        CommandError: An option is invalid.
     """
     chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     check_inspected(chosen.get("inspect_urls", ()))
@@ -97,7 +97,7 @@ def check_inspected(urls: object) -> None:
     """Check the URLs for the inspector before anything starts.
 
     Raises:
-        CommandError: a URL is invalid, or isn't http or https.
+        CommandError: A URL is invalid, or isn't http or https.
     """
     if not urls:
         return

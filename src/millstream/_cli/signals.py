@@ -168,7 +168,7 @@ def interrupt_reads() -> Generator[None, None, None]:
     """Let every signal end a read from the terminal inside the block.
 
     Raises:
-        KeyboardInterrupt: a signal ended the read.
+        KeyboardInterrupt: A signal ended the read.
     """
     if _signals.number not in (0, signal.SIGINT):  # its exception was lost, for example in a garbage collector callback
         raise _signals.as_error()
@@ -188,7 +188,7 @@ def carry_out(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine like `asyncio.run`, with signal handling.
 
     Raises:
-        KeyboardInterrupt: a signal ended the work.
+        KeyboardInterrupt: A signal ended the work.
     """
     import asyncio  # noqa: PLC0415  see above
 
@@ -240,7 +240,7 @@ def _leave() -> NoReturn:
     """Exit with the signal's status, without waiting for threads or a full pipe.
 
     Raises:
-        SystemExit: with the status of Ctrl-C.
+        SystemExit: With the status of Ctrl-C.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard buffered output
     if _signals.number not in (0, signal.SIGINT):

@@ -183,7 +183,7 @@ def confirm(question: str) -> bool:
     """Ask until the answer is yes or no. An empty answer means no.
 
     Raises:
-        EOFError: the input has ended.
+        EOFError: The input has ended.
     """
     while True:
         answer = ask(f"{question} [y/N]: ").strip().lower()
@@ -198,7 +198,7 @@ def ask(prompt: str) -> str:
     """Read one line.
 
     Raises:
-        EOFError: the input has ended.
+        EOFError: The input has ended.
     """
     sys.stderr.write(prompt)
     sys.stderr.flush()
@@ -213,7 +213,7 @@ def ask_password() -> str:
     """Ask for a password twice, without echo, until both match.
 
     Raises:
-        EOFError: the input has ended.
+        EOFError: The input has ended.
     """
     while True:
         with interrupt_reads():
@@ -227,10 +227,10 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     """Ask for the values of a server's form, each until it's valid. ``/no`` in any field declines.
 
     Args:
-        server: what to call the server.
-        question: the form, or the URL to open.
-        read: reads a line with a prompt, like `input`.
-        note: prints a line.
+        server: What to call the server.
+        question: The form, or the URL to open.
+        read: Reads a line with a prompt, like `input`.
+        note: Prints a line.
     """
     note(f"{server} asks: {safe(one_line(question.message))}")
     if question.url:

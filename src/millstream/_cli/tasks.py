@@ -59,7 +59,7 @@ def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
     """Add a task to the file.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     now = time.time()
     until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)

@@ -15,7 +15,7 @@ def find_uv() -> str:
     """Return the path of uv.
 
     Raises:
-        CommandError: uv isn't installed.
+        CommandError: Uv isn't installed.
     """
     beside = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
     found = str(beside) if beside.is_file() else shutil.which("uv")
@@ -45,8 +45,8 @@ def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
     """Restart this program with the packages, or return if there are none.
 
     Raises:
-        CommandError: uv or a folder doesn't exist.
-        SystemExit: on Windows, with the status of the program.
+        CommandError: Uv or a folder doesn't exist.
+        SystemExit: On Windows, with the status of the program.
     """
     if not (packages or editable):
         return

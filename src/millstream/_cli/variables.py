@@ -11,7 +11,7 @@ def read_file(path: Path) -> dict[str, str]:
     """Return the variables of a file.
 
     Raises:
-        CommandError: the file can't be read, or a line isn't NAME=VALUE.
+        CommandError: The file can't be read, or a line isn't NAME=VALUE.
     """
     try:
         return read_env_file(path)
@@ -28,7 +28,7 @@ def use_file(path: Path | None) -> None:
     """Set the variables of a file for this program, keeping those that are already set.
 
     Raises:
-        CommandError: the file can't be read.
+        CommandError: The file can't be read.
     """
     if path is not None:
         for name, value in read_file(path).items():

@@ -135,12 +135,12 @@ class HostPolicy:
         """Set the rules.
 
         Args:
-            allowed_hosts: names besides loopback names and IP literals.
-            allowed_origins: origins besides loopback ones on a loopback bind.
-            loopback_bind: whether only this machine can reach the server, or None if unknown.
-            shared: further paths that pages of any origin may use, because they ignore cookies.
-            cors: whether to answer preflights and let pages of allowed origins read replies.
-            note: called with the status of each refusal.
+            allowed_hosts: Names besides loopback names and IP literals.
+            allowed_origins: Origins besides loopback ones on a loopback bind.
+            loopback_bind: Whether only this machine can reach the server, or None if unknown.
+            shared: Further paths that pages of any origin may use, because they ignore cookies.
+            cors: Whether to answer preflights and let pages of allowed origins read replies.
+            note: Called with the status of each refusal.
         """
         self._note = note
         self.show: Callable[[HttpRequest, Response], Response] = lambda request, refused: refused

@@ -72,11 +72,11 @@ class Limiter:
     """A limiter that applies one rate to each key. For one event loop.
 
     Args:
-        name: name of the limit, for headers and the store.
-        rate: rate of each key.
-        clock: monotonic clock.
-        max_keys: maximum number of keys. Beyond it, the older half of those with less than a full allowance is dropped.
-        pool: returns the store's limiter once the store is open. `charge` and `report` count there on all workers.
+        name: Name of the limit, for headers and the store.
+        rate: Rate of each key.
+        clock: Monotonic clock.
+        max_keys: Maximum number of keys. Beyond it, the older half of those with less than a full allowance is dropped.
+        pool: Returns the store's limiter once the store is open. `charge` and `report` count there on all workers.
     """
 
     def __init__(

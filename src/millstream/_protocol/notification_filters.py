@@ -40,7 +40,7 @@ class NotificationFilters:
     """The filters of one server or client.
 
     Args:
-        failed: called as ``failed(method, error)`` if a filter raises. The notification is dropped.
+        failed: Called as ``failed(method, error)`` if a filter raises. The notification is dropped.
     """
 
     __slots__ = ("_failed", "_filters")

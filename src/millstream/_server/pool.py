@@ -21,8 +21,8 @@ class Pool(Share):
     A place that is given back goes to the waiting owner that holds least; equal ones take turns.
 
     Args:
-        maximum: number of places.
-        on_wait: called when a request starts to wait, to give back a place that isn't in use.
+        maximum: Number of places.
+        on_wait: Called when a request starts to wait, to give back a place that isn't in use.
 
     Example:
         ::

@@ -16,7 +16,7 @@ def open_store(url: str) -> Store:
     Under a supervisor, the parent process runs the store, so all workers share it.
 
     Raises:
-        LocalError: no store supports the URL's scheme.
+        LocalError: No store supports the URL's scheme.
     """
     scheme, separator, rest = url.partition("://")
     # Errors repeat the scheme only: the rest of the URL may contain a password.

@@ -78,12 +78,12 @@ class Tail:
         """Create a reader and start listening. Nothing is read yet.
 
         Args:
-            log: the log of an open store.
-            stream: the name of the stream.
-            after: the position to read after, or None to read from the oldest entry.
-            take: called with the next entries, in order.
-            lost: called before the entries that follow a loss.
-            drain: awaited after each page, to apply backpressure.
+            log: The log of an open store.
+            stream: The name of the stream.
+            after: The position to read after, or None to read from the oldest entry.
+            take: Called with the next entries, in order.
+            lost: Called before the entries that follow a loss.
+            drain: Awaited after each page, to apply backpressure.
         """
         # Configuration
         self._log = log
@@ -116,7 +116,7 @@ class Tail:
         """Deliver every entry that was appended before this call.
 
         Raises:
-            LocalError, OSError: the store can't be read.
+            LocalError, OSError: The store can't be read.
         """
         async with self._lock:
             if not self._listens:

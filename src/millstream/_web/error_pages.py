@@ -44,10 +44,10 @@ def error_page(
     """Return an error as a page, with its header lines. Other responses are returned unchanged.
 
     Args:
-        request: request of a browser.
-        reply: the response for programs.
-        server: name of the server.
-        links: label -> path of pages that help.
+        request: Request of a browser.
+        reply: The response for programs.
+        server: Name of the server.
+        links: Label -> path of pages that help.
     """
     kind, _, head = reply.head.partition(b"\r\n")
     if reply.status < 400 or b"html" in kind:
@@ -67,11 +67,11 @@ def entry_page(
     """Return the page at the address of MCP, and at ``/`` of a server without pages: how to use the server.
 
     Args:
-        request: request of a browser.
-        path: path of MCP.
-        server: name of the server.
-        links: label -> path of its pages.
-        guarded: whether callers sign in.
+        request: Request of a browser.
+        path: Path of MCP.
+        server: Name of the server.
+        links: Label -> path of its pages.
+        guarded: Whether callers sign in.
     """
     host = request.headers.get(b"host", b"").decode("latin-1")
     name = re.sub(r"[^a-z0-9]+", "-", server.lower()).strip("-") or "server"

@@ -161,9 +161,9 @@ class SignIns:
         """Return the authorization header for a page's request to a server; empty without a sign-in.
 
         Args:
-            request: request of the page.
+            request: Request of the page.
             url: URL of the server.
-            rejected: value that the server rejected, to be replaced.
+            rejected: Value that the server rejected, to be replaced.
         """
         state = await self._own_state(request, url)
         tokens = None if state is None else state.credentials.tokens.get(str(url))

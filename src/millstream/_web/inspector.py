@@ -47,13 +47,13 @@ class Inspector:
 
         Args:
             urls: URLs from the operator.
-            services: services of this server, which store the sign-ins.
-            streams: open streams of this server; streams from other servers count towards their limit.
-            shows_log: whether this server sends its log to the page, as in development.
-            tags: returns the tags of tools, which aren't part of the protocol's tool list.
+            services: Services of this server, which store the sign-ins.
+            streams: Open streams of this server; streams from other servers count towards their limit.
+            shows_log: Whether this server sends its log to the page, as in development.
+            tags: Returns the tags of tools, which aren't part of the protocol's tool list.
 
         Raises:
-            ValueError: a URL isn't http or https.
+            ValueError: A URL isn't http or https.
         """
         self._urls: dict[str, Url] = {str(number): _parse_url(each) for number, each in enumerate(urls, 1)}
         self._streams = streams

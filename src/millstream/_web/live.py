@@ -81,11 +81,11 @@ class ConnectFacts:
         """Prepare both responses.
 
         Args:
-            settings: settings of the server.
-            guard: guard in front of every path; None if callers don't sign in.
-            pages: names of the pages that this server serves.
-            public: names of the pages that other machines can reach without sign-in.
-            is_local: returns whether a peer address and headers belong to a program on this machine.
+            settings: Settings of the server.
+            guard: Guard in front of every path; None if callers don't sign in.
+            pages: Names of the pages that this server serves.
+            public: Names of the pages that other machines can reach without sign-in.
+            is_local: Returns whether a peer address and headers belong to a program on this machine.
         """
         methods = () if guard is None else guard.methods
         resource = next((each.resource for each in methods if each.resource), "")
@@ -158,9 +158,9 @@ def upstream_handlers(
     """Return the GET handlers by path for the gateway page.
 
     Args:
-        upstreams: returns state and statistics of each upstream.
-        items: returns the items of an upstream; None if it's unknown.
-        info: title and version of the server.
+        upstreams: Returns state and statistics of each upstream.
+        items: Returns the items of an upstream; None if it's unknown.
+        info: Title and version of the server.
     """
 
     async def describe(request: HttpRequest) -> Response:
@@ -272,12 +272,12 @@ class DashboardFeed:
         """Create the feed; `run` starts it.
 
         Args:
-            snapshot: returns the current figures.
-            log: newest log lines; a handler of the root logger while the server runs.
-            streams: open streams of the server.
+            snapshot: Returns the current figures.
+            log: Newest log lines; a handler of the root logger while the server runs.
+            streams: Open streams of the server.
             info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970), and ``facts``, labels with their
                 values.
-            refresh: awaited before each snapshot, to query other workers.
+            refresh: Awaited before each snapshot, to query other workers.
         """
         # Configuration
         self._snapshot = snapshot

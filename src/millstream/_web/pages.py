@@ -37,11 +37,11 @@ def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) ->
     A module's digest covers the digests of its imports, so a change reaches all modules that import it.
 
     Args:
-        files: content by name, such as ``shell/theme.js``. Imports must not be circular.
-        digest: returns the digest of a file's content.
+        files: Content by name, such as ``shell/theme.js``. Imports must not be circular.
+        digest: Returns the digest of a file's content.
 
     Raises:
-        KeyError: a module imports a file that doesn't exist.
+        KeyError: A module imports a file that doesn't exist.
     """
     rewritten: dict[str, bytes] = {}
     digests: dict[str, bytes] = {}
@@ -142,7 +142,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     """Return a route for each page and each of their files, by path.
 
     Args:
-        shown: names of the pages to serve and link; by default all.
+        shown: Names of the pages to serve and link; by default all.
     """
     names = None if shown is None else frozenset(shown)
 
@@ -169,10 +169,10 @@ def add_pages(
     """Add a route for each page and file that doesn't have one yet.
 
     Args:
-        routes: routes of the server. The sign-in pages of an authorization server share some of the files.
-        shown: names of the pages; by default all.
-        without: names of pages to leave out.
-        account: whether people sign in. The bar then says who has, and signs out.
+        routes: Routes of the server. The sign-in pages of an authorization server share some of the files.
+        shown: Names of the pages; by default all.
+        without: Names of pages to leave out.
+        account: Whether people sign in. The bar then says who has, and signs out.
     """
     shown = set(page_names() if shown is None else shown).difference(without)
     if account:
@@ -186,7 +186,7 @@ def redirect_to(page: str) -> Handler:
     """Return the GET handler that redirects to a sibling page, below any mount point (RFC 9110 §10.2.2).
 
     Args:
-        page: name of the page, such as ``docs``.
+        page: Name of the page, such as ``docs``.
     """
     reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _SECURITY_HEADERS)
 
@@ -206,9 +206,9 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 
     Args:
         path: ``/docs`` or ``/assets/base.css``.
-        query: query of the request; the file's digest makes the response cacheable for a year.
-        known: entity tags that the client has (`If-None-Match`).
-        shown: names of the served pages; None for all.
+        query: Query of the request; the file's digest makes the response cacheable for a year.
+        known: Entity tags that the client has (`If-None-Match`).
+        shown: Names of the served pages; None for all.
     """
     found = _load(shown).get(path)
     if found is None:
@@ -280,7 +280,7 @@ def _add_digest(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
     """Return a reference with the digest of its file, so a changed file has a new URL.
 
     Raises:
-        KeyError: the page references a file that doesn't exist.
+        KeyError: The page references a file that doesn't exist.
     """
     return b"%b?%b" % (link[0], _digest(files[link[1].decode()]))
 

@@ -132,12 +132,12 @@ class Playground:
         """Read the configuration of the model. The first message connects.
 
         Args:
-            name: name of the server.
+            name: Name of the server.
             server: ``title`` and ``version`` for display.
-            dispatcher: executes the calls.
-            guard: guard in front of every path; None if callers don't sign in.
-            is_local: returns whether a peer address and headers belong to a program on this machine.
-            environment: variables that configure the model, as for `millstream chat`.
+            dispatcher: Executes the calls.
+            guard: Guard in front of every path; None if callers don't sign in.
+            is_local: Returns whether a peer address and headers belong to a program on this machine.
+            environment: Variables that configure the model, as for `millstream chat`.
             file: `.env` file with further variables.
         """
         self._name = name
@@ -158,7 +158,7 @@ class Playground:
         """Return the model.
 
         Raises:
-            ConfigurationError: no model is configured.
+            ConfigurationError: No model is configured.
         """
         if self._configuration_error:
             raise ConfigurationError(self._configuration_error)

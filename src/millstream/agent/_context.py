@@ -154,7 +154,7 @@ async def read(server: ConnectedServer, uri: str, limit: int) -> list[Part]:
     """Return a resource as message parts.
 
     Raises:
-        ContextError: the resource can't be read.
+        ContextError: The resource can't be read.
     """
     try:
         return show_contents(uri, await server.client.read(uri), limit)
@@ -166,7 +166,7 @@ async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[Co
     """Find a prompt by its name, or by ``server:name`` if several servers have it.
 
     Raises:
-        ContextError: the prompt is unknown or ambiguous.
+        ContextError: The prompt is unknown or ambiguous.
     """
     found: list[tuple[ConnectedServer, PromptDescription]] = []
     known: list[str] = []
@@ -193,7 +193,7 @@ async def prompt_messages(
     """Return the messages of a prompt in the model's format.
 
     Raises:
-        ContextError: an argument is missing, or the server returned an error.
+        ContextError: An argument is missing, or the server returned an error.
     """
     missing = [each.name for each in prompt.arguments if each.required and each.name not in arguments]
     if missing:

@@ -119,8 +119,8 @@ def resolve_servers(given: Servers) -> list[ServerConfig]:
     """Return the servers of an `Agent` argument.
 
     Raises:
-        ConfigurationError: a single target was passed instead of a list.
-        TargetError: a configuration has no servers.
+        ConfigurationError: A single target was passed instead of a list.
+        TargetError: A configuration has no servers.
     """
     if isinstance(given, str | Path):
         raise ConfigurationError(f"`servers` must be a list: servers=[{str(given)!r}].")
@@ -138,7 +138,7 @@ async def connect(wanted: Sequence[tuple[ServerConfig, Client]], closing: AsyncE
     """Connect to all servers at once; `closing` closes every connection.
 
     Raises:
-        ClientError: a server can't be reached.
+        ClientError: A server can't be reached.
     """
     for _, client in wanted:
         closing.push_async_exit(client)

@@ -179,7 +179,7 @@ def read_arguments(text: str) -> dict[str, Any]:
     """Decode the arguments; an empty text means no arguments.
 
     Raises:
-        Unreadable: the arguments are malformed; the message is for the model.
+        Unreadable: The arguments are malformed; the message is for the model.
     """
     if not text.strip():
         return {}

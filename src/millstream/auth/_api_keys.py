@@ -25,8 +25,8 @@ def key_method(given: Sequence[tuple[str, str, Collection[str]]], file: str | Pa
     """Return the method for keys with their names and scopes, and for a file.
 
     Raises:
-        TypeError, ValueError: a key or scope is invalid.
-        LocalError: the file can't be read.
+        TypeError, ValueError: A key or scope is invalid.
+        LocalError: The file can't be read.
     """
     for name, key, _ in given:
         check_key(name, key)
@@ -44,7 +44,7 @@ class KeyMethod(AuthMethod):
         """Create the method and read the file.
 
         Raises:
-            LocalError: the file can't be read.
+            LocalError: The file can't be read.
         """
         self._fixed_keys = given
         self._file = file

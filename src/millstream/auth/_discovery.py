@@ -53,7 +53,7 @@ class Discovery:
         """Return the issuer's metadata.
 
         Raises:
-            Unavailable: the issuer doesn't respond, or the metadata is for another issuer.
+            Unavailable: The issuer doesn't respond, or the metadata is for another issuer.
         """
         now = self._clock()
         is_old = now - self._last_fetch > _MAX_AGE
@@ -94,7 +94,7 @@ class Discovery:
         """Return the URL of the issuer's keys.
 
         Raises:
-            Unavailable: the metadata can't be fetched, or contains no valid URL.
+            Unavailable: The metadata can't be fetched, or contains no valid URL.
         """
         url = (await self.metadata()).get("jwks_uri")
         if not isinstance(url, str):

@@ -53,9 +53,9 @@ class ChallengeResponses:
         """Prepare the responses.
 
         Args:
-            resource: audience of tokens, if they come from an authorization server.
-            oauth: whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another.
-            scopes: scopes that every caller needs.
+            resource: Audience of tokens, if they come from an authorization server.
+            oauth: Whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another.
+            scopes: Scopes that every caller needs.
         """
         self._resource = resource
         self._metadata = metadata_url(resource) if resource else ""
@@ -194,10 +194,10 @@ class AuthGuard:
         """Wrap a handler in this guard.
 
         Args:
-            handler: handler to protect.
-            scope: additional scope that callers need.
-            message: describes a request without that scope for message logs.
-            own: whether it's one of the program's own routes, which the sign-in cookie opens.
+            handler: Handler to protect.
+            scope: Additional scope that callers need.
+            message: Describes a request without that scope for message logs.
+            own: Whether it's one of the program's own routes, which the sign-in cookie opens.
         """
         clock, known, needed = self.clock, self.verdicts.get, frozenset((scope,)) if scope else frozenset[str]()
 
@@ -285,7 +285,7 @@ class AuthGuard:
         """Wait for a slot to verify a credential from an address; call `refuse_throttled` and `record_failure` inside.
 
         Raises:
-            Unavailable: no slot was free in time.
+            Unavailable: No slot was free in time.
         """
         return self._checks.hold(peer_network(address))
 
@@ -293,7 +293,7 @@ class AuthGuard:
         """Return a credential's owner from the first method that accepts it, and the required scopes that it lacks.
 
         Raises:
-            Unavailable: no method accepted the credential, and at least one wasn't available.
+            Unavailable: No method accepted the credential, and at least one wasn't available.
         """
         nothing = frozenset[str]()
         if len(credential) > MAX_CREDENTIAL:
@@ -364,7 +364,7 @@ class AuthGuard:
         a second.
 
         Args:
-            opened: closes the streams of a user who has signed out; receives the owner and the expiry.
+            opened: Closes the streams of a user who has signed out; receives the owner and the expiry.
         """
         if self.signed_out is not None:
             self.signed_out.end(opened)
@@ -391,7 +391,7 @@ def several(name: str, given: Collection[str]) -> tuple[str, ...]:
     """Return a collection of strings as a tuple.
 
     Raises:
-        TypeError: the value is a single string, or contains other types.
+        TypeError: The value is a single string, or contains other types.
     """
     if isinstance(given, str):
         raise TypeError(f"{name} must be a list: {name}=[{given!r}]")
@@ -433,7 +433,7 @@ def rules_of(
     """Return the rules for tokens of an issuer, from the arguments of ``auth.jwt``.
 
     Raises:
-        ValueError: the issuer, the audience, or a scope is invalid.
+        ValueError: The issuer, the audience, or a scope is invalid.
         TypeError: `scopes` or `implied` has a string instead of a list.
     """
     try:

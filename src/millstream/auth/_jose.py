@@ -156,7 +156,7 @@ def read_header(token: str) -> Header:
     """Return the unverified header of a token.
 
     Raises:
-        InvalidToken: it isn't a signed token, or has critical header parameters, which aren't supported.
+        InvalidToken: It isn't a signed token, or has critical header parameters, which aren't supported.
     """
     parts = token.split(".")
     if len(parts) != 3:
@@ -177,7 +177,7 @@ def read_payload(token: str) -> dict[str, Any]:
     """Return the unverified claims of a token. Use them only to select the key that verifies it.
 
     Raises:
-        InvalidToken: it has no claims.
+        InvalidToken: It has no claims.
     """
     try:
         return _decode(_unpack(token.split(".")[1]))
@@ -189,7 +189,7 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
     """Verify a token and return its claims.
 
     Raises:
-        InvalidToken: the signature is wrong, or there are no claims.
+        InvalidToken: The signature is wrong, or there are no claims.
     """
     try:
         registry = _Registry(algorithms=[algorithm], strict_check_header=False)
@@ -210,7 +210,7 @@ def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     """Return the keys of a set (RFC 7517) that can verify signatures, without unsupported and weak keys.
 
     Raises:
-        ValueError: it isn't a key set, or has too many keys.
+        ValueError: It isn't a key set, or has too many keys.
     """
     given = raw.get("keys")
     if not is_array(given):
@@ -224,7 +224,7 @@ def public_set(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return a key set with only the public string members of each key.
 
     Raises:
-        ValueError: it isn't a key set, or has too many keys.
+        ValueError: It isn't a key set, or has too many keys.
     """
     given = raw.get("keys")
     if not is_array(given) or not all(is_object(each) for each in given):
@@ -265,7 +265,7 @@ def from_pem(text: str) -> dict[str, Any]:
     """Return a PEM public key as a member of a key set, without private parts.
 
     Raises:
-        ValueError: it isn't a public key.
+        ValueError: It isn't a public key.
     """
     if "PRIVATE" in text:
         raise ValueError("This is a private key. The server needs the public key: openssl pkey -in KEY -pubout")
@@ -286,7 +286,7 @@ def shared_secret(secret: str) -> PublicKey:
     """Return a key for HMAC signatures such as HS256.
 
     Raises:
-        ValueError: the secret is too short.
+        ValueError: The secret is too short.
     """
     if len(secret.encode()) < _MIN_SECRET:
         raise ValueError(f"A shared secret for tokens must have at least {_MIN_SECRET} bytes.")
@@ -387,7 +387,7 @@ class FetchedKeys:
         """Return the keys that may have made a signature.
 
         Raises:
-            Unavailable: the keys can't be fetched.
+            Unavailable: The keys can't be fetched.
         """
         now = self._clock()
         found = select_keys(self._keys, kid, algorithm)

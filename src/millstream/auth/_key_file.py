@@ -27,12 +27,12 @@ def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
     """Return a file's content and stamp.
 
     Args:
-        path: path of the file.
-        kind: what the file is, for error messages, such as ``key file``.
-        remedy: command that creates one.
+        path: Path of the file.
+        kind: What the file is, for error messages, such as ``key file``.
+        remedy: Command that creates one.
 
     Raises:
-        LocalError: the file is missing, or other users may write to it.
+        LocalError: The file is missing, or other users may write to it.
     """
     try:
         with path.open("rb") as file:
@@ -109,7 +109,7 @@ def check_name(name: str) -> str:
     """Return the name if it's a valid key name.
 
     Raises:
-        ValueError: the name is invalid.
+        ValueError: The name is invalid.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} isn't a valid key name. Use up to 64 letters, digits, dots, dashes, @ and _.")
@@ -120,8 +120,8 @@ def check_key(name: str, key: str) -> None:
     """Raise an error if a key can't be sent in a header.
 
     Raises:
-        TypeError: the key isn't a string.
-        ValueError: the key is empty or has invalid characters.
+        TypeError: The key isn't a string.
+        ValueError: The key is empty or has invalid characters.
     """
     if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get returns None
         raise TypeError(
@@ -141,7 +141,7 @@ def check_strength(name: str, key: str) -> None:
     """Raise an error if a key of a program could be guessed, or is the path of a file.
 
     Raises:
-        ValueError: the key is too short, or a path.
+        ValueError: The key is too short, or a path.
     """
     if is_path(key):
         raise ValueError(f"The key {name!r} is the path of a file. To accept the keys in it, write auth.keys(file=…).")
@@ -156,8 +156,8 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
     """Return the scopes as a tuple if all are valid (RFC 6749).
 
     Raises:
-        ValueError: a scope is invalid.
-        TypeError: the scopes are a string instead of a list.
+        ValueError: A scope is invalid.
+        TypeError: The scopes are a string instead of a list.
     """
     if isinstance(scopes, str):
         raise TypeError(f"scopes must be a list: [{scopes!r}]")
@@ -183,7 +183,7 @@ class KeyFile:
         """Read the file.
 
         Raises:
-            LocalError: the file is missing or malformed, or other users may write to it.
+            LocalError: The file is missing or malformed, or other users may write to it.
         """
         raw, stamp = read_file(self.path, "key file", "millstream keys add NAME")
         try:
@@ -200,8 +200,8 @@ class KeyFile:
         """Create and return a key. The file stores only its hash.
 
         Raises:
-            ValueError: the name or a scope is invalid, or the name is taken.
-            LocalError: the file can't be used.
+            ValueError: The name or a scope is invalid, or the name is taken.
+            LocalError: The file can't be used.
         """
         check_name(name)
         check_scopes(scopes)
@@ -219,8 +219,8 @@ class KeyFile:
         """Revoke a key and the keys that it replaced.
 
         Raises:
-            ValueError: the key doesn't exist.
-            LocalError: the file can't be used.
+            ValueError: The key doesn't exist.
+            LocalError: The file can't be used.
         """
 
         def take(keys: tuple[StoredKey, ...]) -> tuple[StoredKey, ...]:
@@ -235,8 +235,8 @@ class KeyFile:
         """Replace a key with a new one for the same caller and scopes. The old key works for another `grace` seconds.
 
         Raises:
-            ValueError: the key doesn't exist.
-            LocalError: the file can't be used.
+            ValueError: The key doesn't exist.
+            LocalError: The file can't be used.
         """
         key = PREFIX + secrets.token_urlsafe(32)
 

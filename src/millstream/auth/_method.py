@@ -31,8 +31,8 @@ class Unavailable(Exception):
         """Create the error.
 
         Args:
-            text: message for the caller, without details of the network.
-            why: message for the operator.
+            text: Message for the caller, without details of the network.
+            why: Message for the operator.
         """
         super().__init__(text)
         self.why: str = why or text
@@ -45,9 +45,9 @@ class NotAdmitted(Exception):
         """Create the error.
 
         Args:
-            text: message for the user.
-            status: status of the response.
-            wrong: whether the name or password was wrong; counts as a failed sign-in from the address.
+            text: Message for the user.
+            status: Status of the response.
+            wrong: Whether the name or password was wrong; counts as a failed sign-in from the address.
         """
         super().__init__(text)
         self.status = status
@@ -66,7 +66,7 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
     """Prefetch all objects concurrently. A failure doesn't stop the others.
 
     Raises:
-        ExceptionGroup: unexpected errors, other than an unavailable issuer.
+        ExceptionGroup: Unexpected errors, other than an unavailable issuer.
     """
     found = await asyncio.gather(*(each.prefetch() for each in those), return_exceptions=True)
     failed = [each for each in found if isinstance(each, Exception)]
@@ -90,7 +90,7 @@ class AuthMethod:
         """Return the owner of a credential, or None if it isn't valid here.
 
         Raises:
-            Unavailable: the credential can't be verified at the moment.
+            Unavailable: The credential can't be verified at the moment.
         """
         raise NotImplementedError
 
@@ -110,7 +110,7 @@ class AuthMethod:
         """Return whether a credential was revoked before its expiry.
 
         Raises:
-            StoreUnavailable: the store doesn't respond.
+            StoreUnavailable: The store doesn't respond.
         """
         return False
 
@@ -148,10 +148,10 @@ class PageLanding(Protocol):
         """Sign a user in, and continue to the requested page.
 
         Args:
-            request: request of the callback.
-            page: page to open.
-            kept: content of the cookie, as from `PageMethod.admit`; for other methods, the credential.
-            seconds: maximum lifetime of the cookie.
+            request: Request of the callback.
+            page: Page to open.
+            kept: Content of the cookie, as from `PageMethod.admit`; for other methods, the credential.
+            seconds: Maximum lifetime of the cookie.
         """
         ...
 
@@ -178,7 +178,7 @@ class PageMethod(AuthMethod):
         """Return the page that redirects a browser to an external login, which returns to `page`.
 
         Raises:
-            NotAdmitted: the login isn't available.
+            NotAdmitted: The login isn't available.
         """
         raise NotImplementedError
 
@@ -186,7 +186,7 @@ class PageMethod(AuthMethod):
         """Return the content of a user's cookie, for the caller to seal, and header lines for the response.
 
         Raises:
-            NotAdmitted: the name or password is wrong, or there were too many attempts.
+            NotAdmitted: The name or password is wrong, or there were too many attempts.
         """
         raise NotImplementedError
 
@@ -207,9 +207,9 @@ class Unbound(Protocol):
         """Return the method of a running server.
 
         Args:
-            services: services of that server.
-            name: name of that server.
-            known: returns the scopes that the server currently uses.
+            services: Services of that server.
+            name: Name of that server.
+            known: Returns the scopes that the server currently uses.
         """
         ...
 

@@ -108,7 +108,7 @@ class RunningOidc(TokenMethod, PageMethod):
         """Return the user's token and its remaining lifetime.
 
         Raises:
-            SignInFailed: the token isn't valid here.
+            SignInFailed: The token isn't valid here.
         """
         token = (await self._flow.finish(callback)).access_token
         try:

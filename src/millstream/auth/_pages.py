@@ -143,12 +143,12 @@ def sign_in(
     """Return the sign-in form.
 
     Args:
-        request: request of the page, or of the form.
-        offered: login methods.
-        page: page to open afterwards.
-        notice: error of the previous attempt.
-        status: status of the response.
-        typed: name from the previous attempt.
+        request: Request of the page, or of the form.
+        offered: Login methods.
+        page: Page to open afterwards.
+        notice: Error of the previous attempt.
+        status: Status of the response.
+        typed: Name from the previous attempt.
     """
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
     unknown = [urlsplit(each).netloc for each in offered.unknown]
@@ -261,12 +261,12 @@ def render(
     """Return a page.
 
     Args:
-        template: name of a template in this package, or path of a template that extends one.
-        status: status of the response.
-        head: additional header lines.
-        target: another allowed target of forms, besides this server.
-        images: image directive of the content security policy.
-        values: variables of the template.
+        template: Name of a template in this package, or path of a template that extends one.
+        status: Status of the response.
+        head: Additional header lines.
+        target: Another allowed target of forms, besides this server.
+        images: Image directive of the content security policy.
+        values: Variables of the template.
     """
     forms = f"'self' {target}".strip()
     lines = (

@@ -24,9 +24,9 @@ class ResourceMetadata:
         """Prepare the handlers.
 
         Args:
-            methods: auth methods; at least one has an issuer.
-            name: display name of the server.
-            known: returns all scopes that the server currently uses.
+            methods: Auth methods; at least one has an issuer.
+            name: Display name of the server.
+            known: Returns all scopes that the server currently uses.
         """
         self._methods = [each for each in methods if each.issuers]
         self._name = name

@@ -216,8 +216,8 @@ class SignIn:
         """Return the principal of a request's cookie; None without a cookie that applies.
 
         Args:
-            request: a request without a credential.
-            own: whether it's for one of the program's own routes.
+            request: A request without a credential.
+            own: Whether it's for one of the program's own routes.
         """
         seal = _cookie(request)
         if not seal:

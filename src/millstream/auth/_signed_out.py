@@ -46,10 +46,10 @@ class SignedOut:
         """Record that a user has signed out.
 
         Args:
-            cookie: the user's cookie.
-            id: id of the principal.
-            until: expiry of the streams opened with the cookie.
-            seconds: remaining lifetime of the cookie.
+            cookie: The user's cookie.
+            id: Id of the principal.
+            until: Expiry of the streams opened with the cookie.
+            seconds: Remaining lifetime of the cookie.
         """
         await self._announce(_digest(cookie), id, until, b"1", seconds)
 
@@ -57,9 +57,9 @@ class SignedOut:
         """Record that a user has signed out in every browser.
 
         Args:
-            id: id of the principal.
-            now: time of the sign-out. Cookies issued until then are invalid.
-            seconds: maximum lifetime of a cookie.
+            id: Id of the principal.
+            now: Time of the sign-out. Cookies issued until then are invalid.
+            seconds: Maximum lifetime of a cookie.
         """
         await self._announce(_EVERYWHERE, id, now, str(now).encode(), seconds)
 

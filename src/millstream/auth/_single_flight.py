@@ -32,7 +32,7 @@ class KeyedSemaphore:
         """Hold the semaphore of `key` inside the block.
 
         Raises:
-            Unavailable: it wasn't free within `PATIENCE` seconds.
+            Unavailable: It wasn't free within `PATIENCE` seconds.
         """
         semaphore = self._keys.setdefault(key, asyncio.Semaphore(self._at_once))
         try:

@@ -617,7 +617,7 @@ class Client:
         """Reject a plain ``with``.
 
         Raises:
-            TypeError: always; the message says what to use instead.
+            TypeError: Always; the message says what to use instead.
         """
         raise TypeError(
             "Client is asynchronous: write `async with Client(…)`, or use BlockingClient of millstream.client."

@@ -141,7 +141,7 @@ class Connector:
         """Connect and negotiate.
 
         Raises:
-            ClientError: the connection failed; the message says why.
+            ClientError: The connection failed; the message says why.
         """
         place = self._place
         if not isinstance(place, Remote):

@@ -144,7 +144,7 @@ class Conversation:
         """Return the connection, or the last one while a new one is being made.
 
         Raises:
-            ClientError: the client hasn't connected yet.
+            ClientError: The client hasn't connected yet.
         """
         connection = self.requests.connection or self.requests.last
         if connection is None:

@@ -26,9 +26,9 @@ class Deadlines:
         """Start the clock of a request in the current task. Call `PendingRequest.end` when the request finishes.
 
         Args:
-            seconds: timeout without a response; `math.inf` for none.
-            longest: maximum seconds in total, even with progress.
-            progress: called with each progress report.
+            seconds: Timeout without a response; `math.inf` for none.
+            longest: Maximum seconds in total, even with progress.
+            progress: Called with each progress report.
         """
         loop = self._loop = self._loop or asyncio.get_running_loop()
         now = loop.time()

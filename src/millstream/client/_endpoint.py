@@ -26,7 +26,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
     """Reject headers that are malformed or that the client sets itself.
 
     Raises:
-        TargetError: a header isn't allowed; the message names it.
+        TargetError: A header isn't allowed; the message names it.
     """
     for name, value in headers.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
@@ -64,7 +64,7 @@ class Auth(Protocol):
         Args:
             url: URL of the request.
             status: 401 or 403.
-            challenge: the `WWW-Authenticate` header.
+            challenge: The `WWW-Authenticate` header.
         """
         ...
 
@@ -101,15 +101,15 @@ class Endpoint:
 
         Args:
             method: HTTP method.
-            extra: additional header lines.
-            body: request body.
-            repeatable: whether the request may reach the server twice.
-            target: another path and query of the same origin.
-            owner: see `ConnectionPool.send`.
+            extra: Additional header lines.
+            body: Request body.
+            repeatable: Whether the request may reach the server twice.
+            target: Another path and query of the same origin.
+            owner: See `ConnectionPool.send`.
 
         Raises:
-            AccessDenied: the server responded with 401 or 403.
-            ClientError: there was no response.
+            AccessDenied: The server responded with 401 or 403.
+            ClientError: There was no response.
         """
         retried = nonce_retried = False
         redirects = 0
@@ -170,8 +170,8 @@ def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url
     """Return the target of a redirect.
 
     Raises:
-        NotMcp: the redirect goes to another origin, loops, or drops the POST.
-        TargetError: the redirect target isn't a URL.
+        NotMcp: The redirect goes to another origin, loops, or drops the POST.
+        TargetError: The redirect target isn't a URL.
     """
     target = url.join(reply.header(b"location"))
     if target.origin != url.origin:

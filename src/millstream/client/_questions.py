@@ -71,12 +71,12 @@ class QuestionHandler(Protocol):
         """Return the result of a question as a JSON-compatible value.
 
         Args:
-            method: method of the question.
-            params: encoded parameters.
-            request_id: the request on whose stream the question arrived; 0 if the transport doesn't say.
+            method: Method of the question.
+            params: Encoded parameters.
+            request_id: The request on whose stream the question arrived; 0 if the transport doesn't say.
 
         Raises:
-            ProtocolError: the error to respond with.
+            ProtocolError: The error to respond with.
         """
         ...
 
@@ -109,7 +109,7 @@ class Questions:
         """Answer a question.
 
         Raises:
-            ProtocolError: there's no handler, the question is malformed, or the handler failed.
+            ProtocolError: There's no handler, the question is malformed, or the handler failed.
         """
         if self.observer is not None:
             self.observer(ObservedQuestion(method, Raw(params or b"{}")))
@@ -166,7 +166,7 @@ async def answer_all(
     """Return the answers to questions by key. `sender` sent them, for error messages.
 
     Raises:
-        InvalidResponse: the client can't answer one.
+        InvalidResponse: The client can't answer one.
     """
     answers: dict[str, Any] = {}
     for key, question in questions.items():

@@ -133,8 +133,8 @@ class Requests:
         """Send a request and return the raw result, after any rounds of questions.
 
         Raises:
-            ServerError: the server responded with an error.
-            ClientError: there was no response.
+            ServerError: The server responded with an error.
+            ClientError: There was no response.
         """
         if self.around is not None and not ask.wrapped:
             ask.wrapped = True
@@ -195,8 +195,8 @@ class Requests:
         """Send a notification.
 
         Raises:
-            RequestTimeout: the server didn't accept it in time.
-            ClientError: it couldn't be sent.
+            RequestTimeout: The server didn't accept it in time.
+            ClientError: It couldn't be sent.
         """
         filters = self._incoming.filters
         if filters is not None and not (message := filters.filter_outgoing(message)):

@@ -139,7 +139,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         """Explain how to get the value.
 
         Raises:
-            TypeError: always.
+            TypeError: Always.
         """
         raise TypeError(f"A Result isn't the value. Write result.data[{key!r}], or call(…, result_type=dict)[{key!r}]")
 

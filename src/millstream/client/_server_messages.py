@@ -120,7 +120,7 @@ class ServerMessages:
         """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
 
         Raises:
-            TooManyMessages: too many messages are waiting.
+            TooManyMessages: Too many messages are waiting.
         """
         if message.id is not None:
             self._handle_request(message, transport, request_id)
@@ -266,7 +266,7 @@ class ServerMessages:
         """Pause the timeouts of our requests while the server waits for a person.
 
         Args:
-            request_id: the request that caused the question; if it's unknown, all timeouts pause.
+            request_id: The request that caused the question; if it's unknown, all timeouts pause.
         """
         cause = self.running.get(request_id)
         paused = dict(self.running) if cause is None else {request_id: cause}

@@ -99,7 +99,7 @@ def check_listed(skill: Skill, uri: str) -> None:
     """Check that the manifest lists a file, before the file is read.
 
     Raises:
-        SkillMismatch: the file isn't listed.
+        SkillMismatch: The file isn't listed.
     """
     if not isinstance(skill.resources, str) and skill.entry(uri) is None:
         raise SkillMismatch(f"The manifest of the skill {skill.name!r} doesn't list {uri}.")
@@ -109,7 +109,7 @@ def bytes_of(uri: str, contents: list[ResourceContents]) -> bytes:
     """Return the bytes of a resource that consists of one file.
 
     Raises:
-        SkillMismatch: the resource isn't a single file.
+        SkillMismatch: The resource isn't a single file.
     """
     if len(contents) != 1:
         raise SkillMismatch(f"The server returned {len(contents)} files for {uri} instead of one.")
@@ -121,7 +121,7 @@ def check_file(skill: Skill, uri: str, data: bytes) -> None:
     """Check that a file matches its manifest.
 
     Raises:
-        SkillMismatch: the file differs, or the manifest doesn't list it.
+        SkillMismatch: The file differs, or the manifest doesn't list it.
     """
     problem = ""
     if not isinstance(skill.resources, str):

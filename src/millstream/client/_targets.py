@@ -50,13 +50,13 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
     """Resolve a target to the address of its server.
 
     Args:
-        target: a URL; a command as a string or list; a `.py` or `.js` file; a ``gateway.toml``; a `.json` file with
+        target: A URL; a command as a string or list; a `.py` or `.js` file; a ``gateway.toml``; a `.json` file with
             `mcpServers`, followed by ``#name`` if it has several; such a configuration as a dict; or a server object.
-        env: environment variables for a command.
-        cwd: working directory of a command.
+        env: Environment variables for a command.
+        cwd: Working directory of a command.
 
     Raises:
-        TargetError: the target doesn't name exactly one server.
+        TargetError: The target doesn't name exactly one server.
     """
     base = Command((), env, cwd)
     if isinstance(target, Path):

@@ -80,8 +80,8 @@ class Task(Struct, frozen=True, rename="camel"):
         """Return the result of a task that has ended.
 
         Raises:
-            ServerError: the call failed with an error.
-            ClientError: the task was canceled, or hasn't ended.
+            ServerError: The call failed with an error.
+            ClientError: The task was canceled, or hasn't ended.
         """
         if not isinstance(self.error, UnsetType):
             raise ServerError(self.error.code, self.error.message, self.error.data)
@@ -121,9 +121,9 @@ class ClientTasks:
         calls become tasks. A call that finishes immediately returns a task without an id.
 
         Raises:
-            NotSupported: the server has no tasks.
-            ServerError: the server responded with an error.
-            ClientError: there was no response.
+            NotSupported: The server has no tasks.
+            ServerError: The server responded with an error.
+            ClientError: There was no response.
         """
         meta = await self._extension_meta()
         raw = await self._conversation.call(tool, arguments or {}, None, timeout, declared=meta)
@@ -135,9 +135,9 @@ class ClientTasks:
         """Return the current state of a task.
 
         Raises:
-            NotSupported: the server has no tasks.
-            ServerError: there's no such task, for example because it has expired.
-            ClientError: there was no response.
+            NotSupported: The server has no tasks.
+            ServerError: There's no such task, for example because it has expired.
+            ClientError: There was no response.
         """
         return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout, repeatable=True))
 
@@ -160,16 +160,16 @@ class ClientTasks:
         The client's handlers answer the task's questions. If you stop waiting, the task continues.
 
         Args:
-            task: the task's id, or the result of `start`.
-            progress: handler for each new status message: ``progress(count, None, message)``.
-            timeout: seconds to wait; 0 for no limit.
-            raise_on_error: as for `Client.call`.
+            task: The task's id, or the result of `start`.
+            progress: Handler for each new status message: ``progress(count, None, message)``.
+            timeout: Seconds to wait; 0 for no limit.
+            raise_on_error: As for `Client.call`.
 
         Raises:
-            ToolFailed: the tool reported an error.
-            ServerError: the call failed with an error, or there's no such task.
-            RequestTimeout: the task didn't end in time.
-            ClientError: the task was canceled, or the server no longer responds.
+            ToolFailed: The tool reported an error.
+            ServerError: The call failed with an error, or there's no such task.
+            RequestTimeout: The task didn't end in time.
+            ClientError: The task was canceled, or the server no longer responds.
         """
         task_id = task if isinstance(task, str) else task.task_id
         limit = asyncio.timeout(timeout or None)
@@ -238,7 +238,7 @@ class ClientTasks:
         """Return the `_meta` of a request that declares the extension.
 
         Raises:
-            NotSupported: the server has no tasks.
+            NotSupported: The server has no tasks.
         """
         connection = await self._conversation.requests.connect()
         if not self.supported:

@@ -72,7 +72,7 @@ class Changes:
         """Subscribe. No later change is missed.
 
         Raises:
-            ClientError: the server refused.
+            ClientError: The server refused.
         """
         connection = await self._requests.connect()
         self._incoming.watchers.add(self._on_change)

@@ -38,7 +38,7 @@ class ExtensionPart:
         """Announce the capability, and register the methods.
 
         Raises:
-            LocalError: the server's configuration lacks something that the extension needs.
+            LocalError: The server's configuration lacks something that the extension needs.
         """
         extension = self.extension
         lacking = "" if self._server is None else extension.unmet(self._server)
@@ -73,8 +73,8 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
     """Return the extensions of a server.
 
     Raises:
-        TypeError: an item isn't an instance of `Extension`.
-        ValueError: an identifier is missing or used twice.
+        TypeError: An item isn't an instance of `Extension`.
+        ValueError: An identifier is missing or used twice.
     """
     if isinstance(extensions, str) or not isinstance(extensions, Sequence):
         raise TypeError(f"extensions must be a list: extensions=[{type(extensions).__name__}(…)]")

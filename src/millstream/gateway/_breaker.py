@@ -108,10 +108,10 @@ class Breaker:
         """Record a call without a usable response. Return whether to check that the upstream responds.
 
         Args:
-            call: the client's call.
-            method: method of the request.
-            name: upstream's name of the item.
-            responded: whether there was a response, for example an invalid one.
+            call: The client's call.
+            method: Method of the request.
+            name: Upstream's name of the item.
+            responded: Whether there was a response, for example an invalid one.
         """
         self.failure_count += 1
         self._blame(_caller(call), (method, name[:_MAX_NAME]))

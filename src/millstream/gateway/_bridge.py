@@ -189,17 +189,17 @@ def forward(
     """Send a request to an upstream and return the raw JSON object of its result.
 
     Args:
-        call: the client's call.
-        upstream: the target.
-        method: method of the request.
-        params: encoded parameters.
-        name: upstream's name of the tool or prompt, or URI of the resource.
-        headers: additional HTTP headers.
+        call: The client's call.
+        upstream: The target.
+        method: Method of the request.
+        params: Encoded parameters.
+        name: Upstream's name of the tool or prompt, or URI of the resource.
+        headers: Additional HTTP headers.
 
     Raises:
-        InputRequired: the upstream asks a question, which the client answers with its next request.
-        ProtocolError: the upstream's own error, or for methods other than ``tools/call``, the lack of a response.
-        ToolError: there was no response, or the upstream requires a capability that the client lacks.
+        InputRequired: The upstream asks a question, which the client answers with its next request.
+        ProtocolError: The upstream's own error, or for methods other than ``tools/call``, the lack of a response.
+        ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
     if (
         upstream.credentials is None
@@ -278,7 +278,7 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
     """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
 
     Raises:
-        ToolError, ProtocolError: the call has come back to this gateway.
+        ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
         members = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
@@ -366,7 +366,7 @@ def _try_other_era(
     that the call can be sent again.
 
     Raises:
-        ToolError, ProtocolError: the upstream couldn't ask, and may have done something.
+        ToolError, ProtocolError: The upstream couldn't ask, and may have done something.
     """
     try:
         if link is None or not _decode_tool_result(result).is_error:
@@ -496,12 +496,12 @@ class _ForwardedCall:
         """Read the state.
 
         Args:
-            call, upstream, method, name: see `forward`.
-            level: minimum level of log messages that the client wants; empty for none.
-            source: revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
+            call, upstream, method, name: See `forward`.
+            level: Minimum level of log messages that the client wants; empty for none.
+            source: Revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
 
         Raises:
-            ProtocolError: the state belongs to another upstream.
+            ProtocolError: The state belongs to another upstream.
         """
         self._call = call
         self._upstream = upstream
@@ -695,7 +695,7 @@ class _ForwardedCall:
         """Return the questions of a result in the client's revision.
 
         Raises:
-            ToolError, ProtocolError: the upstream asks something that the client didn't declare.
+            ToolError, ProtocolError: The upstream asks something that the client didn't declare.
         """
         if len(required.input_requests) > MAX_OPEN_QUESTIONS:
             raise InvalidResponse(f"The upstream asked {len(required.input_requests)} questions at once.")
@@ -791,7 +791,7 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     """Return the questions of a result; None if there aren't any.
 
     Raises:
-        InvalidResponse: the result is malformed.
+        InvalidResponse: The result is malformed.
     """
     if _INPUT_REQUIRED not in result:
         return None

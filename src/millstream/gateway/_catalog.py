@@ -134,10 +134,10 @@ class StoredCatalog:
         """Create it without reading anything; see `load`.
 
         Args:
-            store: store for the copy.
-            server: name of the gateway.
-            name: name of the upstream.
-            address: address of the upstream; each one has its own copy.
+            store: Store for the copy.
+            server: Name of the gateway.
+            name: Name of the upstream.
+            address: Address of the upstream; each one has its own copy.
         """
         self._kv = store.kv
         self._key = f"catalog:{hashlib.sha256(encode([server, name, address])).hexdigest()[:32]}"
@@ -167,8 +167,8 @@ class StoredCatalog:
         """Write a copy, unless it's stored already.
 
         Args:
-            catalog: catalog to store.
-            renew: whether to write it even if nothing has changed.
+            catalog: Catalog to store.
+            renew: Whether to write it even if nothing has changed.
         """
         content = _hash_of(catalog)
         if content == self._last_hash and not renew:
@@ -206,13 +206,13 @@ async def fetch(
     """Fetch all lists of an upstream. A list that fails stays as it was before.
 
     Args:
-        conversation: connection to the upstream.
-        max_bytes: maximum bytes of all lists together.
-        before: the last catalog.
-        warn: logs why a list or an item is left out.
+        conversation: Connection to the upstream.
+        max_bytes: Maximum bytes of all lists together.
+        before: The last catalog.
+        warn: Logs why a list or an item is left out.
 
     Raises:
-        ClientError: there was no response, or every list failed.
+        ClientError: There was no response, or every list failed.
     """
     negotiated = conversation.negotiated
     found = Catalog(
@@ -285,7 +285,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
     """Return a description that every client can decode. A single malformed item makes clients reject the whole list.
 
     Raises:
-        ValueError: the item is malformed or too large.
+        ValueError: The item is malformed or too large.
     """
     if len(raw) > MAX_ITEM_BYTES:
         raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")

@@ -96,7 +96,7 @@ class Source:
         ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
 
         Raises:
-            ConfigError: a variable isn't set.
+            ConfigError: A variable isn't set.
         """
         if isinstance(value, str):
             return _VARIABLE.sub(lambda found: self._variable(found, where), value)
@@ -133,11 +133,11 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     """Read a ``gateway.toml``, or a JSON file with `mcpServers` or `servers`.
 
     Args:
-        path: path of the file. JSON may contain comments.
-        environ: variables for ``${NAME}``; by default those of this process.
+        path: Path of the file. JSON may contain comments.
+        environ: Variables for ``${NAME}``; by default those of this process.
 
     Raises:
-        ConfigError: the file can't be read, or contains a mistake.
+        ConfigError: The file can't be read, or contains a mistake.
 
     Example:
         ``load_file("gateway.toml").upstreams``

@@ -63,8 +63,8 @@ class MergedSkills:
     """Answers the methods of the skills extension from several upstreams.
 
     Args:
-        hides: see `Hides`.
-        private: returns whether results depend on the caller, and so mustn't be cached for others.
+        hides: See `Hides`.
+        private: Returns whether results depend on the caller, and so mustn't be cached for others.
     """
 
     def __init__(self, hides: Hides, private: Callable[[], bool]) -> None:

@@ -55,14 +55,14 @@ def make_item(kind: str, upstream: Upstream, name: str, own_name: str, descripti
     """Return the registry item for an item that an upstream lists.
 
     Args:
-        kind: tools, resources, templates, or prompts.
-        upstream: the upstream.
-        name: name or URI on this server.
-        own_name: name or URI at the upstream.
-        description: description on this server, without the name.
+        kind: Tools, resources, templates, or prompts.
+        upstream: The upstream.
+        name: Name or URI on this server.
+        own_name: Name or URI at the upstream.
+        description: Description on this server, without the name.
 
     Raises:
-        ValueError: clients would drop an item with this description.
+        ValueError: Clients would drop an item with this description.
     """
     return _CLASSES[kind](upstream, name, own_name, description)
 
@@ -71,7 +71,7 @@ def raw_object(raw: Any) -> Raw:
     """Return arguments unchanged.
 
     Raises:
-        ArgumentError: they aren't an object.
+        ArgumentError: They aren't an object.
     """
     if type(raw) is Raw and memoryview(raw)[0] == _BRACE:
         return raw
@@ -173,7 +173,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         """Return the members of the result in the call's revision.
 
         Raises:
-            ToolError: the upstream's result is malformed.
+            ToolError: The upstream's result is malformed.
         """
         if type(value) is not bytes:  # middleware has replaced it
             return super().encode(value, call)

@@ -89,8 +89,8 @@ class Links:
         """Create the pool; `open` makes connections.
 
         Args:
-            connect: creates a connection of an owner that isn't started yet.
-            max_connections: maximum open connections. An owner that may not have another one loses an idle one of its
+            connect: Creates a connection of an owner that isn't started yet.
+            max_connections: Maximum open connections. An owner that may not have another one loses an idle one of its
                 own or of an owner that holds more, see `Pool`.
         """
         self.connect: Callable[[LinkKey, str], Link] = connect
@@ -117,12 +117,12 @@ class Links:
         """Return the connection of a key, opening it if necessary.
 
         Args:
-            key: identifies the connection.
-            owner: the caller, see `Call.owner`; empty for the gateway itself.
+            key: Identifies the connection.
+            owner: The caller, see `Call.owner`; empty for the gateway itself.
 
         Raises:
-            InUse: all connections are in use.
-            ClientError: the upstream can't be reached.
+            InUse: All connections are in use.
+            ClientError: The upstream can't be reached.
         """
         for _ in range(_ATTEMPTS):
             link = self._open.get(key)

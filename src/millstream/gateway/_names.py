@@ -63,7 +63,7 @@ class Names:
         """Create the mapping.
 
         Args:
-            prefix: prefix of names; empty for none.
+            prefix: Prefix of names; empty for none.
         """
         self.prefix: str = prefix
         self._name = f"{prefix}_" if prefix else ""
@@ -130,9 +130,9 @@ def identity(secret: bytes, server: str, targets: Sequence[tuple[str, str]]) -> 
     """Return the id of a gateway, which is the same for all of its workers and after a restart.
 
     Args:
-        secret: secret of the server.
-        server: name of the server.
-        targets: name and target of each upstream.
+        secret: Secret of the server.
+        server: Name of the server.
+        targets: Name and target of each upstream.
     """
     return hmac.new(secret, encode([server, targets]), hashlib.sha256).hexdigest()[:16]
 
@@ -141,11 +141,11 @@ def extend_path(raw: Raw | None, gateway_id: str) -> Raw:
     """Append this gateway's id to the path of a call.
 
     Args:
-        raw: path of the incoming call, as JSON.
-        gateway_id: id of this gateway.
+        raw: Path of the incoming call, as JSON.
+        gateway_id: Id of this gateway.
 
     Raises:
-        Cycle: the call has already passed this gateway, or the path is too long.
+        Cycle: The call has already passed this gateway, or the path is too long.
     """
     try:
         path = [] if raw is None else _decode_path(raw)

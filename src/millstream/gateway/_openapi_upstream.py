@@ -90,7 +90,7 @@ class ApiResponse:
         """Decode a JSON body.
 
         Raises:
-            ValueError: the body isn't JSON, or is nested too deeply.
+            ValueError: The body isn't JSON, or is nested too deeply.
         """
         if exceeds_limits(self.content, MAX_DEPTH):
             raise ValueError("The body is nested too deeply.")
@@ -182,7 +182,7 @@ class ApiUpstream(Upstream):
         """Call one operation with the credentials of a caller, and return the response.
 
         Raises:
-            ToolError: there was no usable response.
+            ToolError: There was no usable response.
         """
         if self._client is not None:
             send = partial(self._send, self._client.request, call, name)
@@ -213,8 +213,8 @@ class ApiUpstream(Upstream):
         """Send a request of a call, and record its outcome.
 
         Raises:
-            AccessDenied: the API rejected the credentials.
-            ToolError: it wasn't sent, or there was no usable response.
+            AccessDenied: The API rejected the credentials.
+            ToolError: It wasn't sent, or there was no usable response.
         """
         breaker = self.breaker
         if refusal := breaker.refusal(call, call.method, name):
@@ -245,8 +245,8 @@ class ApiUpstream(Upstream):
         """Send a request to a path below the base URL.
 
         Raises:
-            ToolError: the path or a header can't be sent, or the response is a stream.
-            ClientError: there was no response.
+            ToolError: The path or a header can't be sent, or the response is a stream.
+            ClientError: There was no response.
         """
         if has_dot_segment(path):
             raise ToolError("An argument would change the path.")

@@ -29,8 +29,8 @@ class GatewayReports:
         """Create the reports from the live tables of the part.
 
         Args:
-            upstreams: upstreams by name.
-            registered: items of the upstreams on this server.
+            upstreams: Upstreams by name.
+            registered: Items of the upstreams on this server.
         """
         self._upstreams = upstreams
         self._items = registered

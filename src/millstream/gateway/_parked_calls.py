@@ -127,11 +127,11 @@ class ParkedCall(Recipient):
         """Create the call; `start` runs it.
 
         Args:
-            call: the client's call.
-            relay: relay to the client.
-            source: revision of the upstream.
-            size: bytes of the request to the upstream.
-            admit: parks the call, or raises `ProtocolError` if there's no room.
+            call: The client's call.
+            relay: Relay to the client.
+            source: Revision of the upstream.
+            size: Bytes of the request to the upstream.
+            admit: Parks the call, or raises `ProtocolError` if there's no room.
         """
         super().__init__(call, relay.abilities, relay.redactor)
         self.id: str = ""
@@ -180,7 +180,7 @@ class ParkedCall(Recipient):
         """Return the answer from a later request.
 
         Raises:
-            ProtocolError: too many questions are open.
+            ProtocolError: Too many questions are open.
         """
         if len(self._open) >= MAX_OPEN_QUESTIONS:
             raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
@@ -224,7 +224,7 @@ class ParkedCall(Recipient):
         """Pass on the answers of a request that will now wait for the call.
 
         Raises:
-            ProtocolError: the request belongs to another call or an earlier round, or an answer is malformed.
+            ProtocolError: The request belongs to another call or an earlier round, or an answer is malformed.
         """
         if self.has_request or number != self.round or bound != self.binding:
             raise ProtocolError(INVALID_PARAMS, CALL_OVER)
@@ -299,16 +299,16 @@ class ParkedCalls:
         """Run a call to an upstream whose questions end the client's request.
 
         Args:
-            call: the client's call.
-            relay: relay to the client.
-            source: revision of the upstream.
-            size: bytes of the request to the upstream.
-            exchange: runs the call, with the `Recipient` of the upstream's messages.
-            ask_client: returns the exception that ends the client's request with questions and a ticket for `resume`.
+            call: The client's call.
+            relay: Relay to the client.
+            source: Revision of the upstream.
+            size: Bytes of the request to the upstream.
+            exchange: Runs the call, with the `Recipient` of the upstream's messages.
+            ask_client: Returns the exception that ends the client's request with questions and a ticket for `resume`.
 
         Raises:
-            InputRequired: the upstream asks a question.
-            ClientError: there's no result.
+            InputRequired: The upstream asks a question.
+            ClientError: There's no result.
         """
         parked = ParkedCall(call, relay, source, size, self._admit)
         self._running.add(parked)
@@ -319,8 +319,8 @@ class ParkedCalls:
         """Continue a call with the answers of a retry. Also raises what `run` raises.
 
         Raises:
-            ProtocolError: the call has ended, or was already answered.
-            ToolError: the worker that held it has stopped.
+            ProtocolError: The call has ended, or was already answered.
+            ToolError: The worker that held it has stopped.
         """
         if ticket.worker != self._services.store.workers.me:
             return await self._resume_there(call, relay, ticket, ask_client)
@@ -363,7 +363,7 @@ class ParkedCalls:
         """Park a call if there's room.
 
         Raises:
-            ProtocolError: too many calls are parked, for this owner or in total.
+            ProtocolError: Too many calls are parked, for this owner or in total.
         """
         if parked.id:
             return

@@ -91,7 +91,7 @@ class GatewayPart:
         """Connect in the background, and wait a limited time for the first lists.
 
         Raises:
-            ValueError: an upstream is invalid, or two have the same name or prefix.
+            ValueError: An upstream is invalid, or two have the same name or prefix.
         """
         self._host = host
         self._info = dict(host.dispatcher.info)
@@ -278,8 +278,8 @@ class GatewayPart:
         """Offer the items that an upstream lists now, and remove those that it no longer lists.
 
         Args:
-            upstream: upstream with a new catalog.
-            announced: kinds of lists that the upstream said have changed.
+            upstream: Upstream with a new catalog.
+            announced: Kinds of lists that the upstream said have changed.
         """
         wanted: dict[tuple[str, str], tuple[str, Any]] = {}
         for kind, own_name, description in self._describe_items(upstream):
@@ -565,7 +565,7 @@ def check(configs: Sequence[UpstreamConfig]) -> None:
     """Check the configuration of all upstreams.
 
     Raises:
-        ValueError: one is invalid, or two have the same name or prefix.
+        ValueError: One is invalid, or two have the same name or prefix.
     """
     names: set[str] = set()
     prefixes: dict[str, str] = {}

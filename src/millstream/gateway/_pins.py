@@ -74,7 +74,7 @@ class AcceptedFile:
         """Return the accepted definitions of an upstream.
 
         Raises:
-            LocalError: the file is malformed or can't be read.
+            LocalError: The file is malformed or can't be read.
         """
         stamp = stamp_of(self.path)
         if stamp != self._stamp:
@@ -90,7 +90,7 @@ class AcceptedFile:
         """Write the definitions of some items; None removes one.
 
         Raises:
-            LocalError, OSError: the file can't be read or written.
+            LocalError, OSError: The file can't be read or written.
         """
         self.of(upstream)
         accepted = self._definitions.setdefault(upstream, {}).setdefault(kind, {})
@@ -108,9 +108,9 @@ class Pins:
     """Checks the definitions of one upstream.
 
     Args:
-        upstream: name of the upstream.
-        policy: policy with the file of accepted definitions, and the handling of new ones.
-        kv: key-value store.
+        upstream: Name of the upstream.
+        policy: Policy with the file of accepted definitions, and the handling of new ones.
+        kv: Key-value store.
     """
 
     def __init__(self, upstream: str, policy: UpstreamPolicy, kv: Map) -> None:
@@ -129,7 +129,7 @@ class Pins:
         """Split a catalog into accepted items and quarantined ones.
 
         Raises:
-            PinsUnavailable: the store or the file can't be read.
+            PinsUnavailable: The store or the file can't be read.
         """
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}

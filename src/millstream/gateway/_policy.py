@@ -60,7 +60,7 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """Check the types, because a string instead of a list would become one pattern per character.
 
         Raises:
-            ValueError: a value has the wrong type or is out of range.
+            ValueError: A value has the wrong type or is out of range.
         """
         for each in fields(type(self)):
             if each.name == "shared":
@@ -275,11 +275,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         """Return the arguments for the upstream, as JSON or as a dict like the input.
 
         Args:
-            arguments: the caller's arguments.
-            parameters: names of the arguments that callers may pass.
+            arguments: The caller's arguments.
+            parameters: Names of the arguments that callers may pass.
 
         Raises:
-            ToolError: the arguments aren't an object.
+            ToolError: The arguments aren't an object.
         """
         if is_object(arguments):
             return self._fill_in(arguments, parameters)
@@ -304,8 +304,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         """Apply the rules to an upstream's item before it's registered. Its results are JSON objects as bytes.
 
         Args:
-            item: item created from the result of `describe`.
-            keep: stores oversized results.
+            item: Item created from the result of `describe`.
+            keep: Stores oversized results.
         """
         item.scopes |= self.scopes
         item.tags |= self.tags
@@ -346,8 +346,8 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
 
     Args:
         result: JSON of the result.
-        budget: bytes of text to keep.
-        link: resource link; None if the whole result can't be stored.
+        budget: Bytes of text to keep.
+        link: Resource link; None if the whole result can't be stored.
     """
     try:
         decoded = _decode_object(result)
@@ -407,12 +407,12 @@ class Policy:
     """The compiled policy of one upstream.
 
     Args:
-        policy: the operator's policy.
-        names: mapping to the names that callers see, for shared policies.
+        policy: The operator's policy.
+        names: Mapping to the names that callers see, for shared policies.
 
     Raises:
-        ValueError: a regular expression is invalid.
-        ImportError: there are regular expressions, but the extra `redact` isn't installed.
+        ValueError: A regular expression is invalid.
+        ImportError: There are regular expressions, but the extra `redact` isn't installed.
     """
 
     def __init__(self, policy: UpstreamPolicy, names: Names = _OWN_NAMES) -> None:
@@ -446,8 +446,8 @@ class Policy:
         """Return the rules of an item; None if it isn't offered.
 
         Args:
-            kind: tools, prompts, resources, or templates.
-            name: upstream's name or URI.
+            kind: Tools, prompts, resources, or templates.
+            name: Upstream's name or URI.
         """
         if not self.allows(kind, name):
             return None

@@ -159,9 +159,9 @@ class UpstreamProcesses:
         """Return a target for a client.
 
         Args:
-            key: the id of the principal or session that the process serves, or empty for one that all callers share.
+            key: The id of the principal or session that the process serves, or empty for one that all callers share.
                 Crashes of one key don't delay others.
-            owner: the caller whose share of the processes it uses, see `Call.owner`; empty for one that all callers
+            owner: The caller whose share of the processes it uses, see `Call.owner`; empty for one that all callers
                 share.
 
         Example:
@@ -208,8 +208,8 @@ class UpstreamProcesses:
         """Wait until another process may start, and reserve its place.
 
         Raises:
-            InUse: the processes are in use.
-            ConnectFailed: it crashed too often recently.
+            InUse: The processes are in use.
+            ConnectFailed: It crashed too often recently.
         """
         delay = self._delay(transport.key)
         if delay:
@@ -325,9 +325,9 @@ class ProcessPool:
         """Create an empty pool. Processes start when a client connects to their target.
 
         Args:
-            limit: maximum running processes.
-            starts: maximum processes that boot at once.
-            min_idle_seconds: seconds without a call after which a process may be stopped in favor of another one.
+            limit: Maximum running processes.
+            starts: Maximum processes that boot at once.
+            min_idle_seconds: Seconds without a call after which a process may be stopped in favor of another one.
         """
         self.min_idle_seconds: float = min_idle_seconds
         self.background: Tasks = Tasks()
@@ -340,8 +340,8 @@ class ProcessPool:
         """Register the processes of one upstream without starting any.
 
         Args:
-            config: the upstream, with the limits of its processes.
-            command: how to start a process.
+            config: The upstream, with the limits of its processes.
+            command: How to start a process.
         """
         processes = UpstreamProcesses(self, config, command)
         self._upstreams.append(processes)
@@ -364,7 +364,7 @@ class ProcessPool:
         """Stop idle and hung processes. Call it once a second: ``host.every_second(pool.sweep)``.
 
         Args:
-            now: current time of `time.monotonic`.
+            now: Current time of `time.monotonic`.
         """
         for processes in list(self._upstreams):
             processes.sweep(now)
@@ -453,9 +453,9 @@ class ProcessTransport(StdioTransport):
         """Start the process once there's room for it.
 
         Raises:
-            TargetError: the program doesn't exist.
-            InUse: the processes are in use.
-            ConnectFailed: it crashed too often recently, or the system couldn't start it.
+            TargetError: The program doesn't exist.
+            InUse: The processes are in use.
+            ConnectFailed: It crashed too often recently, or the system couldn't start it.
         """
         if self._process is not None:
             return

@@ -144,7 +144,7 @@ def check_declared(method: str, abilities: bytes) -> Json:
     """Return the settings of the capability that a question needs.
 
     Raises:
-        ProtocolError: the abilities don't include it.
+        ProtocolError: The abilities don't include it.
     """
     try:
         return members(_decode_abilities(abilities)[_CAPABILITY[method]])
@@ -197,14 +197,14 @@ def project_question(
     """Convert an upstream's question to the client's revision, and say who asks.
 
     Args:
-        method: method of the question.
-        raw: its parameters.
-        asked: the client.
-        source: revision of the upstream.
-        upstream: name of the upstream.
+        method: Method of the question.
+        raw: Its parameters.
+        asked: The client.
+        source: Revision of the upstream.
+        upstream: Name of the upstream.
 
     Raises:
-        ProtocolError: the client can't be asked this, or the question is invalid.
+        ProtocolError: The client can't be asked this, or the question is invalid.
     """
     if len(raw) > MAX_QUESTION_BYTES or too_many_members(raw) or exceeds_limits(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")

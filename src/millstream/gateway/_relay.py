@@ -86,9 +86,9 @@ class Recipient:
         """Store what's known of the client.
 
         Args:
-            call: the client's call.
-            abilities: what the client can be asked, see `_questions.abilities_of`.
-            redactor: redacts the upstream's messages, if the policy says so.
+            call: The client's call.
+            abilities: What the client can be asked, see `_questions.abilities_of`.
+            redactor: Redacts the upstream's messages, if the policy says so.
         """
         self.abilities: bytes = abilities
         self.redactor: Redactor | None = redactor
@@ -112,7 +112,7 @@ class Recipient:
         """Ask the client, and return its raw answer.
 
         Raises:
-            ProtocolError: there was no answer.
+            ProtocolError: There was no answer.
         """
         raise NotImplementedError
 
@@ -150,7 +150,7 @@ class NotificationQueue:
         """Create an empty queue.
 
         Args:
-            send: sends the method and parameters of one notification, waiting while its receiver is slow.
+            send: Sends the method and parameters of one notification, waiting while its receiver is slow.
         """
         self._send = send
         self._waiting = Backlog()
@@ -189,8 +189,8 @@ class Relay(Recipient):
         """Create a relay.
 
         Args:
-            call, abilities, redactor: see `Recipient`.
-            level: minimum level of log messages that the client wants; empty for none.
+            call, abilities, redactor: See `Recipient`.
+            level: Minimum level of log messages that the client wants; empty for none.
         """
         super().__init__(call, abilities, redactor)
         self._call = call
@@ -248,7 +248,7 @@ class Relay(Recipient):
         """Ask the client on the stream of its call, and return the raw answer.
 
         Raises:
-            ProtocolError: the client can't be asked, refused, or didn't answer.
+            ProtocolError: The client can't be asked, refused, or didn't answer.
         """
         call = self._call
         if call.over or call.cancelled:
@@ -286,10 +286,10 @@ class Relays:
         """Create an empty table.
 
         Args:
-            name: name of the upstream, for the log.
-            abilities: capabilities that the connection declares, see `_questions.abilities_of`.
-            in_process: whether the upstream is a server of this process, which sends nothing about calls that are over.
-            log: for a process, writes a line of its output to the gateway's log.
+            name: Name of the upstream, for the log.
+            abilities: Capabilities that the connection declares, see `_questions.abilities_of`.
+            in_process: Whether the upstream is a server of this process, which sends nothing about calls that are over.
+            log: For a process, writes a line of its output to the gateway's log.
         """
         self._name = name
         self._abilities = abilities
@@ -346,7 +346,7 @@ class Relays:
         """Forward a question to the client that made the call, and return the answer.
 
         Raises:
-            ProtocolError: the client is unknown or doesn't answer.
+            ProtocolError: The client is unknown or doesn't answer.
         """
         if method == "ping":
             return {}

@@ -56,8 +56,8 @@ class Redactor:
     """Applies several redactions in order.
 
     Raises:
-        ValueError: a pattern isn't a regular expression of RE2, or there are more than 64.
-        ImportError: the extra `redact` isn't installed.
+        ValueError: A pattern isn't a regular expression of RE2, or there are more than 64.
+        ImportError: The extra `redact` isn't installed.
     """
 
     def __init__(self, patterns: Sequence[str | Redaction]) -> None:
@@ -100,8 +100,8 @@ class Redactor:
         """Return a JSON value with matches replaced in strings and numbers.
 
         Args:
-            value: the value.
-            names: whether to replace matches in member names as well.
+            value: The value.
+            names: Whether to replace matches in member names as well.
         """
         if isinstance(value, str):
             return self.text(value)
@@ -143,13 +143,13 @@ async def run_aside(call: Call, size: int, function: Callable[..., T], *args: An
     """Run a function that examines each value of a message, in a thread unless the message is small.
 
     Args:
-        call: the call that needs it.
-        size: bytes of the message, see `Call.weight`.
-        function: the function.
-        args: its arguments.
+        call: The call that needs it.
+        size: Bytes of the message, see `Call.weight`.
+        function: The function.
+        args: Its arguments.
 
     Raises:
-        ToolError: the caller's share of the threads is in use.
+        ToolError: The caller's share of the threads is in use.
     """
     if size < LIGHT:
         return function(*args)
@@ -191,11 +191,11 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
 
     Args:
         result: JSON object.
-        array: member that must be an array, and is added if missing; empty for none.
-        drop: members to leave out.
+        array: Member that must be an array, and is added if missing; empty for none.
+        drop: Members to leave out.
 
     Raises:
-        ValueError, RecursionError: the result is malformed.
+        ValueError, RecursionError: The result is malformed.
     """
     found = _decode_members(result)
     if bytes(found.pop("resultType", _COMPLETE)) not in _COMPLETE_TYPES:
@@ -284,8 +284,8 @@ class StoredResults:
     """Stores results under keys that only their callers can compute.
 
     Args:
-        kv: key-value store.
-        names: names of the upstream that the results come from.
+        kv: Key-value store.
+        names: Names of the upstream that the results come from.
     """
 
     def __init__(self, kv: Map, names: Names) -> None:
@@ -296,9 +296,9 @@ class StoredResults:
         """Store a result, and return the content that links to it; None if it doesn't fit in the store.
 
         Args:
-            call: call of the result.
+            call: Call of the result.
             result: JSON of the result.
-            seconds: lifetime of the link.
+            seconds: Lifetime of the link.
         """
         id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
         try:

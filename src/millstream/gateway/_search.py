@@ -94,7 +94,7 @@ class ToolIndex:
     """A BM25 index of tool descriptions.
 
     Args:
-        tools: name -> description as listed.
+        tools: Name -> description as listed.
     """
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
@@ -150,7 +150,7 @@ class SearchPart:
         """Register both tools, and hide the others from the list.
 
         Raises:
-            ValueError: the server has a tool with one of these names.
+            ValueError: The server has a tool with one of these names.
         """
         self._registry: Registry = host.registry
         for name, run, decode, description in (

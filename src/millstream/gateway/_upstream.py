@@ -379,7 +379,7 @@ class Upstream:
         Args:
             call: The client's call.
             abilities: What the client can be asked, see `_questions.abilities_of`.
-            name: upstream's name of the tool or prompt, or URI of the resource.
+            name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         principal = call.principal.id if call.principal is not None else ""
         program = self._protected_program
@@ -425,7 +425,7 @@ class Upstream:
 
         Args:
             method: Method of the request.
-            name: upstream's name of the tool or prompt.
+            name: Upstream's name of the tool or prompt.
         """
         return None if self.policy is None else self.policy.redactor(method, name)
 

@@ -46,8 +46,8 @@ class UpstreamTask(Struct, rename="camel"):
         """Return the result, or None if the task isn't over.
 
         Raises:
-            ServerError: the call failed at the upstream.
-            ToolError: the task was canceled at the upstream.
+            ServerError: The call failed at the upstream.
+            ToolError: The task was canceled at the upstream.
         """
         if self.status in ("working", "input_required"):
             return None
@@ -70,7 +70,7 @@ def read_created_task(result: bytes) -> UpstreamTask | None:
     """Return the task that a call became; None for every other result.
 
     Raises:
-        InvalidResponse: it can't be read.
+        InvalidResponse: It can't be read.
     """
     if _TASK_MARKER not in result:
         return None
@@ -84,7 +84,7 @@ def read_task(result: bytes) -> UpstreamTask:
     """Return a task.
 
     Raises:
-        InvalidResponse: it can't be read.
+        InvalidResponse: It can't be read.
     """
     try:
         return _decode_task(result)

@@ -34,9 +34,9 @@ class ResourceWatches:
         """Create the watches. `start` begins those that are already followed.
 
         Args:
-            name: name of the upstream.
-            connect: returns the conversation to watch on.
-            on_update: called with the upstream's own URI of a resource that has or may have changed.
+            name: Name of the upstream.
+            connect: Returns the conversation to watch on.
+            on_update: Called with the upstream's own URI of a resource that has or may have changed.
         """
         self._name = name
         self._connect = connect
@@ -60,7 +60,7 @@ class ResourceWatches:
         """Check that a caller can watch more resources.
 
         Raises:
-            ProtocolError: the caller's share is used up, or the maximum for all callers.
+            ProtocolError: The caller's share is used up, or the maximum for all callers.
         """
         new = [uri for uri in uris if not self._followers[owner, uri]]
         if not self._share.has_room(owner, sum(map(_size_of, new))):
@@ -99,7 +99,7 @@ class ResourceWatches:
         """Watch the resources that were taken, and no others.
 
         Args:
-            handshake: whether the upstream uses the handshake era.
+            handshake: Whether the upstream uses the handshake era.
         """
         uris = self._owners.keys()
         if uris != self._decisions.keys():

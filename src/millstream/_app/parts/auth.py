@@ -27,7 +27,7 @@ class AuthPart(OwnPart):
         """Create the guard, if callers have to sign in.
 
         Raises:
-            LocalError, ValueError: a key or a key file can't be used, or there are two authorization servers.
+            LocalError, ValueError: A key or a key file can't be used, or there are two authorization servers.
         """
         definition, services = self.definition, host.services
         if not definition.protected:
@@ -112,7 +112,7 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
     """Return the methods of the program, then the keys of the settings.
 
     Raises:
-        LocalError, ValueError: a key or a key file can't be used, or there are two authorization servers.
+        LocalError, ValueError: A key or a key file can't be used, or there are two authorization servers.
     """
     from millstream.auth._method import PageMethod, Unbound  # noqa: PLC0415  only where callers sign in
 
@@ -149,7 +149,7 @@ def _check_mounted(definition: Definition) -> None:
     """Refuse a mounted server that requires sign-in if this one doesn't, because a guard protects a whole server.
 
     Raises:
-        LocalError: there is one.
+        LocalError: There is one.
     """
     for each in definition.mounted:
         if each.auth:

@@ -19,7 +19,7 @@ class LifespanPart(OwnPart):
         """Enter the lifespans, which may register items and set the instructions.
 
         Raises:
-            ValueError: a registered item can't work.
+            ValueError: A registered item can't work.
         """
         host.runs_while_idle |= self.definition.has_lifespan()
         values: dict[Definition, Any] = {}

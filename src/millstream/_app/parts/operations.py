@@ -69,7 +69,7 @@ class AuditPart(OwnPart):
         """Open the file.
 
         Raises:
-            LocalError: the file can't be used.
+            LocalError: The file can't be used.
         """
         self._log = AuditLog(Path(self.definition.settings.audit_log))
         host.observe(self._observe)
@@ -232,7 +232,7 @@ class MetricsPart(OwnPart):
         """Create the registry.
 
         Raises:
-            LocalError: there are several workers, and their parent isn't responding.
+            LocalError: There are several workers, and their parent isn't responding.
         """
         health = host.store_health
         host.metrics = metrics = Metrics()

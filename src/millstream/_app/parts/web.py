@@ -120,14 +120,14 @@ class DashboardQueries:
         """Create the queries; `run` starts recording.
 
         Args:
-            peers: messages between workers.
-            observer: source of the counts.
-            calls: recent calls.
-            streams: open streams of this worker.
-            hub: returns the hub with the subscribers.
-            me: name of this worker.
-            upstreams: returns reports on the upstreams of a gateway.
-            clock: monotonic clock in seconds.
+            peers: Messages between workers.
+            observer: Source of the counts.
+            calls: Recent calls.
+            streams: Open streams of this worker.
+            hub: Returns the hub with the subscribers.
+            me: Name of this worker.
+            upstreams: Returns reports on the upstreams of a gateway.
+            clock: Monotonic clock in seconds.
         """
         # Configuration
         self._peers = peers

@@ -51,11 +51,11 @@ def check_not_importing(server: object = None) -> None:
     """Refuse to serve from inside the import of a file that a command serves.
 
     Args:
-        server: the server object of a program for another library, which the command serves as it is then.
+        server: The server object of a program for another library, which the command serves as it is then.
 
     Raises:
-        CommandError: the file is being imported.
-        RunCalled: the same, with `server`.
+        CommandError: The file is being imported.
+        RunCalled: The same, with `server`.
     """
     if _Imports.source and server is not None:
         raise RunCalled(server)
@@ -85,7 +85,7 @@ def set_up_logs(settings: Settings, level: str = "") -> None:
     """Set up logging as configured; `level` overrides the setting.
 
     Raises:
-        CommandError: the log file can't be written.
+        CommandError: The log file can't be written.
     """
     try:
         logs.configure_as(settings, level=level)
@@ -99,7 +99,7 @@ def check_key(settings: Settings) -> None:
     """Check the key for session ids before anything listens.
 
     Raises:
-        CommandError: the key is invalid; the message says what to do.
+        CommandError: The key is invalid; the message says what to do.
     """
     try:
         load_secrets(settings.secret_key)
@@ -112,7 +112,7 @@ def convert_start_errors(name: str) -> Generator[None, None, None]:
     """Convert errors while a server starts inside the block.
 
     Raises:
-        CommandError: the start failed. Includes the traceback for the user's code, or for ours if the error is
+        CommandError: The start failed. Includes the traceback for the user's code, or for ours if the error is
             internal.
     """
     try:

@@ -162,16 +162,16 @@ def serve(
     """Serve over HTTP until stopped.
 
     Args:
-        application: the server.
-        host: address that it listens on; decides whether loopback Origins are allowed.
-        listeners: bound sockets.
-        on_listen: called when the server listens, with a function that makes it accept from one more socket.
-        on_drain: called when it stops accepting connections.
-        stops: source of stop requests.
-        seats: state of the workers of this address, for `/health`.
+        application: The server.
+        host: Address that it listens on; decides whether loopback Origins are allowed.
+        listeners: Bound sockets.
+        on_listen: Called when the server listens, with a function that makes it accept from one more socket.
+        on_drain: Called when it stops accepting connections.
+        stops: Source of stop requests.
+        seats: State of the workers of this address, for `/health`.
 
     Raises:
-        CommandError: the configuration can't work.
+        CommandError: The configuration can't work.
     """
     certificate = _certificate(application)
 

@@ -27,10 +27,10 @@ def launch(
     """Serve over HTTP or stdio.
 
     Raises:
-        CommandError: a command is importing the program.
-        RuntimeError: an event loop is running in this thread.
-        ValueError: the transport is unknown, or doesn't support several workers.
-        SystemExit: the server can't start; standard error says why.
+        CommandError: A command is importing the program.
+        RuntimeError: An event loop is running in this thread.
+        ValueError: The transport is unknown, or doesn't support several workers.
+        SystemExit: The server can't start; standard error says why.
     """
     check_not_importing()
     check_address(host, port, workers)
@@ -58,8 +58,8 @@ async def launch_here(application: ServerApplication, transport: str, host: str 
     """Serve in the running loop, until stopped or until the task is canceled.
 
     Raises:
-        CommandError: the server can't start, or a command is importing the program.
-        ValueError: the transport is unknown.
+        CommandError: The server can't start, or a command is importing the program.
+        ValueError: The transport is unknown.
     """
     check_not_importing()
     check_address(host, port, 1)
@@ -80,7 +80,7 @@ def _check_no_loop() -> None:
     """Check that the caller isn't a coroutine.
 
     Raises:
-        RuntimeError: it is; the message names the alternative.
+        RuntimeError: It is; the message names the alternative.
     """
     try:
         asyncio.get_running_loop()
@@ -108,7 +108,7 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
     """Serve the parent program until it closes standard input, or a signal arrives.
 
     Raises:
-        CommandError: the key for sealed state is invalid, or the server can't start.
+        CommandError: The key for sealed state is invalid, or the server can't start.
     """
     check_key(runtimes.definition.settings)
     run(stdio(runtimes, stdout))
@@ -118,11 +118,11 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
     """Serve the parent program in the running loop, until it closes standard input or a signal arrives.
 
     Args:
-        runtimes: runtimes of the server.
-        stdout: descriptor to write to, see `off_stdout`.
+        runtimes: Runtimes of the server.
+        stdout: Descriptor to write to, see `off_stdout`.
 
     Raises:
-        CommandError: the server can't start.
+        CommandError: The server can't start.
     """
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).handle():

@@ -30,7 +30,7 @@ def chosen_address(host: str | None, port: int | None) -> tuple[str, int]:
     """Return the address to listen on: as given, from the environment, or the default.
 
     Raises:
-        CommandError: a variable is invalid.
+        CommandError: A variable is invalid.
     """
     try:
         return address(host, port)
@@ -42,12 +42,12 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a bound socket. It starts to listen when the server is ready.
 
     Args:
-        host: host name or address.
-        port: port; 0 for any.
-        shared: whether other sockets of this user may bind to the same port.
+        host: Host name or address.
+        port: Port; 0 for any.
+        shared: Whether other sockets of this user may bind to the same port.
 
     Raises:
-        CommandError: the name doesn't resolve, or the address or port can't be used.
+        CommandError: The name doesn't resolve, or the address or port can't be used.
     """
     if not 0 <= port <= MAX_PORT:
         raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
@@ -76,7 +76,7 @@ def passed_sockets(descriptor: int | None) -> list[socket.socket]:
     """Return the sockets that were passed to this program: the one of `--fd`, or those of systemd; often none.
 
     Raises:
-        CommandError: a descriptor isn't a TCP socket.
+        CommandError: A descriptor isn't a TCP socket.
     """
     if descriptor is not None:
         return [_open_passed_socket(descriptor)]
@@ -124,7 +124,7 @@ def check_public(definition: Definition, host: str) -> None:
     """Check that a public address is protected, unless the operator allows it without protection.
 
     Raises:
-        CommandError: the address is public, and there's no sign-in or a guessable key; or the key is a path.
+        CommandError: The address is public, and there's no sign-in or a guessable key; or the key is a path.
     """
     settings = definition.settings
     if is_path(settings.auth_key):
@@ -165,7 +165,7 @@ class Certificate:
         """Load them.
 
         Raises:
-            CommandError: they can't be used.
+            CommandError: They can't be used.
         """
         self._cert = Path(cert)
         self._key = Path(key or cert)

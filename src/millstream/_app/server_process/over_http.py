@@ -22,7 +22,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
     """Serve `Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
-        SystemExit: the address can't be used; standard error says why.
+        SystemExit: The address can't be used; standard error says why.
     """
     number, place = begin_run(), claim()
     if place is not None and place.hello.run != number:
@@ -62,14 +62,14 @@ def serve_with_panel(
     """Listen, show the panel, and serve until stopped.
 
     Args:
-        application: the server.
-        host: address to listen on.
-        port: port to listen on.
-        descriptor: descriptor of a socket to listen on instead.
-        told: called when it serves.
+        application: The server.
+        host: Address to listen on.
+        port: Port to listen on.
+        descriptor: Descriptor of a socket to listen on instead.
+        told: Called when it serves.
 
     Raises:
-        CommandError: the address or the key for session ids can't be used.
+        CommandError: The address or the key for session ids can't be used.
     """
     host, port, listeners = _bind_sockets(application, host, port, descriptor)
     definition = application.runtimes.definition
@@ -81,7 +81,7 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     """Listen, show the panel, and serve in the running loop, until the task is canceled.
 
     Raises:
-        CommandError: the address or the key for session ids can't be used.
+        CommandError: The address or the key for session ids can't be used.
     """
     definition = application.runtimes.definition
     if not logging.getLogger().handlers:

@@ -125,8 +125,8 @@ class StopSignals:
         """Create it; `handle` installs the handlers.
 
         Args:
-            runtimes: runtimes whose calls are counted for messages.
-            on_stop: called in the loop at the first signal.
+            runtimes: Runtimes whose calls are counted for messages.
+            on_stop: Called in the loop at the first signal.
         """
         self._runtimes = runtimes
         self._on_stop = on_stop
@@ -141,7 +141,7 @@ class StopSignals:
         """Handle signals inside the block; only possible in the main thread.
 
         Raises:
-            SystemExit: a second signal stopped it without draining.
+            SystemExit: A second signal stopped it without draining.
         """
         with receive_signals(self._receive, self._numbers):
             try:

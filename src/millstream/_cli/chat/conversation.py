@@ -111,8 +111,8 @@ class Slash:
         """Run a line that begins with a slash.
 
         Raises:
-            AgentError: the command is unknown, or failed.
-            ClientError: a server isn't responding.
+            AgentError: The command is unknown, or failed.
+            ClientError: A server isn't responding.
         """
         name, _, rest = line.partition(" ")
         command = self._COMMANDS.get(name)
@@ -242,8 +242,8 @@ class ChatSession:
         """Connect.
 
         Raises:
-            ClientError, AgentError: the connection failed.
-            AnswerStopped: the user pressed Ctrl-C.
+            ClientError, AgentError: The connection failed.
+            AnswerStopped: The user pressed Ctrl-C.
         """
 
         async def open_agent() -> tuple[Agent, Toolbox]:
@@ -263,8 +263,8 @@ class ChatSession:
         """Show one answer while it arrives.
 
         Raises:
-            ClientError, AgentError: there was no answer.
-            AnswerStopped: the user stopped it.
+            ClientError, AgentError: There was no answer.
+            AnswerStopped: The user stopped it.
         """
         assert self._agent is not None  # noqa: S101  set in `open`
         agent = self._agent

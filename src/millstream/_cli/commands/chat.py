@@ -202,7 +202,7 @@ def _places(
     """Return the servers to use.
 
     Raises:
-        AgentError, TargetError: no server is selected, or a file is invalid.
+        AgentError, TargetError: No server is selected, or a file is invalid.
     """
     if not servers:
         place = configuration.server()

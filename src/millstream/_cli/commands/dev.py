@@ -73,7 +73,7 @@ def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] 
     """Serve until stopped. If the file can't be served, wait for a change, and return False.
 
     Raises:
-        CommandError: the error isn't in the program.
+        CommandError: The error isn't in the program.
     """
     changed = changes(folder_of(target))  # watches from before the import
     try:

@@ -104,7 +104,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
     """Yield the steps of a connection.
 
     Raises:
-        ClientError: a step failed; later steps are skipped.
+        ClientError: A step failed; later steps are skipped.
     """
     place = find(target, env={}, cwd=None)
     if isinstance(place, Remote):
@@ -141,7 +141,7 @@ async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
     """Resolve a host.
 
     Raises:
-        ConnectFailed: the host has no address, or the resolver timed out.
+        ConnectFailed: The host has no address, or the resolver timed out.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -164,8 +164,8 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     """Check the certificate of a server.
 
     Raises:
-        ConnectFailed: the server isn't responding.
-        TlsFailed: the certificate isn't trusted.
+        ConnectFailed: The server isn't responding.
+        TlsFailed: The certificate isn't trusted.
     """
     context = ssl.create_default_context()
     try:

@@ -141,7 +141,7 @@ def only_one_here(system: System) -> str:
     """Return the only installed application, for commands without --client.
 
     Raises:
-        CommandError: no application, or more than one, was found.
+        CommandError: No application, or more than one, was found.
     """
     here = [key for key, application in APPLICATIONS.items() if _is_there(application, system)]
     if len(here) == 1:
@@ -166,7 +166,7 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     """Return the configuration file of an application.
 
     Raises:
-        CommandError: the application is unknown, or has no configuration per folder.
+        CommandError: The application is unknown, or has no configuration per folder.
     """
     application = APPLICATIONS.get(key)
     if application is None:
@@ -214,7 +214,7 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
     """Show the change, and ask whether to make it.
 
     Raises:
-        Exit: the change was declined.
+        Exit: The change was declined.
     """
     if change.nothing:
         return False

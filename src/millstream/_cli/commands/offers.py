@@ -315,7 +315,7 @@ async def check_resource(client: Client, uri: str) -> None:
     """Check that a resource is listed, matches a template, or can be read.
 
     Raises:
-        ClientError: the resource doesn't exist.
+        ClientError: The resource doesn't exist.
     """
     missing = await no_such_resource(client, uri)
     if missing is None:

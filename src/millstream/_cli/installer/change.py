@@ -56,12 +56,12 @@ def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], dict[str, A
     """Return the change that sets one entry.
 
     Args:
-        path: the file, which may not exist yet.
-        under: path of the entry.
-        merge: returns the new entry, given the old one or None.
+        path: The file, which may not exist yet.
+        under: Path of the entry.
+        merge: Returns the new entry, given the old one or None.
 
     Raises:
-        CommandError: the file can't be read or changed safely; it's left unchanged.
+        CommandError: The file can't be read or changed safely; it's left unchanged.
     """
     before = read(path)
     text = before or ""
@@ -78,7 +78,7 @@ def write(change: FileChange, name: str) -> Path | None:
     """Write a change, and keep a backup of the file. Return its path, or None if the file didn't exist.
 
     Raises:
-        CommandError: the file was changed since, or can't be written.
+        CommandError: The file was changed since, or can't be written.
     """
     if read(change.path) != change.before:
         raise CommandError(
@@ -101,7 +101,7 @@ def prepare_undo(path: Path, under: Sequence[str]) -> tuple[FileChange, Path]:
     """Return the change that reverts the last one, and the backup that it uses.
 
     Raises:
-        CommandError: there's no backup, or the file can't be changed safely.
+        CommandError: There's no backup, or the file can't be changed safely.
     """
     name = under[-1]
     copies = _copies(path, name)
@@ -130,7 +130,7 @@ def undo(change: FileChange, copy: Path) -> None:
     """Write the change of `prepare_undo`.
 
     Raises:
-        CommandError: the file can't be written.
+        CommandError: The file can't be written.
     """
     try:
         if change.after is None:
@@ -146,7 +146,7 @@ def read(path: Path) -> str | None:
     """Return the text of a file with its original line ends, or None if it doesn't exist.
 
     Raises:
-        CommandError: the file isn't text, can't be read, or isn't a regular file, which could block.
+        CommandError: The file isn't text, can't be read, or isn't a regular file, which could block.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -168,12 +168,12 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
     """Write a file atomically, preserving links and modes.
 
     Args:
-        path: the file.
-        text: its content, with line ends.
-        like: file whose mode a new file gets. By default, only you can read it, because it may contain keys.
+        path: The file.
+        text: Its content, with line ends.
+        like: File whose mode a new file gets. By default, only you can read it, because it may contain keys.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     target = Path(os.path.realpath(path))
     model = target if target.exists() else like

@@ -56,7 +56,7 @@ def launch_of(
     folders.
 
     Raises:
-        CommandError: the file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
+        CommandError: The file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
     """
     if "://" in target:
         try:

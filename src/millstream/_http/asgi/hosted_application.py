@@ -32,9 +32,9 @@ class HostedApplication:
         """Create a handler for an application.
 
         Args:
-            application: an ASGI 3 application, for scopes of type ``http``.
-            mount_path: the path at which the application is mounted.
-            parameters: path parameters, passed to the application as ``path_params``.
+            application: An ASGI 3 application, for scopes of type ``http``.
+            mount_path: The path at which the application is mounted.
+            parameters: Path parameters, passed to the application as ``path_params``.
         """
         self._application = application
         self._mount_path = mount_path
@@ -44,8 +44,8 @@ class HostedApplication:
         """Answer one request.
 
         Raises:
-            BrokenReply: the application failed while it was sending its reply.
-            Exception: the application failed before that.
+            BrokenReply: The application failed while it was sending its reply.
+            Exception: The application failed before that.
         """
         reply = _Reply(request)
         scope = _scope(request, self._mount_path)

@@ -141,7 +141,7 @@ class Inflow:
             owner: The caller who waits for it, or empty if it's unknown.
 
         Raises:
-            TooMuchArriving: there's no room for more. The message still counts with `before` bytes.
+            TooMuchArriving: There's no room for more. The message still counts with `before` bytes.
         """
         if self._arriving is None or size == before:
             return size

@@ -186,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
         """Count what was received of an unfinished reply, as the server does for requests.
 
         Raises:
-            TooLarge: there's too much framing for its body, or the server sends too much at a time.
+            TooLarge: There's too much framing for its body, or the server sends too much at a time.
         """
         size, reply = self._size, self._reply
         self._framing_bytes = self._framing_bytes + received - (size - before) if before or not size else 0

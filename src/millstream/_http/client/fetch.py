@@ -47,7 +47,7 @@ def check_url(url: str) -> SplitResult:
     """Check that a URL may be fetched (https, or http on this machine), and return its parts.
 
     Raises:
-        OutboundError: the URL may not be fetched.
+        OutboundError: The URL may not be fetched.
     """
     try:
         parts = urlsplit(url)
@@ -75,15 +75,15 @@ async def fetch(
     """GET a URL, or POST a form to it.
 
     Args:
-        url: the URL.
-        form: an encoded form to send.
-        headers: further headers, sent to this origin only.
-        is_allowed: returns whether an address is allowed. Use `allow_any` for a URL that the operator has configured.
-        max_bytes: maximum bytes of the body.
-        seconds: time limit in seconds.
+        url: The URL.
+        form: An encoded form to send.
+        headers: Further headers, sent to this origin only.
+        is_allowed: Returns whether an address is allowed. Use `allow_any` for a URL that the operator has configured.
+        max_bytes: Maximum bytes of the body.
+        seconds: Time limit in seconds.
 
     Raises:
-        OutboundError: the request failed, or the status isn't 200.
+        OutboundError: The request failed, or the status isn't 200.
     """
     host = check_url(url).hostname
     try:
@@ -143,18 +143,18 @@ async def request(
 
     Args:
         method: HTTP method.
-        url: the URL.
-        headers: all headers except Host and Content-Length.
-        body: the request body.
-        max_body: maximum bytes of the reply's body.
-        seconds: time limit in seconds.
-        connect_seconds: time limit for connecting.
-        dial: a dial function, such as one of `guard_dial`. Without it, proxies of the environment are used.
+        url: The URL.
+        headers: All headers except Host and Content-Length.
+        body: The request body.
+        max_body: Maximum bytes of the reply's body.
+        seconds: Time limit in seconds.
+        connect_seconds: Time limit for connecting.
+        dial: A dial function, such as one of `guard_dial`. Without it, proxies of the environment are used.
         context: TLS context. Trusts the system's certificates by default.
 
     Raises:
-        ClientError: no reply was received.
-        TimeoutError: the request took longer than `seconds`.
+        ClientError: No reply was received.
+        TimeoutError: The request took longer than `seconds`.
     """
     pool = ConnectionPool(
         url, max_connections=1, max_body=max_body, connect_timeout=connect_seconds or seconds,

@@ -205,8 +205,8 @@ class ConnectionGuard:
         """Count what a client hasn't read. Beyond its owner's share, or the maximum, cut a connection.
 
         Args:
-            connection: the connection.
-            written: length of a large piece that was just written. It stays in memory until its last byte is sent.
+            connection: The connection.
+            written: Length of a large piece that was just written. It stays in memory until its last byte is sent.
         """
         owner, held, piece = self._unsent_by_connection.get(connection) or (connection.owner, 0, 0)
         buffered, piece, share = connection.transport.get_write_buffer_size(), max(piece, written), self.unsent

@@ -258,10 +258,10 @@ class SocketListener:
     """The listening sockets of one server, in the running event loop.
 
     Args:
-        table: the endpoints.
+        table: The endpoints.
         tls: TLS context with the certificate, or `None` for plain HTTP.
-        proxies: proxies whose forwarded headers are trusted.
-        state: set of open connections.
+        proxies: Proxies whose forwarded headers are trusted.
+        state: Set of open connections.
     """
 
     def __init__(

@@ -228,8 +228,8 @@ class Frame:
         """Add a message.
 
         Raises:
-            UnicodeEncodeError: a name can't be encoded.
-            StoreFull: the message is too large. In both cases the frame is unchanged.
+            UnicodeEncodeError: A name can't be encoded.
+            StoreFull: The message is too large. In both cases the frame is unchanged.
         """
         before = len(self._bytes)
         try:
@@ -263,7 +263,7 @@ class Frames:
         """Return the content of each frame that `data` completes.
 
         Raises:
-            WireError: a frame is too large.
+            WireError: A frame is too large.
         """
         rest, found, start = self._rest, list[bytes](), 0
         rest += data
@@ -324,7 +324,7 @@ def read_requests(content: bytes) -> list[Any]:
     """Decode a frame of requests from a worker.
 
     Raises:
-        WireError: the content is invalid.
+        WireError: The content is invalid.
     """
     try:
         requests: list[Any] = _requests.decode(content)
@@ -337,7 +337,7 @@ def read_answers(content: bytes) -> list[RawStoreReply | StoreFailure | EntryPus
     """Decode a frame of replies and pushes from the parent.
 
     Raises:
-        WireError: the content is invalid.
+        WireError: The content is invalid.
     """
     try:
         return _answers.decode(content)

@@ -249,7 +249,7 @@ class LocalServer:
         """Listen, and return the address.
 
         Raises:
-            OSError: the server can't listen.
+            OSError: The server can't listen.
         """
         loop = asyncio.get_running_loop()
         if hasattr(socket, "AF_UNIX") and hasattr(loop, "create_unix_server"):
@@ -283,7 +283,7 @@ class LocalServer:
         """Return the store that a worker requests.
 
         Raises:
-            LocalError: the store can't be opened, or the worker speaks another protocol version.
+            LocalError: The store can't be opened, or the worker speaks another protocol version.
         """
         if not hmac.compare_digest(secret.encode(), self._secret.encode()):
             peer.abort()
@@ -327,7 +327,7 @@ async def run_local_server(open_store: Callable[[str], Store]) -> AsyncGenerator
     """Run a `LocalServer` inside an ``async with`` block. Yields its address as text.
 
     Raises:
-        OSError: the server can't listen.
+        OSError: The server can't listen.
     """
     server = LocalServer(open_store)
     try:

@@ -75,7 +75,7 @@ class ParentConnection(FrameConnection):
         """Connect.
 
         Raises:
-            LocalError: the parent is gone or can't open the store.
+            LocalError: The parent is gone or can't open the store.
         """
         self._open = True
         try:
@@ -108,8 +108,8 @@ class ParentConnection(FrameConnection):
         """Call a method in the parent.
 
         Raises:
-            StoreUnavailable: the parent is gone or doesn't answer.
-            LocalError, Gap: the method raised it.
+            StoreUnavailable: The parent is gone or doesn't answer.
+            LocalError, Gap: The method raised it.
         """
         if self._transport is None:
             if not self._open:
@@ -122,7 +122,7 @@ class ParentConnection(FrameConnection):
         """Send a call without waiting. Return a future for its result.
 
         Raises:
-            StoreUnavailable: there is no connection.
+            StoreUnavailable: There is no connection.
         """
         if self._transport is None:
             raise StoreUnavailable(_GONE)
@@ -233,7 +233,7 @@ class LocalBackend:
         """Create a backend. `open` connects it.
 
         Args:
-            address: the parent's listen address.
+            address: The parent's listen address.
             url: URL of the store that the parent opens. A path in it is absolute.
         """
         self.link = link = ParentConnection(address, url, self._on_connect, self._on_push, self._interrupt)

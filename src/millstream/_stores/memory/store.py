@@ -231,10 +231,10 @@ class MemoryStore(BackendStore):
         """Create an empty store.
 
         Args:
-            clock: monotonic clock for times to live, in seconds.
-            epoch: epoch of its positions. Random by default.
-            max_value_bytes: maximum bytes of each kind of values.
-            max_log_bytes: maximum bytes of each kind of streams.
+            clock: Monotonic clock for times to live, in seconds.
+            epoch: Epoch of its positions. Random by default.
+            max_value_bytes: Maximum bytes of each kind of values.
+            max_log_bytes: Maximum bytes of each kind of streams.
         """
         super().__init__(
             MemoryBackend(clock=clock, epoch=epoch, max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)

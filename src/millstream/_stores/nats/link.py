@@ -109,7 +109,7 @@ class NatsLink:
         """The open connection.
 
         Raises:
-            StoreUnavailable: the connection is closed.
+            StoreUnavailable: The connection is closed.
         """
         if self._client is None:
             raise StoreUnavailable("The NATS store isn't open. Call open() first.")
@@ -124,7 +124,7 @@ class NatsLink:
         """Connect and read the epoch.
 
         Raises:
-            LocalError: no server answers, or JetStream is off.
+            LocalError: No server answers, or JetStream is off.
         """
         address = self.address
         options: dict[str, Any] = {"tls": address.tls} if address.tls is not None else {}
@@ -237,7 +237,7 @@ class NatsLink:
         """Send a message that a later one commits.
 
         Raises:
-            StoreUnavailable: there is no connection.
+            StoreUnavailable: There is no connection.
         """
         try:
             await self.client.publish(subject, data, headers=headers)
@@ -392,7 +392,7 @@ class NatsLink:
         """Return messages of a subject from a sequence on, read from any replica.
 
         Raises:
-            StoreUnavailable: no replica answered in time.
+            StoreUnavailable: No replica answered in time.
         """
         body = json.dumps({"seq": seq, "next_by_subj": subject, "batch": count, "max_bytes": max_bytes}).encode()
         until = time.monotonic() + DEADLINE

@@ -131,7 +131,7 @@ class NatsMap:
         """Add the next message of a key.
 
         Raises:
-            JetStreamError: the last message isn't the expected one.
+            JetStreamError: The last message isn't the expected one.
         """
         stream = self._stream(key)
         if value is None:
@@ -157,7 +157,7 @@ class NatsMap:
         """Check that a value fits.
 
         Raises:
-            StoreFull: the value doesn't fit.
+            StoreFull: The value doesn't fit.
         """
         if len(value) > self._link.max_bytes:
             raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} bytes that NATS allows.")

@@ -49,7 +49,7 @@ def parse_address(url: str) -> RedisAddress:
     """Parse a store URL.
 
     Raises:
-        LocalError: the URL has an unsupported form.
+        LocalError: The URL has an unsupported form.
     """
     scheme, _, rest = url.partition("://")
     encrypted, kind = SCHEMES[scheme]

@@ -114,7 +114,7 @@ class RedisClient:
         """Connect and check that the servers are usable. Wait for servers that are still starting.
 
         Raises:
-            LocalError: a server isn't usable, or didn't answer within `START_SECONDS`.
+            LocalError: A server isn't usable, or didn't answer within `START_SECONDS`.
         """
         loop = asyncio.get_running_loop()
         deadline, pauses = loop.time() + START_SECONDS, _pauses()
@@ -162,16 +162,16 @@ class RedisClient:
         """Run a script.
 
         Args:
-            script: the script.
-            keys: its keys, all in one slot.
-            args: its arguments.
-            again: whether it may run twice, because it recognizes retries or changes nothing.
-            confirm: whether replicas must confirm it, if the URL asks for that.
+            script: The script.
+            keys: Its keys, all in one slot.
+            args: Its arguments.
+            again: Whether it may run twice, because it recognizes retries or changes nothing.
+            confirm: Whether replicas must confirm it, if the URL asks for that.
 
         Raises:
-            StoreUnavailable: no answer came in time, or too few replicas confirmed.
-            StoreFull: there isn't enough space.
-            StreamSealed: the stream has its last entry.
+            StoreUnavailable: No answer came in time, or too few replicas confirmed.
+            StoreFull: There isn't enough space.
+            StreamSealed: The stream has its last entry.
         """
         command = ("EVALSHA", script.digest, len(keys), *keys, *args)
         return await self._put(keys[0], command, script.text, again=again, confirm=confirm)
@@ -196,7 +196,7 @@ class RedisClient:
         """Send a blocking command on a separate connection.
 
         Raises:
-            OSError: the connection broke.
+            OSError: The connection broke.
             StoreUnavailable: Redis rejects the command.
         """
         if self.closed:

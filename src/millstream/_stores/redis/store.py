@@ -123,7 +123,7 @@ class RedisBackend:
         """Check at startup that all commands are permitted, so the first event doesn't fail.
 
         Raises:
-            LocalError: a command isn't permitted.
+            LocalError: A command isn't permitted.
         """
         missing = await self._client.run(script("may"), [self._keys.generation], [])
         if missing:
@@ -180,8 +180,8 @@ class RedisStore(BackendStore):
         """Create a store. `open` connects it.
 
         Args:
-            address: addresses of the servers.
-            lease: seconds after which a worker that doesn't renew its lease counts as dead.
+            address: Addresses of the servers.
+            lease: Seconds after which a worker that doesn't renew its lease counts as dead.
         """
         super().__init__(RedisBackend(address, lease=lease))
 

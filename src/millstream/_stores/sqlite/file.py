@@ -86,7 +86,7 @@ def locate(url: str) -> Location:
     """Parse a URL.
 
     Raises:
-        LocalError: the URL is invalid. The message doesn't repeat parts that may be a password.
+        LocalError: The URL is invalid. The message doesn't repeat parts that may be a password.
     """
     parts = urlsplit(url)
     if parts.netloc:
@@ -154,7 +154,7 @@ class Database:
         """Open or create the file. Recover data that an earlier failure left in the write-ahead log.
 
         Raises:
-            LocalError: the file can't be used. Nothing in it was changed.
+            LocalError: The file can't be used. Nothing in it was changed.
         """
         path = self.location.path
         if self._owned is None:
@@ -200,8 +200,8 @@ class Database:
         """Run statements in one transaction: all or none of them take effect.
 
         Raises:
-            StoreFull, FileVanished: the disk is full, or the file is gone. Nothing was written; the file stays open.
-            StoreUnavailable: the outcome is unknown. The file is closed; call `open` next.
+            StoreFull, FileVanished: The disk is full, or the file is gone. Nothing was written; the file stays open.
+            StoreUnavailable: The outcome is unknown. The file is closed; call `open` next.
         """
         self._look_for()
         try:
@@ -227,7 +227,7 @@ class Database:
         """Checkpoint and truncate the write-ahead log, which may be what fills a full disk.
 
         Raises:
-            sqlite3.Error: the checkpoint failed for a reason other than a full disk.
+            sqlite3.Error: The checkpoint failed for a reason other than a full disk.
         """
         try:
             self.run("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -285,8 +285,8 @@ class Database:
         """Check that the file is still at its path. Writes to a deleted file succeed, but are lost later.
 
         Raises:
-            FileVanished: the file was deleted or replaced.
-            StoreUnavailable: its write-ahead log was deleted or replaced. The log's content is moved to the database.
+            FileVanished: The file was deleted or replaced.
+            StoreUnavailable: Its write-ahead log was deleted or replaced. The log's content is moved to the database.
         """
         path = self.location.path
         if _identity(path) != self._owned:

@@ -67,7 +67,7 @@ class SqliteWriter:
         """Open the file.
 
         Raises:
-            LocalError: the file can't be used.
+            LocalError: The file can't be used.
         """
         self._thread = ThreadPoolExecutor(1, "millstream-sqlite")
         try:
@@ -92,7 +92,7 @@ class SqliteWriter:
 
         Raises:
             Exception: `work` raised it before it wrote anything.
-            LocalError: reading or writing the file failed.
+            LocalError: Reading or writing the file failed.
         """
         if not self.open:
             raise StoreUnavailable("The store is closed.")
@@ -269,10 +269,10 @@ class SqliteBackend:
         """Create a backend without opening the file.
 
         Args:
-            location: the file.
-            max_value_bytes: maximum bytes of each kind of values.
-            max_log_bytes: maximum bytes of each kind of streams.
-            clock: clock that returns Unix time. The system's by default.
+            location: The file.
+            max_value_bytes: Maximum bytes of each kind of values.
+            max_log_bytes: Maximum bytes of each kind of streams.
+            clock: Clock that returns Unix time. The system's by default.
         """
         ahead = time.time() - time.monotonic()
         clock = clock or (lambda: time.monotonic() + ahead)  # setting the system clock must not expire data
@@ -312,7 +312,7 @@ class SqliteBackend:
         """Open or create the file.
 
         Raises:
-            LocalError: the file can't be used. Nothing in it was changed.
+            LocalError: The file can't be used. Nothing in it was changed.
         """
         await self._writer.start()
 

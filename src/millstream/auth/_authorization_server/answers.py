@@ -51,7 +51,7 @@ class Parameters:
         """Parse the parameters. Bytes that aren't UTF-8 become surrogates.
 
         Raises:
-            OAuthError: there are too many parameters.
+            OAuthError: There are too many parameters.
         """
         text = raw.decode("utf-8", "surrogateescape")
         try:
@@ -86,7 +86,7 @@ def form_of(request: HttpRequest) -> Parameters:
     """Parse the form in a request's body.
 
     Raises:
-        OAuthError: the body isn't a form, is too large, or has a repeated parameter.
+        OAuthError: The body isn't a form, is too large, or has a repeated parameter.
     """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/x-www-form-urlencoded":
@@ -153,11 +153,11 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
     """Check that a client may register a redirect URI.
 
     Args:
-        uri: redirect URI.
-        native: whether the client's metadata says that it runs on the user's device; None if unknown.
+        uri: Redirect URI.
+        native: Whether the client's metadata says that it runs on the user's device; None if unknown.
 
     Raises:
-        ValueError: the URI isn't allowed; the message gives the reason.
+        ValueError: The URI isn't allowed; the message gives the reason.
     """
     parts = _split(uri)
     if _ANSWERS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:

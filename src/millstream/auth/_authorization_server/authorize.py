@@ -74,7 +74,7 @@ class Targets:
         """Return the requested resources; this server if none are named.
 
         Raises:
-            OAuthError: no tokens are issued for a resource.
+            OAuthError: No tokens are issued for a resource.
         """
         found = tuple(
             dict.fromkeys(self._resources.get(canonical(each) if "://" in each else "", "") for each in asked)
@@ -89,7 +89,7 @@ class Targets:
         """Return the default scopes and the requested scopes that exist.
 
         Raises:
-            OAuthError: none of the requested scopes exist, or one is malformed.
+            OAuthError: None of the requested scopes exist, or one is malformed.
         """
         names = text.split(" ") if text else []
         if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
@@ -113,8 +113,8 @@ class AuthorizationRequests:
         """Return the client and its authorization request.
 
         Raises:
-            NotAClient: the client or its redirect URI is invalid; the message is for the user.
-            NotGranted: the request is invalid; contains the response for the client.
+            NotAClient: The client or its redirect URI is invalid; the message is for the user.
+            NotGranted: The request is invalid; contains the response for the client.
         """
         client, redirect, named = await self._client(given, may_fetch)
         raw = given.get("state")

@@ -76,7 +76,7 @@ class ClientProof:
         """Return the authenticated client.
 
         Raises:
-            OAuthError: the client is unknown or fails authentication.
+            OAuthError: The client is unknown or fails authentication.
         """
         try:
             async with self._checks.hold(peer_network(request.peer)):

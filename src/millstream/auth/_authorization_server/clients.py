@@ -58,8 +58,8 @@ class Allowlist:
         """Parse the list. `at` is the upstream's URL, `form` the pattern of an entry; `examples` is for error messages.
 
         Raises:
-            ValueError: the list is empty, or an entry can't match any user of the upstream.
-            TypeError: the list is a string.
+            ValueError: The list is empty, or an entry can't match any user of the upstream.
+            TypeError: The list is a string.
         """
         if isinstance(cast("object", given), str):
             raise TypeError(f"allow must be a list: allow=[{given!r}]")
@@ -79,7 +79,7 @@ class Allowlist:
         """Return the first entry that equals one of the names. `shown` is the user's name in error messages.
 
         Raises:
-            SignInFailed: no entry matches.
+            SignInFailed: No entry matches.
         """
         known = {EVERYBODY, *map(lower, names)}
         for name, entry in self._entries.items():
@@ -131,11 +131,11 @@ class Clients:
         """Return a client; None if the id is unknown.
 
         Args:
-            client_id: the client's id.
-            may_fetch: returns whether the client's metadata document may be fetched now.
+            client_id: The client's id.
+            may_fetch: Returns whether the client's metadata document may be fetched now.
 
         Raises:
-            Unavailable: the client's document can't be fetched, or none are; the message gives the reason.
+            Unavailable: The client's document can't be fetched, or none are; the message gives the reason.
         """
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
@@ -226,7 +226,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
     """Return the client metadata in a request.
 
     Raises:
-        OAuthError: the body isn't a JSON object, or is too large.
+        OAuthError: The body isn't a JSON object, or is too large.
     """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":

@@ -43,7 +43,7 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     """Return the JSON at a URL, or the response to a form.
 
     Raises:
-        SignInFailed: the request failed. The reason is logged; the message contains only `title`, the upstream's name.
+        SignInFailed: The request failed. The reason is logged; the message contains only `title`, the upstream's name.
     """
     body = None if form is None else urlencode(form).encode()
     try:
@@ -57,7 +57,7 @@ def code_of(query: Mapping[str, str], title: str) -> str:
     """Return the code in a callback's query.
 
     Raises:
-        SignInFailed: the query has an error, or no code.
+        SignInFailed: The query has an error, or no code.
     """
     error, code = query.get("error", ""), query.get("code", "")
     if error == "access_denied":
@@ -136,7 +136,7 @@ class CodeFlow:
         """Return the redirect. `prompt` applies unless the flow's own parameters set one.
 
         Raises:
-            SignInFailed: the issuer isn't available.
+            SignInFailed: The issuer isn't available.
         """
         endpoint = self.endpoint(await self.metadata(), "authorization_endpoint")
         kept = _FlowState(new_secret(), new_secret())
@@ -158,7 +158,7 @@ class CodeFlow:
         """Return the issuer's metadata.
 
         Raises:
-            SignInFailed: it isn't available.
+            SignInFailed: It isn't available.
         """
         try:
             return await self._discovery.metadata()
@@ -169,7 +169,7 @@ class CodeFlow:
         """Return the URL of an endpoint.
 
         Raises:
-            SignInFailed: the metadata has no valid URL for it.
+            SignInFailed: The metadata has no valid URL for it.
         """
         url = metadata.get(name)
         try:
@@ -184,7 +184,7 @@ class CodeFlow:
         """Exchange the code of a callback for tokens.
 
         Raises:
-            SignInFailed: the exchange failed, or the response failed verification.
+            SignInFailed: The exchange failed, or the response failed verification.
         """
         metadata = await self.metadata()
         self._check_issuer(metadata, callback.query)

@@ -102,7 +102,7 @@ def issuer_config(  # noqa: PLR0913  those of an issuer
     """Return the configuration. Arguments are those of ``auth.issuer``.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: An argument is invalid.
     """
     parts = urlsplit(url)
     if (
@@ -153,7 +153,7 @@ def provider_config(issuer: str, scopes: Collection[str]) -> TrustedIdentityProv
     """Return an identity provider. Arguments are those of ``auth.identity_provider``.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: An argument is invalid.
     """
     if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and "#" separates the issuer in a subject
         raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
@@ -191,7 +191,7 @@ def client_config(
     """Return a client. Arguments are those of ``auth.client``.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: An argument is invalid.
     """
     if not _ID.fullmatch(id):
         raise ValueError(f"{id!r} isn't a valid client id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
@@ -253,6 +253,6 @@ def check_options(where: str, given: Collection[str]) -> None:
     """Check the names of options.
 
     Raises:
-        TypeError: an option is unknown; the message suggests a similar one.
+        TypeError: An option is unknown; the message suggests a similar one.
     """
     refuse_unknown(where, given, (*_OWN, *IssuerOptions.__annotations__), {})

@@ -65,7 +65,7 @@ class Documents:
         """Return the client that a URL describes.
 
         Raises:
-            Unavailable: the document is invalid, or can't be fetched.
+            Unavailable: The document is invalid, or can't be fetched.
         """
         kept = self._cache.get(url)
         if kept is not None and kept[0] > self._clock():
@@ -93,7 +93,7 @@ def check_id(url: str) -> None:
     """Check that a URL is a valid client id.
 
     Raises:
-        Unavailable: the URL isn't valid.
+        Unavailable: The URL isn't valid.
     """
     try:
         parts = check_url(url)
@@ -110,7 +110,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     """Return the client that a document describes.
 
     Raises:
-        Unavailable: the document is invalid, or describes another client.
+        Unavailable: The document is invalid, or describes another client.
     """
     kind = answer.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
@@ -135,7 +135,7 @@ def client_of(
     """Return a client from its metadata (RFC 7591 §2).
 
     Raises:
-        ValueError: the metadata is invalid; `RedirectRefused` for a redirect URI.
+        ValueError: The metadata is invalid; `RedirectRefused` for a redirect URI.
     """
     method = said.get("token_endpoint_auth_method", default)
     if method not in methods:

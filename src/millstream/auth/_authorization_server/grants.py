@@ -88,13 +88,13 @@ class Grants:
         """Exchange a code for its grant: return the grant's id, the grant, and a refresh token if the client uses them.
 
         Args:
-            code: the code.
-            kept: its record.
-            raw: its stored bytes.
+            code: The code.
+            kept: Its record.
+            raw: Its stored bytes.
 
         Raises:
-            TokenReuse: the code was used before, which revokes the grant.
-            OAuthError: the code has expired.
+            TokenReuse: The code was used before, which revokes the grant.
+            OAuthError: The code has expired.
         """
         used = msgspec.structs.replace(kept, used=True)
         if kept.used or not await self._vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
@@ -141,8 +141,8 @@ class Grants:
         """Return the successor of a refresh token.
 
         Raises:
-            TokenReuse: the token is older than the previous one, which revokes the grant.
-            OAuthError: the token was replaced and its grace period is over, or the grant was revoked.
+            TokenReuse: The token is older than the previous one, which revokes the grant.
+            OAuthError: The token was replaced and its grace period is over, or the grant was revoked.
         """
         for _ in range(_TRIES):
             raw, now = await self._vault.kv.get(_grant_key(said.grant)), self._vault.clock()

@@ -64,11 +64,11 @@ class Identities:
         """Verify a grant and return its content.
 
         Args:
-            assertion: the grant.
-            client: the authenticated client.
+            assertion: The grant.
+            client: The authenticated client.
 
         Raises:
-            OAuthError: the grant isn't valid here.
+            OAuthError: The grant isn't valid here.
         """
         try:
             issuer, claims = await self._open(assertion)
@@ -85,7 +85,7 @@ class Identities:
         """Mark a grant as used.
 
         Raises:
-            OAuthError: the grant was already used.
+            OAuthError: The grant was already used.
         """
         seconds = granted.until - self._vault.clock() + 2 * LEEWAY
         if not await self._vault.exchange(granted.once, None, b"1", seconds):

@@ -207,10 +207,10 @@ class LoginThrottle:
         """Return the user with a name and password, or an error message: `SLOW`, `WRONG`, or another one.
 
         Args:
-            peer: address of the browser.
-            name: name as typed.
-            password: password as typed.
-            device: id of the known device, if the user has logged in there before (`Tickets.device`).
+            peer: Address of the browser.
+            name: Name as typed.
+            password: Password as typed.
+            device: Id of the known device, if the user has logged in there before (`Tickets.device`).
         """
         if device:
             return await self._try(self._devices, (device,), name, password)

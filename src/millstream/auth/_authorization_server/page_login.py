@@ -121,7 +121,7 @@ def check_here(request: HttpRequest, base: str, page: str) -> None:
     """Check that the browser uses the host of the callback.
 
     Raises:
-        NotAdmitted: the browser uses another host, such as another name of this machine.
+        NotAdmitted: The browser uses another host, such as another name of this machine.
     """
     if not is_at(request, base):
         raise NotAdmitted(f"This login only works at {base}{page}. Open that address.", 400, wrong=False)

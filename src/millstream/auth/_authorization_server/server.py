@@ -70,9 +70,9 @@ class Issuer:
         """Return the authorization server of a running server.
 
         Args:
-            services: services of that server.
-            name: name of that server.
-            known: returns the scopes that the server currently uses.
+            services: Services of that server.
+            name: Name of that server.
+            known: Returns the scopes that the server currently uses.
         """
         return RunningIssuer(self.config, services, name, known)
 

@@ -76,10 +76,10 @@ class Vault:
         """Seal and store a pending login until `take_pending`. If one owner stores too many, only theirs are dropped.
 
         Args:
-            kind: kind of the key in the store.
-            state: see `new_state`.
-            login: the login.
-            ttl: seconds until it expires.
+            kind: Kind of the key in the store.
+            state: See `new_state`.
+            login: The login.
+            ttl: Seconds until it expires.
         """
         sealed = self.seal(kind.encode(), login, state.encode())
         await self.put(_pending_key(kind, state), sealed.encode(), ttl, lossy=True)

@@ -196,7 +196,7 @@ class PendingLogins:
         """Return the page that redirects a browser to an upstream.
 
         Raises:
-            SignInFailed: the upstream isn't available.
+            SignInFailed: The upstream isn't available.
         """
         if self._leaving.take(peer_network(request.peer)) > 0:
             said = "Too many people are signing in from your address. Try again in a minute."

@@ -280,7 +280,7 @@ def check_verifier(form: Parameters, challenge: str) -> None:
     """Check the code verifier of a request against a challenge (RFC 7636 §4.6).
 
     Raises:
-        OAuthError: the verifier is wrong or missing.
+        OAuthError: The verifier is wrong or missing.
     """
     verifier = form.get("code_verifier")
     if not _VERIFIER.fullmatch(verifier):
@@ -293,7 +293,7 @@ def check_redirect(kept: str, form: Parameters, *, named: bool) -> None:
     """Check that a redirect URI, if sent, equals the one in the authorization request. OAuth 2.1 clients omit it.
 
     Raises:
-        OAuthError: the URIs differ.
+        OAuthError: The URIs differ.
     """
     given = form.get("redirect_uri")
     if given and (given != kept or not named):

@@ -84,7 +84,7 @@ def hash_password(password: str) -> str:
     """Return the hash of a password, with its parameters and salt.
 
     Raises:
-        ValueError: the password is too short or too long.
+        ValueError: The password is too short or too long.
     """
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise ValueError(f"A password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.")
@@ -156,7 +156,7 @@ class UserFile:
         """Read the file.
 
         Raises:
-            LocalError: the file is missing or malformed, or other users may write to it.
+            LocalError: The file is missing or malformed, or other users may write to it.
         """
         raw, stamp = read_file(self.path, "user file", "millstream users add NAME")
         try:
@@ -179,7 +179,7 @@ class UserFile:
         """See `verify_password`. Runs in a thread, with limited concurrency.
 
         Raises:
-            SignInFailed: too many checks are waiting.
+            SignInFailed: Too many checks are waiting.
         """
         if self._waiting >= _MAX_WAITING:
             raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
@@ -219,8 +219,8 @@ class UserFile:
         """Add a user.
 
         Raises:
-            ValueError: the name, a scope, or the password is invalid, or the name is taken.
-            LocalError: the file can't be used.
+            ValueError: The name, a scope, or the password is invalid, or the name is taken.
+            LocalError: The file can't be used.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(
@@ -239,8 +239,8 @@ class UserFile:
         """Remove a user and revoke their grants.
 
         Raises:
-            ValueError: the user doesn't exist.
-            LocalError: the file can't be used.
+            ValueError: The user doesn't exist.
+            LocalError: The file can't be used.
         """
 
         def take(users: dict[str, StoredUser]) -> None:
@@ -253,8 +253,8 @@ class UserFile:
         """Change a user's password and revoke their grants.
 
         Raises:
-            ValueError: the user doesn't exist, or the password is invalid.
-            LocalError: the file can't be used.
+            ValueError: The user doesn't exist, or the password is invalid.
+            LocalError: The file can't be used.
         """
         hashed = hash_password(password)
 

@@ -52,7 +52,7 @@ class PendingAuthorization(Struct, frozen=True):
         """Return the token request for the parameters of the redirect.
 
         Raises:
-            AccessDenied: the parameters don't answer this request.
+            AccessDenied: The parameters don't answer this request.
         """
         return {
             "grant_type": "authorization_code",
@@ -67,7 +67,7 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
     """Return the authorization code after checking `state` and `iss` (RFC 9207).
 
     Raises:
-        AccessDenied: a check failed, or the login did.
+        AccessDenied: A check failed, or the login did.
     """
     named = answer.get("iss")
     if named is not None and named != issuer.issuer:
@@ -110,7 +110,7 @@ class Loopback:
         """Open the browser and wait for the redirect.
 
         Raises:
-            AccessDenied: the login wasn't completed in time.
+            AccessDenied: The login wasn't completed in time.
         """
         assert self._redirect is not None  # noqa: S101  set in `open`
         if await asyncio.to_thread(webbrowser.open, url) is False:
@@ -157,7 +157,7 @@ def answer_of(url: str) -> dict[str, str]:
     """Return the query parameters of the redirect.
 
     Raises:
-        AccessDenied: a parameter is repeated, or the URL is malformed.
+        AccessDenied: A parameter is repeated, or the URL is malformed.
     """
     try:
         found = parse_qsl(urlsplit(url).query, keep_blank_values=True)

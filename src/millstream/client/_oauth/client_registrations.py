@@ -27,7 +27,7 @@ class ClientRegistrations:
         """Authenticate with signatures by a private key.
 
         Raises:
-            ValueError: the key is invalid, there's no client id, or a client secret is set as well.
+            ValueError: The key is invalid, there's no client id, or a client secret is set as well.
         """
         if self.configured.client_secret or not (self.configured.client_id or self._metadata_url):
             raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
@@ -40,7 +40,7 @@ class ClientRegistrations:
         """Bind our credentials to an issuer, so that a server can't have them sent to another one.
 
         Raises:
-            AccessDenied: they're bound to another issuer.
+            AccessDenied: They're bound to another issuer.
         """
         if self.bound_issuer and issuer != self.bound_issuer:
             raise AccessDenied(
@@ -59,7 +59,7 @@ class ClientRegistrations:
         """Return our identity at an issuer, registering if necessary. Reuse an earlier registration if `reuse` is set.
 
         Raises:
-            AccessDenied: the issuer refuses to register us.
+            AccessDenied: The issuer refuses to register us.
         """
         ours = self._static_registration(issuer)
         if ours is not None:

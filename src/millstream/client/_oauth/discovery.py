@@ -106,8 +106,8 @@ async def fetch(
     """Send one request and return the reply. Redirects aren't followed, because each response is for one URL.
 
     Raises:
-        AccessDenied: credentials may not be sent to the URL.
-        ClientError: there was no response.
+        AccessDenied: Credentials may not be sent to the URL.
+        ClientError: There was no response.
     """
     where = parse_secure(url)
     try:
@@ -138,7 +138,7 @@ def parse_secure(url: str) -> Url:
     """Parse a URL that tokens and secrets may be sent to: https, or a loopback address.
 
     Raises:
-        AccessDenied: the URL is neither.
+        AccessDenied: The URL is neither.
     """
     where = parse(url)
     if not where.secure and where.host not in _LOOPBACK:
@@ -151,7 +151,7 @@ def refuse_local(place: str, named_by: Url) -> str:
     Services of this machine and of its network may trust requests that come from there, such as a browser's.
 
     Raises:
-        AccessDenied: the URL is on this machine and the server isn't, or it's in a private network and the server is in
+        AccessDenied: The URL is on this machine and the server isn't, or it's in a private network and the server is in
             neither.
     """
     try:
@@ -193,8 +193,8 @@ def read_object(body: bytes, wanted: type[T]) -> T:
     """Decode a JSON object leniently: null counts as a missing member, "60" as a number.
 
     Raises:
-        ValueError: the body isn't such an object.
-        RecursionError: the object is nested too deeply.
+        ValueError: The body isn't such an object.
+        RecursionError: The object is nested too deeply.
     """
     found = msgspec.json.decode(body, type=dict[str, Any])
     return msgspec.convert({name: each for name, each in found.items() if each is not None}, wanted, strict=False)
@@ -239,7 +239,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedRe
     """Return the metadata of a server, from the URL in its challenge or from the well-known URLs.
 
     Raises:
-        AccessDenied: the metadata describes another server.
+        AccessDenied: The metadata describes another server.
     """
     path = url.target.partition("?")[0].rstrip("/")
     known = "/.well-known/oauth-protected-resource"
@@ -269,7 +269,7 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
     """Return the metadata of an authorization server.
 
     Raises:
-        AccessDenied: the metadata names another issuer.
+        AccessDenied: The metadata names another issuer.
     """
     parse_secure(issuer)
     parts = urlsplit(issuer)

@@ -31,7 +31,7 @@ class TokenResponse(Struct):
         """Check that there's a token of a type that we support (RFC 6749 §7.1), and that it fits in a header.
 
         Raises:
-            AccessDenied: there's no such token.
+            AccessDenied: There's no such token.
         """
         token = self.access_token
         if self.error or not token:
@@ -62,7 +62,7 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
     """Register as a client of an issuer.
 
     Raises:
-        AccessDenied: the issuer refused.
+        AccessDenied: The issuer refused.
     """
     if not issuer.registration_endpoint:
         raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", 401, remedy=_REMEDY)
@@ -139,7 +139,7 @@ def authenticate(
     """Return the form fields and headers that authenticate the client for one request.
 
     Raises:
-        AccessDenied: the issuer doesn't accept signatures by our key.
+        AccessDenied: The issuer doesn't accept signatures by our key.
     """
     method = method_of(issuer, who)
     if method == "client_secret_basic":

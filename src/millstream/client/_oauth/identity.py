@@ -36,7 +36,7 @@ class GrantSource(Protocol):
         """Return the token request for an authorization server and a resource.
 
         Raises:
-            AccessDenied: there's no grant for this server.
+            AccessDenied: There's no grant for this server.
         """
         ...
 

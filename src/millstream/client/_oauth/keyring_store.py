@@ -23,7 +23,7 @@ class KeyringTokenStore:
         """Create the store.
 
         Args:
-            file: used if there's no key ring, and read if the key ring is empty.
+            file: Used if there's no key ring, and read if the key ring is empty.
         """
         self._file = file
 

@@ -39,7 +39,7 @@ def assertion(issuer: IssuerMetadata, who: Registration) -> dict[str, str]:
     """Return the form fields that authenticate the client in one request, because assertions are single-use.
 
     Raises:
-        AccessDenied: the issuer supports no algorithm of the key.
+        AccessDenied: The issuer supports no algorithm of the key.
     """
     key, algorithms = _load(who.private_key)
     supported = issuer.token_endpoint_auth_signing_alg_values_supported
@@ -64,7 +64,7 @@ def check_key(pem: str) -> str:
     """Return a private key in PEM after checking that it can sign.
 
     Raises:
-        ValueError: the key can't sign.
+        ValueError: The key can't sign.
     """
     _load(pem)
     return pem
@@ -99,8 +99,8 @@ class ProofKey:
         Args:
             method: HTTP method.
             url: URL of the request; its query is ignored.
-            token: access token sent in the same request.
-            nonce: nonce that the server requires.
+            token: Access token sent in the same request.
+            nonce: Nonce that the server requires.
         """
         parts = urlsplit(url)
         claims = {

@@ -40,8 +40,8 @@ class HttpSseTransport(DuplexTransport):
         """Open the stream and wait for the address.
 
         Raises:
-            NotMcp: there's no stream, or it doesn't announce an address.
-            ConnectFailed: the server didn't respond in time.
+            NotMcp: There's no stream, or it doesn't announce an address.
+            ConnectFailed: The server didn't respond in time.
         """
         url = self._endpoint.url
         reply = None

@@ -35,7 +35,7 @@ class TransportFactory(Protocol):
         """Return a transport that isn't open yet.
 
         Args:
-            listener: receives what the server sends outside of responses.
-            background: owns the tasks of the transport.
+            listener: Receives what the server sends outside of responses.
+            background: Owns the tasks of the transport.
         """
         ...

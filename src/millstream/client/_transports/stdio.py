@@ -54,7 +54,7 @@ def line_printer(chosen: Callable[[str], object] | bool | None) -> Callable[[str
     """Return the function that receives each line, or None to drop the output.
 
     Args:
-        chosen: the value of `Options.stderr`.
+        chosen: The value of `Options.stderr`.
     """
     if chosen is None:
         chosen = _is_watched()
@@ -207,8 +207,8 @@ class StdioTransport(DuplexTransport):
         """Start the process.
 
         Raises:
-            TargetError: the program doesn't exist.
-            ConnectFailed: the system couldn't start it.
+            TargetError: The program doesn't exist.
+            ConnectFailed: The system couldn't start it.
         """
         command = self._command
         environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ} | dict(command.env)

@@ -314,7 +314,7 @@ def _check_coding(reply: HttpReply) -> None:
     """Check that the body isn't compressed.
 
     Raises:
-        InvalidResponse: the body is compressed.
+        InvalidResponse: The body is compressed.
     """
     coding = reply.header(b"content-encoding").lower()
     if coding not in ("", "identity"):

@@ -122,7 +122,7 @@ class Transport(Protocol):
         """Connect, if this transport has a connection.
 
         Raises:
-            ClientError: the connection failed.
+            ClientError: The connection failed.
         """
 
     def set_revision(self, revision: Revision) -> None:
@@ -132,7 +132,7 @@ class Transport(Protocol):
         """Send a request and wait for the response. Canceling the caller cancels the request.
 
         Raises:
-            ClientError: there was no response.
+            ClientError: There was no response.
         """
         ...
 
@@ -140,7 +140,7 @@ class Transport(Protocol):
         """Send a notification, or a response (without `method`) to a request of the server.
 
         Raises:
-            ClientError: it couldn't be sent.
+            ClientError: It couldn't be sent.
         """
 
     async def close(self) -> None:
@@ -348,8 +348,8 @@ class EventReader:
         """Return the next event, or None when the connection has ended.
 
         Raises:
-            TooLarge: the event is larger than allowed.
-            ConnectionLost: the connection broke.
+            TooLarge: The event is larger than allowed.
+            ConnectionLost: The connection broke.
         """
         while not self._events:
             stream = self._stream
@@ -376,7 +376,7 @@ class EventReader:
         """Return the next message, or None when the connection has ended. Skips other events.
 
         Raises:
-            InvalidResponse: the response is invalid.
+            InvalidResponse: The response is invalid.
         """
         while (event := await self.event()) is not None:
             if event.data and event.event == "message":

@@ -131,7 +131,7 @@ class WebSocketTransport(DuplexTransport):
         """Connect. Retry once with new credentials if the server refuses the first ones.
 
         Raises:
-            ClientError: there's no MCP WebSocket at this URL.
+            ClientError: There's no MCP WebSocket at this URL.
         """
         auth = self._auth
         if auth is None:

@@ -244,7 +244,7 @@ class VerifierMethod(AuthMethod):
         """Return the identity of a token's owner; None for an invalid token.
 
         Raises:
-            Unavailable: the verifier failed.
+            Unavailable: The verifier failed.
         """
         try:
             found = await self._verifier.verify_token(credential)

@@ -318,7 +318,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
             `AcceptedElicitation` with `data`, `DeclinedElicitation`, or `CancelledElicitation`.
 
         Raises:
-            TypeError: the model has fields of a type that forms don't support.
+            TypeError: The model has fields of a type that forms don't support.
         """
         action, data = await _ask(self._engine.elicit(message, schema))
         return AcceptedElicitation[Any](data=data) if action == "accept" else _REFUSALS[action]()

@@ -51,12 +51,12 @@ class _Media:
     """A file or bytes, with a media type.
 
     Args:
-        path: the file, read for each result.
-        data: the content, instead of `path`.
-        format: the media subtype, such as ``png``; by default from the suffix of `path`.
+        path: The file, read for each result.
+        data: The content, instead of `path`.
+        format: The media subtype, such as ``png``; by default from the suffix of `path`.
 
     Raises:
-        ValueError: neither `path` nor `data` is given.
+        ValueError: Neither `path` nor `data` is given.
     """
 
     kind = ""
@@ -181,12 +181,12 @@ def output_of(returns: Any, name: str, *, structured: bool | None = None) -> Out
     """Return the output type for a return annotation; None for unstructured output.
 
     Args:
-        returns: the annotation; `inspect.Signature.empty` if it's missing.
-        name: name of the function.
-        structured: whether structured output is required (True) or disabled (False); None lets the annotation decide.
+        returns: The annotation; `inspect.Signature.empty` if it's missing.
+        name: Name of the function.
+        structured: Whether structured output is required (True) or disabled (False); None lets the annotation decide.
 
     Raises:
-        InvalidSignature: structured output is required, but the annotation doesn't support it.
+        InvalidSignature: Structured output is required, but the annotation doesn't support it.
     """
     if structured is False:
         return None
@@ -285,7 +285,7 @@ class Signature(Struct, frozen=True):
         Some hosts send lists and objects as JSON strings, so strings are decoded if the type isn't a string.
 
         Raises:
-            WrongArguments: the arguments don't match.
+            WrongArguments: The arguments don't match.
         """
         values = dict(arguments)
         try:
@@ -315,12 +315,12 @@ def signature_of(function: Callable[..., Any], name: str | None = None) -> Signa
     """Return the signature of a function.
 
     Args:
-        function: any callable.
-        name: name to use instead of the function's name.
+        function: Any callable.
+        name: Name to use instead of the function's name.
 
     Raises:
-        TypeError: clients can't send a value for a parameter.
-        ValueError: the function is a lambda without a name.
+        TypeError: Clients can't send a value for a parameter.
+        ValueError: The function is a lambda without a name.
     """
     own = name or name_of(function)
     if own == "<lambda>":

@@ -94,7 +94,7 @@ class Prompt:
         """Create a prompt from a function.
 
         Raises:
-            InvalidSignature, ValueError: the function's signature isn't supported.
+            InvalidSignature, ValueError: The function's signature isn't supported.
         """
         signature = signature_of(fn, name)
         required = signature.schema.get("required", ())
@@ -109,7 +109,7 @@ class Prompt:
         """Return the messages.
 
         Raises:
-            ValueError: arguments are missing or invalid, or the function raised.
+            ValueError: Arguments are missing or invalid, or the function raised.
         """
         given = dict(arguments or {})
         missing = {each.name for each in self.arguments if each.required} - given.keys()
@@ -197,7 +197,7 @@ class Tool:
         """Create a tool from a function.
 
         Raises:
-            InvalidSignature, ValueError: the function's signature isn't supported.
+            InvalidSignature, ValueError: The function's signature isn't supported.
         """
         signature = signature_of(fn, name)
         output = output_of(signature.returns, signature.name, structured=structured_output)
@@ -224,11 +224,11 @@ class Tool:
 
         Args:
             arguments: JSON data for the arguments.
-            context: value of the context parameter.
-            convert_result: whether to return a `ToolOutput` instead of the function's own value.
+            context: Value of the context parameter.
+            convert_result: Whether to return a `ToolOutput` instead of the function's own value.
 
         Raises:
-            ToolError: the arguments are invalid, or the function failed.
+            ToolError: The arguments are invalid, or the function failed.
         """
         context = context or Context()
         try:
@@ -247,7 +247,7 @@ class Tool:
         """Convert a function's value to a result.
 
         Raises:
-            LocalError: the value doesn't match the output schema.
+            LocalError: The value doesn't match the output schema.
         """
         if is_result(value):
             wire = to_wire(value)

@@ -104,7 +104,7 @@ class FunctionResource(Resource):
         """Create a resource from a function without parameters other than the context.
 
         Raises:
-            ValueError: the function is a lambda without a name.
+            ValueError: The function is a lambda without a name.
         """
         signature = signature_of(fn, name)
         given = {key: value for key, value in options.items() if value is not None}
@@ -204,7 +204,7 @@ class ResourceTemplate:
         """Create a template from a function.
 
         Raises:
-            ValueError: the parameters don't match the variables of the URI.
+            ValueError: The parameters don't match the variables of the URI.
         """
         made = cls(signature_of(fn, name), uri_template, **options)
         variables, parameters = set(made._pattern.variables), set(made.signature.parameters)

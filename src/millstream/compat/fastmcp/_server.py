@@ -45,20 +45,20 @@ class FastMCP(Generic[LifespanT]):
     """A server with the interface of the official SDK's version 1.
 
     Args:
-        name: name of the server, which clients show.
-        instructions: instructions for the client's model on how to use the server.
+        name: Name of the server, which clients show.
+        instructions: Instructions for the client's model on how to use the server.
         website_url: URL of a page about the server.
-        icons: icons of the server.
-        auth_server_provider: object that issues tokens; requires ``auth=AuthSettings(…)``.
-        token_verifier: object that verifies tokens; requires ``auth=AuthSettings(…)``.
-        event_store: ignored, because streams can be resumed without it.
-        retry_interval: ignored.
+        icons: Icons of the server.
+        auth_server_provider: Object that issues tokens; requires ``auth=AuthSettings(…)``.
+        token_verifier: Object that verifies tokens; requires ``auth=AuthSettings(…)``.
+        event_store: Ignored, because streams can be resumed without it.
+        retry_interval: Ignored.
         tools: `Tool` objects to register.
-        options: fields of `Settings`, such as `host`, `port`, `auth`, or `lifespan`.
+        options: Fields of `Settings`, such as `host`, `port`, `auth`, or `lifespan`.
 
     Raises:
-        TypeError: an option is unknown.
-        ValueError: the auth settings are incomplete.
+        TypeError: An option is unknown.
+        ValueError: The auth settings are incomplete.
     """
 
     def __init__(  # noqa: PLR0917  the SDK's order
@@ -260,8 +260,8 @@ class FastMCP(Generic[LifespanT]):
         The route doesn't require authentication.
 
         Raises:
-            ValueError: the path or HTTP method is invalid.
-            LocalError: the server is already running.
+            ValueError: The path or HTTP method is invalid.
+            LocalError: The server is already running.
         """
 
         def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -298,7 +298,7 @@ class FastMCP(Generic[LifespanT]):
         """Call a tool. Return its content, or content and structured content if it has an output schema.
 
         Raises:
-            ToolError: the tool doesn't exist or failed.
+            ToolError: The tool doesn't exist or failed.
         """
         tool = self._tools.get(name)
         if tool is None:
@@ -310,7 +310,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the contents of a resource.
 
         Raises:
-            ResourceError: the resource doesn't exist or can't be read.
+            ResourceError: The resource doesn't exist or can't be read.
         """
         text, context = str(uri), self.get_context()
         try:
@@ -331,7 +331,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the messages of a prompt.
 
         Raises:
-            ValueError: the prompt doesn't exist or failed.
+            ValueError: The prompt doesn't exist or failed.
         """
         prompt = self._prompts.get(name)
         if prompt is None:
@@ -388,10 +388,10 @@ class FastMCP(Generic[LifespanT]):
 
         Args:
             transport: ``stdio``, ``streamable-http``, or ``sse``. Over HTTP, the server serves both HTTP transports.
-            mount_path: path prefix for the URLs that ``sse`` sends to clients.
+            mount_path: Path prefix for the URLs that ``sse`` sends to clients.
 
         Raises:
-            ValueError: the transport is unknown.
+            ValueError: The transport is unknown.
         """
         kind = self._prepare(transport, mount_path)
         launch.launch(self.engine, kind, self.settings.host, self.settings.port, 1)
@@ -457,7 +457,7 @@ def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
     """Return the auth method for a server's arguments; None without authentication.
 
     Raises:
-        ValueError: the configuration is incomplete, or the issuer is invalid.
+        ValueError: The configuration is incomplete, or the issuer is invalid.
     """
     if auth is None:
         if verifier is not None or provider is not None:

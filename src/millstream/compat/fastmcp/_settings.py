@@ -172,7 +172,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     """Return the settings for these options, with defaults from `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG`.
 
     Raises:
-        TypeError: an option is unknown.
+        TypeError: An option is unknown.
     """
     refuse_unknown("FastMCP", options, Settings.__dataclass_fields__, {})
     given = dict(options)

@@ -157,7 +157,7 @@ def check_visibility(visibility: Sequence[str]) -> list[str]:
     """Return the audience of a tool: the model, the app, or both.
 
     Raises:
-        ValueError: the visibility is invalid.
+        ValueError: The visibility is invalid.
     """
     audience = [visibility] if isinstance(visibility, str) else list(visibility)
     if not audience or not set(audience) <= {"model", "app"}:
@@ -169,7 +169,7 @@ def check_uri(uri: str) -> None:
     """Check the URI of a view.
 
     Raises:
-        ValueError: the URI is invalid.
+        ValueError: The URI is invalid.
     """
     if not uri.startswith("ui://") or len(uri) == len("ui://") or "{" in uri:
         raise ValueError(f"{uri!r} is not the URI of a view: start it with ui://, such as 'ui://orders/table'")
@@ -179,8 +179,8 @@ def metadata_of(options: AppOptions) -> dict[str, Any]:
     """Return the `_meta` of a view.
 
     Raises:
-        ValueError: an origin or a permission is invalid.
-        TypeError: an option doesn't exist.
+        ValueError: An origin or a permission is invalid.
+        TypeError: An option doesn't exist.
     """
     unknown = set(options) - set(AppOptions.__annotations__)
     if unknown:
@@ -223,7 +223,7 @@ def read_view(path: Path) -> str:
     """Return the HTML of a view.
 
     Raises:
-        ValueError: the file is too large, or isn't UTF-8.
+        ValueError: The file is too large, or isn't UTF-8.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)

@@ -285,7 +285,7 @@ class FilterIndex(Generic[T]):
         """Return the subscribers that receive an event, which is decoded once.
 
         Raises:
-            ValueError: the JSON doesn't match the type.
+            ValueError: The JSON doesn't match the type.
         """
         payload, data = self._kind.read(written), _decode_object(written)
         found: list[T] = []

@@ -26,7 +26,7 @@ class ClaudeChannel(Extension):
     """Forwards events to the session on standard input and output.
 
     Args:
-        events: open subscriptions.
+        events: Open subscriptions.
     """
 
     name = "claude/channel"
@@ -52,7 +52,7 @@ class ClaudeChannel(Extension):
         """Forward events until canceled.
 
         Raises:
-            ClientError: the other server ended a subscription.
+            ClientError: The other server ended a subscription.
         """
         await self._ready.wait()
         async with asyncio.TaskGroup() as group:
@@ -79,12 +79,12 @@ async def select_events(client: Client, names: Sequence[str], arguments: Mapping
     """Return subscriptions to a server's events, not yet open.
 
     Args:
-        client: client of the server.
-        names: names of the events; all by default.
-        arguments: arguments for the events that have them.
+        client: Client of the server.
+        names: Names of the events; all by default.
+        arguments: Arguments for the events that have them.
 
     Raises:
-        ClientError: the server lacks an event, or no event has an argument.
+        ClientError: The server lacks an event, or no event has an argument.
     """
     events_by_name = {each.name: each for each in await client.events.list()}
     for name in names:

@@ -133,10 +133,10 @@ class OutgoingMessage:
     """One message for one subscription.
 
     Args:
-        job: sends the message.
-        target: the subscription.
-        content: an event, or a control message.
-        is_replay: whether it belongs to the initial replay of the subscription.
+        job: Sends the message.
+        target: The subscription.
+        content: An event, or a control message.
+        is_replay: Whether it belongs to the initial replay of the subscription.
     """
 
     __slots__ = (
@@ -188,9 +188,9 @@ class Outbox:
     """The scheduled and running deliveries of one worker.
 
     Args:
-        sender: sends one message.
+        sender: Sends one message.
         clock: Unix time.
-        delay: returns the seconds before the next attempt, by the number of attempts so far.
+        delay: Returns the seconds before the next attempt, by the number of attempts so far.
     """
 
     def __init__(
@@ -333,10 +333,10 @@ class EventDelivery:
     """The deliveries of one event type on one worker, active while the worker has the lease.
 
     Args:
-        kind: the event type.
-        host: the running server.
-        subscriptions: the store of subscriptions.
-        outbox: sends the deliveries.
+        kind: The event type.
+        host: The running server.
+        subscriptions: The store of subscriptions.
+        outbox: Sends the deliveries.
     """
 
     def __init__(self, kind: EventType, host: ServerHost, subscriptions: SubscriptionStore, outbox: Outbox) -> None:

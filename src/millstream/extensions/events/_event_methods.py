@@ -51,10 +51,10 @@ class Reader:
     """Filters and formats the events of one subscription.
 
     Args:
-        kind: the event type.
-        arguments: arguments of the subscription.
-        principal: the subscriber.
-        oldest: events published before this Unix time are skipped.
+        kind: The event type.
+        arguments: Arguments of the subscription.
+        principal: The subscriber.
+        oldest: Events published before this Unix time are skipped.
     """
 
     __slots__ = ("_kind", "_oldest", "_principal", "arguments", "has_skipped")
@@ -98,10 +98,10 @@ class EventMethods:
     """The methods that read events. They are stateless.
 
     Args:
-        catalog: the event types.
-        host: the running server.
-        modes: delivery modes of every event type.
-        pause: seconds between two polls of a client.
+        catalog: The event types.
+        host: The running server.
+        modes: Delivery modes of every event type.
+        pause: Seconds between two polls of a client.
     """
 
     def __init__(self, catalog: EventCatalog, host: ServerHost, modes: list[str], *, pause: float) -> None:
@@ -133,7 +133,7 @@ class EventMethods:
         """Return the events after a cursor, or without one, only the current cursor.
 
         Raises:
-            ProtocolError: the caller lacks permission, or the request is invalid.
+            ProtocolError: The caller lacks permission, or the request is invalid.
         """
         kind, reader = self._open(params, ctx)
         limit = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
@@ -150,7 +150,7 @@ class EventMethods:
         """Send notifications until the client disconnects, and then an empty result.
 
         Raises:
-            ProtocolError: the caller lacks permission, or the request is invalid.
+            ProtocolError: The caller lacks permission, or the request is invalid.
         """
         kind, reader = self._open(params, ctx)
         mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}

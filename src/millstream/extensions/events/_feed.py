@@ -201,10 +201,10 @@ class Page(_Closable):
     """A hub outlet that collects a page of events and then closes.
 
     Args:
-        hub: the hub of the channel.
-        most: maximum number of events.
-        max_bytes: approximate maximum bytes of their data.
-        accepts: returns whether to include an event.
+        hub: The hub of the channel.
+        most: Maximum number of events.
+        max_bytes: Approximate maximum bytes of their data.
+        accepts: Returns whether to include an event.
     """
 
     def __init__(self, hub: Hub, *, most: int, max_bytes: int, accepts: Callable[[Notice], bool]) -> None:

@@ -100,9 +100,9 @@ class SubscriptionStore:
     """The subscriptions of all workers.
 
     Args:
-        host: the running server.
-        most: maximum subscriptions in total.
-        most_each: maximum subscriptions of one principal.
+        host: The running server.
+        most: Maximum subscriptions in total.
+        most_each: Maximum subscriptions of one principal.
     """
 
     def __init__(self, host: ServerHost, *, most: int, most_each: int) -> None:

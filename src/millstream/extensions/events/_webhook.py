@@ -116,8 +116,8 @@ class WebhookSender:
     """Sends signed messages.
 
     Args:
-        judge: returns whether an address is allowed.
-        tls: context with the trusted certificates; the system's by default.
+        judge: Returns whether an address is allowed.
+        tls: Context with the trusted certificates; the system's by default.
     """
 
     def __init__(self, *, judge: AddressCheck = is_public, tls: ssl.SSLContext | None = None) -> None:
@@ -140,11 +140,11 @@ class WebhookSender:
         Args:
             url: URL of the endpoint.
             body: JSON body.
-            message_id: id of the message, the same for each attempt.
-            subscription: id of the subscription.
-            keys: signing keys, newest first.
-            now: current Unix time.
-            owner: the principal.
+            message_id: Id of the message, the same for each attempt.
+            subscription: Id of the subscription.
+            keys: Signing keys, newest first.
+            now: Current Unix time.
+            owner: The principal.
         """
         headers = {
             "content-type": "application/json",
@@ -206,11 +206,11 @@ class WebhookMethods:
     """The methods that change webhook subscriptions.
 
     Args:
-        catalog: the event types.
-        host: the running server.
-        subscriptions: the store of subscriptions.
-        sender: sends the challenges.
-        max_ttl: maximum lifetime of a subscription, in seconds.
+        catalog: The event types.
+        host: The running server.
+        subscriptions: The store of subscriptions.
+        sender: Sends the challenges.
+        max_ttl: Maximum lifetime of a subscription, in seconds.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class WebhookMethods:
         """Create a subscription, or refresh the existing one with the same key.
 
         Raises:
-            ProtocolError: the caller lacks permission, the request is invalid, or a limit or the endpoint prevents it.
+            ProtocolError: The caller lacks permission, the request is invalid, or a limit or the endpoint prevents it.
         """
         principal, kind, arguments, id = self._key(params, ctx)
         url, secret = params.delivery.url, params.delivery.secret

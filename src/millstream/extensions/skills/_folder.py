@@ -64,12 +64,12 @@ class SkillFolder:
         """Read the folder.
 
         Args:
-            folder: folder of skills, or of one skill.
-            prefix: start of the URIs, after ``skill://``.
-            clock: monotonic clock in seconds.
+            folder: Folder of skills, or of one skill.
+            prefix: Start of the URIs, after ``skill://``.
+            clock: Monotonic clock in seconds.
 
         Raises:
-            ValueError: the folder doesn't exist, contains no skill, or contains an invalid one.
+            ValueError: The folder doesn't exist, contains no skill, or contains an invalid one.
         """
         path = Path(folder)
         if not path.is_dir():
@@ -202,7 +202,7 @@ def check_frontmatter(frontmatter: dict[str, object], folder: str) -> None:
     """Check the required members of a skill's frontmatter.
 
     Raises:
-        SkillError: the name or description is missing, or the name differs from the folder's.
+        SkillError: The name or description is missing, or the name differs from the folder's.
     """
     name, description = frontmatter.get("name"), frontmatter.get("description")
     if problem := name_problem(name):

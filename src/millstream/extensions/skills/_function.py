@@ -46,8 +46,8 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
     """Return the skill of a function.
 
     Raises:
-        ValueError: the skill is invalid.
-        TypeError: the function takes arguments, or doesn't return text.
+        ValueError: The skill is invalid.
+        TypeError: The function takes arguments, or doesn't return text.
     """
     if not callable(function):
         raise TypeError("@skills.skill decorates a function that returns the instructions")

@@ -51,7 +51,7 @@ class TasksExtension(Extension):
         """Announce the extension, and settle the tasks of dead workers.
 
         Raises:
-            ValueError: the server already runs in another event loop.
+            ValueError: The server already runs in another event loop.
         """
         if host.serves("tasks/get"):
             raise ValueError(

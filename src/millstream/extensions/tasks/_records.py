@@ -129,8 +129,8 @@ class TaskRecords:
         """Store a new task that this worker runs.
 
         Raises:
-            StoreFull: the store is full.
-            StoreUnavailable: the store doesn't respond.
+            StoreFull: The store is full.
+            StoreUnavailable: The store doesn't respond.
         """
         await self.mark(name, record)
         try:
@@ -166,8 +166,8 @@ class TaskRecords:
         `change` is called again if another worker changed the record in between.
 
         Raises:
-            StoreFull: the store is full.
-            StoreUnavailable: the store doesn't respond.
+            StoreFull: The store is full.
+            StoreUnavailable: The store doesn't respond.
         """
         kv, key = self._map, f"task:{name}"
         for attempt in count():

@@ -105,8 +105,8 @@ class TaskRunner:
         """Create a runner. `open` starts it.
 
         Args:
-            host: runs the calls.
-            records: tasks in the store.
+            host: Runs the calls.
+            records: Tasks in the store.
         """
         # Configuration
         self._host = host
@@ -157,7 +157,7 @@ class TaskRunner:
         """Turn a call into a task and run it.
 
         Raises:
-            ProtocolError: too many tasks are running, or the store is full.
+            ProtocolError: Too many tasks are running, or the store is full.
         """
         self._check_open()
         task_id, now, saved = new_id(), self._host.now(), call.save()
@@ -191,7 +191,7 @@ class TaskRunner:
         exist.
 
         Raises:
-            ProtocolError: too many tasks are running.
+            ProtocolError: Too many tasks are running.
         """
         record = await self._records.get(name)
         if record is None:
@@ -274,9 +274,9 @@ class TaskRunner:
         """Take the seats of another task and return them.
 
         Args:
-            holder: id of the task.
-            owner: owner of the call.
-            saved: call of a resumed task, which has no seats of a request.
+            holder: Id of the task.
+            owner: Owner of the call.
+            saved: Call of a resumed task, which has no seats of a request.
 
         Raises:
             ProtocolError: RATE_LIMITED; too many tasks are running.

@@ -74,14 +74,14 @@ class PersonalCredentials(UpstreamCredentials):
         """Create the credentials and read the secret.
 
         Args:
-            upstream: name of the upstream.
-            forward: see `UpstreamCredentials`.
+            upstream: Name of the upstream.
+            forward: See `UpstreamCredentials`.
             url: URL of the upstream.
-            options: the operator's options.
-            host: the running server.
+            options: The operator's options.
+            host: The running server.
 
         Raises:
-            LocalError: a secret is missing.
+            LocalError: A secret is missing.
         """
         super().__init__(upstream, forward)
         self.url: Url = parse("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
@@ -236,8 +236,8 @@ class PersonalCredentials(UpstreamCredentials):
         """Ask the user to connect, and wait until they have.
 
         Raises:
-            ToolError, ProtocolError: the client can't ask, or the user hasn't connected.
-            InputRequired: the client will ask, and then repeat the call.
+            ToolError, ProtocolError: The client can't ask, or the user hasn't connected.
+            InputRequired: The client will ask, and then repeat the call.
         """
         page = self.page_of(call)
         instruction = (
@@ -303,11 +303,11 @@ class PersonalCredentials(UpstreamCredentials):
         """Return the authorization request for a user.
 
         Args:
-            owner: see `owner_of`.
-            base: base URL of this server for the user's browser.
+            owner: See `owner_of`.
+            base: Base URL of this server for the user's browser.
 
         Raises:
-            ClientError: the upstream and its authorization server are incompatible, or can't be reached.
+            ClientError: The upstream and its authorization server are incompatible, or can't be reached.
         """
         grant = await self._tokens.load(owner)
         key = self._registration_key(base)
@@ -325,7 +325,7 @@ class PersonalCredentials(UpstreamCredentials):
         """Create a user's connection from the redirect of the login.
 
         Raises:
-            ClientError: the redirect doesn't match the request, or the user or the issuer declined.
+            ClientError: The redirect doesn't match the request, or the user or the issuer declined.
         """
         oauth, store = self._client(base, None, {request.issuer.issuer: request.who})
         now = time.time()

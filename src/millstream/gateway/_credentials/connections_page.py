@@ -80,9 +80,9 @@ class ConnectionsPage:
         """Create the page; `serve` adds its paths.
 
         Args:
-            host: the running server.
-            connections: connections by name of the upstream.
-            server: name of the server.
+            host: The running server.
+            connections: Connections by name of the upstream.
+            server: Name of the server.
         """
         self._host = host
         self._connections = connections

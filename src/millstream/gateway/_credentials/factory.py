@@ -24,12 +24,12 @@ def open_credentials(config: "UpstreamConfig", target: Any, host: Host) -> Upstr
     """Return the credentials of an upstream that has some, or forwards headers.
 
     Args:
-        config: configuration of the upstream.
+        config: Configuration of the upstream.
         target: URL of the upstream.
-        host: the running server, whose sign-in is open.
+        host: The running server, whose sign-in is open.
 
     Raises:
-        LocalError: the options are invalid; the message says why.
+        LocalError: The options are invalid; the message says why.
     """
     name, auth = config.name, config.auth
     url = _url_of(target)

@@ -45,15 +45,15 @@ class _TokenCredentials(UpstreamCredentials):
         """Create the credentials and read the secrets.
 
         Args:
-            upstream: name of the upstream.
-            forward: see `UpstreamCredentials`.
+            upstream: Name of the upstream.
+            forward: See `UpstreamCredentials`.
             url: URL of the upstream.
-            options: the operator's options.
-            services: services of the server.
+            options: The operator's options.
+            services: Services of the server.
 
         Raises:
-            LocalError: a secret is missing.
-            ValueError: a key can't sign.
+            LocalError: A secret is missing.
+            ValueError: A key can't sign.
         """
         super().__init__(upstream, forward)
         self._options = options

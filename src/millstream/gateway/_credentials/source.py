@@ -64,8 +64,8 @@ class UpstreamCredentials:
         """Create the credentials without any I/O.
 
         Args:
-            upstream: name of the upstream, for errors.
-            forward: names of headers to forward, in lower case; see `check_forwarded`.
+            upstream: Name of the upstream, for errors.
+            forward: Names of headers to forward, in lower case; see `check_forwarded`.
         """
         # Configuration
         self.upstream: str = upstream
@@ -81,7 +81,7 @@ class UpstreamCredentials:
         """Return the part of a connection's key that identifies its credentials, before each call.
 
         Raises:
-            ToolError: the upstream needs to identify the caller, who hasn't signed in.
+            ToolError: The upstream needs to identify the caller, who hasn't signed in.
         """
         headers = self.forwarded_headers(call)
         owner, caller = self._identify(call)
@@ -113,14 +113,14 @@ class UpstreamCredentials:
         """Ensure that a call has credentials, asking the user for them if necessary.
 
         Raises:
-            ToolError, ProtocolError, InputRequired: the call has no credentials yet.
+            ToolError, ProtocolError, InputRequired: The call has no credentials yet.
         """
 
     async def recover(self, call: "Call", denied: AccessDenied) -> bool:
         """Return whether to retry a call that the upstream denied, after asking the user.
 
         Raises:
-            ToolError, ProtocolError, InputRequired: the user has to act first.
+            ToolError, ProtocolError, InputRequired: The user has to act first.
         """
         if denied.status == 403 and "insufficient_scope" in denied.challenge:
             raise call_error(
@@ -143,7 +143,7 @@ class UpstreamCredentials:
         """Return the credentials for one request, without forwarded headers.
 
         Raises:
-            ClientError: there are no credentials at the moment.
+            ClientError: There are no credentials at the moment.
         """
         return {}
 
@@ -210,13 +210,13 @@ class FixedCredentials(UpstreamCredentials):
         """Create the credentials and read the secrets.
 
         Args:
-            upstream: name of the upstream.
-            forward: see `UpstreamCredentials`.
-            secrets: secrets by header.
-            prefix: prefix of each value.
+            upstream: Name of the upstream.
+            forward: See `UpstreamCredentials`.
+            secrets: Secrets by header.
+            prefix: Prefix of each value.
 
         Raises:
-            LocalError: a secret is missing, or can't be sent.
+            LocalError: A secret is missing, or can't be sent.
         """
         super().__init__(upstream, forward)
         self._secrets = secrets
@@ -252,12 +252,12 @@ def check_forwarded(upstream: str, names: Sequence[str], configured: Mapping[str
     """Return the names of headers to forward, in lower case.
 
     Args:
-        upstream: name of the upstream, for errors.
-        names: the operator's list.
-        configured: headers that the upstream's own configuration sets.
+        upstream: Name of the upstream, for errors.
+        names: The operator's list.
+        configured: Headers that the upstream's own configuration sets.
 
     Raises:
-        LocalError: a header must not be forwarded.
+        LocalError: A header must not be forwarded.
     """
     configured_names = {each.lower() for each in configured}
     found = tuple(dict.fromkeys(each.lower() for each in names))

@@ -88,13 +88,13 @@ class SharedTokens:
         """Share grants through the store of a server.
 
         Args:
-            services: services of the server.
-            prefix: prefix of the store keys, after the kind and a colon.
-            ttl: seconds for which a grant without an expiry is kept.
-            lossy: whether a grant can be obtained again without a user.
-            on_change: called with the name of a grant that a worker has stored or removed.
-            on_interruption: called after such messages may have been lost.
-            discard: called with a renewed grant that was removed during its renewal.
+            services: Services of the server.
+            prefix: Prefix of the store keys, after the kind and a colon.
+            ttl: Seconds for which a grant without an expiry is kept.
+            lossy: Whether a grant can be obtained again without a user.
+            on_change: Called with the name of a grant that a worker has stored or removed.
+            on_interruption: Called after such messages may have been lost.
+            discard: Called with a renewed grant that was removed during its renewal.
         """
         self._services = services
         self._vault = Vault(services)
@@ -189,7 +189,7 @@ class SharedTokens:
         """Return the grant of a name, renewed if its token is about to expire.
 
         Raises:
-            ClientError: it has expired, and can't be renewed at the moment.
+            ClientError: It has expired, and can't be renewed at the moment.
         """
         found = await self.load(name)
         if found is not None and not _needs_renewal(found):
@@ -203,7 +203,7 @@ class SharedTokens:
             Whether a retry makes sense, because there's another token.
 
         Raises:
-            ClientError: the grant can't be renewed at the moment.
+            ClientError: The grant can't be renewed at the moment.
         """
         _, found = await self._read(name)
         if found is not None and found.token != refused:

@@ -36,8 +36,8 @@ class ProgramAuth(AuthMethod):
         """Wrap the token check of an application.
 
         Args:
-            program: protected program; it remembers its callers.
-            side: its HTTP side.
+            program: Protected program; it remembers its callers.
+            side: Its HTTP side.
         """
         self._program = program
         self._backend: Any = side.backend
@@ -54,7 +54,7 @@ class ProgramAuth(AuthMethod):
         """Return the identity of a token's owner; None for an invalid token.
 
         Raises:
-            Unavailable: the program's check failed.
+            Unavailable: The program's check failed.
         """
         scope = {
             "type": "http",

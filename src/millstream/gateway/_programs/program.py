@@ -65,7 +65,7 @@ class _Output(ObjectSendStream[Any]):
         """Create an open stream.
 
         Args:
-            deliver: receives a message; returns False if the connection is closed.
+            deliver: Receives a message; returns False if the connection is closed.
         """
         self._deliver = deliver
         self._closed = False
@@ -105,7 +105,7 @@ class ProgramTransport(DuplexTransport):
         """Start the program if necessary.
 
         Raises:
-            ConnectFailed: the program failed to start.
+            ConnectFailed: The program failed to start.
         """
         try:
             self._run = await self._program.enter()
@@ -242,7 +242,7 @@ class ProgramRun:
         """Add a user, and wait until the program has started.
 
         Raises:
-            Exception: raised by the program's lifespan.
+            Exception: Raised by the program's lifespan.
         """
         self.user_count += 1
         try:
@@ -285,11 +285,11 @@ class Program:
         """Create the program; it starts with the first session.
 
         Args:
-            name: name of the server.
-            version: version of the server.
-            open: runs the program.
-            side: its HTTP side; None for a low-level server, which has none.
-            handshake_only: whether it doesn't support the per-request era.
+            name: Name of the server.
+            version: Version of the server.
+            open: Runs the program.
+            side: Its HTTP side; None for a low-level server, which has none.
+            handshake_only: Whether it doesn't support the per-request era.
         """
         self.name: str = name
         self.version: str = version
@@ -309,8 +309,8 @@ class Program:
         """Store the library's user object for the sessions of a caller.
 
         Args:
-            caller: see `caller_of`.
-            user: user object of the library.
+            caller: See `caller_of`.
+            user: User object of the library.
         """
         self._users.keep(caller, user)
 
@@ -326,7 +326,7 @@ class Program:
         """Start the program in this event loop if necessary. Return it with one more user, who has to `leave` it.
 
         Raises:
-            Exception: raised by the program's lifespan.
+            Exception: Raised by the program's lifespan.
         """
         loop = asyncio.get_running_loop()
         await self.settle()
@@ -366,7 +366,7 @@ def program_of(value: Any) -> Program:
     """Return a server object of another library as a target.
 
     Raises:
-        ProgramError: it isn't one, or this version of its library isn't supported.
+        ProgramError: It isn't one, or this version of its library isn't supported.
     """
     library = library_of(value)
     if not library:
@@ -402,7 +402,7 @@ def upstream_of(value: Any) -> Program:
     """Return a server object as an upstream of a server that may admit other callers than the program does.
 
     Raises:
-        ProgramError: as `program_of`, or the program checks tokens.
+        ProgramError: As `program_of`, or the program checks tokens.
     """
     program = value if isinstance(value, Program) else program_of(value)
     if program is not value and program.protected:
@@ -425,7 +425,7 @@ def _check_low_level(server: Any, library_version: str) -> Any:
     """Return `server` if it's a low-level server.
 
     Raises:
-        ProgramError: it isn't one, because this version structures its application differently.
+        ProgramError: It isn't one, because this version structures its application differently.
     """
     if not isinstance(server, import_module("mcp.server.lowlevel").Server):
         raise UnsupportedVersion(

@@ -30,7 +30,7 @@ class Messages:
         """Return a message as an object of the SDK.
 
         Args:
-            data: complete JSON-RPC message.
+            data: Complete JSON-RPC message.
         """
         return self._session_message(self._parse(_decode_message(data)))
 
@@ -86,11 +86,11 @@ class SingleExchange:
         """Prepare to call a low-level server.
 
         Args:
-            server: server of the SDK 2.x.
-            lifespan_state: state that its lifespan yielded.
+            server: Server of the SDK 2.x.
+            lifespan_state: State that its lifespan yielded.
 
         Raises:
-            ImportError, AttributeError: this version is organized differently.
+            ImportError, AttributeError: This version is organized differently.
         """
         runner: Any = import_module("mcp.server.runner")
         inbound: Any = import_module("mcp.shared.inbound")
@@ -109,10 +109,10 @@ class SingleExchange:
         """Return the response to a request.
 
         Args:
-            method: method of the request.
-            body: complete message.
-            request_id: id of the request.
-            deliver: receives the notifications that precede the response.
+            method: Method of the request.
+            body: Complete message.
+            request_id: Id of the request.
+            deliver: Receives the notifications that precede the response.
         """
         params = _decode(body).params
         route = self._classify({"method": method, "params": params})

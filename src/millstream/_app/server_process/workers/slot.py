@@ -193,7 +193,7 @@ class WorkerSlot:
         """Report errors inside the block to the parent, which shows them.
 
         Raises:
-            SystemExit: there was an error.
+            SystemExit: There was an error.
         """
         try:
             yield
@@ -277,7 +277,7 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
     """Return sockets for the workers: one for each, or fewer, which they share.
 
     Raises:
-        CommandError: the address or port can't be used.
+        CommandError: The address or port can't be used.
     """
     if workers == 1 or not SPREADS:
         if workers > 1:

@@ -174,13 +174,13 @@ class Supervisor:
         """Create the supervisor; `run` starts the workers.
 
         Args:
-            command: command that starts a worker.
-            slots: one for each worker.
-            host: configured address, which decides who counts as local.
-            run: number of this ``run()`` call in the program.
-            store: opens the shared store for the whole run, and yields its address.
-            changes: yields whenever the program has changed.
-            told: called once when the workers serve.
+            command: Command that starts a worker.
+            slots: One for each worker.
+            host: Configured address, which decides who counts as local.
+            run: Number of this ``run()`` call in the program.
+            store: Opens the shared store for the whole run, and yields its address.
+            changes: Yields whenever the program has changed.
+            told: Called once when the workers serve.
         """
         self._command = command
         self._slots = slots
@@ -209,8 +209,8 @@ class Supervisor:
         """Serve until stopped.
 
         Raises:
-            CommandError: a worker can't start.
-            SystemExit: a second signal stopped it without draining.
+            CommandError: A worker can't start.
+            SystemExit: A second signal stopped it without draining.
         """
         async with AsyncExitStack() as stack:
             orders = ParentSignals()
@@ -289,7 +289,7 @@ class Supervisor:
         """Start a worker, unless the next restart is requested before it's ready.
 
         Raises:
-            NotStarted: it can't start, or was given up.
+            NotStarted: It can't start, or was given up.
         """
         starting = asyncio.create_task(self._start(slot))
         overtaken = asyncio.create_task(_some_time_after(orders.restart))
@@ -307,11 +307,11 @@ class Supervisor:
         """Start processes until one is ready, waiting longer each time.
 
         Args:
-            slot: slot of the worker.
-            why: what ended the process that it replaces. If empty, only killed processes are started again.
+            slot: Slot of the worker.
+            why: What ended the process that it replaces. If empty, only killed processes are started again.
 
         Raises:
-            NotStarted: the first process can't start, or all were killed by other processes.
+            NotStarted: The first process can't start, or all were killed by other processes.
         """
         mending, starts = bool(why), 0
         while True:
@@ -352,7 +352,7 @@ class Supervisor:
         """Start a process. If it serves and then dies, it's replaced automatically.
 
         Raises:
-            NotStarted: the system can't start another process.
+            NotStarted: The system can't start another process.
         """
         numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self._slots}
         mine = numbers.pop(slot.number)
@@ -515,17 +515,17 @@ def supervise(
     """Serve with several workers until stopped.
 
     Args:
-        host: address to listen on.
-        port: port to listen on; 0 for any.
-        workers: number of workers.
-        run: number of this ``run()`` call in the program.
-        descriptor: descriptor of a socket to listen on instead.
-        watched: folder; when a Python file in it changes, all workers restart.
-        told: called once when the workers serve.
+        host: Address to listen on.
+        port: Port to listen on; 0 for any.
+        workers: Number of workers.
+        run: Number of this ``run()`` call in the program.
+        descriptor: Descriptor of a socket to listen on instead.
+        watched: Folder; when a Python file in it changes, all workers restart.
+        told: Called once when the workers serve.
 
     Raises:
-        CommandError: the address can't be used, or a worker can't start.
-        SystemExit: a second signal stopped it without draining.
+        CommandError: The address can't be used, or a worker can't start.
+        SystemExit: A second signal stopped it without draining.
     """
     command = own_command()
     sockets = passed = passed_sockets(descriptor)

@@ -54,8 +54,8 @@ class SocketTakeover:
         """Create it; `begin` starts accepting.
 
         Args:
-            me: slot of this worker.
-            others: sockets of each other slot.
+            me: Slot of this worker.
+            others: Sockets of each other slot.
         """
         # Configuration
         self._me = me
@@ -119,7 +119,7 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
     """Serve until stopped.
 
     Raises:
-        SystemExit: it can't start; the parent shows why.
+        SystemExit: It can't start; the parent shows why.
     """
     hello, definition = place.hello, application.runtimes.definition
     place.mark_logs()
@@ -204,7 +204,7 @@ class WorkerStops(StopSignals):
         """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
 
         Raises:
-            SystemExit: a second signal stopped it without draining.
+            SystemExit: A second signal stopped it without draining.
         """
         end = self._place.line.end
         end.setblocking(False)

@@ -66,7 +66,7 @@ def own_command() -> list[str]:
     """Return the interpreter, its options, and the program's arguments, as they were given.
 
     Raises:
-        CommandError: the program isn't in a file that could run again.
+        CommandError: The program isn't in a file that could run again.
     """
     main = sys.modules["__main__"]
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
@@ -121,9 +121,9 @@ class WorkerProcess:
         """Start the process.
 
         Args:
-            command: program that becomes a worker through what it inherits.
-            hello: its role.
-            environment: environment variables in addition to the parent's.
+            command: Program that becomes a worker through what it inherits.
+            hello: Its role.
+            environment: Environment variables in addition to the parent's.
         """
         self._loop = asyncio.get_running_loop()
         self.hello = hello
@@ -198,7 +198,7 @@ class WorkerProcess:
         """Wait until it serves. Several callers may wait, and each may be canceled separately.
 
         Raises:
-            NotStarted: it ended before.
+            NotStarted: It ended before.
         """
         return await asyncio.shield(self._ready)
 
