@@ -378,7 +378,7 @@ class Connector:
             answer = await transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise RequestTimeout(f"The server didn't answer {method} within {seconds:g} seconds.") from exc
+                raise RequestTimeout(f"The server didn't respond to {method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()

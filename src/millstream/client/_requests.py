@@ -227,7 +227,7 @@ class Requests:
             answer = await connection.transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise RequestTimeout(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc
+                raise RequestTimeout(f"The server didn't respond to {ask.method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()
