@@ -240,5 +240,5 @@ BOUNDS = (
     Bound("memory of an idle server", "idle", 45, "MiB"),
     Bound("import", "import_ms", 150, "ms"),
     Bound("modules imported", "modules", 250, ""),
-    Bound("first answer over stdio", "stdio_ms", 250, "ms"),
+    Bound("first response over stdio", "stdio_ms", 250, "ms"),
 )

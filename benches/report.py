@@ -149,7 +149,7 @@ def _stalled_table(figures: dict[str, Figures]) -> str:
 
 
 def _start_table(figures: dict[str, Figures]) -> str:
-    rows = ["**Starting**", "", "| server | import ms | modules | HTTP answers after ms | stdio after ms | MiB idle |"]
+    rows = ["**Starting**", "", "| server | import ms | modules | HTTP responds after ms | stdio after ms | MiB idle |"]
     rows.append("|---|--:|--:|--:|--:|--:|")
     for target, found in figures.items():
         label = TARGETS[target].name

@@ -52,7 +52,7 @@ class NatsNodes:
                 json.loads((await reader.readline()).partition(b" ")[2])
                 writer.close()
                 return
-        raise RuntimeError(f"The NATS node {node} doesn't answer.")
+        raise RuntimeError(f"The NATS node {node} doesn't respond.")
 
     async def kill(self, node: int) -> None:
         """End a node as kill -9 does."""

@@ -138,7 +138,7 @@ class RouteRegistry:
     @staticmethod
     def _add(routes: dict[str, Route], path: str, route: Route) -> None:
         if path in routes:
-            raise ValueError(f"Two parts of the server serve {path!r}: give one of them another path")
+            raise ValueError(f"Two parts of the server serve {path!r}. Give one of them another path.")
         routes[path] = route
 
 
@@ -352,7 +352,7 @@ def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) ->
     named: dict[str, Part] = {}
     for part in parts:
         if part.name in named:
-            raise ValueError(f"Two parts are named {part.name!r}: rename one")
+            raise ValueError(f"Two parts are named {part.name!r}. Rename one.")
         named[part.name] = part
     ordered: dict[str, Part] = {}
 

@@ -192,7 +192,10 @@ async def test_form_on_another_host_name_links_to_the_right_one(world: World) ->
     reply = await world.ask(
         "POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, host=other, origin=f"http://{other}"
     )
-    assert (reply.status, f"only works at {world.url}/docs. Open that address.".encode() in reply.body) == (400, True)
+    assert (reply.status, f"can only sign in at {world.url}/docs. Open that address.".encode() in reply.body) == (
+        400,
+        True,
+    )
 
 
 async def test_issuer_and_external_page_login_can_be_combined() -> None:

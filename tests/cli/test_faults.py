@@ -98,11 +98,11 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (problem, 4, r"refused the request \(403\): The key is old\. Send another key with --auth KEY", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
-    (with_discovery(hang), 5, r"didn't answer \S+ within 0\.3 seconds", ("--timeout", "0.3")),
+    (with_discovery(hang), 5, r"didn't respond to \S+ within 0\.3 seconds", ("--timeout", "0.3")),
     (with_discovery(die), 3, "closed the connection before it answered", ()),
     (with_discovery(wrong_id), 1, "999", ()),
     (with_discovery(gigabyte), 1, "more than 67,108,864 bytes", ()),
-    (with_discovery(bomb), 5, "didn't answer", ("--timeout", "0.3")),
+    (with_discovery(bomb), 5, "didn't respond", ("--timeout", "0.3")),
 ]
 
 
@@ -153,7 +153,7 @@ async def test_tls_failures_are_explained(unasked: int) -> None:
 PROGRAMS = [
     ("import sys; sys.exit('no such database')", 3, r"^Error: The server exited with code 1\.$", WAIT),
     ("import sys; sys.exit('Error: no\\n  Fix: go')", 3, r"^Error: The server exited with code 1\.$", WAIT),
-    ("print('Welcome!')\nimport time; time.sleep(600)", 5, "didn't answer", 0.2),
+    ("print('Welcome!')\nimport time; time.sleep(600)", 5, "didn't respond", 0.2),
     ("while True: print('x' * 10)", 1, "writes text to its standard output", WAIT),
 ]
 

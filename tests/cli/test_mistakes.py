@@ -233,7 +233,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().run("sse2"), "sse2", "http"),
     (lambda: program().http_app(stateless_http=True), "stateless_http", "Settings"),
     (lambda: Server("shop", serv="hub"), "serv", "serve"),  # type: ignore[call-arg]
-    (lambda: Server("shop", serve="chatt"), "Unknown part 'chatt'", "Use metrics, hub, rest, web or all"),
+    (lambda: Server("shop", serve="chatt"), "Unknown part 'chatt'", "Use metrics, hub, rest, web, or all."),
     (lambda: Server("shop", port=8000), "port", "run"),  # type: ignore[call-arg]
     (lambda: Server("shop", settings=Settings(stor="x")), "stor", "store"),  # type: ignore[call-arg]
     (lambda: program().tool(titel="x")(len), "titel", "title"),  # type: ignore[call-overload]

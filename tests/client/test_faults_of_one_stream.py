@@ -132,12 +132,12 @@ async def websocket(fault: Fault) -> AsyncGenerator[str]:
 
 WAYS = {"http+sse": http_sse, "websocket": websocket}
 FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
-    (hang, RequestTimeout, "didn't answer", 0.2),
+    (hang, RequestTimeout, "didn't respond", 0.2),
     (die, ConnectionLost, "", WAIT),
     (invalid, InvalidResponse, "invalid response", WAIT),
     (too_long, TooLarge, "1,000,000 bytes", WAIT),
     (half, ServerError, "no reason", WAIT),
-    (bomb, RequestTimeout, "didn't answer", 0.2),
+    (bomb, RequestTimeout, "didn't respond", 0.2),
 ]
 
 

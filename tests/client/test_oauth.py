@@ -67,8 +67,8 @@ def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.Monkey
         ({"code": "c", "state": "s"}, "lacks the iss parameter"),
         ({"code": "c", "state": "s", "iss": "https://evil.example"}, "evil.example"),
         ({"code": "c", "state": "s", "iss": "https://as.example/"}, "as.example/"),
-        ({"code": "c", "state": "other", "iss": "https://as.example"}, "another login"),
-        ({"code": "c", "iss": "https://as.example"}, "another login"),
+        ({"code": "c", "state": "other", "iss": "https://as.example"}, "another sign-in"),
+        ({"code": "c", "iss": "https://as.example"}, "another sign-in"),
         ({"error": "access_denied", "state": "s", "iss": "https://as.example"}, "access_denied"),
     ],
 )

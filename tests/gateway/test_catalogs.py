@@ -219,5 +219,5 @@ async def test_gateway_runs_in_one_event_loop() -> None:
         asyncio.run(start())
 
     async with mcp.running():
-        with pytest.raises(ValueError, match="it runs in one at a time"):
+        with pytest.raises(ValueError, match="it can run in only one"):
             await asyncio.to_thread(second)

@@ -67,7 +67,7 @@ async def test_silent_store_is_down(caplog: pytest.LogCaptureFixture) -> None:
     values = Values()
     values.silent = True
     assert await health_of(values, bound=0.0).look() is False
-    assert caplog.messages == ["The store doesn't answer: no answer within 0 s"]
+    assert caplog.messages == ["The store doesn't respond: no answer within 0 s"]
 
 
 async def test_health_checks_query_the_store_once_a_second() -> None:

@@ -51,7 +51,7 @@ def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]]
 
 def _check_lifespan(where: str, lifespan: Any) -> None:
     if isinstance(lifespan, AbstractAsyncContextManager):
-        raise TypeError(f"{where} was called already. Pass the function itself, without parentheses")
+        raise TypeError(f"{where} was called already. Pass the function itself, without parentheses.")
     if not callable(lifespan):
         raise TypeError(f"{where} must be a function, not {lifespan!r}: {_LIFESPAN}")
     plain: Callable[..., Any] = inspect.unwrap(lifespan)

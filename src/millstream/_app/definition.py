@@ -279,7 +279,7 @@ class Definition:
             raise OneWorkerOnly(
                 f"{what!r} would be registered on one worker only, because the server is running and shares its store "
                 "with other workers. Register it before the server runs, in its lifespan, or in a task that the "
-                "lifespan starts"
+                "lifespan starts."
             )
 
     def _check_free(self, kind: str, key: str) -> None:
@@ -324,9 +324,9 @@ class Definition:
 
     def _check_addable(self, what: str) -> None:
         if self._runs():
-            raise LocalError(f"The server is already running. Add {what} before it runs")
+            raise LocalError(f"The server is already running. Add {what} before it runs.")
         for parent, _ in self._mounted_on:
-            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add {what} there")
+            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add {what} there.")
 
     def add_middleware(self, middleware: object) -> None:
         """Add hooks inside the existing ones, around items that are registered from now on."""
@@ -381,7 +381,7 @@ class Definition:
         if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
             what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
             raise ValueError(
-                f"{other.name!r} has {what}, but {self.name!r} is already running. Mount it before, or in a lifespan"
+                f"{other.name!r} has {what}, but {self.name!r} is already running. Mount it before, or in a lifespan."
             )
 
     def _join(self, other: "Definition", prefix: str) -> None:
@@ -392,7 +392,7 @@ class Definition:
             try:
                 if self._runs():
                     raise ValueError(
-                        f"{other.name!r} has routes, but {self.name!r} is already running. Mount it before"
+                        f"{other.name!r} has routes, but {self.name!r} is already running. Mount it before."
                     )
                 self._check_paths()
             except ValueError:
@@ -410,7 +410,7 @@ class Definition:
             LocalError: The server is running.
         """
         if self._runs():
-            raise LocalError(f"The server is already running. Add the route {added.path!r} before it runs")
+            raise LocalError(f"The server is already running. Add the route {added.path!r} before it runs.")
         self.user_routes.append(added)
         try:
             self._check_paths()

@@ -76,7 +76,7 @@ def server_of_file(path: Path) -> Server:
         raise ConfigError(f"{path}: {exc}") from exc
     made.definition.named = config.name != GatewayConfig().name
     if not config.upstreams:
-        raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files]")
+        raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files].")
     for each in config.upstreams:
         made.definition.add_upstream(each)
     return made

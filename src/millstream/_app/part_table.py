@@ -86,7 +86,7 @@ def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
         return frozenset(SERVABLE)
     unknown = [name for name in names if name not in SERVABLE]
     if unknown:
-        raise ValueError(f"Unknown part {unknown[0]!r} in serve. Use {', '.join(SERVABLE)} or all")
+        raise ValueError(f"Unknown part {unknown[0]!r} in serve. Use {', '.join(SERVABLE)}, or all.")
     return frozenset(names).union(*(TABLE[name].brings for name in names))
 
 

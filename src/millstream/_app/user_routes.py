@@ -143,7 +143,7 @@ class UserRoutes(RouteRegistry):
             known = routes.exact.get(path)
             # The program decides whether a path is public, so it must not be a built-in one.
             if known is not None and path not in self._fixed:
-                raise ValueError(f"{path!r} is one of Millstream's own paths. Use another path for your route")
+                raise ValueError(f"{path!r} is one of Millstream's own paths. Use another path for your route.")
             if known is None or not known.reserved:
                 routes.exact[path] = route
         routes.patterns += self.patterns
@@ -154,7 +154,7 @@ class UserRoutes(RouteRegistry):
         whole = before + each.path
         check_path(whole + "/" if each.below and each.path != "/" else whole)
         if whole.rstrip("/") in mcp:
-            raise ValueError(f"{whole!r} is the path of MCP. Use another path, or serve MCP elsewhere")
+            raise ValueError(f"{whole!r} is the path of MCP. Use another path, or serve MCP elsewhere.")
         if each.pattern is not None:
             self.patterns.append((re.compile(re.escape(before) + each.pattern.pattern.lstrip("^")), made))
             return
@@ -162,7 +162,7 @@ class UserRoutes(RouteRegistry):
         if known is not None and known.handlers.keys() & made.handlers.keys():
             raise ValueError(f"{whole!r} was added twice")
         if known is not None and known.public is not made.public:
-            raise ValueError(f"{whole!r} is public for one method and not for another. Split the path")
+            raise ValueError(f"{whole!r} is public for one method and not for another. Split the path.")
         self.exact[whole] = made if known is None else _both(made, known)
         if each.below:
             self.add_prefix(whole.rstrip("/") + "/", made)
@@ -263,7 +263,7 @@ def check_form(path: str) -> None:
     """
     if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
         raise ValueError(
-            f"{path!r} isn't a path. Write one that begins with / and has no query, as in '/hooks/payments'"
+            f"{path!r} isn't a path. Write one that begins with / and has no query, as in '/hooks/payments'."
         )
 
 
@@ -275,7 +275,7 @@ def check_path(path: str) -> None:
     """
     check_form(path)
     if path.rstrip("/") in _TAKEN or path in _TAKEN or path.startswith(_TAKEN_BELOW):
-        raise ValueError(f"{path!r} is one of Millstream's own paths. Use another one, such as '/my{path}'")
+        raise ValueError(f"{path!r} is one of Millstream's own paths. Use another one, such as '/my{path}'.")
 
 
 def _page(function: Callable[..., Any]) -> Application:

@@ -79,7 +79,7 @@ Key = Annotated[
 Login = Annotated[
     bool,
     Parameter(
-        name="--login", group=CONNECTION, help="Log in with a browser if the server requires it, and store the login."
+        name="--login", group=CONNECTION, help="Sign in with a browser if the server requires it, and store the tokens."
     ),
 ]
 Env = Annotated[
@@ -263,7 +263,7 @@ def _fail(text: str, status: int) -> None:
 def text_of(error: ClientError) -> str:
     """Return the message of an error, with a remedy for the command line."""
     if isinstance(error, AccessDenied) and error.remedy:
-        return f"{error.message} Log in with --login, or send a key: --auth KEY."
+        return f"{error.message} Sign in with --login, or send a key: --auth KEY."
     if isinstance(error, AccessDenied) and re.search(r"\(403\): .*\b(key|token)\b", error.message, re.IGNORECASE):
         return f"{error.message} Send another key with --auth KEY."
     if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:

@@ -57,7 +57,7 @@ class StoreLimiter:
             self._trying = False
         if self.away:
             self.away = False
-            logger.warning("The store answers again. Limits are shared by all workers.")
+            logger.warning("The store responds again. Limits are shared by all workers.")
         self.workers = decision.workers
         return decision
 
@@ -111,6 +111,6 @@ class StoreLimiter:
         if not self.away:
             self.away = True
             logger.warning(
-                "The store doesn't answer (%s). Until it does, each worker enforces its own share of every limit.",
+                "The store doesn't respond (%s). Until it does, each worker enforces its own share of every limit.",
                 str(exc).rstrip(".") or type(exc).__name__,
             )

@@ -57,7 +57,7 @@ class StoreHealth:
             self.up = False
             if before:
                 why = str(exc) or f"no answer within {self.bound:g} s"
-                logger.error("The store doesn't answer: %s", why)
+                logger.error("The store doesn't respond: %s", why)
         return self.up
 
 

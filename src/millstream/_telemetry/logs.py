@@ -124,7 +124,7 @@ def configure(
     target = stream or sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  stderr may be closed (2>&-)
     if target is sys.stdout:
         raise ValueError(
-            "Logs can't go to standard output, because it carries the protocol on stdio. Use another stream."
+            "Logs can't be written to standard output, because it carries the protocol on stdio. Use another stream."
         )
     lines = (not target.isatty()) if json is None else json
     handler = _OurHandler(target)

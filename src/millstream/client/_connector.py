@@ -380,7 +380,7 @@ class Connector:
             log_message("received", answer.error or answer.result)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise RequestTimeout(f"The server didn't answer {method} within {seconds:g} seconds.") from exc
+                raise RequestTimeout(f"The server didn't respond to {method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()

@@ -230,7 +230,7 @@ class Requests:
             log_message("received", answer.error or answer.result)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise RequestTimeout(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc
+                raise RequestTimeout(f"The server didn't respond to {ask.method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()

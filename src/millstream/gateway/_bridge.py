@@ -606,7 +606,9 @@ class _ForwardedCall:
         try:
             return project_answer(question, await self.relay.ask(question), self._source)
         except ProtocolError as exc:
-            raise call_error(self._call, f"The server asked the client, and received no answer: {exc.message}") from exc
+            raise call_error(
+                self._call, f"The server asked the client, but didn't get an answer: {exc.message}"
+            ) from exc
 
     async def _return_questions(self) -> bytes:
         """Forward a call in rounds, returning the upstream's questions as the result."""

@@ -145,7 +145,7 @@ class Document:
         if not is_object(spec) or not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths")
         if not str(spec.get("openapi", "")).startswith("3."):
-            raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first")
+            raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
         self._spec: dict[str, Any] = spec
         self._conversions: dict[str, _Conversion] = {}
         self.skipped: dict[str, str] = {}
@@ -831,7 +831,7 @@ def check_api(config: Any) -> None:
         if config.auth is not None or config.headers:
             raise ValueError(
                 f"upstream {config.name!r}: an application in this process doesn't support auth and "
-                "headers. Remove them"
+                "headers. Remove them."
             )
         check_forwarded(config.name, config.forward_headers, {})
 

@@ -97,7 +97,7 @@ class GatewayPart:
         self._info = dict(host.dispatcher.info)
         if host.registry.find_resource is not None:
             raise ValueError(
-                "This server already runs in another event loop. With upstreams, it can run in only one at a time"
+                "This server already runs in another event loop. With upstreams, it can run in only one at a time."
             )
         check(self.definition.upstreams)
         host.runs_while_idle = True
@@ -572,7 +572,7 @@ def check(configs: Sequence[UpstreamConfig]) -> None:
     for config in configs:
         config.check()
         if config.name in names:
-            raise ValueError(f"Two upstreams are named {config.name!r}. Rename one")
+            raise ValueError(f"Two upstreams are named {config.name!r}. Rename one.")
         names.add(config.name)
         host = config.names.host
         if host in prefixes:

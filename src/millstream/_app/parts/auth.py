@@ -155,7 +155,7 @@ def _check_mounted(definition: Definition) -> None:
         if each.auth:
             raise LocalError(
                 f"{each.name!r} has auth=…, but is mounted on {definition.name!r}, which has none, so anyone "
-                f"could call its tools there. Pass the same auth=… to {definition.name!r}"
+                f"could call its tools there. Pass the same auth=… to {definition.name!r}."
             )
         _check_mounted(each)
 

@@ -200,7 +200,7 @@ async def count_items(client: Client) -> DiagnosticStep:
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     nothing = not any(counts.values())
     return DiagnosticStep(
-        "offers", ok=not nothing, found=text, remedy="Register something, or log in." if nothing else ""
+        "offers", ok=not nothing, found=text, remedy="Register something, or sign in." if nothing else ""
     )
 
 
@@ -244,7 +244,7 @@ def remedy_of(error: ClientError) -> str:
             ConnectFailed,
             "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only.",
         ),
-        (AccessDenied, "Log in with --login, or send a valid key: --auth KEY."),
+        (AccessDenied, "Sign in with --login, or send a valid key: --auth KEY."),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
     ]
     return next((text for kind, text in remedies if isinstance(error, kind)), "")

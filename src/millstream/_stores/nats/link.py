@@ -148,7 +148,7 @@ class NatsLink:
                     **options,
                 )
         except (TimeoutError, OSError, nats.errors.Error) as exc:
-            raise LocalError(f"No NATS server at {address!r} answers: {_text(exc)}.") from exc
+            raise LocalError(f"No NATS server responded at {address!r}: {_text(exc)}.") from exc
         self._inbox = self._client.new_inbox()
         try:
             version = self._client.connected_server_version
@@ -242,7 +242,7 @@ class NatsLink:
         try:
             await self.client.publish(subject, data, headers=headers)
         except (nats.errors.Error, OSError) as exc:
-            raise StoreUnavailable(f"The NATS store didn't answer: {_text(exc)}.") from exc
+            raise StoreUnavailable(f"The NATS store didn't respond: {_text(exc)}.") from exc
 
     async def _request(
         self,
@@ -276,7 +276,7 @@ class NatsLink:
             if error.get("code") != 503:
                 raise JetStreamError(error.get("err_code", 0), error.get("description", ""))
             await asyncio.sleep(_PAUSE)
-        raise StoreUnavailable(f"The NATS store didn't answer within {DEADLINE:g} s: {_text(last)}.")
+        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {_text(last)}.")
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
@@ -413,7 +413,7 @@ class NatsLink:
             found = batch.messages
             if end is not None and (not found or found[-1].seq == end):
                 return found
-        raise StoreUnavailable(f"The NATS store didn't answer within {DEADLINE:g} s.")
+        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
 
     async def first_message(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
         """Return the first message of a subject at or after a sequence, and the number of later ones."""

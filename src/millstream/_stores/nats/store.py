@@ -241,7 +241,7 @@ class NatsBackend:
         try:
             info = await self._link.info(f"{self._link.address.namespace}-meta")
         except (LocalError, JetStreamError) as exc:
-            return f"NATS doesn't answer: {exc}"
+            return f"NATS doesn't respond: {exc}"
         cluster: dict[str, Any] = info.get("cluster") or {}
         replicas: list[dict[str, Any]] = cluster.get("replicas") or []
         current = sum(bool(each.get("current")) and not each.get("offline") for each in replicas) + 1

@@ -264,7 +264,7 @@ class RedisClient:
         """Requeue the commands that may be retried and have time left."""
         now = asyncio.get_running_loop().time()
         final = _explain(failure, self.address)
-        why = str(final or _reason(failure, self.address)) or "it doesn't answer"
+        why = str(final or _reason(failure, self.address)) or "it doesn't respond"
         left: list[_Request] = []
         for request in batch:
             if request.reply.done():
@@ -404,7 +404,7 @@ def check(info: dict[str, Any], where: str, *, cluster: bool) -> None:
         raise LocalError(f"{where} is part of a Cluster. Start its URL with redis+cluster://.")
     if info.get("role") == "slave":
         raise RedisConnectionError(
-            f"{where} is a read-only replica. Use the address of its primary, or redis+sentinel://"
+            f"{where} is a read-only replica. Use the address of its primary, or a redis+sentinel:// URL."
         )
 
 
@@ -429,7 +429,7 @@ def _code(failure: BaseException) -> str:
 
 
 def _unavailable(why: str) -> StoreUnavailable:
-    return StoreUnavailable(f"The store didn't answer in time: {why}")
+    return StoreUnavailable(f"The store didn't respond in time: {why}")
 
 
 def _final(failure: ResponseError) -> LocalError:

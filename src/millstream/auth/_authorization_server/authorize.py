@@ -422,7 +422,7 @@ class AuthorizationEndpoint:
     ) -> Response:
         upstream = self._accounts.upstreams.get(name)
         if upstream is None:
-            return pages.wrong("Start again", "This login method is no longer available.")
+            return pages.wrong("Start again", "This way to sign in is no longer available.")
         try:
             return await self._pending_logins.begin(request, upstream, authorization=authorization)
         except SignInFailed as exc:

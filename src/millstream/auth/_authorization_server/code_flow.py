@@ -49,7 +49,7 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     try:
         return _decode((await fetch(url, form=body, headers=headers, is_allowed=allow_any)).body)
     except (OutboundError, *MALFORMED) as exc:
-        logger.error("A login request to %s failed: %s", url, exc)
+        logger.error("A sign-in request to %s failed: %s", url, exc)
         raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None
 
 
@@ -64,7 +64,7 @@ def code_of(query: Mapping[str, str], title: str) -> str:
         raise SignInFailed(f"You didn't allow {title} to identify you. Start again to sign in.")
     if error or not code:
         said = error if _ERROR.fullmatch(error) else "no code"
-        logger.error("A login with %s failed: %s", title, said)
+        logger.error("A sign-in with %s failed: %s", title, said)
         raise SignInFailed(f"{title} didn't sign you in ({said}). Start again, or contact the operator of this server.")
     return code
 

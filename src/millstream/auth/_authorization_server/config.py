@@ -124,7 +124,7 @@ def issuer_config(  # noqa: PLR0913  those of an issuer
     upstreams = [each for each in logins if isinstance(each, UpstreamLogin)]
     passwords = [each for each in logins if not isinstance(each, UpstreamLogin | TrustedIdentityProvider)]
     if not logins or len(passwords) > 1:
-        raise ValueError("auth.issuer() requires login methods, with up to one user file: users=auth.users(file=…)")
+        raise ValueError("auth.issuer() requires ways to sign in, with at most one user file: users=auth.users(file=…)")
     for each in upstreams:
         if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # would make subjects look like URLs
             raise ValueError(

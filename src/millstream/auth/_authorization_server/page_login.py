@@ -73,7 +73,7 @@ class PageLogin(PageMethod):
         """See `PageMethod.redirect_to_login`."""
         upstream = self._accounts.upstreams.get(login)
         if upstream is None:
-            raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
+            raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
         check_here(request, self._config.base, page)
         try:
             return await self._pending_logins.begin(request, upstream, page=page)
@@ -124,4 +124,4 @@ def check_here(request: HttpRequest, base: str, page: str) -> None:
         NotAdmitted: The browser uses another host, such as another name of this machine.
     """
     if not is_at(request, base):
-        raise NotAdmitted(f"This login only works at {base}{page}. Open that address.", 400, wrong=False)
+        raise NotAdmitted(f"You can only sign in at {base}{page}. Open that address.", 400, wrong=False)

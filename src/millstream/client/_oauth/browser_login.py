@@ -71,14 +71,16 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
     """
     named = answer.get("iss")
     if named is not None and named != issuer.issuer:
-        raise AccessDenied(f"The login response is from {brief(named)}, but the request went to {issuer.issuer}.", 401)
+        raise AccessDenied(
+            f"The sign-in response is from {brief(named)}, but the request went to {issuer.issuer}.", 401
+        )
     if named is None and issuer.authorization_response_iss_parameter_supported:
-        raise AccessDenied(f"The login response lacks the iss parameter, although {issuer.issuer} announces it.", 401)
+        raise AccessDenied(f"The sign-in response lacks the iss parameter, although {issuer.issuer} announces it.", 401)
     if not secrets.compare_digest(answer.get("state", "").encode(), state.encode()):
-        raise AccessDenied("The login response belongs to another login.", 401)
+        raise AccessDenied("The sign-in response belongs to another sign-in.", 401)
     if "code" not in answer:
         reason = answer.get("error_description") or answer.get("error") or "no reason given"
-        raise AccessDenied(f"The login failed: {brief(reason)}.", 401)
+        raise AccessDenied(f"The sign-in failed: {brief(reason)}.", 401)
     return answer["code"]
 
 
@@ -120,7 +122,7 @@ class Loopback:
                 return await self._redirect
         except TimeoutError as exc:
             raise AccessDenied(
-                f"The login wasn't completed within {_LOGIN_TIMEOUT:g} seconds. Try again.", 401
+                f"The sign-in wasn't completed within {_LOGIN_TIMEOUT:g} seconds. Try again.", 401
             ) from exc
 
     async def close(self) -> None:

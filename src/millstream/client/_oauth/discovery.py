@@ -123,7 +123,7 @@ async def fetch(
             context=outbound.tls,
         )
     except TimeoutError as exc:
-        raise ConnectFailed(f"{where.origin} didn't answer within {_TOTAL_TIMEOUT:g} seconds.") from exc
+        raise ConnectFailed(f"{where.origin} didn't respond within {_TOTAL_TIMEOUT:g} seconds.") from exc
     except AddressRefused as exc:
         raise ConnectFailed(
             f"{where.origin} isn't on the public Internet, so requests to it are refused.", remedy=_PRIVATE_REMEDY
@@ -131,7 +131,7 @@ async def fetch(
     except UnicodeError as exc:  # an invalid host name
         raise ConnectFailed(f"{where.origin} can't be reached.") from exc
     except (InvalidResponse, ConnectionLost) as exc:  # caused by this server, not by the MCP server
-        raise ConnectFailed(f"{where.origin} sent no usable response: {exc}") from exc
+        raise ConnectFailed(f"{where.origin} didn't send a usable response: {exc}") from exc
 
 
 def parse_secure(url: str) -> Url:

@@ -389,7 +389,7 @@ class OAuth:
                 f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen.", 401
             )
         if not issuer.authorization_endpoint:
-            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't log in.", 401)
+            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.", 401)
         parse_secure(issuer.authorization_endpoint)
         # A local port changes with each login, and the redirect URI with it.
         who = await self._registrations.register_at(

@@ -84,7 +84,7 @@ class IdentityProvider:
         response = await ask_token(home, self._who, form, outbound)
         if response.error or not response.access_token or response.issued_token_type != _GRANT:
             reason = response.error_description or response.error or "the token has an unexpected type"
-            raise AccessDenied(f"{self._issuer} issued no grant for {issuer.issuer}: {brief(reason)}.", 401)
+            raise AccessDenied(f"{self._issuer} didn't issue a grant for {issuer.issuer}: {brief(reason)}.", 401)
         return _bearer(response.access_token, "", scope)
 
 

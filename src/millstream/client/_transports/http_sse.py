@@ -59,7 +59,7 @@ class HttpSseTransport(DuplexTransport):
                 await named
         except TimeoutError as exc:
             if reply is None:
-                raise ConnectFailed(f"{url.origin} didn't answer within {self._timeout:g} seconds.") from exc
+                raise ConnectFailed(f"{url.origin} didn't respond within {self._timeout:g} seconds.") from exc
             raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:

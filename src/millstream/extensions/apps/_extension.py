@@ -104,7 +104,7 @@ class Apps(Extension):
             base = uri.rstrip("/") or f"ui://{_check_name(path.resolve().name)}"
             files = sorted(each for each in path.glob("*.html") if each.is_file())
             if not files:
-                raise ValueError(f"{str(source)!r} contains no .html file. Add one for each view")
+                raise ValueError(f"{str(source)!r} contains no .html file. Add one for each view.")
             for each in files:
                 self._serve(each, f"{base}/{_check_name(each.stem)}", meta, options)
         elif path.is_file():

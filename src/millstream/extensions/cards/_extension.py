@@ -77,7 +77,7 @@ def _publisher(host: str) -> str:
         ip_address(host)
     except ValueError:
         return ".".join(reversed(host.rstrip(".").split(".")))
-    raise CardError(f"card_url has the IP address {host}, so no name can be derived from it. Set card_name as well")
+    raise CardError(f"card_url has the IP address {host}, so no name can be derived from it. Set card_name as well.")
 
 
 def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:

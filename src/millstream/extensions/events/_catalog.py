@@ -341,11 +341,11 @@ class EventCatalog:
             ValueError: The name or the payload class is taken.
         """
         if kind.name in self._by_name:
-            raise ValueError(f"There is already an event {kind.name!r}. Choose another name")
+            raise ValueError(f"There is already an event {kind.name!r}. Choose another name.")
         if kind.payload in self._by_payload:
             other = self._by_payload[kind.payload].name
             raise ValueError(
-                f"{kind.payload.__name__} is already the payload of {other!r}. Define another class for {kind.name!r}"
+                f"{kind.payload.__name__} is already the payload of {other!r}. Define another class for {kind.name!r}."
             )
         self._by_name[kind.name] = kind
         self._by_payload[kind.payload] = kind

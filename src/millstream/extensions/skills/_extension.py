@@ -116,7 +116,7 @@ class Skills(Extension):
     def _add(self, skills: Collection[Skill]) -> None:
         for skill in skills:
             if self._find(skill.uri) is not None:
-                raise SkillError(f"There is already a skill {skill.uri}. Give one of them a prefix")
+                raise SkillError(f"There is already a skill {skill.uri}. Give one of them a prefix.")
         for skill in skills:
             self._list(skill)
 

@@ -82,7 +82,7 @@ class SkillFolder:
         self._snapshot = self._look(Snapshot({}, {}), strict=True)
         self._until = clock() + FRESH_SECONDS
         if not self._snapshot.skills:
-            raise SkillError(f"{folder!r} contains no skill. A skill is a folder with a {SKILL_FILE}")
+            raise SkillError(f"{folder!r} contains no skill. A skill is a folder with a {SKILL_FILE}.")
 
     def snapshot(self) -> Snapshot:
         """Return the contents of the folder, possibly cached."""

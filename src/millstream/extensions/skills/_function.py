@@ -74,7 +74,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         return FunctionSkill(Skill(uri, frontmatter, "dynamic"), files, make)
     if inspect.iscoroutinefunction(function):
         raise TypeError(
-            f"{name}: the function runs once, at the start, so it can't be async. Use def, or set dynamic=True"
+            f"{name}: the function runs once, at the start, so it can't be async. Use def, or set dynamic=True."
         )
     content = {uri: (head + _text(function(), name)).encode(), **files}
     resources = [SkillResource(each, digest_of(data), len(data)) for each, data in content.items()]
@@ -91,7 +91,7 @@ def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, 
     content: dict[str, bytes] = {}
     for path, data in files.items():
         if not _FILE.fullmatch(path) or path == SKILL_FILE:
-            raise SkillError(f"The skill {name!r} has a file {path!r}. Write a relative path, such as 'a/b.md'")
+            raise SkillError(f"The skill {name!r} has a file {path!r}. Write a relative path, such as 'a/b.md'.")
         content[f"{base}/{quote(path)}"] = data.encode() if isinstance(data, str) else data
     return content
 

@@ -55,7 +55,7 @@ class TasksExtension(Extension):
         """
         if host.serves("tasks/get"):
             raise ValueError(
-                "This server already runs in another event loop. With tasks or upstreams, it runs in one at a time"
+                "This server already runs in another event loop. With tasks or upstreams, it can run in only one."
             )
         self._host = host
         self._records = TaskRecords(host)

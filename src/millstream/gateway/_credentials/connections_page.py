@@ -41,7 +41,7 @@ _LOGIN_RATE = Rate(60, 60)
 """Maximum logins per user and minute, because each one contacts other servers."""
 _MALFORMED_FORM = refusal(400, "The form is malformed. Reload the page.")
 _LOGIN_OVER = (
-    "This login took more than ten minutes, was already finished, or began in another browser or with another "
+    "This sign-in took more than ten minutes, was already finished, or began in another browser or with another "
     "account. Connect again."
 )
 
@@ -133,9 +133,7 @@ class ConnectionsPage:
             return await self._page(request, "Too many attempts. Wait a minute, then try again.", 429)
         base = self._base(request, connection)
         if not is_at(request, base):
-            return await self._page(
-                request, f"Open {base}{PAGE} to connect: the login only works at that address.", 400
-            )
+            return await self._page(request, f"You can only connect accounts at {base}{PAGE}. Open that address.", 400)
         tickets = Tickets(self._vault, secure=base.startswith("https://"))
         browser, cookie = tickets.browser(request)
         try:
@@ -180,7 +178,7 @@ class ConnectionsPage:
             await connection.finish(pending.owner, pending.base, pending.authorization, found.answer)
         except TimeoutError:
             return await self._page(
-                request, f"{pending.upstream} isn't connected: the login timed out. Try again.", 504
+                request, f"{pending.upstream} isn't connected, because the sign-in timed out. Try again.", 504
             )
         except ClientError as exc:
             return await self._page(
