@@ -64,7 +64,7 @@ def test_documented_comparison_is_understood(monkeypatch: pytest.MonkeyPatch) ->
     measured: list[tuple[list[str], int]] = []
     monkeypatch.setattr(command, "alone", lambda options, names: measured.append((names, options.rounds)) or 0)
     page = command.PAGE.read_text("utf-8")
-    arguments = re.search(r"(?m)^\.venv/bin/python -m benches (.*)$", page)
+    arguments = re.search(r"(?m)^\$ \.venv/bin/python -m benches (.*)$", page)
     assert arguments is not None
     monkeypatch.setattr(sys, "argv", ["benches", *arguments[1].split()])
     assert command.main() == 0
