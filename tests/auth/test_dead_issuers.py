@@ -37,7 +37,7 @@ async def test_unreachable_issuer_is_reported_at_start(
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("/tenant", "answered 404"), ("", "has no jwks_uri"), ("/other", "the issuer is")]
+    ("path", "said"), [("/tenant", "responded with 404"), ("", "has no jwks_uri"), ("/other", "the issuer is")]
 )
 async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
@@ -52,7 +52,7 @@ async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixtu
     async with run_issuer() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
         text = await warned(method, caplog)
-    assert f"{issuer.url}/nothing: 127.0.0.1 answered 404." in text
+    assert f"{issuer.url}/nothing: 127.0.0.1 responded with 404." in text
 
 
 async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
@@ -67,7 +67,7 @@ async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptu
         issuer.answers.clear()
         people = auth.login_provider(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
         text = await warned(auth.issuer("http://127.0.0.1:8000", users=people), caplog)
-    assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 answered 404" in text
+    assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 responded with 404" in text
 
 
 async def test_late_issuer_is_contacted_by_the_first_token(
@@ -82,7 +82,7 @@ async def test_late_issuer_is_contacted_by_the_first_token(
             issuer.answers |= answers
             reply = await world.call(token(claims(iss=issuer.url)), "who")
             assert reply.status == 200
-    assert "answered 404" in caplog.text
+    assert "responded with 404" in caplog.text
 
 
 async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.LogCaptureFixture) -> None:

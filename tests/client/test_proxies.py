@@ -175,7 +175,7 @@ async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("407 Proxy Authentication Required", "requires credentials (407)"),
         ("403 Forbidden", "refused to connect to mcp.test:443: 403 Forbidden"),
-        ("", "didn't answer the request to connect"),
+        ("", "didn't respond to the request to connect"),
     ],
 )
 async def test_refusing_proxies_are_explained(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

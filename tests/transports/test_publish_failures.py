@@ -12,7 +12,7 @@ from millstream._stores.base import StoreFull, StoreUnavailable
 
 @pytest.mark.parametrize(
     ("failure", "said"),
-    [(StoreUnavailable("10.1.2.3 is away"), "didn't answer in time"), (StoreFull("10.1.2.3 is full"), "is full")],
+    [(StoreUnavailable("10.1.2.3 is away"), "didn't respond in time"), (StoreFull("10.1.2.3 is full"), "is full")],
 )
 async def test_publish_error_says_to_retry_when_the_store_rejected_the_event(
     failure: LocalError, said: str, monkeypatch: pytest.MonkeyPatch

@@ -323,7 +323,7 @@ class SharedLimiter:
         return self.rate.count if known is None else max(0, int(known.remaining))
 
     def alone(self) -> Limiter:
-        """Return this worker's share of the rate, used while the store doesn't answer."""
+        """Return this worker's share of the rate, used while the store doesn't respond."""
         part = max(1, self.rate.count // self.workers)
         if self._alone is None or self._alone.rate.count != part:
             self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self._clock)

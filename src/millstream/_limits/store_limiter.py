@@ -1,4 +1,4 @@
-"""The limits kept in the store, and the fallback while it doesn't answer."""
+"""The limits kept in the store, and the fallback while it doesn't respond."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from millstream._tasks import Tasks, cancel_all
 PATIENCE = 2.0
 """Seconds that a call waits for the store."""
 PAUSE = 1.0
-"""Seconds without requests to a store that didn't answer."""
+"""Seconds without requests to a store that didn't respond."""
 _AT_ONCE = 100
 """Maximum number of seats to return in one request."""
 _REPORTS = 64
@@ -40,7 +40,7 @@ class StoreLimiter:
         self._reporting = Tasks()
 
     async def take(self, charges: Sequence[Charge]) -> Decision | None:
-        """Return the store's answer, or None if it doesn't answer."""
+        """Return the store's answer, or None if it doesn't respond."""
         if self.away and (self._trying or self._clock() < self._until):
             return None
         self._trying = self.away
@@ -69,7 +69,7 @@ class StoreLimiter:
             self._task = asyncio.get_running_loop().create_task(self._leave())
 
     async def give_back(self, seats: Sequence[ConcurrencySlot]) -> None:
-        """Return seats now, so they can be taken again. If the store doesn't answer, return them later."""
+        """Return seats now, so they can be taken again. If the store doesn't respond, return them later."""
         try:
             async with asyncio.timeout(self._patience):
                 await self._rates.leave(seats)

@@ -52,7 +52,7 @@ async def close_abandoned(store: Store, name: str) -> None:
     only paused, it can no longer write to the stream.
 
     Raises:
-        LocalError, OSError: The store doesn't answer.
+        LocalError, OSError: The store doesn't respond.
     """
     first = await store.log.read(name, None, 1)
     answer = b""

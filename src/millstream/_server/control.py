@@ -90,7 +90,9 @@ class Control:
         if not self._peers.shared or not worker or self._peers.is_me(worker):
             return
         if self._allowance.take(session_id):
-            raise ProtocolError(SERVER_ERROR, "The session sends too many answers. Try again.", status=503)
+            raise ProtocolError(
+                SERVER_ERROR, "Too many responses from this session in one second. Retry in a second.", status=503
+            )
         assert isinstance(message.id, str)  # noqa: S101  it has a worker's name in it
         try:
             there = await self._peers.send(worker, AnswerMessage(session_id, message.id, message.result, message.error))

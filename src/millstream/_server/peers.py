@@ -280,7 +280,7 @@ class Peers:
         self._on_loss.append(lost)
 
     def on_workers(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Await `look` after workers join or leave. It's repeated if the store doesn't answer."""
+        """Await `look` after workers join or leave. It's repeated if the store doesn't respond."""
         self._worker_checks.append(look)
 
     def open(self) -> None:
@@ -386,7 +386,7 @@ class Peers:
         return self._stamp
 
     async def tell(self, message: Message) -> bool:
-        """Send a message to all other workers. Return False if the store doesn't answer; messages are only hints."""
+        """Send a message to all other workers. Return False if the store doesn't respond; messages are only hints."""
         if not self.shared:
             return False
         try:
@@ -446,7 +446,7 @@ class Peers:
         """Send to one worker. Return False if its lease is over or it's unknown.
 
         Raises:
-            LocalError: The store doesn't answer.
+            LocalError: The store doesn't respond.
         """
         if not self.shared or worker == self._store.workers.me:
             return False

@@ -95,7 +95,7 @@ class OwnerQuotaExceeded(StoreFull):
 
 
 class StoreUnavailable(LocalError):
-    """The store didn't answer in time. The operation may have taken effect or not."""
+    """The store didn't respond in time. The operation may have taken effect or not."""
 
 
 class StreamSealed(LocalError):
@@ -235,7 +235,7 @@ class Log(Protocol):
         Raises:
             StoreFull: The entry is larger than the store allows.
             StreamSealed: The stream has its last entry.
-            StoreUnavailable: The store didn't answer in time.
+            StoreUnavailable: The store didn't respond in time.
         """
         ...
 
@@ -400,7 +400,7 @@ class Backend(Protocol):
             dead: Workers whose seats are free.
 
         Raises:
-            StoreUnavailable: The store didn't answer in time.
+            StoreUnavailable: The store didn't respond in time.
         """
         ...
 
@@ -412,7 +412,7 @@ class Backend(Protocol):
             seats: The seats.
 
         Raises:
-            StoreUnavailable: The store didn't answer in time. Call it again.
+            StoreUnavailable: The store didn't respond in time. Call it again.
         """
 
 

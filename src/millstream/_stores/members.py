@@ -149,7 +149,7 @@ class MapMembers:
         """Join all members again, after this worker was renamed or the store may have lost data.
 
         Raises:
-            LocalError: The store doesn't answer. Call it again.
+            LocalError: The store doesn't respond. Call it again.
         """
         self._keys.clear()
         for (group, member), (value, told) in list(self._held.items()):

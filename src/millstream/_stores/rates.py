@@ -209,7 +209,7 @@ class Rates(Protocol):
         """Take from every limit if each has enough, else from none: see `millstream._stores.base.Backend.charge`.
 
         Raises:
-            StoreUnavailable: The store didn't answer in time.
+            StoreUnavailable: The store didn't respond in time.
         """
         ...
 
@@ -217,5 +217,5 @@ class Rates(Protocol):
         """Release seats. A seat that isn't taken isn't an error. Seats of dead workers are released automatically.
 
         Raises:
-            StoreUnavailable: The store didn't answer in time. Call it again.
+            StoreUnavailable: The store didn't respond in time. Call it again.
         """

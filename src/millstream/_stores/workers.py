@@ -205,14 +205,14 @@ class Leases:
         """Take a lease under a new name.
 
         Raises:
-            LocalError: The store doesn't answer.
+            LocalError: The store doesn't respond.
         """
         self.me = secrets.token_hex(6)
         await self.renew()
         await post(self._backend, MESSAGES, _NOTE, b"")
 
     async def exit(self) -> None:
-        """End the lease. Do nothing if the store doesn't answer."""
+        """End the lease. Do nothing if the store doesn't respond."""
         self._changed.clear()
         with suppress(LocalError, OSError):
             async with asyncio.timeout(_GOODBYE):
@@ -231,7 +231,7 @@ class Leases:
         """Renew the lease. A worker whose lease is over gets a new name.
 
         Raises:
-            LocalError: The store doesn't answer.
+            LocalError: The store doesn't respond.
         """
         other, name = secrets.token_hex(6), self.me
 
@@ -259,7 +259,7 @@ class Leases:
         """Return the roster and update the known workers from it.
 
         Raises:
-            LocalError: The store doesn't answer.
+            LocalError: The store doesn't respond.
         """
         raw = await self._backend.kv.get(ROSTER)
         roster = Roster() if raw is None else _decode_roster(raw)
@@ -341,7 +341,7 @@ class LogBus:
         """Read from the end of both logs.
 
         Raises:
-            LocalError: The store doesn't answer.
+            LocalError: The store doesn't respond.
         """
         newest = await self._backend.log.newest(MESSAGES, 1)
         self._messages = self._reader(MESSAGES, newest[-1].position if newest else None)

@@ -232,7 +232,7 @@ _STATUS: dict[type[Exception], tuple[int, bytes]] = {
 
 _SAID: dict[type[Exception], str] = {
     StoreFull: "The store is full. The event was not published.",
-    StoreUnavailable: "The store didn't answer in time. The event may or may not be published.",
+    StoreUnavailable: "The store didn't respond in time. The event may or may not be published.",
 }
 """Texts for clients instead of the errors' own, which are for operators and can contain a server name."""
 

@@ -248,7 +248,7 @@ class Relay(Recipient):
         """Ask the client on the stream of its call, and return the raw answer.
 
         Raises:
-            ProtocolError: The client can't be asked, refused, or didn't answer.
+            ProtocolError: The client can't be asked, refused, or didn't respond.
         """
         call = self._call
         if call.over or call.cancelled:
@@ -346,7 +346,7 @@ class Relays:
         """Forward a question to the client that made the call, and return the answer.
 
         Raises:
-            ProtocolError: The client is unknown or doesn't answer.
+            ProtocolError: The client is unknown or doesn't respond.
         """
         if method == "ping":
             return {}

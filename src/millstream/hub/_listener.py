@@ -23,7 +23,7 @@ _POSITION_TTL = 30 * 86400.0
 _LEASE = 9.0
 """Seconds after which another worker reads the events of a name whose reader has died. Renewed three times as often."""
 _RETRY = 1.0
-"""Seconds between attempts while the store doesn't answer."""
+"""Seconds between attempts while the store doesn't respond."""
 
 logger = getLogger("millstream.hub")
 

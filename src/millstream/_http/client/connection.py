@@ -221,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
             self._headers = {}
             return  # interim responses, such as 100 Continue, precede the reply
         if self._waiter is None:
-            self._error = InvalidResponse("The server answered a request twice.")
+            self._error = InvalidResponse("The server responded twice to one request.")
             return
         reply = self._reply = HttpReply(status, headers)
         self._headers = {}  # trailers must not become headers
@@ -300,7 +300,7 @@ class HttpConnection(asyncio.Protocol):
         was_closed, self.closed = self.closed, True
         self._drop_body()
         if waiter is not None and not waiter.done():
-            waiter.set_exception(error or ConnectionLost("The server closed the connection before it answered."))
+            waiter.set_exception(error or ConnectionLost("The server closed the connection before it responded."))
         if reply is not None and reply.stream is not None:
             reply.stream.end(error or ConnectionLost("The server closed the connection in the middle of a stream."))
         if not was_closed:

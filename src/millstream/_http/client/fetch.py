@@ -103,7 +103,7 @@ async def fetch(
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc
     if reply.status != 200:
-        raise OutboundError(f"{host} answered {reply.status}.")
+        raise OutboundError(f"{host} responded with {reply.status}.")
     if reply.stream is not None:
         raise OutboundError(f"{host} sent a stream instead of a complete answer.")
     if reply.headers.get(b"content-encoding", b"identity") != b"identity":
@@ -116,7 +116,7 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
         case AddressRefused():
             return str(exc)
         case TimeoutError():
-            return f"{host} didn't answer within {seconds:g} seconds."
+            return f"{host} didn't respond within {seconds:g} seconds."
         case ConnectionLost():
             return f"{host} closed the connection in the middle of its answer."
         case TooLarge():

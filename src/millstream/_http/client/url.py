@@ -215,7 +215,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
         head = await asking.head
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         if len(words) < 2 or not words[0].startswith("HTTP/1."):
-            raise ConnectFailed(f"The proxy {proxy} didn't answer the request to connect to {place}.")
+            raise ConnectFailed(f"The proxy {proxy} didn't respond to the request to connect to {place}.")
         if not words[1].startswith("2"):
             raise proxy_error(proxy, place, " ".join(words[1:]))
     except BaseException:

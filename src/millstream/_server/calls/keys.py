@@ -88,7 +88,7 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
 
     Raises:
         ValueError: A secret in the setting is too short.
-        LocalError: The key file must not be used, the store doesn't answer, or its entry isn't a secret.
+        LocalError: The key file must not be used, the store doesn't respond, or its entry isn't a secret.
     """
     if setting.strip():
         return load_secrets(setting)

@@ -36,7 +36,7 @@ class SessionState:
 
         Raises:
             LocalError: All values together would exceed 64 KiB.
-            ProtocolError: The store is full or doesn't answer.
+            ProtocolError: The store is full or doesn't respond.
             TypeError: The value isn't JSON-serializable.
         """
         await self.update(key, lambda _: value)

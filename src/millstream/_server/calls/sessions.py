@@ -175,7 +175,7 @@ class SessionRecords:
         """Return the record of a session, or an empty one.
 
         Raises:
-            ProtocolError: The store doesn't answer.
+            ProtocolError: The store doesn't respond.
         """
         if session.record is not None:
             return session.record
@@ -188,7 +188,7 @@ class SessionRecords:
         """Return the record in the store, including changes by other workers that this one hasn't been notified of.
 
         Raises:
-            ProtocolError: The store doesn't answer.
+            ProtocolError: The store doesn't respond.
         """
         if session.record is not None:
             return session.record
@@ -227,7 +227,7 @@ class SessionRecords:
             edit: Returns the new record, or None to leave it unchanged. Called again after a conflicting change.
 
         Raises:
-            ProtocolError: The record is too large, or the store is full or doesn't answer.
+            ProtocolError: The record is too large, or the store is full or doesn't respond.
         """
         if session.record is not None:
             record = edit(session.record)
@@ -269,7 +269,7 @@ class SessionRecords:
         """Replace a session's record with a tombstone, for the rest of its lifetime.
 
         Raises:
-            ProtocolError: The store is full or doesn't answer.
+            ProtocolError: The store is full or doesn't respond.
         """
         key, packed = _PREFIX + session.id, _pack(SessionRecord(ended=True))
         with _convert_store_errors():

@@ -102,7 +102,7 @@ class PendingQuestions:
             future.cancel()
             telling = self._tell(send, question_id, "No answer arrived in time.", asked)
             await asyncio.shield(telling)
-            raise ToolError(f"The client didn't answer {method} within {self._timeout:g} seconds.") from None
+            raise ToolError(f"The client didn't respond to {method} within {self._timeout:g} seconds.") from None
         except asyncio.CancelledError:
             if _lacks_answer(future):
                 future.cancel()
@@ -206,10 +206,10 @@ def _peer_error(raw: bytes) -> Exception:
     try:
         error = _decode_error(raw)
     except msgspec.DecodeError:
-        return ToolError("The client answered with an error.")
+        return ToolError("The client responded with an error.")
     if error.code == -1:
         return Declined(shorten(error.message, _REASON) or "The user declined.")
     reason = shorten(error.message, _REASON)
     if error.code == METHOD_NOT_FOUND:
         return ClientRefusal(f"The client doesn't support this: {reason}", error.code, reason)
-    return ClientRefusal(f"The client answered with an error: {reason} ({error.code})", error.code, reason)
+    return ClientRefusal(f"The client responded with an error: {reason} ({error.code})", error.code, reason)

@@ -108,7 +108,7 @@ class ParentConnection(FrameConnection):
         """Call a method in the parent.
 
         Raises:
-            StoreUnavailable: The parent is gone or doesn't answer.
+            StoreUnavailable: The parent is gone or doesn't respond.
             LocalError, Gap: The method raised it.
         """
         if self._transport is None:

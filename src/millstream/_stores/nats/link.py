@@ -208,7 +208,7 @@ class NatsLink:
         """Send a request to the JetStream API and return the reply.
 
         Raises:
-            StoreUnavailable: JetStream didn't answer in time.
+            StoreUnavailable: JetStream didn't respond in time.
             JetStreamError: JetStream replied with an error.
         """
         data = b"" if body is None else json.dumps(body).encode()

@@ -114,7 +114,7 @@ class RedisClient:
         """Connect and check that the servers are usable. Wait for servers that are still starting.
 
         Raises:
-            LocalError: A server isn't usable, or didn't answer within `START_SECONDS`.
+            LocalError: A server isn't usable, or didn't respond within `START_SECONDS`.
         """
         loop = asyncio.get_running_loop()
         deadline, pauses = loop.time() + START_SECONDS, _pauses()

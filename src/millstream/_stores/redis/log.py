@@ -342,7 +342,7 @@ class RedisLog:
         """Rewind to the current end of streams that now end earlier, for example after a failover.
 
         Raises:
-            StoreUnavailable: The store didn't answer in time.
+            StoreUnavailable: The store didn't respond in time.
         """
         for stream in tuple(self._start_tasks):
             self._reader.rewind(self._keys.stream(stream), await self._last(stream))

@@ -133,7 +133,7 @@ class RedisBackend:
             )
 
     async def _run(self) -> None:
-        """Check epoch and time periodically and after failures. Leases report if the store doesn't answer."""
+        """Check epoch and time periodically and after failures. Leases report if the store doesn't respond."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW):

@@ -86,7 +86,7 @@ export class Hub {
     if (!this.open) return Promise.reject(new Error("The server can't be reached."));
     const id = ++this.#number;
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => this.#settle(id, new Error("The server didn't answer in time.")), ANSWER_MS);
+      const timer = setTimeout(() => this.#settle(id, new Error("The server didn't respond in time.")), ANSWER_MS);
       this.#waiting.set(id, { resolve, reject, timer });
       this.#socket.send(JSON.stringify({ ...message, id }));
     });

@@ -31,7 +31,7 @@ export function reasons(snapshot, past) {
   const failed = share(errors, calls);
   if (calls >= LEAST_CALLS && failed >= 25) say("bad", `${figure(failed)}% of the calls fail.`);
   else if (calls >= LEAST_CALLS && failed >= 2) say("warn", `${figure(failed)}% of the calls fail.`);
-  if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't answer.`);
+  if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't respond.`);
   const { blocked } = snapshot.event_loop_lag_ms;
   if (blocked >= BLOCKED_MS.warn)
     say(
