@@ -271,7 +271,9 @@ PAGES = {
     "docs/guides/enterprise-single-sign-on.md": Page(
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
-    "docs/guides/routes-of-your-own.md": Page(),
+    "docs/guides/routes-of-your-own.md": Page(
+        untyped={"<form method": "It's a part of a page. tests/auth/test_sign_in.py posts such forms."},
+    ),
     "docs/guides/apps.md": Page(
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),

@@ -307,7 +307,10 @@ async def test_client_metadata_is_public() -> None:
             # Only the configured address is registered, so the browser has to be there.
             await alice.sign_in(ALICE)
             refused = await alice.submit("connect")
-            assert (refused.status_code, "Open https://gateway.example/connections" in refused.text) == (400, True)
+            assert (
+                refused.status_code,
+                "at https://gateway.example/connections. Open that address." in refused.text,
+            ) == (400, True)
 
 
 async def test_connections_page_is_linked_from_the_gateway_page() -> None:

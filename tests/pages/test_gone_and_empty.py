@@ -67,7 +67,7 @@ def run(page: Page) -> None:
 
 def test_pages_report_a_lost_server_and_recover(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
-    command = run_command("examples/hub.py", port, "--serve", "all", "--json")
+    command = run_command("examples/hub.py", port, "--serve", "all", "--json-response")
     with run_server(command, port, tmp_path / "first"):
         pages = opened(f"http://127.0.0.1:{port}", open_page)
         call(f"http://127.0.0.1:{port}", "greet", {})
