@@ -16,7 +16,7 @@ async def read(name: str) -> str:
 @mcp.tool(scopes=["notes:write"])
 async def write(name: str, text: str, ctx: Context) -> str:
     """Write a note."""
-    notes[name] = f"{text} ({ctx.principal.subject if ctx.principal else 'nobody'})"
+    notes[name] = f"{text} ({ctx.principal.subject if ctx.principal else 'anonymous'})"
     return "Written."
 
 

@@ -30,7 +30,7 @@ async def say(room: str, text: str, name: str = "a guest") -> str:
 # region: whisper
 @mcp.tool
 async def whisper(client_id: str, text: str) -> str:
-    """Say something to one client; it is kept while the client is away."""
+    """Send a message to one client. The hub keeps it while the client is offline."""
     await mcp.hub.send(client_id, {"text": text})
     return "Sent."
 

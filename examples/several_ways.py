@@ -33,7 +33,7 @@ mcp = Server(
 @mcp.tool(scopes=["orders:write"])
 async def order(isbn: str, ctx: Context) -> str:
     """Order a book."""
-    return f"{isbn} is on its way to {ctx.principal.subject if ctx.principal else 'nobody'}."
+    return f"{isbn} is on its way to {ctx.principal.subject if ctx.principal else 'anonymous'}."
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ mcp = Server(
 @mcp.tool(scopes=["notes:write"])
 async def write(text: str, ctx: Context) -> str:
     """Write a note."""
-    return f"{ctx.principal.subject if ctx.principal else 'Nobody'} wrote {text}"
+    return f"{ctx.principal.subject if ctx.principal else 'Anonymous'} wrote {text}"
 
 
 # endregion
@@ -39,7 +39,7 @@ def by_the_keys(issuer: str) -> Any:
 
 # region: introspection
 def by_asking(issuer: str, secret: str) -> Any:
-    """The issuer is asked about each token, by a client that it knows."""
+    """Ask the issuer about each token, as a client that is registered there (RFC 7662)."""
     return auth.introspection(
         issuer=issuer,
         audience="https://mcp.example.com/mcp",

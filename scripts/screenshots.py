@@ -129,7 +129,7 @@ def chat(page: Page, open_other: Callable[[str], Page]) -> None:
 
 
 def join(page: Page, open_other: Callable[[str], Page]) -> None:
-    """The chat before somebody joins."""
+    """The chat before the user joins."""
     page.goto(f"{ADDRESS}/chat")
     page.locator("#server-name:text-is('hub')").wait_for(state="attached")
     page.evaluate("localStorage.clear()")

@@ -42,7 +42,7 @@ class Environment:
         }
 
     def type(self, line: str, folder: Path) -> str:
-        """Type a line in a shell, and return what it prints. Only pip sees how this machine reaches packages."""
+        """Run a line in a shell, and return its output. Only pip gets the settings of this machine's package index."""
         variables = {**os.environ, **self.variables} if line.startswith("pip ") else self.variables
         return run(["sh", "-c", line], folder, variables)
 

@@ -25,7 +25,7 @@ INSTEAD = {
     ),
     r"(millstream install (?:bookshop|greet).py --client cursor(?: --undo)?)$": (
         r"\1 --yes",
-        "Nobody is there to say yes.",
+        "The test can't type an answer.",
     ),
     r"(millstream run shop.py) --host 0.0.0.0": (
         r"\1",

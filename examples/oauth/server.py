@@ -1,6 +1,6 @@
 """A server whose callers sign in: its own OAuth authorization server is at /authorize, /token, /register and /revoke.
 
-First add somebody: ``millstream users add ada --scope myscope --scope myotherscope``. Then ``python server.py``.
+First add a user: ``millstream users add ada --scope myscope --scope myotherscope``. Then ``python server.py``.
 """
 
 import argparse

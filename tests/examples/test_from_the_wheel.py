@@ -133,7 +133,7 @@ def test_templates_are_projects_for_uv(base: Environment, wheel: Path, tmp_path:
     assert " passed in" in said
 
 
-def test_a_clone_starts_each_example_by_uv(tmp_path: Path) -> None:
+def test_uv_starts_each_example_from_a_clone(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     for name in run(["git", "ls-files", "--cached", "--others", "--exclude-standard"]).splitlines():
         if name.startswith(("src/", "examples/")) or name in ("pyproject.toml", "README.md", "LICENSE"):

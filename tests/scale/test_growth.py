@@ -31,7 +31,7 @@ from wire import FakeTransport, Wire, encode_headers, encode_request, per_reques
 OURS = str(Path(millstream.__file__).parent)
 STORES = str(Path(OURS) / "_stores")
 REPEATS = 3
-"""Measurements of each size, of which the smallest counts: something that runs now and then may be in the others."""
+"""Measurements of each size. The smallest counts, because the others may include periodic work."""
 SETTINGS = Settings(secret_key="0123456789abcdef" * 4, max_tasks=5_000, max_tasks_per_caller=5_000)
 
 

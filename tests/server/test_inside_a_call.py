@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -92,3 +93,19 @@ async def test_resource_scopes_apply_within_a_call() -> None:
         reply = await wire.post(message, routing("tools/call", "reads"))
     assert reply.status == 403
     assert "needs the scope secrets" in reply.message["error"]["message"]
+
+
+async def test_a_question_in_a_task_is_answered_after_the_task_was_shown() -> None:
+    mcp = Server("shop")
+    shown: list[str] = []
+
+    @mcp.tool
+    async def greet(ctx: Context) -> str:
+        """Greet."""
+        question = asyncio.create_task(ctx.elicit("What's your name?", str))
+        shown.append(repr(question))  # as asyncio logs slow tasks
+        return f"Hello, {await question}!"
+
+    async with connect(mcp, elicit=lambda message, schema: {"value": "Ada"}) as client:
+        assert (await client.call("greet")).text == "Hello, Ada!"
+    assert "elicit" in shown[0]

@@ -320,7 +320,7 @@ class Dispatcher:
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:
         services = self.services
-        assert call.rounds is not None  # noqa: S101  whoever asks has made them
+        assert call.rounds is not None  # noqa: S101  the question created them
         try:
             state = call.rounds.seal(
                 services.ring,

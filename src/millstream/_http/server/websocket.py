@@ -583,7 +583,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._watch_unread()
 
     def _fail_handshake(self) -> None:
-        """Refuse a handshake that the application didn't respond."""
+        """Refuse a handshake that the application didn't answer."""
         if self._denial is None and not self._is_open and not self.transport.is_closing():
             self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
 

@@ -75,8 +75,13 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
         self._coroutine.close()
         raise TypeError(self._message)
 
-    __bool__ = __str__ = __format__ = __getattr__ = __getitem__ = __iter__ = __eq__ = _refuse
+    __bool__ = __str__ = __format__ = __getitem__ = __iter__ = __eq__ = _refuse
     __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith(("_", "cr_", "gi_")):  # asyncio reads these to show a task
+            self._refuse()
+        return getattr(self._coroutine, name)
 
 
 def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:

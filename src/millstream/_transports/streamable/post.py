@@ -262,8 +262,10 @@ class Streamable:
             return _refuse(exchange, message, exc)
 
     def _fast_handshake_call(self, request: HttpRequest) -> Call | Envelope | Response | None:
-        """Return a request of a handshake revision, decoded in two typed passes; `initialize` as it is; the response to
-        a notification; or None if anything is unusual.
+        """Decode a message of a handshake revision in two typed passes.
+
+        Return a call, the envelope of `initialize`, or the response to a notification. Return None for an unusual
+        message, which the exact path reads.
         """
         headers, sessions = request.headers, self._endpoint.sessions
         value = headers.get(b"mcp-session-id")

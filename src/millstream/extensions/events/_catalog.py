@@ -240,8 +240,9 @@ T = TypeVar("T")
 
 
 class FilterIndex(Generic[T]):
-    """The subscribers of an event type by the values that they filter by. An event finds those that it matches, and the
-    others cost nothing.
+    """An index of an event type's subscribers by the values in their filters.
+
+    Finding the subscribers of an event takes no longer if more others exist.
     """
 
     def __init__(self, kind: EventType) -> None:
