@@ -39,7 +39,7 @@ from millstream.agent._tools import Toolbox
 from millstream.client import Client, ServerError
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
-from millstream.gateway._pins import AcceptedFile
+from millstream.gateway._catalog import AcceptedFile
 from millstream.gateway._questions import ALL_ABILITIES, project_question
 from millstream.gateway._upstream import Upstream
 from patience import WAIT

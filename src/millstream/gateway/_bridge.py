@@ -54,9 +54,8 @@ from millstream.gateway._questions import (
     with_name,
 )
 from millstream.gateway._relay import Recipient, Relay
-from millstream.gateway._results import call_error
+from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
-from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
 from millstream.protocol import (
     CAPABILITIES_KEY,
     CLIENT_KEY,

@@ -26,7 +26,7 @@ from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError
 from millstream.client import TargetError
-from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._upstream import UpstreamConfig
 from millstream.protocol import closest_name, is_array, is_object, suggest

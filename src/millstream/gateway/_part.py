@@ -15,7 +15,7 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream.gateway._catalog import METHODS, Catalog, Description
+from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
 from millstream.gateway._names import (
@@ -29,7 +29,6 @@ from millstream.gateway._names import (
 )
 from millstream.gateway._page import GatewayReports
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._pins import AcceptedFile, Pins
 from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPolicy
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
@@ -201,8 +200,10 @@ class GatewayPart:
         connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
         if not connecting:
             return
-        from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  few need it
-        from millstream.gateway._credentials.connections_page import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
+        from millstream.gateway._credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
+            ConnectionsPage,
+            PersonalCredentials,
+        )
 
         connections = {
             name: each.credentials

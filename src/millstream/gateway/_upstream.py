@@ -40,30 +40,29 @@ from millstream.client._targets import Remote, find
 from millstream.client._transports.in_process import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
 from millstream.gateway import _catalog as catalog
-from millstream.gateway._breaker import Breaker
-from millstream.gateway._catalog import Catalog, StoredCatalog
-from millstream.gateway._credentials.options import Credentials, PerUserOAuth
+from millstream.gateway._catalog import Catalog, Pins, QuarantinedItem, StoredCatalog
+from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
     SHARED_KEY,
+    Breaker,
     InUse,
     Link,
     LinkKey,
     Links,
     NoCredentials,
+    ResourceWatches,
     http_places,
 )
 from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._pins import Pins, QuarantinedItem
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
-from millstream.gateway._programs.classes import library_of
+from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
 from millstream.gateway._relay import Relays
 from millstream.gateway._results import Redactor
-from millstream.gateway._watches import ResourceWatches
 from millstream.protocol import MALFORMED, TASKS, SubscriptionFilter, UriTemplate, members
 
 if TYPE_CHECKING:

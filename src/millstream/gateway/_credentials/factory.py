@@ -7,7 +7,7 @@ from millstream._http.client.url import Url, parse
 from millstream._parts import Host
 from millstream._protocol.errors import LocalError
 from millstream.client import TargetError
-from millstream.gateway._credentials.options import (
+from millstream.gateway._credentials import (
     BearerToken,
     ClientCredentials,
     PerUserOAuth,
@@ -58,11 +58,11 @@ def _make(config: "UpstreamConfig", forward: Sequence[str], url: Url, host: Host
         case StaticHeaders():
             return FixedCredentials(name, forward, auth.headers)
         case ClientCredentials():
-            from millstream.gateway._credentials.grants import OwnCredentials  # noqa: PLC0415  only where it's used
+            from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  only where it's used
 
             return OwnCredentials(name, forward, url, auth, host.services)
         case TokenExchange():
-            from millstream.gateway._credentials.grants import ExchangedCredentials  # noqa: PLC0415  as above
+            from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
 
             _check_guarded(name, "token_exchange", host)
             exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
