@@ -20,11 +20,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream._files import stamp_of, write_private
-from millstream._protocol.errors import LocalError
-from millstream._protocol.foreign import drop_nulls, present
-from millstream._protocol.revisions import BY_DATE
 from millstream._server.features.registry import DISCOVER
-from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryMap
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client._conversation import Conversation
@@ -32,19 +28,23 @@ from millstream.client._requests import Ask
 from millstream.gateway._names import fold
 from millstream.gateway._policy import UpstreamPolicy, canonical_uri
 from millstream.protocol import (
+    BY_DATE,
     MALFORMED,
     DiscoverResult,
+    LocalError,
     PromptDescription,
     ResourceDescription,
     TemplateDescription,
     ToolDescription,
     decoder,
+    drop_nulls,
     encode,
     exceeds_limits,
     foreign_decoder,
+    present,
     repair_schema,
 )
-from millstream.stores import Map, StoreFull, StoreUnavailable
+from millstream.stores import Map, Store, StoreFull, StoreUnavailable
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -24,12 +24,11 @@ from millstream import Settings
 from millstream._http.client.url import parse
 from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
-from millstream._protocol.errors import LocalError
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import closest_name, is_array, is_object, suggest
+from millstream.protocol import LocalError, closest_name, is_array, is_object, suggest
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""

@@ -13,22 +13,19 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
 
 from millstream import ProtocolError
 from millstream._backoff import retry_delay
-from millstream._protocol.principal import Share
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._conversation import Conversation
 from millstream.gateway._relay import Relays
-from millstream.protocol import INVALID_REQUEST, OVERLOADED, SubscriptionFilter
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
+from millstream.parts import Call
+from millstream.protocol import INVALID_REQUEST, OVERLOADED, Share, SubscriptionFilter
 
 
 class LinkKey(Struct, frozen=True, gc=False):
@@ -447,7 +444,7 @@ class Breaker:
         """Number of calls that weren't sent."""
         self._durations: list[float] = []
 
-    def refusal(self, call: "Call", method: str, name: str) -> str:
+    def refusal(self, call: Call, method: str, name: str) -> str:
         """Return the rest of a sentence that says why a call isn't sent, or an empty string to send it."""
         text, callers = "", self.records.get((method, name[:_MAX_NAME]))
         if self.is_open:
@@ -468,7 +465,7 @@ class Breaker:
         self.refused_count += text != ""
         return text
 
-    def succeed(self, seconds: float, call: "Call", method: str, name: str) -> None:
+    def succeed(self, seconds: float, call: Call, method: str, name: str) -> None:
         """Record a call with a response, including errors."""
         ring, count = self._durations, self.response_count
         if len(ring) < _MAX_DURATIONS:
@@ -489,7 +486,7 @@ class Breaker:
         if not callers:
             self.records.pop(key, None)
 
-    def fail(self, call: "Call", method: str, name: str, *, responded: bool) -> bool:
+    def fail(self, call: Call, method: str, name: str, *, responded: bool) -> bool:
         """Record a call without a usable response. Return whether to check that the upstream responds.
 
         Args:
@@ -547,6 +544,6 @@ class Breaker:
         return figures
 
 
-def _caller(call: "Call") -> tuple[str, str]:
+def _caller(call: Call) -> tuple[str, str]:
     """Return the owner of a call, and its session if callers don't sign in, because they may share an address."""
     return call.owner, "" if call.principal is not None or call.session is None else call.session.id

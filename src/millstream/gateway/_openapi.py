@@ -23,19 +23,15 @@ from msgspec import Struct
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.foreign import EXPECTED
 from millstream._protocol.json_schema import LISTS, REF, SINGLE, rebuild
-from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Run
-from millstream._server.features.resources import Resource, Template
-from millstream._server.features.sources import ItemSource, Read
-from millstream._server.features.tools import Tool, check_name
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.features.tools import check_name
 from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream.gateway._credentials.source import check_forwarded
+from millstream.parts import ArgumentError, Call, ItemSource, Read, Resource, Run, Template, Tool
 from millstream.protocol import (
     INTERNAL_ERROR,
+    SuggestionMeta,
     encode,
     inline_references,
     is_array,

@@ -26,9 +26,6 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._protocol.revisions import NEWEST
-from millstream._server.calls.call import Call
-from millstream._server.features.tools import Tool
 from millstream._server.functions.results import encode_result
 from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.client._endpoint import Auth, Endpoint
@@ -55,7 +52,8 @@ from millstream.gateway._openapi import (
 )
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._upstream import Upstream, UpstreamConfig, reconnect_delay
-from millstream.protocol import encode, exceeds_limits
+from millstream.parts import Call, Tool
+from millstream.protocol import NEWEST, encode, exceeds_limits
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -5,15 +5,12 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from millstream._files import stamp_of
 from millstream._http.client.body import ArrivingBytes
-from millstream._parts import Host
-from millstream._protocol.revisions import BY_DATE
-from millstream._server.calls.services import ServerChange
+from millstream._server.features.hooks import Hooks
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
-from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
 from millstream.gateway._extension_relay import ExtensionForwarding
@@ -33,10 +30,8 @@ from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPol
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.protocol import members
-
-if TYPE_CHECKING:
-    from millstream._server.features.hooks import Hooks
+from millstream.parts import Host, Resource, ServerChange, Template
+from millstream.protocol import BY_DATE, members
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -54,7 +49,7 @@ class GatewayDefinition(Protocol):
 
     name: str
     upstreams: list[UpstreamConfig]
-    hooks: "Hooks | None"
+    hooks: Hooks | None
     instructions: str
     version: str
     named: bool

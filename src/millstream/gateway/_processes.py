@@ -26,7 +26,6 @@ from millstream._backoff import retry_delay
 from millstream._http.client.body import RateMeter
 from millstream._override import override
 from millstream._protocol.notification_filters import NotificationFilters
-from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all
@@ -34,7 +33,7 @@ from millstream.client import ClientError, ConnectFailed, ConnectionLost, Sessio
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
-from millstream.protocol import Envelope
+from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
 

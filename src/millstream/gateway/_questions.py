@@ -13,24 +13,25 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import Message, ProtocolError, ToolError
-from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
-from millstream._protocol.revisions import Revision
-from millstream._server.calls.call import Call
 from millstream._server.questions.forms import project
 from millstream._server.questions.questions import project_conversation
 from millstream.gateway._results import Redactor
+from millstream.parts import Call
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
+    MAX_MEMBERS,
     METHOD_NOT_FOUND,
     ElicitResult,
     ListRootsResult,
+    Revision,
     declares,
     decoder,
     encode,
     exceeds_limits,
     members,
     repair_schema,
+    too_many_members,
 )
 
 Json = dict[str, Any]

@@ -16,9 +16,6 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, Declined, ProtocolError, ToolError
 from millstream._override import override
-from millstream._protocol.notifications import NOTIFICATIONS
-from millstream._protocol.revisions import Revision
-from millstream._server.calls.call import Call
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
@@ -30,12 +27,15 @@ from millstream.gateway._questions import (
     project_question,
 )
 from millstream.gateway._results import Redactor
+from millstream.parts import Call
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
     LOG_LEVELS,
     MALFORMED,
     METHOD_NOT_FOUND,
+    NOTIFICATIONS,
+    Revision,
     decoder,
     encode,
     notification_message,

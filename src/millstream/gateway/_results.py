@@ -25,20 +25,19 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
-from millstream._protocol.errors import MissingExtra, SuggestionMeta
-from millstream._server.calls.call import Call
-from millstream._server.features.resources import Template
-from millstream._server.features.sources import ItemSource
 from millstream._server.load import LIGHT
 from millstream._stores.rates import share_for
 from millstream.client import InvalidResponse, ServerError
 from millstream.gateway._names import Names
+from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,
     SERVER_KEY,
     EmptyResult,
     InputRequest,
+    MissingExtra,
+    SuggestionMeta,
     decoder,
     encode,
     foreign_decoder,

@@ -17,10 +17,7 @@ from msgspec import Struct, structs
 from millstream._backoff import retry_delay
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
-from millstream._protocol.errors import SuggestionMeta
-from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
-from millstream._stores.base import Store
 from millstream._tasks import cancel_all
 from millstream.client import (
     AccessDenied,
@@ -63,10 +60,21 @@ from millstream.gateway._programs.program import Program, ProgramOfCaller, calle
 from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
 from millstream.gateway._relay import Relays
 from millstream.gateway._results import Redactor
-from millstream.protocol import MALFORMED, TASKS, SubscriptionFilter, UriTemplate, members
+from millstream.parts import Call
+from millstream.protocol import (
+    BY_DATE,
+    MALFORMED,
+    NEWEST_HANDSHAKE,
+    TASKS,
+    Revision,
+    SubscriptionFilter,
+    SuggestionMeta,
+    UriTemplate,
+    members,
+)
+from millstream.stores import Store
 
 if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
@@ -372,7 +380,7 @@ class Upstream:
         """Revision of the upstream, as far as known."""
         return BY_DATE[self.catalog.revision]
 
-    def key(self, call: "Call", abilities: bytes, name: str) -> LinkKey:
+    def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
         """Return the key of the connection that a call needs.
 
         Args:
@@ -412,7 +420,7 @@ class Upstream:
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
 
-    def abilities(self, call: "Call") -> bytes:
+    def abilities(self, call: Call) -> bytes:
         """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
         return self._limit_abilities(abilities_of(call))
 
@@ -723,7 +731,7 @@ class Upstream:
         if isinstance(error, CONNECTION_FAILURES):
             self.breaker.open()
 
-    def record_failure(self, error: ClientError, call: "Call", method: str, name: str) -> None:
+    def record_failure(self, error: ClientError, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response.
 
         It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.

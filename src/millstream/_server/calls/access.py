@@ -11,7 +11,14 @@ _NONE = frozenset[str]()
 
 
 def granted_scopes(call: Call) -> frozenset[str] | None:
-    """Return the scopes of a caller, or None for a caller with full access."""
+    """Return the scopes of a caller, or None for a caller with full access.
+
+    Args:
+        call: The caller's call.
+
+    Example:
+        ``scopes = granted_scopes(call)``, and then ``scopes is None or "orders:read" in scopes``.
+    """
     return None if call.transport in _DIRECT else scopes_of(call.principal)
 
 
@@ -26,7 +33,11 @@ def scopes_of(principal: Principal | None) -> frozenset[str] | None:
 
 
 def check_scopes(call: Call, needed: frozenset[str]) -> None:
-    """Refuse a caller without the scopes of an item.
+    """Refuse a caller without the scopes of an item: ``check_scopes(call, frozenset({"orders:write"}))``
+
+    Args:
+        call: The caller's call.
+        needed: Scopes, all of which the caller needs.
 
     Raises:
         ProtocolError: INSUFFICIENT_SCOPE, HTTP 403. The error names all scopes, so the client can request them at once.

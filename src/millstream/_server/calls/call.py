@@ -108,6 +108,9 @@ class Call(Struct, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
     A Struct, because creating one takes no Python call.
+
+    Example:
+        ``if call.principal is None: raise ProtocolError(INVALID_REQUEST, "Sign in first.")``
     """
 
     # Request
@@ -206,8 +209,11 @@ class Call(Struct, eq=False, kw_only=True):
         return channel
 
     async def send_to_caller(self, message: bytes, *, late: bool = False) -> None:
-        """Send a message about the call to its caller. When the call is over, send it only if it's `late`: after the
-        work, but before the answer.
+        """Send a message about the call to its caller.
+
+        Args:
+            message: A notification or request, see `millstream.protocol.notification_message`.
+            late: Whether to send it even after the work, before the answer.
         """
         if self.over and not late:
             return
@@ -216,7 +222,11 @@ class Call(Struct, eq=False, kw_only=True):
             await self.open_reply_channel().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
-        """Send a message without waiting. Return False if the reply channel is closed."""
+        """Send a message without waiting. Return False if the reply channel is closed.
+
+        Args:
+            message: See `send_to_caller`.
+        """
         filters = self.services.notification_filters
         if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
             return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol.errors import LocalError, SuggestionMeta
+from millstream.protocol import LocalError, SuggestionMeta
 
 _MAX_SECRET = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")

@@ -13,17 +13,25 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qs
 
 from msgspec import Struct, structs
+from msgspec.structs import replace
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
+from millstream._http.message import JSON_HEAD
+from millstream._limits.limiters import Limiter, Rate
 from millstream._override import override
-from millstream._parts import Host
-from millstream.auth._authorization_server.signing import Vault
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._authorization_server.signing import Vault, new_state
+from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
+from millstream.auth._browser import is_at, is_own, not_own
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
-from millstream.client._oauth.browser_login import PendingAuthorization
+from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.client._oauth.discovery import Outbound, fetch
 from millstream.client._oauth.dpop import Proofs, wants_nonce
 from millstream.client._oauth.store import Registration, Tokens
@@ -37,26 +45,8 @@ from millstream.gateway._credentials.source import (
 )
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
 from millstream.gateway._results import call_error
-from millstream.protocol import declares, notification_message
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
-
-from pathlib import Path
-from urllib.parse import parse_qs
-
-from msgspec.structs import replace
-
-from millstream._http.message import JSON_HEAD, HttpRequest, Response, header_lines, query_value, refusal
-from millstream._limits.limiters import Limiter, Rate
-from millstream._parts import Route
-from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.records import new_secret
-from millstream.auth._authorization_server.signing import new_state
-from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
-from millstream.auth._browser import is_at, is_own, not_own
-from millstream.client._oauth.browser_login import answer_of
-from millstream.protocol import encode
+from millstream.parts import Call, Host, HttpRequest, Response, Route, header_lines, query_value, refusal
+from millstream.protocol import declares, encode, notification_message
 
 PAGE = "/connections"
 CALLBACK = "/connections/callback"
@@ -194,7 +184,7 @@ class PersonalCredentials(UpstreamCredentials):
     # Calls
 
     @override
-    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
+    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
         principal = call.principal
         if principal is None:
             raise call_error(
@@ -206,7 +196,7 @@ class PersonalCredentials(UpstreamCredentials):
         return owner, LinkCaller({}, owner)
 
     @override
-    async def prepare(self, call: "Call") -> None:
+    async def prepare(self, call: Call) -> None:
         """See `UpstreamCredentials.prepare`."""
         owner, _ = self._identify(call)
         grant = await self._tokens.load(owner)
@@ -214,7 +204,7 @@ class PersonalCredentials(UpstreamCredentials):
             await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your account there.")
 
     @override
-    async def recover(self, call: "Call", denied: AccessDenied) -> bool:
+    async def recover(self, call: Call, denied: AccessDenied) -> bool:
         """See `UpstreamCredentials.recover`."""
         lacks_scope = denied.status == 403 and "insufficient_scope" in denied.challenge
         if not lacks_scope and denied.status != 401:
@@ -252,7 +242,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Questions
 
-    async def _ask(self, call: "Call", owner: str, before: StoredGrant | None, reason: str) -> None:
+    async def _ask(self, call: Call, owner: str, before: StoredGrant | None, reason: str) -> None:
         """Ask the user to connect, and wait until they have.
 
         Raises:
@@ -303,7 +293,7 @@ class PersonalCredentials(UpstreamCredentials):
         except TimeoutError:
             return False
 
-    def page_of(self, call: "Call") -> str:
+    def page_of(self, call: Call) -> str:
         """Return the URL of the connections page as the caller can reach it; empty if unknown."""
         base = self.base
         if not base and call.headers is not None:

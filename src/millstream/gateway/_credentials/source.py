@@ -7,14 +7,13 @@ a caller's credentials never appear on another caller's connection.
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream.client import AccessDenied, ClientError, TargetError
 from millstream.client._endpoint import Auth, check_headers
@@ -22,9 +21,8 @@ from millstream.client._oauth.discovery import Outbound, read_challenges
 from millstream.gateway._credentials import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
+from millstream.parts import Call
+from millstream.protocol import LocalError
 
 T = TypeVar("T")
 logger = logging.getLogger("millstream.gateway")
@@ -77,7 +75,7 @@ class UpstreamCredentials:
 
     # Used by calls
 
-    def link_key(self, call: "Call") -> str:
+    def link_key(self, call: Call) -> str:
         """Return the part of a connection's key that identifies its credentials, before each call.
 
         Raises:
@@ -109,14 +107,14 @@ class UpstreamCredentials:
     def avoid_lister(self, link_key: str) -> None:
         """Prefer other connections for the next lists, because they couldn't be read with this one."""
 
-    async def prepare(self, call: "Call") -> None:
+    async def prepare(self, call: Call) -> None:
         """Ensure that a call has credentials, asking the user for them if necessary.
 
         Raises:
             ToolError, ProtocolError, InputRequired: The call has no credentials yet.
         """
 
-    async def recover(self, call: "Call", denied: AccessDenied) -> bool:
+    async def recover(self, call: Call, denied: AccessDenied) -> bool:
         """Return whether to retry a call that the upstream denied, after asking the user.
 
         Raises:
@@ -135,7 +133,7 @@ class UpstreamCredentials:
 
     # For subclasses
 
-    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
+    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
         """Return the link key and the caller of a call."""
         return "", LinkCaller({})
 
@@ -155,7 +153,7 @@ class UpstreamCredentials:
         """Store a nonce for proofs. See `Auth.learn_nonce`."""
         return False
 
-    def forwarded_headers(self, call: "Call") -> dict[str, str]:
+    def forwarded_headers(self, call: Call) -> dict[str, str]:
         """Return the headers of a call to forward."""
         headers = call.headers
         if not self._forward or not headers:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -21,7 +21,6 @@ from msgspec import Struct
 from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._tasks import has_failed
@@ -33,10 +32,9 @@ from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
+from millstream.parts import Call
+from millstream.protocol import LocalError
 from millstream.stores import Claim
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
 
 ISSUER_TIMEOUT = 30.0
 """Total seconds for the requests of one renewal to an authorization server."""
@@ -417,7 +415,7 @@ class ExchangedCredentials(_TokenCredentials):
         self._caller_event = asyncio.Event()
 
     @override
-    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
+    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
             raise call_error(
@@ -439,13 +437,13 @@ class ExchangedCredentials(_TokenCredentials):
         return key, LinkCaller({}, principal.id, token.strip().decode("ascii"), until)
 
     @override
-    def link_key(self, call: "Call") -> str:
+    def link_key(self, call: Call) -> str:
         """See `UpstreamCredentials.link_key`."""
         key = self._last_key = super().link_key(call)
         self._caller_event.set()
         return key
 
-    def observe(self, call: "Call", seconds: float, answer: bytes) -> None:
+    def observe(self, call: Call, seconds: float, answer: bytes) -> None:
         """Store a caller whose token can read the lists, if there's none yet."""
         if not self._caller_event.is_set():
             with suppress(ToolError, ProtocolError):

@@ -19,16 +19,15 @@ from anyio import BrokenResourceError, ClosedResourceError, create_memory_object
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from msgspec import Struct
 
+from millstream import Principal
 from millstream._override import override
-from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
 from millstream.client import ConnectFailed, ConnectionLost
 from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 from millstream.gateway._programs.single_exchange import Messages, SingleExchange
-from millstream.protocol import METHOD_NOT_FOUND, Envelope, encode
+from millstream.protocol import METHOD_NOT_FOUND, Envelope, Revision, encode
 
 logger = logging.getLogger("millstream.gateway")
 
