@@ -58,7 +58,7 @@ def make_gateway(command: list[str] | str, **options: Any) -> Server:
 
 
 def upstream_of(runtime: Any) -> Upstream:
-    upstream: Upstream = runtime.host.gateway._upstreams["odd"]
+    upstream: Upstream = runtime.host.gateway.upstreams["odd"]
     return upstream
 
 
