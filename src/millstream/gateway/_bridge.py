@@ -44,13 +44,14 @@ from millstream.gateway._parked_calls import CALL_OVER, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
+    Recipient,
     can_ask,
     declare,
     project_answer,
     project_question,
     with_name,
 )
-from millstream.gateway._relay import Recipient, Relay
+from millstream.gateway._relay import Relay
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
 from millstream.parts import Call
@@ -415,7 +416,7 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     """Return the result after all messages that preceded it."""
     try:
         result = await work
-    except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
+    except (Exception, InputRequired):
         await relay.settle()
         raise
     except BaseException:  # the client has disconnected

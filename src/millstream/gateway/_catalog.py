@@ -41,6 +41,7 @@ from millstream.protocol import (
     encode,
     exceeds_limits,
     foreign_decoder,
+    members,
     present,
     repair_schema,
 )
@@ -114,6 +115,11 @@ class Catalog(Struct, kw_only=True):
     """Unix time of the copy."""
     asks_by_handshake: bool = False
     """Whether a shared process uses the handshake, because it can't ask questions in the per-request era."""
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """Settings of the extensions that the upstream announces."""
+        return members(self.capabilities.get("extensions"))
 
     @property
     def fresh_seconds(self) -> float:

@@ -68,19 +68,18 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
-class Source:
+class Source(Struct, frozen=True):
     """One file, its values, and their line numbers."""
 
-    def __init__(self, path: Path, values: Any, line: Callable[[KeyPath], int], environ: Mapping[str, str]) -> None:
-        self.path = path
-        self.values = values
-        self.environ = environ
-        self._line = line
+    path: Path
+    values: Any
+    line: Callable[[KeyPath], int]
+    environ: Mapping[str, str]
 
     def error(self, where: KeyPath, what: str) -> ConfigError:
         """Return an error about one value."""
         name = f"{'.'.join(where)}: " if where else ""
-        return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
+        return ConfigError(f"{self.path}, line {self.line(where)}: {name}{what}")
 
     def source_text(self, where: KeyPath) -> str:
         """Return a value as written in the file for an error, without expanding variables, which may be secrets."""

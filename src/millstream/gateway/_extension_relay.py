@@ -201,7 +201,7 @@ class MergedSkills:
 
 
 def _settings_of(upstream: Upstream) -> dict[str, Any]:
-    return members(members(upstream.catalog.capabilities.get("extensions")).get(SKILLS))
+    return members(upstream.catalog.extensions.get(SKILLS))
 
 
 def _read(call: Call) -> _Params:
@@ -245,7 +245,7 @@ class ExtensionForwarding:
         """Announce the extensions of the upstreams, and route their methods."""
         claims: dict[str, list[Upstream]] = {}
         for upstream in upstreams:
-            for name in members(upstream.catalog.capabilities.get("extensions")):
+            for name in upstream.catalog.extensions:
                 claims.setdefault(name, []).append(upstream)
         own = self._own()
         found = {
@@ -257,9 +257,7 @@ class ExtensionForwarding:
             and not claimants[0].names.prefix
             and claimants[0].policy is None
         }
-        announced = {
-            name: members(upstream.catalog.capabilities.get("extensions"))[name] for name, upstream in found.items()
-        }
+        announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
         if TASKS in claims and TASKS not in own:
             announced[TASKS] = {}  # the gateway wraps their tasks in its own
         merged = SKILLS in claims and SKILLS not in own and SKILLS not in found

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream import ProtocolError
 from millstream._backoff import retry_delay
@@ -65,25 +65,22 @@ class NoCredentials(ClientError):
     """A request has no credentials at the moment. This isn't a failure of the upstream."""
 
 
-class Link:
+class Link(Struct, eq=False):
     """One connection."""
 
-    def __init__(
-        self, key: LinkKey, owner: str, conversation: Conversation, relays: Relays, places: Pool | None = None
-    ) -> None:
-        self.key: LinkKey = key
-        self.owner: str = owner
-        """The caller whose share of the connections it uses; empty if callers share it."""
-        self.conversation: Conversation = conversation
-        self.relays: Relays = relays
-        """Clients of the calls on this connection."""
-        self.places: Pool | None = places
-        """Places for calls, if several callers share the HTTP connections."""
-        self.open_task: asyncio.Task[None] | None = None
-        """Task that connects; None once it has succeeded."""
-        self.calls: int = 0
-        """Number of calls on this connection."""
-        self.last_used: float = monotonic()
+    key: LinkKey
+    owner: str
+    """The caller whose share of the connections it uses; empty if callers share it."""
+    conversation: Conversation
+    relays: Relays
+    """Clients of the calls on this connection."""
+    places: Pool | None = None
+    """Places for calls, if several callers share the HTTP connections."""
+    open_task: asyncio.Task[None] | None = None
+    """Task that connects; None once it has succeeded."""
+    calls: int = 0
+    """Number of calls on this connection."""
+    last_used: float = field(default_factory=monotonic)
 
 
 def http_places(*, several: bool = False) -> Pool:
@@ -407,16 +404,15 @@ _MAX_NAME = 200
 """Maximum characters of a name to remember."""
 
 
-class CallerFailures:
+class CallerFailures(Struct):
     """Consecutive failures of one caller's calls to one tool."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.failed_at = 0.0
-        self.retry_at = 0.0
-        """When the caller may call the tool again."""
-        self.proves = True
-        """Whether they say something about the tool: no other caller has had a response from it since."""
+    count: int = 0
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    """When the caller may call the tool again."""
+    proves: bool = True
+    """Whether they say something about the tool: no other caller has had a response from it since."""
 
 
 class Breaker:

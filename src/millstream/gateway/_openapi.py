@@ -327,30 +327,29 @@ class Document:
             return {}
 
 
-class _Conversion:
+class _Conversion(Struct):
     """The conversion of a document's schemas, and of the definitions that they refer to."""
 
-    def __init__(self, document: Document, flag: str) -> None:
-        self._document = document
-        self._flag = flag
-        self._names: dict[int, str] = {}
-        """Id of a reference's target in the document -> name of its definition."""
-        self._pending: list[tuple[str, dict[str, Any]]] = []
-        self.definitions: dict[str, Any] = {}
-        self.recursive: dict[int, bool] = {}
-        """See `inline_references`."""
+    document: Document
+    flag: str
+    names: dict[int, str] = {}
+    """Id of a reference's target in the document -> name of its definition."""
+    pending: list[tuple[str, dict[str, Any]]] = []
+    definitions: dict[str, Any] = {}
+    recursive: dict[int, bool] = {}
+    """See `inline_references`."""
 
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
             return False if node is False else {}
         if isinstance(node.get("$ref"), str):
             return _replace_nullable({**self._reference(node), **self._keywords(node, hidden)})
-        return _replace_nullable(self._keywords(node, hidden | self._document.fields_with(self._flag, node)))
+        return _replace_nullable(self._keywords(node, hidden | self.document.fields_with(self.flag, node)))
 
     def finish(self) -> None:
         """Convert the definitions."""
-        while self._pending:
-            name, target = self._pending.pop()
+        while self.pending:
+            name, target = self.pending.pop()
             self.definitions[name] = self.convert(target)
 
     def _keywords(self, node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
@@ -362,15 +361,15 @@ class _Conversion:
         return converted
 
     def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
-        target = self._document.target(node)
+        target = self.document.target(node)
         if not target:
             return {}
-        if id(target) not in self._names:
+        if id(target) not in self.names:
             plain = re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2])
             name = unused_name(plain, self.definitions)
-            self._names[id(target)], self.definitions[name] = name, {}
-            self._pending.append((name, target))
-        return {"$ref": REF + self._names[id(target)]}
+            self.names[id(target)], self.definitions[name] = name, {}
+            self.pending.append((name, target))
+        return {"$ref": REF + self.names[id(target)]}
 
 
 def _items(value: Any) -> list[Any]:

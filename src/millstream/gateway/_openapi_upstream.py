@@ -18,7 +18,7 @@ from time import monotonic, time
 from typing import Any
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 
 from millstream import ToolError
 from millstream._http.client.body import Inflow
@@ -68,16 +68,13 @@ class ApiError(Exception):
     """The API can't be used; the message is for the operator."""
 
 
-class ApiResponse:
+class ApiResponse(Struct):
     """A response of an API, with the interface that `call_operation` expects."""
 
-    def __init__(self, status: int, headers: Mapping[bytes, bytes], content: bytes) -> None:
-        self.status_code: int = status
-        self.reason_phrase: str = ""
-        self.headers: dict[str, str] = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()
-        }
-        self.content: bytes = content
+    status_code: int
+    headers: dict[str, str]
+    content: bytes
+    reason_phrase: str = ""
 
     @property
     def text(self) -> str:
@@ -262,7 +259,8 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.stream.close()
             raise ToolError("The API responded with a stream, which a tool can't return.")
-        return ApiResponse(reply.status, reply.headers, reply.body)
+        received = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers.items()}
+        return ApiResponse(reply.status, received, reply.body)
 
     # The document
 

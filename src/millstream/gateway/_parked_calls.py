@@ -22,8 +22,8 @@ from millstream._server.calls.services import Services
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
-from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
-from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
+from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
+from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Relay
 from millstream.gateway._results import call_error
 from millstream.parts import Call
 from millstream.protocol import (

@@ -371,22 +371,21 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     return encode(members)
 
 
-class RestrictedPattern:
+class RestrictedPattern(Struct, frozen=True):
     """The URIs of a template, without those that aren't offered."""
 
-    def __init__(self, pattern: Pattern, offers: Callable[[str], bool]) -> None:
-        self._pattern = pattern
-        self._offers = offers
+    pattern: Pattern
+    offers: Callable[[str], bool]
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Names in order of first appearance."""
-        return self._pattern.variables
+        return self.pattern.variables
 
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the values of the variables in a URI; None if the URI isn't offered."""
-        found = self._pattern.match(uri)
-        return found if found is not None and self._offers(uri) else None
+        found = self.pattern.match(uri)
+        return found if found is not None and self.offers(uri) else None
 
 
 def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:

@@ -293,17 +293,12 @@ URI = "result://{id}"
 _decode_object = decoder(dict[str, Any])
 
 
-class StoredResults:
-    """Stores results under keys that only their callers can compute.
+class StoredResults(Struct, frozen=True):
+    """Stores results under keys that only their callers can compute."""
 
-    Args:
-        kv: Key-value store.
-        names: Names of the upstream that the results come from.
-    """
-
-    def __init__(self, kv: Map, names: Names) -> None:
-        self._kv = kv
-        self._names = names
+    kv: Map
+    names: Names
+    """Names of the upstream that the results come from."""
 
     async def save(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
         """Store a result, and return the content that links to it; None if it doesn't fit in the store.
@@ -315,11 +310,11 @@ class StoredResults:
         """
         id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
         try:
-            await self._kv.put(_key(call, id), result, seconds, lossy=True)
+            await self.kv.put(_key(call, id), result, seconds, lossy=True)
         except (StoreFull, StoreUnavailable):
             return None
         if "resource_link" not in call.revision.content:
-            return {"type": "text", "text": f"The whole result: {self._names.uri(f'result://{id}')}"}
+            return {"type": "text", "text": f"The whole result: {self.names.uri(f'result://{id}')}"}
         return {
             "type": "resource_link",
             "uri": f"result://{id}",
@@ -333,14 +328,14 @@ class StoredResults:
         """Return the resource template for stored results."""
 
         async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
-            found = await self._kv.get(_key(call, str(values["id"])))
-            uri = self._names.uri(f"result://{values['id']}")
+            found = await self.kv.get(_key(call, str(values["id"])))
+            uri = self.names.uri(f"result://{values['id']}")
             return None if found is None else _contents(uri, found)
 
         schema = {"properties": {"id": {"type": "string"}}}
         description = "A result that was too large for its call. Results link to it."
         return Template(
-            self._names.uri(URI),
+            self.names.uri(URI),
             ItemSource("result", read, lambda values: values, description=description, schema=schema),
         )
 

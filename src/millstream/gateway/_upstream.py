@@ -51,7 +51,7 @@ from millstream.gateway._links import (
     ResourceWatches,
     http_places,
 )
-from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
+from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
@@ -70,7 +70,6 @@ from millstream.protocol import (
     SubscriptionFilter,
     SuggestionMeta,
     UriTemplate,
-    members,
 )
 from millstream.stores import Store
 
@@ -167,7 +166,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         if not self.name.strip():
             raise ValueError("An upstream requires a name")
         prefix = self.names.prefix
-        if not is_prefix(prefix):
+        if PREFIX.fullmatch(prefix) is None:
             raise ValueError(
                 f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
                 f"{PREFIX_RULE}, or set another prefix="
@@ -439,8 +438,7 @@ class Upstream:
     @property
     def has_tasks(self) -> bool:
         """Whether the upstream announces the tasks extension."""
-        extensions = self.catalog.capabilities.get("extensions")
-        return extensions is not None and TASKS in members(extensions)
+        return TASKS in self.catalog.extensions
 
     @property
     def _in_sessions(self) -> bool:

@@ -161,29 +161,28 @@ class UpstreamCredentials:
         return {name: headers[raw].decode("latin-1") for raw, name in self._forward if raw in headers}
 
 
-class LinkAuth:
+class LinkAuth(Struct, eq=False):
     """The headers of one connection (`Auth` of the client)."""
 
-    def __init__(self, credentials: UpstreamCredentials, caller: LinkCaller) -> None:
-        self._credentials = credentials
-        self._caller = caller
-        self._last_headers: Mapping[str, str] = {}
+    credentials: UpstreamCredentials
+    caller: LinkCaller
+    last_headers: Mapping[str, str] = {}
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
-        caller, credentials = self._caller, self._credentials
-        sent = self._last_headers = await self._await(credentials.headers_of(caller, method, url.origin + target))
-        forwarded = self._caller.headers
+        work = self.credentials.headers_of(self.caller, method, url.origin + target)
+        sent = self.last_headers = await self._await(work)
+        forwarded = self.caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """See `Auth.learn_nonce`."""
-        return self._credentials.learn_nonce(url, nonce, challenge)
+        return self.credentials.learn_nonce(url, nonce, challenge)
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
         return status == 401 and await self._await(
-            self._credentials.replace_refused(self._caller, status, self._last_headers)
+            self.credentials.replace_refused(self.caller, status, self.last_headers)
         )
 
     async def _await(self, work: Awaitable[T]) -> T:
@@ -193,12 +192,12 @@ class LinkAuth:
             raise
         except ClientError as exc:
             raise NoCredentials(
-                f"There are no credentials for {self._credentials.upstream!r} at the moment. {exc}"
+                f"There are no credentials for {self.credentials.upstream!r} at the moment. {exc}"
             ) from exc
 
     @override
     def __repr__(self) -> str:
-        return f"LinkAuth({self._credentials.upstream!r})"
+        return f"LinkAuth({self.credentials.upstream!r})"
 
 
 class FixedCredentials(UpstreamCredentials):
