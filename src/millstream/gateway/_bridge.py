@@ -200,12 +200,7 @@ def forward(
         ProtocolError: The upstream's own error, or for methods other than ``tools/call``, the lack of a response.
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
-    if (
-        upstream.credentials is None
-        and (link := upstream.plain_link) is not None
-        and _is_plain(call)
-        and not (method == "tools/call" and upstream.has_tasks)
-    ):
+    if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
         ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
         return _forward_plainly(call, upstream, link, ask)
     return _forward(call, upstream, method, params, name, headers)
@@ -231,7 +226,7 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask)
     breaker, method, name = upstream.breaker, ask.method, ask.name
     if breaker.records and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
-    owner, places = call.owner, link.places
+    owner, places = ask.owner, link.places
     if places is not None and not (places.take(owner) or await places.acquire(owner)):
         raise no_response_error(call, upstream, InUse(places, owner))
     link.calls += 1

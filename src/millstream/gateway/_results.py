@@ -217,7 +217,7 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         if opening != _NULL:
             raise ValueError(f"{array} must be an array")
         found[array] = _NO_ITEMS
-    if array and len(_decode_items(found[array])) > MAX_BLOCKS:
+    if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
         raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
     meta = found.pop("_meta", None)
     for each in drop:

@@ -470,12 +470,12 @@ class Upstream:
 
     @property
     def plain_link(self) -> Link | None:
-        """The connection that all calls share, if it's open and each request is self-contained."""
+        """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
         if self._plain_catalog is not self.catalog:
             self._plain_catalog = self.catalog
             revision = BY_DATE.get(self.catalog.revision)
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
-            self._is_plain = revision is not None and not revision.handshake and not separate
+            self._is_plain = not (revision is None or revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED_KEY)
