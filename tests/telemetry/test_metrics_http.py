@@ -1,8 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._http.message import HttpRequest
-from millstream._telemetry.exposition import MetricsEndpoint, render
-from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.metrics import Metrics, MetricsEndpoint, render
 
 
 async def test_metrics_have_the_prometheus_content_type() -> None:

@@ -4,6 +4,8 @@ See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and f
 basic/transports. `is_per_request` tells the two eras apart: the body decides, and the header is a cross-check.
 `admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
 checks it needs are functions here. stdio passes no headers, which skips the header checks.
+
+The `initialize` request and its result.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct
 
-from millstream._protocol import metadata
+from millstream._protocol import metadata, revisions
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
@@ -24,10 +26,19 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder
-from millstream._protocol.metadata import ClientInfo, RequestMeta, declares
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode
+from millstream._protocol.metadata import ClientInfo, RequestMeta, declares, read_capabilities
+from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.param_headers import decode_name
-from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
+from millstream._protocol.revisions import (
+    ALL,
+    ASSUMED,
+    BY_DATE,
+    PER_REQUEST,
+    Revision,
+    names_per_request_era,
+    negotiate,
+)
 
 Headers = Mapping[bytes, bytes]
 
@@ -287,3 +298,52 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
             status=400,
         )
     return negotiated or revision
+
+
+MAX_DISPLAYED = 256
+"""Maximum number of characters kept of a client's name and version."""
+
+_decode = decoder(InitializeRequestParams)
+
+
+class Handshake(Struct, frozen=True, gc=False):
+    """The negotiated result of an `initialize` request."""
+
+    revision: Revision
+    client: ClientInfo
+    sessionless: bool
+    """True if the request had no parameters. Such a client is a script and gets no session."""
+
+
+def read_initialize(params: bytes) -> Handshake:
+    """Read the parameters of `initialize` and negotiate a revision.
+
+    Missing parameters, `clientInfo`, or `capabilities` are tolerated.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, for parameters without a usable `protocolVersion`.
+    """
+    if not params:
+        return Handshake(ASSUMED, ClientInfo(), True)
+    try:
+        given = _decode(params)
+        capabilities = read_capabilities(given.capabilities)
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    info = given.client_info
+    client = ClientInfo(capabilities, info.name[:MAX_DISPLAYED], info.version[:MAX_DISPLAYED])
+    return Handshake(negotiate(given.protocol_version), client, False)
+
+
+def initialize_result(
+    revision: Revision, capabilities: dict[str, Any], info: dict[str, Any], instructions: str
+) -> bytes:
+    """Return the encoded result of `initialize`."""
+    result: dict[str, Any] = {
+        "protocolVersion": revision.date,
+        "capabilities": capabilities,
+        "serverInfo": revisions.implementation(info, revision),
+    }
+    if instructions:
+        result["instructions"] = instructions
+    return encode(result)

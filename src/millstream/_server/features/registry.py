@@ -20,8 +20,8 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
-from millstream._server.features.dependency_resolver import CompleterFunction
 from millstream._server.features.resources import Prompt, Resource, Template
+from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import PreparedCall, Tool
 
 _MEMBERS = {"tools": "tools", "resources": "resources", "templates": "resourceTemplates", "prompts": "prompts"}

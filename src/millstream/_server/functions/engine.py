@@ -18,10 +18,8 @@ from msgspec import Struct
 
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import Schema, check_schema
-from millstream._server.functions.annotations import needs_pydantic, normalize
-from millstream._server.functions.msgspec_engine import MsgspecEngine
-from millstream._server.functions.outputs import Output, OutputError
-from millstream._server.functions.parameters import Parameter, ParameterError
+from millstream._server.functions.msgspec_engine import MsgspecEngine, Output, OutputError
+from millstream._server.functions.parameters import Parameter, ParameterError, needs_pydantic, normalize
 from millstream._server.functions.problems import (
     MAX_LISTED,
     MAX_WALKED,

@@ -16,7 +16,6 @@ from msgspec.structs import astuple
 
 from millstream._protocol.json_schema import Schema, drop_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._server.functions.annotations import normalize
 from millstream._server.functions.dependencies import (
     Dependency,
     RegistrationError,
@@ -30,12 +29,13 @@ from millstream._server.functions.dependencies import (
 )
 from millstream._server.functions.description import describe
 from millstream._server.functions.engine import Engine, SchemaCheck, engine_of
-from millstream._server.functions.outputs import Output, OutputError, may_be_content
+from millstream._server.functions.msgspec_engine import Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
     Kind,
     Parameter,
     check_described,
     check_text_arguments,
+    normalize,
     parameter_of,
 )
 from millstream._server.functions.results import ToolResult, output_from_schema

@@ -33,27 +33,30 @@ from millstream._protocol.json_schema import (
     schema_of,
     type_text,
 )
-from millstream._server.functions.annotations import (
+from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.description import CONSTRAINTS
+from millstream._server.functions.msgspec_engine import (
+    Output,
+    OutputError,
+    dec_hook,
+    enc_hook,
+    is_structured,
+    once_per_type,
+    output_error,
+    schema_hook,
+)
+from millstream._server.functions.parameters import (
     UNIONS,
+    Parameter,
+    finish_schema,
     has_fields,
     has_meta,
     has_pydantic_members,
     needs_pydantic,
     union_of,
+    unreadable,
     unwrap_alias,
 )
-from millstream._server.functions.dependencies import RegistrationError
-from millstream._server.functions.description import CONSTRAINTS
-from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
-from millstream._server.functions.outputs import (
-    Output,
-    OutputError,
-    enc_hook,
-    is_structured,
-    once_per_type,
-    output_error,
-)
-from millstream._server.functions.parameters import Parameter, finish_schema, unreadable
 from millstream._server.functions.problems import (
     Path,
     Problem,

@@ -19,7 +19,7 @@ from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Imag
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.engine import SchemaCheck
-from millstream._server.functions.outputs import NotJson, Output, encode, output_error
+from millstream._server.functions.msgspec_engine import NotJson, Output, encode, output_error
 
 PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from millstream._protocol.admission import MAX_DISPLAYED
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY, ClientInfo
@@ -18,11 +18,11 @@ from millstream._protocol.notifications import (
     SubscriptionsAcknowledgedNotificationParams,
     SubscriptionsListenRequestParams,
 )
-from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import Registry
-from millstream._server.handlers.tools import read, sees
+from millstream._server.handlers import Handlers, read, sees
 from millstream._server.load import release_arguments, too_many_streams
 
 MAX_URI_BYTES = 128 * 1024
@@ -186,3 +186,10 @@ class _Pushes:
         for message in self._early:
             call.push_to_caller(message)
         self._early.clear()
+
+
+def install(dispatcher: Dispatcher) -> None:
+    """Register the handlers of every method."""
+    registry, services = dispatcher.registry, dispatcher.services
+    dispatcher.serve(Handlers(registry, services, dispatcher.announcement).table())
+    dispatcher.serve({"subscriptions/listen": Listen(registry, services)})
