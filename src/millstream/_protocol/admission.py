@@ -61,16 +61,11 @@ class Admission(Struct, frozen=True, gc=False):
     """The value of `params.name` or `params.uri`, for methods that have one."""
 
 
-class _ParamsMeta(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
-
-
 class _ParamsName(Struct, gc=False):
     name: str = ""
     uri: str = ""
 
 
-_decode_params_meta = decoder(_ParamsMeta)
 _decode_params_name = decoder(_ParamsName)
 
 
@@ -144,7 +139,7 @@ def admit_per_request(
     Raises:
         ProtocolError: The first check that failed, with its code and HTTP status.
     """
-    meta, capabilities = _read_meta(message)
+    meta, client = _read_meta(message)
     name = _read_name(message) or _read_member(message, header_params.get(message.method))
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
@@ -159,15 +154,10 @@ def admit_per_request(
         )
     if not serves(message.method, revision):
         raise method_not_found(message.method, revision)
-    client = ClientInfo(capabilities, *_display(meta))
     needed = requires(message.method, name)
     if needed:
         require_capabilities(client.capabilities, needed)
     return Admission(revision, meta, client, name)
-
-
-def _display(meta: RequestMeta) -> tuple[str, str]:
-    return ("", "") if meta.client is UNSET else (meta.client.name, meta.client.version)
 
 
 def method_not_found(method: str, revision: Revision) -> ProtocolError:
@@ -191,11 +181,11 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
         )
 
 
-def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
-    """Return `_meta`, and the capabilities in it."""
+def _read_meta(message: Envelope) -> tuple[RequestMeta, ClientInfo]:
+    """Return `_meta`, and the client that it describes."""
     try:
-        meta = _decode_params_meta(message.params or b"{}").meta
-        capabilities = {} if meta.capabilities is UNSET else metadata.read_capabilities(meta.capabilities)
+        meta = metadata.decode_params_with_meta(message.params or b"{}").meta
+        client = meta.read_client()
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
     missing = [
@@ -208,7 +198,7 @@ def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
     if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
         levels = ", ".join(metadata.LOG_LEVELS)
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: unknown log level, use one of {levels}", status=400)
-    return meta, capabilities
+    return meta, client
 
 
 def _read_name(message: Envelope) -> str:

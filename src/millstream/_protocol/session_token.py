@@ -11,8 +11,9 @@ canonical base64 text opens, so each token has one spelling. NIST SP 800-38D all
 """
 
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -135,38 +136,32 @@ MAX_CLIENT_TEXT = 32
 KIND = b"session"
 
 
-def _true() -> bool:
-    return True
-
-
-def _app_types() -> list[str]:
-    return ["text/html;profile=mcp-app"]
-
-
-_CAPABILITIES: Final[tuple[tuple[tuple[str, ...], Callable[[], object]], ...]] = (
-    # (path, constructor of the value). The index is the bit, and ids survive deployments: append, never reorder.
-    (("sampling",), dict),
-    (("sampling", "tools"), dict),
-    (("sampling", "context"), dict),
-    (("elicitation",), dict),
-    (("elicitation", "form"), dict),
-    (("elicitation", "url"), dict),
-    (("roots",), dict),
-    (("roots", "listChanged"), _true),
-    (("experimental",), dict),
-    (("tasks",), dict),
-    (("tasks", "list"), dict),
-    (("tasks", "cancel"), dict),
-    (("tasks", "requests"), dict),
-    (("tasks", "requests", "elicitation"), dict),
-    (("tasks", "requests", "elicitation", "create"), dict),
-    (("tasks", "requests", "sampling"), dict),
-    (("tasks", "requests", "sampling", "createMessage"), dict),
-    (("extensions",), dict),
+_CAPABILITIES: Mapping[str, object] = {
+    # The position is the bit, and ids survive deployments: append, never reorder.
+    "sampling": {},
+    "sampling tools": {},
+    "sampling context": {},
+    "elicitation": {},
+    "elicitation form": {},
+    "elicitation url": {},
+    "roots": {},
+    "roots listChanged": True,
+    "experimental": {},
+    "tasks": {},
+    "tasks list": {},
+    "tasks cancel": {},
+    "tasks requests": {},
+    "tasks requests elicitation": {},
+    "tasks requests elicitation create": {},
+    "tasks requests sampling": {},
+    "tasks requests sampling createMessage": {},
+    "extensions": {},
     # MCP Apps is the one extension that many hosts declare, and they declare it this way.
-    (("extensions", "io.modelcontextprotocol/ui"), dict),
-    (("extensions", "io.modelcontextprotocol/ui", "mimeTypes"), _app_types),
-)
+    "extensions io.modelcontextprotocol/ui": {},
+    "extensions io.modelcontextprotocol/ui mimeTypes": ["text/html;profile=mcp-app"],
+}
+"""Path -> value. An empty object stands for any object."""
+_BITS = [(1 << bit, path.split(), value) for bit, (path, value) in enumerate(_CAPABILITIES.items())]
 
 
 class SessionToken(Struct, frozen=True, gc=False, array_like=True):
@@ -246,24 +241,24 @@ def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
     capabilities.
     """
     bits = 0
-    for bit, (path, make) in enumerate(_CAPABILITIES):
+    for bit, path, value in _BITS:
         if path[0] not in capabilities:
             continue
         found = value_at(capabilities, path)
-        if isinstance(found, dict) if make is dict else found == make():
-            bits |= 1 << bit
+        if found == value or (value == {} and isinstance(found, dict)):
+            bits |= bit
     return bits, capabilities_of(bits) == capabilities
 
 
 def capabilities_of(bits: int) -> dict[str, Any]:
     """Return the capabilities for bits from `capability_bits`. Bits of later versions are ignored."""
     capabilities: dict[str, Any] = {}
-    for bit, (path, make) in enumerate(_CAPABILITIES):
-        if bits & 1 << bit:
+    for bit, path, value in _BITS:
+        if bits & bit:
             inner = capabilities
             for name in path[:-1]:
                 inner = inner.setdefault(name, {})
-            inner[path[-1]] = make()
+            inner[path[-1]] = copy(value)
     return capabilities
 
 

@@ -12,12 +12,12 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from millstream._http.message import HttpRequest, Response
+from millstream._http.message import Handler, HttpRequest, Response
 
 Labels = tuple[str, ...]
 Kind = Literal["counter", "gauge"]
@@ -69,19 +69,6 @@ class Reading(Struct, array_like=True):
     merge: Merge
     samples: dict[tuple[str, ...], float]
     """Sample name, labels, and label values -> value."""
-
-
-class Metric(Protocol):
-    """The interface of a metric for the registry."""
-
-    family: Family
-
-    def read(self) -> Reading:
-        """Return the metric at this moment."""
-        ...
-
-
-AnyMetric = TypeVar("AnyMetric", bound=Metric)
 
 
 class Counter:
@@ -183,11 +170,14 @@ class Histogram:
         return Reading(name, self.family.help, "histogram", "sum", samples)
 
 
+AnyMetric = TypeVar("AnyMetric", Counter, ReadMetric, Histogram)
+
+
 class Metrics:
     """The metrics of one running server, in the order of their creation."""
 
     def __init__(self) -> None:
-        self._metrics: dict[str, Metric] = {}
+        self._metrics: dict[str, Counter | ReadMetric | Histogram] = {}
 
     def counter(self, name: str, help: str, labels: Labels = ()) -> Counter:
         """Create a counter. Its name must end in ``_total``.
@@ -294,22 +284,19 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 
-class MetricsEndpoint:
-    """The handler of the metrics path.
+def metrics_handler(render: Callable[[], Awaitable[bytes]], measure: Callable[[], Awaitable[object]]) -> Handler:
+    """Return the handler of the metrics path.
 
     Args:
         render: Returns the text.
         measure: Awaited first, to update figures that need I/O.
     """
 
-    def __init__(self, render: Callable[[], Awaitable[bytes]], measure: Callable[[], Awaitable[object]]) -> None:
-        self._render = render
-        self._measure = measure
+    async def get(request: HttpRequest) -> Response:
+        await measure()
+        return Response(await render(), 200, _HEAD)
 
-    async def get(self, request: HttpRequest) -> Response:
-        """Return all metrics."""
-        await self._measure()
-        return Response(await self._render(), 200, _HEAD)
+    return get
 
 
 class EndedProcesses(Struct, array_like=True):

@@ -238,23 +238,21 @@ class ActiveSessions:
             self._seen[session] = (seen[0], now, seen[2])
             return
         if len(self._seen) >= self._max:
-            self._end(next(iter(self._seen)))
+            self.over(next(iter(self._seen)))
         self._seen[session] = (now, now, (transport, revision))
 
     def over(self, session: str) -> None:
         """Record the end of a session. Unknown sessions are ignored."""
-        if session in self._seen:
-            self._end(session)
+        seen = self._seen.pop(session, None)
+        if seen is not None:
+            first, last, labels = seen
+            self._ended(labels, last - first)
 
     def count(self, now: float) -> dict[Labels, int]:
         """Return the number of active sessions by transport and revision."""
         for session in [each for each, seen in self._seen.items() if now - seen[1] > IDLE_SECONDS]:
-            self._end(session)
+            self.over(session)
         return dict(Counter(labels for _, _, labels in self._seen.values()))
-
-    def _end(self, session: str) -> None:
-        first, last, labels = self._seen.pop(session)
-        self._ended(labels, last - first)
 
 
 INTERVAL = 0.25

@@ -42,7 +42,7 @@ from millstream._stores.changes import read_again
 from millstream._stores.workers import parent_address
 from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
 from millstream._telemetry.messages import session_hash
-from millstream._telemetry.metrics import EndedProcesses, Metrics, MetricsEndpoint, dump, render_sums
+from millstream._telemetry.metrics import EndedProcesses, Metrics, dump, metrics_handler, render_sums
 from millstream._telemetry.metrics import render as metrics_text
 from millstream._telemetry.process import resident_bytes
 
@@ -255,7 +255,7 @@ class MetricsPart(OwnPart):
             host.stack.push_async_callback(machine.leave)
             host.run(machine.run())
             render = machine.render
-        route = Route({"GET": MetricsEndpoint(render, health.look).get}, scope=WATCH, private=True)
+        route = Route({"GET": metrics_handler(render, health.look)}, scope=WATCH, private=True)
         host.on_http(partial(host.routes.add, "/metrics", route))
 
 

@@ -20,7 +20,7 @@ from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, decoder
-from millstream._protocol.metadata import ClientInfo, ProgressToken, RequestMeta, read_capabilities
+from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta
 from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.revisions import Revision
@@ -421,23 +421,12 @@ def notification_call(message: Envelope, session: Session | None, revision: Revi
     )
 
 
-class _NotificationParams(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
-
-
-_decode_notification = decoder(_NotificationParams)
-
-
 def _declared_client(message: Envelope) -> ClientInfo:
     """Return the client information in a notification."""
     try:
-        meta = _decode_notification(message.params or b"{}").meta
-        capabilities = {} if meta.capabilities is UNSET else read_capabilities(meta.capabilities)
+        return decode_params_with_meta(message.params or b"{}").meta.read_client()
     except MALFORMED:
         return NOBODY
-    if meta.client is UNSET:
-        return ClientInfo(capabilities)
-    return ClientInfo(capabilities, meta.client.name, meta.client.version)
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
