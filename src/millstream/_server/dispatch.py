@@ -241,7 +241,6 @@ class Dispatcher:
                 )
                 members = tool.encode(value, call)
             else:
-                check_offered(call, self.registry)
                 handler, around = _handler(self._handlers, self.registry, call), self.around
                 members = await (handler(call) if around is None else around(call, handler))
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
@@ -462,18 +461,14 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
 
 
 def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
-    """Return the handler for a method: the server's own, or that of an extension."""
-    handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
-    assert handler is not None  # noqa: S101  admission or `check_offered` saw it
-    return handler
-
-
-def check_offered(call: Call, registry: Registry) -> None:
-    """Refuse a handshake-era method that the revision or this server doesn't have. Admission does this for the other
-    era.
+    """Return the handler for a method: the server's own, or that of an extension.
 
     Raises:
-        ProtocolError: METHOD_NOT_FOUND.
+        ProtocolError: METHOD_NOT_FOUND, for a handshake-era method that the revision or this server doesn't have.
+            Admission checks this for the other era.
     """
     if call.revision.handshake and not registry.serves(call.method, call.revision):
         raise method_not_found(call.method, call.revision)
+    handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
+    assert handler is not None  # noqa: S101  it was checked
+    return handler

@@ -229,19 +229,20 @@ class Handlers:
         params = read(_read_decoder, call)
         call.name = params.uri
         take_rounds(call, params)
-        source, arguments = self._find_readable(params.uri, call)
-        value = await source.run(arguments, call)
-        if value is None:
-            raise _not_found(params.uri)
+        source, value = await self._read(params.uri, call)
         return source.encode(value, params.uri, call)
 
     async def _read_inside(self, uri: str, call: Call) -> Any:
         """Return the value of a resource, for a function that serves a call."""
+        source, value = await self._read(uri, call)
+        return source.unwrap(value)
+
+    async def _read(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         source, arguments = self._find_readable(uri, call)
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(uri)
-        return source.unwrap(value)
+        return source, value
 
     def _find_readable(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         found, variables = self._registry.find_readable(uri, partial(sees, call))
@@ -310,19 +311,17 @@ class Handlers:
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
     def _find_completed(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
+        item: Prompt | Template | None
         if reference.type == "ref/prompt":
-            prompt = self._registry.prompts.get(reference.name)
-            if prompt is not None and sees(call, prompt):
-                check_scopes(call, prompt.scopes)
-                return prompt, reference.name
-            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
-        if reference.type == "ref/resource":
-            template = self._registry.templates.get(reference.uri)
-            if template is not None and sees(call, template):
-                check_scopes(call, template.scopes)
-                return template, reference.uri
-            raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
-        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+            noun, name, item = "prompt", reference.name, self._registry.prompts.get(reference.name)
+        elif reference.type == "ref/resource":
+            noun, name, item = "resource template", reference.uri, self._registry.templates.get(reference.uri)
+        else:
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+        if item is None or not sees(call, item):
+            raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")
+        check_scopes(call, item.scopes)
+        return item, name
 
     async def _ask_completer(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
         if isinstance(completer, CompleterFunction):

@@ -423,15 +423,11 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
         return _in_thread(plan, home, call_function)
     if plan.is_generator:
         return _run_generator(plan, home, call_function)
-    if plan.is_async:
-        if wants_context:
-            return lambda arguments, call: call_function(arguments, Context(call, home))
-        return call_function  # it ignores the context argument
-
-    async def run(arguments: Any, call: Call) -> Any:
-        return call_function(arguments, Context(call, home) if wants_context else None)
-
-    return run
+    if not plan.is_async:
+        return _plain(plan, home, call_function)
+    if wants_context:
+        return lambda arguments, call: call_function(arguments, Context(call, home))
+    return call_function  # it ignores the context argument
 
 
 def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:
@@ -451,9 +447,11 @@ def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:
 
 
 def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
+    is_async, wants_context = plan.is_async, plan.context_parameter is not None
+
     async def run(arguments: Any, call: Call) -> Any:
-        value = call_function(arguments, Context(call, home))
-        return await value if plan.is_async else value
+        value = call_function(arguments, Context(call, home) if wants_context else None)
+        return await value if is_async else value
 
     return run
 

@@ -34,7 +34,7 @@ from millstream._protocol.metadata import (
     ProgressToken,
 )
 from millstream._protocol.param_headers import ParamHeader
-from millstream._protocol.revisions import NEWEST, Revision
+from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
@@ -185,24 +185,17 @@ class Tool(Item):
                 return b'"content":[{"type":"text","text":%b}]' % data
             return _SCALAR_RESULTS[revision.structured] % ((data,) if revision.structured == "none" else (data, data))
         if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
-            return self._encode_wrapped(value)
+            data = encode_value(value, self._output)
+            text = encode_json(data.decode())
+            return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (text, data)
         if isinstance(value, ToolResult):
             call.meta = value.meta
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
-        return members if self._fits(revision) else revisions.tool_result(members, revision, wraps=self.wraps)
-
-    def _fits(self, revision: Revision) -> bool:
-        """Return whether results look the same in a revision as in the newest."""
-        return revision.structured == "object" and self._output is not None and not self.wraps
-
-    def _encode_wrapped(self, value: Any) -> bytes:
-        data = encode_value(value, self._output)
-        return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
-            encode_json(data.decode()),
-            data,
-        )
+        # Results with a schema of an object look the same as in the newest revision.
+        same = revision.structured == "object" and self._output is not None and not self.wraps
+        return members if same else revisions.tool_result(members, revision, wraps=self.wraps)
 
 
 def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
@@ -280,16 +273,13 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
         known = CLIENT_CAPABILITIES.get(name, tuple(CLIENT_CAPABILITIES))
         odd = [name] if name not in CLIENT_CAPABILITIES else [each for each in inner if known and each not in known]
         if known and odd:
+            where = name if name == odd[0] else f"{name}.{odd[0]}"
             warn_author(
-                f"{source.name}: only clients that declare the capability {_path(name, odd[0])!r} can call it, "
+                f"{source.name}: only clients that declare the capability {where!r} can call it, "
                 f"but MCP doesn't define that name; {suggest(odd[0], known)}. Capabilities of your own clients "
                 "belong under 'extensions' or 'experimental'",
                 source.code,
             )
-
-
-def _path(name: str, inner: str) -> str:
-    return name if name == inner else f"{name}.{inner}"
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

@@ -95,25 +95,18 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
             return MsgspecEngine(name, parameters, **options)
         except (ParameterError, OutputError) as error:
             failed = error
-    pydantic_engine = _pydantic_engine()
-    if pydantic_engine is None:
+    try:
+        module = import_module("millstream._server.functions.pydantic_engine")
+    except ImportError:
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
         raise type(failed)(f"{failed}{_MORE_WORKS}") from failed
     try:
-        made: Engine = pydantic_engine(name, parameters, **options)
+        made: Engine = module.PydanticEngine(name, parameters, **options)
     except (ParameterError, OutputError) as error:
         if failed is None or type(failed) is not type(error):
             raise
         raise failed from error
     return made
-
-
-def _pydantic_engine() -> Any:
-    """Return the pydantic engine, if pydantic is installed."""
-    try:
-        return import_module("millstream._server.functions.pydantic_engine").PydanticEngine
-    except ImportError:
-        return None
 
 
 VALUE = "value"
