@@ -416,10 +416,10 @@ class SharedLimiter:
         if known is not None and known.stale <= now:
             known.tokens = 0.0
         hot = known is not None and now - known.asked_at < _HOT
-        if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
-            return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost)
-        known.fetching = now
-        return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + min(_MOST, self.rate.count // _SHARE))
+        advance = 0
+        if known is not None and hot and known.tokens < cost and now - known.fetching >= _LOST:
+            known.fetching, advance = now, min(_MOST, self.rate.count // _SHARE)
+        return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
         """Process the store's answer."""

@@ -211,11 +211,6 @@ def conversation(given: str | Message | Sequence[Message | str]) -> list[Message
     return [Message("user", each) if isinstance(each, str) else each for each in several]
 
 
-def has_tools(messages: Sequence[Message]) -> bool:
-    """Return whether a conversation has tool uses or results."""
-    return any(isinstance(block, ToolUse | ToolResultBlock) for message in messages for block in message.blocks)
-
-
 def check_conversation(messages: Sequence[Message]) -> None:
     """Check the rules that hold in every revision.
 
@@ -338,7 +333,8 @@ def capability_of(question: Question) -> dict[str, Any]:
 
 
 def _with_tools(question: Sample) -> bool:
-    return bool(question.tools or question.tool_choice) or has_tools(conversation(question.messages))
+    blocks = (block for message in conversation(question.messages) for block in message.blocks)
+    return bool(question.tools or question.tool_choice) or any(isinstance(b, ToolUse | ToolResultBlock) for b in blocks)
 
 
 def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:

@@ -1,7 +1,7 @@
 """The data that a registry item works with, and its creation from a Python function.
 
-A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three: `source_of`
-creates it from a function, `source_from_schema` from a schema and a callable.
+A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three, and
+`source_of` creates it from a function.
 
 Dependencies of one call: the value of each `Depends` function, computed once, and cleanup.
 
@@ -25,13 +25,13 @@ from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
 from millstream._protocol.notifications import CompleteRequestParams
-from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call, check_scopes
 from millstream._server.calls.context import Context, send_progress, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
 from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
-from millstream._server.functions.arguments import decode_of, read_arguments, read_checked, read_texts
+from millstream._server.functions.arguments import decode_of, read_arguments, read_texts
 from millstream._server.functions.dependencies import (
     Dependency,
     PlannedDependency,
@@ -41,11 +41,10 @@ from millstream._server.functions.dependencies import (
     plan_dependency,
 )
 from millstream._server.functions.description import Labels, Names
-from millstream._server.functions.engine import SchemaCheck
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
-from millstream._server.functions.results import as_text, output_from_schema
+from millstream._server.functions.results import as_text
 
 CONTEXTS = (Context, SyncContext)
 Exit = Callable[[BaseException | None], Awaitable[Any]]
@@ -319,32 +318,6 @@ class Item:
         other.name = name
         other._described = {**self._described, self.naming: name}
         return other
-
-
-def source_from_schema(
-    name: str,
-    run: Run,
-    *,
-    input_schema: Schema,
-    output_schema: Schema | None = None,
-    description: str = "",
-) -> ItemSource:
-    """Return a source without a function. `run` receives the arguments as a dict that matches the schema.
-
-    Raises:
-        ValueError: The schema is invalid.
-        ImportError: The extra for schema checks isn't installed.
-    """
-    check = SchemaCheck(input_schema, whole="the arguments")
-    return ItemSource(
-        name,
-        run,
-        lambda raw: read_checked(raw, f"tool {name!r}", input_schema, check),
-        description=description,
-        schema=input_schema,
-        output=None if output_schema is None else output_from_schema(output_schema),
-        headers=find_annotations(input_schema),
-    )
 
 
 def source_of(

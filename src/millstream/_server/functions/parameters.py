@@ -139,11 +139,6 @@ def default_in(metadata: tuple[Any, ...]) -> Any:
     return next((each for each in given if each is not NODEFAULT), NODEFAULT)
 
 
-def described_in(metadata: tuple[Any, ...]) -> bool:
-    """Return whether metadata has a description."""
-    return any(isinstance(getattr(each, "description", None), str) for each in metadata)
-
-
 def alias_in(metadata: tuple[Any, ...]) -> str | None:
     """Return the alias in ``pydantic.Field``.
 
@@ -307,7 +302,7 @@ def parameter_of(
     if default is None:
         annotation = annotation | None
     description = descriptions.get(parameter.name)
-    if description and not described_in(metadata):
+    if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
 
