@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 from millstream._http.client.fetch import OutboundError, check_url
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server.fast_head import HeaderLineCache
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message

@@ -19,10 +19,9 @@ from millstream import ProtocolError, ToolError
 from millstream._parts import Host
 from millstream._protocol.errors import CustomResult
 from millstream._protocol.revisions import ALL, Revision
-from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.registry import RegisteredExtension
-from millstream._server.handlers.tools import take_rounds
+from millstream._server.handlers import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result

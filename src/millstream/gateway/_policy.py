@@ -19,8 +19,7 @@ from msgspec.structs import fields, force_setattr
 from millstream import Principal, ProtocolError, ToolError
 from millstream._config import Cap, RateText, Seconds
 from millstream._protocol.errors import SuggestionMeta
-from millstream._server.calls.access import check_scopes
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, check_scopes
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes

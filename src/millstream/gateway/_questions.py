@@ -16,8 +16,7 @@ from millstream import Message, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
-from millstream._server.questions.forms import project
-from millstream._server.questions.questions import project_conversation
+from millstream._server.calls.questions import project, project_conversation
 from millstream.gateway._results import Redactor
 from millstream.protocol import (
     INVALID_PARAMS,

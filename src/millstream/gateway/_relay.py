@@ -19,7 +19,7 @@ from millstream._override import override
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
-from millstream._server.questions.pending_questions import ClientRefusal
+from millstream._server.calls.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
 from millstream.gateway._questions import (

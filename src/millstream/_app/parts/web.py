@@ -29,9 +29,8 @@ from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 from millstream._tasks import Tasks
-from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
 from millstream._telemetry.logs import capture_logs, capture_prints
-from millstream._telemetry.process import resident_bytes
+from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import (
     AuditRecords,

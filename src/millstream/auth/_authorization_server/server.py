@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
