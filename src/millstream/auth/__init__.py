@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from millstream._server.functions.description import Names
     from millstream.auth._authorization_server.clients import Allow
     from millstream.auth._authorization_server.config import IssuerOptions
-    from millstream.auth._authorization_server.login_methods import LoginMethod
-    from millstream.auth._authorization_server.provider import Provider
     from millstream.auth._authorization_server.records import OAuthClient
     from millstream.auth._authorization_server.server import Issuer
     from millstream.auth._method import AuthMethod, Unbound
+    from millstream.auth.providers import LoginMethod, Provider
 
 __all__ = [
     "client",
@@ -57,8 +56,11 @@ def keys(
     Example:
         ``Server("shop", auth=auth.keys(named_keys={"desk": os.environ["DESK_KEY"]}))``
     """
-    from millstream.auth._api_keys import key_method  # noqa: PLC0415
-    from millstream.auth._key_file import check_name, check_strength  # noqa: PLC0415
+    from millstream.auth._key_file import (  # noqa: PLC0415
+        check_name,
+        check_strength,
+        key_method,
+    )
 
     if not (given or named_keys or file):
         raise ValueError("auth.keys() requires a key, or a file with keys: auth.keys(file='keys.json')")
@@ -169,7 +171,7 @@ def oidc(
         raise ValueError("auth.oidc() requires client_id= with client_secret=")
     if not client_id:
         return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
-    from millstream.auth._oidc_pages import OidcAtPages  # noqa: PLC0415
+    from millstream.auth._oidc import OidcAtPages  # noqa: PLC0415
 
     return OidcAtPages(rules=rules, keys=keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
 
@@ -214,7 +216,7 @@ def introspection(
     """
     from millstream._http.client.fetch import check_url  # noqa: PLC0415
     from millstream.auth._guard import rules_of  # noqa: PLC0415
-    from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
+    from millstream.auth._tokens import IntrospectedMethod  # noqa: PLC0415
 
     url = check_url(endpoint).geturl()
     if not (client and secret):

@@ -28,12 +28,11 @@ from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream.auth._jose import TokenRules
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
-from millstream.auth._single_flight import KeyedSemaphore
+from millstream.auth._method import AuthMethod, Identity, KeyedSemaphore, Unavailable, prefetch_all
 from millstream.auth._tokens import Verdict, Verdicts
 
 if TYPE_CHECKING:
-    from millstream.auth._signed_out import SignedOut
+    from millstream.auth._sign_in import SignedOut
 
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"

@@ -9,9 +9,9 @@ from millstream._protocol.errors import suggest_keywords
 if TYPE_CHECKING:
     from millstream._server.functions.description import Names
     from millstream.auth._authorization_server.clients import Allow
-    from millstream.auth._authorization_server.login_methods import TrustedIdentityProvider, UpstreamLogin
     from millstream.auth._authorization_server.records import OAuthClient
     from millstream.auth._authorization_server.users import UserFile
+    from millstream.auth.providers import TrustedIdentityProvider, UpstreamLogin
 
 
 @suggest_keywords

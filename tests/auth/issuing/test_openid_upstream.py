@@ -18,7 +18,7 @@ from issuing_world import challenge
 from millstream import auth
 from millstream._http.client.fetch import fetch
 from millstream.auth._authorization_server import code_flow
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
     Selective,

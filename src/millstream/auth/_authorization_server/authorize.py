@@ -24,14 +24,14 @@ from millstream.auth._authorization_server.answers import (
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig, canonical
 from millstream.auth._authorization_server.grants import Grants
-from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
 from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, OAuthClient, digest
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
 from millstream.auth._authorization_server.users import LOCAL, Accounts
-from millstream.auth._browser import is_own, not_own
 from millstream.auth._method import Unavailable
+from millstream.auth._pages import is_own, not_own
+from millstream.auth.providers import Callback, SignInFailed, User
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 """Base64url of a SHA-256."""

@@ -1,7 +1,7 @@
 """The configuration of an authorization server and its clients: the arguments of ``auth.issuer(…)``, checked."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
@@ -12,17 +12,17 @@ from millstream._http.client.fetch import check_url
 from millstream._protocol.errors import refuse_unknown
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.answers import check_redirect
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, METHODS, REFRESH, OAuthClient, digest
+from millstream.auth._guard import inclusions, rules_of, several
+from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
+from millstream.auth._key_file import check_scopes
+from millstream.auth.providers import (
     LoginMethod,
     Passwords,
+    Provider,
     TrustedIdentityProvider,
     UpstreamLogin,
 )
-from millstream.auth._authorization_server.provider import Provider
-from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, OAuthClient, digest
-from millstream.auth._guard import inclusions, rules_of, several
-from millstream.auth._jose import from_pem, read_keys
-from millstream.auth._key_file import check_scopes
 
 ACCESS_SECONDS = 900
 """Seconds for which an access token is valid."""
@@ -256,3 +256,54 @@ def check_options(where: str, given: Collection[str]) -> None:
         TypeError: An option is unknown; the message suggests a similar one.
     """
     refuse_unknown(where, given, (*_OWN, *IssuerOptions.__annotations__), {})
+
+
+AUTHORIZE, TOKEN, REGISTER = "/authorize", "/token", "/register"
+REVOKE, INTROSPECT, KEYS = "/revoke", "/introspect", "/.well-known/jwks.json"
+CALLBACK = "/sign-in/callback/"
+OAUTH, OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
+SHARED = (TOKEN, REGISTER, REVOKE, KEYS, OPENID, OAUTH)
+"""Paths that pages of any origin may request, because they ignore cookies."""
+
+
+def places(config: IssuerConfig) -> list[str]:
+    """Return the paths where clients look for this issuer's metadata."""
+    path = config.path
+    return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
+
+
+def metadata(config: IssuerConfig, known: Callable[[], Collection[str]]) -> dict[str, Any]:
+    """Return the metadata document."""
+    base = config.base
+    scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}
+    algorithms = [each for each in ASYMMETRIC if each != "EdDSA"]
+    methods = list(METHODS)
+    members: dict[str, Any] = {
+        "issuer": config.url,
+        "authorization_endpoint": base + AUTHORIZE,
+        "token_endpoint": base + TOKEN,
+        "jwks_uri": base + KEYS,
+        "revocation_endpoint": base + REVOKE,
+        "introspection_endpoint": base + INTROSPECT,
+        "scopes_supported": sorted(scopes),
+        "response_types_supported": ["code"],
+        "response_modes_supported": ["query"],
+        "grant_types_supported": [CODE, REFRESH, CLIENT],
+        "token_endpoint_auth_methods_supported": methods,
+        "token_endpoint_auth_signing_alg_values_supported": algorithms,
+        "revocation_endpoint_auth_methods_supported": methods,
+        "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
+        "introspection_endpoint_auth_methods_supported": methods[1:],
+        "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
+        "code_challenge_methods_supported": ["S256"],
+        "authorization_response_iss_parameter_supported": True,
+    }
+    if config.metadata_documents:
+        members["client_id_metadata_document_supported"] = True
+    if config.identities:
+        members["grant_types_supported"].append(ASSERTED)
+        members["authorization_grant_profiles_supported"] = [PROFILE]
+    if config.registration:
+        members["registration_endpoint"] = base + REGISTER
+    return members

@@ -14,7 +14,6 @@ import msgspec
 from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
-from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import (
     REFRESH,
     AuthorizationRequest,
@@ -26,6 +25,7 @@ from millstream.auth._authorization_server.records import (
     new_secret,
 )
 from millstream.auth._authorization_server.signing import TOMBSTONE, TokenSigner, Vault, read
+from millstream.auth.providers import User
 
 CODE_SECONDS = 60.0
 GRACE = 60.0

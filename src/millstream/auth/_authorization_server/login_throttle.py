@@ -18,10 +18,10 @@ from millstream._http.message import peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._stores.rates import ConcurrencySlot
-from millstream.auth._authorization_server.login_methods import SignInFailed, User
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.users import Accounts
-from millstream.auth._single_flight import PATIENCE
+from millstream.auth._method import PATIENCE
+from millstream.auth.providers import SignInFailed, User
 
 _MAX_WAITING = 256
 """Maximum waiting attempts per key; people don't make more."""

@@ -31,7 +31,7 @@ from millstream.auth._jose import (
     select_keys,
     sign,
 )
-from millstream.auth._single_flight import SingleFlight
+from millstream.auth._method import SingleFlight
 
 _MAX_SHARE = 12
 """Length of a share's name."""

@@ -14,16 +14,15 @@ from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
 from millstream.auth._authorization_server.authorize import Targets
-from millstream.auth._authorization_server.client_proof import ClientProof
+from millstream.auth._authorization_server.client_proof import ClientProof, Identities
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.grants import Grants, TokenReuse
-from millstream.auth._authorization_server.identities import Identities
-from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
 from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._authorization_server.users import Accounts
 from millstream.auth._jose import InvalidToken, read_header, verify_any
+from millstream.auth.providers import User
 
 
 class IssuedTokens:

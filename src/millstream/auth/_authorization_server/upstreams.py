@@ -21,16 +21,16 @@ from millstream._http.client.fetch import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlist
-from millstream.auth._authorization_server.code_flow import CodeFlow, ask, code_of, text
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth._authorization_server.config import CALLBACK
+from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._oidc import CodeFlow, ask, code_of, text
+from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
     SignInFailed,
     UpstreamLogin,
     User,
 )
-from millstream.auth._authorization_server.metadata import CALLBACK
-from millstream.auth._authorization_server.records import new_secret
 
 HERE = "https://github.com"
 ORGANIZATION = "org:"

@@ -26,9 +26,9 @@ from msgspec import Struct
 from millstream._files import Stamp, stamp_of, write_private
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.login_methods import Selective, SignInFailed, UpstreamLogin, User
 from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._key_file import check_scopes, lock, read_file
+from millstream.auth.providers import Selective, SignInFailed, UpstreamLogin, User
 
 LOCAL = ""
 """Login method of users who have a password on this server."""

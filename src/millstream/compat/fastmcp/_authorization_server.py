@@ -32,14 +32,21 @@ from millstream.auth._authorization_server.answers import (
 )
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
-from millstream.auth._authorization_server.clients import RATE, Clients, read_metadata
-from millstream.auth._authorization_server.config import IssuerConfig, canonical
-from millstream.auth._authorization_server.documents import RedirectRefused, client_of
-from millstream.auth._authorization_server.metadata import AUTHORIZE, REGISTER, REVOKE, TOKEN, metadata, places
-from millstream.auth._authorization_server.provider import Provider
+from millstream.auth._authorization_server.clients import RATE, Clients, RedirectRefused, client_of, read_metadata
+from millstream.auth._authorization_server.config import (
+    AUTHORIZE,
+    REGISTER,
+    REVOKE,
+    TOKEN,
+    IssuerConfig,
+    canonical,
+    metadata,
+    places,
+)
 from millstream.auth._authorization_server.records import CODE, REFRESH, OAuthClient, digest, new_secret
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.token import check_redirect, check_verifier
+from millstream.auth.providers import Provider
 from millstream.compat.fastmcp._auth import (
     AuthorizationParams,
     OAuthClientInformationFull,
