@@ -9,8 +9,7 @@ from auth_world import STREAM, make_server, run_guarded
 from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
-from millstream.auth._key_file import KeyMethod
-from millstream.auth._key_file import PREFIX, KeyFile, digest_of
+from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod, digest_of
 from wire import request
 
 PING = request("ping", id=5)

@@ -3,18 +3,16 @@
 Requests to issuers that the operator configured. They may be on a private network.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import allow_any
-from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, plain_problem
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream.auth._guard import METADATA_PATH
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._jose import FetchedKeys
-from millstream.auth._method import AuthMethod, SingleFlight, Unavailable
+from millstream.auth._method import SingleFlight, Unavailable
 
 _MAX_AGE = 3600.0
 _RETRY_SECONDS = 10.0
@@ -123,52 +121,3 @@ _MAX_BYTES = 512 * 1024
 async def ask_issuer(url: str) -> FetchedDocument:
     """Fetch a document from an issuer on any network."""
     return await fetch(url, is_allowed=allow_any, max_bytes=_MAX_BYTES)
-
-
-SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
-_HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
-
-
-class ResourceMetadata:
-    """The metadata handlers of one server."""
-
-    def __init__(self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]]) -> None:
-        """Prepare the handlers.
-
-        Args:
-            methods: Auth methods; at least one has an issuer.
-            name: Display name of the server.
-            known: Returns all scopes that the server currently uses.
-        """
-        self._methods = [each for each in methods if each.issuers]
-        self._name = name
-        self._known = known
-        self._resource = next((each.resource for each in self._methods if each.resource), "")
-        self._discovery = Discovery(self._methods[0].issuers[0])
-
-    def paths(self, endpoint: str) -> Mapping[str, Handler]:
-        """Return the GET handlers by path: at the root, and with the internal and the external path of the MCP
-        endpoint.
-        """
-        outside = urlsplit(self._resource).path.rstrip("/")
-        places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
-        return {**dict.fromkeys(sorted(places), self.resource), SERVER_METADATA_PATH: self.server}
-
-    async def resource(self, request: HttpRequest) -> Response:
-        """Respond with the metadata of this server."""
-        scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
-        members = {
-            "resource": self._resource,
-            "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),
-            "scopes_supported": sorted(scopes - {"offline_access"}),
-            "bearer_methods_supported": ["header"],
-            "resource_name": self._name,
-        }
-        return Response(encode({name: value for name, value in members.items() if value}), 200, _HEAD)
-
-    async def server(self, request: HttpRequest) -> Response:
-        """Respond with the metadata of the authorization server."""
-        try:
-            return Response(encode(await self._discovery.metadata()), 200, _HEAD)
-        except Unavailable as exc:
-            return plain_problem(503, str(exc), b"retry-after: 10\r\n")

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from math import inf
@@ -25,8 +25,9 @@ from msgspec import Struct
 
 from millstream._files import Stamp, stamp_of, write_private
 from millstream._override import override
-from millstream._protocol.errors import LocalError
-from millstream._protocol.principal import Principal
+from millstream._protocol.errors import LocalError, suggest_keywords
+from millstream._protocol.principal import EVERYTHING, Principal
+from millstream._server.functions.description import Names
 from millstream.auth._method import AuthMethod, Identity
 
 
@@ -373,3 +374,34 @@ class KeyMethod(AuthMethod):
             logger.error("%s Its keys don't work until this is fixed.", exc)
             file.keys = ()
         return True
+
+
+@suggest_keywords
+def keys(
+    *given: str, named_keys: Mapping[str, str | tuple[str, Names]] | None = None, file: str | Path = ""
+) -> AuthMethod:
+    """Accept API keys, sent as ``Authorization: Bearer KEY``.
+
+    Args:
+        given: Keys with full access, of at least 16 characters. Read them from the environment; don't write them in
+            source code.
+        named_keys: Mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
+        file: A file managed by ``millstream keys``. Changes to it take effect within a second.
+
+    Raises:
+        ValueError: No keys are passed, or a key, name, or scope is invalid.
+        LocalError: The file can't be read.
+
+    Example:
+        ``Server("shop", auth=auth.keys(named_keys={"desk": os.environ["DESK_KEY"]}))``
+    """
+    if not (given or named_keys or file):
+        raise ValueError("auth.keys() requires a key, or a file with keys: auth.keys(file='keys.json')")
+    wanted: list[tuple[str, str, Collection[str]]] = [("key", each, (EVERYTHING,)) for each in given]
+    for name, value in (named_keys or {}).items():
+        key, scopes = (value, ()) if isinstance(value, str) else value
+        wanted.append((check_name(name), key, scopes))
+    method = key_method(wanted, file)
+    for name, key, _ in wanted:
+        check_strength(name, key)
+    return method

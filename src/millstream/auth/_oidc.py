@@ -24,18 +24,20 @@ from millstream._http.client.pool import allow_any
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
+from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._server.calls.services import Services
+from millstream._server.functions.description import Names
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
-from millstream.auth._discovery import Discovery, ask_issuer
+from millstream.auth._discovery import Discovery, ask_issuer, issuer_keys
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
-from millstream.auth._method import NotAdmitted, PageMethod, Unavailable
-from millstream.auth._tokens import Keys, TokenMethod
+from millstream.auth._method import AuthMethod, NotAdmitted, PageMethod, Unavailable, Unbound
+from millstream.auth._tokens import Keys, TokenMethod, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -349,3 +351,43 @@ class RunningOidc(TokenMethod, PageMethod):
         if not found.principal.has(self.scopes):
             raise SignInFailed("Your account lacks permissions that this server requires. Contact its operator.")
         return token, float(found.principal.claims["exp"]) - self._clock()
+
+
+@suggest_keywords
+def oidc(
+    issuer: str,
+    *,
+    audience: str,
+    algorithms: Names = (),
+    scopes: Names = (),
+    scope_includes: Mapping[str, Names] | None = None,
+    client_id: str = "",
+    client_secret: str = "",
+) -> AuthMethod | Unbound:
+    """Accept signed tokens from an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
+
+    Args:
+        issuer: As for `jwt`.
+        audience: As for `jwt`.
+        algorithms: As for `jwt`.
+        scopes: As for `jwt`.
+        scope_includes: As for `jwt`.
+        client_id: This server's client id at the issuer, which lets people sign in to the server's pages. Register it
+            with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must return signed tokens for
+            `audience` when it's requested as ``resource`` (RFC 8707).
+        client_secret: Secret for `client_id`; public clients have none.
+
+    Raises:
+        ValueError: An argument is missing or invalid.
+
+    Example:
+        ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
+    """
+    rules = rules_of(issuer, audience, scopes, scope_includes)
+    keys = issuer_keys(issuer)
+    allowed = several("algorithms", algorithms) or ASYMMETRIC
+    if client_secret and not client_id:
+        raise ValueError("auth.oidc() requires client_id= with client_secret=")
+    if not client_id:
+        return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
+    return OidcAtPages(rules=rules, keys=keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))

@@ -12,8 +12,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from hashlib import sha256
-from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
 from msgspec.structs import replace
@@ -21,147 +19,17 @@ from msgspec.structs import replace
 from millstream._http.hosts import parse_authority
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, peer_network, query_value, refusal
 from millstream._limits.limiters import Limiter, Rate
-from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.seal import KeyRing
-from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.answers import MAX_FORM
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
 from millstream.auth._pages import LoginOptions, continue_page, cookie_of, is_own, not_own, sign_in
-from millstream.auth._tokens import Verdict
+from millstream.auth._verdicts import SignedOut, Verdict, verdict_key
 
 logger = logging.getLogger("millstream")
-
-_TOPIC = "signed-out"
-_MAX_ENTRIES = 4096
-_MARK = b"\0"
-_EVERYWHERE = "*"
-"""Before a principal's id, in place of a cookie's digest."""
-
-
-class SignedOut:
-    """The sign-outs known to one worker."""
-
-    def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
-        """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""
-        self._store = store
-        self._verdicts = verdicts
-        self._digests: Recent[str, None] = Recent(_MAX_ENTRIES)
-        """Digests of signed-out cookies; the oldest are dropped first."""
-        self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_ENTRIES)
-        """Owners and expiries of streams to close; the oldest are dropped first."""
-        self._everywhere: Recent[str, float] = Recent(_MAX_ENTRIES)
-        """Principal id -> the time at which the user signed out everywhere; the oldest are dropped first."""
-        self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_ENTRIES)
-        """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
-        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._on_gap)
-        """Unsubscribes from announcements."""
-
-    async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
-        """Record that a user has signed out.
-
-        Args:
-            cookie: The user's cookie.
-            id: Id of the principal.
-            until: Expiry of the streams opened with the cookie.
-            seconds: Remaining lifetime of the cookie.
-        """
-        await self._announce(_digest(cookie), id, until, b"1", seconds)
-
-    async def add_everywhere(self, id: str, now: float, seconds: float) -> None:
-        """Record that a user has signed out in every browser.
-
-        Args:
-            id: Id of the principal.
-            now: Time of the sign-out. Cookies issued until then are invalid.
-            seconds: Maximum lifetime of a cookie.
-        """
-        await self._announce(_EVERYWHERE, id, now, str(now).encode(), seconds)
-
-    async def _announce(self, name: str, id: str, when: float, value: bytes, seconds: float) -> None:
-        said = f"{name} {when} {id}".encode()
-        self._on_announcement(said)
-        key = f"{name}{id}" if name == _EVERYWHERE else name
-        try:
-            await self._store.kv.put(f"signed-out:{key}", value, max(1.0, seconds))
-            await self._store.bus.publish(_TOPIC, said)
-        except LocalError as exc:
-            logger.warning("A user signed out of the pages, but the other workers can't be notified: %s", exc)
-
-    async def has(self, cookie: str) -> bool:
-        """Return whether the user of a cookie has signed out."""
-        if self.was_notified(cookie):
-            return True
-        try:
-            return await self._store.kv.get(f"signed-out:{_digest(cookie)}") is not None
-        except LocalError:
-            return False
-
-    async def has_everywhere(self, id: str, issued: float) -> bool:
-        """Return whether a user has signed out everywhere since a cookie was issued."""
-        try:
-            found = await self._store.kv.get(f"signed-out:{_EVERYWHERE}{id}")
-        except LocalError:
-            found = None
-        return issued <= max(float(found or 0), self._everywhere.get(id) or 0)
-
-    def was_notified(self, cookie: str) -> bool:
-        """Return whether this worker has received the cookie's sign-out, perhaps while checking the cookie."""
-        return _digest(cookie) in self._digests
-
-    def note_use(self, id: str, until: float) -> None:
-        """Record that a cookie is in use on this worker; see `add` for the arguments."""
-        self._in_use.keep((id, round(until)), until)
-
-    def end(self, opened: Callable[[str, float], None]) -> None:
-        """Call `opened` once with the owner and expiry of each signed-out cookie, to close its streams."""
-        found = list(self._to_close)
-        self._to_close.clear()
-        for owner, until in found:
-            opened(owner, until)
-
-    def _on_announcement(self, data: bytes) -> None:
-        name, until, id = data.decode("utf-8", "replace").split(" ", 2)
-        if name == _EVERYWHERE:
-            self._everywhere.keep(id, float(until))
-            self._drop(id)
-            return
-        self._digests.keep(name, None)
-        self._to_close.keep((id, float(until)), None)
-        if (known := _key(name)) in self._verdicts:
-            del self._verdicts[known]
-
-    def _on_gap(self) -> None:
-        """Handle possibly missed announcements: close all streams opened with cookies, and query the store again."""
-        self._drop()
-
-    def _drop(self, owner: str | None = None) -> None:
-        """Close the streams opened with cookies, of one owner or of all, and check those cookies again."""
-        for key, until in [each for each in self._in_use.items() if owner in (None, each[0][0])]:
-            self._to_close.keep((key[0], until), None)
-            del self._in_use[key]
-        for each, verdict in list(self._verdicts.items()):
-            if each.startswith(_MARK) and (owner is None or verdict.principal.id == owner):
-                del self._verdicts[each]
-
-
-def verdict_key(cookie: str) -> bytes:
-    """Return the cache key of a cookie's verdict."""
-    return _key(_digest(cookie))
-
-
-def _key(digest: str) -> bytes:
-    # Headers can't contain a zero byte, so no credential equals this key.
-    return _MARK + digest.encode()
-
-
-def _digest(cookie: str) -> str:
-    # A sealed value has only one valid encoding.
-    return sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
-
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"

@@ -13,9 +13,8 @@ from millstream import auth
 from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.clients import client_of, judge_of
-from millstream.auth.providers import User
-from millstream.auth.providers import Provider, RegistrationDenied
 from millstream.auth._authorization_server.records import OAuthClient
+from millstream.auth.providers import Provider, RegistrationDenied, User
 
 JSON = "application/json"
 

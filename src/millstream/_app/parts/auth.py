@@ -164,7 +164,7 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
     """Return the paths of the protected resource metadata; none without an authorization server."""
     if not any(each.issuers for each in guard.methods):
         return {}
-    from millstream.auth._discovery import ResourceMetadata  # noqa: PLC0415  only where tokens are taken
+    from millstream.auth._guard import ResourceMetadata  # noqa: PLC0415  only where callers sign in
 
     registry = definition.registry
     return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes).paths(definition.settings.path)

@@ -5,19 +5,21 @@ once a minute, and after each revocation, that the grant of a token is still val
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
+from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
+from millstream._server.functions.description import Names
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
@@ -33,6 +35,8 @@ from millstream.auth._authorization_server.config import (
     SHARED,
     TOKEN,
     IssuerConfig,
+    check_issuer_url,
+    login_methods_of,
     metadata,
     places,
 )
@@ -44,8 +48,10 @@ from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin,
 from millstream.auth._authorization_server.token import IssuedTokens, TokenEndpoint
 from millstream.auth._authorization_server.users import LOCAL, Accounts, UserFile
 from millstream.auth._jose import TokenRules, judge, scopes_of
+from millstream.auth._key_file import check_scopes
 from millstream.auth._method import Identity, NotAdmitted, PageMethod, Prefetchable, Unavailable, prefetch_all
-from millstream.auth.providers import Callback, SignInFailed, User
+from millstream.auth._tokens import inclusions, rules_of, several
+from millstream.auth.providers import Callback, LoginMethod, Provider, SignInFailed, User
 
 
 class PageLogin(PageMethod):
@@ -152,11 +158,10 @@ _ALL_PRINCIPALS = ""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
-class Issuer:
+class Issuer(Struct, frozen=True):
     """An authorization server that isn't running yet. Created by ``auth.issuer(…)``."""
 
-    def __init__(self, config: IssuerConfig) -> None:
-        self.config = config
+    config: IssuerConfig
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningIssuer":
         """Return the authorization server of a running server.
@@ -396,3 +401,69 @@ def _catch_errors(handler: Handler) -> Handler:
             return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")
 
     return answer
+
+
+@suggest_keywords
+def issuer(  # noqa: PLR0913  the options of an issuer
+    url: str,
+    *,
+    users: LoginMethod | Sequence[LoginMethod],
+    clients: Sequence[OAuthClient] = (),
+    audience: str = "",
+    resources: Names = (),
+    scopes: Names = (),
+    scope_descriptions: Mapping[str, str] | None = None,
+    scope_includes: Mapping[str, Names] | None = None,
+    registration: bool = True,
+    metadata_documents: bool = True,
+    provider: Provider | None = None,
+) -> Issuer:
+    """Make this server an OAuth authorization server that issues its own tokens.
+
+    Any MCP client can connect: it describes itself at a URL or registers, the user signs in and consents in a browser,
+    and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an
+    organization's identity provider.
+
+    Args:
+        url: The server's public URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
+            exact issuer identifier.
+        users: Who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
+        clients: Clients that don't need to register, from `client`.
+        audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
+        resources: URLs of other servers for which it may issue tokens.
+        scopes: Scopes that every user gets, and that every caller needs.
+        scope_descriptions: Descriptions of scopes for users: ``{"orders:write": "order books"}``.
+        scope_includes: Mapping of a scope to the scopes that it includes.
+        registration: Whether clients may register themselves. Clients with a metadata document don't need to.
+        metadata_documents: Whether clients may describe themselves at a URL, which this server fetches. Set it to False
+            if the server has no access to the internet, so that clients such as Claude Code register instead.
+        provider: Custom decisions; see `millstream.auth.providers`.
+
+    Raises:
+        ValueError: An argument is invalid.
+
+    Example:
+        ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
+    """
+    check_issuer_url(url)
+    passwords, upstreams, identities = login_methods_of(url, users)
+    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
+        raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")
+    config = IssuerConfig(
+        url=url,
+        audience=audience,
+        resources=several("resources", resources),
+        scopes=check_scopes(several("scopes", scopes)),
+        described=dict(scope_descriptions or {}),
+        implied=inclusions(scope_includes),
+        passwords=passwords,
+        upstreams=upstreams,
+        clients={each.id: each for each in clients},
+        registration=registration,
+        provider=provider or Provider(),
+        metadata_documents=metadata_documents,
+        identities=identities,
+    )
+    for each in (audience or url, *resources):
+        rules_of(url, each, scopes, scope_includes)
+    return Issuer(config)

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
 from millstream._files import Stamp, stamp_of, write_private
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._key_file import check_scopes, lock, read_file
@@ -278,4 +278,19 @@ def _find_user(users: dict[str, StoredUser], name: str) -> StoredUser:
     found = users.get(name.casefold())
     if found is None:
         raise ValueError(f"There is no user {name!r}. See: millstream users list")
+    return found
+
+
+@suggest_keywords
+def users(*, file: str | Path) -> UserFile:
+    """Return the accounts in a file, for `issuer`: ``issuer(users(file="users.json"))``.
+
+    Args:
+        file: The file that ``millstream users`` writes. Running servers read changes within a second.
+
+    Raises:
+        LocalError: The file can't be read.
+    """
+    found = UserFile(Path(file))
+    found.load()
     return found
