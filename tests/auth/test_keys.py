@@ -58,7 +58,7 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     second.add("two", (), 0.0, None)
     first.revoke("one")
     first.load()
-    assert [each.name for each in first.keys] == ["two"]
+    assert [each.name for each in first.records] == ["two"]
 
 
 def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
+from millstream._limits.limiters import Limiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
@@ -22,7 +23,12 @@ from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError
-from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
+from millstream.auth._authorization_server.authorize import (
+    CONSENT_RATE,
+    AuthorizationEndpoint,
+    AuthorizationRequests,
+    Targets,
+)
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
 from millstream.auth._authorization_server.clients import Clients, Documents, RegistrationEndpoint
 from millstream.auth._authorization_server.config import (
@@ -53,100 +59,6 @@ from millstream.auth._method import Identity, NotAdmitted, PageMethod, Prefetcha
 from millstream.auth._tokens import inclusions, rules_of, several
 from millstream.auth.providers import Callback, LoginMethod, Provider, SignInFailed, User
 
-
-class PageLogin(PageMethod):
-    """An authorization server whose users sign in to the pages."""
-
-    recalls = True
-
-    def __init__(
-        self,
-        config: IssuerConfig,
-        accounts: Accounts,
-        rules: TokenRules,
-        there: Callable[[], frozenset[str]],
-        *,
-        throttle: LoginThrottle,
-        tickets: Tickets,
-        pending_logins: PendingLogins,
-    ) -> None:
-        self.by_password: bool = config.passwords is not None
-        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
-        self._config = config
-        self._accounts = accounts
-        self._throttle = throttle
-        self._tickets = tickets
-        self._pending_logins = pending_logins
-        self._rules = rules
-        self._there = there
-        """All current scopes."""
-        # The client that providers see; no other client has the issuer's identifier as its id.
-        self._pages = OAuthClient(config.url, "The pages of this server")
-
-    @override
-    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
-        """See `PageMethod.admit`."""
-        device = self._tickets.device(request, name)
-        user = await self._throttle.check(request.peer, name, password, device=device)
-        if isinstance(user, str):
-            raise NotAdmitted(user, 429 if user == SLOW else 403, wrong=user == WRONG)
-        kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
-        return kept, self._tickets.keep_device(name)
-
-    @override
-    def forget(self) -> bytes:
-        """See `PageMethod.forget`. The consent page asks for the password again."""
-        return self._tickets.forget()
-
-    @override
-    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.redirect_to_login`."""
-        upstream = self._accounts.upstreams.get(login)
-        if upstream is None:
-            raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
-        check_here(request, self._config.base, page)
-        try:
-            return await self._pending_logins.begin(request, upstream, page=page)
-        except SignInFailed as exc:
-            raise NotAdmitted(str(exc), 503, wrong=False) from None
-
-    async def _finish_login(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
-        """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
-        landing = self.landing
-        if landing is None:
-            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-        try:
-            user = await self._accounts.upstreams[pending.login].finish(callback)
-        except SignInFailed as exc:
-            return landing.refuse(request, pending.page, str(exc))
-        who = self._accounts.from_upstream(pending.login, user)
-        grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
-        return landing.complete(request, pending.page, pack(grant))
-
-    async def _open_cookie(self, kept: bytes) -> tuple[Identity, Grant] | None:
-        """Return the identity and the grant in a cookie's content; None if the user may no longer sign in."""
-        grant = read(kept, Grant)
-        user = self._accounts.user_of_grant(grant) if grant is not None else None
-        if grant is None or user is None:
-            return None
-        scopes = await self._scopes(user)
-        claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
-        # The account may have been removed in the meantime, and the result is cached.
-        if self._accounts.user_of_grant(grant) != user:
-            return None
-        said = {**claims, "iss": self._config.url, "sub": user.subject}
-        return Identity(
-            Principal(user.subject, self._config.url, scopes=scopes, claims=said), self._rules.believed
-        ), grant
-
-    async def _scopes(self, user: User) -> frozenset[str]:
-        wanted = self._there().union(user.scopes)
-        granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
-        found = scopes_of({"scope": list(granted)}, self._config.implied)
-        # A user gets `*` only if no scope was denied.
-        return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
-
-
 logger = logging.getLogger("millstream")
 
 _TRIES = 8
@@ -174,8 +86,10 @@ class Issuer(Struct, frozen=True):
         return RunningIssuer(self.config, services, name, known)
 
 
-class RunningIssuer(PageLogin):
+class RunningIssuer(PageMethod):
     """A running authorization server, in one event loop."""
+
+    recalls = True
 
     def __init__(
         self, config: IssuerConfig, services: Services, name: str, known: Callable[[], Collection[str]]
@@ -185,15 +99,18 @@ class RunningIssuer(PageLogin):
         targets = Targets(config, self.resource, lambda: frozenset(known()))
         throttle, tickets = LoginThrottle(accounts, vault), Tickets(vault, secure=config.secure)
         pending_logins = PendingLogins(vault, tickets, config.base)
-        super().__init__(
-            config,
-            accounts,
-            TokenRules(config.url, self.resource, config.implied),
-            targets.scopes,
-            throttle=throttle,
-            tickets=tickets,
-            pending_logins=pending_logins,
-        )
+        self._config = config
+        self._accounts = accounts
+        self._throttle = throttle
+        self._tickets = tickets
+        self._pending_logins = pending_logins
+        self._rules = TokenRules(config.url, self.resource, config.implied)
+        self._there = targets.scopes
+        """All current scopes."""
+        # The client that providers see; no other client has the issuer's identifier as its id.
+        self._pages = OAuthClient(config.url, "The pages of this server")
+        self.by_password: bool = config.passwords is not None
+        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
         self.issuers: tuple[str, ...] = (config.url,)
         self.scopes: tuple[str, ...] = config.scopes
         self._clock = vault.clock
@@ -220,6 +137,7 @@ class RunningIssuer(PageLogin):
             tickets=tickets,
             pending_logins=pending_logins,
             brand=lambda: (name, self.icon),
+            consent_limiter=Limiter("consent", CONSENT_RATE, pool=lambda: vault.pool),
         )
         self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""
@@ -337,20 +255,74 @@ class RunningIssuer(PageLogin):
 
     # PageMethod
 
+    @override
+    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
+        """See `PageMethod.admit`."""
+        device = self._tickets.device(request, name)
+        user = await self._throttle.check(request.peer, name, password, device=device)
+        if isinstance(user, str):
+            raise NotAdmitted(user, 429 if user == SLOW else 403, wrong=user == WRONG)
+        kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
+        return kept, self._tickets.keep_device(name)
+
+    @override
+    def forget(self) -> bytes:
+        """See `PageMethod.forget`. The consent page asks for the password again."""
+        return self._tickets.forget()
+
+    @override
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
+        """See `PageMethod.redirect_to_login`."""
+        upstream = self._accounts.upstreams.get(login)
+        if upstream is None:
+            raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
+        check_here(request, self._config.base, page)
+        try:
+            return await self._pending_logins.begin(request, upstream, page=page)
+        except SignInFailed as exc:
+            raise NotAdmitted(str(exc), 503, wrong=False) from None
+
     async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         if pending.authorization is not None:
             return await self._authorize.handle_callback(request, pending, pending.authorization, callback)
         return await self._finish_login(request, pending, callback)
 
+    async def _finish_login(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
+        """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
+        landing = self.landing
+        if landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+        try:
+            user = await self._accounts.upstreams[pending.login].finish(callback)
+        except SignInFailed as exc:
+            return landing.refuse(request, pending.page, str(exc))
+        who = self._accounts.from_upstream(pending.login, user)
+        grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
+        return landing.complete(request, pending.page, pack(grant))
+
     @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
-        found = await self._open_cookie(kept)
-        if found is None:
+        grant = read(kept, Grant)
+        user = self._accounts.user_of_grant(grant) if grant is not None else None
+        if grant is None or user is None:
             return None
-        identity, grant = found
-        self._remember_grant(identity.principal.id, grant)
-        return identity
+        scopes = await self._scopes(user)
+        claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
+        # The account may have been removed in the meantime, and the result is cached.
+        if self._accounts.user_of_grant(grant) != user:
+            return None
+        said = {**claims, "iss": self._config.url, "sub": user.subject}
+        principal = Principal(user.subject, self._config.url, scopes=scopes, claims=said)
+        self._remember_grant(principal.id, grant)
+        return Identity(principal, self._rules.believed)
+
+    async def _scopes(self, user: User) -> frozenset[str]:
+        wanted = self._there().union(user.scopes)
+        granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
+        found = scopes_of({"scope": list(granted)}, self._config.implied)
+        # A user gets `*` only if no scope was denied.
+        return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
     # HTTP
 
