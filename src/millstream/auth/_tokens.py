@@ -52,8 +52,24 @@ class Keys(Protocol):
         """Fetch the keys before the first token."""
 
 
-class TokenMethod(AuthMethod):
-    """The tokens of one issuer."""
+class IssuerMethod(AuthMethod):
+    """A method for the tokens of one issuer."""
+
+    def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Callable[[], float]) -> None:
+        self._rules = rules
+        self._clock = clock
+        self.resource = rules.audience if "://" in rules.audience else ""
+        self.issuers = (rules.issuer,)
+        self.scopes = tuple(scopes)
+
+    @override
+    def holds(self, id: str) -> bool:
+        """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
+        return id.startswith(f"{self._rules.issuer} ")
+
+
+class TokenMethod(IssuerMethod):
+    """The signed tokens of one issuer."""
 
     def __init__(
         self,
@@ -65,14 +81,10 @@ class TokenMethod(AuthMethod):
         types: Collection[str] = TYPES,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._rules = rules
+        super().__init__(rules, scopes, clock)
         self._keys = keys
         self._algorithms = frozenset(algorithms)
         self._types = types
-        self._clock = clock
-        self.resource = rules.audience if "://" in rules.audience else ""
-        self.issuers = (rules.issuer,)
-        self.scopes = tuple(scopes)
 
     @override
     async def identify(self, credential: str) -> Identity | None:
@@ -85,11 +97,6 @@ class TokenMethod(AuthMethod):
             return None
         claims = verify_any(credential, await self._keys.find(header.kid, header.alg), header.alg)
         return None if claims is None else judge(claims, self._rules, self._clock())
-
-    @override
-    def holds(self, id: str) -> bool:
-        """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
-        return id.startswith(f"{self._rules.issuer} ")
 
     @override
     def epoch(self) -> int:
@@ -108,8 +115,8 @@ _MAX_REQUESTS = 64
 _decode = decoder(dict[str, Any])
 
 
-class IntrospectedMethod(AuthMethod):
-    """The tokens of one issuer."""
+class IntrospectedMethod(IssuerMethod):
+    """The tokens of one issuer, which only it can verify."""
 
     shows = True
 
@@ -124,16 +131,10 @@ class IntrospectedMethod(AuthMethod):
         scopes: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        # Configuration
-        self._rules = rules
+        super().__init__(rules, scopes, clock)
         self._endpoint = endpoint
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
-        self._clock = clock
-        self.resource = rules.audience if "://" in rules.audience else ""
-        self.issuers = (rules.issuer,)
-        self.scopes = tuple(scopes)
-        # State
         self._requests = SingleFlight[Identity | None]()
         """Requests in progress; callers with the same token share one."""
 
@@ -160,11 +161,6 @@ class IntrospectedMethod(AuthMethod):
             claims["sub"] = claims["client_id"]
         # The endpoint belongs to the issuer, so a missing `iss` means this one.
         return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
-
-    @override
-    def holds(self, id: str) -> bool:
-        """Return True for every owner of this issuer's tokens; it reports no revocations."""
-        return id.startswith(f"{self._rules.issuer} ")
 
 
 def several(name: str, given: Collection[str]) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class ClientProof:
             "registered": is_public,
         }
         # State
-        self._failures = Limiter("client-sign-in", _FAILURES, pool=lambda: vault.pool)
+        self._failures = vault.limiter("client-sign-in", _FAILURES)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
@@ -157,10 +157,11 @@ class ClientProof:
 
     async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
         now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
-        audience = claims.get("aud")
-        if is_array(audience) and len(audience) == 1:
-            audience = audience[0]
-        if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
+        if (
+            claims.get("iss") != client.id
+            or claims.get("sub") != client.id
+            or _audience_of(claims) not in self._audiences
+        ):
             raise _invalid_client("The assertion has another subject, issuer, or audience.")
         if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
             raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
@@ -201,6 +202,12 @@ class ClientProof:
                 del self._keys[each]
             keys = self._keys[place] = FetchedKeys(client.keys_url, partial(fetch, is_allowed=judge))
         return keys
+
+
+def _audience_of(claims: Mapping[str, Any]) -> Any:
+    """Return the audience, also of a list with nothing else."""
+    audience = claims.get("aud")
+    return audience[0] if is_array(audience) and len(audience) == 1 else audience
 
 
 def _slow(text: str, head: bytes) -> OAuthError:
@@ -305,10 +312,7 @@ class Identities:
         return cast("str", issuer), claims
 
     def _check(self, claims: Mapping[str, Any], client: OAuthClient) -> None:
-        audience = claims.get("aud")
-        if is_array(audience) and len(audience) == 1:
-            audience = audience[0]
-        if audience != self._own:
+        if _audience_of(claims) != self._own:
             raise _invalid_grant("The grant is for another authorization server.")
         if claims.get("client_id") != client.id:
             raise _invalid_grant("The grant is for another client.")

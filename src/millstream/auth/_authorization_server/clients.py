@@ -23,7 +23,7 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError, check_
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, Response, peer_network
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits.limiters import Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
@@ -312,7 +312,7 @@ class Clients:
 
     def __init__(self, config: IssuerConfig, vault: Vault, documents: Documents | None) -> None:
         """Create the lookup. `documents` is None if metadata documents aren't supported."""
-        self._lookups = Limiter("client-lookup", _LOOKUPS, pool=lambda: vault.pool)
+        self._lookups = vault.limiter("client-lookup", _LOOKUPS)
         self._config = config
         self._vault = vault
         self._documents = documents
@@ -376,7 +376,7 @@ class RegistrationEndpoint:
         self._config = config
         self._clients = clients
         self._vault = vault
-        self._limiter = Limiter("register", RATE, pool=lambda: vault.pool)
+        self._limiter = vault.limiter("register", RATE)
 
     async def post(self, request: HttpRequest) -> Response:
         """Register a client."""

@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
-from millstream._limits.limiters import Limiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
@@ -137,7 +136,7 @@ class RunningIssuer(PageMethod):
             tickets=tickets,
             pending_logins=pending_logins,
             brand=lambda: (name, self.icon),
-            consent_limiter=Limiter("consent", CONSENT_RATE, pool=lambda: vault.pool),
+            consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
         self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.limiters import Limiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
 from millstream._server.calls.services import Services
@@ -129,7 +128,7 @@ class RunningProvider(VerifierMethod):
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
         # State
-        self._registrations = Limiter("register", RATE, pool=lambda: vault.pool)
+        self._registrations = vault.limiter("register", RATE)
         self._changes = 0
         """Number of `epoch` calls that found revocations, from any worker."""
         self._ended: set[str] = set()
