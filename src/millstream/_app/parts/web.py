@@ -209,7 +209,7 @@ class DashboardQueries:
 
     async def upstreams(self) -> list[dict[str, Any]]:
         """Return state and statistics of each upstream of the gateway, of all workers together."""
-        from millstream.gateway._page import merge_reports  # noqa: PLC0415  only where there is a gateway
+        from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
 
         return merge_reports(_decode_any(each) for each in (await self._ask(_Question("upstreams"))).values())
 
