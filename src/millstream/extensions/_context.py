@@ -5,7 +5,6 @@
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from millstream._protocol.json_schema import Schema
@@ -72,9 +71,7 @@ class ReplyStream:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """End the stream, and then send the method's result."""
         self._release()
 

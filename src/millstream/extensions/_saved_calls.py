@@ -7,16 +7,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from millstream._override import override
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import BY_DATE
-from millstream._protocol.rounds import Rounds, RoundState
-from millstream._server.calls.call import DEFERRED, RUNNING, Call, params_of
+from millstream._protocol.rounds import RoundState
+from millstream._server.calls.call import DEFERRED, Call, params_of
 from millstream._server.calls.context import TaskStart
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.tools import TaskRules, Tool
+from millstream._transports.open_streams import NullReplyChannel
 
 
 class SavedCall(Struct, frozen=True):
@@ -33,15 +34,12 @@ class SavedCall(Struct, frozen=True):
     """Owner that the call counts against in the server's limits."""
 
 
-class PendingCall:
+class PendingCall(Struct, eq=False):
     """A call of a tool with ``task=`` that has been validated but not started. See `ServerHost.on_task_call`."""
 
-    __slots__ = ("_call", "_run_tool", "_tool")
-
-    def __init__(self, call: Call, tool: Tool, run: Callable[[Call, Tool], Awaitable[bytes]]) -> None:
-        self._call = call
-        self._tool = tool
-        self._run_tool = run
+    _call: Call
+    _tool: Tool
+    _run_tool: Callable[[Call, Tool], Awaitable[bytes]]
 
     @property
     def rules(self) -> TaskRules:
@@ -85,14 +83,10 @@ class PendingCall:
     def save(self) -> SavedCall:
         """Return the call as data, without the client's answers."""
         call, params = self._call, params_of(self._call)
-        members = [b'"name":%b' % encode(call.name)]
-        if bytes(params.arguments):
-            members.append(b'"arguments":%b' % bytes(params.arguments))
-        if bytes(params.meta):
-            members.append(b'"_meta":%b' % bytes(params.meta))
+        members = {"name": call.name, "arguments": params.arguments, "_meta": params.meta}
         return SavedCall(
             self._tool.name,
-            b"{%b}" % b",".join(members),
+            encode({name: value for name, value in members.items() if value}),
             call.revision.date,
             call.client,
             call.principal,
@@ -103,7 +97,7 @@ class PendingCall:
     def keep_seats(self) -> Callable[[], object]:
         """Keep the seats of this call after it ends. Return a function that releases them."""
         release, self._call.release = self._call.release, None
-        return release or _do_nothing
+        return release or (lambda: None)
 
 
 class RunOutcome(Struct, frozen=True):
@@ -118,14 +112,11 @@ class RunOutcome(Struct, frozen=True):
     """State for the next run, which also needs the answers to `requests`."""
 
 
-class CallRun:
+class CallRun(Struct, eq=False):
     """One run of a saved call on this worker. Await `outcome`."""
 
-    __slots__ = ("_call", "_dispatcher")
-
-    def __init__(self, dispatcher: Dispatcher, call: Call) -> None:
-        self._dispatcher = dispatcher
-        self._call = call
+    _dispatcher: Dispatcher
+    _call: Call
 
     async def outcome(self) -> RunOutcome:
         """Run the call in the current task and return its outcome. A canceled call has none."""
@@ -165,61 +156,15 @@ class CallRun:
         self._call.halt()
 
 
-def make_run(
-    dispatcher: Dispatcher,
-    saved: SavedCall,
-    id: str,
-    state: RoundState | None,
-    responses: Mapping[str, bytes],
-    report: Callable[[bytes], object],
-) -> CallRun:
-    """Return a run; see `ServerHost.run_call`."""
-    answers = {key: Raw(answer) for key, answer in responses.items()}
-    call = Call(
-        revision=BY_DATE[saved.revision],
-        id=id,
-        method="tools/call",
-        params=saved.params,
-        responses=answers or None,
-        rounds=None if state is None else Rounds(state, answers),
-        token=id,
-        log_level="info",
-        client=saved.client,
-        principal=saved.principal,
-        transport=saved.transport,
-        task=RUNNING,
-        long_lived=True,
-    )
-    call.reply_channel = _ReportLine(report)
-    return CallRun(dispatcher, call)
-
-
-class _ReportLine:
+class ReportChannel(NullReplyChannel):
     """The reply channel of a call without a client. It passes the function's notifications to `report`."""
-
-    asks: bool = False
 
     def __init__(self, report: Callable[[bytes], object]) -> None:
         self._report = report
 
+    @override
     async def send(self, message: bytes) -> None:
-        """Report a notification."""
         self._report(message)
-
-    def push(self, message: bytes) -> bool:
-        """Discard the message, because it isn't about the call."""
-        return True
-
-    async def interrupt(self, retry_ms: int | None) -> bool:
-        """Return False: there's no connection to close."""
-        return False
-
-    async def keep_alive(self) -> None:
-        """Do nothing, because no client waits for the reply."""
-
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Do nothing, because the channel ends with the call."""
-        return _do_nothing
 
 
 class LimitReached(Exception):
@@ -251,10 +196,6 @@ class _RoundAnswers(Struct, gc=False):
 
 
 _decode_questions = decoder(_RoundAnswers)
-
-
-def _do_nothing() -> None:
-    pass
 
 
 Seats = Sequence[Any]

@@ -122,7 +122,14 @@ class Apps(Extension):
         path = file.resolve()
         read_view(path)
         labels: dict[str, Any] = {key: value for key, value in options.items() if key in ("title", "description")}
-        self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_make_reader(path))
+
+        def view() -> str:
+            try:
+                return read_view(path)
+            except (OSError, ValueError) as exc:
+                raise LocalError(f"The view {path.name} can't be read: {exc}") from exc
+
+        self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(view)
 
     def tool(
         self, uri: str, *, visibility: Sequence[Literal["model", "app"]] | None = None, **options: Unpack[ToolOptions]
@@ -142,7 +149,9 @@ class Apps(Extension):
         check_uri(uri)
         ui: dict[str, Any] = {"resourceUri": uri}
         if visibility is not None:
-            ui["visibility"] = check_visibility(visibility)
+            ui["visibility"] = audience = [visibility] if isinstance(visibility, str) else list(visibility)
+            if not audience or not set(audience) <= {"model", "app"}:
+                raise ValueError(f"visibility={visibility!r}: use ['model'], ['app'], or both")
         # Hosts of 2025 read the second member.
         options["meta"] = {"ui": ui, "ui/resourceUri": uri, **(options.get("meta") or {})}
 
@@ -151,18 +160,6 @@ class Apps(Extension):
             return self.server.tool(**options)(function)
 
         return register
-
-
-def check_visibility(visibility: Sequence[str]) -> list[str]:
-    """Return the audience of a tool: the model, the app, or both.
-
-    Raises:
-        ValueError: The visibility is invalid.
-    """
-    audience = [visibility] if isinstance(visibility, str) else list(visibility)
-    if not audience or not set(audience) <= {"model", "app"}:
-        raise ValueError(f"visibility={visibility!r}: use ['model'], ['app'], or both")
-    return audience
 
 
 def check_uri(uri: str) -> None:
@@ -185,21 +182,17 @@ def metadata_of(options: AppOptions) -> dict[str, Any]:
     unknown = set(options) - set(AppOptions.__annotations__)
     if unknown:
         raise TypeError(f"app has no option {min(unknown)!r}: use {', '.join(AppOptions.__annotations__)}")
-    ui: dict[str, Any] = {}
-    csp = {member: _origins(name, found) for name, member in _CSP.items() if (found := options.get(name))}
-    if csp:
-        ui["csp"] = csp
-    permissions: dict[str, Any] = {}
-    for each in options.get("permissions", ()):
+    permissions = options.get("permissions", ())
+    for each in permissions:
         if each not in _PERMISSIONS:
             raise ValueError(f"permissions contains {each!r}: use {', '.join(_PERMISSIONS)}")
-        permissions[_PERMISSIONS[each]] = {}
-    if permissions:
-        ui["permissions"] = permissions
-    if "domain" in options:
-        ui["domain"] = options["domain"]
-    if "border" in options:
-        ui["prefersBorder"] = options["border"]
+    ui: dict[str, Any] = {
+        "csp": {member: _origins(name, found) for name, member in _CSP.items() if (found := options.get(name))},
+        "permissions": {_PERMISSIONS[each]: {} for each in permissions},
+        "domain": options.get("domain"),
+        "prefersBorder": options.get("border"),
+    }
+    ui = {name: value for name, value in ui.items() if value not in ({}, None)}
     return {"ui": ui} if ui else {}
 
 
@@ -233,13 +226,3 @@ def read_view(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise ValueError(f"The view {path.name} isn't UTF-8") from exc
-
-
-def _make_reader(path: Path) -> Callable[[], str]:
-    def view() -> str:
-        try:
-            return read_view(path)
-        except (OSError, ValueError) as exc:
-            raise LocalError(f"The view {path.name} can't be read: {exc}") from exc
-
-    return view

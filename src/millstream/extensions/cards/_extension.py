@@ -7,7 +7,6 @@ https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/disco
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -166,16 +165,12 @@ class Cards(Extension):
         """
         settings = host.settings
         identity = identify(str(host.about["name"]), settings.card_url, settings.card_name)
-        card = partial(_card, host, identity)
+
+        def card() -> bytes:
+            return encode(server_card(identity, host.about, needs_key=host.needs_key))
+
         host.serve_document(f"{settings.path.rstrip('/')}/server-card", card, CARD_TYPE)
-        host.serve_document(CATALOG_PATH, partial(_catalog, identity), CATALOG_TYPE)
+        host.serve_document(
+            CATALOG_PATH, lambda: encode(catalog(identity, f"{identity.url}/server-card")), CATALOG_TYPE
+        )
         host.serve_document(OLD_CARD_PATH, card, "application/json")
-
-
-def _card(host: ServerHost, identity: CardIdentity) -> bytes:
-    about: Mapping[str, Any] = host.about
-    return encode(server_card(identity, about, needs_key=host.needs_key))
-
-
-def _catalog(identity: CardIdentity) -> bytes:
-    return encode(catalog(identity, f"{identity.url}/server-card"))

@@ -13,7 +13,7 @@ from millstream import EmbeddedResource, ProtocolError, ResourceContents
 from millstream._override import override
 from millstream.extensions import Extension, method
 from millstream.extensions.skills._folder import SkillError, SkillFolder, media_type
-from millstream.extensions.skills._function import FunctionSkill, SkillOptions, media_type_of, skill_of
+from millstream.extensions.skills._function import FunctionSkill, SkillOptions, skill_of
 from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, Skill, shorten
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Skills(Extension):
             if below:
                 found[child] = {"uri": child, "name": unquote(first), "mimeType": DIRECTORY}
                 continue
-            entry = {"uri": child, "name": unquote(first), "mimeType": media_type_of(child)}
+            entry = {"uri": child, "name": unquote(first), "mimeType": media_type(first)}
             skill = skills.get(child)
             if skill is not None:
                 entry |= {"name": skill.name, "description": skill.description}

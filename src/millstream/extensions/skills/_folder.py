@@ -178,12 +178,9 @@ class SkillFolder:
         stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
         if before is not None and before.stamp == stamp:
             return before
-        if stat.st_size > max_bytes:
-            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
         with resolved.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
+            if stat.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
+                raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
         return File(path, digest_of(data), len(data), stamp)
 
     def _frontmatter(self, path: Path, name: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from millstream.extensions.skills._folder import SkillError, check_frontmatter, media_type
+from millstream.extensions.skills._folder import SkillError, check_frontmatter
 from millstream.protocol import SKILL_FILE, Skill, SkillResource, digest_of, encode
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,.'/()-]*")
@@ -100,8 +100,3 @@ def _head(frontmatter: Mapping[str, Any]) -> str:
     """Return frontmatter as JSON, which is valid YAML."""
     lines = "".join(f"{encode(name).decode()}: {encode(value).decode()}\n" for name, value in frontmatter.items())
     return f"---\n{lines}---\n\n"
-
-
-def media_type_of(uri: str) -> str:
-    """Return the media type of a file by its URI."""
-    return media_type(uri.rpartition("/")[2])

@@ -69,14 +69,14 @@ class TasksExtension(Extension):
         host.on_task_call(self._begin)
         runner.open()
         host.on_drain(runner.drain)
-        host.on_close(host.bus.subscribe(CHANGE_TOPIC, self._on_change, interrupted=self._all_changed))
+        host.on_close(host.bus.subscribe(CHANGE_TOPIC, self._on_change, interrupted=self._on_change))
         host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
 
     @override
     async def close(self) -> None:
         """Stop running tasks."""
-        for follower in list(self._followers):
-            follower.stop()
+        for follower in self._followers:
+            follower.task.cancel()
         await self._runner.close()
 
     # Calls
@@ -128,11 +128,10 @@ class TasksExtension(Extension):
             follower = _Follower(self._runner.get, subscription, existing)
             self._followers.add(follower)
             subscription.closes.append(partial(self._unfollow, follower))
-            follower.start()
         return list(existing.values())
 
     def _unfollow(self, follower: "_Follower") -> None:
-        follower.stop()
+        follower.task.cancel()
         self._followers.discard(follower)
 
     async def _find_existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
@@ -140,20 +139,14 @@ class TasksExtension(Extension):
         names = {name_of(each, principal): each for each in ids}
         return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
 
-    def _on_change(self, data: bytes) -> None:
-        name = data.decode()
+    def _on_change(self, data: bytes = b"") -> None:
+        """Push the state of a task, or of all tasks, because change messages may have been lost."""
         for follower in self._followers:
-            follower.notify(name)
-
-    def _all_changed(self) -> None:
-        for follower in self._followers:
-            follower.all_changed()
+            follower.notify(data.decode())
 
 
 class _Follower:
     """Pushes the latest states of tasks to one subscription."""
-
-    __slots__ = ("_change_event", "_changed_names", "_get", "_names", "_subscription", "_task")
 
     def __init__(
         self,
@@ -168,27 +161,15 @@ class _Follower:
         """Names of tasks with a state to push, in order."""
         self._change_event = asyncio.Event()
         self._change_event.set()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Push the current states and each later change."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def stop(self) -> None:
-        """Stop pushing."""
-        if self._task is not None:
-            self._task.cancel()
+        self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._run())
+        """Pushes the current states, and each later change."""
 
     def notify(self, name: str) -> None:
-        """Push the state of a task if the subscription includes it."""
-        if name in self._names:
-            self._changed_names[name] = True
+        """Push the state of a task if the subscription includes it, or of all its tasks without a name."""
+        changed = self._names.intersection((name,)) if name else self._names
+        if changed:
+            self._changed_names.update(dict.fromkeys(changed, True))
             self._change_event.set()
-
-    def all_changed(self) -> None:
-        """Push the state of every task, because change messages may have been lost."""
-        self._changed_names.update(dict.fromkeys(self._names, True))
-        self._change_event.set()
 
     async def _run(self) -> None:
         while True:
