@@ -283,10 +283,22 @@ class StreamableExchange:
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
 
-    def hear(self, message: Envelope, session: Session | None, revision: Revision) -> None:
-        """Pass a notification to the extension that handles it."""
-        way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
-        self.endpoint.dispatcher.hear(calls.notification_call(message, session, revision, **way))
+    def note(self, method: str, session: Session | None = None, status: str = "", **about: Any) -> None:
+        """Report a message to the observers."""
+        self.endpoint.services.note(method, "http", session, status, principal=self.request.principal, **about)
+
+    async def notify(self, message: Envelope, session: Session | None, revision: Revision) -> None:
+        """Pass a notification to the extension that handles it, and in the handshake era to the call that it cancels."""
+        self.note(message.method, session)
+        dispatcher = self.endpoint.dispatcher
+        kept = self.endpoint.services.admit_notification(message, self.request.principal)
+        if kept is None:
+            return
+        if revision.handshake:
+            await dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
+        if kept.method in dispatcher.registry.notification_handlers:
+            way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
+            dispatcher.hear(calls.notification_call(kept, session, revision, **way))
 
     def _way(self) -> dict[str, Any]:
         request = self.request
