@@ -29,8 +29,8 @@ from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import ConcurrencySlot
 from millstream.client._extensions import log_failed_filter
-from millstream.extensions._context import CallContext
-from millstream.extensions._saved_calls import (
+from millstream.extensions._calls import (
+    CallContext,
     CallRun,
     LimitReached,
     PendingCall,

@@ -106,7 +106,7 @@ class HttpSessions:
         return session, encode(token, services.ring, services.nonce())
 
     def _start_period(self, now: float) -> None:
-        """Count anew once what was counted has expired."""
+        """Reset the counts once the sessions counted have expired."""
         if now - self._since > self._services.settings.session_ttl:
             self._since, self._kept, self._ended = now, Share(_CAPABILITIES_ROOM), Share()
 
@@ -288,7 +288,7 @@ class StreamableExchange:
         self.endpoint.services.note(method, "http", session, status, principal=self.request.principal, **about)
 
     async def notify(self, message: Envelope, session: Session | None, revision: Revision) -> None:
-        """Pass a notification to the extension that handles it, and in the handshake era to the call that it cancels."""
+        """Pass a notification to the extension that handles it, and in the handshake era to a call that it cancels."""
         self.note(message.method, session)
         dispatcher = self.endpoint.dispatcher
         kept = self.endpoint.services.admit_notification(message, self.request.principal)
