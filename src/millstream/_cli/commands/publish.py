@@ -7,8 +7,7 @@ from cyclopts import Parameter
 
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.load import load
-from millstream.extensions.cards import CardError, registry_entry
-from millstream.extensions.cards._extension import identify
+from millstream.extensions.cards import CardError, identify, registry_entry
 
 
 def publish(

@@ -1,17 +1,22 @@
-"""Skills in a folder: every directory with a `SKILL.md`, and the files below it.
+"""Skills in a folder, and skills in code.
 
-Paths come from clients. A file is served only if it's inside the folder after all links are resolved. Names that start
-with a dot aren't served.
+A skill in a folder is every directory with a `SKILL.md`, and the files below it. Paths come from clients. A file is
+served only if it's inside the folder after all links are resolved. Names that start with a dot aren't served.
+
+A skill in code is a function that returns the instructions.
 """
 
+import inspect
 import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from mimetypes import guess_type
 from pathlib import Path
+from typing import Any, TypedDict
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -24,6 +29,7 @@ from millstream.protocol import (
     Skill,
     SkillResource,
     digest_of,
+    encode,
     name_problem,
 )
 
@@ -178,12 +184,9 @@ class SkillFolder:
         stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
         if before is not None and before.stamp == stamp:
             return before
-        if stat.st_size > max_bytes:
-            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
         with resolved.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
+            if stat.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
+                raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
         return File(path, digest_of(data), len(data), stamp)
 
     def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
@@ -218,3 +221,94 @@ def media_type(name: str) -> str:
     if name.endswith(".md"):
         return "text/markdown"
     return guess_type(name)[0] or "text/plain"
+
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,.'/()-]*")
+_FILE = re.compile(r"(?!\.)[^/\\\x00]+(?:/(?!\.)[^/\\\x00]+)*")
+
+
+class SkillOptions(TypedDict, total=False):
+    """Options of `Skills.skill`."""
+
+    name: str
+    """Name; by default the function's, with hyphens."""
+    description: str
+    """Description; by default the docstring."""
+    prefix: str
+    """Start of the URI, after ``skill://``."""
+    files: Mapping[str, str | bytes]
+    """Path -> content of the files next to `SKILL.md`."""
+    frontmatter: Mapping[str, Any]
+    """Further members of the frontmatter, such as ``license``."""
+    dynamic: bool
+    """Whether to call the function at each read. Such a skill has no manifest, and hosts may reject it."""
+
+
+class FunctionSkill(Struct, frozen=True):
+    """A skill defined by a function."""
+
+    skill: Skill
+    content: Mapping[str, bytes]
+    """URI -> content of static files."""
+    make: Callable[[], Any] | None
+    """Generates `SKILL.md` at each read; plain or asynchronous."""
+
+
+def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSkill:
+    """Return the skill of a function.
+
+    Raises:
+        ValueError: The skill is invalid.
+        TypeError: The function takes arguments, or doesn't return text.
+    """
+    if not callable(function):
+        raise TypeError("@skills.skill decorates a function that returns the instructions")
+    if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
+        raise TypeError(f"{function.__name__}: the function of a skill can't have parameters")
+    name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
+    description = options.get("description") or inspect.getdoc(function) or ""
+    frontmatter: dict[str, Any] = {"name": name, "description": description, **options.get("frontmatter", {})}
+    try:
+        check_frontmatter(frontmatter, name)
+    except SkillError as exc:
+        raise SkillError(f"The skill {name!r} is invalid: {exc}") from exc
+    head = _head(frontmatter)
+    prefix = options.get("prefix", "").strip("/")
+    base = f"skill://{quote(f'{prefix}/{name}' if prefix else name)}"
+    uri = f"{base}/{SKILL_FILE}"
+    files = _files(name, base, options.get("files", {}))
+    if options.get("dynamic"):
+
+        async def make() -> str:
+            body = function()
+            return head + _text(await body if inspect.isawaitable(body) else body, name)
+
+        return FunctionSkill(Skill(uri, frontmatter, "dynamic"), files, make)
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{name}: the function runs once, at the start, so it can't be async. Use def, or set dynamic=True."
+        )
+    content = {uri: (head + _text(function(), name)).encode(), **files}
+    resources = [SkillResource(each, digest_of(data), len(data)) for each, data in content.items()]
+    return FunctionSkill(Skill(uri, frontmatter, resources), content, None)
+
+
+def _text(body: Any, name: str) -> str:
+    if not isinstance(body, str):
+        raise TypeError(f"{name}: the function of a skill must return text, not {type(body).__name__}")
+    return body if body.endswith("\n") else f"{body}\n"
+
+
+def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    content: dict[str, bytes] = {}
+    for path, data in files.items():
+        if not _FILE.fullmatch(path) or path == SKILL_FILE:
+            raise SkillError(f"The skill {name!r} has a file {path!r}. Write a relative path, such as 'a/b.md'.")
+        content[f"{base}/{quote(path)}"] = data.encode() if isinstance(data, str) else data
+    return content
+
+
+def _head(frontmatter: Mapping[str, Any]) -> str:
+    """Return frontmatter as JSON, which is valid YAML."""
+    lines = "".join(f"{encode(name).decode()}: {encode(value).decode()}\n" for name, value in frontmatter.items())
+    return f"---\n{lines}---\n\n"
