@@ -8,12 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from millstream._cli.errors import as_json, run_command, tell, wants_json
-from millstream._cli.gc_pause import gc_paused
+from millstream._cli.errors import as_json, open_streams, run_command, status_without_output, tell, wants_json
 from millstream._cli.help import print_overview
-from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.signals import INTERRUPTED, ending_in_order
-from millstream._cli.stdio import plain_http, plain_stdio, serve_stdio
+from millstream._cli.stdio import gc_paused, plain_http, plain_stdio, serve_stdio
 
 _SERVING = (["run"], ["dev"], ["gateway"])
 """Commands that handle signals themselves."""

@@ -15,9 +15,8 @@ import msgspec
 from cyclopts import Group, Parameter
 from msgspec import Struct
 
-from millstream._cli.errors import UsageError, as_json, tell
-from millstream._cli.options import more_than_nothing
-from millstream._cli.output import close_stderr
+from millstream._cli.errors import UsageError, as_json, close_stderr, tell
+from millstream._cli.program import more_than_nothing
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse

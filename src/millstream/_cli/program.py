@@ -1,21 +1,44 @@
-"""The ``millstream`` program, with all commands or only the requested one."""
+"""The ``millstream`` program, with all commands or only the requested one.
 
+Options of several commands, and validators for numbers.
+
+``millstream completion``: a script that completes commands, options, and choices in a shell.
+
+``millstream version``. Usually, `millstream._cli.main` handles it without loading this module.
+"""
+
+import math
+import os
+import sys
+from enum import StrEnum
 from importlib import import_module
 from inspect import signature
-from typing import Any, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Group, Parameter
 
+from millstream._app.server_process.errors import CommandError
 from millstream._cli.help import COMMANDS
+from millstream._version import __version__
 
-MODULES = {name: name for group in COMMANDS.values() for name in group if name != "help"} | {
-    "list": "offers",
-    "call": "offers",
-    "read": "offers",
-    "prompt": "offers",
-    "info": "ping",
+MODULES = {
+    name: module
+    for module, names in {
+        "accounts": "audit keys users",
+        "chat": "chat",
+        "diagnosis": "channel doctor info ping tokens watch",
+        "gateway": "gateway",
+        "install": "install",
+        "items": "call list prompt read tasks",
+        "program": "completion version",
+        "project": "init publish",
+        "record": "record",
+        "run": "dev run",
+    }.items()
+    for name in names.split()
 }
-"""Command -> its module, in `millstream._cli.commands`."""
+"""Command -> its module, in `millstream._cli`. Each is imported for its own commands only."""
 OPTIONS = Group("Options")
 
 
@@ -32,7 +55,7 @@ def program(only: str = "") -> App:
         version_flags=(),
     )
     for name in [only] if only in MODULES and only != "completion" else MODULES:
-        module = import_module(f"millstream._cli.commands.{MODULES[name]}")
+        module = import_module(f"millstream._cli.{MODULES[name]}")
         command: Any = getattr(module, "list_" if name == "list" else name)
         if isinstance(command, App):
             command.group = _group(name)
@@ -66,3 +89,101 @@ def _group(name: str) -> str:
 def _show_default(default: Any) -> str | None:
     """Return the text of a default, or None if it's not worth showing."""
     return str(default) if default not in (None, False, "", ()) else None
+
+
+EnvFile = Annotated[
+    Path | None,
+    Parameter(name="--env-file", metavar="FILE", help="Set the variables in this file that aren't already set."),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Packages = Annotated[
+    list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+]
+Editable = Annotated[
+    list[str] | None,
+    Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
+]
+Port = Annotated[
+    int | None,
+    Parameter(
+        name=("--port", "-p"),
+        metavar="PORT",
+        help="Port to listen on; 0 picks a free port.",
+        show_default=lambda _: "8000",
+    ),
+]
+Yes = Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")]
+
+
+def finite(_: type, number: float) -> None:
+    """Reject infinity and NaN, which Python parses.
+
+    Raises:
+        ValueError: The number isn't finite.
+    """
+    if not math.isfinite(number):
+        raise ValueError(f"{number} isn't a finite number.")
+
+
+def more_than_nothing(kind: type, number: float) -> None:
+    """Reject numbers that aren't positive.
+
+    Raises:
+        ValueError: The number isn't above 0.
+    """
+    finite(kind, number)
+    if number <= 0:
+        raise ValueError(f"{number:g} isn't greater than 0.")
+
+
+class Shell(StrEnum):
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+
+
+def completion(
+    shell: Annotated[
+        Shell | None,
+        Parameter(name="SHELL", help="Your shell: bash, zsh, or fish. Detected from SHELL by default."),
+    ] = None,
+    /,
+    *,
+    install: Annotated[bool, Parameter(name="--install", help="Install it in your shell's folder.")] = False,
+) -> None:
+    """Print a script that completes commands, options, and choices in your shell, or install it.
+
+    **Examples**
+
+    - `millstream completion --install`
+
+    - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
+    """
+
+    app = program()
+    chosen: Literal["bash", "zsh", "fish"] = (shell or _own_shell()).value
+    if not install:
+        sys.stdout.write(app.generate_completion(prog_name="millstream", shell=chosen))
+        return
+    try:
+        path = app.install_completion(shell=chosen)
+    except OSError as exc:
+        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
+    print(f"Wrote {path}. Open a new shell to use it.")
+
+
+def _own_shell() -> Shell:
+    name = Path(os.environ.get("SHELL", "")).name
+    if name not in list(Shell):
+        raise CommandError("Your shell couldn't be detected.", fix="Name it: bash, zsh, or fish.")
+    return Shell(name)
+
+
+def version(*, json: Json = False) -> None:
+    """Print the version.
+
+    **Example**
+
+    - `millstream version --json`
+    """
+    print(f'{{"version": "{__version__}"}}' if json else f"millstream {__version__}")
