@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from millstream._cli.errors import as_json, open_streams, run_command, status_without_output, tell, wants_json
-from millstream._cli.help import print_overview
+from millstream._cli.help import print_overview, print_version
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 from millstream._cli.stdio import gc_paused, plain_http, plain_stdio, serve_stdio
 
@@ -56,10 +56,7 @@ def _obey(arguments: Sequence[str]) -> None:
         print_overview()
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("--version", "version") and set(arguments[1:]) <= {"--json"}:
-        from millstream._version import __version__  # noqa: PLC0415 - see above
-
-        version = __version__
-        sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
+        print_version(as_json="--json" in arguments)
         return
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]

@@ -28,7 +28,6 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from msgspec import Struct
 
-from millstream._app.server import Server
 from millstream._cli.connect_options import (
     DEFAULTS,
     FAILED,
@@ -56,8 +55,6 @@ from millstream.client._endpoint import Endpoint
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._server_messages import Change, Notification
 from millstream.client._targets import Remote, find
-from millstream.extensions.events._channel import INSTRUCTIONS, ClaudeChannel, select_events
-from millstream.gateway._search import CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION
 
 _PINGS = 5
 
@@ -385,12 +382,6 @@ def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
     return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS)
 
 
-def search_cost() -> int:
-    """Estimate how many tokens the tool list takes with `tool_search`."""
-    both = ((SEARCH, SEARCH_DESCRIPTION), (CALL, CALL_DESCRIPTION))
-    return sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
-
-
 def tokens(
     target: Target,
     /,
@@ -409,20 +400,26 @@ def tokens(
     """
 
     async def work(client: Client) -> None:
+        from millstream.gateway._search import (  # noqa: PLC0415  other commands do without a gateway
+            CALL,
+            CALL_DESCRIPTION,
+            SEARCH,
+            SEARCH_DESCRIPTION,
+        )
+
         costs = sorted(((cost(tool), tool.name) for tool in await client.tools()), reverse=True)
         instructions = -(-len(client.instructions) // _CHARACTERS)
         total = sum(each for each, _ in costs) + instructions
+        both = ((SEARCH, SEARCH_DESCRIPTION), (CALL, CALL_DESCRIPTION))
+        searched = instructions + sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
         if json:
             tools = [{"name": name, "tokens": each} for each, name in costs]
-            searched = search_cost() + instructions
             print_json({"tools": tools, "instructions": instructions, "total": total, "with_search": searched})
             return
-        rows = [[f"{each:,}", f"{100 * each / (total or 1):.0f}%", name] for each, name in costs]
-        rows.append([f"{instructions:,}", f"{100 * instructions / (total or 1):.0f}%", "(instructions)"])
-        rows.append([f"{total:,}", "100%", "(all)"])
+        shown = [*costs, (instructions, "(instructions)"), (total, "(all)")]
         if SEARCH not in {name for _, name in costs}:
-            searched = search_cost() + instructions
-            rows.append([f"{searched:,}", f"{100 * searched / (total or 1):.0f}%", "(all, with tool search)"])
+            shown.append((searched, "(all, with tool search)"))
+        rows = [[f"{each:,}", f"{100 * each / (total or 1):.0f}%", name] for each, name in shown]
         print_rows(rows, ["TOKENS", "SHARE", "TOOL"])
 
     with_client(target, options, work)
@@ -431,15 +428,7 @@ def tokens(
 _SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowledged"
 
 
-class WatchLevel(StrEnum):
-    debug = "debug"
-    info = "info"
-    notice = "notice"
-    warning = "warning"
-    error = "error"
-    critical = "critical"
-    alert = "alert"
-    emergency = "emergency"
+WatchLevel = StrEnum("WatchLevel", "debug info notice warning error critical alert emergency")
 
 
 def watch(
@@ -540,6 +529,13 @@ def channel(
 
     - `millstream channel https://shop.example/mcp --event order.paid --where customer=ada --auth KEY`
     """
+    from millstream._app import Server  # noqa: PLC0415  the other commands are clients
+    from millstream.extensions.events._channel import (  # noqa: PLC0415
+        INSTRUCTIONS,
+        ClaudeChannel,
+        select_events,
+    )
+
     arguments = {name: _value(text) for name, text in pairs(where or [], "=", "--where must be NAME=VALUE").items()}
 
     async def work(client: Client) -> None:
@@ -561,18 +557,13 @@ def channel(
             serving.cancel()
             with suppress(asyncio.CancelledError):
                 await serving
-            _raise_of(forwarding)
+            try:
+                forwarding.result()
+            except BaseExceptionGroup as group:
+                raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
 
     with suppress(asyncio.CancelledError):
         with_client(target, options, work)
-
-
-def _raise_of(task: "asyncio.Task[None]") -> None:
-    """Raise the error that ended the forwarding."""
-    try:
-        task.result()
-    except BaseExceptionGroup as group:
-        raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
 
 
 def _value(text: str) -> Any:

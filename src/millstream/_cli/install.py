@@ -34,9 +34,9 @@ from millstream._cli.applications import (
 )
 from millstream._cli.connect_options import pairs
 from millstream._cli.errors import tell
-from millstream._cli.options import Editable, Json, Packages, Yes
+from millstream._cli.program import Editable, Json, Packages, Yes
+from millstream._cli.serve import read_file
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
-from millstream._cli.variables import read_file
 from millstream._files import PRIVATE, write_private
 from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.errors import closest_name

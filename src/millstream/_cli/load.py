@@ -235,7 +235,7 @@ def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str
 
 def _adopt(value: object, source: str) -> Server:
     """Return a server with the items of another library's server object."""
-    from millstream._app.program_server import server_of  # noqa: PLC0415  only for other libraries
+    from millstream._app.gateway_server import server_of  # noqa: PLC0415  only for other libraries
 
     try:
         return server_of(value)

@@ -10,7 +10,6 @@ Options of several commands, and validators for numbers.
 import math
 import os
 import sys
-from enum import StrEnum
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Group, Parameter
 
-from millstream._app.server_process.errors import CommandError
-from millstream._cli.help import COMMANDS
-from millstream._version import __version__
+from millstream._cli.help import COMMANDS, print_version
 
 MODULES = {
     name: module
@@ -57,14 +54,15 @@ def program(only: str = "") -> App:
     for name in [only] if only in MODULES and only != "completion" else MODULES:
         module = import_module(f"millstream._cli.{MODULES[name]}")
         command: Any = getattr(module, "list_" if name == "list" else name)
+        group = next(heading for heading, commands in COMMANDS.items() if name in commands)
         if isinstance(command, App):
-            command.group = _group(name)
+            command.group = group
             subcommands: list[App] = [command[word] for word in [*command] if not word.startswith("-")]
             for each in (command, *subcommands):
                 each.group_parameters = OPTIONS
             app.command(command, name=name)
         else:
-            app.command(command, name=name, group=_group(name), usage=_usage(name, command))
+            app.command(command, name=name, group=group, usage=_usage(name, command))
     return app
 
 
@@ -82,10 +80,6 @@ def _usage(name: str, command: Any) -> str | None:
     return " ".join(words)
 
 
-def _group(name: str) -> str:
-    return next(heading for heading, group in COMMANDS.items() if name in group)
-
-
 def _show_default(default: Any) -> str | None:
     """Return the text of a default, or None if it's not worth showing."""
     return str(default) if default not in (None, False, "", ()) else None
@@ -93,9 +87,9 @@ def _show_default(default: Any) -> str | None:
 
 EnvFile = Annotated[
     Path | None,
-    Parameter(name="--env-file", metavar="FILE", help="Set the variables in this file that aren't already set."),
+    Parameter(metavar="FILE", help="Set the variables in this file that aren't already set."),
 ]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
     list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
 ]
@@ -136,10 +130,7 @@ def more_than_nothing(kind: type, number: float) -> None:
         raise ValueError(f"{number:g} isn't greater than 0.")
 
 
-class Shell(StrEnum):
-    bash = "bash"
-    zsh = "zsh"
-    fish = "fish"
+Shell = Literal["bash", "zsh", "fish"]
 
 
 def completion(
@@ -149,7 +140,7 @@ def completion(
     ] = None,
     /,
     *,
-    install: Annotated[bool, Parameter(name="--install", help="Install it in your shell's folder.")] = False,
+    install: Annotated[bool, Parameter(help="Install it in your shell's folder.")] = False,
 ) -> None:
     """Print a script that completes commands, options, and choices in your shell, or install it.
 
@@ -159,9 +150,12 @@ def completion(
 
     - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
     """
+    from millstream._app.server_process.errors import CommandError  # noqa: PLC0415  loads a server
 
-    app = program()
-    chosen: Literal["bash", "zsh", "fish"] = (shell or _own_shell()).value
+    app, own = program(), Path(os.environ.get("SHELL", "")).name
+    chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)
+    if chosen is None:
+        raise CommandError("Your shell couldn't be detected.", fix="Name it: bash, zsh, or fish.")
     if not install:
         sys.stdout.write(app.generate_completion(prog_name="millstream", shell=chosen))
         return
@@ -172,13 +166,6 @@ def completion(
     print(f"Wrote {path}. Open a new shell to use it.")
 
 
-def _own_shell() -> Shell:
-    name = Path(os.environ.get("SHELL", "")).name
-    if name not in list(Shell):
-        raise CommandError("Your shell couldn't be detected.", fix="Name it: bash, zsh, or fish.")
-    return Shell(name)
-
-
 def version(*, json: Json = False) -> None:
     """Print the version.
 
@@ -186,4 +173,4 @@ def version(*, json: Json = False) -> None:
 
     - `millstream version --json`
     """
-    print(f'{{"version": "{__version__}"}}' if json else f"millstream {__version__}")
+    print_version(as_json=json)

@@ -21,9 +21,8 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError, report
-from millstream._app.server_process.facts import Facts
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.supervisor import can_supervise, changes
+from millstream._app.server_process.facts import Facts, show
+from millstream._app.server_process.supervisor import can_supervise, changes
 from millstream._cli.load import folder_of
 from millstream._cli.program import Editable, EnvFile, Packages, Port
 from millstream._cli.serve import run_with, serve_http, use_file
@@ -40,11 +39,7 @@ class TransportChoice(StrEnum):
     streamable_http = "streamable-http"
 
 
-class LogLevel(StrEnum):
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
+LogLevel = StrEnum("LogLevel", "debug info warning error")
 
 
 Inspect = Annotated[

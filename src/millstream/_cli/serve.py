@@ -15,13 +15,11 @@ from typing import Any, cast
 
 from millstream._app import Server
 from millstream._app.server_process.errors import CommandError, set_up_logs
-from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
-from millstream._app.server_process.over_http import is_supervisor, serve_with_panel
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.slot import claim
-from millstream._app.server_process.workers.supervisor import supervise
-from millstream._app.server_process.workers.worker import serve_worker
+from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
+from millstream._app.server_process.slot import claim
+from millstream._app.server_process.supervisor import supervise
 from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
 from millstream._env_file import EnvFileError, read_env_file
