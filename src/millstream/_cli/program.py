@@ -10,8 +10,9 @@ Options of several commands, and validators for numbers.
 import math
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from inspect import signature
+from inspect import cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,6 +25,7 @@ MODULES = {
     for module, names in {
         "accounts": "audit keys users",
         "chat": "chat",
+        "dev": "dev",
         "diagnosis": "channel doctor info ping tokens watch",
         "gateway": "gateway",
         "install": "install",
@@ -31,7 +33,7 @@ MODULES = {
         "program": "completion version",
         "project": "init publish",
         "record": "record",
-        "run": "dev run",
+        "run": "run",
     }.items()
     for name in names.split()
 }
@@ -62,21 +64,53 @@ def program(only: str = "") -> App:
                 each.group_parameters = OPTIONS
             app.command(command, name=name)
         else:
-            app.command(command, name=name, group=group, usage=_usage(name, command))
+            app.command(command, name=name, group=group, usage=_usage(f"millstream {name}", command))
     return app
 
 
-def _usage(name: str, command: Any) -> str | None:
-    """Return the usage of a command with optional arguments, which cyclopts would show as ARGS."""
-    arguments = [each for each in signature(command).parameters.values() if each.kind is not each.KEYWORD_ONLY]
-    if all(each.default is each.empty and each.kind is not each.VAR_POSITIONAL for each in arguments):
-        return None
-    words = [f"Usage: millstream {name} [OPTIONS]"]
-    for each in arguments:
-        names = next(part.name for part in get_args(each.annotation) if isinstance(part, Parameter) and part.name)
-        label = next(iter(names))
-        many = "..." if each.kind is each.VAR_POSITIONAL else ""
-        words.append(f"[{label}{many}]" if many or each.default is not each.empty else label)
+def help_of(app: App, words: Sequence[str]) -> str:
+    """Return the help of a command as text, without rich, which takes three times as long to load as everything else.
+
+    Args:
+        app: The program.
+        words: The command with its arguments.
+    """
+    name, default = "millstream", app.default_parameter
+    for word in words:
+        if word.startswith("-") or word not in app:
+            break
+        name, app = f"{name} {word}", app[word]
+    panels: dict[str, list[tuple[str, str]]] = {}
+    commands = [(word, app[word].help.partition("\n")[0]) for word in app if not word.startswith("-")]
+    if commands:
+        panels["Commands"] = commands
+    arguments = () if app.default_command is None else app.assemble_argument_collection(default_parameter=default)
+    for each in (one for one in arguments if one.show):
+        option: Any = each.parameter
+        text, choices = option.help, each.get_choices()
+        if choices:
+            text += f" [choices: {', '.join(choices)}]"
+        if option.show_default and not each.required and (shown := option.show_default(each.field_info.default)):
+            text += f" [default: {shown}]"
+        label = f"{' '.join(each.names)} {option.metavar or ''}".strip()
+        panels.setdefault(option.group[0].name, []).append((label, text))
+    usage = app.usage or (_usage(name, app.default_command) if app.default_command else f"Usage: {name} COMMAND")
+    lines = [usage, "", cleandoc(app.help).replace("**", "")]
+    width = max(len(label) for rows in panels.values() for label, _ in rows) + 2
+    for heading, rows in panels.items():
+        lines += ["", heading, *(f"  {label:{width}}{text}" for label, text in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(name: str, command: Any) -> str:
+    """Return the usage of a command with its arguments, the optional ones of which cyclopts would show as ARGS."""
+    words = [f"Usage: {name} [OPTIONS]"]
+    for each in signature(command).parameters.values():
+        if each.kind is not each.KEYWORD_ONLY:
+            names = (part.name for part in get_args(each.annotation) if isinstance(part, Parameter))
+            label = next(next(iter(name)) for name in names if name)
+            many = "..." if each.kind is each.VAR_POSITIONAL else ""
+            words.append(f"[{label}{many}]" if many or each.default is not each.empty else label)
     return " ".join(words)
 
 
