@@ -13,15 +13,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from millstream._app.server_process.errors import CommandError, report
-from millstream._app.server_process.facts import Facts
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.supervisor import can_supervise, changes
-from millstream._cli.commands.run import Inspect
+from millstream._app.server_process.facts import Facts, show
+from millstream._app.server_process.supervisor import can_supervise, changes
 from millstream._cli.load import folder_of
-from millstream._cli.options import Editable, EnvFile, Packages, Port
-from millstream._cli.serve import serve_http
-from millstream._cli.uv import run_with
-from millstream._cli.variables import use_file
+from millstream._cli.program import Editable, EnvFile, Packages, Port
+from millstream._cli.run import Inspect
+from millstream._cli.serve import run_with, serve_http, use_file
 
 INSPECTOR = "@modelcontextprotocol/inspector"
 NODE = 22

@@ -32,18 +32,21 @@ from types import FrameType
 import msgspec
 
 from millstream._app.server_process.errors import CommandError, report
-from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import passed_sockets
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, receive_signals
-from millstream._app.server_process.workers.slot import Hello, StartFailure, WorkerState, WorkerStates, open_sockets
-from millstream._app.server_process.workers.worker_process import (
+from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals
+from millstream._app.server_process.slot import (
     KILLED,
     READY,
     BackOff,
+    Hello,
     NotStarted,
+    StartFailure,
     WorkerProcess,
+    WorkerState,
+    WorkerStates,
     how,
+    open_sockets,
     own_command,
 )
 from millstream._stores import open_store
@@ -538,19 +541,8 @@ def supervise(
         program = None if watched is None else partial(changes, watched)
         store = partial(run_local_server, open_store)
         supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:
         for each in sockets:
             each.close()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return uvloop's factory if installed: the parent serves the store of all workers, which takes a third less
-    time.
-    """
-    try:
-        import uvloop  # noqa: PLC0415  not everywhere
-    except ImportError:
-        return asyncio.SelectorEventLoop
-    return uvloop.new_event_loop

@@ -1,23 +1,17 @@
 """``millstream run``: serve a file or module over HTTP, or over standard input and output.
 
 Without options that only this module knows, servers start without it and the command-line library, to be quick
-(`millstream._cli.main`).
+(`millstream._cli.main`). It imports a server only to run one, so that help is quick.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from millstream._app.server_process.errors import CommandError
-from millstream._cli.options import Editable, EnvFile, Packages, Port
-from millstream._cli.serve import serve_http
+from millstream._cli.program import Editable, EnvFile, Packages, Port
 from millstream._cli.stdio import serve_stdio
-from millstream._cli.uv import run_with
-from millstream._cli.variables import use_file
-from millstream._config import DEV_SETTINGS
 
 LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
 
@@ -29,11 +23,7 @@ class TransportChoice(StrEnum):
     streamable_http = "streamable-http"
 
 
-class LogLevel(StrEnum):
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
+LogLevel = StrEnum("LogLevel", "debug info warning error")
 
 
 Inspect = Annotated[
@@ -169,12 +159,28 @@ def run(  # noqa: PLR0913  the options of the command
 
     All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
+    from millstream._app.server_process.errors import CommandError  # noqa: PLC0415  help does without a server
+    from millstream._cli.serve import run_with, serve_http, use_file  # noqa: PLC0415
+    from millstream._config import DEV_SETTINGS  # noqa: PLC0415
+
     secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
-    _check_not_empty(secured)
+    for name, value in secured.items():
+        if value == "":  # perhaps from an unset variable
+            option = "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"{option} is empty.",
+                why="The server would be less protected than you intend. Perhaps a variable isn't set.",
+                fix=f"Set a value for {option}, or leave it out.",
+            )
     run_with(packages or (), editable or ())
     use_file(env_file)
     if transport is TransportChoice.stdio:
-        _check_alone(workers=workers > 1, reload=reload)
+        for name, enabled in {"workers": workers > 1, "reload": reload}.items():
+            if enabled:
+                raise CommandError(
+                    f"--{name} requires HTTP: on stdio, each client starts its own process.",
+                    fix=f"Leave out --{name}, or --transport stdio.",
+                )
         serve_stdio(target, log_level or "", settings=DEV_SETTINGS if dev else {})
     else:
         serve_http(
@@ -198,24 +204,3 @@ def run(  # noqa: PLR0913  the options of the command
                 **(DEV_SETTINGS if dev else {}),
             },
         )
-
-
-def _check_alone(**options: bool) -> None:
-    """Reject options that only work with HTTP, instead of ignoring them."""
-    for name in (name for name, enabled in options.items() if enabled):
-        raise CommandError(
-            f"--{name} requires HTTP: on stdio, each client starts its own process.",
-            fix=f"Leave out --{name}, or --transport stdio.",
-        )
-
-
-def _check_not_empty(secured: Mapping[str, str | None]) -> None:
-    """Reject empty values, for example from unset variables, which would leave the server unprotected."""
-    for name, value in secured.items():
-        if value == "":
-            option = "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
-            raise CommandError(
-                f"{option} is empty.",
-                why="The server would be less protected than you intend. Perhaps a variable isn't set.",
-                fix=f"Set a value for {option}, or leave it out.",
-            )

@@ -1,14 +1,25 @@
-"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use the items of a server."""
+"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use the items of a server.
+
+The user's file of tasks that were started on this machine.
+
+Calls as tasks, for `millstream call --task` and `millstream tasks`.
+
+``millstream tasks``: show, wait for, or cancel tasks started with ``millstream call --task``.
+"""
 
 import json as json_module
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
 from cyclopts import Parameter
+from msgspec import Struct
 
 from millstream._cli.connect_options import (
     DEFAULTS,
@@ -22,10 +33,10 @@ from millstream._cli.connect_options import (
     with_client,
 )
 from millstream._cli.errors import UsageError
-from millstream._cli.options import Json
+from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
-from millstream._cli.tasks import follow, start
+from millstream._files import write_private
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
@@ -33,6 +44,7 @@ from millstream._protocol.notifications import PromptDescription, ToolDescriptio
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, ServerError
 from millstream.client._results import Result
+from millstream.client._tasks import Task
 
 _USAGE = "Arguments must be NAME=VALUE"
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
@@ -359,3 +371,154 @@ def _print_content(content: ResourceContents) -> None:
     else:
         sys.stdout.buffer.write(content.blob)
         sys.stdout.buffer.flush()
+
+
+_MOST = 500
+"""Maximum number of tasks in the file. The oldest are removed first."""
+_UNLIMITED = 30 * 86400.0
+"""Seconds to keep a task without a time to live."""
+
+
+class StartedTask(Struct):
+    """A task that was started on this machine."""
+
+    server: str
+    id: str
+    tool: str
+    started: float
+    """Unix time."""
+    until: float
+    """Unix time after which the server may have deleted it."""
+
+
+def path_of_tasks() -> Path:
+    """Return the path of the file."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "millstream" / "tasks.json"
+
+
+def read_tasks() -> list[StartedTask]:
+    """Return the tasks that may still exist, oldest first, or none if the file can't be read."""
+    try:
+        found = msgspec.json.decode(path_of_tasks().read_bytes(), type=list[StartedTask])
+    except (OSError, ValueError, RecursionError):
+        return []
+    now = time.time()
+    return [each for each in found if each.until > now]
+
+
+def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
+    """Add a task to the file.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    now = time.time()
+    until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
+    tasks = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
+    write_private(path_of_tasks(), msgspec.json.encode(tasks))
+
+
+async def start(client: Client, server: str, tool: str, arguments: Mapping[str, Any]) -> Task:
+    """Start a task, save its id, and print the command that waits for it."""
+    started = await client.tasks.start(tool, arguments)
+    if started.task_id and server.startswith(("http://", "https://", "ws://", "wss://")):
+        words = shlex.join(["millstream", "tasks", server, started.task_id])
+        print_text(
+            f"Started task {started.task_id}. It continues after Ctrl-C. To wait for it again: {words} --wait",
+            sys.stderr,
+        )
+        try:
+            keep_task(server, started.task_id, tool, started.ttl_ms)
+        except OSError as exc:
+            print_text(f"The id can't be saved ({exc.strerror}). Note it yourself.", sys.stderr)
+    return started
+
+
+async def follow(client: Client, task: str | Task) -> Result:
+    """Wait for a task, and show its status messages."""
+    progress = Progress()
+    try:
+        with stop_without_reader() as wrap:
+            return await client.tasks.wait(task, progress=wrap(progress.step), raise_on_error=False)
+    finally:
+        progress.close()
+
+
+def tasks(
+    target: Target,
+    task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
+    /,
+    *,
+    wait: Annotated[bool, Parameter(help="Wait until the task ends.")] = False,
+    cancel: Annotated[bool, Parameter(help="Cancel the task.")] = False,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """List the tasks that were started on this machine, or show, wait for, or cancel one.
+
+    `millstream call --task` starts them. With an id, it prints the state of that task, or its result
+    once it's completed. The exit status is 1 if the tool reports an error.
+
+    **Examples**
+
+    - `millstream tasks https://example.com/mcp`
+
+    - `millstream tasks https://example.com/mcp ID --wait`
+    """
+    if not task and (wait or cancel):
+        raise UsageError("--wait and --cancel require a task: millstream tasks SERVER ID")
+
+    async def work(client: Client) -> int:
+        if not task:
+            await _show_all(client, target, as_json=json)
+            return 0
+        if cancel:
+            await client.tasks.cancel(task)
+            print_text(f"Canceled {task}.", sys.stderr)
+            return 0
+        if wait:
+            return print_result(await follow(client, task), as_json=json)
+        return _show(await client.tasks.get(task), as_json=json)
+
+    with_client(target, options, work, elicit=person())
+
+
+async def _show_all(client: Client, server: str, *, as_json: bool) -> None:
+    rows: list[list[str]] = []
+    found: list[Task] = []
+    for each in read_tasks():
+        if each.server != server:
+            continue
+        try:
+            now = await client.tasks.get(each.id)
+        except ServerError as exc:
+            if exc.code != INVALID_PARAMS:
+                raise
+            continue  # the server has deleted it
+        found.append(now)
+        started = datetime.fromtimestamp(each.started, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        rows.append([each.id, each.tool, now.status, started, now.status_message])
+    if as_json:
+        print_json([_plain(each) for each in found])
+    elif not rows:
+        print_text(
+            "No task of this server was started on this machine. Start one with `millstream call SERVER TOOL --task`.",
+            sys.stderr,
+        )
+    else:
+        print_rows(rows, ["TASK", "TOOL", "STATUS", "STARTED", "MESSAGE"])
+
+
+def _show(task: Task, *, as_json: bool) -> int:
+    if task.over and not as_json:
+        return print_result(task.outcome(), as_json=False)
+    if as_json:
+        print_json(_plain(task))
+    else:
+        print_text(f"{task.status}: {task.status_message}" if task.status_message else task.status)
+    return FAILED if task.status in ("failed", "cancelled") else 0
+
+
+def _plain(task: Task) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(task))

@@ -11,12 +11,11 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.commands.run import LogLevel, TransportChoice
-from millstream._cli.options import EnvFile, Port, Yes
-from millstream._cli.serve import serve_http
+from millstream._cli.program import EnvFile, Port, Yes
+from millstream._cli.run import LogLevel, TransportChoice
+from millstream._cli.serve import serve_http, use_file
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
-from millstream._cli.variables import use_file
 from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
