@@ -7,6 +7,7 @@ because peers choose some values. Further ones are counted together under ``_oth
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -128,10 +129,6 @@ class Series:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def quantile(self, q: float) -> float | None:
-        """Return the quantile `q` (0 to 1), as exact as the bounds allow, or None without values."""
-        return quantile(self.bounds, self.counts, q)
-
 
 class Histogram:
     """A histogram."""
@@ -240,8 +237,12 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Return each of `SHARES` in milliseconds, from durations in seconds."""
-    found = {name: quantile(bounds, counts, share) for name, share in SHARES}
+    """Return each of `SHARES` in milliseconds, from durations in seconds.
+
+    Each is the value of a call, the nearest rank: all are the same for one call.
+    """
+    number = sum(counts) or 1
+    found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
 
 
