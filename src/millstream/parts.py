@@ -19,8 +19,7 @@ Example:
 
 from millstream._http.message import Handler, HttpRequest, Response, header_lines, query_value, refusal
 from millstream._parts import Host, Part, Route
-from millstream._server.calls.access import check_scopes, granted_scopes
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, check_scopes, granted_scopes
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Pattern, Prompt, Resource, Template

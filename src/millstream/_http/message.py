@@ -29,6 +29,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
+from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
@@ -219,6 +220,19 @@ class HttpRequest(Struct, eq=False):
         raise RuntimeError(f"{self.method} {self.path} doesn't support a streamed reply.")
 
 
+def tagged(body: bytes, head: bytes) -> Callable[[HttpRequest], Response]:
+    """Return a function that answers requests for a document, with 304 to clients that have it (RFC 9110 §13.1.2)."""
+    tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
+    head += b"etag: %b\r\n" % tag
+    whole, unchanged = Response(body, 200, head), Response(b"", 304, head)
+
+    def answer(request: HttpRequest) -> Response:
+        known = request.headers.get(b"if-none-match", b"")
+        return unchanged if tag in known or known == b"*" else whole
+
+    return answer
+
+
 def query_values(query: bytes) -> dict[str, list[str]]:
     """Return the values of each name in a query string."""
     return parse_qs(query.decode("latin-1"), keep_blank_values=True) if query else {}
@@ -301,16 +315,13 @@ class CloseSignal:
         await waiter
 
 
-class LastFrame:
+class LastFrame(Struct, gc=False):
     """The last frame, cached because a broadcast writes the same bytes to every client."""
 
-    __slots__ = ("data", "framed", "is_large")
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.framed = b""
-        self.is_large = False
-        """Whether it has more than `LARGE` bytes."""
+    data: bytes = b""
+    framed: bytes = b""
+    is_large: bool = False
+    """Whether it has more than `LARGE` bytes."""
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:

@@ -237,7 +237,7 @@ def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) ->
     names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     _, house, *private = function.__module__.split(".")
-    if where.islower() and house[0] != "_" and all(each[0] == "_" for each in private):
+    if where.islower() and house[0] != "_" and (not private or private[0][0] == "_"):
         where = f"{house}.{where}"  # as users write it: auth.jwt
 
     @wraps(function)

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import KeyRing
 
 _KIND = b"request-state"
 _LARGE = 16 * 1024

@@ -17,7 +17,7 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError
 from millstream._server.features.registry import RegisteredExtension
-from millstream._server.handlers.tools import take_rounds
+from millstream._server.handlers import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result

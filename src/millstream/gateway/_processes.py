@@ -25,7 +25,7 @@ from msgspec import Struct, field, structs
 from millstream._backoff import retry_delay
 from millstream._http.client.body import RateMeter
 from millstream._override import override
-from millstream._protocol.notification_filters import NotificationFilters
+from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all

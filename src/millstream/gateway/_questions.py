@@ -13,8 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import Message, ProtocolError, ToolError
-from millstream._server.questions.forms import project
-from millstream._server.questions.questions import project_conversation
+from millstream._server.calls.questions import project, project_conversation
 from millstream.gateway._results import Redactor
 from millstream.parts import Call
 from millstream.protocol import (

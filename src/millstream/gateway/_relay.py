@@ -16,7 +16,7 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, Declined, ProtocolError, ToolError
 from millstream._override import override
-from millstream._server.questions.pending_questions import ClientRefusal
+from millstream._server.calls.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
 from millstream.gateway._questions import (

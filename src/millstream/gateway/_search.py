@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 from millstream import ProtocolError, ToolError, ToolResult
 from millstream._protocol.admission import require_capabilities, target_name
 from millstream._server.features.registry import Registry
-from millstream._server.handlers.tools import sees
+from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
 from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
 from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object

@@ -29,7 +29,7 @@ from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
-from millstream.auth._browser import is_at, is_own, not_own
+from millstream.auth._pages import is_at, is_own, not_own
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
 from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.client._oauth.discovery import Outbound, fetch
