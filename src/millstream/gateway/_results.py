@@ -369,7 +369,7 @@ _LONGEST_PAUSE = 60.0
 _TASK_MARKER = b'"task"'
 
 
-class StoredTask(Struct, frozen=True, array_like=True):
+class StoredTask(Struct, array_like=True, tag=True):
     """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
 
     id: str
