@@ -16,13 +16,12 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError
-from millstream._server.features.registry import RegisteredExtension
 from millstream._server.handlers import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call, Host, granted_scopes
+from millstream.parts import Call, Host, RegisteredExtension, granted_scopes
 from millstream.protocol import (
     BY_DATE,
     INTERNAL_ERROR,

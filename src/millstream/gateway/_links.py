@@ -19,12 +19,11 @@ from msgspec import Struct, field
 
 from millstream import ProtocolError
 from millstream._backoff import retry_delay
-from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._conversation import Conversation
 from millstream.gateway._relay import Relays
-from millstream.parts import Call
+from millstream.parts import Call, Pool
 from millstream.protocol import INVALID_REQUEST, OVERLOADED, Share, SubscriptionFilter
 
 

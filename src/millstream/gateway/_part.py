@@ -13,7 +13,6 @@ import msgspec
 from millstream._files import stamp_of
 from millstream._http.client.body import ArrivingBytes
 from millstream._http.client.url import Url, parse
-from millstream._server.features.hooks import Hooks
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
@@ -41,7 +40,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.parts import Host, Resource, ServerChange, Template
+from millstream.parts import Hooks, Host, Resource, ServerChange, Template
 from millstream.protocol import BY_DATE, LocalError, members
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
-from millstream._server.calls.services import Services
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.signing import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed
@@ -32,7 +31,7 @@ from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
-from millstream.parts import Call
+from millstream.parts import Call, Services
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
