@@ -639,7 +639,7 @@ class Server:
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
-        register(made.definition, spec, client, **options)
+        register(made.definition.add, spec, client, **options)
         return made
 
     @classmethod

@@ -123,13 +123,11 @@ class MergedSkills:
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
         upstream, original_uri = self._resolve(uri)
-        if upstream is None or not self._can_read(call, upstream, uri):
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        page = await self._ask(call, upstream, {"uri": original_uri})
-        skill = self._skill(call, upstream, page.get("skill"))
-        if skill is None:
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+        if upstream is not None and self._can_read(call, upstream, uri):
+            page = await self._ask(call, upstream, {"uri": original_uri})
+            if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
+                return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+        raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
 
     async def _read_directory(self, call: Call) -> bytes:
         params = _read(call)
