@@ -116,8 +116,6 @@ class NotificationFilters:
         failed: Called as ``failed(method, error)`` if a filter raises. The notification is dropped.
     """
 
-    __slots__ = ("_failed", "_filters")
-
     def __init__(self, failed: Callable[[str, Exception], None]) -> None:
         self._failed = failed
         self._filters: list[NotificationFilter] = []

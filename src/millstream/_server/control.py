@@ -34,8 +34,6 @@ _decode_id = msgspec.json.Decoder(RequestId).decode
 class Control:
     """The calls in flight, by the names that later messages use."""
 
-    __slots__ = ("_allowance", "_peers", "_questions", "by_id")
-
     def __init__(self, questions: PendingQuestions, peers: Peers) -> None:
         self._questions = questions
         self._peers = peers
@@ -45,7 +43,7 @@ class Control:
         peers.on(AnswerMessage, self._on_answer)
         peers.on(CancelCall, lambda message, worker: self.cancel(message.session, _decode_id(message.id)))
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
-        peers.on_workers(self._look_at_my_name)
+        peers.on_workers(questions.end_misnamed)
 
     def enter(self, call: Call, scope: str) -> bool:
         """Register a call before it runs. Return False if its id is in flight."""
@@ -121,9 +119,6 @@ class Control:
         """Cancel every call of a deleted session, and close its streams on other workers."""
         self.end(session_id)
         await self._peers.tell(SessionEnd(session_id))
-
-    async def _look_at_my_name(self) -> None:
-        self._questions.end_misnamed()
 
     def _on_answer(self, message: AnswerMessage, worker: str) -> None:
         # The sending worker doesn't know which question this is.

@@ -388,8 +388,7 @@ def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException]
     A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in
     `explained`, whose texts are sufficient, it keeps none.
     """
-    seen: set[int] = set()
-    for each in _chain(exc, seen):
+    for each in _chain(exc):
         each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))
     return exc
 
@@ -420,7 +419,8 @@ def is_foreign(filename: str) -> bool:
     return any(path.is_relative_to(each) for each in (paths["stdlib"], paths["purelib"], paths["platlib"], PROGRAM))
 
 
-def _chain(exc: BaseException, seen: set[int]) -> Iterator[BaseException]:
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
     waiting: list[BaseException | None] = [exc]
     while waiting and len(seen) < _MAX_CHAIN:
         each = waiting.pop()

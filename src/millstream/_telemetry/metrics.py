@@ -74,8 +74,6 @@ class Reading(Struct, array_like=True):
 class Counter:
     """A counter."""
 
-    __slots__ = ("family", "values")
-
     def __init__(self, family: Family) -> None:
         self.family: Family = family
         self.values: dict[Labels, float] = {} if family.labels else {(): 0}
@@ -123,15 +121,9 @@ class Series:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def quantile(self, q: float) -> float | None:
-        """Return the quantile `q` (0 to 1), as exact as the bounds allow, or None without values."""
-        return quantile(self.bounds, self.counts, q)
-
 
 class Histogram:
     """A histogram."""
-
-    __slots__ = ("_exposed_bounds", "bounds", "family", "series")
 
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family: Family = family

@@ -146,7 +146,7 @@ class History:
             slot = self._slot = HistorySlot(start, {}, Gauges())
         slot.gauges = slot.gauges.with_(gauges)
         for number, tally in self._growth(series):
-            slot.tallies.setdefault(number, OperationTally(0, {})).add(tally)
+            slot.tallies.setdefault(number, OperationTally()).add(tally)
 
     def _growth(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
@@ -186,13 +186,13 @@ class History:
             at = slot.at // step * step
             if at + step <= until - seconds:
                 continue
-            whole, gauges = past.points.get(at) or (OperationTally(0, {}), Gauges())
+            whole, gauges = past.points.get(at) or (OperationTally(), Gauges())
             past.points[at] = whole, gauges.with_(slot.gauges)
             for each, tally in _limit_operations(slot.tallies).items():
                 whole.add(tally)
-                past.operations.setdefault(self._keys[each], OperationTally(0, {})).add(tally)
+                past.operations.setdefault(self._keys[each], OperationTally()).add(tally)
             if number in slot.tallies:
-                past.chosen.setdefault(at, OperationTally(0, {})).add(slot.tallies[number])
+                past.chosen.setdefault(at, OperationTally()).add(slot.tallies[number])
         return past
 
     def size(self) -> int:
@@ -208,7 +208,7 @@ def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, Operation
         return tallies[number].errors, sum(tallies[number].buckets.values())
 
     kept = set(nlargest(MAX_OPERATIONS, (number for number in tallies if number), key=hurts))
-    rest = tallies.get(0, OperationTally(0, {}))
+    rest = tallies.get(0, OperationTally())
     for number, tally in tallies.items():
         if number and number not in kept:
             rest.add(tally)

@@ -30,8 +30,6 @@ class SessionState:
     The values are deleted when the session ends, or after `session_ttl` without changes.
     """
 
-    __slots__ = ("_records", "_session")
-
     def __init__(self, records: SessionRecords, session: Session) -> None:
         self._records = records
         self._session = session
@@ -86,8 +84,6 @@ class SessionState:
 
 class SyncSessionState:
     """A blocking `SessionState`, for `def` functions."""
-
-    __slots__ = ("_state", "_wait")
 
     def __init__(self, state: SessionState, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._state = state

@@ -74,8 +74,6 @@ async def call_with_dependencies(
 class _Resolution:
     """The dependencies of one call."""
 
-    __slots__ = ("_call", "_context", "_exits", "_overrides", "_values", "_waits")
-
     def __init__(self, call: Call, home: object) -> None:
         self._call = call
         self._context = shared_context(call, home)
@@ -320,42 +318,29 @@ class Item:
         return other
 
 
+_PLANNED = ("name", "input_schema", "output_schema", "coerce")
+"""Options for `plan`."""
+
+
 def source_of(
-    function: Callable[..., Any],
-    kind: Kind,
-    *,
-    home: object = None,
-    name: str | None = None,
-    thread: bool = True,
-    input_schema: Schema | None = None,
-    output_schema: Schema | None = None,
-    coerce: bool = False,
-) -> ItemSource:
-    """Return a source for a function.
+    function: Callable[..., Any], kind: Kind, home: object, options: Mapping[str, Any]
+) -> tuple[ItemSource, dict[str, Any]]:
+    """Return a source for a function, and the options that it doesn't use.
 
     Args:
         function: Any callable with a signature.
         kind: The kind of item.
         home: The server it's registered on, which can be mounted on the running one.
-        name: A name instead of the function's.
-        thread: Whether a `def` function runs in a worker thread.
-        input_schema, output_schema: Handwritten schemas.
-        coerce: See `plan`.
+        options: The checked options of a decorator.
 
     Raises:
         TypeError, ValueError, ImportError: As for `plan`, or the function takes the wrong kind of context.
     """
-    made = plan(
-        function,
-        kind=kind,
-        contexts=CONTEXTS,
-        name=name,
-        input_schema=input_schema,
-        output_schema=output_schema,
-        coerce=coerce,
-    )
+    rest = dict(options)
+    thread: bool = rest.pop("thread", True)
+    made = plan(function, kind=kind, contexts=CONTEXTS, **{name: rest.pop(name) for name in _PLANNED if name in rest})
     direct = made.check is None
-    return ItemSource(
+    source = ItemSource(
         made.name,
         runner(made, thread=thread, home=home),
         (lambda raw: read_arguments(made, raw)) if kind == "tool" else (lambda texts: read_texts(made, texts)),
@@ -368,6 +353,7 @@ def source_of(
         code=made.code,
         untyped=made.untyped,
     )
+    return source, rest
 
 
 def runner(plan: Plan, *, thread: bool, home: object) -> Run:
