@@ -206,7 +206,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_server.features.resources": "HINTS Pattern Prompt Readable Resource Template",
         "_server.features.sources": "Item ItemSource Read require_scopes",
         "_server.features.tools": "NAMES_THAT_WORK TaskRules Tool check_name works_everywhere",
-        "_server.functions.arguments": "ArgumentError",
+        "_server.functions.plan": "ArgumentError",
         "_server.functions.problems": "MAX_LISTED WORDS explain find_problems",
         "_server.functions.results": "encode_result",
         "_server.handlers": "sees take_rounds",

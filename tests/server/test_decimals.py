@@ -11,8 +11,7 @@ from cases import for_each
 from millstream import Server
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._server.calls.questions import parse_answer
-from millstream._server.functions.arguments import ArgumentError, read_arguments, read_texts
-from millstream._server.functions.plan import plan
+from millstream._server.functions.plan import ArgumentError, plan, read_arguments, read_texts
 from millstream._server.functions.results import encode_result
 from wire import LATEST_HANDSHAKE, PER_REQUEST, per_request, request, routing, run_wire
 

@@ -65,7 +65,6 @@ class RequestMeta(
     client: Implementation | UnsetType = UNSET
     log_level: str | UnsetType = UNSET
     progress_token: ProgressToken | UnsetType = UNSET
-    traceparent: Any = None
 
     def read_client(self) -> "ClientInfo":
         """Return the client's description of itself.

@@ -355,16 +355,12 @@ class Dispatcher:
         return _wrap_envelope(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 
     def _answer_failure(self, call: Call, exc: BaseException) -> bytes:
-        incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
             exc = with_user_frames(exc, explained=_EXPLAINED_ERRORS)
         advise(exc)
         shown = self.services.settings.show_errors
         hidden = "" if shown or call.method != "tools/call" else _HIDDEN
-        extra = {"incident": incident}
-        logger.error(
-            "%s %s failed%s [incident %s]", call.method, call.name, hidden, incident, exc_info=exc, extra=extra
-        )
+        incident = _log_incident(call, f" failed{hidden}", exc)
         text = f"Internal error. The server's log has the details under incident {incident}."
         if shown:
             text = shown_error(exc)
@@ -374,11 +370,7 @@ class Dispatcher:
 
     def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
         """Return the answer for a function that couldn't use the store. The caller can retry."""
-        incident = secrets.token_hex(8)
-        extra = {"incident": incident}
-        logger.error(
-            "%s %s couldn't use the store: %s [incident %s]", call.method, call.name, exc, incident, extra=extra
-        )
+        incident = _log_incident(call, f" couldn't use the store: {exc}")
         text = _STORE_FULL if isinstance(exc, StoreFull) else _NO_STORE
         if call.method == "tools/call":
             return self._tool_error(call, text, incident)
@@ -413,6 +405,14 @@ class Dispatcher:
     def hear(self, call: Call) -> None:
         """Run an extension's handler for a notification. There is no answer."""
         self.notifications.take(call, self.gate)
+
+
+def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> str:
+    """Log a failure of the server. Return the id of the log entry."""
+    incident = secrets.token_hex(8)
+    extra = {"incident": incident}
+    logger.error("%s %s%s [incident %s]", call.method, call.name, what, incident, exc_info=exc, extra=extra)
+    return incident
 
 
 def _task() -> asyncio.Task[Any] | None:

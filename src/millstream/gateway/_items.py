@@ -15,7 +15,7 @@ from millstream._server.features.hooks import Hooks
 from millstream._server.features.resources import HINTS, Prompt, Readable, Resource, Template
 from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 from millstream.client import InvalidResponse
 from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error

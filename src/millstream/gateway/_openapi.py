@@ -31,7 +31,7 @@ from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource, Read
 from millstream._server.features.tools import Tool, check_name
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream.gateway._credentials.source import check_forwarded
 from millstream.protocol import (

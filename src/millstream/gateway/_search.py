@@ -22,7 +22,7 @@ from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.registry import Registry
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
 from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object

@@ -141,28 +141,22 @@ def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
     """
     if rich_enums and defaults_all:
         return schema
-    properties = {
-        name: _project_node(node, rich_enums=rich_enums, defaults_all=defaults_all)
-        for name, node in schema.get("properties", {}).items()
-    }
+    properties: Schema = {}
+    for name, node in schema.get("properties", {}).items():
+        field: Schema = dict(node)
+        if not rich_enums:
+            if field.get("type") == "array":
+                texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
+                field = {"type": "string", **texts, **field.get("items", {})}
+            choices: list[Schema] = field.get("oneOf") or field.get("anyOf") or []
+            if choices and all("const" in choice for choice in choices):  # others of a handwritten form stay unchanged
+                field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
+                field["enum"] = [choice["const"] for choice in choices]
+                field["enumNames"] = [choice.get("title", choice["const"]) for choice in choices]
+        if not defaults_all and field.get("type") != "boolean":
+            field.pop("default", None)
+        properties[name] = field
     return {**schema, "properties": properties}
-
-
-def _project_node(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
-    field: Schema = dict(node)
-    if not rich_enums:
-        if field.get("type") == "array":
-            texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
-            items: Schema = field.get("items", {})
-            field = {"type": "string", **texts, **items}
-        titled = _titled_choices(field)
-        if titled:
-            field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
-            field["enum"] = [choice["const"] for choice in titled]
-            field["enumNames"] = [choice.get("title", choice["const"]) for choice in titled]
-    if not defaults_all and field.get("type") != "boolean":
-        field.pop("default", None)
-    return field
 
 
 def parse_answer(content: dict[str, Any], answer: Any) -> Any:
@@ -197,12 +191,6 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
 def _wrong_answer(problems: list[Problem], schema: Schema) -> ProtocolError:
     why = shorten(explain(problems, schema))
     return ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}")
-
-
-def _titled_choices(node: Schema) -> list[Schema]:
-    """Return choices with titles. Other alternatives of a handwritten form stay unchanged."""
-    choices: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
-    return choices if all("const" in choice for choice in choices) else []
 
 
 def conversation(given: str | Message | Sequence[Message | str]) -> list[Message]:

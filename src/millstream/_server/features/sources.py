@@ -31,7 +31,6 @@ from millstream._server.calls.call import Call, check_scopes
 from millstream._server.calls.context import Context, send_progress, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
 from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
-from millstream._server.functions.arguments import decode_of, read_arguments, read_texts
 from millstream._server.functions.dependencies import (
     Dependency,
     PlannedDependency,
@@ -43,7 +42,7 @@ from millstream._server.functions.dependencies import (
 from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
-from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
+from millstream._server.functions.plan import CallInputs, Invoker, Plan, decode_of, plan, read_arguments, read_texts
 from millstream._server.functions.results import as_text
 
 CONTEXTS = (Context, SyncContext)

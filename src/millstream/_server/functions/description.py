@@ -231,8 +231,8 @@ CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length"
 
 def constraint_text(meta: Meta) -> str:
     """Return a constraint as it's written in a program: ``Field(ge=3)``."""
-    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
-    return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
+    said = ((name, getattr(meta, name)) for name in (*CONSTRAINTS, "title", "description"))
+    return f"Field({', '.join(f'{name}={value!r}' for name, value in said if value is not None)})"
 
 
 @suggest_keywords
