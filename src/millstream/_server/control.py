@@ -24,6 +24,8 @@ from millstream._server.features.registry import Registry
 from millstream._server.load import Load
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 
+Gate = Callable[[Call], Awaitable[None] | None]
+"""Returns, or raises `ProtocolError`, immediately or when awaited."""
 PER_SECOND = 100
 """Messages to other workers that a session can cause per second. More cancellations are ignored, more answers
 refused.
@@ -145,7 +147,7 @@ class Notifications:
         self._tasks: set[asyncio.Task[None]] = set()
         self._share = Share(load.max_calls, each=load.max_each)
 
-    def take(self, call: Call, gate: Callable[[Call], Awaitable[None] | None] | None) -> None:
+    def take(self, call: Call, gate: Gate | None) -> None:
         """Start the handler of a notification, unless too many are running or `gate` refuses it."""
         owner = call.owner
         if not self._share.take(owner):
@@ -160,7 +162,7 @@ class Notifications:
 
         task.add_done_callback(end)
 
-    async def _run(self, call: Call, gate: Callable[[Call], Awaitable[None] | None] | None) -> None:
+    async def _run(self, call: Call, gate: Gate | None) -> None:
         call.services = self._services
         try:
             if gate is not None and (gated := gate(call)) is not None:

@@ -42,8 +42,8 @@ from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
-from millstream._server.control import Control, Notifications
-from millstream._server.features.registry import DISCOVER, Registry
+from millstream._server.control import Control, Gate, Notifications
+from millstream._server.features.registry import DISCOVER, Handler, Registry
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._server.load import Load, release_arguments
@@ -115,11 +115,6 @@ class ServerDescription:
 
 logger = logging.getLogger("millstream")
 
-Handler = Callable[[Call], Awaitable[bytes]]
-"""Returns the members of the result without the enclosing braces, or empty bytes."""
-
-
-Gate = Callable[[Call], Awaitable[None] | None]
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 

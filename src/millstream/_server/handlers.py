@@ -42,9 +42,9 @@ from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.dispatch import Handler, ServerDescription
+from millstream._server.dispatch import ServerDescription
 from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
-from millstream._server.features.registry import MAX_URI, Registry
+from millstream._server.features.registry import MAX_URI, Handler, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import Tool, run_with_timeout

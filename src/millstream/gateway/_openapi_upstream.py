@@ -29,7 +29,7 @@ from millstream._override import override
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.tools import Tool
-from millstream._server.functions.results import encode_result
+from millstream._server.functions.engine import encode_result
 from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error

@@ -14,7 +14,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
-from millstream._server.functions.results import encode_contents, encode_messages
+from millstream._server.functions.engine import encode_contents, encode_messages
 
 
 class PromptOptions(Labels, total=False):

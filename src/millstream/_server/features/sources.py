@@ -40,10 +40,10 @@ from millstream._server.functions.dependencies import (
     plan_dependency,
 )
 from millstream._server.functions.description import Labels, Names
+from millstream._server.functions.engine import as_text
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import CallInputs, Invoker, Plan, decode_of, plan, read_arguments, read_texts
-from millstream._server.functions.results import as_text
 
 CONTEXTS = (Context, SyncContext)
 Exit = Callable[[BaseException | None], Awaitable[Any]]

@@ -40,8 +40,8 @@ from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
+from millstream._server.functions.engine import ToolResult, encode_result, encode_value
 from millstream._server.functions.msgspec_engine import dec_hook
-from millstream._server.functions.results import ToolResult, encode_result, encode_value
 
 
 class ToolOptions(Labels, total=False):

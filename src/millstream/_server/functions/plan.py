@@ -33,7 +33,7 @@ from millstream._server.functions.dependencies import (
     warn_author,
 )
 from millstream._server.functions.description import describe
-from millstream._server.functions.engine import Engine, SchemaCheck, engine_of
+from millstream._server.functions.engine import Engine, SchemaCheck, ToolResult, engine_of, output_from_schema
 from millstream._server.functions.msgspec_engine import Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
     Kind,
@@ -52,7 +52,6 @@ from millstream._server.functions.problems import (
     explain,
     find_problems,
 )
-from millstream._server.functions.results import ToolResult, output_from_schema
 
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""
