@@ -26,12 +26,12 @@ from millstream._protocol.session_token import MAX_TOKEN
 from millstream._server import handlers
 from millstream._server.call_log import MAX_MESSAGES
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
+from millstream._server.control import LIGHT
 from millstream._server.features.registry import MAX_URI
 from millstream._server.functions import plan
 from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.listen import MAX_URI_BYTES
-from millstream._server.load import LIGHT
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
 from millstream._transports.streamable.batch import MAX_ITEMS

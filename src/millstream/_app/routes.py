@@ -14,7 +14,7 @@ from millstream._http.hosts import EXEMPT, not_a_socket, require_same_site
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, plain_problem, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
-from millstream._server.load import RequestGate
+from millstream._server.control import RequestGate
 
 if TYPE_CHECKING:
     from millstream._app.local_only import LocalOnly

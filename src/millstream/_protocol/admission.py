@@ -3,9 +3,7 @@
 See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
 basic/transports. `is_per_request` tells the two eras apart: the body decides, and the header is a cross-check.
 `admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
-checks it needs are functions here. stdio passes no headers, which skips the header checks.
-
-The `initialize` request and its result.
+checks it needs are functions here, as is reading `initialize`. stdio passes no headers, which skips the header checks.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -4,11 +4,9 @@ transports with their own envelope.
 The dispatcher finds the handler by method, combines result and id, and converts every failure to the answer that the
 revision defines. It has no knowledge of the transport.
 
-The server's description of itself, for `initialize` and `server/discover`. It's encoded once per revision and
-cached.
-
-It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count shows
-whether the cache is stale; other changes clear it.
+`ServerDescription` is the server's description of itself, for `initialize` and `server/discover`, encoded once per
+revision. It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count
+shows whether the cache is stale; other changes clear it.
 """
 
 import asyncio
@@ -42,11 +40,10 @@ from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
-from millstream._server.control import Control, Gate, Notifications
+from millstream._server.control import Control, Gate, Load, Notifications, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
-from millstream._server.load import Load, release_arguments
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.logs import advise, shown_error, with_user_frames
 

@@ -1,18 +1,13 @@
-"""Figures of the process and its event loop: CPU, memory, descriptors, tasks, and the delay of the loop.
-
-Active sessions: those with a message in the last minutes.
+"""Figures of the process and its event loop, active sessions, and recent activity for live pages.
 
 A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
 without a message. Its duration is the time from the first to the last message. The table is bounded: when it's full,
 the oldest session counts as over.
 
-Recent activity for live pages: calls in each of the last seconds, and the recent growth of counts.
-
-The last hour of activity, in a ring of ten-second slots.
-
-A slot contains the calls by duration and the errors of each operation, and the state of the process. Call `take` once a
-second. Calls themselves have no overhead. Slots are stored packed, which also lets another thread read them. They start
-at multiples of their length since 1970, so slots of several processes can be added up.
+`History` has the last hour, in a ring of ten-second slots, each with the calls by duration and the errors of each
+operation, and the state of the process. Call `take` once a second. Calls themselves have no overhead. Slots are stored
+packed, which also lets another thread read them. They start at multiples of their length since 1970, so slots of
+several processes can be added up.
 """
 
 import asyncio

@@ -12,9 +12,9 @@ from millstream._protocol.json_schema import Schema
 from millstream._protocol.jsonrpc import notification_message
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.calls.context import Context
+from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.functions.engine import VALUE, engine_of_type, read_value
 from millstream._server.functions.msgspec_engine import encode
-from millstream._server.load import release_arguments, too_many_streams
 
 
 class CallContext(Context):

@@ -25,9 +25,9 @@ from msgspec import Raw, Struct
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
 from millstream._protocol.errors import MissingExtra, SuggestionMeta
 from millstream._server.calls.call import Call
+from millstream._server.control import LIGHT
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
-from millstream._server.load import LIGHT
 from millstream._stores.rates import share_for
 from millstream.gateway._names import Names
 from millstream.protocol import INTERNAL_ERROR, SERVER_KEY, decoder, encode, is_array, is_object

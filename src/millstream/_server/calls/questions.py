@@ -3,15 +3,13 @@
 Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
 `client_questions` sends them, as a request or in an `input_required` result.
 
+A form (``requestedSchema``) is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25,
+client/elicitation). Other types are refused before the client is asked. Constraints that a form can't express
+(``pattern``, exclusive bounds) are checked on the answer.
+
 The conversation of a sampling request is validated before it's sent: tool uses and results must balance, and a message
 with results has no other content. The function that asks gets the error for a conversation that breaks these rules
 (https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints).
-
-Forms (``requestedSchema``), and conversion of the answers.
-
-A form is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25, client/elicitation). Other types
-are refused before the client is asked. Constraints that a form can't express (``pattern``, exclusive bounds) are
-checked on the answer.
 """
 
 from collections import Counter

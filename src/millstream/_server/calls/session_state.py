@@ -1,10 +1,11 @@
-"""Values that functions store for a session. They're part of the session's record, so all workers share them.
+"""Values that functions keep in the store: those of a session, and those of side effects that happen only once.
 
-Side effects that happen once even if their round arrives twice. They're claimed in the store before they run.
+The values of a session are part of its record, so all workers share them.
 
-A claim names its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the
-round claims the effect and runs it again, because its progress is unknown. An effect that must not happen twice even
-then needs an idempotency key where it happens.
+A side effect happens once even if its round arrives twice, because it's claimed in the store before it runs. A claim
+names its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round claims
+the effect and runs it again, because its progress is unknown. An effect that must not happen twice even then needs an
+idempotency key where it happens.
 """
 
 import asyncio

@@ -6,6 +6,7 @@ page. A cursor names the last item of a page, so any worker can continue a listi
 
 import base64
 import binascii
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import count
 from typing import Any, cast
@@ -474,8 +475,8 @@ class Registry:
         Raises:
             ValueError: The argument doesn't exist. The text lists the existing ones.
         """
-        items = (self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
-        item: Prompt | Template | None = next((each[reference] for each in items if reference in each), None)
+        items = ChainMap[str, Any](self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
+        item: Prompt | Template | None = items.get(reference)
         if item is not None and argument not in item.parameters:
             known = ", ".join(map(repr, item.parameters)) or "none"
             raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}")

@@ -3,13 +3,10 @@
 A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three, and
 `source_of` creates it from a function.
 
-Dependencies of one call: the value of each `Depends` function, computed once, and cleanup.
-
-Resources are closed in reverse order when the function is done, before its result is encoded, and also if it failed,
-was cancelled, or stopped for a question. The error is raised at the ``yield``, as in `contextlib`, so a dependency can
-roll back. A dependency that swallows the error doesn't turn the failure into a success.
-
-Completers, ``f(value, arguments)``, can have dependencies, too.
+The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
+function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
+error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
+error doesn't turn the failure into a success. Completers, ``f(value, arguments)``, can have dependencies, too.
 """
 
 import asyncio

@@ -6,15 +6,11 @@ It's msgspec if msgspec supports every type, and pydantic otherwise.
 with the number of paths through the schema. Its list of errors has no such bound, so `problems` finds the reasons.
 Nothing is fetched. The library is an extra, loaded when such a schema is registered (docs/decisions/0008).
 
-Return values of functions, encoded as members of the newest result.
-
-Each function returns JSON members without braces (``"content":[…]``), so a handler can add ``resultType`` and ``_meta``
-without encoding again.
-
-A tool's return value: `str` is one text; a content block, or a list with at least one, is content; `bytes` is an image
-if it begins like PNG, JPEG, GIF, or WebP, otherwise an embedded resource; `None` is empty content. Everything else
-(dataclass, Struct, pydantic model, dict, list, number, bool) is structured, with the same JSON as text for clients
-without structured content.
+Results are encoded as JSON members of the newest result, without braces (``"content":[…]``), so a handler can add
+``resultType`` and ``_meta`` without encoding again. A tool's return value: `str` is one text; a content block, or a
+list with at least one, is content; `bytes` is an image if it begins like PNG, JPEG, GIF, or WebP, otherwise an embedded
+resource; `None` is empty content. Everything else (dataclass, Struct, pydantic model, dict, list, number, bool) is
+structured, with the same JSON as text for clients without structured content.
 """
 
 from collections.abc import Callable, Mapping, Sequence

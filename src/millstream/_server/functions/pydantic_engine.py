@@ -291,10 +291,7 @@ def _is_about_the_type(field: FieldInfo) -> bool:
 def _type_schema(annotation: Any) -> Schema | None:
     """Return the schema of a type as an argument; None if it's recursive, or pydantic doesn't support the type."""
     try:
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            schema = annotation.model_json_schema(schema_generator=SchemaGenerator)
-        else:
-            schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
+        schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
     except (RegistrationError, *_UNREADABLE):
         return None
     name: str = getattr(cast("Any", annotation), "__name__", "")
