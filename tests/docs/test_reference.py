@@ -41,7 +41,7 @@ from millstream.client import _errors as errors
 from millstream.client._negotiation import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._config import gateway_options, upstream_options
-from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
 from scripts.docs import ROOT

@@ -102,7 +102,14 @@ def _is_slow(text: bytes) -> bool:
 
 
 def too_many_members(value: bytes) -> bool:
-    """Return whether the objects of a value have more members than `MAX_MEMBERS`."""
+    """Return whether the objects of a value have more members than `MAX_MEMBERS`.
+
+    Args:
+        value: The JSON text.
+
+    Example:
+        ``if too_many_members(body): raise ProtocolError(INVALID_PARAMS, "Send less at once.")``
+    """
     return value.count(b":") > MAX_MEMBERS and len(_outside_strings(value, None, _NOT_COLONS)) > MAX_MEMBERS
 
 

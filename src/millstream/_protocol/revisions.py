@@ -32,7 +32,11 @@ from millstream._protocol.notifications import CallToolResult, GetPromptResult
 
 
 class Revision(Struct, frozen=True, kw_only=True, eq=False):
-    """One revision of the protocol: its methods, limits, and requirements."""
+    """One revision of the protocol: its methods, limits, and requirements.
+
+    Example:
+        ``"elicitation/create" in BY_DATE["2025-06-18"].asks``
+    """
 
     date: str
     handshake: bool = True

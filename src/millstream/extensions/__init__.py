@@ -15,18 +15,20 @@ from millstream._server.features.hooks import ListRequest, MessageRequest, Next,
 from millstream._server.features.tools import TaskRules, ToolOptions
 from millstream._stores.health import LogOnce
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
-from millstream.extensions._context import CallContext, JsonType, ReplyStream
-from millstream.extensions._extension import Extension, method, notification
-from millstream.extensions._host import ListenSubscription, ServerHost
-from millstream.extensions._saved_calls import (
+from millstream.extensions._calls import (
+    CallContext,
     CallRun,
+    JsonType,
     LimitReached,
     PendingCall,
+    ReplyStream,
     RunOutcome,
     SavedCall,
     SeatLimit,
     Seats,
 )
+from millstream.extensions._extension import Extension, method, notification
+from millstream.extensions._host import ListenSubscription, ServerHost
 
 __all__ = [
     "CallContext",

@@ -111,6 +111,9 @@ class Call(Struct, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
     A Struct, because creating one takes no Python call.
+
+    Example:
+        ``if call.principal is None: raise ProtocolError(INVALID_REQUEST, "Sign in first.")``
     """
 
     # Request
@@ -209,8 +212,11 @@ class Call(Struct, eq=False, kw_only=True):
         return channel
 
     async def send_to_caller(self, message: bytes, *, late: bool = False) -> None:
-        """Send a message about the call to its caller. When the call is over, send it only if it's `late`: after the
-        work, but before the answer.
+        """Send a message about the call to its caller.
+
+        Args:
+            message: A notification or request, see `millstream.protocol.notification_message`.
+            late: Whether to send it even after the work, before the answer.
         """
         if self.over and not late:
             return
@@ -219,7 +225,11 @@ class Call(Struct, eq=False, kw_only=True):
             await self.open_reply_channel().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
-        """Send a message without waiting. Return False if the reply channel is closed."""
+        """Send a message without waiting. Return False if the reply channel is closed.
+
+        Args:
+            message: See `send_to_caller`.
+        """
         filters = self.services.notification_filters
         if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
             return True
@@ -452,7 +462,14 @@ _NONE = frozenset[str]()
 
 
 def granted_scopes(call: Call) -> frozenset[str] | None:
-    """Return the scopes of a caller, or None for a caller with full access."""
+    """Return the scopes of a caller, or None for a caller with full access.
+
+    Args:
+        call: The caller's call.
+
+    Example:
+        ``scopes = granted_scopes(call)``, and then ``scopes is None or "orders:read" in scopes``.
+    """
     return None if call.transport in _DIRECT else scopes_of(call.principal)
 
 
@@ -467,7 +484,11 @@ def scopes_of(principal: Principal | None) -> frozenset[str] | None:
 
 
 def check_scopes(call: Call, needed: frozenset[str]) -> None:
-    """Refuse a caller without the scopes of an item.
+    """Refuse a caller without the scopes of an item: ``check_scopes(call, frozenset({"orders:write"}))``
+
+    Args:
+        call: The caller's call.
+        needed: Scopes, all of which the caller needs.
 
     Raises:
         ProtocolError: INSUFFICIENT_SCOPE, HTTP 403. The error names all scopes, so the client can request them at once.

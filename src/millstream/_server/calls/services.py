@@ -42,6 +42,9 @@ _LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CH
 class ServerChange(Struct, frozen=True, gc=False):
     """A changed list (`kind` is tools, prompts, or resources), a changed resource (`kind` is updated, with a URI), or
     `ANY_UPDATE`.
+
+    Example:
+        ``host.services.changes.emit(ServerChange("updated", "shop://opening-hours"))``
     """
 
     kind: str

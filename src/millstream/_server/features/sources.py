@@ -231,7 +231,14 @@ def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
 
 
 class ItemSource(Struct, frozen=True):
-    """The arguments, description, and callable of an item."""
+    """The arguments, description, and callable of an item.
+
+    Example:
+        >>> async def run(arguments: dict[str, Any], call: Call) -> int:
+        ...     return arguments["a"] + arguments["b"]
+        >>> schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+        >>> host.registry.add("tools", "add", Tool(ItemSource("add", run, msgspec.json.decode, schema=schema)))
+    """
 
     name: str
     run: Run
@@ -258,7 +265,11 @@ class ItemSource(Struct, frozen=True):
         return tuple(self.schema.get("properties", ()))
 
     def choices(self, argument: str) -> list[str]:
-        """Return all values of an argument that is an enum, `Literal`, or `bool`; otherwise an empty list."""
+        """Return all values of an argument that is an enum, `Literal`, or `bool`; otherwise an empty list.
+
+        Args:
+            argument: Name of the argument.
+        """
         node = self.schema.get("properties", {}).get(argument, {})
         choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
         return [str(each) for each in choices]
@@ -267,6 +278,9 @@ class ItemSource(Struct, frozen=True):
 class Item:
     """The common part of tools, prompts, resources, and templates: visibility, arguments, execution, and
     description.
+
+    Example:
+        ``item.visible = lambda principal: principal is not None`` hides it from anonymous callers.
     """
 
     kind: ClassVar[str]
@@ -296,18 +310,31 @@ class Item:
         return self._described
 
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """Return the members of a completion result, or None to use the registry's completers."""
+        """Return the members of a completion result, or None to use the registry's completers.
+
+        Args:
+            params: The argument to complete, and the values of others.
+            call: The call.
+        """
         return None
 
     def within(self, hooks: Hooks) -> Self:
-        """Return a copy of the item with its server's middleware around it."""
+        """Return a copy of the item with its server's middleware around it.
+
+        Args:
+            hooks: The middleware.
+        """
         other = copy.copy(self)
         other.path = (hooks, *self.path)
         other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
         return other
 
     def with_name(self, name: str) -> Self:
-        """Return a copy of the item with another name or URI."""
+        """Return a copy of the item with another name or URI.
+
+        Args:
+            name: The new name or URI.
+        """
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, self.naming: name}

@@ -94,7 +94,7 @@ _SCALAR_RESULTS = {
 
 
 class TaskRules(Struct, frozen=True):
-    """How the calls of a tool become tasks; see `ToolOptions`."""
+    """How the calls of a tool become tasks: ``TaskRules(required=True)``. See `ToolOptions`."""
 
     required: bool = False
     ttl: float | None = None
@@ -103,7 +103,7 @@ class TaskRules(Struct, frozen=True):
 
 
 class Tool(Item):
-    """A registered tool."""
+    """A tool from any source: ``Tool(ItemSource("add", run, read, schema=schema), limit="10/minute")``"""
 
     kind = "tools"
 
@@ -174,6 +174,10 @@ class Tool(Item):
 
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result for the call's revision.
+
+        Args:
+            value: What the tool's function returned.
+            call: The call.
 
         Raises:
             LocalError: The value doesn't match the tool's output schema.
