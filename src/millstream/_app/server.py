@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from millstream.gateway._upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
+    Page = Callable[[Request], Response | Awaitable[Response]]
+
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 _KINDS: dict[str, str] = {
     "version": "a string",
@@ -199,19 +201,6 @@ _OTHER_NAMES = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from millstream._app.runtime import Runtime
-    from millstream._parts import Part
-    from millstream.auth._method import AuthMethodOrUnbound
-    from millstream.extensions import Extension
-    from millstream.gateway._upstream import UpstreamOptions
-    from millstream.hub._subscriber import Authorize
-
-    Page = Callable[[Request], Response | Awaitable[Response]]
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
