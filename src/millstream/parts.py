@@ -26,8 +26,8 @@ from millstream._server.features.registry import RegisteredExtension
 from millstream._server.features.resources import Pattern, Prompt, Readable, Resource, Template
 from millstream._server.features.sources import Item, ItemSource, Read, require_scopes
 from millstream._server.features.tools import TaskRules, Tool
-from millstream._server.functions.arguments import ArgumentError
-from millstream._server.functions.results import encode_result
+from millstream._server.functions.engine import encode_result
+from millstream._server.functions.plan import ArgumentError
 from millstream._server.pool import Pool
 
 __all__ = [

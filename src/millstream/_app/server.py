@@ -32,9 +32,19 @@ from millstream._server.functions.dependencies import dependencies_in, hints_of
 from millstream._server.functions.description import Names
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from millstream._app.runtime import Runtime
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.extensions import Extension
+    from millstream.gateway._upstream import UpstreamOptions
+    from millstream.hub._subscriber import Authorize
 
+    Page = Callable[[Request], Response | Awaitable[Response]]
 
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 _KINDS: dict[str, str] = {
@@ -191,21 +201,6 @@ _OTHER_NAMES = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from millstream._app.runtime import Runtime
-    from millstream._parts import Part
-    from millstream.auth._method import AuthMethodOrUnbound
-    from millstream.extensions import Extension
-    from millstream.gateway._upstream import UpstreamOptions
-    from millstream.hub._subscriber import Authorize
-
-    Page = Callable[[Request], Response | Awaitable[Response]]
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
@@ -694,7 +689,7 @@ class Server:
                 running.
             TypeError: The other isn't a Server.
         """
-        if not isinstance(other, Server):
+        if not isinstance(other, Server):  # pyright: ignore[reportUnnecessaryIsInstance]  a call that isn't checked
             raise TypeError(
                 f"mount takes a millstream.Server, not {other!r}. To serve MCP inside another application, mount this "
                 'server there: app.mount("/", mcp)'
@@ -817,13 +812,23 @@ class Server:
     # Names in other libraries. New programs should use `tool`, `route`, and the server as the ASGI application.
 
     def add_tool(self, function: F, /, **options: Any) -> F:
-        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``."""
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``.
+
+        Args:
+            function: The function.
+            options: See `tool`.
+        """
         return self.tool(**options)(function)
 
     def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
         """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
 
         If callers have to sign in, this path requires it as well, unless ``public=True``.
+
+        Args:
+            path: The path.
+            methods: Its HTTP methods.
+            options: See `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -853,7 +858,11 @@ class Server:
         return self
 
     def sse_app(self, mount_path: str | None = None) -> Self:
-        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``."""
+        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+
+        Args:
+            mount_path: Path at which other packages would serve it; it has no effect.
+        """
         return self
 
     if not TYPE_CHECKING:  # type checkers would take every name for one that exists
