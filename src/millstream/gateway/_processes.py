@@ -424,12 +424,6 @@ class ProcessTransport(StdioTransport):
         return None if self._process is None else self._process.get_returncode()
 
     @property
-    def unread(self) -> int:
-        """Bytes that it hasn't read yet, excluding those in system buffers."""
-        stdin = None if self._process is None else self._process.get_pipe_transport(0)
-        return 0 if stdin is None else cast("asyncio.WriteTransport", stdin).get_write_buffer_size()
-
-    @property
     def was_calling(self) -> bool:
         """Whether it has served, and had unanswered requests when it ended."""
         return self._has_served and self.waiting > 0
