@@ -250,8 +250,7 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
-        abilities = upstream.abilities(call)
-        meta_bytes = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
+        meta_bytes = _meta(call, upstream, source, upstream.abilities(call))
         if len(raw) <= _MAX_CACHED_META:
             if len(cache) >= _MAX_PLAIN_METAS:
                 cache.clear()
@@ -259,16 +258,17 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     return meta_bytes
 
 
-def _forwarded_meta(raw: bytes, call: Call, upstream: Upstream) -> bytes:
-    """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
+def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "") -> bytes:
+    """Return the `_meta` members for the upstream: the client's, without those of its connection, and the path.
 
     Raises:
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        members = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
+        found = _decode_meta(raw_meta(call) or b"{}")
     except MALFORMED:
-        members = {}
+        found = {}
+    members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
     try:
         members[PATH] = extend_path(members.get(PATH), upstream.gateway)
     except Cycle:
@@ -276,7 +276,11 @@ def _forwarded_meta(raw: bytes, call: Call, upstream: Upstream) -> bytes:
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
-    return encode(members)[1:-1]
+    passed = encode(members)[1:-1]
+    if source.handshake:
+        return passed
+    tasks = call.method == "tools/call" and upstream.has_tasks
+    return b"%b,%b" % (_envelope(source, abilities, level, tasks=tasks), passed)
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
@@ -310,7 +314,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
-            meta = _meta(call, upstream, relay, source)
+            meta = _meta(call, upstream, source, relay.abilities, relay.level)
             work = forwarding.run(link, Ask(method=method, params=params, name=name, headers=headers, meta=meta))
         result = await _await_in_order(relay, work)
         answered = True
@@ -433,16 +437,6 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
         await link.conversation.set_log_level(level)
     except ServerError as exc:
         logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
-
-
-def _meta(call: Call, upstream: Upstream, relay: Relay, source: Revision) -> bytes:
-    """Return the `_meta` members for the upstream: the client's, without those of its connection."""
-    raw = raw_meta(call)
-    passed = _forwarded_meta(raw, call, upstream)
-    if source.handshake:
-        return passed
-    tasks = call.method == "tools/call" and upstream.has_tasks
-    return b"%b,%b" % (_envelope(source, relay.abilities, relay.level, tasks=tasks), passed)
 
 
 @lru_cache(256)
