@@ -218,7 +218,6 @@ _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _decode_params = decoder(dict[str, Raw])
 _decode_rounds = decoder(InputResponseRequestParams)
-_decode_object = decoder(dict[str, Any])
 
 
 class ExtensionForwarding:
@@ -316,7 +315,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     name = decode_name(header.strip(b" \t")) if header else ""
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
-        members_of_result = _decode_object(result)
+        members_of_result = _decode_result(result)
         if members_of_result.get("resultType", "complete") != "complete":
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")
