@@ -52,7 +52,11 @@ ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[An
 
 
 class RegisteredExtension(Struct, frozen=True):
-    """Methods and a capability beyond those of the revisions, added with `Registry.extend`."""
+    """Methods and a capability beyond those of the revisions, added with `Registry.extend`.
+
+    Example:
+        ``host.extend(RegisteredExtension("extensions", {"example.com/stock": {}}, {}, frozenset(REVISIONS)))``
+    """
 
     capability: str
     """The member of the server's capabilities. Extensions can share one (``extensions``, ``experimental``)."""

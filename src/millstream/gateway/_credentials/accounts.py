@@ -18,7 +18,6 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from msgspec import Struct, structs
-from msgspec.structs import replace
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
@@ -554,7 +553,7 @@ class ConnectionsPage:
         tickets = Tickets(self._vault, secure=base.startswith("https://"))
         browser, cookie = tickets.browser(request)
         try:
-            authorization = replace(await connection.begin(owner, base), state=new_state(owner))
+            authorization = structs.replace(await connection.begin(owner, base), state=new_state(owner))
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
