@@ -228,11 +228,10 @@ class Registry:
         """
         removed = frozenset(removed)
         items, disabled = getattr(self, kind), self.disabled[kind]
-        replaced = {name: item for name, item in added.items() if name in removed and name in items}
         for name in removed:
             if kind == "tools":
                 self.fast.pop(name.encode(), None)
-            if name not in replaced:
+            if name not in added or name not in items:  # others are replaced in place
                 items.pop(name, None)
                 disabled.pop(name, None)
             if name not in added:
