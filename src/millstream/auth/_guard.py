@@ -4,11 +4,12 @@ Verdicts are cached under the raw value of the ``Authorization`` header, so late
 Handlers behind the guard see only the principal. A request with an invalid credential is refused, never treated as
 anonymous.
 
-Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people.
+Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people. They don't depend on
+the credential, so they reveal nothing about it.
 
-Responses don't depend on the credential, so they reveal nothing about it.
-
-Checks of token rules in a program's arguments, when the server is created.
+Protected resource metadata says where clients get a token for this server (RFC 9728). Clients of revision 2025-03-26
+instead request the authorization server's metadata at this server's origin, and get a copy. Both documents are public,
+for all origins.
 """
 
 import re

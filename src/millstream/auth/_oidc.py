@@ -1,12 +1,11 @@
-"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer.
+"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer, and sign-in to the pages with it.
 
 The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
 signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may sign
-in.
+in. URLs come from the operator or the upstream's metadata, so they may be on a private network.
 
-HTTP helpers for upstreams: redirects, callbacks, and JSON requests.
-
-URLs come from the operator or the upstream's metadata, so they may be on a private network.
+For the pages, the issuer returns an access token, which gets the same checks and scopes as in an API request. The
+cookie contains the sealed token, as if the user had entered it in the sign-in form.
 """
 
 import hmac

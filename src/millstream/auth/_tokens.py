@@ -1,10 +1,4 @@
-"""Signed tokens as an auth method: JSON Web Tokens of one issuer, for one audience.
-
-A cache of verdicts on credentials. A lookup is one dictionary access; all bookkeeping happens on insertion.
-
-A principal with many valid credentials can fill the cache, but then evicts only its own entries. Otherwise it could
-force a signature check or a request to the issuer for each request of other callers.
-"""
+"""Tokens of an issuer as auth methods: signed ones (JSON Web Tokens), and ones that only it can verify (RFC 7662)."""
 
 import time
 from collections.abc import Callable, Collection, Mapping

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._negotiation import Options
     from millstream.client._oauth.flow import OAuth
-    from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
+    from millstream.client._oauth.grants import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
@@ -50,7 +50,7 @@ _HOMES = {
     "ServerError": "_errors",
     "FileTokenStore": "_oauth.store",
     "TooManyMessages": "_errors",
-    "IdentityProvider": "_oauth.identity",
+    "IdentityProvider": "_oauth.grants",
     "MemoryTokenStore": "_oauth.store",
     "RequestTimeout": "_errors",
     "NotMcp": "_errors",
@@ -71,7 +71,7 @@ _HOMES = {
     "TooLarge": "_errors",
     "ToolFailed": "_errors",
     "UnknownVersion": "_errors",
-    "WorkloadIdentity": "_oauth.identity",
+    "WorkloadIdentity": "_oauth.grants",
     "mcp_servers": "_targets",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""

@@ -37,8 +37,8 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import TooMuchArriving
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
-from millstream.client._transports.in_process import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
+from millstream.client._transports.transport import RunningServer, TransportFactory
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._breaker import Breaker
 from millstream.gateway._catalog import Catalog, StoredCatalog

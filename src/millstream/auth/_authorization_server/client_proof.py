@@ -1,6 +1,11 @@
-"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523).
+"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523), and grants from identity providers.
 
 A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
+
+Members of an organization use a client here without a login page:
+draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
+https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx. A grant is
+a JWT signed by a configured provider for this issuer and one client, valid once within a few minutes.
 """
 
 from base64 import b64decode

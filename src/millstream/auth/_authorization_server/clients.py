@@ -1,14 +1,16 @@
-"""Lookup of clients by id: configured ones, metadata documents, and registrations.
+"""Clients: configured ones, metadata documents, and registrations. And the list of upstream users who may sign in.
 
-The operator's list of upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone.
+With a metadata document, the client id is the URL of a document that describes the client
+(draft-ietf-oauth-client-id-metadata-document). Documents are fetched over https from public addresses, without
+redirects and with a small size limit. A development server may also fetch from its own machine. Documents are cached
+according to their Cache-Control; failures aren't cached.
 
-An upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one
-of them applies. Only whole names match, without regard to ASCII case.
+`POST /register` is dynamic client registration (RFC 7591). Registered clients are unverified. Unused registrations
+expire after a day, or earlier when the storage for their address is full. They're rate-limited per address.
 
-`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified.
-
-Unused registrations expire after a day, or earlier when the storage for their address is full. Registrations are
-rate-limited per address.
+The operator lists the upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An
+upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one of
+them applies. Only whole names match, without regard to ASCII case.
 """
 
 import re

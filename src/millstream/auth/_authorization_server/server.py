@@ -2,6 +2,10 @@
 
 The running issuer is also an auth method of the guard. It verifies its own tokens without network requests. It checks
 once a minute, and after each revocation, that the grant of a token is still valid.
+
+Users also sign in to the server's own pages, by name and password or with an upstream, and get the scopes that they
+could grant to a client. Like a grant, the cookie identifies the account and its state at login. The account and its
+scopes are looked up again for each verdict.
 """
 
 import logging

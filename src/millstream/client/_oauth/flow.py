@@ -18,8 +18,6 @@ from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth.browser_login import Loopback, PendingAuthorization, Visit, answer_of
-from millstream.client._oauth.client_registrations import ClientRegistrations
 from millstream.client._oauth.discovery import (
     IssuerMetadata,
     Outbound,
@@ -31,9 +29,16 @@ from millstream.client._oauth.discovery import (
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.dpop import Proofs, key_for, wants_nonce
-from millstream.client._oauth.endpoints import TokenResponse, ask_token, revoke
-from millstream.client._oauth.identity import GrantSource
+from millstream.client._oauth.endpoints import (
+    ClientRegistrations,
+    Proofs,
+    TokenResponse,
+    ask_token,
+    key_for,
+    revoke,
+    wants_nonce,
+)
+from millstream.client._oauth.grants import GrantSource, Loopback, PendingAuthorization, Visit, answer_of
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 
 

@@ -19,9 +19,9 @@ from millstream._override import override
 from millstream._parts import Host
 from millstream.auth._authorization_server.signing import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
-from millstream.client._oauth.browser_login import PendingAuthorization
 from millstream.client._oauth.discovery import Outbound, fetch
-from millstream.client._oauth.dpop import Proofs, wants_nonce
+from millstream.client._oauth.endpoints import Proofs, wants_nonce
+from millstream.client._oauth.grants import PendingAuthorization
 from millstream.client._oauth.store import Registration, Tokens
 from millstream.gateway._credentials.options import PerUserOAuth
 from millstream.gateway._credentials.source import (

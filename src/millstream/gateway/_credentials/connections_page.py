@@ -21,7 +21,7 @@ from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
 from millstream.auth._pages import is_at, is_own, not_own
 from millstream.client import ClientError
-from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
+from millstream.client._oauth.grants import PendingAuthorization, answer_of
 from millstream.gateway._credentials.accounts import (
     CALLBACK,
     METADATA,
