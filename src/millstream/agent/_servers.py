@@ -45,34 +45,24 @@ class Person:
     """The callbacks of an `Agent`."""
 
     def __init__(self, approve: Approve | None, elicit: Elicit | None) -> None:
-        self._approve = approve
-        self._elicit = elicit
+        self.approve = approve
+        self.elicit = elicit
         self._lock = asyncio.Lock()
-
-    @property
-    def approves(self) -> bool:
-        """Whether there's a callback for approvals."""
-        return self._approve is not None
-
-    @property
-    def fills_in(self) -> bool:
-        """Whether there's a callback for forms."""
-        return self._elicit is not None
 
     async def allows(self, request: Approval) -> bool:
         """Ask for approval. Without a callback, return False."""
-        if self._approve is None:
+        if self.approve is None:
             return False
         async with self._lock:
-            answer = self._approve(request)
+            answer = self.approve(request)
             return bool(await answer if inspect.isawaitable(answer) else answer)
 
     async def answer(self, server: str, question: Question) -> ElicitAnswer:
         """Ask the user to fill in a server's form. Without a callback, decline."""
-        if self._elicit is None:
+        if self.elicit is None:
             return "decline"
         async with self._lock:
-            answer = self._elicit(server, question)
+            answer = self.elicit(server, question)
             return await answer if inspect.isawaitable(answer) else answer
 
 

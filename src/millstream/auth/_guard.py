@@ -26,8 +26,8 @@ from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream.auth._discovery import Discovery
 from millstream.auth._method import AuthMethod, Identity, KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._tokens import Discovery
 from millstream.auth._verdicts import SignedOut, Verdict, Verdicts
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"

@@ -33,10 +33,9 @@ from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
-from millstream.auth._discovery import Discovery, ask_issuer, issuer_keys
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, NotAdmitted, PageMethod, Unavailable, Unbound
-from millstream.auth._tokens import Keys, TokenMethod, rules_of, several
+from millstream.auth._tokens import Discovery, Keys, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")

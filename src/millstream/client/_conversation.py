@@ -52,19 +52,6 @@ _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 class Conversation:
     """The state of one `Client`, which creates it."""
 
-    __slots__ = (
-        "_background",
-        "_cache",
-        "_options",
-        "_watches",
-        "connector",
-        "incoming",
-        "log_level",
-        "questions",
-        "requests",
-        "tool_headers",
-    )
-
     def __init__(
         self,
         target: Target,
@@ -92,18 +79,18 @@ class Conversation:
         )
         ids = itertools.count(1)
         self.connector: Connector = Connector(
-            find(target, env=options.env, cwd=options.cwd),
-            LocalPeer(options, questions, declared),
-            options,
-            self.incoming,
-            self._background,
+            place=find(target, env=options.env, cwd=options.cwd),
+            me=LocalPeer(options, questions, declared),
+            options=options,
+            listener=self.incoming,
+            background=self._background,
             ids=ids,
-            revision=BY_DATE[revision] if revision is not None else None,
+            pinned=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
-            inflow=inflow,
+            inflow=inflow or Inflow(),
         )
-        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids=ids, timeout=timeout)
+        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids, timeout)
         self.requests.on_reconnect = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)

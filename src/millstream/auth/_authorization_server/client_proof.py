@@ -26,7 +26,6 @@ from millstream.auth._authorization_server.clients import TOO_MANY, Clients, jud
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import OAuthClient, digest, fits
 from millstream.auth._authorization_server.signing import Vault
-from millstream.auth._discovery import issuer_keys
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
@@ -41,6 +40,7 @@ from millstream.auth._jose import (
     verify_any,
 )
 from millstream.auth._method import KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._tokens import issuer_keys
 from millstream.auth.providers import TrustedIdentityProvider
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

@@ -141,10 +141,10 @@ class TokenResponse(Struct):
         token = self.access_token
         if self.error or not token:
             why = brief(self.error_description or self.error or "no reason given")
-            raise AccessDenied(f"{issuer} issued no {wanted}: {why}.", 401)
+            raise AccessDenied(f"{issuer} issued no {wanted}: {why}.")
         if self.token_type.lower() not in ("", "bearer", "dpop") or not (token.isascii() and token.isprintable()):
             kind = brief(self.token_type) or "Bearer"
-            raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.", 401)
+            raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.")
 
 
 def brief(text: str) -> str:
@@ -170,7 +170,7 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
         AccessDenied: The issuer refused.
     """
     if not issuer.registration_endpoint:
-        raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", 401, remedy=_REMEDY)
+        raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", remedy=_REMEDY)
     about = {
         "client_name": name,
         "redirect_uris": [redirect],
@@ -195,10 +195,8 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
 
 def _registration_error(issuer: str, status: int) -> AccessDenied:
     if status == 404:
-        return AccessDenied(
-            f"There's no authorization server at {issuer}. The server may require an API key instead.", 401
-        )
-    return AccessDenied(f"{issuer} refused to register this client (status {status}).", 401, remedy=_REMEDY)
+        return AccessDenied(f"There's no authorization server at {issuer}. The server may require an API key instead.")
+    return AccessDenied(f"{issuer} refused to register this client (status {status}).", remedy=_REMEDY)
 
 
 async def ask_token(
@@ -293,9 +291,7 @@ class ClientRegistrations:
             AccessDenied: They're bound to another issuer.
         """
         if self.bound_issuer and issuer != self.bound_issuer:
-            raise AccessDenied(
-                f"{url} requires tokens of {issuer}, but these credentials are for {self.bound_issuer}.", 401
-            )
+            raise AccessDenied(f"{url} requires tokens of {issuer}, but these credentials are for {self.bound_issuer}.")
         if self.configured.client_id:
             self.bound_issuer = issuer
 

@@ -276,7 +276,7 @@ class OAuth:
             return False
         issuer = await find_issuer(tokens.issuer, self._outbound)
         if issuer is None:
-            raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.", 401)
+            raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.")
         return await self._refresh(url, issuer, tokens, tokens.resource or str(url))
 
     async def sign_out(self, url: Url) -> bool:
@@ -391,10 +391,10 @@ class OAuth:
     ) -> PendingAuthorization:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(
-                f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen.", 401
+                f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen."
             )
         if not issuer.authorization_endpoint:
-            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.", 401)
+            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.")
         parse_secure(issuer.authorization_endpoint)
         # A local port changes with each login, and the redirect URI with it.
         who = await self._registrations.register_at(
@@ -420,7 +420,7 @@ async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, ou
     named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
     found = await find_issuer(named, outbound)
     if found is None:
-        raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.", 401)
+        raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.")
     return found
 
 

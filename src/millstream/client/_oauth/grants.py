@@ -83,16 +83,14 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
     """
     named = answer.get("iss")
     if named is not None and named != issuer.issuer:
-        raise AccessDenied(
-            f"The sign-in response is from {brief(named)}, but the request went to {issuer.issuer}.", 401
-        )
+        raise AccessDenied(f"The sign-in response is from {brief(named)}, but the request went to {issuer.issuer}.")
     if named is None and issuer.authorization_response_iss_parameter_supported:
-        raise AccessDenied(f"The sign-in response lacks the iss parameter, although {issuer.issuer} announces it.", 401)
+        raise AccessDenied(f"The sign-in response lacks the iss parameter, although {issuer.issuer} announces it.")
     if not secrets.compare_digest(answer.get("state", "").encode(), state.encode()):
-        raise AccessDenied("The sign-in response belongs to another sign-in.", 401)
+        raise AccessDenied("The sign-in response belongs to another sign-in.")
     if "code" not in answer:
         reason = answer.get("error_description") or answer.get("error") or "no reason given"
-        raise AccessDenied(f"The sign-in failed: {brief(reason)}.", 401)
+        raise AccessDenied(f"The sign-in failed: {brief(reason)}.")
     return answer["code"]
 
 
@@ -133,9 +131,7 @@ class Loopback:
             async with asyncio.timeout(_LOGIN_TIMEOUT):
                 return await self._redirect
         except TimeoutError as exc:
-            raise AccessDenied(
-                f"The sign-in wasn't completed within {_LOGIN_TIMEOUT:g} seconds. Try again.", 401
-            ) from exc
+            raise AccessDenied(f"The sign-in wasn't completed within {_LOGIN_TIMEOUT:g} seconds. Try again.") from exc
 
     async def close(self) -> None:
         """Stop listening."""
@@ -176,9 +172,9 @@ def answer_of(url: str) -> dict[str, str]:
     try:
         found = parse_qsl(urlsplit(url).query, keep_blank_values=True)
     except ValueError as exc:
-        raise AccessDenied("The browser was redirected to an invalid URL.", 401) from exc
+        raise AccessDenied("The browser was redirected to an invalid URL.") from exc
     if len({name for name, _ in found}) != len(found):
-        raise AccessDenied("The authorization server sent a parameter twice.", 401)
+        raise AccessDenied("The authorization server sent a parameter twice.")
     return dict(found)
 
 
@@ -232,7 +228,7 @@ class IdentityProvider:
         home = await find_issuer(self._issuer, outbound)
         if home is None:
             raise AccessDenied(
-                f"The metadata of {self._issuer} isn't available. Check the issuer of the identity provider.", 401
+                f"The metadata of {self._issuer} isn't available. Check the issuer of the identity provider."
             )
         form = {
             "grant_type": _EXCHANGE,
@@ -246,7 +242,7 @@ class IdentityProvider:
         response = await ask_token(home, self._who, form, outbound)
         if response.error or not response.access_token or response.issued_token_type != _GRANT:
             reason = response.error_description or response.error or "the token has an unexpected type"
-            raise AccessDenied(f"{self._issuer} didn't issue a grant for {issuer.issuer}: {brief(reason)}.", 401)
+            raise AccessDenied(f"{self._issuer} didn't issue a grant for {issuer.issuer}: {brief(reason)}.")
         return _bearer(response.access_token, "", scope)
 
 
@@ -279,13 +275,13 @@ class WorkloadIdentity:
         """
         if issuer.issuer != self._issuer:
             why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
-            raise AccessDenied(why, 401)
+            raise AccessDenied(why)
         if not isinstance(self._token, Path):
             return _bearer(await _text(self._token), resource, scope)
         try:
             return _bearer(self._token.read_text("utf-8").strip(), resource, scope)
         except (OSError, UnicodeDecodeError) as exc:
-            raise AccessDenied(f"This program's identity can't be read: {exc}.", 401) from exc
+            raise AccessDenied(f"This program's identity can't be read: {exc}.") from exc
 
 
 async def _text(source: TokenSource) -> str:

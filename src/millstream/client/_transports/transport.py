@@ -296,20 +296,6 @@ _MIN_WAIT = 0.1
 class EventReader:
     """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
 
-    __slots__ = (
-        "_counted_bytes",
-        "_decoder",
-        "_events",
-        "_max",
-        "_request_id",
-        "_retry_ms",
-        "_skip",
-        "_stream",
-        "attempts",
-        "last_event_id",
-        "response",
-    )
-
     def __init__(self, max_bytes: int, skip: SkipLog | None = None, request_id: int = 0) -> None:
         self._max = max_bytes
         self._skip = skip or SkipLog()
