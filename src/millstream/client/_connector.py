@@ -43,7 +43,7 @@ from millstream.client._negotiation import (
     request_body,
     with_meta,
 )
-from millstream.client._server_messages import ServerMessages
+from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 from millstream.client._transports.streamable import StreamableTransport
@@ -215,18 +215,10 @@ class Connector(Struct, kw_only=True):
     def _websocket(self) -> Transport:
         from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
 
-        place, options = self.place, self.options
+        place = self.place
         assert isinstance(place, Remote)  # noqa: S101  checked in `open`
         return WebSocketTransport(
-            place.url,
-            {**place.headers, **self.headers},
-            self.listener,
-            self.background,
-            max_bytes=options.max_bytes,
-            connect_timeout=options.connect_timeout,
-            tls=options.tls,
-            auth=options.auth,
-            inflow=self.inflow,
+            place.url, {**place.headers, **self.headers}, self.listener, self.background, self.options, self.inflow
         )
 
     # Negotiation
@@ -357,22 +349,48 @@ class Connector(Struct, kw_only=True):
         request_id = next(self.ids)
         body = request_body(request_id, method, with_meta(params, self.me.meta(revision)))
         request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
-        listener = self.listener
-        pending = listener.running[request_id] = listener.deadlines.begin(seconds, self.options.max_call_seconds, None)
-        try:
-            log_message("sent", body)
-            answer = await transport.exchange(request)
-            log_message("received", answer.error or answer.result)
-        except asyncio.CancelledError as exc:
-            if pending.end():
-                raise RequestTimeout(f"The server didn't respond to {method} within {seconds:g} seconds.") from exc
-            raise
-        finally:
-            pending.end()
-            listener.running.pop(request_id, None)
-        if answer.error:
-            raise failure(answer.error)
-        return answer.result
+        return await exchange(self.listener, transport, request, seconds, self.options.max_call_seconds)
+
+
+async def exchange(
+    incoming: ServerMessages,
+    transport: Transport,
+    request: TransportRequest,
+    seconds: float,
+    longest: float,
+    progress: OnProgress | None = None,
+) -> bytes:
+    """Send a request, and return its result.
+
+    Args:
+        incoming: Receives messages about the request, such as progress.
+        transport: An open transport.
+        request: The request.
+        seconds: Timeout without a response.
+        longest: Maximum seconds in total, even with progress.
+        progress: Handler for progress reports.
+
+    Raises:
+        ServerError: The server responded with an error.
+        ClientError: There was no response.
+    """
+    pending = incoming.running[request.id] = incoming.deadlines.begin(seconds, longest, progress)
+    try:
+        log_message("sent", request.body)
+        answer = await transport.exchange(request)
+        log_message("received", answer.error or answer.result)
+    except asyncio.CancelledError as exc:
+        if pending.end():
+            raise RequestTimeout(f"The server didn't respond to {request.method} within {seconds:g} seconds.") from exc
+        raise
+    finally:
+        pending.end()
+        incoming.running.pop(request.id, None)
+    if progress is not None:
+        await incoming.wait_for_handlers()
+    if answer.error:
+        raise failure(answer.error)
+    return answer.result
 
 
 def _about(info: Any) -> ServerInfo:

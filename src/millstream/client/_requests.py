@@ -5,7 +5,7 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from millstream._backoff import retry_delay
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
-from millstream.client._connector import Connector, failure
+from millstream.client._connector import Connector, exchange
 from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
 from millstream.client._negotiation import Connection, Options, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
@@ -195,8 +195,8 @@ class Requests(Struct):
         except TimeoutError as exc:
             raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
 
-    async def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> bytes:
-        """Send one request on one connection."""
+    def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
+        """Send one request on one connection, and return its result."""
         request_id = ask.id or next(self.ids)
         params = ask.params
         if extra:
@@ -206,27 +206,14 @@ class Requests(Struct):
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
         request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner)
-        seconds = ask.timeout or self.timeout
-        incoming = self.incoming
-        pending = incoming.running[request_id] = incoming.deadlines.begin(
-            seconds, self.options.max_call_seconds, ask.progress
+        return exchange(
+            self.incoming,
+            connection.transport,
+            request,
+            ask.timeout or self.timeout,
+            self.options.max_call_seconds,
+            ask.progress,
         )
-        try:
-            log_message("sent", body)
-            answer = await connection.transport.exchange(request)
-            log_message("received", answer.error or answer.result)
-        except asyncio.CancelledError as exc:
-            if pending.end():
-                raise RequestTimeout(f"The server didn't respond to {ask.method} within {seconds:g} seconds.") from exc
-            raise
-        finally:
-            pending.end()
-            incoming.running.pop(request_id, None)
-        if ask.progress is not None:
-            await self.incoming.wait_for_handlers()
-        if answer.error:
-            raise failure(answer.error)
-        return answer.result
 
 
 def _input_required(result: bytes) -> InputRequiredResult | None:

@@ -24,8 +24,8 @@ from msgspec import Struct
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
-from millstream._http.message import HttpRequest, Response, peer_network
-from millstream._limits.limiters import Rate
+from millstream._http.message import Handler, HttpRequest, Response, peer_network
+from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
@@ -371,26 +371,12 @@ _MAX_BODY = 16 * 1024
 _decode = decoder(dict[str, Any])
 
 
-class RegistrationEndpoint:
-    """The registration endpoint."""
+def registration_endpoint(config: IssuerConfig, clients: Clients, vault: Vault) -> Handler:
+    """Return the handler that registers clients."""
+    limiter = vault.limiter("register", RATE)
 
-    def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
-        self._config = config
-        self._clients = clients
-        self._vault = vault
-        self._limiter = vault.limiter("register", RATE)
-
-    async def post(self, request: HttpRequest) -> Response:
-        """Register a client."""
-        key = peer_network(request.peer)
-        wait = await self._limiter.charge(key)
-        if wait > 0:
-            raise OAuthError(
-                "temporarily_unavailable",
-                "Too many registrations from your address. Try again later.",
-                429,
-                self._limiter.header_lines(key, wait),
-            )
+    async def post(request: HttpRequest) -> Response:
+        key = await charge_registration(limiter, request)
         said = read_metadata(request)
         secret = new_secret()
         try:
@@ -402,15 +388,35 @@ class RegistrationEndpoint:
                 default="client_secret_basic",
                 secret_hash=digest(secret),
             )
-            await self._config.provider.check_registration(client)
+            await config.provider.check_registration(client)
         except RedirectRefused as exc:
             raise OAuthError("invalid_redirect_uri", str(exc)) from None
         except ValueError as exc:
             raise OAuthError("invalid_client_metadata", str(exc)) from None
         except RegistrationDenied as exc:
             raise OAuthError("access_denied", str(exc), 403) from None
-        await self._clients.add(client)
-        return reply(_describe(client, secret, int(self._vault.clock()), said), 201)
+        await clients.add(client)
+        return reply(_describe(client, secret, int(vault.clock()), said), 201)
+
+    return post
+
+
+async def charge_registration(limiter: Limiter, request: HttpRequest) -> str:
+    """Count a registration, and return the network that it comes from.
+
+    Raises:
+        OAuthError: There were too many from this network.
+    """
+    key = peer_network(request.peer)
+    wait = await limiter.charge(key)
+    if wait > 0:
+        raise OAuthError(
+            "temporarily_unavailable",
+            "Too many registrations from your address. Try again later.",
+            429,
+            limiter.header_lines(key, wait),
+        )
+    return key
 
 
 def read_metadata(request: HttpRequest) -> dict[str, Any]:

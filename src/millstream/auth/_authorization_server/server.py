@@ -33,7 +33,7 @@ from millstream.auth._authorization_server.authorize import (
     Targets,
 )
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients, Documents, RegistrationEndpoint
+from millstream.auth._authorization_server.clients import Clients, Documents, registration_endpoint
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -128,7 +128,7 @@ class RunningIssuer(PageMethod):
             config, proof, self.clients, self.grants, targets, accounts, identities=self._identities
         )
         self._issued = IssuedTokens(config, proof, self.grants, self.signing, accounts, self._clock)
-        self._registration = RegistrationEndpoint(config, self.clients, vault)
+        self._registration = registration_endpoint(config, self.clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
             vault,
@@ -340,7 +340,7 @@ class RunningIssuer(PageMethod):
             KEYS: {"GET": self._keys},
         }
         if self._config.registration:
-            ends[REGISTER] = {"POST": self._registration.post}
+            ends[REGISTER] = {"POST": self._registration}
         for name in self._accounts.upstreams:
             ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self._handle_callback)}
         found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
