@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream import ToolAnnotations
 from millstream.agent._events import ConfigurationError
 from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
 
@@ -64,14 +63,6 @@ class Person:
         async with self._lock:
             answer = self.elicit(server, question)
             return await answer if inspect.isawaitable(answer) else answer
-
-
-def needs_approval(annotations: ToolAnnotations | None) -> bool:
-    """Return whether a tool isn't marked as read-only (MCP 2025-11-25, ToolAnnotations).
-
-    The hints come from the server, so connect an agent only to servers that you trust.
-    """
-    return annotations is None or annotations.read_only_hint is not True
 
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")

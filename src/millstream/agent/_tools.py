@@ -17,7 +17,7 @@ from msgspec import Struct
 from millstream.agent._context import Part, cut, show_result
 from millstream.agent._events import Emit, Limits, Outcome, ToolEnd, ToolProgress, ToolStart
 from millstream.agent._model import ToolCall
-from millstream.agent._servers import Approval, ConnectedServer, Person, needs_approval
+from millstream.agent._servers import Approval, ConnectedServer, Person
 from millstream.client import ClientError
 from millstream.protocol import (
     MALFORMED,
@@ -130,7 +130,8 @@ class ToolCaller(Struct, frozen=True):
         described = tool.description
         origin = members(described.meta).get(ORIGIN_KEY)
         upstream = next((str(each) for each in origin), "") if is_array(origin) else ""
-        read_only = not needs_approval(described.annotations)
+        # The hints come from the server, so connect an agent only to servers that you trust.
+        read_only = described.annotations is not None and described.annotations.read_only_hint is True
         trusts = tool.server.trusts_hints
         trusted = read_only and (not upstream if trusts is None else trusts(described.name))
         if not trusted and not await self.person.allows(

@@ -92,13 +92,6 @@ class ChallengeResponses:
         """Respond while credentials can't be verified."""
         return plain_problem(503, text, b"retry-after: 5\r\n" + _NO_STORE)
 
-    @staticmethod
-    def too_many_failures(head: bytes) -> Response:
-        """Respond to an address with too many invalid credentials."""
-        return plain_problem(
-            429, "Too many failed sign-ins from your address. Wait a minute, then try again.", head + _NO_STORE
-        )
-
     def insufficient(self, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
         return plain_problem(403, _missing_scope_text(needed), self._head("insufficient_scope", needed))
@@ -268,7 +261,8 @@ class AuthGuard:
         """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
-        if _is_repeated(request):
+        names = [name for name, _ in request.raw_headers] if len(request.headers) != len(request.raw_headers) else ()
+        if names.count(b"authorization") > 1:  # another parser could use the other value
             return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
@@ -356,7 +350,10 @@ class AuthGuard:
         """Return the refusal for an address with too many invalid credentials; None if it may try again."""
         key = peer_network(address)
         wait = self._failures.wait(key)
-        return None if wait <= 0 else self.challenges.too_many_failures(self._failures.header_lines(key, wait))
+        if wait <= 0:
+            return None
+        text = "Too many failed sign-ins from your address. Wait a minute, then try again."
+        return plain_problem(429, text, self._failures.header_lines(key, wait) + _NO_STORE)
 
     def record_failure(self, address: str) -> None:
         """Count an invalid credential from an address."""
@@ -418,11 +415,3 @@ class AuthGuard:
         for on_revoked in self.on_revocation:
             on_revoked()
         return True
-
-
-def _is_repeated(request: HttpRequest) -> bool:
-    """Return whether the header is repeated; another parser could use the other value."""
-    return (
-        len(request.headers) != len(request.raw_headers)
-        and sum(name == b"authorization" for name, _ in request.raw_headers) > 1
-    )

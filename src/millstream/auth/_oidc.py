@@ -194,19 +194,15 @@ class CodeFlow:
             SignInFailed: The exchange failed, or the response failed verification.
         """
         metadata = await self.metadata()
-        self._check_issuer(metadata, callback.query)
+        # Another server's response isn't accepted for this request (RFC 9207 §2.4).
+        named = callback.query.get("iss")
+        announced = metadata.get("authorization_response_iss_parameter_supported") is True
+        if named != self._issuer and (announced or named is not None):
+            raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
         given = await self._exchange(metadata, code, callback.url, kept.verifier)
         return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
-
-    def _check_issuer(self, metadata: Mapping[str, Any], query: Mapping[str, str]) -> None:
-        """Check `iss`, so that another server's response isn't accepted for this request (RFC 9207 §2.4)."""
-        said = query.get("iss")
-        if said is None and metadata.get("authorization_response_iss_parameter_supported") is not True:
-            return
-        if said != self._issuer:
-            raise SignInFailed(f"The response isn't from {self._title}. Start again.")
 
     async def _exchange(
         self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str

@@ -63,11 +63,6 @@ MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
 
 
-def is_document(client_id: str) -> bool:
-    """Return whether a client id is the URL of a document."""
-    return "://" in client_id
-
-
 def judge_of(*, here: bool) -> Callable[[str], bool]:
     """Return a predicate for allowed addresses: public ones, and loopback if `here` is set."""
     return (
@@ -336,7 +331,7 @@ class Clients:
             return found
         if self._documents is None:
             return None  # the provider finds all clients
-        if is_document(client_id):
+        if "://" in client_id:  # the URL of a metadata document
             if not self._config.metadata_documents:
                 raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
             return await self._documents.find(client_id, may_fetch)

@@ -188,15 +188,13 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
     except (ValueError, RecursionError):
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
-        raise _registration_error(issuer.issuer, reply.status)
+        if reply.status == 404:
+            raise AccessDenied(
+                f"There's no authorization server at {issuer.issuer}. The server may require an API key instead."
+            )
+        raise AccessDenied(f"{issuer.issuer} refused to register this client (status {reply.status}).", remedy=_REMEDY)
     # The response doesn't contain our signing key.
     return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
-
-
-def _registration_error(issuer: str, status: int) -> AccessDenied:
-    if status == 404:
-        return AccessDenied(f"There's no authorization server at {issuer}. The server may require an API key instead.")
-    return AccessDenied(f"{issuer} refused to register this client (status {status}).", remedy=_REMEDY)
 
 
 async def ask_token(
