@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream.agent._events import ConfigurationError
 from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
@@ -40,19 +40,19 @@ Elicit = Callable[[str, Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 """Answers forms: ``elicit(server, question)``, with the answers of `Client`."""
 
 
-class Person:
+class Person(Struct, frozen=True):
     """The callbacks of an `Agent`."""
 
-    def __init__(self, approve: Approve | None, elicit: Elicit | None) -> None:
-        self.approve = approve
-        self.elicit = elicit
-        self._lock = asyncio.Lock()
+    approve: Approve | None
+    elicit: Elicit | None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the user is asked."""
 
     async def allows(self, request: Approval) -> bool:
         """Ask for approval. Without a callback, return False."""
         if self.approve is None:
             return False
-        async with self._lock:
+        async with self.lock:
             answer = self.approve(request)
             return bool(await answer if inspect.isawaitable(answer) else answer)
 
@@ -60,7 +60,7 @@ class Person:
         """Ask the user to fill in a server's form. Without a callback, decline."""
         if self.elicit is None:
             return "decline"
-        async with self._lock:
+        async with self.lock:
             answer = self.elicit(server, question)
             return await answer if inspect.isawaitable(answer) else answer
 

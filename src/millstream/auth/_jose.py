@@ -325,17 +325,15 @@ _MIN_INTERVAL = 30.0
 _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
 
 
-class FixedKeys:
+class FixedKeys(Struct):
     """Fixed keys."""
 
-    epoch = 0
-
-    def __init__(self, keys: list[PublicKey]) -> None:
-        self._keys = keys
+    keys: list[PublicKey]
+    epoch: int = 0
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """Return the keys that may have made a signature."""
-        return select_keys(self._keys, kid, algorithm)
+        return select_keys(self.keys, kid, algorithm)
 
     async def prefetch(self) -> None:
         """Do nothing."""
