@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server.fast_head import HeaderLineCache
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal

@@ -15,8 +15,7 @@ from secrets import token_hex
 
 from millstream._backoff import retry_delay
 from millstream._http.message import peer_network
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._stores.rates import ConcurrencySlot
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.users import Accounts

@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map
 from millstream._stores.rates import share_for

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import StoreLimiter
 from millstream._override import override
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
