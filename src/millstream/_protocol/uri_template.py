@@ -18,7 +18,6 @@ The RFC defines expansion only. Matching returns values that could have produced
 import re
 from collections.abc import Mapping
 from functools import cache, reduce
-from operator import or_
 from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
@@ -141,7 +140,7 @@ class UriTemplate:
                 trail.append(len(part))
             else:
                 levels = positions.after_expression(part, reached)
-                reached = reduce(or_, levels) if part.lead else levels[-1]
+                reached = reduce(int.__or__, levels) if part.lead else levels[-1]
                 trail.append((part, levels))
         if not reached >> len(text):
             return None
