@@ -18,14 +18,12 @@ from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
 from millstream.client._negotiation import Options
-from millstream.client._questions import ObservedQuestion, Question, Questions
+from millstream.client._questions import Elicit, ObservedQuestion, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 
-Elicit = Callable[[str, dict[str, Any]], Any]
-"""Simulated user: ``elicit(message, schema)`` returns the answers as a dict, ``"decline"``, or ``"cancel"``."""
 Sample = Callable[[dict[str, Any]], str]
 """Simulated model: ``sample(params)`` returns its text."""
 
@@ -81,7 +79,8 @@ async def connect(
     Args:
         server: Your server.
         revision: Protocol revision to use, as a date.
-        elicit: Simulates the user; without it, the client doesn't support forms.
+        elicit: Simulates the user, like the handler of `Client`: ``elicit(question)`` returns the answers as a dict,
+            ``"decline"``, or ``"cancel"``. Without it, the client doesn't support forms.
         sample: Simulates the model; without it, the client doesn't support sampling.
         roots: File URIs; without them, the client doesn't support roots.
 
@@ -91,10 +90,6 @@ async def connect(
     if revision not in BY_DATE:
         raise ValueError(f"Unknown revision {revision!r}; {suggest(revision, list(BY_DATE))}")
 
-    def fill_in(question: Question) -> Any:
-        assert elicit is not None  # noqa: S101  otherwise, there's no handler
-        return elicit(question.message, question.requested_schema or {})
-
     def complete(params: CreateMessageRequestParams) -> SampleResult:
         assert sample is not None  # noqa: S101  otherwise, there's no handler
         return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
@@ -103,7 +98,7 @@ async def connect(
         server,
         revision=revision,
         timeout=_WAIT,
-        elicit=None if elicit is None else fill_in,
+        elicit=elicit,
         sample=None if sample is None else complete,
         roots=roots,
         options=Options(name="test", version="1"),

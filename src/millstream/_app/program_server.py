@@ -9,10 +9,9 @@ from millstream._app.gateway_server import START_TIMEOUT
 from millstream._app.server import Server
 from millstream._app.user_routes import application_at
 from millstream._config import Settings
+from millstream.gateway._programs import hosts_and_origins, library_of
 from millstream.gateway._programs.auth import ProgramAuth
-from millstream.gateway._programs.classes import hosts_and_origins, library_of
-from millstream.gateway._programs.http import SIGN_IN, HttpSide
-from millstream.gateway._programs.program import program_of
+from millstream.gateway._programs.program import SIGN_IN, HttpSide, program_of
 
 
 def server_of(value: Any) -> Server:
@@ -22,7 +21,7 @@ def server_of(value: Any) -> Server:
     origins that the program allows with CORS.
 
     Args:
-        value: Server object; see `millstream.gateway._programs.classes.library_of`.
+        value: Server object; see `millstream.gateway._programs.library_of`.
 
     Raises:
         ProgramError: It can't run this way; the message says why and what to do.

@@ -23,7 +23,8 @@ from millstream._server.calls.services import ChangeFeed, ServerChange, Services
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.tools import Tool
-from millstream._server.handlers import install
+from millstream._server.handlers import MiddlewareChain
+from millstream._server.listen import install
 from millstream._server.load import stop_calls, wait_for
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
@@ -32,7 +33,6 @@ from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
     from millstream._app.routes import Routes
-    from millstream._server.features.message_middleware import MiddlewareChain
     from millstream._server.observability.observer import Observer
     from millstream.auth._guard import AuthGuard
     from millstream.hub import Hub
@@ -281,10 +281,8 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
         logger.info("%s: %s%s", name, text, others)
 
 
-def _wide_middleware(definition: Definition) -> "MiddlewareChain | None":
+def _wide_middleware(definition: Definition) -> MiddlewareChain | None:
     """Return the middleware for messages and lists; None if neither this server nor one mounted on it has any."""
     if not definition.has_wide_hooks():
         return None
-    from millstream._server.features.message_middleware import MiddlewareChain  # noqa: PLC0415  only where there is such middleware
-
     return MiddlewareChain(definition.hooks or Hooks(definition), definition.registry)

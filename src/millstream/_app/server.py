@@ -24,7 +24,6 @@ from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._server.calls.services import ServerChange
-from millstream._server.features.dependency_resolver import completer_of
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import (
     Prompt,
@@ -34,6 +33,7 @@ from millstream._server.features.resources import (
     prompt_of,
     resource_of,
 )
+from millstream._server.features.sources import completer_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
 from millstream._server.functions.description import Names
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from millstream._app.server_process.errors import RunCalled
 from millstream._override import override
-from millstream.gateway._programs.classes import UnsupportedVersion, library_of
+from millstream.gateway._programs import UnsupportedVersion, library_of
 
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = (

@@ -24,7 +24,7 @@ from millstream._cli.from_source import from_source
 from millstream._config import VariableError
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.logs import user_frames
-from millstream.gateway._programs.classes import ProgramError, library_of
+from millstream.gateway._programs import ProgramError, library_of
 
 T = TypeVar("T")
 

@@ -59,6 +59,9 @@ class Response(Struct, gc=False):
     """A complete reply. `head` holds finished header lines, lower-case names, each ending in CRLF.
 
     The adapter adds ``content-length``, ``date`` and connection headers.
+
+    Example:
+        ``Response(b"hello", 200, header_lines(content_type="text/plain"))``
     """
 
     body: bytes = b""
@@ -68,6 +71,9 @@ class Response(Struct, gc=False):
 
 def header_lines(**headers: str) -> bytes:
     """Encode header lines for `Response.head`. ``retry_after="1"`` becomes ``retry-after: 1``.
+
+    Args:
+        headers: Values by name, with underscores in place of hyphens.
 
     Raises:
         ValueError: A value contains a line break or another character that isn't allowed in headers.
@@ -83,7 +89,13 @@ def header_lines(**headers: str) -> bytes:
 def refusal(status: int, text: str, **headers: str) -> Response:
     """Return an error response with one line of plain text, and with `headers` as in `header_lines`.
 
-    The text says what happened and what to do.
+    Args:
+        status: HTTP status.
+        text: What happened, and what to do.
+        headers: See `header_lines`.
+
+    Example:
+        ``refusal(429, "Too many orders. Try again in a minute.", retry_after="60")``
     """
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
 
@@ -158,6 +170,9 @@ class HttpRequest(Struct, eq=False):
     """An HTTP request with its complete body. It's a Struct, so creating one needs no Python call.
 
     The adapters' subclasses implement `open`.
+
+    Example:
+        ``async def show(request: HttpRequest) -> Response: return Response(request.body, 200)``
     """
 
     method: str
@@ -193,7 +208,11 @@ class HttpRequest(Struct, eq=False):
         return False
 
     def open(self, status: int, head: bytes) -> Sink:
-        """Start a streamed reply with a status and finished header lines.
+        """Start a streamed reply.
+
+        Args:
+            status: HTTP status.
+            head: Finished header lines, see `header_lines`.
 
         Raises:
             RuntimeError: The request was already answered, or doesn't support a streamed reply.
@@ -220,7 +239,15 @@ def query_values(query: bytes) -> dict[str, list[str]]:
 
 
 def query_value(name: str, query: bytes) -> str:
-    """Return the last value of a name in a query string, or an empty string."""
+    """Return the last value of a name in a query string, or an empty string.
+
+    Args:
+        name: Name of the parameter.
+        query: Query string of a request, without the question mark.
+
+    Example:
+        ``query_value("page", request.query)``
+    """
     return query_values(query).get(name, [""])[-1] if query else ""
 
 

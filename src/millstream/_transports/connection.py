@@ -15,9 +15,13 @@ from typing import Any
 
 from millstream._http.message import peer_network
 from millstream._protocol import revisions
-from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
+from millstream._protocol.admission import (
+    admit_per_request,
+    check_notification,
+    is_per_request,
+    read_initialize,
+)
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, NEWEST, Revision

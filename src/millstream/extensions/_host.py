@@ -12,10 +12,15 @@ from millstream._limits.limiters import concurrency_limits, hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
-from millstream._protocol.handlers import Handler, result_object, with_decoded_params
+from millstream._protocol.handlers import (
+    Handler,
+    NotificationFilter,
+    NotificationFilters,
+    result_object,
+    with_decoded_params,
+)
 from millstream._protocol.jsonrpc import decoder, encode, notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
-from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
@@ -24,7 +29,7 @@ from millstream._server.calls.call import RUNNING, Call
 from millstream._server.calls.services import Broadcast
 from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream._server.features.tools import Tool
-from millstream._server.handlers.tools import take_rounds
+from millstream._server.handlers import take_rounds
 from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import ConcurrencySlot

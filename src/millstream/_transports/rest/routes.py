@@ -43,8 +43,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, require_json
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
-from millstream._server.calls.access import scopes_of
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError

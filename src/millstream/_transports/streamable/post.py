@@ -14,9 +14,8 @@ from msgspec import UNSET
 
 from millstream._http.message import HttpRequest, Response, carries_json, known_accept, parse_accept
 from millstream._protocol import revisions
-from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
+from millstream._protocol.admission import admit_per_request, check_notification, is_per_request, read_initialize
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import read_initialize
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_ID,

@@ -18,9 +18,8 @@ from millstream._http.message import (
     parse_accept,
 )
 from millstream._protocol import sse
-from millstream._protocol.admission import Admission, check_handshake_header
+from millstream._protocol.admission import Admission, Handshake, check_handshake_header
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import Handshake
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import ClientInfo

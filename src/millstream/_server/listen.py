@@ -1,13 +1,13 @@
 """`subscriptions/listen`: the change stream of the per-request era, open until the client leaves."""
 
 import asyncio
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
+from millstream._protocol.admission import MAX_DISPLAYED
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY, ClientInfo
@@ -18,11 +18,11 @@ from millstream._protocol.notifications import (
     SubscriptionsAcknowledgedNotificationParams,
     SubscriptionsListenRequestParams,
 )
-from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import Registry
-from millstream._server.handlers.tools import read, sees
+from millstream._server.handlers import Handlers, read, sees
 from millstream._server.load import release_arguments, too_many_streams
 
 MAX_URI_BYTES = 128 * 1024
@@ -54,48 +54,38 @@ class Listen:
                 INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
             )
         pushes = _Pushes()
-        agreed: dict[str, Any] = {}
-        try:
-            if self._registry.filters:
-                agreed = await self._open_filters(call, pushes)
-            return await self._admit(call, wanted, size, pushes, agreed)
-        finally:
-            for end in pushes.ends:
-                end()
+        with ExitStack() as ends:
+            agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
+            # The request isn't read again, and the stream can be open for a day.
+            client = call.client
+            call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+            call.params, call.token = b"", None
+            release_arguments(call, self._services.bodies)
+            owner, streams, memory = call.owner, self._services.streams, self._services.client_memory
+            if not streams.take(owner):
+                raise too_many_streams(streams.count(owner))
+            ends.callback(streams.leave, owner)
+            memory.take(owner, size)
+            ends.callback(memory.give, owner, size)
+            await self._serve(call, wanted, pushes, agreed, ends)
+        return b""
 
-    async def _open_filters(self, call: Call, pushes: "_Pushes") -> dict[str, Any]:
+    async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> dict[str, Any]:
         """Pass the filters of extensions to them, and return what they accept."""
         agreed: dict[str, Any] = {}
         asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
         for member, serve in self._registry.filters.items():
             if member in asked:
                 value, end = await serve(asked[member], call, pushes.push)
-                pushes.ends.append(end)
+                ends.callback(end)
                 if value is not None:
                     agreed[member] = value
         return agreed
 
-    async def _admit(
-        self, call: Call, wanted: SubscriptionFilter, size: int, pushes: "_Pushes", agreed: dict[str, Any]
-    ) -> bytes:
-        # The request isn't read again, and the stream can be open for a day.
-        client = call.client
-        call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
-        call.params, call.token = b"", None
-        release_arguments(call, self._services.bodies)
-        owner, streams = call.owner, self._services.streams
-        if not streams.take(owner):
-            raise too_many_streams(streams.count(owner))
-        try:
-            self._services.client_memory.take(owner, size)
-            try:
-                return await self._serve(call, wanted, pushes, agreed)
-            finally:
-                self._services.client_memory.give(owner, size)
-        finally:
-            streams.leave(owner)
-
-    async def _serve(self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any]) -> bytes:
+    async def _serve(
+        self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any], ends: ExitStack
+    ) -> None:
+        """Acknowledge, and push changes until the subscription ends."""
         mark = {SUBSCRIPTION_KEY: call.id}
         honoured = self._grantable(wanted, call)
         line = call.open_reply_channel()
@@ -108,7 +98,7 @@ class Listen:
         )
         if honoured == SubscriptionFilter() and not agreed:
             await call.send_to_caller(acknowledgement)
-            return b""
+            return
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
         # Updates of a hidden resource would tell that it exists.
         find = self._registry.find_readable
@@ -116,8 +106,8 @@ class Listen:
             uri for uri in honoured.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
         )
         lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
-        over = pushes.over
-        self._services.changes.check_room(call.owner, uris)
+        over, changes, endings = pushes.over, self._services.changes, self._services.endings
+        changes.check_room(call.owner, uris)
 
         def watcher(change: ServerChange, message: bytes) -> None:
             if change.kind in lists:
@@ -125,24 +115,17 @@ class Listen:
             for uri in affected_uris(change, uris):
                 pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
 
-        stop = self._services.changes.watch(watcher)
-        self._services.endings.add(over.set)
-        self._services.changes.follow(call, call.owner, uris)
-        forget: Callable[[], None] | None = None
-        try:
-            await self._services.changes.wait_until_followed(uris)
-            await call.send_to_caller(acknowledgement)
-            await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
-            forget = line.on_close(over.set)
-            pushes.begin(call)
-            await over.wait()
-        finally:
-            stop()
-            self._services.changes.follow(call, call.owner, ())
-            if forget is not None:
-                forget()
-            self._services.endings.discard(over.set)
-        return b""
+        ends.callback(changes.watch(watcher))
+        endings.add(over.set)
+        ends.callback(endings.discard, over.set)
+        changes.follow(call, call.owner, uris)
+        ends.callback(changes.follow, call, call.owner, ())
+        await changes.wait_until_followed(uris)
+        await call.send_to_caller(acknowledgement)
+        await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
+        ends.callback(line.on_close(over.set))
+        pushes.begin(call)
+        await over.wait()
 
     def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
         offers, scopes = self._registry.offers, granted_scopes(call)
@@ -161,7 +144,7 @@ class Listen:
 class _Pushes:
     """Messages pushed to one subscription, starting after the acknowledgment."""
 
-    __slots__ = ("_call", "_early", "ends", "over")
+    __slots__ = ("_call", "_early", "over")
 
     def __init__(self) -> None:
         self._early: dict[bytes, None] = {}
@@ -169,8 +152,6 @@ class _Pushes:
         self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""
-        self.ends: list[Callable[[], None]] = []
-        """Functions that end the extensions' filters."""
 
     def push(self, message: bytes) -> bool:
         """Push a message, or queue it until the acknowledgment is sent. Return False if the subscription is over."""
@@ -186,3 +167,10 @@ class _Pushes:
         for message in self._early:
             call.push_to_caller(message)
         self._early.clear()
+
+
+def install(dispatcher: Dispatcher) -> None:
+    """Register the handlers of every method."""
+    registry, services = dispatcher.registry, dispatcher.services
+    dispatcher.serve(Handlers(registry, services, dispatcher.announcement).table())
+    dispatcher.serve({"subscriptions/listen": Listen(registry, services)})

@@ -3,12 +3,12 @@ revision.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from millstream._protocol.admission import require_capabilities
@@ -21,7 +21,8 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
-from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, encode, too_many_members
+from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, encode, too_many_members
 from millstream._protocol.metadata import LOG_LEVELS, declares
 from millstream._protocol.notifications import (
     CallToolRequestParams,
@@ -36,21 +37,20 @@ from millstream._protocol.notifications import (
     SetLevelRequestParams,
 )
 from millstream._protocol.param_headers import check
-from millstream._server.calls.access import check_scopes, granted_scopes
-from millstream._server.calls.call import Call, params_of
+from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.client_questions import read_responses
-from millstream._server.calls.context import call_binding, open_rounds
+from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.dispatch import Handler
-from millstream._server.features.capabilities import ServerDescription
-from millstream._server.features.dependency_resolver import CompleterFunction
+from millstream._server.dispatch import Handler, ServerDescription
+from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import MAX_URI, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
+from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import Tool, run_with_timeout
 from millstream._server.functions.arguments import ArgumentError
 
-S = TypeVar("S", bound=Struct)
+S = TypeVar("S")
 
 
 def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
@@ -61,7 +61,7 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
     """
     try:
         return decoder.decode(call.params or b"{}")
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 
@@ -109,7 +109,7 @@ _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
 _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
 _level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
-_decode_object = decoder(dict[str, Any])
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Handlers:
@@ -229,19 +229,20 @@ class Handlers:
         params = read(_read_decoder, call)
         call.name = params.uri
         take_rounds(call, params)
-        source, arguments = self._find_readable(params.uri, call)
-        value = await source.run(arguments, call)
-        if value is None:
-            raise _not_found(params.uri)
+        source, value = await self._read(params.uri, call)
         return source.encode(value, params.uri, call)
 
     async def _read_inside(self, uri: str, call: Call) -> Any:
         """Return the value of a resource, for a function that serves a call."""
+        source, value = await self._read(uri, call)
+        return source.unwrap(value)
+
+    async def _read(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         source, arguments = self._find_readable(uri, call)
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(uri)
-        return source.unwrap(value)
+        return source, value
 
     def _find_readable(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         found, variables = self._registry.find_readable(uri, partial(sees, call))
@@ -310,19 +311,17 @@ class Handlers:
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
     def _find_completed(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
+        item: Prompt | Template | None
         if reference.type == "ref/prompt":
-            prompt = self._registry.prompts.get(reference.name)
-            if prompt is not None and sees(call, prompt):
-                check_scopes(call, prompt.scopes)
-                return prompt, reference.name
-            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
-        if reference.type == "ref/resource":
-            template = self._registry.templates.get(reference.uri)
-            if template is not None and sees(call, template):
-                check_scopes(call, template.scopes)
-                return template, reference.uri
-            raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
-        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+            noun, name, item = "prompt", reference.name, self._registry.prompts.get(reference.name)
+        elif reference.type == "ref/resource":
+            noun, name, item = "resource template", reference.uri, self._registry.templates.get(reference.uri)
+        else:
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+        if item is None or not sees(call, item):
+            raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")
+        check_scopes(call, item.scopes)
+        return item, name
 
     async def _ask_completer(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
         if isinstance(completer, CompleterFunction):
@@ -369,7 +368,7 @@ def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        return _decode_object(raw)
+        return _object_decoder.decode(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
 
@@ -382,3 +381,125 @@ def _session(call: Call) -> Session:
 
 def _not_found(uri: str) -> ProtocolError:
     return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
+
+
+_LISTS = {
+    "tools/list": ("tools", "tools", "name"),
+    "prompts/list": ("prompts", "prompts", "name"),
+    "resources/list": ("resources", "resources", "uri"),
+    "resources/templates/list": ("templates", "resourceTemplates", "uriTemplate"),
+}
+"""Method -> (kind, member of the result, member that identifies an item)."""
+
+
+class MiddlewareChain:
+    """The hooks of a running server and of its mounted servers, around the handlers."""
+
+    def __init__(self, hooks: Hooks, registry: Registry) -> None:
+        self._hooks = hooks
+        self._registry = registry
+
+    async def __call__(self, call: Call, handler: Handler) -> bytes:
+        """Return the members of the result of a call."""
+        if call.method in _LISTS:
+            handler = self._wrap_list_handler(handler)
+        params = read(_object_decoder, call)
+        hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
+        if not hooks:
+            return await handler(call)
+
+        async def inside(request: MessageRequest) -> dict[str, Any]:
+            if request.params is not params or encode(params) != before:
+                call.params, call.arguments = encode(request.params), None
+            return _members(await handler(call))
+
+        before = encode(params)
+        chain: Next = inside
+        for each, hook in reversed(hooks):
+            chain = _with(hook, chain, call, each.home)
+        return _encode_result(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
+
+    def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
+        """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
+        item: Any = None
+        method, registry, name = call.method, self._registry, params.get("name")
+        if method == "tools/call" and isinstance(name, str):
+            item = registry.tools.get(name)
+        elif method == "prompts/get" and isinstance(name, str):
+            item = registry.prompts.get(name)
+        elif method == "completion/complete":
+            item = _completion_target(registry, params.get("ref"))
+        elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
+            # Find the item like the handler does: the first matching one that is visible to the caller.
+            item, _ = registry.find_readable(uri, lambda each: each.visible is None or each.visible(call.principal))
+        return (self._hooks,) if item is None else item.path or (self._hooks,)
+
+    def _wrap_list_handler(self, handler: Handler) -> Handler:
+        """Return a list handler with the hooks for lists around it."""
+
+        async def handle_list(call: Call) -> bytes:
+            kind, member, key = _LISTS[call.method]
+            result = _members(await handler(call))
+
+            async def inside(request: ListRequest) -> list[dict[str, Any]]:
+                return await self._project_mounted(result[member], kind, key, call)
+
+            chain = chain_hooks(self._hooks.list, inside)
+            result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
+            return _encode_result(result)
+
+        return handle_list
+
+    async def _project_mounted(
+        self, items: list[dict[str, Any]], kind: str, key: str, call: Call
+    ) -> list[dict[str, Any]]:
+        """Return the items as their mounted servers describe them."""
+        registered: dict[str, Any] = getattr(self._registry, kind)
+        shown: dict[Hooks, None] = {}
+        for each in registered.values():
+            shown |= dict.fromkeys(hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks)
+        for hooks in shown:
+            own = {name for name, each in registered.items() if hooks in each.path}
+            theirs = [each for each in items if each[key] in own]
+            if theirs:
+                at = items.index(theirs[0])
+                chain = chain_hooks(hooks.list, _next_of(theirs))
+                left = await chain(ListRequest(kind, shared_context(call, hooks.home)))
+                items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
+        return items
+
+
+_ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))
+
+
+def _completion_target(registry: Registry, reference: Any) -> Any:
+    """Return the prompt or template whose argument a request completes."""
+    if not is_object(reference):
+        return None
+    if reference.get("type") == "ref/prompt":
+        return registry.prompts.get(str(reference.get("name")))
+    return registry.templates.get(str(reference.get("uri")))
+
+
+def _with(hook: Hook, inside: Next, call: Call, home: object) -> Next:
+    """Return a link of the chain, with the context of its own server."""
+
+    def step(request: MessageRequest) -> Awaitable[Any]:
+        return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)
+
+    return step
+
+
+def _next_of(items: list[dict[str, Any]]) -> Next:
+    async def give(request: ListRequest) -> list[dict[str, Any]]:
+        return items
+
+    return give
+
+
+def _members(members: bytes) -> dict[str, Any]:
+    return _object_decoder.decode(b"{%b}" % members)
+
+
+def _encode_result(result: dict[str, Any]) -> bytes:
+    return encode(result)[1:-1]

@@ -1,24 +1,77 @@
-"""Sign-outs from the pages: the cookie becomes invalid on every worker, and its streams are closed.
+"""Cached verdicts on credentials, and sign-outs from the pages, which end them.
 
-The store records a sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute;
-requests without a cookie cost nothing. While the store is unavailable, a worker relies on earlier announcements.
-Afterward it checks all cookies again and closes their streams; browsers reconnect. An in-memory store loses sign-outs
-on restart, but a restart also invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
+A lookup is one dictionary access; all bookkeeping happens on insertion. A principal with many valid credentials can
+fill the cache, but then evicts only its own entries. Otherwise it could force a signature check or a request to the
+issuer for each request of other callers.
+
+After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a sign-out
+for the cookie's lifetime. A worker queries it for each new cookie, and again every minute; requests without a cookie
+cost nothing. While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies
+again and closes their streams; browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
+invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
 """
 
 import logging
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Principal
 from millstream._recent import Recent
 from millstream._stores.base import Store
 
 logger = logging.getLogger("millstream")
 
-_TOPIC = "signed-out"
 _MAX_ENTRIES = 4096
+_MAX_PER_PRINCIPAL = 256
+"""Maximum entries of one principal when the cache is full."""
+
+
+class Verdict(NamedTuple):
+    """A verdict on a credential, and its expiry."""
+
+    principal: Principal
+    until: float
+
+
+class Verdicts(dict[bytes, Verdict]):
+    """Normalized ``Authorization`` value -> verdict, in order of insertion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_principal: dict[str, dict[bytes, None]] = {}
+        """`Principal.id` -> its entries, in the same order."""
+
+    def keep(self, value: bytes, verdict: Verdict) -> None:
+        """Cache a verdict. A full cache drops the oldest one, or its principal's oldest at `_MAX_PER_PRINCIPAL`."""
+        if value in self:
+            del self[value]
+        id = verdict.principal.id
+        while len(self) >= _MAX_ENTRIES:
+            mine = self._by_principal.get(id, {})
+            del self[next(iter(mine if len(mine) >= _MAX_PER_PRINCIPAL else self))]
+        self[value] = verdict
+        self._by_principal.setdefault(id, {})[value] = None
+
+    @override
+    def __delitem__(self, value: bytes) -> None:
+        id = self[value].principal.id
+        super().__delitem__(value)
+        mine = self._by_principal[id]
+        del mine[value]
+        if not mine:
+            del self._by_principal[id]
+
+    @override
+    def clear(self) -> None:
+        """Drop all verdicts."""
+        super().clear()
+        self._by_principal.clear()
+
+
+_TOPIC = "signed-out"
 _MARK = b"\0"
 _EVERYWHERE = "*"
 """Before a principal's id, in place of a cookie's digest."""
