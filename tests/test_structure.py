@@ -176,7 +176,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_backoff": "retry_delay",
         "_config": "Cap RateText Seconds",
         "_files": "stamp_of write_private",
-        "_http.asgi.hosted_application": "HostedApplication",
+        "_http.hosted_application": "HostedApplication",
         "_http.client.body": "ArrivingBytes Inflow RateMeter",
         "_http.client.fetch": "tls",
         "_http.client.pool": "ConnectionPool guard_dial is_public is_this_machine",
@@ -242,7 +242,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
             "Handler header_lines HttpRequest JSON_HEAD last_event_id plain_problem query_value query_values "
             "refusal Response Sink STREAM_HEAD"
         ),
-        "_http.websocket.socket": "Socket TRY_AGAIN_LATER",
+        "_http.websocket": "Socket TRY_AGAIN_LATER",
         "_parts": "Route RouteRegistry WATCH",
         "_protocol": "sse",
         "_protocol.jsonrpc": "check_text",

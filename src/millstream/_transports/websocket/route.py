@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from millstream._http.asgi.adapter import Receive, Scope, Send, header_list, no_peer
+from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, HttpRequest, Response
-from millstream._http.websocket.socket import (
+from millstream._http.websocket import (
     EXTENSION,
     GOING_AWAY,
     INTERNAL,

@@ -36,7 +36,7 @@ from millstream._app.server_process.workers.slot import (
     WorkerStates,
     note_failure,
 )
-from millstream._http.server.drain import LINGER, DrainTimes
+from millstream._http.server import LINGER, DrainTimes
 from millstream._override import override
 from millstream._server.calls.keys import load_secrets
 
