@@ -24,6 +24,7 @@ from millstream import (
     testing,
 )
 from millstream.auth import providers
+from millstream.compat import fastmcp
 from millstream.extensions import apps, cards, events, http_post, skills, tasks
 
 pytestmark = pytest.mark.check
@@ -74,9 +75,9 @@ def test_exceptions_of_the_example_rule_exist() -> None:
 
 DESCRIBED = (
     millstream, agent, apps, auth, cards, client, events, extensions, gateway, http_post, hub, middleware, parts,
-    protocol, providers, skills, stores, tasks, testing,
+    protocol, providers, skills, stores, tasks, testing, fastmcp,
 )  # fmt: skip
-"""Modules whose parameters are described. Those of `millstream.compat` are those of the official SDK."""
+"""Modules whose parameters are described."""
 ENTRY = re.compile(r"^ *(\*{0,2}\w+(?:, \*{0,2}\w+)*): [^\s]", re.MULTILINE)
 """Entry of ``Args:``: one name, or several, and a description."""
 

@@ -29,7 +29,7 @@ from gateway.strangers import Json, stranger
 from millstream import Icon, Info, Server, Settings
 from millstream._app.gateway_server import server_of_upstream
 from millstream._app.server_process import facts
-from millstream._cli.commands.offers import signature_of
+from millstream._cli.items import signature_of
 from millstream._protocol.content import ResourceLink
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import encode

@@ -9,7 +9,7 @@ import pytest
 from app_peer import ask
 from cases import for_each
 from millstream import Server, Settings
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._telemetry.metrics import render

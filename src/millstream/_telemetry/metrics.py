@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
+from math import ceil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -123,10 +124,6 @@ class Series:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def quantile(self, q: float) -> float | None:
-        """Return the quantile `q` (0 to 1), as exact as the bounds allow, or None without values."""
-        return quantile(self.bounds, self.counts, q)
-
 
 class Histogram:
     """A histogram."""
@@ -238,8 +235,12 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Return each of `SHARES` in milliseconds, from durations in seconds."""
-    found = {name: quantile(bounds, counts, share) for name, share in SHARES}
+    """Return each of `SHARES` in milliseconds, from durations in seconds.
+
+    Each is the value of a call, the nearest rank: all are the same for one call.
+    """
+    number = sum(counts) or 1
+    found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
 
 

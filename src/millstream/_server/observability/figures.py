@@ -54,7 +54,7 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
         "at": times,
         "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
         "chosen": _columns(times, chosen, points, first.bounds),
-        "process": _gauges(times, points, step),
+        "process": _gauges(times, points, step, until),
         "operations": [
             {"method": method, "name": name, **_figures(tally, first.bounds)}
             for (method, name), tally in sorted(operations.items())
@@ -86,14 +86,16 @@ def _columns(
 
 
 def _gauges(
-    times: Iterable[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int
+    times: Sequence[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int, until: int
 ) -> dict[str, list[Any]]:
     found = [points[at][1] if at in points else None for at in times]
     return {
         "lag_ms": [each and round(each.lag * 1000, 2) for each in found],
-        "cpu_percent": [each and round(100 * each.cpu / step, 1) for each in found],
+        # The newest point has only some of its seconds.
+        "cpu_percent": [
+            each and round(100 * each.cpu / min(step, until - at), 1) for at, each in zip(times, found, strict=True)
+        ],
         "memory_bytes": [each and (each.memory or None) for each in found],
-        "streams": [each and each.streams for each in found],
     }
 
 
