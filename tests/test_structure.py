@@ -26,11 +26,11 @@ LAYERS = [
     "_files",
     "_oauth",
     "_protocol",
+    "_frontmatter",
     "protocol",
     "_config",
     "_env_file",
     "_jsonc",
-    "_frontmatter",
     "_http",
     "_telemetry",
     "_stores",
@@ -165,9 +165,7 @@ def test_imports_point_down() -> None:
 
 
 PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
-    "extensions": {
-        "_frontmatter": "FrontmatterError read_frontmatter",
-    },
+    "extensions": {},
     "agent": {
         "_env_file": "EnvFileError read_env_file",
         "_protocol.errors": "suggest_keywords SuggestionMeta",
