@@ -72,7 +72,7 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
         name: Any = transport.get_extra_info("peername")
     except OSError:
         return None
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+    return None if isinstance(name, str | bytes | None) else (str(name[0]), int(name[1]))
 
 
 class GuardedConnection(Protocol):
