@@ -26,11 +26,11 @@ LAYERS = [
     "_files",
     "_oauth",
     "_protocol",
+    "_frontmatter",
     "protocol",
     "_config",
     "_env_file",
     "_jsonc",
-    "_frontmatter",
     "_http",
     "_telemetry",
     "_stores",
@@ -165,9 +165,7 @@ def test_imports_point_down() -> None:
 
 
 PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
-    "extensions": {
-        "_frontmatter": "FrontmatterError read_frontmatter",
-    },
+    "extensions": {},
     "agent": {
         "_env_file": "EnvFileError read_env_file",
         "_protocol.errors": "suggest_keywords SuggestionMeta",
@@ -176,7 +174,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_backoff": "retry_delay",
         "_config": "Cap RateText Seconds",
         "_files": "stamp_of write_private",
-        "_http.asgi.hosted_application": "HostedApplication",
+        "_http.hosted_application": "HostedApplication",
         "_http.client.body": "ArrivingBytes Inflow RateMeter",
         "_http.client.fetch": "tls",
         "_http.client.pool": "ConnectionPool guard_dial is_public is_this_machine",
@@ -236,7 +234,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
             "Handler header_lines HttpRequest JSON_HEAD last_event_id plain_problem query_value query_values "
             "refusal Response Sink STREAM_HEAD"
         ),
-        "_http.websocket.socket": "Socket TRY_AGAIN_LATER",
+        "_http.websocket": "Socket TRY_AGAIN_LATER",
         "_parts": "Route RouteRegistry WATCH",
         "_protocol": "sse",
         "_protocol.jsonrpc": "check_text",

@@ -19,7 +19,7 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
-from millstream._http.server.fast_head import HeaderLineCache
+from millstream._http.server import HeaderLineCache
 from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
