@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
 
-from millstream._app.definition import Definition, Info, choose_parts
+from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._override import override
@@ -338,8 +338,7 @@ class Server:
 
     @override
     def __repr__(self) -> str:
-        kinds = ("tools", "resources", "templates", "prompts")
-        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in kinds)}>"
+        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in KINDS)}>"
 
     @property
     def name(self) -> str:
@@ -718,7 +717,7 @@ class Server:
     # Running
 
     @asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
         """Run the server inside the ``async with`` block; the ``lifespan`` for an application that it's mounted in.
 
         Args:
@@ -817,13 +816,23 @@ class Server:
     # Names in other libraries. New programs should use `tool`, `route`, and the server as the ASGI application.
 
     def add_tool(self, function: F, /, **options: Any) -> F:
-        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``."""
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``.
+
+        Args:
+            function: The function.
+            options: The options of `tool`.
+        """
         return self.tool(**options)(function)
 
     def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
         """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
 
         If callers have to sign in, this path requires it as well, unless ``public=True``.
+
+        Args:
+            path: The path, as for `route`.
+            methods: HTTP methods.
+            options: Further options of `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -853,7 +862,11 @@ class Server:
         return self
 
     def sse_app(self, mount_path: str | None = None) -> Self:
-        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``."""
+        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+
+        Args:
+            mount_path: Ignored, because the path of a mounted server comes from the application.
+        """
         return self
 
     if not TYPE_CHECKING:  # type checkers would take every name for one that exists

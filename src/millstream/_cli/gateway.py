@@ -118,23 +118,17 @@ def accept(
     - `millstream gateway accept gateway.toml shop order`
     """
     try:
-        config = _upstream(load_file(file), upstream, file)
-        pins = config.policy.pins if config.policy is not None else ""
-        if config.trust != "pin" or not pins:
-            raise CommandError(f"{upstream} isn't pinned.", fix=f'Write trust = "pin" under [upstreams.{upstream}].')
-        kept = AcceptedFile(pins)
+        config, kept = _pinned(load_file(file), upstream, file)
         found = asyncio.run(_lists(config))
-        changed = {
-            (kind, name): definition
-            for kind, name, definition in pinned_items(found)
-            if (not tool or name == tool) and not _same(kept.of(upstream).get(kind, {}).get(name), definition)
-        }
-        if tool and all(name != tool for _, name, _ in pinned_items(found)):
-            names = tuple(name for _, name, _ in pinned_items(found))
+        items = list(pinned_items(found))
+        names = tuple(name for _, name, _ in items)
+        if tool and tool not in names:
             raise CommandError(f"{upstream} has no {tool}.", fix=f"{suggest(tool, names)}.".capitalize())
         rows: list[dict[str, object]] = []
-        for (kind, name), definition in changed.items():
+        for kind, name, definition in items:
             before = kept.of(upstream).get(kind, {}).get(name)
+            if (tool and name != tool) or (before is not None and digest_of(before) == digest_of(definition)):
+                continue
             rows.append({"kind": kind, "name": name, "accepted": before, "offered": definition})
             if not json:
                 _show(kind, name, before, definition)
@@ -150,12 +144,16 @@ def accept(
         print("Nothing has changed.")
 
 
-def _upstream(config: GatewayConfig, name: str, file: Path) -> UpstreamConfig:
-    for each in config.upstreams:
-        if each.name == name:
-            return each
-    names = tuple(each.name for each in config.upstreams)
-    raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, names)}.".capitalize())
+def _pinned(config: GatewayConfig, name: str, file: Path) -> tuple[UpstreamConfig, AcceptedFile]:
+    """Return a pinned upstream, and its accepted definitions."""
+    upstreams = {each.name: each for each in config.upstreams}
+    if name not in upstreams:
+        raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, tuple(upstreams))}.".capitalize())
+    found = upstreams[name]
+    pins = found.policy.pins if found.policy is not None else ""
+    if found.trust != "pin" or not pins:
+        raise CommandError(f"{name} isn't pinned.", fix=f'Write trust = "pin" under [upstreams.{name}].')
+    return found, AcceptedFile(pins)
 
 
 async def _lists(config: UpstreamConfig) -> catalog.Catalog:
@@ -181,10 +179,6 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
             max_bytes=config.max_catalog_bytes,
             warn=lambda text: print_text(text, sys.stderr),
         )
-
-
-def _same(accepted: catalog.Description | None, definition: catalog.Description) -> bool:
-    return accepted is not None and digest_of(accepted) == digest_of(definition)
 
 
 def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:

@@ -325,7 +325,7 @@ class WebPart(OwnPart):
             host.streams,
             info={
                 "name": definition.name,
-                "title": definition.info.title or definition.name,
+                "title": definition.title,
                 "version": definition.version,
                 "started": time.time(),
                 "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": host.settings.path},
@@ -341,7 +341,7 @@ class WebPart(OwnPart):
             "/dashboard/events": feed.events,
         }
         if host.gateway is not None:
-            info = {"title": definition.info.title or definition.name, "version": definition.version}
+            info = {"title": definition.title, "version": definition.version}
             dashboard |= _upstream_handlers(queries, host.gateway, info)
         for path, handler in dashboard.items():
             route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)

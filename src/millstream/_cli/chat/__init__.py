@@ -142,8 +142,10 @@ def chat(  # noqa: PLR0913  the options of the command
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers(), configuration)
-        if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
-            places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
+        found = find(places[0].target, env={}, cwd=None)
+        remote = isinstance(found, Remote) and not is_loopback(found.url.host)
+        if len(places) > 1 or remote:  # what one of them returns could reach another
+            places = [structs.replace(each, trusts_hints=lambda _: False) for each in places]
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
@@ -212,21 +214,15 @@ def _places(
     places: list[ServerConfig] = []
     for text in servers:
         if text.endswith(".json") and Path(text).is_file():
-            entries = mcp_servers(_read_json(text), text)
+            try:
+                entries = mcp_servers(json_module.loads(Path(text).read_text("utf-8")), text)
+            except (OSError, ValueError) as exc:
+                raise TargetError(f"{text} can't be read as JSON: {exc}.") from exc
             places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
         else:
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(reach(text, "", headers={**key, **headers}))
     return places
-
-
-def _trust_none(tool: str) -> bool:
-    return False
-
-
-def _is_remote(place: ServerConfig) -> bool:
-    found = find(place.target, env={}, cwd=None)
-    return isinstance(found, Remote) and not is_loopback(found.url.host)
 
 
 def _read_line(prompt: str) -> str:
@@ -235,13 +231,6 @@ def _read_line(prompt: str) -> str:
         return ask(prompt)
     with interrupt_reads():
         return input(prompt)
-
-
-def _read_json(path: str) -> object:
-    try:
-        return json_module.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as exc:
-        raise TargetError(f"{path} can't be read as JSON: {exc}.") from exc
 
 
 def _screen(*, json: bool) -> Screen:

@@ -268,8 +268,11 @@ class ChatSession:
         """
         assert self._agent is not None  # noqa: S101  set in `open`
         agent = self._agent
+        self._answer(lambda: agent.say(text))
+
+    def _answer(self, begin: Callable[[], AgentRun]) -> None:
         try:
-            self._wait(self._show(lambda: agent.say(text)))
+            self._wait(self._show(begin))
         finally:
             self._screen.pause()
 
@@ -296,26 +299,18 @@ class ChatSession:
                 self._respond(line, show_rows)
 
     def _respond(self, line: str, show_rows: Callable[[Rows], None]) -> None:
+        assert self._agent is not None  # noqa: S101  set in `open`
         try:
-            if line.startswith("/"):
-                self._command(line, show_rows)
-            else:
+            if not line.startswith("/"):
                 self.answer(line)
+            elif isinstance(found := self._wait(Slash(self._agent).run(line)), list):
+                show_rows(found)
+            else:
+                self._answer(lambda: found)
         except (ClientError, AgentError) as exc:
             self._screen.fail(str(exc))
         except AnswerStopped:
             self._screen.note("Stopped.")
-
-    def _command(self, line: str, show_rows: Callable[[Rows], None]) -> None:
-        assert self._agent is not None  # noqa: S101  set in `open`
-        found = self._wait(Slash(self._agent).run(line))
-        if isinstance(found, list):
-            show_rows(found)
-            return
-        try:
-            self._wait(self._show(lambda: found))
-        finally:
-            self._screen.pause()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work in the agent's thread. Show its output and ask its questions in this one."""
