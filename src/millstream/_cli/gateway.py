@@ -8,11 +8,21 @@ from typing import Annotated
 
 import msgspec
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.program import EnvFile, Port, Yes
-from millstream._cli.run import LogLevel, TransportChoice
+from millstream._cli.program import EnvFile, Yes
+from millstream._cli.run import (
+    Anonymous,
+    Host,
+    KeyFiles,
+    ListenPort,
+    MinLevel,
+    Parts,
+    Store,
+    Transport,
+    TransportChoice,
+    Workers,
+)
 from millstream._cli.serve import serve_http, use_file
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
@@ -28,7 +38,6 @@ from millstream.gateway._upstream import UpstreamConfig
 
 gateway = App(
     name="gateway",
-    usage="Usage: millstream gateway [OPTIONS] FILE",
     help="""Serve other MCP servers and APIs at one address.
 
     Every client can use every server of the file, regardless of revisions and transports.
@@ -51,27 +60,15 @@ def serve(  # noqa: PLR0913  the options of the command
     file: File,
     /,
     *,
-    host: Annotated[
-        str | None, Parameter(metavar="ADDRESS", help="Address to listen on.", show_default=lambda _: "127.0.0.1")
-    ] = None,
-    port: Port = None,
-    transport: Annotated[
-        TransportChoice, Parameter(metavar="NAME", help="http, or stdio to communicate with the parent program.")
-    ] = TransportChoice.http,
-    store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
-    serve: Annotated[
-        str,
-        Parameter(
-            metavar="PARTS",
-            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
-        ),
-    ] = "",
-    workers: Annotated[int, Parameter(metavar="N", help="Number of processes.", validator=Number(gte=1))] = 1,
-    auth_keys: Annotated[
-        str | None, Parameter(metavar="FILE", help="A file of keys, created by `millstream keys add`.")
-    ] = None,
-    allow_anonymous: Annotated[bool, Parameter(help="Let anyone who can reach the address call every tool.")] = False,
-    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
+    host: Host = None,
+    port: ListenPort = None,
+    transport: Transport = TransportChoice.http,
+    store: Store = "",
+    serve: Parts = "",
+    workers: Workers = 1,
+    auth_keys: KeyFiles = None,
+    allow_anonymous: Anonymous = False,
+    log_level: MinLevel = None,
     env_file: EnvFile = None,
 ) -> None:
     """Serve the upstreams of a file."""
@@ -98,7 +95,7 @@ def serve(  # noqa: PLR0913  the options of the command
     )
 
 
-@gateway.command(usage="Usage: millstream gateway accept [OPTIONS] FILE UPSTREAM [TOOL]")
+@gateway.command
 def accept(
     file: File,
     upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],

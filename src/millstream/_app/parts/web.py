@@ -150,7 +150,7 @@ class DashboardQueries:
         self._known: set[str] = set()
         """Workers that replied to the last request."""
         self._replies = Tasks()
-        peers.on(StatsRequest, self._reply_to)
+        peers.on(StatsRequest, lambda request, worker: self._replies.spawn(self._reply(request, worker)))
         peers.on(StatsReply, self._take_reply)
 
     async def run(self) -> None:
@@ -254,9 +254,6 @@ class DashboardQueries:
         finally:
             del self._waiting[number]
         return {self._me: await self._answer(question), **waiting.answers}
-
-    def _reply_to(self, request: StatsRequest, worker: str) -> None:
-        self._replies.spawn(self._reply(request, worker))
 
     async def _reply(self, request: StatsRequest, worker: str) -> None:
         # The other worker may have another version or be gone; its page will ask again.

@@ -20,6 +20,7 @@ from millstream._cli.chat.screen import (
     PlainScreen,
     Screen,
     Steps,
+    TerminalScreen,
     steps_of_configuration,
     steps_of_connection,
 )
@@ -134,7 +135,8 @@ def chat(  # noqa: PLR0913  the options of the command
         options=Options(env=options.variables, auth=options.auth()),
         revision=options.revision or None,
     )
-    screen = _screen(json=json)
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    screen = JsonScreen() if json else TerminalScreen() if terminal else PlainScreen()
     try:
         if not question and not sys.stdin.isatty():
             raise ConfigurationError(
@@ -149,7 +151,8 @@ def chat(  # noqa: PLR0913  the options of the command
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
-        _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
+        agent = partial(Agent, chosen, places, system=system, limits=limits)
+        _talk(agent, chosen, places, question, steps or screen, steps, yes=yes)
     except (ClientError, AgentError) as exc:
         screen.fail(one_line(str(exc)))
         raise SystemExit(_status(exc)) from exc
@@ -160,6 +163,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
 
 def _talk(
+    new_agent: Callable[..., Agent],
     model: LanguageModel,
     places: Sequence[ServerConfig],
     question: str,
@@ -167,9 +171,7 @@ def _talk(
     steps: Steps | None,
     /,
     *,
-    system: str,
     yes: bool,
-    limits: Limits,
 ) -> None:
     """Connect, and answer one question or have a conversation."""
     attended = sys.stdin.isatty() and sys.stderr.isatty()
@@ -178,7 +180,7 @@ def _talk(
     def make() -> Agent:
         elicit = conversation.in_main(prompts.fill_in) if attended else None
         approve = conversation.in_main(prompts.approve)
-        return Agent(model, places, system=system, approve=approve, elicit=elicit, limits=limits)
+        return new_agent(approve=approve, elicit=elicit)
 
     if steps is not None:
         steps.tell_all(steps_of_configuration(model, places))
@@ -231,16 +233,6 @@ def _read_line(prompt: str) -> str:
         return ask(prompt)
     with interrupt_reads():
         return input(prompt)
-
-
-def _screen(*, json: bool) -> Screen:
-    if json:
-        return JsonScreen()
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        from millstream._cli.chat.screen import TerminalScreen  # noqa: PLC0415 - only for terminals
-
-        return TerminalScreen()
-    return PlainScreen()
 
 
 def _print(rows: Rows) -> None:
