@@ -412,6 +412,16 @@ def test_default_names_come_from_file_or_host(target: str, name: str) -> None:
     assert launch.name_of(target) == name
 
 
+def test_lists_of_servers_are_installed_as_a_gateway(tmp_path: Path) -> None:
+    for name, text in (("servers.json", '{"mcpServers": {}}'), ("gateway.toml", "")):
+        (tmp_path / name).write_text(text, "utf-8")
+        found = launch.launch_of(str(tmp_path / name), env={}, headers={})
+        assert (found.command, found.args) == (PROGRAM, ("gateway", str(tmp_path / name), "--transport", "stdio"))
+    (tmp_path / "servers.yaml").write_text("", "utf-8")
+    with pytest.raises(CommandError, match=r"servers\.yaml is neither Python nor JavaScript, nor a list of servers\."):
+        launch.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
+
+
 def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")

@@ -12,7 +12,7 @@ from millstream import Server, Settings
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
-from millstream._telemetry.exposition import render
+from millstream._telemetry.metrics import render
 from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from telemetry_parts import make_call

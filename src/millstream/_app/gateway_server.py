@@ -14,10 +14,10 @@ from millstream._app.server import Server
 from millstream._config import Settings, VariableError
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
 from millstream.gateway._part import check
-from millstream.gateway._programs.classes import hosts_and_origins, library_of
+from millstream.gateway._programs import hosts_and_origins, library_of
 
 if TYPE_CHECKING:
-    from millstream.gateway._programs.http import HttpSide
+    from millstream.gateway._programs.program import HttpSide
 
 START_TIMEOUT = 30.0
 """Seconds that the start waits for the lists of a command or program, since there's nothing else to offer."""
@@ -99,15 +99,14 @@ def server_of(value: Any) -> Server:
     origins that the program allows with CORS.
 
     Args:
-        value: Server object; see `millstream.gateway._programs.classes.library_of`.
+        value: Server object; see `millstream.gateway._programs.library_of`.
 
     Raises:
         ProgramError: It can't run this way; the message says why and what to do.
     """
     from millstream._app.user_routes import application_at  # noqa: PLC0415  only for other libraries
     from millstream.gateway._programs.auth import ProgramAuth  # noqa: PLC0415
-    from millstream.gateway._programs.http import SIGN_IN  # noqa: PLC0415
-    from millstream.gateway._programs.program import program_of  # noqa: PLC0415
+    from millstream.gateway._programs.program import SIGN_IN, program_of  # noqa: PLC0415
 
     program = program_of(value)
     side = program.side

@@ -29,7 +29,7 @@ from millstream._http.asgi.hosted_application import Application, BrokenReply, H
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
-from millstream._server.calls.threads import Threads
+from millstream._server.pool import Threads
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
 from millstream._web.error_pages import error_page

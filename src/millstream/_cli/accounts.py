@@ -111,11 +111,13 @@ def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
     if json:
         found = [
             {"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
-            for each in key_file.keys
+            for each in key_file.records
         ]
         print_json({"keys": found})
         return
-    rows = [[each.name, " ".join(each.scopes) or "no scopes", day(each.created), _end(each)] for each in key_file.keys]
+    rows = [
+        [each.name, " ".join(each.scopes) or "no scopes", day(each.created), _end(each)] for each in key_file.records
+    ]
     print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
 
 

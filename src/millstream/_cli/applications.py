@@ -59,8 +59,9 @@ def launch_of(
     packages: Sequence[str] = (),
     editable: Sequence[str] = (),
 ) -> Launch:
-    """Return how to reach a server in a file or at a URL. Paths are absolute, because applications run in other
-    folders.
+    """Return how to reach a server in a file or at a URL, or a gateway to the servers that a file lists.
+
+    Paths are absolute, because applications run in other folders.
 
     Raises:
         CommandError: The file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
@@ -78,7 +79,7 @@ def launch_of(
         source, name = target, ""
     path = Path(source)
     if not path.is_file():
-        fix = "Use a .py or .js file, or a URL like https://example.com/mcp."
+        fix = "Use a .py, .js, .json, or .toml file, or a URL like https://example.com/mcp."
         raise CommandError(f"There is no file {path}.", fix=fix)
     path = path.resolve()
     if packages or editable:
@@ -91,13 +92,18 @@ def launch_of(
 def _words(path: Path, name: str, *, python: str = "") -> list[str]:
     if path.suffix in (".js", ".mjs", ".cjs"):
         return [shutil.which("node") or "node", str(path)]
-    if path.suffix != ".py":
-        raise CommandError(f"{path.name} is neither Python nor JavaScript.", fix="Use a .py or .js file, or a URL.")
-    if not is_run_by_us(path.read_text("utf-8", "replace")):
+    gateway = path.suffix in (".json", ".toml")
+    if not gateway and path.suffix != ".py":
+        raise CommandError(
+            f"{path.name} is neither Python nor JavaScript, nor a list of servers.",
+            fix="Use a .py, .js, .json, or .toml file, or a URL.",
+        )
+    if not gateway and not is_run_by_us(path.read_text("utf-8", "replace")):
         return [python or sys.executable, str(path)]
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
     start = [str(program)] if program.is_file() and not python else [python or sys.executable, "-m", "millstream"]
-    return [*start, "run", f"{path}:{name}" if name else str(path), "--transport", "stdio"]
+    what = ["gateway", str(path)] if gateway else ["run", f"{path}:{name}" if name else str(path)]
+    return [*start, *what, "--transport", "stdio"]
 
 
 def hyphenate(name: str) -> str:

@@ -31,8 +31,8 @@ from millstream.client._client import Client
 from millstream.client._errors import ClientError
 from millstream.client._negotiation import Options
 from millstream.gateway import _catalog as catalog
+from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
-from millstream.gateway._pins import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._questions import ALL_ABILITIES
 from millstream.gateway._upstream import UpstreamConfig
 

@@ -241,7 +241,11 @@ PRINTED = "json"
 
 def install(  # noqa: PLR0913  the options of the command
     target: Annotated[
-        str, Parameter(name="FILE_OR_URL", help="A .py or .js file (FILE:OBJECT for one of several), or a URL.")
+        str,
+        Parameter(
+            name="FILE_OR_URL",
+            help="A .py or .js file (FILE:OBJECT for one of several), servers.json or gateway.toml, or a URL.",
+        ),
     ],
     /,
     *,

@@ -38,7 +38,7 @@ from millstream._config import VariableError
 from millstream._override import override
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.logs import user_frames
-from millstream.gateway._programs.classes import ProgramError, UnsupportedVersion, library_of
+from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 
 T = TypeVar("T")
 

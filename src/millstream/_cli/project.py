@@ -17,8 +17,7 @@ from millstream._cli.load import load
 from millstream._cli.program import Json
 from millstream._cli.tables import print_json, print_text
 from millstream._version import __version__
-from millstream.extensions.cards import CardError, registry_entry
-from millstream.extensions.cards._extension import identify
+from millstream.extensions.cards import CardError, identify, registry_entry
 
 _SERVER = '''\
 """{title}: an MCP server."""

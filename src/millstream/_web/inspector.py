@@ -32,9 +32,8 @@ from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import reply
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
-from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._jose import InvalidToken, read_payload
-from millstream.auth._pages import continue_page, quote_foreign, turned_back
+from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
 from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
 from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.client._oauth.store import Registration, Tokens

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import Definition, on_each_worker
 from millstream._override import override
 from millstream._parts import Host, Route
-from millstream._protocol.handshake import Handshake
+from millstream._protocol.admission import Handshake
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import SESSION_OVER, ObserveMessage
 from millstream._server.calls.sessions import Session

@@ -42,9 +42,8 @@ from millstream._app.parts import OwnPart
 from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
 from millstream._override import override
 from millstream._parts import WATCH, Host, Route
-from millstream._protocol.admission import target_name
+from millstream._protocol.admission import Handshake, target_name
 from millstream._protocol.errors import LocalError
-from millstream._protocol.handshake import Handshake
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
@@ -55,11 +54,10 @@ from millstream._stores import open_store
 from millstream._stores.base import Store
 from millstream._stores.changes import read_again
 from millstream._stores.workers import parent_address
-from millstream._telemetry import exposition
 from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
-from millstream._telemetry.exposition import EndedProcesses, MetricsEndpoint
 from millstream._telemetry.messages import session_hash
-from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.metrics import EndedProcesses, Metrics, dump, metrics_handler, render_sums
+from millstream._telemetry.metrics import render as metrics_text
 from millstream._telemetry.process import resident_bytes
 
 if TYPE_CHECKING:
@@ -194,7 +192,7 @@ class MachineMetrics:
             return await self._sums()
         except (LocalError, OSError) as exc:
             logger.warning("The metrics are those of one worker, because the others can't be queried: %s", exc)
-            return exposition.render(self._metrics)
+            return metrics_text(self._metrics)
 
     async def run(self) -> None:
         """Store the figures whenever they change, until canceled."""
@@ -207,7 +205,7 @@ class MachineMetrics:
 
     async def leave(self) -> None:
         """Store the current figures with the parent."""
-        data = exposition.dump(self._metrics)
+        data = dump(self._metrics)
         if data != self._left:
             await self._store.kv.put(_KEPT + self._store.workers.me, data, _TTL)
             self._left = data
@@ -224,7 +222,7 @@ class MachineMetrics:
             else:
                 await self._fold(name, data)
         ended = await kv.get(_ENDED)
-        return exposition.render_sums(alive, _decode(ended).readings if ended is not None else ())
+        return render_sums(alive, _decode(ended).readings if ended is not None else ())
 
     async def _fold(self, name: str, data: bytes) -> None:
         """Add the figures of an exited worker to the common record."""
@@ -261,7 +259,7 @@ class MetricsPart(OwnPart):
         if parent_address() is None:
 
             async def render() -> bytes:
-                return exposition.render(metrics)
+                return metrics_text(metrics)
         else:
             # Not the server's store, which several machines may share.
             store = open_store("memory://")
@@ -271,7 +269,7 @@ class MetricsPart(OwnPart):
             host.stack.push_async_callback(machine.leave)
             host.run(machine.run())
             render = machine.render
-        route = Route({"GET": MetricsEndpoint(render, health.look).get}, scope=WATCH, private=True)
+        route = Route({"GET": metrics_handler(render, health.look)}, scope=WATCH, private=True)
         host.on_http(partial(host.routes.add, "/metrics", route))
 
 

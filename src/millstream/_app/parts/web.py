@@ -29,9 +29,8 @@ from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 from millstream._tasks import Tasks
-from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
 from millstream._telemetry.logs import capture_logs, capture_prints
-from millstream._telemetry.process import resident_bytes
+from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import (
     DashboardFeed,
@@ -209,7 +208,7 @@ class DashboardQueries:
 
     async def upstreams(self) -> list[dict[str, Any]]:
         """Return state and statistics of each upstream of the gateway, of all workers together."""
-        from millstream.gateway._page import merge_reports  # noqa: PLC0415  only where there is a gateway
+        from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
 
         return merge_reports(_decode_any(each) for each in (await self._ask(_Question("upstreams"))).values())
 
