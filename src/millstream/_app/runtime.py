@@ -297,7 +297,9 @@ class Runtime:
             )
             install(self.dispatcher)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
-            self.dispatcher.around = _wide_middleware(definition)
+            if definition.has_wide_hooks():
+                hooks = definition.hooks or Hooks(definition)
+                self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
@@ -464,10 +466,3 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
             f"; the same goes for {more} other {'tool' if more == 1 else 'tools'} (--log-level debug)" if more else ""
         )
         logger.info("%s: %s%s", name, text, others)
-
-
-def _wide_middleware(definition: Definition) -> MiddlewareChain | None:
-    """Return the middleware for messages and lists; None if neither this server nor one mounted on it has any."""
-    if not definition.has_wide_hooks():
-        return None
-    return MiddlewareChain(definition.hooks or Hooks(definition), definition.registry)

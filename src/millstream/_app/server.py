@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
 
-from millstream._app.definition import Definition, Info, choose_parts
+from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._override import override
@@ -333,8 +333,7 @@ class Server:
 
     @override
     def __repr__(self) -> str:
-        kinds = ("tools", "resources", "templates", "prompts")
-        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in kinds)}>"
+        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in KINDS)}>"
 
     @property
     def name(self) -> str:
@@ -713,7 +712,7 @@ class Server:
     # Running
 
     @asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
         """Run the server inside the ``async with`` block; the ``lifespan`` for an application that it's mounted in.
 
         Args:
@@ -816,7 +815,7 @@ class Server:
 
         Args:
             function: The function.
-            options: See `tool`.
+            options: The options of `tool`.
         """
         return self.tool(**options)(function)
 
@@ -826,9 +825,9 @@ class Server:
         If callers have to sign in, this path requires it as well, unless ``public=True``.
 
         Args:
-            path: The path.
-            methods: Its HTTP methods.
-            options: See `route`.
+            path: The path, as for `route`.
+            methods: HTTP methods.
+            options: Further options of `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -861,7 +860,7 @@ class Server:
         """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
 
         Args:
-            mount_path: Path at which other packages would serve it; it has no effect.
+            mount_path: Ignored, because the path of a mounted server comes from the application.
         """
         return self
 

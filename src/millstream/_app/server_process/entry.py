@@ -118,19 +118,21 @@ def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
 
     def find_handler(method: str, path: str) -> Handler | None:
         handler = find(method, path)
-        return handler if handler is None or path not in EXEMPT else partial(_probe, handler, policy)
+        if handler is None or path not in EXEMPT:
+            return handler
+
+        async def probe(request: HttpRequest) -> Response | Sink | None:
+            origin, check = request.headers.get(b"origin"), policy.check
+            if origin is None or check(request.method, request.headers, request.raw_headers, request.peer) is not None:
+                return await handler(request)
+            reply = policy.preflight(request) or await handler(request)
+            if isinstance(reply, Response):
+                reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
+            return reply
+
+        return probe
 
     return find_handler
-
-
-async def _probe(handler: Handler, policy: HostPolicy, request: HttpRequest) -> Response | Sink | None:
-    origin = request.headers.get(b"origin")
-    if origin is None or policy.check(request.method, request.headers, request.raw_headers, request.peer) is not None:
-        return await handler(request)
-    reply = policy.preflight(request) or await handler(request)
-    if isinstance(reply, Response):
-        reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
-    return reply
 
 
 async def _websocket(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
