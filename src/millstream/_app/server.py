@@ -219,7 +219,7 @@ class Server(ServerAliases):
     def tool(self, function: F, /) -> F: ...
     @overload
     def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
-    def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
+    def tool(self, function: Any = None, /, *more: object, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
         The tool's name is the function's, its description the docstring, and its schemas come from the annotations
@@ -236,6 +236,8 @@ class Server(ServerAliases):
             TypeError: An annotation has no schema, or an option is unknown.
             LocalError: Other workers are running.
         """
+        if more:
+            raise TypeError("mcp.tool takes one function. Write its options by name: @mcp.tool(name=…, description=…)")
         if self.settings.coerce_arguments:
             options.setdefault("coerce", True)
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
@@ -525,7 +527,7 @@ class Server(ServerAliases):
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
     @suggest_keywords
-    def mount(self, other: "Server", *, prefix: str = "") -> None:
+    def mount(self, other: "Server", prefix: str = "") -> None:
         """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
