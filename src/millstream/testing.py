@@ -22,7 +22,7 @@ from millstream._transports.connection import MemoryPipe
 from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
 from millstream.client._negotiation import Options
-from millstream.client._questions import ObservedQuestion, Question, Questions
+from millstream.client._questions import Elicit, ObservedQuestion, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
 from millstream.client._transports.memory import MemoryTransport
@@ -30,8 +30,6 @@ from millstream.client._transports.transport import Listener
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 
-Elicit = Callable[[str, dict[str, Any]], Any]
-"""Simulated user: ``elicit(message, schema)`` returns the answers as a dict, ``"decline"``, or ``"cancel"``."""
 Sample = Callable[[dict[str, Any]], str]
 """Simulated model: ``sample(params)`` returns its text."""
 
@@ -105,7 +103,8 @@ async def connect(
     Args:
         server: Your server.
         revision: Protocol revision to use, as a date.
-        elicit: Simulates the user; without it, the client doesn't support forms.
+        elicit: Simulates the user, like the handler of `Client`: ``elicit(question)`` returns the answers as a dict,
+            ``"decline"``, or ``"cancel"``. Without it, the client doesn't support forms.
         sample: Simulates the model; without it, the client doesn't support sampling.
         roots: File URIs; without them, the client doesn't support roots.
         principal: The caller, or its subject. With `scopes` alone, the subject is ``test``.
@@ -126,10 +125,6 @@ async def connect(
     else:
         caller = None if caller is None and not granted else Principal(caller or "test", scopes=granted)
 
-    def fill_in(question: Question) -> Any:
-        assert elicit is not None  # noqa: S101  otherwise, there's no handler
-        return elicit(question.message, question.requested_schema or {})
-
     def complete(params: CreateMessageRequestParams) -> SampleResult:
         assert sample is not None  # noqa: S101  otherwise, there's no handler
         return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
@@ -138,7 +133,7 @@ async def connect(
         server if caller is None else _SignedIn(server, caller),
         revision=revision,
         timeout=_WAIT,
-        elicit=None if elicit is None else fill_in,
+        elicit=elicit,
         sample=None if sample is None else complete,
         roots=roots,
         options=Options(name="test", version="1"),

@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from cases import for_each
 from command_line import CliRunner, Result
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.commands import install as command
-from millstream._cli.installer import launch
-from millstream._cli.installer.applications import APPLICATIONS, System
+from millstream._cli import applications as launch
+from millstream._cli import install as command
+from millstream._cli.applications import APPLICATIONS, System
 from millstream._cli.program import program
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
@@ -301,7 +301,7 @@ def test_file_modes_and_links_are_kept(home: Path) -> None:
 
 
 def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
-    from millstream._cli.installer.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
+    from millstream._cli.install import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / "mcp.json"
     change = prepare(path, ("servers", "x"), lambda old: {})

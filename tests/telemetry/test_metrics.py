@@ -8,8 +8,18 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from cases import for_each
-from millstream._telemetry.exposition import dump, render_sums
-from millstream._telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Metrics, Reading, percentiles, quantile
+from millstream._telemetry.metrics import (
+    DURATIONS,
+    FINE,
+    MAX_SERIES,
+    OTHER,
+    Metrics,
+    Reading,
+    dump,
+    percentiles,
+    quantile,
+    render_sums,
+)
 
 
 def text_of(registry: Metrics) -> bytes:

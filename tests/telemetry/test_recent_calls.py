@@ -21,8 +21,8 @@ from millstream._server.observability.recent_calls import (
     WorkerCalls,
     call_values,
 )  # fmt: skip
-from millstream._telemetry.history import Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import OTHER
+from millstream._telemetry.process import Gauges, HistoryWindow, OperationTally
 from telemetry_parts import make_call
 
 

@@ -19,11 +19,11 @@ from millstream._limits.limiters import (
     Limiter,
     Rate,
     SharedLimiter,
+    StoreLimiter,
     concurrency_limits,
     hash_key,
     rate_lines,
 )
-from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._protocol.principal import Share

@@ -67,6 +67,23 @@ class RequestMeta(
     progress_token: ProgressToken | UnsetType = UNSET
     traceparent: Any = None
 
+    def read_client(self) -> "ClientInfo":
+        """Return the client's description of itself.
+
+        Raises:
+            msgspec.DecodeError: The capabilities aren't an object.
+        """
+        capabilities = {} if self.capabilities is UNSET else read_capabilities(self.capabilities)
+        if self.client is UNSET:
+            return ClientInfo(capabilities)
+        return ClientInfo(capabilities, self.client.name, self.client.version)
+
+
+class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
+    """`params` with the members of `_meta` that a server reads."""
+
+    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
+
 
 class LooseMeta(Struct, gc=False, rename={"version": VERSION_KEY, "capabilities": CAPABILITIES_KEY}):
     """The members that tell the eras apart, of any type."""
@@ -186,3 +203,4 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
 
 
 decode_loose_params = decoder(LooseParams)
+decode_params_with_meta = decoder(ParamsWithMeta)

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import KeyRing
 
 _KIND = b"request-state"
 _LARGE = 16 * 1024
@@ -42,7 +42,11 @@ class RoundState(Struct, array_like=True):
 
 
 class InputRequired(BaseException):
-    """Stops a function so that its questions go to the client. A `BaseException`, so user code doesn't catch it."""
+    """Stops a function so that its questions go to the client. A `BaseException`, so user code doesn't catch it.
+
+    Example:
+        ``except InputRequired: raise`` before cleaning up after a failure.
+    """
 
     def __init__(self, requests: Mapping[str, Any]) -> None:
         super().__init__("input required")

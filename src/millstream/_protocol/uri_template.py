@@ -16,7 +16,8 @@ The RFC defines expansion only. Matching returns values that could have produced
 """
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
@@ -83,8 +84,9 @@ class UriTemplate:
 
     def __init__(self, template: str) -> None:
         self.template = template
-        self._prefix, parts = _split_prefix(_parse(template))
-        self._parts = tuple(parts)
+        parts = _parse(template)
+        self._prefix = parts[0] if parts and isinstance(parts[0], str) else ""
+        self._parts = tuple(parts[1:] if self._prefix else parts)
         names = (name for part in parts if not isinstance(part, str) for name in part.names)
         self.variables: tuple[str, ...] = tuple(dict.fromkeys(names))
         """Names in order of first appearance."""
@@ -110,18 +112,17 @@ class UriTemplate:
             uri: The URI that a client sent.
         """
         try:
-            text = self._one_character_a_byte(uri)
+            if uri.isascii():
+                text = uri
+            elif self.template.isascii():  # only literals must be found in percent-encoded form
+                text = uri.encode().decode("latin-1")
+            else:
+                text = quote(uri, safe=_ASCII)
         except UnicodeEncodeError:
             return None
         if not text.startswith(self._prefix):
             return None
         return self._match_parts(text[len(self._prefix) :])
-
-    def _one_character_a_byte(self, uri: str) -> str:
-        if uri.isascii():
-            return uri
-        # Only literals must be found in percent-encoded form.
-        return uri.encode().decode("latin-1") if self.template.isascii() else quote(uri, safe=_ASCII)
 
     def _match_parts(self, text: str) -> dict[str, str] | None:
         # Sets of positions are integers: bit i is the position before character i. An addition then follows a run of
@@ -136,7 +137,7 @@ class UriTemplate:
                 trail.append(len(part))
             else:
                 levels = positions.after_expression(part, reached)
-                reached = _union(part, levels)
+                reached = reduce(or_, levels) if part.lead else levels[-1]
                 trail.append((part, levels))
         if not reached >> len(text):
             return None
@@ -206,15 +207,6 @@ class _Positions:
         return end
 
 
-def _union(part: _Expression, levels: list[int]) -> int:
-    if not part.lead:
-        return levels[-1]
-    reached = 0
-    for level in levels:
-        reached |= level
-    return reached
-
-
 def _collect(part: _Expression, text: str, values: dict[str, str]) -> bool:
     """Add the values in an expression's text. Return False if one is malformed, unsafe, or conflicts with another."""
     operator = part.operator
@@ -281,12 +273,6 @@ def _keep_reserved(value: str) -> str:
 def _is_triplet(text: str) -> bool:
     """Return whether `text`, which follows a ``%``, starts with two hexadecimal digits."""
     return len(text) >= 2 and text[0] in _HEX and text[1] in _HEX
-
-
-def _split_prefix(parts: list[str | _Expression]) -> tuple[str, list[str | _Expression]]:
-    if parts and isinstance(parts[0], str):
-        return parts[0], parts[1:]
-    return "", parts
 
 
 def _parse(template: str) -> list[str | _Expression]:

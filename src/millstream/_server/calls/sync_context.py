@@ -14,9 +14,9 @@ from millstream._protocol.notifications import Root, SampleResult
 from millstream._protocol.principal import Publisher
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
+from millstream._server.calls.questions import Question
 from millstream._server.calls.session_state import SyncSessionState
-from millstream._server.calls.threads import Jobs, run_carried, work
-from millstream._server.questions.questions import Question
+from millstream._server.pool import Jobs, run_carried, work
 
 T = TypeVar("T")
 

@@ -20,12 +20,13 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
-from millstream._server.features.dependency_resolver import CompleterFunction
 from millstream._server.features.resources import Prompt, Resource, Template
+from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import PreparedCall, Tool
 
-_MEMBERS = {"tools": "tools", "resources": "resources", "templates": "resourceTemplates", "prompts": "prompts"}
-"""Kind -> member of the list result."""
+
+def _noun(kind: str) -> str:
+    return _KINDS[kind].removesuffix("s")
 
 
 def _start(kind: str, names: list[str], cursor: str) -> int:
@@ -74,7 +75,6 @@ _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", 
 _NONE = frozenset[str]()
 _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of others."""
-_NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
 MAX_URI = 8 * 1024
 """Maximum number of characters of a URI that is compared with templates."""
 _MAX_PAGES = 1024
@@ -150,14 +150,17 @@ class Registry:
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
         getattr(self, kind)[key] = item
-        if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
-            self.fast[key.encode()] = fast
+        self._prepare(kind, key, item)
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
             self.has_scopes = True
         if item.visible is not None:
             self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
         self._touch(kind)
+
+    def _prepare(self, kind: str, key: str, item: Any) -> None:
+        if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
+            self.fast[key.encode()] = fast
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether a name is taken, by an enabled or disabled item."""
@@ -170,10 +173,9 @@ class Registry:
             ValueError: The name is taken.
         """
         if self.has(kind, key):
-            noun = _NOUNS[kind]
+            noun = _noun(kind)
             raise ValueError(
-                f"The {noun} {key!r} already exists. Give this one another name, or call "
-                f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
+                f"The {noun} {key!r} already exists. Give this one another name, or call remove_{noun}({key!r}) first"
             )
 
     def remove(self, kind: str, key: str) -> None:
@@ -184,7 +186,7 @@ class Registry:
         """
         if key not in self.disabled[kind]:
             if key not in getattr(self, kind):
-                raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
+                raise KeyError(f"There is no {_noun(kind)} {key!r}")
             self.disable(kind, key)
         del self.disabled[kind][key], self._places[kind, key]
         if kind in _KINDS_WITH_ARGUMENTS:
@@ -236,8 +238,7 @@ class Registry:
         for name, item in added.items():
             self._places.setdefault((kind, name), (group, next(self._numbers)))
             items[name] = item
-            if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
-                self.fast[name.encode()] = fast
+            self._prepare(kind, name, item)
         self._sort(kind)
         self._recount(kind)
         self._forget_pages(kind)
@@ -412,9 +413,8 @@ class Registry:
             start = 0 if cursor is None else _start(kind, names, cursor)
             end = start + self._page_size
             describe = revisions.tool if kind == "tools" else revisions.project_item
-            result: dict[str, Any] = {
-                _MEMBERS[kind]: [describe(items[name].describe(), revision) for name in names[start:end]]
-            }
+            member = "resourceTemplates" if kind == "templates" else kind
+            result: dict[str, Any] = {member: [describe(items[name].describe(), revision) for name in names[start:end]]}
             if end < len(names):
                 result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{names[end - 1]}".encode()).decode()
             if revision.result_type:

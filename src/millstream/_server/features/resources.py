@@ -28,7 +28,7 @@ class PromptOptions(Labels, total=False):
 
 
 class Prompt(Item):
-    """A registered prompt."""
+    """A prompt from any source: ``Prompt(ItemSource("greet", run, read, schema={"properties": {"name": {}}}))``"""
 
     kind = "prompts"
 
@@ -48,6 +48,10 @@ class Prompt(Item):
 
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result for the call's revision.
+
+        Args:
+            value: What the prompt's function returned.
+            call: The call.
 
         Raises:
             LocalError: The value doesn't consist of messages.
@@ -135,7 +139,7 @@ class Readable(Item):
 
 
 class Resource(Readable):
-    """A resource with one URI. It takes no arguments."""
+    """A resource with one URI. It takes no arguments: ``Resource("shop://opening-hours", source)``"""
 
     naming = "uri"
 
@@ -157,12 +161,20 @@ class Pattern(Protocol):
         ...
 
     def match(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables in a URI, or None if the URI doesn't match."""
+        """Return the values of the variables in a URI, or None if the URI doesn't match.
+
+        Args:
+            uri: The URI that a client reads.
+        """
         ...
 
 
 class Template(Readable):
-    """A family of resources. The variables of its URI are its arguments."""
+    """A family of resources. The variables of its URI are its arguments.
+
+    Example:
+        ``Template("shop://books/{isbn}", ItemSource("book", run, read, schema={"properties": {"isbn": {}}}))``
+    """
 
     naming = "uriTemplate"
 

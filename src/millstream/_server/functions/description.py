@@ -201,6 +201,9 @@ def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, 
     return {key: value for key, value in members.items() if value is not None}
 
 
+_OTHER_STYLES = re.compile(r"^\s*(?:[:@]|--)", re.MULTILINE)
+
+
 def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Return the docstring's text before its first section, and the description of each parameter.
 
@@ -210,8 +213,10 @@ def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     if "\n" not in text:
         return text, {}
     parser = import_module("docstring_parser")
+    # Only Google style has no marks at the beginning of a line.
+    style = parser.Style.AUTO if _OTHER_STYLES.search(text) else parser.Style.GOOGLE
     try:
-        found = parser.parse(text)
+        found = parser.parse(text, style)
     except parser.ParseError:
         return text, {}
     parameters = {each.arg_name.lstrip("*"): each.description for each in found.params if each.description}

@@ -18,10 +18,8 @@ from msgspec import Struct
 
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import Schema, check_schema
-from millstream._server.functions.annotations import needs_pydantic, normalize
-from millstream._server.functions.msgspec_engine import MsgspecEngine
-from millstream._server.functions.outputs import Output, OutputError
-from millstream._server.functions.parameters import Parameter, ParameterError
+from millstream._server.functions.msgspec_engine import MsgspecEngine, Output, OutputError
+from millstream._server.functions.parameters import Parameter, ParameterError, needs_pydantic, normalize
 from millstream._server.functions.problems import (
     MAX_LISTED,
     MAX_WALKED,
@@ -97,25 +95,18 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
             return MsgspecEngine(name, parameters, **options)
         except (ParameterError, OutputError) as error:
             failed = error
-    pydantic_engine = _pydantic_engine()
-    if pydantic_engine is None:
+    try:
+        module = import_module("millstream._server.functions.pydantic_engine")
+    except ImportError:
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
         raise type(failed)(f"{failed}{_MORE_WORKS}") from failed
     try:
-        made: Engine = pydantic_engine(name, parameters, **options)
+        made: Engine = module.PydanticEngine(name, parameters, **options)
     except (ParameterError, OutputError) as error:
         if failed is None or type(failed) is not type(error):
             raise
         raise failed from error
     return made
-
-
-def _pydantic_engine() -> Any:
-    """Return the pydantic engine, if pydantic is installed."""
-    try:
-        return import_module("millstream._server.functions.pydantic_engine").PydanticEngine
-    except ImportError:
-        return None
 
 
 VALUE = "value"

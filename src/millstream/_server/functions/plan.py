@@ -5,7 +5,7 @@ possible. Only that closure runs per call. Its arguments come from `arguments`.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import CodeType
 from typing import Any, Never, NoReturn, get_args, get_origin
@@ -16,7 +16,6 @@ from msgspec.structs import astuple
 
 from millstream._protocol.json_schema import Schema, drop_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._server.functions.annotations import normalize
 from millstream._server.functions.dependencies import (
     Dependency,
     RegistrationError,
@@ -30,17 +29,17 @@ from millstream._server.functions.dependencies import (
 )
 from millstream._server.functions.description import describe
 from millstream._server.functions.engine import Engine, SchemaCheck, engine_of
-from millstream._server.functions.outputs import Output, OutputError, may_be_content
+from millstream._server.functions.msgspec_engine import Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
     Kind,
     Parameter,
     check_described,
     check_text_arguments,
+    normalize,
     parameter_of,
 )
 from millstream._server.functions.results import ToolResult, output_from_schema
 
-_NO_CONTEXT: Mapping[str, Any] = {}
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""
 
@@ -176,7 +175,7 @@ def plan(
         is_async=is_async,
         is_generator=is_generator,
         dependencies=filled,
-        call=_whole_invoker(function, context, filled) if whole else _caller(function, signature, context, filled),
+        call=_caller(function, signature, context, filled=bool(filled), whole=whole),
         code=getattr(target, "__code__", None),
         untyped=tuple(each.name for each in values if each.name not in hints) if check is None else (),
         coerce=coerce,
@@ -299,17 +298,32 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
 
 
 def _caller(
-    function: Callable[..., Any],
-    signature: inspect.Signature,
-    context: str | None,
-    filled: Collection[str],
+    function: Callable[..., Any], signature: inspect.Signature, context: str | None, *, filled: bool, whole: bool
 ) -> Invoker:
-    """Return the most direct closure that calls `function` with a decoded struct and the context."""
+    """Return the most direct closure that calls `function` with decoded arguments and the context.
+
+    Args:
+        function: The function.
+        signature: Its signature.
+        context: The parameter that takes the context.
+        filled: Whether it has dependencies.
+        whole: Whether it takes all arguments as one dict.
+    """
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
-    if filled or keyword_only:
+    if filled or keyword_only or whole:
         positional = [name for name in names if name not in keyword_only]
-        return _by_name(function, positional, keyword_only, context, filled=bool(filled))
+        read: Callable[[Any, str], Any] = (lambda arguments, _: arguments) if whole else getattr
+
+        def call_by_name(arguments: Any, given: Any) -> Any:
+            values = {**given.values} if filled else {}
+            if context is not None:
+                values[context] = given.context if filled else given
+            listed = [values[name] if name in values else read(arguments, name) for name in positional]
+            named = {name: values[name] if name in values else read(arguments, name) for name in keyword_only}
+            return function(*listed, **named)
+
+        return call_by_name
     if context is None:
         return (lambda arguments, _: function(*astuple(arguments))) if names else (lambda _, __: function())
     at = names.index(context)
@@ -325,27 +339,3 @@ def _caller(
         return function(*values[:at], ctx, *values[at:])
 
     return call
-
-
-def _by_name(
-    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None, *, filled: bool
-) -> Invoker:
-    def call(arguments: Any, given: Any) -> Any:
-        values = {**given.values} if filled else {}
-        if context is not None:
-            values[context] = given.context if filled else given
-        listed = [values[name] if name in values else getattr(arguments, name) for name in positional]
-        named = {name: values[name] if name in values else getattr(arguments, name) for name in keyword_only}
-        return function(*listed, **named)
-
-    return call
-
-
-def _whole_invoker(function: Callable[..., Any], context: str | None, filled: Collection[str]) -> Invoker:
-    if filled:
-        return lambda arguments, given: function(
-            arguments=arguments, **given.values, **(_NO_CONTEXT if context is None else {context: given.context})
-        )
-    if context is None:
-        return lambda arguments, _: function(arguments=arguments)
-    return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})

@@ -19,7 +19,7 @@ from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Imag
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.engine import SchemaCheck
-from millstream._server.functions.outputs import NotJson, Output, encode, output_error
+from millstream._server.functions.msgspec_engine import NotJson, Output, encode, output_error
 
 PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
@@ -96,13 +96,12 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
             raise output_error("it has no structured value")
         result = msgspec.structs.replace(result, structured=Raw(output.encode(result.structured)))
     items = result.content if isinstance(result.content, list) else [result.content]
-    if result.structured is UNSET:
-        members = b'"content":%b' % encode([_block(item) for item in items])
-    elif items:
-        blocks = [_block(item) for item in items]
-        members = b'"content":%b,"structuredContent":%b' % (encode(blocks), encode(result.structured))
-    else:
+    if result.structured is not UNSET and not items:
         members = _encode_structured(result.structured, None)
+    else:
+        members = b'"content":%b' % encode([_block(item) for item in items])
+        if result.structured is not UNSET:
+            members += b',"structuredContent":%b' % encode(result.structured)
     return members + b',"isError":true' if result.is_error else members
 
 
@@ -179,13 +178,15 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
         return b'"contents":%b' % encode([_contents(item, uri, meta) for item in items])
     if value is None:
         raise LocalError(f"the resource {uri} returned nothing")
-    about = dict(meta) if meta else None
+    text: str | None = None
+    blob: bytes | None = None
     if isinstance(value, str):
-        contents = ResourceContents(uri, mime_type or "text/plain", text=value, meta=about)
+        usual, text = "text/plain", value
     elif isinstance(value, bytes):
-        contents = ResourceContents(uri, mime_type or "application/octet-stream", blob=value, meta=about)
+        usual, blob = "application/octet-stream", value
     else:
-        contents = ResourceContents(uri, mime_type or "application/json", text=encode(value).decode(), meta=about)
+        usual, text = "application/json", encode(value).decode()
+    contents = ResourceContents(uri, mime_type or usual, text, blob, dict(meta) if meta else None)
     return b'"contents":[%b]' % encode(contents)
 
 

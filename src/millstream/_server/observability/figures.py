@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 
 from msgspec import Struct
 
-from millstream._telemetry.history import REST, Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import SHARES, Labels, percentiles
+from millstream._telemetry.process import REST, Gauges, HistoryWindow, OperationTally
 
 _LATE = 5
 """Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""

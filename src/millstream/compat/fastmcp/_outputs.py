@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from millstream._server.functions import outputs
+from millstream._server.functions import msgspec_engine
 from millstream._server.functions.arguments import decode_json_texts
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import Engine, engine_of
@@ -161,7 +161,7 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 class Output(Struct, frozen=True):
     """The output type of a tool."""
 
-    output: outputs.Output
+    output: msgspec_engine.Output
     wrapped: bool
     """Whether values are wrapped in `result`."""
 
