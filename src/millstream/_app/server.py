@@ -381,6 +381,7 @@ class Server:
         Args:
             function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
                 thread.
+            more: Nothing, because options have names.
             options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
                 ``annotations``, ``timeout`` in seconds, ``scopes``, ``limit``, and ``task``.
 
