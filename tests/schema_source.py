@@ -4,9 +4,8 @@ from millstream._protocol.json_schema import Schema
 from millstream._protocol.param_headers import find_annotations
 from millstream._server.features.hooks import Run
 from millstream._server.features.sources import ItemSource
-from millstream._server.functions.arguments import read_checked
-from millstream._server.functions.engine import SchemaCheck
-from millstream._server.functions.results import output_from_schema
+from millstream._server.functions.engine import SchemaCheck, output_from_schema
+from millstream._server.functions.plan import read_checked
 
 
 def source_from_schema(

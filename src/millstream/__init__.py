@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from millstream._server.calls.sync_context import SyncContext
     from millstream._server.functions.dependencies import Depends
     from millstream._server.functions.description import Field
-    from millstream._server.functions.results import ToolResult
+    from millstream._server.functions.engine import ToolResult
     from millstream.client._client import Client
 
 _HOMES = {
@@ -63,7 +63,7 @@ _HOMES = {
     "Text": "_protocol.content",
     "ToolAnnotations": "_protocol.content",
     "ToolError": "_protocol.errors",
-    "ToolResult": "_server.functions.results",
+    "ToolResult": "_server.functions.engine",
     "ToolResultBlock": "_protocol.content",
     "ToolUse": "_protocol.content",
 }

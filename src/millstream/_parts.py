@@ -20,9 +20,9 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
-from millstream._server.dispatch import Dispatcher, Gate, Observe
+from millstream._server.control import Gate, RequestGate
+from millstream._server.dispatch import Dispatcher, Observe
 from millstream._server.features.registry import RegisteredExtension, Registry
-from millstream._server.load import RequestGate
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth

@@ -25,7 +25,7 @@ from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Pattern, Prompt, Resource, Template
 from millstream._server.features.sources import Item, ItemSource, Read
 from millstream._server.features.tools import TaskRules, Tool
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 
 __all__ = [
     "ArgumentError",

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.notifications import InputRequiredResult
-from tests.protocol_messages import NOTIFICATIONS, QUESTIONS, REQUESTS
+from protocol_messages import NOTIFICATIONS, QUESTIONS, REQUESTS
 
 Json = dict[str, Any]
 

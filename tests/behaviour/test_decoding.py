@@ -10,7 +10,7 @@ from behaviour.harness import Json
 from millstream._protocol import notifications as ours
 from millstream._protocol.content import Text
 from millstream._protocol.revisions import BY_DATE
-from tests.protocol_messages import REQUESTS
+from protocol_messages import REQUESTS
 
 CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
     "ping": ({}, lambda result: result == ours.EmptyResult()),

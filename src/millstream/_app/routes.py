@@ -21,7 +21,7 @@ from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, 
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.services import ObserveMessage
-from millstream._server.load import RequestGate
+from millstream._server.control import RequestGate
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard

@@ -22,12 +22,12 @@ from millstream._parts import Host, order_parts
 from millstream._server.call_log import TTL as LOG_TTL
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
+from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.tools import Tool
 from millstream._server.handlers import MiddlewareChain
 from millstream._server.listen import install
-from millstream._server.load import stop_calls, wait_for
 from millstream._server.peers import (
     PAUSE,
     ItemRemoval,

@@ -32,9 +32,19 @@ from millstream._server.functions.dependencies import dependencies_in, hints_of
 from millstream._server.functions.description import Names
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from millstream._app.runtime import Runtime
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.extensions import Extension
+    from millstream.gateway._upstream import UpstreamOptions
+    from millstream.hub._subscriber import Authorize
 
+    Page = Callable[[Request], Response | Awaitable[Response]]
 
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 _KINDS: dict[str, str] = {
@@ -191,21 +201,6 @@ _OTHER_NAMES = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from millstream._app.runtime import Runtime
-    from millstream._parts import Part
-    from millstream.auth._method import AuthMethodOrUnbound
-    from millstream.extensions import Extension
-    from millstream.gateway._upstream import UpstreamOptions
-    from millstream.hub._subscriber import Authorize
-
-    Page = Callable[[Request], Response | Awaitable[Response]]
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
@@ -697,7 +692,7 @@ class Server:
                 running.
             TypeError: The other isn't a Server.
         """
-        if not isinstance(other, Server):
+        if not isinstance(other, Server):  # pyright: ignore[reportUnnecessaryIsInstance]  a call that isn't checked
             raise TypeError(
                 f"mount takes a millstream.Server, not {other!r}. To serve MCP inside another application, mount this "
                 'server there: app.mount("/", mcp)'

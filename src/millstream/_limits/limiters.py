@@ -2,10 +2,9 @@
 
 A rate uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time at which its allowance
 is full again. An action is allowed while that time is close enough, which permits a burst, refills evenly, and gives
-the exact time to wait. If workers share a store, it decides, and each worker caches its decisions. A quota counts per
-calendar day or month, by the store's clock, in UTC.
-
-The limits kept in the store, and the fallback while it doesn't respond.
+the exact time to wait. If workers share a store, it decides (`StoreLimiter`), and each worker caches its decisions and
+applies its own share while the store doesn't respond. A quota counts per calendar day or month, by the store's clock,
+in UTC.
 """
 
 import asyncio

@@ -3,9 +3,7 @@
 See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
 basic/transports. `is_per_request` tells the two eras apart: the body decides, and the header is a cross-check.
 `admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
-checks it needs are functions here. stdio passes no headers, which skips the header checks.
-
-The `initialize` request and its result.
+checks it needs are functions here, as is reading `initialize`. stdio passes no headers, which skips the header checks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -181,23 +179,27 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
         )
 
 
+def _invalid_params(why: object) -> ProtocolError:
+    return ProtocolError(INVALID_PARAMS, f"Invalid params: {why}", status=400)
+
+
 def _read_meta(message: Envelope) -> tuple[RequestMeta, ClientInfo]:
     """Return `_meta`, and the client that it describes."""
     try:
         meta = metadata.decode_params_with_meta(message.params or b"{}").meta
         client = meta.read_client()
     except MALFORMED as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+        raise _invalid_params(exc) from exc
     missing = [
         key
         for key, value in ((metadata.VERSION_KEY, meta.version), (metadata.CAPABILITIES_KEY, meta.capabilities))
         if value is UNSET
     ]
     if missing:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: _meta lacks {' and '.join(missing)}", status=400)
+        raise _invalid_params(f"_meta lacks {' and '.join(missing)}")
     if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
         levels = ", ".join(metadata.LOG_LEVELS)
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: unknown log level, use one of {levels}", status=400)
+        raise _invalid_params(f"unknown log level, use one of {levels}")
     return meta, client
 
 
@@ -208,7 +210,7 @@ def _read_name(message: Envelope) -> str:
     try:
         names = _decode_params_name(message.params)
     except msgspec.DecodeError as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+        raise _invalid_params(exc) from exc
     return names.name if member == "name" else names.uri
 
 
@@ -219,7 +221,7 @@ def _read_member(message: Envelope, member: str | None) -> str:
     try:
         value = members(msgspec.json.decode(message.params or b"{}")).get(member)
     except MALFORMED as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+        raise _invalid_params(exc) from exc
     return value if isinstance(value, str) else ""
 
 

@@ -1,6 +1,5 @@
-"""Handlers of custom methods: functions with typed parameters that return a JSON-serializable result.
-
-Filters of notifications, in both directions and on both sides: extensions see, change, or drop them.
+"""What extensions do with messages: handlers of custom methods, which are functions with typed parameters that return a
+JSON-serializable result, and filters that see, change, or drop notifications, in both directions and on both sides.
 """
 
 import inspect
@@ -115,8 +114,6 @@ class NotificationFilters:
     Args:
         failed: Called as ``failed(method, error)`` if a filter raises. The notification is dropped.
     """
-
-    __slots__ = ("_failed", "_filters")
 
     def __init__(self, failed: Callable[[str, Exception], None]) -> None:
         self._failed = failed

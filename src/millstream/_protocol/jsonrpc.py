@@ -411,8 +411,6 @@ class LineSplitter:
     `clip`, it's reported at its end, as `LineStart`, unless it's much longer.
     """
 
-    __slots__ = ("_clip", "_end", "_limit", "_parts", "_size", "_skipping", "_start")
-
     def __init__(self, limit: int, *, clip: bool = False) -> None:
         self._limit = limit
         self._clip = clip

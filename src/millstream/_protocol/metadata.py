@@ -4,7 +4,7 @@ The envelope's keys are those of https://modelcontextprotocol.io/specification/2
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -25,7 +25,7 @@ SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
 """Member of `_meta` of notifications on a stream: the id of the request that opened it."""
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
-LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 """RFC 5424 severities, from least to most severe."""
 
 ProgressToken = int | Annotated[str, Meta(max_length=MAX_ID)]
@@ -65,7 +65,6 @@ class RequestMeta(
     client: Implementation | UnsetType = UNSET
     log_level: str | UnsetType = UNSET
     progress_token: ProgressToken | UnsetType = UNSET
-    traceparent: Any = None
 
     def read_client(self) -> "ClientInfo":
         """Return the client's description of itself.

@@ -34,6 +34,7 @@ from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, RequestId, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken
 
 Json = dict[str, Any]
+_META: Any = field(default_factory=dict[str, Any], name="_meta")
 
 
 class Params(Struct, rename="camel", omit_defaults=True, gc=False):
@@ -165,7 +166,7 @@ class EmptyResult(Wire, frozen=True, kw_only=True):
     """
 
     result_type: str = "complete"
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class InputRequest(Wire, frozen=True):
@@ -221,7 +222,7 @@ class Description(Wire, frozen=True, kw_only=True):
     title: str | None = None
     description: str | None = None
     icons: tuple[Icon, ...] = ()
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class ToolDescription(Description, frozen=True, kw_only=True):
@@ -346,7 +347,7 @@ class CancelledNotificationParams(Params):
 class NotificationParams(Params):
     """Parameters of a notification without members. `_meta` can name a subscription."""
 
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class ProgressNotificationParams(Params):
@@ -370,14 +371,14 @@ class ResourceUpdatedNotificationParams(Params):
     """`notifications/resources/updated`."""
 
     uri: str
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class SubscriptionsAcknowledgedNotificationParams(Params):
     """`notifications/subscriptions/acknowledged`: the changes that the server will report."""
 
     notifications: SubscriptionFilter
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 NOTIFICATIONS = frozenset(

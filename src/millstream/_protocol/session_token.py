@@ -1,13 +1,11 @@
-"""The session id of the handshake era: the session itself, sealed into at most 400 characters.
+"""Sealed text, and the session id of the handshake era: the session itself, sealed into at most 400 characters.
 
-Any worker with the key can read it, so an idle session takes no memory. Data that doesn't fit (unknown capabilities,
-log level, subscriptions, a tombstone) is a record in the store under the token's `id`.
+Any worker with the key can read a session id, so an idle session takes no memory. Data that doesn't fit (unknown
+capabilities, log level, subscriptions, a tombstone) is a record in the store under the token's `id`.
 
-Sealed text: AES-256-GCM tokens that only the holder of a key can create, read, or change.
-
-Session ids and the state of multi-round requests are sealed. A token is unpadded base64url of key number (4 bytes),
-nonce (12), ciphertext, and tag (16). The nonce is an argument: this module generates no random bytes. Only the
-canonical base64 text opens, so each token has one spelling. NIST SP 800-38D allows 2**32 random nonces per key.
+Only the holder of a key can create, read, or change an AES-256-GCM token. A token is unpadded base64url of key number
+(4 bytes), nonce (12), ciphertext, and tag (16). The nonce is an argument: this module generates no random bytes. Only
+the canonical base64 text opens, so each token has one spelling. NIST SP 800-38D allows 2**32 random nonces per key.
 """
 
 from binascii import a2b_base64, b2a_base64

@@ -112,9 +112,6 @@ class Decoder:
             memory and are unlimited.
     """
 
-    __slots__ = ("_after_cr", "_data", "_event", "_fault", "_first", "_id", "_line", "_max", "_retry", "_size",
-                 "last_event_id", "line_count", "retry_ms")  # fmt: skip
-
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         # configuration
         self._max = max_event_bytes

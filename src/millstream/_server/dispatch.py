@@ -4,11 +4,9 @@ transports with their own envelope.
 The dispatcher finds the handler by method, combines result and id, and converts every failure to the answer that the
 revision defines. It has no knowledge of the transport.
 
-The server's description of itself, for `initialize` and `server/discover`. It's encoded once per revision and
-cached.
-
-It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count shows
-whether the cache is stale; other changes clear it.
+`ServerDescription` is the server's description of itself, for `initialize` and `server/discover`, encoded once per
+revision. It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count
+shows whether the cache is stale; other changes clear it.
 """
 
 import asyncio
@@ -42,11 +40,10 @@ from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
-from millstream._server.control import Control, Notifications
-from millstream._server.features.registry import DISCOVER, Registry
+from millstream._server.control import Control, Gate, Load, Notifications, release_arguments
+from millstream._server.features.registry import DISCOVER, Handler, Registry
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
-from millstream._server.load import Load, release_arguments
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
@@ -115,11 +112,6 @@ class ServerDescription:
 
 logger = logging.getLogger("millstream")
 
-Handler = Callable[[Call], Awaitable[bytes]]
-"""Returns the members of the result without the enclosing braces, or empty bytes."""
-
-
-Gate = Callable[[Call], Awaitable[None] | None]
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
@@ -355,16 +347,12 @@ class Dispatcher:
         return _wrap_envelope(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 
     def _answer_failure(self, call: Call, exc: BaseException) -> bytes:
-        incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
             exc = with_user_frames(exc, explained=_EXPLAINED_ERRORS)
         advise(exc)
         shown = self.services.settings.show_errors
         hidden = "" if shown or call.method != "tools/call" else _HIDDEN
-        extra = {"incident": incident}
-        logger.error(
-            "%s %s failed%s [incident %s]", call.method, call.name, hidden, incident, exc_info=exc, extra=extra
-        )
+        incident = _log_incident(call, f" failed{hidden}", exc)
         text = f"Internal error. The server's log has the details under incident {incident}."
         if shown:
             text = shown_error(exc)
@@ -374,11 +362,7 @@ class Dispatcher:
 
     def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
         """Return the answer for a function that couldn't use the store. The caller can retry."""
-        incident = secrets.token_hex(8)
-        extra = {"incident": incident}
-        logger.error(
-            "%s %s couldn't use the store: %s [incident %s]", call.method, call.name, exc, incident, extra=extra
-        )
+        incident = _log_incident(call, f" couldn't use the store: {exc}")
         text = _STORE_FULL if isinstance(exc, StoreFull) else _NO_STORE
         if call.method == "tools/call":
             return self._tool_error(call, text, incident)
@@ -413,6 +397,14 @@ class Dispatcher:
     def hear(self, call: Call) -> None:
         """Run an extension's handler for a notification. There is no answer."""
         self.notifications.take(call, self.gate)
+
+
+def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> str:
+    """Log a failure of the server. Return the id of the log entry."""
+    incident = secrets.token_hex(8)
+    extra = {"incident": incident}
+    logger.error("%s %s%s [incident %s]", call.method, call.name, what, incident, exc_info=exc, extra=extra)
+    return incident
 
 
 def _task() -> asyncio.Task[Any] | None:

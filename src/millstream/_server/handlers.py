@@ -42,13 +42,13 @@ from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.dispatch import Handler, ServerDescription
+from millstream._server.dispatch import ServerDescription
 from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
-from millstream._server.features.registry import MAX_URI, Registry
+from millstream._server.features.registry import MAX_URI, Handler, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import Tool, run_with_timeout
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 
 S = TypeVar("S")
 
@@ -416,17 +416,15 @@ class MiddlewareChain:
         before = encode(params)
         chain: Next = inside
         for each, hook in reversed(hooks):
-            chain = _with(hook, chain, call, each.home)
+            chain = partial(_step, hook, chain, call, each.home)
         return _encode_result(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
 
     def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
         """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
         item: Any = None
         method, registry, name = call.method, self._registry, params.get("name")
-        if method == "tools/call" and isinstance(name, str):
-            item = registry.tools.get(name)
-        elif method == "prompts/get" and isinstance(name, str):
-            item = registry.prompts.get(name)
+        if method in ("tools/call", "prompts/get") and isinstance(name, str):
+            item = (registry.tools if method == "tools/call" else registry.prompts).get(name)
         elif method == "completion/complete":
             item = _completion_target(registry, params.get("ref"))
         elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
@@ -463,8 +461,9 @@ class MiddlewareChain:
             theirs = [each for each in items if each[key] in own]
             if theirs:
                 at = items.index(theirs[0])
-                chain = chain_hooks(hooks.list, _next_of(theirs))
-                left = await chain(ListRequest(kind, shared_context(call, hooks.home)))
+                left = await chain_hooks(hooks.list, partial(_give, theirs))(
+                    ListRequest(kind, shared_context(call, hooks.home))
+                )
                 items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
         return items
 
@@ -481,20 +480,13 @@ def _completion_target(registry: Registry, reference: Any) -> Any:
     return registry.templates.get(str(reference.get("uri")))
 
 
-def _with(hook: Hook, inside: Next, call: Call, home: object) -> Next:
-    """Return a link of the chain, with the context of its own server."""
-
-    def step(request: MessageRequest) -> Awaitable[Any]:
-        return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)
-
-    return step
+def _step(hook: Hook, inside: Next, call: Call, home: object, request: MessageRequest) -> Awaitable[Any]:
+    """Run a hook with the context of its own server."""
+    return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)
 
 
-def _next_of(items: list[dict[str, Any]]) -> Next:
-    async def give(request: ListRequest) -> list[dict[str, Any]]:
-        return items
-
-    return give
+async def _give(items: list[dict[str, Any]], request: ListRequest) -> list[dict[str, Any]]:
+    return items
 
 
 def _members(members: bytes) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from millstream._protocol.notifications import (
 )
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
+from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import Registry
 from millstream._server.handlers import Handlers, read, sees
-from millstream._server.load import release_arguments, too_many_streams
 
 MAX_URI_BYTES = 128 * 1024
 """Maximum total length of a subscription's URIs, the same as in a session's record."""

@@ -1,6 +1,5 @@
-"""Places that several owners use for a while, such as processes, and worker threads, which are such places.
-
-Worker threads for `def` functions, so that a blocking function doesn't stall the event loop.
+"""Places that several owners use for a while: processes, and worker threads for `def` functions, so that a blocking
+function doesn't stall the event loop.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
-"""Counters, gauges, and histograms of the hot path, and their text for Prometheus.
+"""Counters, gauges, and histograms of the hot path, and `GET /metrics`: those of one process or the sums of several, in
+the format of prometheus_client.
 
 A series is a tuple of label values, in the order of the metric's labels. Each metric has a maximum number of series,
 because peers choose some values. Further ones are counted together under ``_other``. Not thread-safe.
-
-`GET /metrics`: the metrics of one process or the sums of several, in the format of prometheus_client.
 """
 
 import operator
@@ -75,8 +74,6 @@ class Reading(Struct, array_like=True):
 class Counter:
     """A counter."""
 
-    __slots__ = ("family", "values")
-
     def __init__(self, family: Family) -> None:
         self.family: Family = family
         self.values: dict[Labels, float] = {} if family.labels else {(): 0}
@@ -127,8 +124,6 @@ class Series:
 
 class Histogram:
     """A histogram."""
-
-    __slots__ = ("_exposed_bounds", "bounds", "family", "series")
 
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family: Family = family

@@ -1,18 +1,13 @@
-"""Figures of the process and its event loop: CPU, memory, descriptors, tasks, and the delay of the loop.
-
-Active sessions: those with a message in the last minutes.
+"""Figures of the process and its event loop, active sessions, and recent activity for live pages.
 
 A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
 without a message. Its duration is the time from the first to the last message. The table is bounded: when it's full,
 the oldest session counts as over.
 
-Recent activity for live pages: calls in each of the last seconds, and the recent growth of counts.
-
-The last hour of activity, in a ring of ten-second slots.
-
-A slot contains the calls by duration and the errors of each operation, and the state of the process. Call `take` once a
-second. Calls themselves have no overhead. Slots are stored packed, which also lets another thread read them. They start
-at multiples of their length since 1970, so slots of several processes can be added up.
+`History` has the last hour, in a ring of ten-second slots, each with the calls by duration and the errors of each
+operation, and the state of the process. Call `take` once a second. Calls themselves have no overhead. Slots are stored
+packed, which also lets another thread read them. They start at multiples of their length since 1970, so slots of
+several processes can be added up.
 """
 
 import asyncio
@@ -146,7 +141,7 @@ class History:
             slot = self._slot = HistorySlot(start, {}, Gauges())
         slot.gauges = slot.gauges.with_(gauges)
         for number, tally in self._growth(series):
-            slot.tallies.setdefault(number, OperationTally(0, {})).add(tally)
+            slot.tallies.setdefault(number, OperationTally()).add(tally)
 
     def _growth(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
@@ -186,13 +181,13 @@ class History:
             at = slot.at // step * step
             if at + step <= until - seconds:
                 continue
-            whole, gauges = past.points.get(at) or (OperationTally(0, {}), Gauges())
+            whole, gauges = past.points.get(at) or (OperationTally(), Gauges())
             past.points[at] = whole, gauges.with_(slot.gauges)
             for each, tally in _limit_operations(slot.tallies).items():
                 whole.add(tally)
-                past.operations.setdefault(self._keys[each], OperationTally(0, {})).add(tally)
+                past.operations.setdefault(self._keys[each], OperationTally()).add(tally)
             if number in slot.tallies:
-                past.chosen.setdefault(at, OperationTally(0, {})).add(slot.tallies[number])
+                past.chosen.setdefault(at, OperationTally()).add(slot.tallies[number])
         return past
 
     def size(self) -> int:
@@ -208,7 +203,7 @@ def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, Operation
         return tallies[number].errors, sum(tallies[number].buckets.values())
 
     kept = set(nlargest(MAX_OPERATIONS, (number for number in tallies if number), key=hurts))
-    rest = tallies.get(0, OperationTally(0, {}))
+    rest = tallies.get(0, OperationTally())
     for number, tally in tallies.items():
         if number and number not in kept:
             rest.add(tally)

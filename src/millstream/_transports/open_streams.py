@@ -25,7 +25,7 @@ from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
 from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.services import principal_id
-from millstream._server.load import RequestOwner
+from millstream._server.control import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
 

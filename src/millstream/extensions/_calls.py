@@ -20,11 +20,11 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.rounds import RoundState
 from millstream._server.calls.call import DEFERRED, Call, granted_scopes, params_of
 from millstream._server.calls.context import Context, TaskStart
+from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.engine import VALUE, engine_of_type, read_value
 from millstream._server.functions.msgspec_engine import encode
-from millstream._server.load import release_arguments, too_many_streams
 from millstream._transports.open_streams import NullReplyChannel
 
 

@@ -26,7 +26,7 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._server.functions.results import encode_result
+from millstream._server.functions.engine import encode_result
 from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error

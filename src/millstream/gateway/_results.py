@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
-from millstream._server.load import LIGHT
+from millstream._server.control import LIGHT
 from millstream._stores.rates import share_for
 from millstream.client import InvalidResponse, ServerError
 from millstream.gateway._names import Names

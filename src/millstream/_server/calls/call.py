@@ -2,9 +2,8 @@
 
 A transport creates a `Call`, the dispatcher runs it, and user code accesses it through `Context`.
 
-Access by scope: the items that a caller can list and use.
-
-A caller that starts this program and talks to it directly, over stdio or in the same process, has every scope.
+Scopes limit the items that a caller can list and use. A caller that starts this program and talks to it directly, over
+stdio or in the same process, has every scope.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -422,15 +422,15 @@ class Context(CallInfo):
             async def run() -> bytes:
                 return encode(await _value(function))
 
-            raw = await self._once_stored(slot, run) if store and self._call.state else await run()
+            if store and self._call.state:
+                share = share_for(self.principal.id if self.principal is not None else "")
+                # The state is sealed again for every round, so it names the one that this call continues.
+                name = f"once:{share}.{key}:{sha256(self._call.state.encode()).hexdigest()}"
+                raw = await once_stored(self._services, name, run)
+            else:
+                raw = await run()
         rounds.settle(slot, "once", raw)
         return cast("T", msgspec.json.decode(raw))
-
-    async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
-        share = share_for(self.principal.id if self.principal is not None else "")
-        # The state is sealed again for every round, so it names the one that this call continues.
-        name = f"once:{share}.{slot.removeprefix('once:')}:{sha256(self._call.state.encode()).hexdigest()}"
-        return await once_stored(self._services, name, run)
 
 
 def shared_context(call: Call, home: object) -> Context:

@@ -130,7 +130,7 @@ class PendingQuestions:
             future.set_result(message.result)
         return True
 
-    def end_misnamed(self) -> None:
+    async def end_misnamed(self) -> None:
         """Fail all questions whose ids contain an earlier name of this worker, because answers can't arrive."""
         for question_id, (_, future, _) in list(self._open.items()):
             if asker(question_id) != self._workers.me and not future.done():

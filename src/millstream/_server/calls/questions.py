@@ -3,15 +3,13 @@
 Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
 `client_questions` sends them, as a request or in an `input_required` result.
 
+A form (``requestedSchema``) is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25,
+client/elicitation). Other types are refused before the client is asked. Constraints that a form can't express
+(``pattern``, exclusive bounds) are checked on the answer.
+
 The conversation of a sampling request is validated before it's sent: tool uses and results must balance, and a message
 with results has no other content. The function that asks gets the error for a conversation that breaks these rules
 (https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints).
-
-Forms (``requestedSchema``), and conversion of the answers.
-
-A form is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25, client/elicitation). Other types
-are refused before the client is asked. Constraints that a form can't express (``pattern``, exclusive bounds) are
-checked on the answer.
 """
 
 from collections import Counter
@@ -141,28 +139,22 @@ def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
     """
     if rich_enums and defaults_all:
         return schema
-    properties = {
-        name: _project_node(node, rich_enums=rich_enums, defaults_all=defaults_all)
-        for name, node in schema.get("properties", {}).items()
-    }
+    properties: Schema = {}
+    for name, node in schema.get("properties", {}).items():
+        field: Schema = dict(node)
+        if not rich_enums:
+            if field.get("type") == "array":
+                texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
+                field = {"type": "string", **texts, **field.get("items", {})}
+            choices: list[Schema] = field.get("oneOf") or field.get("anyOf") or []
+            if choices and all("const" in choice for choice in choices):  # others of a handwritten form stay unchanged
+                field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
+                field["enum"] = [choice["const"] for choice in choices]
+                field["enumNames"] = [choice.get("title", choice["const"]) for choice in choices]
+        if not defaults_all and field.get("type") != "boolean":
+            field.pop("default", None)
+        properties[name] = field
     return {**schema, "properties": properties}
-
-
-def _project_node(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
-    field: Schema = dict(node)
-    if not rich_enums:
-        if field.get("type") == "array":
-            texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
-            items: Schema = field.get("items", {})
-            field = {"type": "string", **texts, **items}
-        titled = _titled_choices(field)
-        if titled:
-            field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
-            field["enum"] = [choice["const"] for choice in titled]
-            field["enumNames"] = [choice.get("title", choice["const"]) for choice in titled]
-    if not defaults_all and field.get("type") != "boolean":
-        field.pop("default", None)
-    return field
 
 
 def parse_answer(content: dict[str, Any], answer: Any) -> Any:
@@ -197,12 +189,6 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
 def _wrong_answer(problems: list[Problem], schema: Schema) -> ProtocolError:
     why = shorten(explain(problems, schema))
     return ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}")
-
-
-def _titled_choices(node: Schema) -> list[Schema]:
-    """Return choices with titles. Other alternatives of a handwritten form stay unchanged."""
-    choices: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
-    return choices if all("const" in choice for choice in choices) else []
 
 
 def conversation(given: str | Message | Sequence[Message | str]) -> list[Message]:

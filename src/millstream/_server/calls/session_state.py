@@ -1,10 +1,11 @@
-"""Values that functions store for a session. They're part of the session's record, so all workers share them.
+"""Values that functions keep in the store: those of a session, and those of side effects that happen only once.
 
-Side effects that happen once even if their round arrives twice. They're claimed in the store before they run.
+The values of a session are part of its record, so all workers share them.
 
-A claim names its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the
-round claims the effect and runs it again, because its progress is unknown. An effect that must not happen twice even
-then needs an idempotency key where it happens.
+A side effect happens once even if its round arrives twice, because it's claimed in the store before it runs. A claim
+names its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round claims
+the effect and runs it again, because its progress is unknown. An effect that must not happen twice even then needs an
+idempotency key where it happens.
 """
 
 import asyncio
@@ -29,8 +30,6 @@ class SessionState:
 
     The values are deleted when the session ends, or after `session_ttl` without changes.
     """
-
-    __slots__ = ("_records", "_session")
 
     def __init__(self, records: SessionRecords, session: Session) -> None:
         self._records = records
@@ -86,8 +85,6 @@ class SessionState:
 
 class SyncSessionState:
     """A blocking `SessionState`, for `def` functions."""
-
-    __slots__ = ("_state", "_wait")
 
     def __init__(self, state: SessionState, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._state = state

@@ -81,8 +81,6 @@ class _Hub(Publisher, Protocol):
 class SyncHub:
     """A blocking hub. Arguments, results, and errors are those of `Hub`."""
 
-    __slots__ = ("_hub", "_wait")
-
     def __init__(self, hub: _Hub, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._hub = hub
         self._wait = wait

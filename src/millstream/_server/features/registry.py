@@ -6,6 +6,7 @@ page. A cursor names the last item of a page, so any worker can continue a listi
 
 import base64
 import binascii
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import count
 from typing import Any, cast
@@ -40,6 +41,9 @@ def _start(kind: str, names: list[str], cursor: str) -> int:
 
 
 Completer = Callable[..., Any] | CompleterFunction
+Handler = Callable[[Call], Awaitable[bytes]]
+"""Returns the members of the result without the enclosing braces, or empty bytes."""
+NotificationHandler = Callable[[Call], Awaitable[None]]
 CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
 
 
@@ -54,11 +58,11 @@ class RegisteredExtension(Struct, frozen=True):
     """The member of the server's capabilities. Extensions can share one (``extensions``, ``experimental``)."""
     settings: Mapping[str, Any]
     """The value of that member."""
-    methods: Mapping[str, Callable[[Call], Awaitable[bytes]]]
+    methods: Mapping[str, Handler]
     """Handlers by method. Each returns the members of a result."""
     revisions: frozenset[str]
     """Dates of the revisions with the extension."""
-    notifications: Mapping[str, Callable[[Call], Awaitable[None]]] = {}
+    notifications: Mapping[str, NotificationHandler] = {}
     """Handlers of client notifications."""
     header_params: Mapping[str, str] = {}
     """Method -> the member of its params that `Mcp-Name` repeats."""
@@ -126,13 +130,13 @@ class Registry:
         self._hints: Mapping[str, tuple[int, bool]] = {}
         self._offered_capabilities: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
-        self.find_method: Callable[[str, Revision], Callable[[Call], Awaitable[bytes]] | None] | None = None
+        self.find_method: Callable[[str, Revision], Handler | None] | None = None
         """Finds the handler of a method that no extension here has."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
         """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
-        self.notification_handlers: dict[str, Callable[[Call], Awaitable[None]]] = {}
+        self.notification_handlers: dict[str, NotificationHandler] = {}
         """Notification of an extension -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
         self.select_listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
@@ -319,7 +323,7 @@ class Registry:
             for each in self.extensions:
                 collected.update(getattr(each, theirs))
 
-    def extension_handler(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+    def extension_handler(self, method: str, revision: Revision) -> Handler | None:
         """Return an extension's handler for a method in a revision."""
         for extension in self.extensions:
             if method in extension.methods and revision.date in extension.revisions:
@@ -476,8 +480,8 @@ class Registry:
         Raises:
             ValueError: The argument doesn't exist. The text lists the existing ones.
         """
-        items = (self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
-        item: Prompt | Template | None = next((each[reference] for each in items if reference in each), None)
+        items = ChainMap[str, Any](self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
+        item: Prompt | Template | None = items.get(reference)
         if item is not None and argument not in item.parameters:
             known = ", ".join(map(repr, item.parameters)) or "none"
             raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}")

@@ -14,7 +14,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
-from millstream._server.functions.results import encode_contents, encode_messages
+from millstream._server.functions.engine import encode_contents, encode_messages
 
 
 class PromptOptions(Labels, total=False):
@@ -75,9 +75,8 @@ def prompt_of(function: Callable[..., Any], *, home: object = None, **options: U
         TypeError, ValueError: The function can't be a prompt. The text says what to change.
     """
     check_options(name_of(function), options, PromptOptions)
-    rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
-    return Prompt(source_of(function, "prompt", home=home, **about), **rest)
+    source, rest = source_of(function, "prompt", home, options)
+    return Prompt(source, **rest)
 
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
@@ -222,6 +221,5 @@ def resource_of(
     check_options(name_of(function), options, ResourceOptions, Annotations)
     if not _SCHEME.match(uri):
         raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'")
-    rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
-    return (Template if "{" in uri else Resource)(uri, source_of(function, "resource", home=home, **about), **rest)
+    source, rest = source_of(function, "resource", home, options)
+    return (Template if "{" in uri else Resource)(uri, source, **rest)

@@ -3,13 +3,10 @@
 A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three, and
 `source_of` creates it from a function.
 
-Dependencies of one call: the value of each `Depends` function, computed once, and cleanup.
-
-Resources are closed in reverse order when the function is done, before its result is encoded, and also if it failed,
-was cancelled, or stopped for a question. The error is raised at the ``yield``, as in `contextlib`, so a dependency can
-roll back. A dependency that swallows the error doesn't turn the failure into a success.
-
-Completers, ``f(value, arguments)``, can have dependencies, too.
+The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
+function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
+error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
+error doesn't turn the failure into a success. Completers, ``f(value, arguments)``, can have dependencies, too.
 """
 
 import asyncio
@@ -31,7 +28,6 @@ from millstream._server.calls.call import Call, check_scopes
 from millstream._server.calls.context import Context, send_progress, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
 from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
-from millstream._server.functions.arguments import decode_of, read_arguments, read_texts
 from millstream._server.functions.dependencies import (
     Dependency,
     PlannedDependency,
@@ -41,10 +37,10 @@ from millstream._server.functions.dependencies import (
     plan_dependency,
 )
 from millstream._server.functions.description import Labels, Names
+from millstream._server.functions.engine import as_text
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
-from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
-from millstream._server.functions.results import as_text
+from millstream._server.functions.plan import CallInputs, Invoker, Plan, decode_of, plan, read_arguments, read_texts
 
 CONTEXTS = (Context, SyncContext)
 Exit = Callable[[BaseException | None], Awaitable[Any]]
@@ -73,8 +69,6 @@ async def call_with_dependencies(
 
 class _Resolution:
     """The dependencies of one call."""
-
-    __slots__ = ("_call", "_context", "_exits", "_overrides", "_values", "_waits")
 
     def __init__(self, call: Call, home: object) -> None:
         self._call = call
@@ -347,42 +341,29 @@ class Item:
         return other
 
 
+_PLANNED = ("name", "input_schema", "output_schema", "coerce")
+"""Options for `plan`."""
+
+
 def source_of(
-    function: Callable[..., Any],
-    kind: Kind,
-    *,
-    home: object = None,
-    name: str | None = None,
-    thread: bool = True,
-    input_schema: Schema | None = None,
-    output_schema: Schema | None = None,
-    coerce: bool = False,
-) -> ItemSource:
-    """Return a source for a function.
+    function: Callable[..., Any], kind: Kind, home: object, options: Mapping[str, Any]
+) -> tuple[ItemSource, dict[str, Any]]:
+    """Return a source for a function, and the options that it doesn't use.
 
     Args:
         function: Any callable with a signature.
         kind: The kind of item.
         home: The server it's registered on, which can be mounted on the running one.
-        name: A name instead of the function's.
-        thread: Whether a `def` function runs in a worker thread.
-        input_schema, output_schema: Handwritten schemas.
-        coerce: See `plan`.
+        options: The checked options of a decorator.
 
     Raises:
         TypeError, ValueError, ImportError: As for `plan`, or the function takes the wrong kind of context.
     """
-    made = plan(
-        function,
-        kind=kind,
-        contexts=CONTEXTS,
-        name=name,
-        input_schema=input_schema,
-        output_schema=output_schema,
-        coerce=coerce,
-    )
+    rest = dict(options)
+    thread: bool = rest.pop("thread", True)
+    made = plan(function, kind=kind, contexts=CONTEXTS, **{name: rest.pop(name) for name in _PLANNED if name in rest})
     direct = made.check is None
-    return ItemSource(
+    source = ItemSource(
         made.name,
         runner(made, thread=thread, home=home),
         (lambda raw: read_arguments(made, raw)) if kind == "tool" else (lambda texts: read_texts(made, texts)),
@@ -395,6 +376,7 @@ def source_of(
         code=made.code,
         untyped=made.untyped,
     )
+    return source, rest
 
 
 def runner(plan: Plan, *, thread: bool, home: object) -> Run:

@@ -27,10 +27,10 @@ from millstream._protocol.metadata import (
     CLIENT_CAPABILITIES,
     CLIENT_KEY,
     LOG_LEVEL_KEY,
-    LOG_LEVELS,
     TASKS,
     VERSION_KEY,
     Implementation,
+    LogLevel,
     ProgressToken,
 )
 from millstream._protocol.param_headers import ParamHeader
@@ -40,8 +40,8 @@ from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
+from millstream._server.functions.engine import ToolResult, encode_result, encode_value
 from millstream._server.functions.msgspec_engine import dec_hook
-from millstream._server.functions.results import ToolResult, encode_result, encode_value
 
 
 class ToolOptions(Labels, total=False):
@@ -214,10 +214,8 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
         TypeError, ValueError, ImportError: The function can't be a tool. The text says what to change.
     """
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
-    rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "coerce") if key in rest}
+    source, rest = source_of(function, "tool", home, options)
     rest["task"] = _task_rules(name_of(function), rest)
-    source = source_of(function, "tool", home=home, **about)
     check_name(source.name, source.code)
     return Tool(source, **rest)
 
@@ -317,7 +315,7 @@ class _Meta(
     version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
-    log_level: Literal[*LOG_LEVELS] | UnsetType = UNSET  # type: ignore[valid-type]  # one list of levels
+    log_level: LogLevel | UnsetType = UNSET
     token: ProgressToken | UnsetType = UNSET
 
 
@@ -333,24 +331,24 @@ class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: _HandshakeMeta = _HandshakeMeta()
 
 
-class _HandshakeCall(Struct, gc=False):
+class _Message(Struct, gc=False):
     jsonrpc: Literal["2.0"]
-    id: int | str
-    method: Literal["tools/call"]
-    params: _HandshakeParams
     result: UnsetType = UNSET
     """Never present: a message with it isn't a request. The same applies to `error`."""
     error: UnsetType = UNSET
 
 
-class _HandshakeMessage(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
-    method: str
+class _HandshakeCall(_Message, kw_only=True, gc=False):
+    id: int | str
+    method: Literal["tools/call"]
+    params: _HandshakeParams
+
+
+class _HandshakeMessage(_Message, kw_only=True, gc=False):
     id: int | str | UnsetType = UNSET
     """Missing in a notification."""
+    method: str
     params: Raw = Raw(b"")
-    result: UnsetType = UNSET
-    error: UnsetType = UNSET
 
 
 class _ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
@@ -369,13 +367,10 @@ class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: _Meta
 
 
-class _Request(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
+class _Request(_Message, kw_only=True, gc=False):
     id: int | str
     method: str
     params: Raw
-    result: UnsetType = UNSET
-    error: UnsetType = UNSET
 
 
 decode_request = msgspec.json.Decoder(_Request).decode
@@ -393,13 +388,10 @@ class _RawParams(Struct, gc=False, rename={"meta": "_meta", "responses": "inputR
     """A state must be verified first, on the exact path."""
 
 
-class _RawCall(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
+class _RawCall(_Message, kw_only=True, gc=False):
     id: int | str
     method: Literal["tools/call"]
     params: _RawParams
-    result: UnsetType = UNSET
-    error: UnsetType = UNSET
 
 
 _decode_raw_call = msgspec.json.Decoder(_RawCall).decode

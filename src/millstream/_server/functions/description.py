@@ -231,8 +231,8 @@ CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length"
 
 def constraint_text(meta: Meta) -> str:
     """Return a constraint as it's written in a program: ``Field(ge=3)``."""
-    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
-    return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
+    said = ((name, getattr(meta, name)) for name in (*CONSTRAINTS, "title", "description"))
+    return f"Field({', '.join(f'{name}={value!r}' for name, value in said if value is not None)})"
 
 
 @suggest_keywords
@@ -283,8 +283,10 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     keywords = dict(extra or {})
     if header is not None:
         keywords[HEADER_KEYWORD] = header
-    if pattern is not None:
-        _check_pattern(pattern)
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error
     for low, high in ((ge, le), (gt, lt), (ge, lt), (gt, le), (min_length, max_length)):
         if low is not None and high is not None and low > high:
             raise ValueError(f"Field: no value lies between {low} and {high}")
@@ -304,10 +306,3 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
         extra_json_schema=keywords or None,
         extra=None if default is NODEFAULT else {"default": default},
     )
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error

@@ -1,13 +1,11 @@
-"""The msgspec engine: one typed pass over the arguments, and one over the result.
-
-Structured output of tools, and JSON of values that msgspec can't encode.
-"""
+"""The msgspec engine: one typed pass over the arguments, and one over the result, which has a schema for clients."""
 
 import copy
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache, wraps
 from math import inf
 from pathlib import Path, PurePath
@@ -77,11 +75,9 @@ def enc_hook(value: Any) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     pydantic_core = sys.modules.get("pydantic_core")
-    try:
-        if pydantic_core is not None:
+    if pydantic_core is not None:
+        with suppress(ValueError):
             return pydantic_core.to_jsonable_python(value)
-    except ValueError:
-        pass
     kind = cast("type[object]", type(value))
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):

@@ -1,11 +1,7 @@
-"""Parameters that clients fill in, and the rules for their schemas in tools, resources, and prompts.
+"""Parameters that clients fill in, their annotations, and the rules for their schemas in tools, resources, and prompts.
 
 Problems of a parameter are found at registration, here or by the engine. The message names the parameter and what
-works.
-
-Annotations, for either engine: aliases, ``Annotated`` metadata, and whether pydantic is needed.
-
-This module doesn't import pydantic, because a program that uses it already has.
+works. This module doesn't import pydantic, because a program that uses it already has.
 """
 
 import collections.abc
@@ -148,10 +144,10 @@ def alias_in(metadata: tuple[Any, ...]) -> str | None:
     for item in metadata:
         if is_pydantic_field(item):
             alias = item.validation_alias if item.validation_alias is not None else item.alias
-            if alias is not None and not isinstance(alias, str):
-                raise TypeError("an alias must be one name, not a path or choices")
-            if alias is not None:
+            if isinstance(alias, str):
                 return alias
+            if alias is not None:
+                raise TypeError("an alias must be one name, not a path or choices")
     return None
 
 

@@ -237,12 +237,9 @@ def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
 
 def _composed_schema(parameters: list[Parameter], *, forbid_unknown: bool) -> Schema | None:
     """Return the result of `_arguments_schema`, built from cached schemas of types, or None if one isn't cacheable."""
-    properties: dict[str, Schema] = {}
-    for parameter in parameters:
-        found = _property(parameter)
-        if found is None:
-            return None
-        properties[parameter.wire] = found
+    properties = {each.wire: _property(each) for each in parameters}
+    if None in properties.values():
+        return None
     required = [each.wire for each in parameters if each.default is NODEFAULT]
     return finish_schema(
         {
@@ -294,10 +291,7 @@ def _is_about_the_type(field: FieldInfo) -> bool:
 def _type_schema(annotation: Any) -> Schema | None:
     """Return the schema of a type as an argument; None if it's recursive, or pydantic doesn't support the type."""
     try:
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            schema = annotation.model_json_schema(schema_generator=SchemaGenerator)
-        else:
-            schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
+        schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
     except (RegistrationError, *_UNREADABLE):
         return None
     name: str = getattr(cast("Any", annotation), "__name__", "")
@@ -403,8 +397,8 @@ def _is_old_typed_dict(kind: Any) -> bool:
 
 
 def _field(meta: Meta) -> Any:
-    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description", "examples")}
-    said = {name: value for name, value in said.items() if value is not None}
+    names = (*CONSTRAINTS, "title", "description", "examples")
+    said = {name: value for name in names if (value := getattr(meta, name)) is not None}
     return pydantic.Field(**said, json_schema_extra=meta.extra_json_schema)
 
 

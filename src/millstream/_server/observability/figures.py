@@ -39,10 +39,10 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
         _add_all(operations, past.operations)
         _add_all(chosen, past.chosen)
         for at, (tally, gauges) in past.points.items():
-            whole, before = points.get(at, (OperationTally(0, {}), None))
+            whole, before = points.get(at, (OperationTally(), None))
             whole.add(tally)
             points[at] = whole, gauges if before is None else _add_gauges(before, gauges)
-    total = OperationTally(0, {})
+    total = OperationTally()
     for tally, _ in points.values():
         total.add(tally)
     rest = operations.pop(REST, None)
@@ -65,7 +65,7 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
 
 def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally]) -> None:
     for key, tally in more.items():
-        found.setdefault(key, OperationTally(0, {})).add(tally)
+        found.setdefault(key, OperationTally()).add(tally)
 
 
 def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
@@ -77,7 +77,7 @@ def _columns(
     times: Iterable[int], tallies: Mapping[int, OperationTally], known: Mapping[int, object], bounds: tuple[float, ...]
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in SHARES))}
-    nothing = OperationTally(0, {})
+    nothing = OperationTally()
     for at in times:
         row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
         for name, column in columns.items():

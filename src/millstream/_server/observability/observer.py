@@ -364,10 +364,8 @@ class Observer:
         errors: dict[tuple[str, str], int] = {}
         for (method, tool, outcome, _), series in self.calls().items():
             key = (method, tool)
-            held = counts.get(key)
-            counts[key] = (
-                list(series.counts) if held is None else [a + b for a, b in zip(held, series.counts, strict=True)]
-            )
+            before = counts.get(key, [0] * len(series.counts))
+            counts[key] = [a + b for a, b in zip(before, series.counts, strict=True)]
             errors[key] = errors.get(key, 0) + (sum(series.counts) if outcome else 0)
         return counts, errors
 

@@ -46,7 +46,7 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 from millstream._transports import open_streams
 from millstream._transports.open_streams import silent_call
 from millstream._transports.rest import openapi

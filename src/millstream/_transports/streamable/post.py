@@ -31,6 +31,7 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.sessions import Session
+from millstream._server.control import LIGHT
 from millstream._server.features.tools import (
     PreparedCall,
     decode_handshake_call,
@@ -39,7 +40,6 @@ from millstream._server.features.tools import (
     decode_request,
     decode_request_params,
 )
-from millstream._server.load import LIGHT
 from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, too_many_streams, unknown_session
 from millstream._transports.streamable.batch import is_batch, serve_batch
 from millstream._transports.streamable.sessions import LISTEN, StreamableEndpoint, StreamableExchange, finish

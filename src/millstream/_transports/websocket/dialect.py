@@ -30,8 +30,8 @@ from millstream._protocol.jsonrpc import check_text, decoder, encode, require_js
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
+from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
-from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription

@@ -22,10 +22,10 @@ from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from millstream._server.functions import msgspec_engine
-from millstream._server.functions.arguments import decode_json_texts
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import Engine, engine_of
 from millstream._server.functions.parameters import parameter_of
+from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
 from millstream._server.functions.pydantic_engine import output_of as engine_output_of
 from millstream.compat import types
