@@ -815,13 +815,23 @@ class Server:
     # Names in other libraries. New programs should use `tool`, `route`, and the server as the ASGI application.
 
     def add_tool(self, function: F, /, **options: Any) -> F:
-        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``."""
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``.
+
+        Args:
+            function: The function.
+            options: Options of `tool`.
+        """
         return self.tool(**options)(function)
 
     def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
         """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
 
         If callers have to sign in, this path requires it as well, unless ``public=True``.
+
+        Args:
+            path: The path, which begins with ``/``.
+            methods: The HTTP methods.
+            options: Options of `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -851,7 +861,11 @@ class Server:
         return self
 
     def sse_app(self, mount_path: str | None = None) -> Self:
-        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``."""
+        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+
+        Args:
+            mount_path: Ignored, because the paths are relative to wherever the server is mounted.
+        """
         return self
 
     if not TYPE_CHECKING:  # type checkers would take every name for one that exists
