@@ -366,7 +366,7 @@ class Server:
     def tool(self, function: F, /) -> F: ...
     @overload
     def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
-    def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
+    def tool(self, function: Any = None, /, *more: object, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
         The tool's name is the function's, its description the docstring, and its schemas come from the annotations
@@ -375,6 +375,7 @@ class Server:
         Args:
             function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
                 thread.
+            more: Nothing, because options have names.
             options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
                 ``annotations``, ``timeout`` in seconds, ``scopes``, ``limit``, and ``task``.
 
@@ -383,6 +384,8 @@ class Server:
             TypeError: An annotation has no schema, or an option is unknown.
             LocalError: Other workers are running.
         """
+        if more:
+            raise TypeError("mcp.tool takes one function. Write its options by name: @mcp.tool(name=…, description=…)")
         if self.settings.coerce_arguments:
             options.setdefault("coerce", True)
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
@@ -672,7 +675,7 @@ class Server:
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
     @suggest_keywords
-    def mount(self, other: "Server", *, prefix: str = "") -> None:
+    def mount(self, other: "Server", prefix: str = "") -> None:
         """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
@@ -815,7 +818,7 @@ class Server:
 
         Args:
             function: The function.
-            options: The options of `tool`.
+            options: Options of `tool`.
         """
         return self.tool(**options)(function)
 
@@ -825,9 +828,9 @@ class Server:
         If callers have to sign in, this path requires it as well, unless ``public=True``.
 
         Args:
-            path: The path, as for `route`.
-            methods: HTTP methods.
-            options: Further options of `route`.
+            path: The path, which begins with ``/``.
+            methods: The HTTP methods.
+            options: Options of `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -860,7 +863,7 @@ class Server:
         """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
 
         Args:
-            mount_path: Ignored, because the path of a mounted server comes from the application.
+            mount_path: Ignored, because the paths are relative to wherever the server is mounted.
         """
         return self
 

@@ -99,7 +99,10 @@ def call(
     tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
     /,
     *arguments: Annotated[
-        str, Parameter(name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema.")
+        str,
+        Parameter(
+            name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema, or one JSON object."
+        ),
     ],
     input: Annotated[
         str,
@@ -130,6 +133,8 @@ def call(
 
     - `millstream call https://example.com/mcp report year=2026 --task`
     """
+    if len(arguments) == 1 and arguments[0].startswith("{") and not input:
+        input, arguments = arguments[0], ()  # as for --input
     bare, given = _split(arguments)
     values = _object(input)
 

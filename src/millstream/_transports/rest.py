@@ -30,7 +30,7 @@ from millstream._http.message import (
     Response,
     client_id_of,
     problem,
-    tagged,
+    respond_with_tag,
 )
 from millstream._protocol import revisions
 from millstream._protocol.errors import (
@@ -226,7 +226,7 @@ class RestRoutes:
                 root_path=root,
                 mcp=self._mcp,
             )
-            found = tagged(body, JSON_HEAD + b"cache-control: no-cache\r\n")
+            found = respond_with_tag(body, JSON_HEAD + b"cache-control: no-cache\r\n")
             self._described.keep(key, (page, found))
         return found(request)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Raw, Struct
 
 from millstream._config import Settings
-from millstream._http.message import HttpRequest, Response, tagged
+from millstream._http.message import HttpRequest, Response, respond_with_tag
 from millstream._limits.limiters import concurrency_limits, hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
@@ -357,7 +357,7 @@ class ServerHost:
 
         def register() -> None:
             head = f"content-type: {media_type}\r\ncache-control: public, max-age=3600\r\n"
-            document = tagged(make(), f"{head}access-control-expose-headers: ETag\r\n".encode())
+            document = respond_with_tag(make(), f"{head}access-control-expose-headers: ETag\r\n".encode())
 
             async def answer(request: HttpRequest) -> Response:
                 return document(request)
