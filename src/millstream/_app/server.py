@@ -634,7 +634,7 @@ class Server:
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
-        register(made.definition, spec, client, **options)
+        register(made.definition.add, spec, client, **options)
         return made
 
     @classmethod
@@ -812,13 +812,23 @@ class Server:
     # Names in other libraries. New programs should use `tool`, `route`, and the server as the ASGI application.
 
     def add_tool(self, function: F, /, **options: Any) -> F:
-        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``."""
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``.
+
+        Args:
+            function: The function.
+            options: See `tool`.
+        """
         return self.tool(**options)(function)
 
     def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
         """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
 
         If callers have to sign in, this path requires it as well, unless ``public=True``.
+
+        Args:
+            path: The path.
+            methods: Its HTTP methods.
+            options: See `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -848,7 +858,11 @@ class Server:
         return self
 
     def sse_app(self, mount_path: str | None = None) -> Self:
-        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``."""
+        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+
+        Args:
+            mount_path: Path at which other packages would serve it; it has no effect.
+        """
         return self
 
     if not TYPE_CHECKING:  # type checkers would take every name for one that exists

@@ -83,7 +83,7 @@ class ProgramAuth(AuthMethod):
         issuer = str(_claim(token, "iss") or "")
         scopes = frozenset(map(str, credentials.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
-        self._program.remember(caller_of(principal), user)
+        self._program.users.keep(caller_of(principal), user)
         return Identity(principal, seconds)
 
     @override
