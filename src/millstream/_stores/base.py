@@ -22,6 +22,8 @@ PAGE_BYTES = 4 * 1024 * 1024
 EPHEMERAL = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe running workers. A store that outlives its workers may keep these in memory."""
 
+ONCE_SECONDS = 120.0
+"""Seconds for which a stream rejects an entry that repeats another one."""
 MAX_OFFSET = 2**63 - 1
 _MAX_DIGITS = len(str(MAX_OFFSET))
 
@@ -100,6 +102,10 @@ class StoreUnavailable(LocalError):
 
 class StreamSealed(LocalError):
     """The stream has its last entry. Nothing was appended."""
+
+
+class EntryRepeated(LocalError):
+    """The entry repeats a recent one. Nothing was appended."""
 
 
 class Index(Struct, frozen=True, gc=False, array_like=True):
@@ -214,7 +220,15 @@ class Log(Protocol):
     """
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
     ) -> Position:
         """Append an entry and return its position. Create the stream if it doesn't exist.
 
@@ -231,10 +245,13 @@ class Log(Protocol):
                 of their positions. A failed append may leave the entry in the stream only, never in the index only.
                 An index that is full is skipped.
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
+            once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
+                append nothing. Empty text repeats nothing. A full store may forget texts earlier.
 
         Raises:
             StoreFull: The entry is larger than the store allows.
             StreamSealed: The stream has its last entry.
+            EntryRepeated: The stream has an entry with the same `once`.
             StoreUnavailable: The store didn't respond in time.
         """
         ...

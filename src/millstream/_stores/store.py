@@ -58,9 +58,19 @@ class SplitLog:
         self._memory = memory
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
     ) -> Position:
-        return await self._of(stream).append(stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal)
+        return await self._of(stream).append(
+            stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal, once=once
+        )
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES

@@ -20,7 +20,7 @@ from millstream._http.hosts import is_loopback
 from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
 from millstream._recent import Recent
-from millstream._stores.base import Entry, Gap, Store
+from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._stores.tail import Tail
 from millstream._tasks import cancel_all
 from millstream.hub._channels import CLIENT, HubLimits, LimitExceeded, is_pattern
@@ -273,6 +273,8 @@ class Delivery:
         self.presence_changes: PresenceChanges = PresenceChanges(store)
         self.mailboxes: Mailboxes = Mailboxes(store, self.journal, limits)
         self.audience: Audience = Audience(limits)
+        self.published: Position | None = None
+        """The position of this worker's last event that nobody here waited for."""
         self._tasks: list[asyncio.Task[None]] = []
         self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
@@ -294,6 +296,12 @@ class Delivery:
             tail.stop()
         await cancel_all(*self._tasks)
 
+    async def pass_published(self) -> None:
+        """Wait until this worker is past its own events, which don't concern a subscriber that comes after them."""
+        if self.published is not None:
+            await self.event_tail.reach(self.published)
+            self.published = None
+
     async def catch_up(self) -> None:
         """Deliver all new entries of the two streams."""
         await self.event_tail.catch_up()
@@ -303,8 +311,6 @@ class Delivery:
         take, write = self.journal.add, self._write
         for entry in entries:
             event = take(entry)
-            if event is None:
-                continue
             write(event, event.channel)
             if event.channel.startswith(CLIENT):
                 self.mailboxes.mark_delivered(event.channel.removeprefix(CLIENT))

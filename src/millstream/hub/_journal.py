@@ -15,7 +15,7 @@ from itertools import islice
 
 from millstream._stores.base import Entry, Gap, Index, Position, Store
 from millstream.hub._channels import CLIENT, HubLimits
-from millstream.hub._event import Event, EventIds, KnownEvent, StoredEvent, pack, position_id, unpack
+from millstream.hub._event import Event, EventIds, StoredEvent, pack, position_id, unpack
 
 JOURNAL = "hub:journal"
 _CHANNEL = "hub:channel:"
@@ -74,24 +74,28 @@ class Journal:
 
         Raises:
             StoreFull: The store can't store an event of this size.
+            EntryRepeated: An event with this id was just published on its channel.
         """
         data = pack(record)
         count, age = self.bounds(record.channel)
         # An entry beyond the limit shows that entries were dropped.
         index = Index(history_stream(record.channel), age, count + 1) if count else None
         position = await self._store.log.append(
-            JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=self._limits.journal, index=index
+            JOURNAL,
+            data,
+            ttl=_JOURNAL_TTL,
+            max_entries=self._limits.journal,
+            index=index,
+            once=f"{record.channel}\n{record.id}" if record.id is not None else "",
         )
         return Entry(position, data)
 
-    def add(self, entry: Entry) -> Event | None:
-        """Advance to the next entry. Return its event, which is cached, or None if it repeats another one."""
+    def add(self, entry: Entry) -> Event:
+        """Advance to the next entry, and return its event, which is cached."""
         event = unpack(entry.data, entry.position.epoch, entry.position.offset)
         self.offset = event.offset
         if event.id != position_id(self.epoch, event.offset):
-            known = KnownEvent(event.channel, event.offset, event.timestamp)
-            if not self.ids.add(event.id, known):
-                return None
+            self.ids.add(event.id, event.channel, event.offset)
         recent = self._recent
         recent.append(event)
         self._recent_bytes += len(event.data or b"")

@@ -43,6 +43,7 @@ class PresenceEvents:
         self._audience.enter(subscription)
         outlet = subscription.outlet
         outlet.on_close(subscription.handle_close)
+        await self._delivery.pass_published()
         others = [each for each in self._audience.on(outlet) if each.joined]
         replay = CatchUp(self._delivery, subscription, replays=self._replay_limiter, others=others)
         if last_event_id:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._tasks import has_failed
 from millstream.hub._channels import CLIENT
-from millstream.hub._event import KnownEvent, unpack_header
+from millstream.hub._event import unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 
 CACHE_SECONDS = 10.0
@@ -287,7 +287,7 @@ class JournalReader:
             if self._id_search is None or self._id_search[0] != journal.epoch or has_failed(self._id_search[1]):
                 self._id_search = journal.epoch, asyncio.create_task(self._index_journal(journal.epoch))
             await asyncio.shield(self._id_search[1])
-        return max((each.offset for each in journal.ids.find(id) if wants(each.channel)), default=None)
+        return max((at for channel, at in journal.ids.find(id).items() if wants(channel)), default=None)
 
     async def _index_journal(self, epoch: str) -> None:
         """Load the ids of journal entries from before this worker started."""
@@ -301,8 +301,7 @@ class JournalReader:
                     for entry in page:
                         stamp = unpack_header(entry.data)
                         if stamp.id is not None and journal.is_current(entry) and entry.position.offset <= until:
-                            known = KnownEvent(stamp.channel, entry.position.offset, stamp.at)
-                            journal.ids.add(stamp.id, known)
+                            journal.ids.add(stamp.id, stamp.channel, entry.position.offset)
             except Gap:  # trimmed since the last read
                 last = 0
                 continue

@@ -362,7 +362,7 @@ class CatchUp:
                         return
                     if event is None:
                         self._send_gap("trimmed")
-                    elif not journal.ids.is_repeated(offset):
+                    else:
                         self._write_event(event)
                     place = next(plan, None)
                 for cursor in cursors:
@@ -380,7 +380,7 @@ class CatchUp:
     def _write_entry_if_missing(self, entry: Entry) -> None:
         """Write a stored event if the subscriber is missing it. Unwanted events are decoded only up to the channel."""
         offset = entry.position.offset
-        if self._is_missing_at(offset, unpack_channel(entry.data)) and not self._journal.ids.is_repeated(offset):
+        if self._is_missing_at(offset, unpack_channel(entry.data)):
             self._write_if_missing(unpack(entry.data, self._epoch, offset))
 
     def _write_event(self, event: Event) -> None:

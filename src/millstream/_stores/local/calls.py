@@ -29,6 +29,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
     Entry,
+    EntryRepeated,
     Gap,
     Log,
     Map,
@@ -40,7 +41,7 @@ from millstream._stores.base import (
 )
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
-VERSION = 4
+VERSION = 5
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE = 65 * 1024 * 1024
 """Maximum bytes of a request. Every store's own limit is lower."""
@@ -140,7 +141,9 @@ class DropNotice(Struct, frozen=True, gc=False, array_like=True, tag=3):
     """A notice that entries were dropped because the worker didn't read."""
 
 
-_ERRORS = {each.__name__: each for each in (StoreFull, OwnerQuotaExceeded, StreamSealed, StoreUnavailable)}
+_ERRORS = {
+    each.__name__: each for each in (StoreFull, OwnerQuotaExceeded, StreamSealed, EntryRepeated, StoreUnavailable)
+}
 
 
 class StoreCall:

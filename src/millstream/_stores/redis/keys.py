@@ -64,6 +64,10 @@ class RedisKeys:
         part = f"{kind}.{owner_for(name)}"
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
+    def once(self, stream: str, text: str) -> str:
+        """Return the key of a text that entries of a stream must not repeat."""
+        return f"{self.hub}i:{stream}:{sha256(text.encode()).hexdigest()[:32]}"
+
     def order(self, kind: str) -> str:
         """Return the key of a kind's values, ordered by write time."""
         return f"{self.hub}o:{kind}"

@@ -12,14 +12,26 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import count
+from itertools import count, zip_longest
 from typing import Any
 
-from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable
+from millstream._stores.base import (
+    EPHEMERAL,
+    ONCE_SECONDS,
+    PAGE_BYTES,
+    Entry,
+    EntryRepeated,
+    Gap,
+    Index,
+    Position,
+    StoreFull,
+    StoreUnavailable,
+)
 from millstream._stores.health import LogOnce
+from millstream._stores.memory.log import REPEATED
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
-from millstream._stores.redis.client import Argument, RedisClient
+from millstream._stores.redis.client import Argument, RedisClient, RedisRequest
 from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.scripts import script
 from millstream._stores.tail import consecutive
@@ -153,10 +165,6 @@ class StreamReader:
                 _logger.exception("A callback for entries of the store failed.")
 
 
-PLACES = 1024
-"""Maximum number of concurrent attempts. Further attempts wait."""
-
-
 class RedisState:
     """The state of one open connection."""
 
@@ -167,8 +175,8 @@ class RedisState:
         self.renewed: Callable[[], None] = lambda: None
         """Callback for changes of `epoch`."""
         self._numbers = count(1)
-        self._free = list(range(PLACES))
-        self._room = asyncio.Semaphore(PLACES)
+        self._free: list[int] = []
+        self._places = count()
         self._at: tuple[float, float] | None = None
 
     def adopt(self, epoch: str) -> None:
@@ -180,15 +188,13 @@ class RedisState:
         if before:
             self.renewed()
 
-    async def take_place(self) -> tuple[int, int]:
+    def take_place(self) -> tuple[int, int]:
         """Return a place and a number that let Redis recognize retries. Release it with `free_place`."""
-        await self._room.acquire()
-        return self._free.pop(), next(self._numbers)
+        return self._free.pop() if self._free else next(self._places), next(self._numbers)
 
     def free_place(self, place: int) -> None:
         """Release the place of a finished attempt."""
         self._free.append(place)
-        self._room.release()
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
@@ -203,6 +209,10 @@ class RedisState:
         return at + time.monotonic() - measured
 
 
+_MAX_BATCH = 64
+_MAX_BATCH_BYTES = 1024 * 1024
+_REPEATED = "0"
+"""The offset that a script gives for an entry that repeats another one."""
 MAX_ENTRY = 32 * 1024 * 1024
 INDEX_STREAMS = 100_000
 
@@ -210,6 +220,48 @@ INDEX_STREAMS = 100_000
 def milliseconds(ttl: float) -> int:
     """Convert a time to live to milliseconds."""
     return max(1, min(int(ttl * 1000), 2**53))
+
+
+class _Batch:
+    """Entries of one stream that are appended by one script."""
+
+    __slots__ = ("_bounds", "_positions", "_size", "request")
+
+    def __init__(self, request: RedisRequest, bounds: tuple[int, int, int]) -> None:
+        self.request = request
+        self._bounds = bounds
+        self._size = 0
+        self._positions: list[asyncio.Future[Position]] = []
+
+    def accepts(self, size: int, bounds: tuple[int, int, int]) -> bool:
+        """Return whether another entry of this size fits. An entry that seals the stream is alone."""
+        *_, seals = bounds
+        return (
+            not (seals or self.request.sent)
+            and bounds == self._bounds
+            and len(self._positions) < _MAX_BATCH
+            and self._size + size <= _MAX_BATCH_BYTES
+        )
+
+    def add(self, size: int, position: asyncio.Future[Position]) -> None:
+        """Add an entry, whose position is set later."""
+        self._size += size
+        self._positions.append(position)
+
+    def settle(self, reply: asyncio.Future[Any]) -> str:
+        """Pass each entry its position or error. Return the epoch, or an empty string after an error."""
+        failure = reply.exception()
+        offsets, epoch = ("", "") if failure is not None else (part.decode() for part in reply.result())
+        for position, offset in zip_longest(self._positions, offsets.split()):
+            if position.done():
+                continue
+            if failure is not None:
+                position.set_exception(type(failure)(*failure.args))
+            elif offset == _REPEATED:
+                position.set_exception(EntryRepeated(REPEATED))
+            else:
+                position.set_result(Position(epoch, int(offset)))
+        return epoch
 
 
 class RedisLog:
@@ -231,29 +283,59 @@ class RedisLog:
         self._start_tasks: dict[str, asyncio.Task[None]] = {}
         """Tasks that start reading a stream for its listeners, by stream."""
         self._append = script("append")
+        self._batches: dict[str, _Batch] = {}
+        """Appends that are under way, the last one of each stream."""
         self._read_script = script("read")
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRY:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the maximum of {MAX_ENTRY} for Redis.")
+        keys, bounds = self._keys, (milliseconds(ttl), max_entries, int(seal))
+        batch = self._batches.get(stream)
+        if batch is None or not batch.accepts(len(data), bounds):
+            batch = self._batches[stream] = self._begin(stream, bounds)
+        request = batch.request
+        entry: list[Argument] = [data, "", "", ""]
+        if index is not None:
+            kind = index.stream.partition(":")[0]
+            request.keys += [keys.stream(index.stream), keys.order(kind), keys.sizes(kind)]
+            entry[1:3] = [milliseconds(index.ttl), index.max_entries]
+        if once:
+            request.keys.append(keys.once(stream, once))
+            entry[3] = milliseconds(ONCE_SECONDS)
+        request.args += entry
+        position: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        batch.add(len(data), position)
+        return await position
+
+    def _begin(self, stream: str, bounds: tuple[int, int, int]) -> "_Batch":
+        """Send an append, to which entries are added until it's written."""
         state, keys = self._state, self._keys
+        place, number = state.take_place()
         names = [keys.stream(stream), keys.meta(stream), keys.places(state.id), keys.generation]
-        place, number = await state.take_place()
-        try:
-            args: list[Argument] = [place, number, state.epoch, data, milliseconds(ttl), max_entries, int(seal)]
-            if index is not None:
-                kind = index.stream.partition(":")[0]
-                names += [keys.stream(index.stream), keys.order(kind), keys.sizes(kind)]
-                args += [milliseconds(index.ttl), index.max_entries, self._room, INDEX_STREAMS]
-            confirm = stream.partition(":")[0] not in EPHEMERAL
-            offset, epoch = await self._client.run(self._append, names, args, confirm=confirm)
-        finally:
+        args: list[Argument] = [place, number, state.epoch, *bounds, self._room, INDEX_STREAMS]
+        confirm = stream.partition(":")[0] not in EPHEMERAL
+        batch = _Batch(self._client.send(self._append, names, args, confirm=confirm), bounds)
+
+        def settle(reply: asyncio.Future[Any]) -> None:
             state.free_place(place)
-        position = Position(epoch.decode(), int(offset))
-        state.adopt(position.epoch)
-        return position
+            if self._batches.get(stream) is batch:
+                del self._batches[stream]
+            if epoch := batch.settle(reply):
+                state.adopt(epoch)
+
+        batch.request.reply.add_done_callback(settle)
+        return batch
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES

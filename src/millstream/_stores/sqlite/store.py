@@ -224,10 +224,18 @@ class SqliteLog:
         self.listeners = Topics[Entry]()
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
     ) -> Position:
         return await self._writer.run(
-            lambda: self._streams.append(stream, data, ttl, max_entries, index, seal),
+            lambda: self._streams.append(stream, data, ttl, max_entries, index, seal=seal, once=once),
             lambda position: self.listeners.notify(stream, Entry(position, data)),
         )
 
