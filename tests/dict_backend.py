@@ -123,6 +123,7 @@ class Data:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRIES:
             raise StoreFull("The entry is too large.")
@@ -168,7 +169,12 @@ class Data:
         self.streams.pop(stream, None)
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         mark = object()
         self.listeners.setdefault(stream, {})[mark] = interrupted or (lambda: None)

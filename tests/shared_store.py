@@ -249,7 +249,12 @@ class _Log:
         return await self._store.core.log.touch(stream, ttl)
 
     def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        heard: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         return self._store.core.log.listen(stream, lambda entry: self._store.arrive(lambda: heard(entry)))
 

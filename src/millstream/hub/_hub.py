@@ -380,8 +380,8 @@ class Hub:
         Args:
             read: Whether to read missed messages first.
         """
-        if read:
-            await self._delivery.catch_up()
+        self._delivery.interest.sweep()
+        await (self._delivery.catch_up() if read else self._delivery.event_tail.settle())
         await self._presence.refresh()
         self._delivery.send_position()
 

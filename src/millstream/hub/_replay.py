@@ -122,7 +122,7 @@ class CatchUp:
         journal = self._journal
         offset, number = parse_position(id, journal.epoch) or (None, None)
         if offset is None:
-            offset = await self._reader.find(id, self._wants)
+            offset = await self._reader.find(id, self._wants, self._subscription.channels)
         if offset is None:
             offset = max((index.ids[id] for index in await self._indexes() if id in index.ids), default=None)
         if offset is not None:
@@ -215,7 +215,9 @@ class CatchUp:
                 self._skip_lost()
             elif self._position == journal.offset:
                 return
-            elif (recent := journal.recent(self._position, _CHUNK)) is not None:
+            elif (
+                recent := journal.recent(self._position, _CHUNK, journal.floor(self._subscription.channels))
+            ) is not None:
                 events, self._position = recent
                 self._pending_changes = self._missed_changes()
                 for event in events:
@@ -282,6 +284,8 @@ class CatchUp:
     async def _indexes(self, newest: int = 0) -> list[HistoryIndex]:
         """Return the index of each channel's history. The index of a pattern is empty."""
         indexes: list[HistoryIndex] = []
+        if self._subscription.has_wildcard:
+            await self._journal.fill(self._subscription.channels)
         for channel in self._subscription.channels:
             limit, _ = self._journal.bounds(channel)
             if is_pattern(channel) or not limit:

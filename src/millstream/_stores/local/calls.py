@@ -81,8 +81,12 @@ class StoreSession(Protocol):
     async def bind(self, worker: str) -> None:
         """See `Backend.bind`."""
 
-    async def listen(self, stream: str, on: bool) -> None:
-        """Start or stop pushing the entries of a stream."""
+    async def listen(self, channel: str, on: bool) -> None:
+        """Start or stop pushing the entries of a stream or topic (`channel_for`)."""
+
+    async def mark(self, stream: str) -> Position | None:
+        """Return the newest position of a stream, or None if pushes before this reply were dropped."""
+        ...
 
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""
@@ -131,9 +135,9 @@ class StoreFailure(Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class EntryPush(Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """An entry of a stream that the worker listens to."""
+    """An entry of a stream or topic that the worker listens to."""
 
-    stream: str
+    channel: str
     entry: Entry
 
 

@@ -23,7 +23,7 @@ from millstream._stores.base import (
     StoreFull,
     StreamSealed,
 )
-from millstream._stores.memory.topics import Topics
+from millstream._stores.memory.topics import Topics, channel_for, channels_for
 
 SWEEP = 16
 """Heap items examined per call: more than one call adds, few enough to be cheap."""
@@ -325,6 +325,7 @@ class MemoryLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        topic: str = "",
     ) -> Position:
         now = self._clock()
         for each in self.kinds.values():  # unused kinds must free their space, too
@@ -340,14 +341,21 @@ class MemoryLog:
                 )
         if once:
             self._once.keep(key, now + ONCE_SECONDS)
-        self.listeners.notify(stream, Entry(position, data))
+        entry = Entry(position, data)
+        for channel in channels_for(stream, topic):
+            self.listeners.notify(channel, entry)
         return position
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         """Call `hear` with each entry, like `Log.listen`. Only dropping a stream interrupts its listeners."""
-        stop_hearing = self.listeners.add(stream, hear)
+        stop_hearing = self.listeners.add(channel_for(stream, topic), hear)
         if interrupted is None:
             return stop_hearing
         stop_watching = self.listeners.add(_INTERRUPT_PREFIX + stream, lambda _: interrupted())
@@ -358,8 +366,9 @@ class MemoryLog:
 
         return stop
 
-    async def wait_until_listening(self, stream: str) -> None:
-        """Return immediately."""
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        newest = await self.newest(stream, 1)
+        return newest[0].position if newest else None
 
     def _drop(self, stream: str) -> None:
         self.listeners.notify(_INTERRUPT_PREFIX + stream, _REMOVED)

@@ -141,6 +141,7 @@ class NatsLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        topic: str = "",
     ) -> Position:
         link, view = self._link, self._main(stream)
         if len(data) > link.max_bytes:
@@ -430,13 +431,20 @@ class NatsLog:
     # Listening
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         view = self._main(stream)
         return self._listeners.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
 
-    async def wait_until_listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        """See `Log.wait_until_listening`. Consumers don't filter, so there is nothing to tell."""
         await self._listeners.ready(self._main(stream).subject)
+        return None
 
     # Sweeping
 

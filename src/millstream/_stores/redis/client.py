@@ -8,8 +8,8 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -210,25 +210,33 @@ class RedisClient:
             raise _unavailable(why or "its keys can't be listed") from None
         return [name.decode("utf-8", "surrogateescape") for name in found]
 
-    async def block(self, key: str, *command: Argument) -> Any:
-        """Send a blocking command on a separate connection.
+    @asynccontextmanager
+    async def connection(self, key: str) -> AsyncGenerator[Any, None]:
+        """Open a separate connection to the server that has a key.
 
         Raises:
             OSError: The connection broke.
-            StoreUnavailable: Redis rejects the command.
+            StoreUnavailable: Redis rejects a command.
         """
         if self.closed:
             raise ConnectionError("The store is closed.")
+        connection: Any = None
         try:
             if isinstance(self._redis, RedisCluster):
                 await self._redis.initialize()
-                node = self._redis.get_node_from_key(key)
-                return await self._redis.execute_command(*command, target_nodes=node)
-            return await self._redis.execute_command(*command)
+                node: Any = self._redis.get_node_from_key(key)
+                connection = node.connection_class(**node.connection_kwargs)
+            else:
+                connection = self._redis.connection_pool.make_connection()
+            await connection.connect()
+            yield connection
         except ResponseError as failure:
             raise _final(failure) from None
         except (*_BROKEN, RedisError) as failure:
             raise ConnectionError(str(failure)) from None
+        finally:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
 
     def send(
         self,

@@ -1,6 +1,6 @@
 -- KEYS: stream, meta, places, generation, then for each entry: [index, order, sizes] [once]
--- ARGV: place, number, epoch, ttl, most, seal, room, streams, then for each entry: data, index ttl or '', index most, once
--- ttl or ''.  Gives: the offsets, separated by blanks, where 0 is an entry that repeats another, and the epoch
+-- ARGV: place, number, epoch, ttl, most, seal, room, streams, channel, then for each entry: data, index ttl or '', index
+-- most, once ttl or '', topic.  Gives: the offsets, separated by blanks, where 0 is an entry that repeats another, and the epoch
 local epoch = epoch_of(KEYS[4], ARGV[3])
 local known = before(KEYS[3], ARGV[1], ARGV[2])
 if type(known) == 'table' then
@@ -17,7 +17,7 @@ if not known then
     last = math.max(last, clock() - 1)
   end
   local first = last
-  for at = 9, #ARGV, 4 do
+  for at = 10, #ARGV, 5 do
     local index_key, offset = key, '0'
     if ARGV[at + 1] ~= '' then
       key = key + 3
@@ -30,8 +30,13 @@ if not known then
     if new then
       last = last + 1
       offset = digits(last)
-      -- Those who read along take the epoch from the entry.
-      redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], offset .. '-0', 'd', ARGV[at], 'e', epoch)
+      redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], offset .. '-0', 'd', ARGV[at])
+      local message, topic = epoch .. ' ' .. offset .. ' ' .. ARGV[at], ARGV[at + 4]
+      redis.call('SPUBLISH', ARGV[9], message)
+      if topic ~= '' then
+        redis.call('SPUBLISH', ARGV[9] .. '\0' .. string.match(topic, '^[^.]*') .. '.', message)
+        redis.call('SPUBLISH', ARGV[9] .. '\0' .. topic, message)
+      end
       if ARGV[at + 1] ~= '' then
         indexes[#indexes + 1] = {index_key, offset, at}
       end
