@@ -10,7 +10,7 @@ import pytest
 from hub_parts import Outlet, encode_line, listen, open_hub
 from millstream.hub import Hub
 from redis_parts import RedisBacking, shared_servers, until
-from store_parts import BACKINGS, Backing, backings
+from store_parts import BACKINGS, Backing, LocalBacking, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 
@@ -137,6 +137,24 @@ async def test_own_ids_published_by_two_workers_without_subscribers_are_stored_o
         for hub in (one, two, three):
             for channel in ("a", "*"):
                 assert (await listen(hub, channel, last_event_id="id 4")).data == wanted[5:]
+
+
+async def test_stalled_workers_read_what_they_were_not_sent() -> None:
+    backing = LocalBacking()
+    try:
+        async with workers(backing, 2) as (slow, busy):
+            outlet = await listen(slow, "a")
+            transport = slow._store.backend.link._transport  # type: ignore[attr-defined]
+            transport.pause_reading()
+            for number in range(60):
+                await busy.publish("a", f"{number} {'x' * 250_000}")
+                await busy.publish("b", "not wanted")
+            transport.resume_reading()
+            await slow.refresh()
+            assert [int(data.split()[0]) for data in await outlet.until(60)] == list(range(60))
+            assert outlet.gaps == []
+    finally:
+        await backing.close()
 
 
 @pytest.fixture
