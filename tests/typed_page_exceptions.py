@@ -304,7 +304,7 @@ PAGES = {
             "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
         },
         places={'"http://127.0.0.1:8000","authorization_endpoint":"http://127.0.0.1:8000/authorize"': "…"},
-        untyped={"sign_in.py": EXCERPT},
+        untyped={"auth=[auth.issuer": "It's a part of a line. tests/auth/test_sign_in_anywhere.py has such a server."},
     ),
     "docs/guides/asgi-servers.md": Page(
         untyped={
