@@ -469,6 +469,8 @@ class ServerHost:
     def listen(self, member: str, open: OpenFilter, *, declared: bool = True) -> None:
         """Serve a member of the filter of `subscriptions/listen`, such as ``taskIds``.
 
+        See MCP 2026-07-28, basic/patterns/subscriptions.
+
         Args:
             member: Name of the member.
             open: ``await open(wanted, subscription, ctx)`` returns the accepted filter, or None to reject it.
