@@ -299,7 +299,7 @@ class Watches:
         for changes in list(self._open):
             changes.fail(fault)
         if self._always:
-            _logger.warning("Changes at the server can no longer be received. %s", fault)
+            _logger.warning("The subscription to changes on the server ended. %s", fault)
         self._incoming.subscribed.clear()
 
     @property

@@ -64,7 +64,7 @@ def read_batch(body: bytes) -> list[Envelope | ProtocolError]:
 
 
 async def serve_batch(exchange: StreamableExchange) -> Response | None:
-    """Answer a batch.
+    """Respond to a batch.
 
     Raises:
         ProtocolError: The revision has no batches, or the batch is refused as a whole.
@@ -91,7 +91,7 @@ class _Batch:
         self._line: PostReplyChannel | None = None
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
-        """Process every message, and answer with an array unless the reply became a stream."""
+        """Process every message, and respond with an array unless the reply became a stream."""
         work = [self._take(message) for message in messages]
         messages.clear()
         answers = [each for each in await asyncio.gather(*work) if each[1]]
@@ -105,7 +105,7 @@ class _Batch:
         return self._exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
 
     async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
-        """Return the id and answer of a request, unless it was answered on the stream."""
+        """Return a request's id and response, unless the response was sent on the stream."""
         if isinstance(message, ProtocolError):
             return None, self._refuse(None, "", message)
         dispatcher = self._exchange.endpoint.dispatcher
