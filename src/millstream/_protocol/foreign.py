@@ -62,7 +62,11 @@ def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bo
 
 
 def present(members: dict[str, Any]) -> dict[str, Any]:
-    """Return the members that aren't null."""
+    """Return the members that aren't null: ``present({"title": None, "name": "add"})``
+
+    Args:
+        members: Members of an object.
+    """
     return {name: value for name, value in members.items() if value is not None}
 
 
@@ -70,6 +74,13 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     """Return a JSON value without the members that are null, where these types have optional members.
 
     Where they require an array, null becomes an empty one.
+
+    Args:
+        value: The decoded value.
+        kinds: Types that it may have.
+
+    Example:
+        ``drop_nulls(description, ToolDescription)``
     """
     if is_array(value):
         return [drop_nulls(each, *kinds) for each in value]

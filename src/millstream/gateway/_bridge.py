@@ -14,19 +14,16 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import lru_cache, partial
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream import Cancelled, Declined, ProtocolError, ToolError
+from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
 from millstream._backoff import retry_delay
-from millstream._protocol.errors import REQUIRES_CAPABILITIES
-from millstream._protocol.revisions import NEWEST_HANDSHAKE, Revision
-from millstream._protocol.rounds import InputRequired, Rounds
+from millstream._protocol.rounds import Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
-from millstream._version import __version__
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -47,16 +44,17 @@ from millstream.gateway._parked_calls import CALL_OVER, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
+    Recipient,
     can_ask,
     declare,
     project_answer,
     project_question,
     with_name,
 )
-from millstream.gateway._relay import Recipient, Relay
-from millstream.gateway._results import call_error
+from millstream.gateway._relay import Relay
+from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
-from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
+from millstream.parts import Call
 from millstream.protocol import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -66,6 +64,8 @@ from millstream.protocol import (
     LOG_LEVEL_KEY,
     LOG_LEVELS,
     MALFORMED,
+    NEWEST_HANDSHAKE,
+    REQUIRES_CAPABILITIES,
     RESOURCE_NOT_FOUND,
     SUBSCRIPTION_KEY,
     TASKS,
@@ -75,15 +75,14 @@ from millstream.protocol import (
     ElicitResult,
     EmptyResult,
     Implementation,
+    InputRequired,
     InputRequiredResult,
+    Revision,
     declares,
     decoder,
     encode,
     foreign_decoder,
 )
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -178,7 +177,7 @@ _decode_tool_result = decoder(_ToolResult)
 
 
 def forward(
-    call: "Call",
+    call: Call,
     upstream: Upstream,
     method: str,
     params: bytes,
@@ -212,7 +211,7 @@ def forward(
     return _forward(call, upstream, method, params, name, headers)
 
 
-def _is_plain(call: "Call") -> bool:
+def _is_plain(call: Call) -> bool:
     """Return whether the client receives only the result of a call, and this is the call's first request."""
     return not (
         call.revision.handshake
@@ -225,7 +224,7 @@ def _is_plain(call: "Call") -> bool:
     )
 
 
-async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: Ask) -> bytes:
+async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
@@ -259,7 +258,7 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     return result
 
 
-def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
+def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
     key, cache = (raw, source.date), upstream.plain_metas
@@ -274,7 +273,7 @@ def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     return meta_bytes
 
 
-def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
+def _forwarded_meta(raw: bytes, call: Call, upstream: Upstream) -> bytes:
     """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
 
     Raises:
@@ -295,7 +294,7 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
-    call: "Call",
+    call: Call,
     upstream: Upstream,
     method: str,
     params: bytes,
@@ -359,9 +358,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     return await _forward(call, upstream, method, params, name, headers, recovered=recovered)
 
 
-def _try_other_era(
-    call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes, params: bytes
-) -> bool:
+def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str, result: bytes, params: bytes) -> bool:
     """Use the other era from now on if a call failed because of its own. Return whether the upstream did nothing, so
     that the call can be sent again.
 
@@ -388,7 +385,7 @@ def _try_other_era(
     return False
 
 
-async def _connect(call: "Call", upstream: Upstream, abilities: bytes, name: str) -> Link:
+async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) -> Link:
     key, links = upstream.key(call, abilities, name), upstream.links
     try:
         link = links.ready(key) or await links.open(key, call.owner)
@@ -419,7 +416,7 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     """Return the result after all messages that preceded it."""
     try:
         result = await work
-    except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
+    except (Exception, InputRequired):
         await relay.settle()
         raise
     except BaseException:  # the client has disconnected
@@ -429,7 +426,7 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     return result
 
 
-async def _find_log_level(call: "Call") -> tuple[str, str]:
+async def _find_log_level(call: Call) -> tuple[str, str]:
     """Return the minimum log level that the client wants, and the one it set."""
     if call.revision.log_level_per_request:
         return call.log_level, call.log_level
@@ -453,7 +450,7 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
         logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
 
 
-def _meta(call: "Call", upstream: Upstream, relay: Relay, source: Revision) -> bytes:
+def _meta(call: Call, upstream: Upstream, relay: Relay, source: Revision) -> bytes:
     """Return the `_meta` members for the upstream: the client's, without those of its connection."""
     raw = raw_meta(call)
     passed = _forwarded_meta(raw, call, upstream)
@@ -485,7 +482,7 @@ class _ForwardedCall:
 
     def __init__(
         self,
-        call: "Call",
+        call: Call,
         upstream: Upstream,
         method: str,
         name: str,
@@ -811,12 +808,12 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def refused_error(call: "Call", upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
+def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent; see `Breaker.refusal`."""
     return call_error(call, f"The server {upstream.config.name!r} behind this gateway {refusal}")
 
 
-def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
+def no_response_error(call: Call, upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
     """Return the error for a call without a usable response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS

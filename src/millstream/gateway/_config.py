@@ -24,12 +24,11 @@ from millstream import Settings
 from millstream._http.client.url import parse
 from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
-from millstream._protocol.errors import LocalError
 from millstream.client import TargetError
-from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import closest_name, is_array, is_object, suggest
+from millstream.protocol import LocalError, closest_name, is_array, is_object, suggest
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
@@ -69,19 +68,18 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
-class Source:
+class Source(Struct, frozen=True):
     """One file, its values, and their line numbers."""
 
-    def __init__(self, path: Path, values: Any, line: Callable[[KeyPath], int], environ: Mapping[str, str]) -> None:
-        self.path = path
-        self.values = values
-        self.environ = environ
-        self._line = line
+    path: Path
+    values: Any
+    line: Callable[[KeyPath], int]
+    environ: Mapping[str, str]
 
     def error(self, where: KeyPath, what: str) -> ConfigError:
         """Return an error about one value."""
         name = f"{'.'.join(where)}: " if where else ""
-        return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
+        return ConfigError(f"{self.path}, line {self.line(where)}: {name}{what}")
 
     def source_text(self, where: KeyPath) -> str:
         """Return a value as written in the file for an error, without expanding variables, which may be secrets."""

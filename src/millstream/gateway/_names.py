@@ -22,14 +22,10 @@ from msgspec import Raw
 from millstream.protocol import MALFORMED, ORIGIN_KEY, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
-_PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
+PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
+"""Prefixes with which every client can call tools."""
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
-
-
-def is_prefix(text: str) -> bool:
-    """Return whether every client can call tools whose names begin with this text."""
-    return _PREFIX.fullmatch(text) is not None
 
 
 _CAPITALS = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТУХІЈЅ", "ABEZHIKMNOPTYXABEKMHOPCTYXIJS")  # noqa: RUF001  alike

@@ -17,20 +17,25 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError
 from millstream._override import override
-from millstream._protocol.errors import LocalError
-from millstream._protocol.principal import Share
-from millstream._protocol.revisions import Revision
-from millstream._protocol.rounds import InputRequired
-from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
-from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
-from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
+from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
+from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Relay
 from millstream.gateway._results import call_error
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, decoder, encode
+from millstream.parts import Call
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    InputRequired,
+    LocalError,
+    Revision,
+    Share,
+    decoder,
+    encode,
+)
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
 CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."

@@ -18,16 +18,20 @@ from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
 from millstream._config import Cap, RateText, Seconds
-from millstream._protocol.errors import SuggestionMeta
-from millstream._server.calls.access import check_scopes
-from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Run
-from millstream._server.features.resources import Pattern, Template
-from millstream._server.features.sources import Item, require_scopes
-from millstream._server.features.tools import Tool
+from millstream._server.features.sources import require_scopes
 from millstream.gateway._names import Names
 from millstream.gateway._results import Redaction, Redactor, run_aside
-from millstream.protocol import MALFORMED, RESOURCE_NOT_FOUND, decoder, encode, is_array, is_object, shorten
+from millstream.parts import Call, Item, Pattern, Run, Template, Tool, check_scopes
+from millstream.protocol import (
+    MALFORMED,
+    RESOURCE_NOT_FOUND,
+    SuggestionMeta,
+    decoder,
+    encode,
+    is_array,
+    is_object,
+    shorten,
+)
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
@@ -367,22 +371,21 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     return encode(members)
 
 
-class RestrictedPattern:
+class RestrictedPattern(Struct, frozen=True):
     """The URIs of a template, without those that aren't offered."""
 
-    def __init__(self, pattern: Pattern, offers: Callable[[str], bool]) -> None:
-        self._pattern = pattern
-        self._offers = offers
+    pattern: Pattern
+    offers: Callable[[str], bool]
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Names in order of first appearance."""
-        return self._pattern.variables
+        return self.pattern.variables
 
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the values of the variables in a URI; None if the URI isn't offered."""
-        found = self._pattern.match(uri)
-        return found if found is not None and self._offers(uri) else None
+        found = self.pattern.match(uri)
+        return found if found is not None and self.offers(uri) else None
 
 
 def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:

@@ -16,16 +16,11 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream._parts import Host
 from millstream._protocol.admission import require_capabilities, target_name
-from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call
 from millstream._server.features.registry import Registry
-from millstream._server.features.sources import ItemSource
-from millstream._server.features.tools import Tool
-from millstream._server.functions.arguments import ArgumentError
-from millstream._server.handlers.tools import sees
+from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
 from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object
 
 SEARCH, CALL = "search_tools", "call_tool"

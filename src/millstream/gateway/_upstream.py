@@ -17,10 +17,7 @@ from msgspec import Struct, structs
 from millstream._backoff import retry_delay
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
-from millstream._protocol.errors import SuggestionMeta
-from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
-from millstream._stores.base import Store
 from millstream._tasks import cancel_all
 from millstream.client import (
     AccessDenied,
@@ -40,34 +37,43 @@ from millstream.client._targets import Remote, find
 from millstream.client._transports.in_process import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
 from millstream.gateway import _catalog as catalog
-from millstream.gateway._breaker import Breaker
-from millstream.gateway._catalog import Catalog, StoredCatalog
-from millstream.gateway._credentials.options import Credentials, PerUserOAuth
+from millstream.gateway._catalog import Catalog, Pins, QuarantinedItem, StoredCatalog
+from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
     SHARED_KEY,
+    Breaker,
     InUse,
     Link,
     LinkKey,
     Links,
     NoCredentials,
+    ResourceWatches,
     http_places,
 )
-from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
+from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._pins import Pins, QuarantinedItem
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
-from millstream.gateway._programs.classes import library_of
+from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
 from millstream.gateway._relay import Relays
 from millstream.gateway._results import Redactor
-from millstream.gateway._watches import ResourceWatches
-from millstream.protocol import MALFORMED, TASKS, SubscriptionFilter, UriTemplate, members
+from millstream.parts import Call
+from millstream.protocol import (
+    BY_DATE,
+    MALFORMED,
+    NEWEST_HANDSHAKE,
+    TASKS,
+    Revision,
+    SubscriptionFilter,
+    SuggestionMeta,
+    UriTemplate,
+)
+from millstream.stores import Store
 
 if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
@@ -160,7 +166,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         if not self.name.strip():
             raise ValueError("An upstream requires a name")
         prefix = self.names.prefix
-        if not is_prefix(prefix):
+        if PREFIX.fullmatch(prefix) is None:
             raise ValueError(
                 f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
                 f"{PREFIX_RULE}, or set another prefix="
@@ -373,7 +379,7 @@ class Upstream:
         """Revision of the upstream, as far as known."""
         return BY_DATE[self.catalog.revision]
 
-    def key(self, call: "Call", abilities: bytes, name: str) -> LinkKey:
+    def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
         """Return the key of the connection that a call needs.
 
         Args:
@@ -413,7 +419,7 @@ class Upstream:
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
 
-    def abilities(self, call: "Call") -> bytes:
+    def abilities(self, call: Call) -> bytes:
         """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
         return self._limit_abilities(abilities_of(call))
 
@@ -432,8 +438,7 @@ class Upstream:
     @property
     def has_tasks(self) -> bool:
         """Whether the upstream announces the tasks extension."""
-        extensions = self.catalog.capabilities.get("extensions")
-        return extensions is not None and TASKS in members(extensions)
+        return TASKS in self.catalog.extensions
 
     @property
     def _in_sessions(self) -> bool:
@@ -724,7 +729,7 @@ class Upstream:
         if isinstance(error, CONNECTION_FAILURES):
             self.breaker.open()
 
-    def record_failure(self, error: ClientError, call: "Call", method: str, name: str) -> None:
+    def record_failure(self, error: ClientError, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response.
 
         It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.

@@ -1,13 +1,11 @@
 """Creates the credentials of an upstream from its options."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from millstream._http.client.url import Url, parse
-from millstream._parts import Host
-from millstream._protocol.errors import LocalError
 from millstream.client import TargetError
-from millstream.gateway._credentials.options import (
+from millstream.gateway._credentials import (
     BearerToken,
     ClientCredentials,
     PerUserOAuth,
@@ -15,12 +13,12 @@ from millstream.gateway._credentials.options import (
     TokenExchange,
 )
 from millstream.gateway._credentials.source import FixedCredentials, UpstreamCredentials, check_forwarded
+from millstream.gateway._upstream import UpstreamConfig
+from millstream.parts import Host
+from millstream.protocol import LocalError
 
-if TYPE_CHECKING:
-    from millstream.gateway._upstream import UpstreamConfig
 
-
-def open_credentials(config: "UpstreamConfig", target: Any, host: Host) -> UpstreamCredentials:
+def open_credentials(config: UpstreamConfig, target: Any, host: Host) -> UpstreamCredentials:
     """Return the credentials of an upstream that has some, or forwards headers.
 
     Args:
@@ -48,7 +46,7 @@ def open_credentials(config: "UpstreamConfig", target: Any, host: Host) -> Upstr
     return _make(config, check_forwarded(name, config.forward_headers, configured), url, host)
 
 
-def _make(config: "UpstreamConfig", forward: Sequence[str], url: Url, host: Host) -> UpstreamCredentials:
+def _make(config: UpstreamConfig, forward: Sequence[str], url: Url, host: Host) -> UpstreamCredentials:
     name, auth = config.name, config.auth
     match auth:
         case None:
@@ -58,11 +56,11 @@ def _make(config: "UpstreamConfig", forward: Sequence[str], url: Url, host: Host
         case StaticHeaders():
             return FixedCredentials(name, forward, auth.headers)
         case ClientCredentials():
-            from millstream.gateway._credentials.grants import OwnCredentials  # noqa: PLC0415  only where it's used
+            from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  only where it's used
 
             return OwnCredentials(name, forward, url, auth, host.services)
         case TokenExchange():
-            from millstream.gateway._credentials.grants import ExchangedCredentials  # noqa: PLC0415  as above
+            from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
 
             _check_guarded(name, "token_exchange", host)
             exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
