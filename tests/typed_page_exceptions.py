@@ -199,7 +199,7 @@ PAGES = {
         },
         untyped={
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
-            "millstream gateway servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
+            "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
             'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
             "The upstream warehouse can't be reached": "tests/gateway/test_blame.py reads such errors.",
             "The server 'warehouse'": "The same.",
