@@ -211,7 +211,7 @@ ODD = [
 
 
 @for_each("odd", ODD, ids=["get", "chunked", "no space", "pipelined", "expect", "upgrade"])
-async def test_usual_requests_after_another_one_bypass_the_parser(odd: bytes) -> None:
+async def test_ordinary_requests_after_another_one_bypass_the_parser(odd: bytes) -> None:
     await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())
@@ -232,7 +232,7 @@ async def test_usual_requests_after_another_one_bypass_the_parser(odd: bytes) ->
     assert parser.fed == 0
 
 
-async def test_connections_with_usual_requests_only_make_no_parser() -> None:
+async def test_connections_with_ordinary_requests_only_make_no_parser() -> None:
     await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())
@@ -312,14 +312,14 @@ async def test_last_requests_bypass_the_parser() -> None:
 
 
 @for_each("cut", [list, bytewise], ids=["whole", "bytewise"])
-def test_usual_requests_are_answered_with_any_segmentation(cut: Callable[[Any], Any]) -> None:
+def test_ordinary_requests_are_answered_with_any_segmentation(cut: Callable[[Any], Any]) -> None:
     data = message([*USUAL, b"content-length: 2"], b"{}")
     written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
     assert written.endswith(b"\r\n\r\n{}")
     assert len(heard) == 2
 
 
-def test_body_may_follow_a_usual_head_later() -> None:
+def test_body_may_follow_an_ordinary_head_later() -> None:
     head = message([*USUAL, b"content-length: 4"], b"")
     written, _, heard = compare([head, b"ab", b"cd", head + b"efgh"])
     assert written.count(b"HTTP/1.1 200") == 2
@@ -350,7 +350,7 @@ def test_ambiguous_lines_are_left_to_the_parser(line: bytes) -> None:
         assert not written.endswith(b"\r\n\r\nhello")
 
 
-def test_usual_heads_have_the_same_limits() -> None:
+def test_ordinary_heads_have_the_same_limits() -> None:
     names = [
         b"accept-encoding",
         b"accept-language",

@@ -85,7 +85,7 @@ FONTS = {
 """Variable fonts from npm, latin subset: @fontsource-variable/inter 5.3.0, @fontsource-variable/geist-mono 5.3.0."""
 
 
-def test_fonts_match_their_digests_and_are_served_for_good() -> None:
+def test_fonts_match_their_digests_and_are_cached_forever() -> None:
     folder = resources.files("millstream._web") / "assets" / "vendor"
     assert {each.name for each in folder.iterdir() if each.name.endswith(".woff2")} == set(FONTS)
     styles = asset("/assets/fonts.css").body.decode()

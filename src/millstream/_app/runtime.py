@@ -182,8 +182,8 @@ class Replicas:
     def _welcome(self, message: WorkerStart, worker: str) -> None:
         if self._added:
             _logger.warning(
-                "Another worker has started without what was added here since the start: %s. Register it before "
-                "the server runs, or in its lifespan",
+                "Another worker started without what this one has registered since its start: %s. Register it before "
+                "the server runs, or in its lifespan.",
                 ", ".join(self._added),
             )
         self._inform(worker)

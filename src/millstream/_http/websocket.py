@@ -198,7 +198,7 @@ EXTENSION = "millstream.websocket"
 
 
 class DirectWire(Protocol):
-    """The interface of a connection's protocol class beyond ASGI."""
+    """What a connection's protocol class offers in addition to ASGI."""
 
     transport: asyncio.Transport
     outbox: "DirectSocket | None"
@@ -232,7 +232,7 @@ class DirectSocket(Socket):
         self._wire = wire
         self._transport = wire.transport
         self._asked = 0
-        """Maximum bytes of answers in the transport's buffer."""
+        """Maximum bytes of responses in the transport's buffer."""
         wire.outbox = self
 
     @property

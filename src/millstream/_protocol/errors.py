@@ -42,7 +42,7 @@ SERVER_ERROR = -32000
 _BAD_REQUESTS = frozenset({HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION})
 """Codes that the per-request era always sends with status 400, even if a handler raises them.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/transports
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http
 """
 
 MAX_SHOWN = 200

@@ -157,7 +157,7 @@ class ClientConnection:
         return await self._dispatcher.call(call, self.id)
 
     def _open(self, message: Envelope) -> Call | None:
-        """Return the call for a message, or None if it needs no answer."""
+        """Return the call for a message, or None if it needs no response."""
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.control.answer(message, self.id)
@@ -229,7 +229,7 @@ class ClientConnection:
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _batch(self, data: bytes) -> None:
-        """Answer a batch of 2025-03-26 with an array."""
+        """Respond to a batch of 2025-03-26 with an array."""
         try:
             if not self._revision().batches:
                 raise refuse_batch(f"revision {self._revision().date} has no batches")

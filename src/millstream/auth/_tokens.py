@@ -346,7 +346,7 @@ def jwt(
     scopes: Names = (),
     scope_includes: Mapping[str, Names] | None = None,
 ) -> AuthMethod:
-    """Accept signed tokens (JSON Web Tokens) from an issuer.
+    """Accept signed tokens (JSON Web Tokens, RFC 7519) from an issuer.
 
     Args:
         issuer: The issuer's exact identifier, as in the claim ``iss``.

@@ -536,7 +536,7 @@ class Client:
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds: ``await client.ping(timeout=5)``.
 
-        Sends a ping, or `server/discover` in revisions without one.
+        Sends a ping (MCP 2025-11-25, basic/utilities/ping), or `server/discover` in revisions without one.
 
         Args:
             timeout: Seconds to wait; 0 for the client's `timeout`.
@@ -549,6 +549,8 @@ class Client:
 
     async def set_log_level(self, level: str) -> None:
         """Set the minimum severity of log messages for the session: ``await client.set_log_level("warning")``.
+
+        See MCP 2025-11-25, server/utilities/logging.
 
         Args:
             level: One of debug, info, notice, warning, error, critical, alert, and emergency.

@@ -1,6 +1,6 @@
 """Connecting and negotiating: tries the per-request era first, then the handshake, then HTTP+SSE.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle. Only a `DiscoverResult`, or an error that
+https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning. Only a `DiscoverResult`, or an error that
 names revisions of the per-request era, proves that era; after any other response, the client tries a handshake. The
 result is cached per target, so the next client starts with the right request.
 """

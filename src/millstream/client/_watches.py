@@ -1,6 +1,6 @@
 """Subscriptions to changes at a server, in both eras.
 
-See https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. Broken
+See https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions. Broken
 subscriptions and watched connections of the handshake era are reopened with backoff, followed by a change of the kind
 `again`: changes may have been missed. If the server refuses permanently, the watch ends with an error.
 """
@@ -299,7 +299,7 @@ class Watches:
         for changes in list(self._open):
             changes.fail(fault)
         if self._always:
-            _logger.warning("Changes at the server can no longer be received. %s", fault)
+            _logger.warning("The subscription to changes on the server ended. %s", fault)
         self._incoming.subscribed.clear()
 
     @property

@@ -34,7 +34,7 @@ async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | 
     return await desk.running._authorize.throttle.check(peer, name, word)
 
 
-async def test_wrong_passwords_of_an_address_count_across_workers(stores: list[Store]) -> None:
+async def test_wrong_passwords_from_an_address_count_across_workers(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4

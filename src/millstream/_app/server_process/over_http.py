@@ -109,7 +109,7 @@ class SocketTakeover:
                     stop()
             for place in self._wanted - set(self._serving):
                 self._serving[place] = [await accept(each) for each in self._others[place]]
-                logger.info("Also accepting for worker %d until it serves", place)
+                logger.info("Accepting connections for worker %d until it serves.", place)
 
 
 def stands_in(place: int, seats: Collection[WorkerState]) -> int | None:

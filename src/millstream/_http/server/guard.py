@@ -89,7 +89,7 @@ class GuardedConnection(Protocol):
     """Whether the server has stopped reading, so that the client can't continue."""
 
     def refuse(self, response: Response) -> None:
-        """Answer and close."""
+        """Respond and close."""
 
 
 class ConnectionWriter(Protocol):

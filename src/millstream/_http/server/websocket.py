@@ -374,7 +374,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._schedule_ping()
 
     def _handle_close(self, frame: Frame) -> None:
-        """Handle the client's close frame, or its answer to ours."""
+        """Handle the client's close frame, or its response to ours."""
         self._end_messages()
         if self._closed:
             if self._close_timer is not None:
@@ -572,7 +572,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._watch_unread()
 
     def _fail_handshake(self) -> None:
-        """Refuse a handshake that the application didn't answer."""
+        """Refuse a handshake to which the application didn't respond."""
         if self._denial is None and not self._is_open and not self.transport.is_closing():
             self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
 

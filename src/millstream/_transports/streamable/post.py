@@ -58,7 +58,7 @@ _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 
 
 async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
-    """Answer a POST of any kind."""
+    """Respond to a POST of any kind."""
     exchange = StreamableExchange(endpoint, request)
     turned_away = _check_media(exchange)
     if turned_away is not None:

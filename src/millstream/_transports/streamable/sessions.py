@@ -215,7 +215,7 @@ class StreamableEndpoint:
 
 
 async def finish(call: Call, body: bytes) -> Response | None:
-    """Send the answer of a call on its stream, or return it as a single message if no stream is open."""
+    """Send the response to a call on its stream, or return it as a single message if no stream is open."""
     line = call.reply_channel
     if isinstance(line, PostReplyChannel) and line.streaming:
         await line.finish(body)
@@ -227,7 +227,7 @@ async def finish(call: Call, body: bytes) -> Response | None:
 
 
 def _status(call: Call) -> int:
-    """Return the HTTP status of a call's answer. Handshake-era errors have status 200, unless they have a head."""
+    """Return the HTTP status of a call's response. Handshake-era errors have status 200, unless they have a head."""
     error = call.failure.error if call.failure is not None else None
     if error is None or not (call.revision.result_type or error.head):
         return 200

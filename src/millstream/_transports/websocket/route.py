@@ -134,7 +134,7 @@ class WebSocketRoute:
 
     @staticmethod
     async def plain(request: HttpRequest) -> Response:
-        """Answer `GET` without a handshake (RFC 9110 §15.5.22)."""
+        """Respond to `GET` without a handshake (RFC 9110 §15.5.22)."""
         return _NOT_A_PAGE
 
     async def close(self, seconds: float) -> None:
@@ -201,7 +201,7 @@ class WebSocketRoute:
                 await dialect.close()
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Process messages until the peer is gone. Pause while the peer doesn't read its answers."""
+        """Process messages until the peer is gone. Pause while the peer doesn't read its responses."""
         code, reason = INTERNAL, "Internal error"
         try:
             while True:

@@ -291,7 +291,7 @@ def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
 
 
 def lower(name: str) -> str:
-    """Return a name in the form for comparison. Only ASCII is lowercased, because some other letters become ASCII."""
+    """Return an ASCII name in lower case. Other names stay, because some of their letters would become ASCII."""
     return name.lower() if name.isascii() else name
 
 

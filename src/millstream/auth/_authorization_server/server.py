@@ -393,7 +393,7 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     metadata_documents: bool = True,
     provider: Provider | None = None,
 ) -> Issuer:
-    """Make this server an OAuth authorization server that issues its own tokens.
+    """Make this server an OAuth 2.1 authorization server (draft-ietf-oauth-v2-1) that issues its own tokens.
 
     Any MCP client can connect: it describes itself at a URL or registers, the user signs in and consents in a browser,
     and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an

@@ -125,7 +125,9 @@ class OAuth:
         return self
 
     def with_private_key(self, key: str | Path, *, key_id: str = "") -> "OAuth":
-        """Authenticate with signatures instead of a secret (`private_key_jwt`). The key never leaves this machine.
+        """Authenticate with signatures instead of a secret (`private_key_jwt`, RFC 7523 §2.2).
+
+        The key never leaves this machine.
 
         Args:
             key: Your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
@@ -151,8 +153,9 @@ class OAuth:
         return self
 
     def with_dpop(self) -> "OAuth":
-        """Request sender-constrained tokens (DPoP) wherever the issuer supports them. Each request then costs a
-        signature.
+        """Request sender-constrained tokens (DPoP, RFC 9449) wherever the issuer supports them.
+
+        Each request then costs a signature.
         """
         self._use_dpop = True
         return self
