@@ -268,7 +268,7 @@ class Server:
         added: tuple[Extension, ...] = ()
         hooked: list[Extension] = []
         if extensions != ():
-            from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+            from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
             added = check_extensions(extensions)
             hooked = [each for each in added if has_hooks(each)]
@@ -307,7 +307,7 @@ class Server:
             ValueError: An extension with that identifier exists.
             LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
-        from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+        from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
         check_extensions([*self._extensions, extension])
         self.definition.check_extensible(extension.name, hooks=has_hooks(extension))
@@ -325,7 +325,7 @@ class Server:
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
     def _plug_in(self, extension: "Extension") -> None:
-        from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  as above
+        from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  as above
 
         self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
@@ -633,7 +633,7 @@ class Server:
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
-        register(made.definition, spec, client, **options)
+        register(made.definition.add, spec, client, **options)
         return made
 
     @classmethod

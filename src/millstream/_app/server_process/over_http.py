@@ -43,7 +43,7 @@ from millstream._app.server_process.slot import (
     note_failure,
     take_socket,
 )
-from millstream._http.server.drain import LINGER, DrainTimes
+from millstream._http.server import LINGER, DrainTimes
 from millstream._override import override
 from millstream._server.calls.keys import load_secrets
 
