@@ -12,11 +12,11 @@ from msgspec import structs
 from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
+from millstream._http import server
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest, Response
-from millstream._http.server import fast_head
+from millstream._http.server import HeaderLineCache
 from millstream._http.server.exchange import BODY, FAST_BODY, IDLE
-from millstream._http.server.fast_head import HeaderLineCache
 from millstream._http.server.listener import HttpProtocol, SocketListener
 from property_settings import examples
 from strategies import bytewise, cuts
@@ -378,7 +378,7 @@ def test_line_cache_reads_only_plain_content_lengths() -> None:
 
 
 def test_line_cache_is_bounded_and_holds_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_head, "_MAX_LINES", 1024)
+    monkeypatch.setattr(server, "_MAX_LINES", 1024)
     lines = HeaderLineCache()
     for number in range(5000):
         assert lines[b"mcp-name: %d" % number] == (b"mcp-name", b"%d" % number)

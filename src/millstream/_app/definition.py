@@ -103,7 +103,7 @@ def make_parts(definition: "Definition") -> "list[Part]":
             module, _, kind = entry.place.partition(":")
             part = getattr(import_module(module), kind)
             if entry.extension:
-                from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  few servers have some
+                from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  few servers have some
 
                 made.append(ExtensionPart(part()))
             else:

@@ -268,7 +268,7 @@ class Server:
         added: tuple[Extension, ...] = ()
         hooked: list[Extension] = []
         if extensions != ():
-            from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+            from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
             added = check_extensions(extensions)
             hooked = [each for each in added if has_hooks(each)]
@@ -307,7 +307,7 @@ class Server:
             ValueError: An extension with that identifier exists.
             LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
-        from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+        from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
         check_extensions([*self._extensions, extension])
         self.definition.check_extensible(extension.name, hooks=has_hooks(extension))
@@ -325,7 +325,7 @@ class Server:
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
     def _plug_in(self, extension: "Extension") -> None:
-        from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  as above
+        from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  as above
 
         self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
@@ -637,7 +637,7 @@ class Server:
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
-        register(made.definition, spec, client, **options)
+        register(made.definition.add, spec, client, **options)
         return made
 
     @classmethod
@@ -819,7 +819,7 @@ class Server:
 
         Args:
             function: The function.
-            options: Options of `tool`.
+            options: See `tool`.
         """
         return self.tool(**options)(function)
 
@@ -829,9 +829,9 @@ class Server:
         If callers have to sign in, this path requires it as well, unless ``public=True``.
 
         Args:
-            path: The path, which begins with ``/``.
-            methods: The HTTP methods.
-            options: Options of `route`.
+            path: The path.
+            methods: Its HTTP methods.
+            options: See `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -864,7 +864,7 @@ class Server:
         """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
 
         Args:
-            mount_path: Ignored, because the paths are relative to wherever the server is mounted.
+            mount_path: Path at which other packages would serve it; it has no effect.
         """
         return self
 

@@ -40,16 +40,12 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
                 raise
             found = drop_nulls(msgspec.json.decode(data), kind)
             if warn is not None and is_object(found):
-                _drop_unusable(found, kind, warn)
+                for name, (_, kinds) in _members((kind,)).items():
+                    if kinds and is_array(found.get(name)):
+                        found[name] = [each for each in found[name] if _is_usable(each, kinds[0], warn)]
             return decode(encode(found))
 
     return read
-
-
-def _drop_unusable(result: dict[str, Any], kind: type[Struct], warn: Callable[[str], None]) -> None:
-    for name, (_, kinds) in _members((kind,)).items():
-        if kinds and is_array(result.get(name)):
-            result[name] = [each for each in result[name] if _is_usable(each, kinds[0], warn)]
 
 
 def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bool:

@@ -341,31 +341,24 @@ class _Inliner:
 
     def document(self, root: Schema, scope: Schema) -> Schema:
         """Return the expanded root. It's expanded even when it's recursive, because its `type` must be visible."""
-        if "$defs" in root:
-            scope = root["$defs"]
-        target, siblings = self.target(root, scope)
-        result = self.members(target, scope) | self.members(siblings, scope)
+        result: Schema = self.expand(root, scope, is_root=True)
         return result | {"$defs": self.hoisted} if self.hoisted else result
 
-    def target(self, node: Schema, scope: Schema) -> tuple[Schema, Schema]:
-        """Return the target of a reference, or an empty schema without one, and the keywords beside it."""
-        siblings = {key: value for key, value in node.items() if key not in ("$ref", "$defs")}
-        return scope[node["$ref"].removeprefix(REF)] if "$ref" in node else {}, siblings
-
-    def expand(self, node: Any, scope: Schema) -> Any:
+    def expand(self, node: Any, scope: Schema, *, is_root: bool = False) -> Any:
         if not is_object(node):
             return node
-        self.nodes_left -= 1
+        self.nodes_left -= not is_root
         if self.nodes_left < 0:
             raise OverflowError
         if "$defs" in node:
             scope = node["$defs"]
-        target, siblings = self.target(node, scope)
-        rest = self.members(siblings, scope)
+        rest = self.members({key: value for key, value in node.items() if key not in ("$ref", "$defs")}, scope)
         if "$ref" not in node:
             return rest
-        if self.keeps(target, scope):
-            return {"$ref": REF + self.hoist(node["$ref"].removeprefix(REF), target, scope), **rest}
+        name = node["$ref"].removeprefix(REF)
+        target = scope[name]
+        if not is_root and self.keeps(target, scope):
+            return {"$ref": REF + self.hoist(name, target, scope), **rest}
         return self.members(target, scope) | rest
 
     def keeps(self, target: Schema, scope: Schema) -> bool:

@@ -172,5 +172,5 @@ class _Pushes:
 def install(dispatcher: Dispatcher) -> None:
     """Register the handlers of every method."""
     registry, services = dispatcher.registry, dispatcher.services
-    dispatcher.serve(Handlers(registry, services, dispatcher.announcement).table())
-    dispatcher.serve({"subscriptions/listen": Listen(registry, services)})
+    handlers = Handlers(registry, services, dispatcher.announcement).table()
+    dispatcher.serve({**handlers, "subscriptions/listen": Listen(registry, services)})

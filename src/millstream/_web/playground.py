@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from millstream import Principal, ProtocolError
 from millstream._http.message import JSON_HEAD, HttpRequest, Response
-from millstream._http.websocket.socket import TRY_AGAIN_LATER, Socket
+from millstream._http.websocket import TRY_AGAIN_LATER, Socket
 from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
 from millstream._tasks import Tasks

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -339,9 +339,3 @@ def is_temporary(fault: ClientError) -> bool:
 def retry_pause(failures: int) -> float:
     """Return the seconds until the next attempt, with jitter."""
     return retry_delay(failures, _FIRST_WAIT, _LONGEST_WAIT)
-
-
-def make_filter(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:
-    """Return the subscription filter for the arguments; without any, all lists."""
-    everything = not (uris or tools or prompts or resources)
-    return SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris))

@@ -249,7 +249,7 @@ class RestPart(OwnPart):
         host.on_http(lambda: self._serve(host))
 
     def _serve(self, host: Host) -> None:
-        from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
+        from millstream._transports.rest import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
         from millstream._web.pages import add_pages, redirect_to  # noqa: PLC0415
 
         rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes

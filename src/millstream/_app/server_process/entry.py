@@ -7,7 +7,7 @@ from typing import Any
 
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import ServerApplication
-from millstream._http.asgi.adapter import AsgiAdapter, Route
+from millstream._http.asgi import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
 from millstream._http.message import Handler, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server import Endpoints

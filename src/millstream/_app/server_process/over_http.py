@@ -43,7 +43,7 @@ from millstream._app.server_process.slot import (
     take_socket,
 )
 from millstream._app.server_process.supervisor import can_supervise, supervise
-from millstream._http.server.drain import LINGER, DrainTimes
+from millstream._http.server import LINGER, DrainTimes
 from millstream._override import override
 from millstream._server.calls.keys import load_secrets
 

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from millstream._app.runtimes import Runtimes
-from millstream._http.server.drain import DrainTimes
+from millstream._http.server import DrainTimes
 from millstream._telemetry.logs import is_foreign
 
 LAST_SECONDS = 2.0

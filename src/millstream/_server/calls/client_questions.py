@@ -53,10 +53,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     method = method_of(question)
     revision = call.revision
     elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
-    known = method in revision.asks and not (
-        isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes
-    )
-    if not known:
+    if method not in revision.asks or (isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes):
         raise ToolError(f"This needs {method}, which protocol revision {revision.date} doesn't have.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
     if not call.open_reply_channel().asks:

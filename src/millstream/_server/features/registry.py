@@ -52,7 +52,11 @@ ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[An
 
 
 class RegisteredExtension(Struct, frozen=True):
-    """Methods and a capability beyond those of the revisions, added with `Registry.extend`."""
+    """Methods and a capability beyond those of the revisions, added with `Registry.extend`.
+
+    Example:
+        ``host.extend(RegisteredExtension("extensions", {"example.com/stock": {}}, {}, frozenset(REVISIONS)))``
+    """
 
     capability: str
     """The member of the server's capabilities. Extensions can share one (``extensions``, ``experimental``)."""
@@ -228,11 +232,10 @@ class Registry:
         """
         removed = frozenset(removed)
         items, disabled = getattr(self, kind), self.disabled[kind]
-        replaced = {name: item for name, item in added.items() if name in removed and name in items}
         for name in removed:
             if kind == "tools":
                 self.fast.pop(name.encode(), None)
-            if name not in replaced:
+            if name not in added or name not in items:  # others are replaced in place
                 items.pop(name, None)
                 disabled.pop(name, None)
             if name not in added:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import partial
-from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
 
 import msgspec
 import pydantic
@@ -294,7 +294,7 @@ def _type_schema(annotation: Any) -> Schema | None:
         schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
     except (RegistrationError, *_UNREADABLE):
         return None
-    name: str = getattr(cast("Any", annotation), "__name__", "")
+    name: str = getattr(annotation, "__name__", "")
     found = _clean_schema(schema, _INVALID_CHARACTERS.sub("_", name))
     return found if "$defs" not in found else None
 
@@ -361,7 +361,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if isinstance(kind, type) and issubclass(kind, Struct):
+    if _is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -379,6 +379,10 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:

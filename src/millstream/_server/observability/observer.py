@@ -69,11 +69,8 @@ class Tracer:
             "mcp.protocol.version": call.revision.date,
             "jsonrpc.request.id": _short(str(call.id)),
         }
-        if call.headers is None:
-            attributes["network.transport"] = "pipe"
-        else:
-            attributes["network.transport"] = "tcp"
-            attributes["network.protocol.name"] = "http"
+        http = {"network.transport": "tcp", "network.protocol.name": "http"}
+        attributes |= {"network.transport": "pipe"} if call.headers is None else http
         if call.session is not None:
             attributes["mcp.session.id"] = session_hash(call.session.id)
         if isinstance(uri, str):

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._http.message import peer_network
-from millstream._http.websocket.socket import Socket
+from millstream._http.websocket import Socket
 from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json

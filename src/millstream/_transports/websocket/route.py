@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from millstream._http.asgi.adapter import Receive, Scope, Send, header_list, no_peer
+from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, HttpRequest, Response
-from millstream._http.websocket.socket import (
+from millstream._http.websocket import (
     EXTENSION,
     GOING_AWAY,
     INTERNAL,
@@ -100,7 +100,15 @@ class WebSocketRoute:
             await refuse_handshake(peer, scope, send)
             return
         outbox = self._outbox(scope, send, peer.owner)
-        connection = self._connection(peer, outbox)
+        connection = ClientConnection(
+            self._dispatcher,
+            partial(carry, outbox),
+            outbox.drain,
+            principal=peer.principal,
+            peer=peer.address,
+            headers=peer.headers,
+            transport="websocket",
+        )
         self._sockets[outbox] = asyncio.current_task()
         # Pings of the WebSocket protocol keep the socket alive, so SSE comments aren't needed.
         end = partial(self._end, outbox)
@@ -175,17 +183,6 @@ class WebSocketRoute:
             return QueuedSocket(send, limit=limit, grace=grace)
         wire.owner = owner
         return DirectSocket(wire, send, limit=limit, grace=grace)
-
-    def _connection(self, peer: SocketPeer, outbox: Socket) -> ClientConnection:
-        return ClientConnection(
-            self._dispatcher,
-            partial(carry, outbox),
-            outbox.drain,
-            principal=peer.principal,
-            peer=peer.address,
-            headers=peer.headers,
-            transport="websocket",
-        )
 
     async def _serve(
         self, connection: ClientConnection, peer: SocketPeer, outbox: Socket, receive: Receive, *, speaks: bool

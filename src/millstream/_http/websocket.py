@@ -2,7 +2,7 @@
 
 Events and notifications are unsolicited: a peer with too many unread bytes of them is cut as slow. Answers aren't
 counted, because a peer may request much over a slow connection. Instead, reading pauses while a peer doesn't read its
-answers (`drain`). `queued_socket` (ASGI) and `direct_socket` (our own server) implement the sending.
+answers (`drain`). `QueuedSocket` (ASGI) and `DirectSocket` (our own server) implement the sending.
 
 An event and a queue that use little memory while idle.
 
@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from millstream._http.asgi.adapter import Send
+from millstream._http.asgi import Send
 from millstream._http.message import LARGE, CloseSignal, LastFrame
 from millstream._override import override
 

@@ -2,7 +2,7 @@
 
 The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) accepts abbreviated JSON-RPC bodies and answers with
 JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the structured result or problem details
-(`problems.py`). `GET /openapi.json` describes these operations.
+(`ProblemKind`). `GET /openapi.json` describes these operations.
 
 Neither supports questions or progress: notifications are dropped, and a tool that asks fails with an error. The dialect
 answers in the handshake era's shape, for which such scripts were written.
@@ -47,9 +47,8 @@ from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
-from millstream._transports import open_streams
+from millstream._transports import open_streams, openapi
 from millstream._transports.open_streams import silent_call
-from millstream._transports.rest import openapi
 
 TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
@@ -223,7 +222,7 @@ class RestRoutes:
             body = openapi.document(
                 registry.visible("tools", scopes, hidden).values(),
                 self._dispatcher.info,
-                instructions=self._dispatcher.instructions,
+                instructions=self._dispatcher.announcement.instructions,
                 root_path=root,
                 mcp=self._mcp,
             )
