@@ -818,7 +818,7 @@ class Server:
 
         Args:
             function: The function.
-            options: Options of `tool`.
+            options: See `tool`.
         """
         return self.tool(**options)(function)
 
@@ -828,9 +828,9 @@ class Server:
         If callers have to sign in, this path requires it as well, unless ``public=True``.
 
         Args:
-            path: The path, which begins with ``/``.
-            methods: The HTTP methods.
-            options: Options of `route`.
+            path: The path.
+            methods: Its HTTP methods.
+            options: See `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -863,7 +863,7 @@ class Server:
         """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
 
         Args:
-            mount_path: Ignored, because the paths are relative to wherever the server is mounted.
+            mount_path: Path at which other packages would serve it; it has no effect.
         """
         return self
 
