@@ -12,7 +12,9 @@ from itertools import takewhile
 
 from millstream.stores import (
     MARK_BYTES,
+    ONCE_SECONDS,
     Entry,
+    EntryRepeated,
     Gap,
     Index,
     OwnerQuotaExceeded,
@@ -49,6 +51,7 @@ class Data:
         self.streams: dict[str, Stream] = {}
         self.listeners: dict[str, dict[object, Callable[[], None]]] = {}
         self.offset = 0
+        self.once: dict[tuple[str, str], float] = {}
 
     # As `Map`
 
@@ -111,13 +114,25 @@ class Data:
     # As `Log`
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRIES:
             raise StoreFull("The entry is too large.")
         held = self._find(stream)
         if held is not None and held.sealed:
             raise StreamSealed("The stream has ended.")
+        if once and self.once.get((stream, once), 0.0) > time.monotonic():
+            raise EntryRepeated("The stream has an entry with this text.")
+        self.once[stream, once] = time.monotonic() + ONCE_SECONDS
         self.offset += 3
         position = Position(self.epoch, self.offset)
         self._add(stream, Entry(position, data), ttl, max_entries).sealed = seal
@@ -154,7 +169,12 @@ class Data:
         self.streams.pop(stream, None)
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         mark = object()
         self.listeners.setdefault(stream, {})[mark] = interrupted or (lambda: None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._stores.base import Entry
+from millstream._stores.base import Entry, Position
 from millstream._stores.members import MapMembers
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.workers import Leases, Roster, update_roster
@@ -234,36 +234,53 @@ class _Delayed:
 class _DelayedLog(_Delayed):
     def __init__(self, distance: DelayedStore, part: Any) -> None:
         super().__init__(distance, part)
-        self._listening: list[tuple[str, Callable[[Entry], None], Callable[[], None] | None]] = []
+        self._coming: deque[Callable[[], None]] = deque()
+        self._bringing: asyncio.Task[None] | None = None
+        self._listening: list[tuple[str, Callable[[Entry], None], Callable[[], None] | None, str | None]] = []
 
     def replace(self, part: Any) -> None:
         """Switch to another log, and move the listeners there."""
         super().replace(part)
-        for stream, hear, interrupted in self._listening:
-            part.listen(stream, hear, interrupted=interrupted)
+        for stream, hear, interrupted, topic in self._listening:
+            part.listen(stream, hear, interrupted=interrupted, topic=topic)
 
     def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        heard: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         """Deliver entries late, but in order."""
-        coming: deque[Entry] = deque()
-        task: asyncio.Task[None] | None = None
-
-        async def bring() -> None:
-            while coming:
-                await self._distance.wait()
-                if coming:
-                    heard(coming.popleft())
 
         def hear(entry: Entry) -> None:
-            nonlocal task
-            if self._distance.immediate:
-                heard(entry)
-                return
-            coming.append(entry)
-            if task is None or task.done():
-                task = asyncio.ensure_future(bring())
+            self._bring(lambda: heard(entry))
 
-        self._listening.append((stream, hear, interrupted))
-        stop: Callable[[], None] = self._part.listen(stream, hear, interrupted=interrupted)
+        self._listening.append((stream, hear, interrupted, topic))
+        stop: Callable[[], None] = self._part.listen(stream, hear, interrupted=interrupted, topic=topic)
         return stop
+
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        """Wait until everything that's under way has arrived."""
+        await self._distance.wait()
+        position: Position | None = await self._part.wait_until_listening(stream)
+        arrived = asyncio.Event()
+        self._bring(arrived.set)
+        await arrived.wait()
+        return position
+
+    def _bring(self, arrive: Callable[[], None]) -> None:
+        """Let something arrive late, after everything before it."""
+        if self._distance.immediate:
+            arrive()
+            return
+        self._coming.append(arrive)
+        if self._bringing is None or self._bringing.done():
+            self._bringing = asyncio.ensure_future(self._bring_all())
+
+    async def _bring_all(self) -> None:
+        while self._coming:
+            await self._distance.wait()
+            if self._coming:
+                self._coming.popleft()()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
+from millstream._stores.base import PAGE_BYTES, Entry, Position, StoreUnavailable
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.memory.topics import Topics
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
@@ -224,13 +224,9 @@ class _Log:
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
 
-    async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
-    ) -> Position:
+    async def append(self, stream: str, data: bytes, **options: Any) -> Position:
         await self._store.travel("append")
-        position = await self._store.core.log.append(
-            stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal
-        )
+        position = await self._store.core.log.append(stream, data, **options)
         await self._store.back()
         return position
 
@@ -253,7 +249,12 @@ class _Log:
         return await self._store.core.log.touch(stream, ttl)
 
     def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        heard: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         return self._store.core.log.listen(stream, lambda entry: self._store.arrive(lambda: heard(entry)))
 

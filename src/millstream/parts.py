@@ -20,36 +20,46 @@ Example:
 from millstream._http.message import Handler, HttpRequest, Response, header_lines, query_value, refusal
 from millstream._parts import Host, Part, Route
 from millstream._server.calls.call import Call, check_scopes, granted_scopes
-from millstream._server.calls.services import ServerChange
-from millstream._server.features.hooks import Run
-from millstream._server.features.resources import Pattern, Prompt, Resource, Template
-from millstream._server.features.sources import Item, ItemSource, Read
+from millstream._server.calls.services import ServerChange, Services
+from millstream._server.features.hooks import Hooks, Run
+from millstream._server.features.registry import RegisteredExtension
+from millstream._server.features.resources import Pattern, Prompt, Readable, Resource, Template
+from millstream._server.features.sources import Item, ItemSource, Read, require_scopes
 from millstream._server.features.tools import TaskRules, Tool
+from millstream._server.functions.engine import encode_result
 from millstream._server.functions.plan import ArgumentError
+from millstream._server.pool import Pool
 
 __all__ = [
     "ArgumentError",
     "Call",
     "Handler",
+    "Hooks",
     "Host",
     "HttpRequest",
     "Item",
     "ItemSource",
     "Part",
     "Pattern",
+    "Pool",
     "Prompt",
     "Read",
+    "Readable",
+    "RegisteredExtension",
     "Resource",
     "Response",
     "Route",
     "Run",
     "ServerChange",
+    "Services",
     "TaskRules",
     "Template",
     "Tool",
     "check_scopes",
+    "encode_result",
     "granted_scopes",
     "header_lines",
     "query_value",
     "refusal",
+    "require_scopes",
 ]

@@ -11,8 +11,10 @@ Example:
 
 from millstream._stores.base import (
     EPHEMERAL,
+    ONCE_SECONDS,
     Backend,
     Entry,
+    EntryRepeated,
     Gap,
     Index,
     Log,
@@ -42,6 +44,7 @@ from millstream._stores.workers import expire
 __all__ = [
     "EPHEMERAL",
     "MARK_BYTES",
+    "ONCE_SECONDS",
     "Backend",
     "BackendStore",
     "Charge",
@@ -50,6 +53,7 @@ __all__ = [
     "Claim",
     "ConcurrencySlot",
     "Entry",
+    "EntryRepeated",
     "Gap",
     "Index",
     "Log",

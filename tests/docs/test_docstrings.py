@@ -47,7 +47,7 @@ def public() -> dict[str, Any]:
 
 def _is_alias(value: Any) -> bool:
     return (
-        isinstance(value, str | int | tuple)
+        isinstance(value, str | int | tuple | frozenset)
         or inspect.isbuiltin(value)
         or getattr(value, "_is_protocol", False)
         or (type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value))

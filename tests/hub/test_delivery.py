@@ -96,7 +96,8 @@ async def test_slow_subscribers_are_cut_and_can_resume() -> None:
 
 
 async def test_duplicate_event_ids_are_delivered_once() -> None:
-    clock, store = Clock(), MemoryStore()
+    clock = Clock()
+    store = MemoryStore(clock=clock)
     async with open_hub(store, clock=clock) as hub, open_hub(store, clock=clock) as other:
         outlets = [await listen(hub), await listen(other), await listen(hub, ">")]
         start = outlets[0].last_id

@@ -39,6 +39,7 @@ async def fill(hub: Hub, count: int, *, size: int = 10, every: int = 2) -> None:
     """Publish so many events; the last of every so many is news."""
     for number in range(count):
         await hub.publish("news" if number % every == every - 1 else "other", f"{number}".ljust(size))
+    await hub.refresh()
 
 
 async def come_back(hub: Hub, places: list[str], **options: Any) -> list[Outlet]:

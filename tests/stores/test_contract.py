@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from millstream._stores.base import (
     CoAppend,
     Entry,
+    EntryRepeated,
     Gap,
     Index,
     OwnerQuotaExceeded,
@@ -633,6 +634,24 @@ async def test_deleted_streams_are_not_sealed(store: Store) -> None:
 # hearing
 
 
+async def test_entries_that_repeat_another_are_refused(store: Store) -> None:
+    async def once(stream: str, data: bytes, text: str) -> Position | None:
+        try:
+            return await store.log.append(stream, data, ttl=TTL, max_entries=100, once=text)
+        except EntryRepeated:
+            return None
+
+    assert await once("hub:a", b"1", "one") is not None
+    assert await once("hub:a", b"2", "one") is None
+    assert await once("hub:a", b"3", "two") is not None
+    assert await once("hub:b", b"4", "one") is not None
+    assert all([await once("hub:a", b"5", ""), await once("hub:a", b"6", "")])
+    assert data_of(await read_all(store, "hub:a")) == [b"1", b"3", b"5", b"6"]
+    results = await asyncio.gather(*(once("hub:a", b"7", "new") for _ in range(20)))
+    assert len([each for each in results if each is not None]) == 1
+    assert data_of(await read_all(store, "hub:a"))[4:] == [b"7"]
+
+
 async def test_followers_receive_entries_with_positions(store: Store) -> None:
     one, two, other = [
         await TailReader(store, stream).ready() for stream in ("hub:journal", "hub:journal", "hub:other")
@@ -864,6 +883,21 @@ async def test_seals_apply_to_every_worker(backing: Backing) -> None:
     with pytest.raises(StreamSealed):
         await append(owner, "call:1", b"late")
     assert data_of(await read_all(owner, "call:1")) == [b"begun", b"closed by another"]
+
+
+async def test_one_of_several_workers_appends_an_entry_that_must_not_repeat(backing: Backing) -> None:
+    one, two = await backing.worker(), await backing.worker()
+
+    async def once(store: Store, number: int) -> int:
+        try:
+            await store.log.append(STREAM, b"%d" % number, ttl=TTL, max_entries=100, once=f"id {number}")
+        except EntryRepeated:
+            return 0
+        return 1
+
+    for number in range(5):
+        assert sum(await asyncio.gather(*(once(store, number) for store in (one, two, one)))) == 1
+    assert data_of(await read_all(two, STREAM)) == [b"%d" % number for number in range(5)]
 
 
 async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None:

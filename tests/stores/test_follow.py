@@ -67,7 +67,9 @@ class Parts:
     async def trim(self, stream: str) -> None:
         await self.memory.trim(stream)
 
-    def listen(self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None]) -> Any:
+    def listen(
+        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None], topic: None
+    ) -> Any:
         self.hear, self.interrupted = heard, interrupted
         return lambda: None
 

@@ -14,7 +14,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import CoAppend, Index, OwnerQuotaExceeded, Position, Store, StoreFull, StoreUnavailable
+from millstream._stores.base import (
+    CoAppend,
+    EntryRepeated,
+    Index,
+    OwnerQuotaExceeded,
+    Position,
+    Store,
+    StoreFull,
+    StoreUnavailable,
+)
 from millstream._stores.health import StoreHealth
 from millstream._stores.redis import scripts
 from millstream._stores.redis.address import parse_address
@@ -297,6 +306,44 @@ async def test_publish_and_log_need_one_command_each(server: RedisServer, monkey
             assert len([line for line in sent if "EVAL" in line and scripts.script("read").digest not in line]) == 1
         clients = [line for line in server.ask("CLIENT", "LIST").decode().splitlines() if "name=millstream" in line]
         assert len(clients) == 2
+
+
+async def test_concurrent_appends_to_a_stream_share_a_script(server: RedisServer) -> None:
+    async with open_worker(server.url, lease=600.0) as store:
+        await warm_up(store)
+        index = Index("hub:channel:x", TTL, 1000)
+        with closing(Monitor(server)) as monitor:
+            positions = await asyncio.gather(
+                *(store.log.append(STREAM, b"%d" % n, ttl=TTL, max_entries=1000, index=index) for n in range(100))
+            )
+            large = b"x" * 400_000
+            await asyncio.gather(*(append(store, STREAM, large) for _ in range(5)))
+            await store.kv.get("session:last")
+            sent = monitor.until("session:last")
+        digest = scripts.script("append").digest
+        assert len([line for line in sent if digest in line and STREAM in line]) == 2 + 3
+        assert [at.offset for at in positions] == list(range(positions[0].offset, positions[0].offset + 100))
+        assert data_of(await read_all(store, STREAM))[1:101] == [b"%d" % n for n in range(100)]
+        assert [entry.position for entry in await read_all(store, "hub:channel:x")] == positions
+
+
+async def test_canceled_and_refused_appends_do_not_harm_others_of_their_batch(server: RedisServer) -> None:
+    async with open_worker(server.url, lease=600.0) as store:
+        await warm_up(store)
+
+        async def add(number: int, once: str) -> int:
+            return (await store.log.append(STREAM, b"%d" % number, ttl=TTL, max_entries=1000, once=once)).offset
+
+        tasks = [asyncio.create_task(add(number, f"id {number % 15}")) for number in range(20)]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [
+            asyncio.CancelledError if number == 3 else int if number < 15 else EntryRepeated for number in range(20)
+        ]
+        entries = {int(entry.data): entry.position.offset for entry in (await read_all(store, STREAM))[1:]}
+        assert {number: results[number] for number in range(15) if number != 3}.items() <= entries.items()
+        assert entries.keys() <= set(range(15))
 
 
 async def test_concurrent_appends_are_pipelined(server: RedisServer) -> None:

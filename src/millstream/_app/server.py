@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
 
-from millstream._app.definition import Definition, Info, choose_parts
+from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._override import override
@@ -32,9 +32,19 @@ from millstream._server.functions.dependencies import dependencies_in, hints_of
 from millstream._server.functions.description import Names
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from millstream._app.runtime import Runtime
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.extensions import Extension
+    from millstream.gateway._upstream import UpstreamOptions
+    from millstream.hub._subscriber import Authorize
 
+    Page = Callable[[Request], Response | Awaitable[Response]]
 
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 _KINDS: dict[str, str] = {
@@ -191,21 +201,6 @@ _OTHER_NAMES = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from millstream._app.runtime import Runtime
-    from millstream._parts import Part
-    from millstream.auth._method import AuthMethodOrUnbound
-    from millstream.extensions import Extension
-    from millstream.gateway._upstream import UpstreamOptions
-    from millstream.hub._subscriber import Authorize
-
-    Page = Callable[[Request], Response | Awaitable[Response]]
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
@@ -273,7 +268,7 @@ class Server:
         added: tuple[Extension, ...] = ()
         hooked: list[Extension] = []
         if extensions != ():
-            from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+            from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
             added = check_extensions(extensions)
             hooked = [each for each in added if has_hooks(each)]
@@ -312,7 +307,7 @@ class Server:
             ValueError: An extension with that identifier exists.
             LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
-        from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+        from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
         check_extensions([*self._extensions, extension])
         self.definition.check_extensible(extension.name, hooks=has_hooks(extension))
@@ -330,7 +325,7 @@ class Server:
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
     def _plug_in(self, extension: "Extension") -> None:
-        from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  as above
+        from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  as above
 
         self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
@@ -338,8 +333,7 @@ class Server:
 
     @override
     def __repr__(self) -> str:
-        kinds = ("tools", "resources", "templates", "prompts")
-        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in kinds)}>"
+        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in KINDS)}>"
 
     @property
     def name(self) -> str:
@@ -372,7 +366,7 @@ class Server:
     def tool(self, function: F, /) -> F: ...
     @overload
     def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
-    def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
+    def tool(self, function: Any = None, /, *more: object, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
         The tool's name is the function's, its description the docstring, and its schemas come from the annotations
@@ -381,6 +375,7 @@ class Server:
         Args:
             function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
                 thread.
+            more: Nothing, because options have names.
             options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
                 ``annotations``, ``timeout`` in seconds, ``scopes``, ``limit``, and ``task``.
 
@@ -389,6 +384,8 @@ class Server:
             TypeError: An annotation has no schema, or an option is unknown.
             LocalError: Other workers are running.
         """
+        if more:
+            raise TypeError("mcp.tool takes one function. Write its options by name: @mcp.tool(name=…, description=…)")
         if self.settings.coerce_arguments:
             options.setdefault("coerce", True)
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
@@ -639,7 +636,7 @@ class Server:
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
-        register(made.definition, spec, client, **options)
+        register(made.definition.add, spec, client, **options)
         return made
 
     @classmethod
@@ -678,7 +675,7 @@ class Server:
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
     @suggest_keywords
-    def mount(self, other: "Server", *, prefix: str = "") -> None:
+    def mount(self, other: "Server", prefix: str = "") -> None:
         """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
@@ -694,7 +691,7 @@ class Server:
                 running.
             TypeError: The other isn't a Server.
         """
-        if not isinstance(other, Server):
+        if not isinstance(other, Server):  # pyright: ignore[reportUnnecessaryIsInstance]  a call that isn't checked
             raise TypeError(
                 f"mount takes a millstream.Server, not {other!r}. To serve MCP inside another application, mount this "
                 'server there: app.mount("/", mcp)'
@@ -718,7 +715,7 @@ class Server:
     # Running
 
     @asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
         """Run the server inside the ``async with`` block; the ``lifespan`` for an application that it's mounted in.
 
         Args:
@@ -817,13 +814,23 @@ class Server:
     # Names in other libraries. New programs should use `tool`, `route`, and the server as the ASGI application.
 
     def add_tool(self, function: F, /, **options: Any) -> F:
-        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``."""
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``.
+
+        Args:
+            function: The function.
+            options: Options of `tool`.
+        """
         return self.tool(**options)(function)
 
     def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
         """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
 
         If callers have to sign in, this path requires it as well, unless ``public=True``.
+
+        Args:
+            path: The path, which begins with ``/``.
+            methods: The HTTP methods.
+            options: Options of `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -853,7 +860,11 @@ class Server:
         return self
 
     def sse_app(self, mount_path: str | None = None) -> Self:
-        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``."""
+        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+
+        Args:
+            mount_path: Ignored, because the paths are relative to wherever the server is mounted.
+        """
         return self
 
     if not TYPE_CHECKING:  # type checkers would take every name for one that exists

@@ -90,7 +90,7 @@ _STARTS = {
     "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",
     "stdio": "| `millstream run server.py --transport stdio` | serve over stdio, as desktop applications start it |",
 }
-_PACKAGE = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
 Template = Literal["agent", "broadcast", "greet", "math", "mounted", "orders"]
 _EXAMPLES: dict[str, str] = {"agent": "time_agent", "math": "streaming_math"}
 """Template -> its folder in `examples`, unless that has the same name."""

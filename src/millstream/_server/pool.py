@@ -35,14 +35,12 @@ class Pool(Share):
         on_wait: Called when a request starts to wait, to give back a place that isn't in use.
 
     Example:
-        ::
-
-            if not await processes.acquire(call.owner):
-                raise ToolError("Too many of your calls are waiting. Try again later.")
-            try:
-                ...
-            finally:
-                processes.leave(call.owner)
+        >>> if not await processes.acquire(call.owner):
+        ...     raise ToolError("Too many of your calls are waiting. Try again later.")
+        >>> try:
+        ...     ...
+        ... finally:
+        ...     processes.leave(call.owner)
     """
 
     def __init__(self, maximum: int, *, on_wait: Callable[[], object] = lambda: None) -> None:
@@ -73,6 +71,9 @@ class Pool(Share):
         """Take one place as soon as there's room.
 
         Return False if there's none within `WAIT_TIMEOUT`, or if too many requests are waiting already.
+
+        Args:
+            owner: Who takes it, see `Call.owner`.
         """
         if self.take(owner):
             return True
@@ -97,7 +98,12 @@ class Pool(Share):
         return True
 
     def move(self, source: str, target: str) -> None:
-        """Count a place of one owner for another one that has room for none more (``has_room(target, 0)``)."""
+        """Count a place of one owner for another one that has room for none more (``has_room(target, 0)``).
+
+        Args:
+            source: The owner that holds it.
+            target: The owner that gets it.
+        """
         super().leave(source)
         super().take(target)
 

@@ -22,6 +22,8 @@ PAGE_BYTES = 4 * 1024 * 1024
 EPHEMERAL = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe running workers. A store that outlives its workers may keep these in memory."""
 
+ONCE_SECONDS = 120.0
+"""Seconds for which a stream rejects an entry that repeats another one."""
 MAX_OFFSET = 2**63 - 1
 _MAX_DIGITS = len(str(MAX_OFFSET))
 
@@ -100,6 +102,10 @@ class StoreUnavailable(LocalError):
 
 class StreamSealed(LocalError):
     """The stream has its last entry. Nothing was appended."""
+
+
+class EntryRepeated(LocalError):
+    """The entry repeats a recent one. Nothing was appended."""
 
 
 class Index(Struct, frozen=True, gc=False, array_like=True):
@@ -214,7 +220,16 @@ class Log(Protocol):
     """
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
         """Append an entry and return its position. Create the stream if it doesn't exist.
 
@@ -231,10 +246,14 @@ class Log(Protocol):
                 of their positions. A failed append may leave the entry in the stream only, never in the index only.
                 An index that is full is skipped.
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
+            once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
+                append nothing. Empty text repeats nothing. A full store may forget texts earlier.
+            topic: What the entry is about, for listeners that don't want all entries. Dots separate segments.
 
         Raises:
             StoreFull: The entry is larger than the store allows.
             StreamSealed: The stream has its last entry.
+            EntryRepeated: The stream has an entry with the same `once`.
             StoreUnavailable: The store didn't respond in time.
         """
         ...
@@ -287,15 +306,20 @@ class Log(Protocol):
         """
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         """Call `hear` in the event loop with each entry that any worker appends. Return a function that stops it.
 
-        Entries arrive in stream order, without gaps since `wait_until_listening` returned or since the last call of
-        `interrupted`. An entry may arrive twice. If the store can't guarantee that (a lost connection, a dropped
-        message, an entry out of order), it calls `interrupted` instead, and the listener reads the stream. A store that
-        can't push entries at all may call `interrupted` for each append. Use `millstream._stores.tail.Tail` as the
-        listener.
+        Entries arrive in stream order, also those of several topics, without gaps since `wait_until_listening` returned
+        or since the last call of `interrupted`. An entry may arrive twice. If the store can't guarantee that (a lost
+        connection, a dropped message, an entry out of order), it calls `interrupted` instead, and the listener reads
+        the stream. A store that can't push entries at all may call `interrupted` for each append. Use
+        `millstream._stores.tail.Tail` as the listener.
 
         Callbacks must not block or raise. They may add and stop listeners. A stopped listener is never called again,
         even during a delivery. The returned function may be called twice.
@@ -304,15 +328,22 @@ class Log(Protocol):
             stream: Its name.
             hear: Called with each entry.
             interrupted: Called when entries may have been missed.
+            topic: Listen only to entries of this topic, or of all topics with this first segment if it ends with a
+                dot. A store that can't filter calls `hear` with all entries.
         """
         ...
 
-    async def wait_until_listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> Position | None:
         """Wait until every later append by any worker reaches the listeners of this stream.
+
+        Return a position up to which they have received every entry since they began to listen, at or after every
+        append before this call. Return None if the stream is unknown, or if the store can't filter or can't tell; then
+        the listener reads the stream.
 
         Args:
             stream: Its name.
         """
+        ...
 
 
 class Backend(Protocol):
@@ -362,7 +393,7 @@ class Backend(Protocol):
         ...
 
     async def degraded_reason(self) -> str:
-        """Return why the store may lose data although it answers, or an empty string."""
+        """Return why the store may lose data although it responds, or an empty string."""
         ...
 
     async def open(self) -> None:

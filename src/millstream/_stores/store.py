@@ -58,9 +58,20 @@ class SplitLog:
         self._memory = memory
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
-        return await self._of(stream).append(stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal)
+        return await self._of(stream).append(
+            stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal, once=once, topic=topic
+        )
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
@@ -77,12 +88,17 @@ class SplitLog:
         await self._of(stream).trim(stream)
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
-        return self._of(stream).listen(stream, hear, interrupted=interrupted)
+        return self._of(stream).listen(stream, hear, interrupted=interrupted, topic=topic)
 
-    async def wait_until_listening(self, stream: str) -> None:
-        await self._of(stream).wait_until_listening(stream)
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        return await self._of(stream).wait_until_listening(stream)
 
     def _of(self, stream: str) -> Log:
         return self._memory if _is_ephemeral(stream) else self._durable

@@ -56,13 +56,15 @@ class Tail:
         "_log",
         "_log_once",
         "_lost",
+        "_moved",
         "_news",
         "_pushed_offset",
+        "_stops",
         "_stream",
         "_take",
         "_waiting",
+        "filters",
         "position",
-        "stop",
     )
 
     def __init__(
@@ -74,6 +76,8 @@ class Tail:
         lost: Callable[[Gap], None],
         *,
         drain: Callable[[], Awaitable[None]] | None = None,
+        topic: str | None = None,
+        moved: Callable[[Position], None] = lambda _: None,
     ) -> None:
         """Create a reader and start listening. Nothing is read yet.
 
@@ -84,6 +88,8 @@ class Tail:
             take: Called with the next entries, in order.
             lost: Called before the entries that follow a loss.
             drain: Awaited after each page, to apply backpressure.
+            topic: The topic to follow, or None for all entries. See `follow`.
+            moved: Called with a position before which there are no more entries to follow.
         """
         # Configuration
         self._log = log
@@ -91,6 +97,7 @@ class Tail:
         self._take = take
         self._lost = lost
         self._drain = drain
+        self._moved = moved
         # Process
         self.position = after
         """The position up to which entries were delivered or reported as lost."""
@@ -109,8 +116,48 @@ class Tail:
         """The lowest offset of another epoch that was pushed since the last read."""
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
         """Callers of `reach`."""
-        self.stop = log.listen(stream, self._hear, interrupted=self._interrupt)
-        """Function that stops listening. Idempotent."""
+        self.filters = topic is not None
+        """Whether the store pushes only what's followed. If not, `settle` reads."""
+        self._stops = {log.listen(stream, self._hear, interrupted=self._interrupt, topic=topic): None}
+
+    def follow(self, topic: str | None) -> Callable[[], None]:
+        """Follow another topic. Call `settle` before relying on it. Return a function that stops it.
+
+        After an interruption, entries of all topics are delivered.
+        """
+        stop = self._log.listen(self._stream, self._hear, topic=topic)
+        self._stops[stop] = None
+
+        def leave() -> None:
+            self._stops.pop(stop, None)
+            stop()
+
+        return leave
+
+    def stop(self) -> None:
+        """Stop listening. Idempotent."""
+        for stop in self._stops:
+            stop()
+
+    async def settle(self) -> None:
+        """Deliver every followed entry that was appended before this call, and move the position past all others.
+
+        Raises:
+            LocalError, OSError: The store can't be read.
+        """
+        if self.filters and self._in_step:
+            at, here = await self._log.wait_until_listening(self._stream), self.position
+            if at is not None and here is not None and at.epoch == here.epoch and self._is_current:
+                if at.offset > here.offset:
+                    self._moved(at)
+                    self._advance(at)
+                return
+        await self.catch_up()
+
+    @property
+    def _is_current(self) -> bool:
+        """Whether pushes are delivered immediately."""
+        return self._in_step and not self._lock.locked()
 
     async def catch_up(self) -> None:
         """Deliver every entry that was appended before this call.
@@ -163,7 +210,7 @@ class Tail:
         if here is not None and here.epoch != at.epoch:
             self._pushed_offset = min(self._pushed_offset, at.offset)
             self._interrupt()
-        elif self._lock.locked() or not self._in_step or here is None:
+        elif not self._is_current or here is None:
             self._interrupt()
         elif at.offset > here.offset:
             self._take((entry,))

@@ -11,8 +11,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from functools import lru_cache, partial
+from collections.abc import Awaitable, Coroutine, Mapping
+from functools import lru_cache
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -126,40 +126,31 @@ _decode_required = foreign_decoder(InputRequiredResult)
 _decode_elicit = decoder(ElicitResult)
 
 
-class _Rounds(Struct, frozen=True, array_like=True):
+class _Rounds(Struct, array_like=True, tag=True):
     """State that an upstream of the per-request era expects back."""
 
     state: str | None
     keys: list[str]
 
 
+class _Urls(Struct, array_like=True, tag=True):
+    """Questions whether the user has opened URLs, by key."""
+
+    questions: dict[str, Any]
+
+
+class _SavedResult(Struct, array_like=True, tag=True):
+    result: Raw
+
+
+_State = Ticket | _Rounds | _Urls | StoredTask | _SavedResult
+
+
 class _SavedState(Struct, array_like=True):
     """Sealed state of a forwarded call between the requests of its client."""
 
     upstream: str
-
-
-class _SavedTicket(_SavedState, tag="parked"):
-    ticket: Ticket
-
-
-class _SavedRounds(_SavedState, tag="rounds"):
-    rounds: _Rounds
-
-
-class _SavedUrls(_SavedState, tag="urls"):
-    questions: dict[str, Any]
-
-
-class _SavedTask(_SavedState, tag="task"):
-    task: StoredTask
-
-
-class _SavedResult(_SavedState, tag="result"):
-    result: Raw
-
-
-_State = _SavedTicket | _SavedRounds | _SavedUrls | _SavedTask | _SavedResult
+    state: _State
 
 
 class _ToolResult(Struct, rename="camel"):
@@ -172,7 +163,7 @@ class _Elicitations(Struct):
     elicitations: list[dict[str, Any]]
 
 
-_decode_state: Callable[[bytes], _State] = msgspec.json.Decoder(_State).decode
+_decode_state = msgspec.json.Decoder(_SavedState).decode
 _decode_tool_result = decoder(_ToolResult)
 
 
@@ -200,12 +191,7 @@ def forward(
         ProtocolError: The upstream's own error, or for methods other than ``tools/call``, the lack of a response.
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
-    if (
-        upstream.credentials is None
-        and (link := upstream.plain_link) is not None
-        and _is_plain(call)
-        and not (method == "tools/call" and upstream.has_tasks)
-    ):
+    if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
         ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
         return _forward_plainly(call, upstream, link, ask)
     return _forward(call, upstream, method, params, name, headers)
@@ -231,7 +217,7 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask)
     breaker, method, name = upstream.breaker, ask.method, ask.name
     if breaker.records and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
-    owner, places = call.owner, link.places
+    owner, places = ask.owner, link.places
     if places is not None and not (places.take(owner) or await places.acquire(owner)):
         raise no_response_error(call, upstream, InUse(places, owner))
     link.calls += 1
@@ -264,8 +250,7 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
-        abilities = upstream.abilities(call)
-        meta_bytes = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
+        meta_bytes = _meta(call, upstream, source, upstream.abilities(call))
         if len(raw) <= _MAX_CACHED_META:
             if len(cache) >= _MAX_PLAIN_METAS:
                 cache.clear()
@@ -273,16 +258,17 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     return meta_bytes
 
 
-def _forwarded_meta(raw: bytes, call: Call, upstream: Upstream) -> bytes:
-    """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
+def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "") -> bytes:
+    """Return the `_meta` members for the upstream: the client's, without those of its connection, and the path.
 
     Raises:
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        members = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
+        found = _decode_meta(raw_meta(call) or b"{}")
     except MALFORMED:
-        members = {}
+        found = {}
+    members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
     try:
         members[PATH] = extend_path(members.get(PATH), upstream.gateway)
     except Cycle:
@@ -290,7 +276,11 @@ def _forwarded_meta(raw: bytes, call: Call, upstream: Upstream) -> bytes:
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
-    return encode(members)[1:-1]
+    passed = encode(members)[1:-1]
+    if source.handshake:
+        return passed
+    tasks = call.method == "tools/call" and upstream.has_tasks
+    return b"%b,%b" % (_envelope(source, abilities, level, tasks=tasks), passed)
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
@@ -316,16 +306,15 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         raise refused_error(call, upstream, refusal)
     started, answered = perf_counter(), False
     try:
-        if isinstance(previous, _SavedTicket):
-            ask_client = partial(forwarding.ask, _SavedTicket)
-            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous.ticket, ask_client)
+        if isinstance(previous, Ticket):
+            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous, forwarding.ask)
         else:
             link = await _connect(call, upstream, relay.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
-            meta = _meta(call, upstream, relay, source)
+            meta = _meta(call, upstream, source, relay.abilities, relay.level)
             work = forwarding.run(link, Ask(method=method, params=params, name=name, headers=headers, meta=meta))
         result = await _await_in_order(relay, work)
         answered = True
@@ -450,16 +439,6 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
         logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
 
 
-def _meta(call: Call, upstream: Upstream, relay: Relay, source: Revision) -> bytes:
-    """Return the `_meta` members for the upstream: the client's, without those of its connection."""
-    raw = raw_meta(call)
-    passed = _forwarded_meta(raw, call, upstream)
-    if source.handshake:
-        return passed
-    tasks = call.method == "tools/call" and upstream.has_tasks
-    return b"%b,%b" % (_envelope(source, relay.abilities, relay.level, tasks=tasks), passed)
-
-
 @lru_cache(256)
 def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = False) -> bytes:
     declared = declare(abilities, source)
@@ -510,29 +489,28 @@ class _ForwardedCall:
         self.previous: _State | None = None
         raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
         if raw is not None:
-            self.previous = _decode_state(raw)
-            if self.previous.upstream != upstream.config.name:
+            saved = _decode_state(raw)
+            if saved.upstream != upstream.config.name:
                 raise ProtocolError(INVALID_PARAMS, CALL_OVER)
+            self.previous = saved.state
 
-    def ask(
-        self, kind: Callable[[str, Any], _SavedState], questions: Mapping[str, Any], value: object
-    ) -> InputRequired:
-        """Return the exception that ends the client's request with questions, sealing `value` for its retry."""
-        self._save(kind, value)
+    def ask(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
+        """Return the exception that ends the client's request with questions, sealing a state for its retry."""
+        self._save(state)
         return InputRequired(questions)
 
     def finish(self, result: bytes) -> None:
         """Save the result of a finished call, because its tool may ask something else and then run again."""
         if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
-            self._save(_SavedResult, Raw(result))
+            self._save(_SavedResult(Raw(result)))
 
-    def _save(self, kind: Callable[[str, Any], _SavedState], value: object) -> None:
-        """Save a value for the next run of the call."""
+    def _save(self, state: _State) -> None:
+        """Save a state for the next run of the call."""
         call = self._call
         rounds = call.rounds
         if rounds is None:
             rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(kind(self._upstream.config.name, value)))
+        rounds.settle(self._slot, self._slot, encode(_SavedState(self._upstream.config.name, state)))
 
     def run(self, link: Link, ask: Ask) -> Awaitable[bytes]:
         """Return the raw result."""
@@ -553,20 +531,19 @@ class _ForwardedCall:
 
     async def _forward_parked(self) -> bytes:
         """Forward a call whose questions are answered by the client's next request."""
-        if isinstance(self.previous, _SavedUrls):
+        if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
         if not can_ask(self.relay.abilities):
             return await self._send(self.relay)
-        size, ask_client = len(self._ask.params), partial(self.ask, _SavedTicket)
-        calls = self._upstream.parked_calls
-        return await calls.run(self._call, self.relay, self._source, size, self._send, ask_client)
+        calls, size = self._upstream.parked_calls, len(self._ask.params)
+        return await calls.run(self._call, self.relay, self._source, size, self._send, self.ask)
 
-    def _check_urls(self, previous: _SavedUrls) -> None:
+    def _check_urls(self, previous: _Urls) -> None:
         """Check that the user agreed to open every URL that the upstream requested."""
         answers = self._call.responses or {}
         for key, question in previous.questions.items():
             if key not in answers:
-                raise self.ask(_SavedUrls, {key: question}, previous.questions)
+                raise self.ask({key: question}, previous)
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except MALFORMED as exc:
@@ -611,8 +588,7 @@ class _ForwardedCall:
         """Forward a call in rounds, returning the upstream's questions as the result."""
         call = self._call
         members: dict[str, Any] = {}
-        if isinstance(self.previous, _SavedRounds):
-            before = self.previous.rounds
+        if isinstance(before := self.previous, _Rounds):
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
             if answers:
                 members["inputResponses"] = answers
@@ -634,8 +610,7 @@ class _ForwardedCall:
         questions and can continue in another worker.
         """
         call = self._call
-        if isinstance(self.previous, _SavedTask):
-            task = self.previous.task
+        if isinstance(task := self.previous, StoredTask):
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked_keys}
             if answers:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
@@ -646,7 +621,7 @@ class _ForwardedCall:
             return result
         task = StoredTask(created.task_id, [])
         if call.task == DEFERRED:
-            self._save(_SavedTask, task)
+            self._save(task)
             raise TaskStart
         return await self._follow_task(task)
 
@@ -676,7 +651,7 @@ class _ForwardedCall:
     async def _ask_client(self, task: StoredTask, required: InputRequiredResult) -> None:
         questions = self._questions(required)
         if not self._call.revision.handshake:
-            raise self.ask(_SavedTask, {key: each.request for key, each in questions}, task)
+            raise self.ask({key: each.request for key, each in questions}, task)
         answers = {key: await self._answer(each) for key, each in questions}
         await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
 
@@ -688,7 +663,7 @@ class _ForwardedCall:
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
         questions = {key: each.request for key, each in self._questions(required)}
-        return self.ask(_SavedRounds, questions, _Rounds(required.request_state, list(questions)))
+        return self.ask(questions, _Rounds(required.request_state, list(questions)))
 
     def _questions(self, required: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result in the client's revision.
@@ -745,7 +720,7 @@ class _ForwardedCall:
                 }
             except ProtocolError:
                 return no_response_error(call, self._upstream, exc)
-            return self.ask(_SavedUrls, questions, questions)
+            return self.ask(questions, _Urls(questions))
         addresses = " ".join(str(each.get("url", "")) for each in urls)
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 

@@ -501,12 +501,9 @@ def _fold(kind: str, name: str) -> str:
 def _read_definition(value: bytes) -> Description | None:
     """Return the definition stored with a digest; None if it was too large."""
     try:
-        return _decode_definition(value[_DIGEST_LENGTH:])
+        return _decode_item(value[_DIGEST_LENGTH:])
     except MALFORMED:
         return None
-
-
-_decode_definition = decoder(Description)
 
 
 def digest_of(definition: Mapping[str, Any]) -> bytes:

@@ -16,13 +16,12 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError
-from millstream._server.features.registry import RegisteredExtension
 from millstream._server.handlers import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call, Host, granted_scopes
+from millstream.parts import Call, Host, RegisteredExtension, granted_scopes
 from millstream.protocol import (
     BY_DATE,
     INTERNAL_ERROR,
@@ -124,13 +123,11 @@ class MergedSkills:
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
         upstream, original_uri = self._resolve(uri)
-        if upstream is None or not self._can_read(call, upstream, uri):
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        page = await self._ask(call, upstream, {"uri": original_uri})
-        skill = self._skill(call, upstream, page.get("skill"))
-        if skill is None:
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+        if upstream is not None and self._can_read(call, upstream, uri):
+            page = await self._ask(call, upstream, {"uri": original_uri})
+            if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
+                return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+        raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
 
     async def _read_directory(self, call: Call) -> bytes:
         params = _read(call)
@@ -221,7 +218,6 @@ _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _decode_params = decoder(dict[str, Raw])
 _decode_rounds = decoder(InputResponseRequestParams)
-_decode_object = decoder(dict[str, Any])
 
 
 class ExtensionForwarding:
@@ -319,7 +315,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     name = decode_name(header.strip(b" \t")) if header else ""
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
-        members_of_result = _decode_object(result)
+        members_of_result = _decode_result(result)
         if members_of_result.get("resultType", "complete") != "complete":
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")

@@ -9,8 +9,7 @@ from msgspec import Raw, Struct, structs
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._server.features.hooks import Hooks
-from millstream._server.features.resources import HINTS, Readable
+from millstream._server.features.resources import HINTS
 from millstream.client import InvalidResponse
 from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
@@ -18,7 +17,19 @@ from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
 from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway._upstream import Upstream
-from millstream.parts import ArgumentError, Call, Item, ItemSource, Prompt, Resource, TaskRules, Template, Tool
+from millstream.parts import (
+    ArgumentError,
+    Call,
+    Hooks,
+    Item,
+    ItemSource,
+    Prompt,
+    Readable,
+    Resource,
+    TaskRules,
+    Template,
+    Tool,
+)
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,

@@ -19,12 +19,11 @@ from msgspec import Struct, field
 
 from millstream import ProtocolError
 from millstream._backoff import retry_delay
-from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._conversation import Conversation
 from millstream.gateway._relay import Relays
-from millstream.parts import Call
+from millstream.parts import Call, Pool
 from millstream.protocol import INVALID_REQUEST, OVERLOADED, Share, SubscriptionFilter
 
 
@@ -423,21 +422,22 @@ class Breaker:
     the gateway's own requests open the breaker for the whole upstream.
     """
 
+    is_open: bool = False
+    """Whether all calls are refused."""
+    response_count: int = 0
+    """Number of calls with a response."""
+    failure_count: int = 0
+    """Number of calls without a usable response."""
+    refused_count: int = 0
+    """Number of calls that weren't sent."""
+    _failures = 0
+    """Consecutive time-outs and lost connections of all callers."""
+
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._failures = 0
-        """Consecutive time-outs and lost connections of all callers."""
         self.records: dict[tuple[str, str], dict[tuple[str, str], CallerFailures]] = {}
         """Method and name -> owner and session -> failures. Empty as long as all calls succeed."""
         self._share = Share(_MAX_RECORDS)
-        self.is_open: bool = False
-        """Whether all calls are refused."""
-        self.response_count: int = 0
-        """Number of calls with a response."""
-        self.failure_count: int = 0
-        """Number of calls without a usable response."""
-        self.refused_count: int = 0
-        """Number of calls that weren't sent."""
         self._durations: list[float] = []
 
     def refusal(self, call: Call, method: str, name: str) -> str:

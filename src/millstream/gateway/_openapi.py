@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
 import msgspec
@@ -299,7 +299,7 @@ class Document:
             if not isinstance(reference, str):
                 return node
             node = value_at_pointer(self._spec, reference)
-        raise LookupError("a reference leads to nothing in the document")
+        raise LookupError("a reference points to nothing in the document")
 
     def _schema(self, schema: dict[str, Any], flag: str) -> dict[str, Any]:
         """Return a schema as JSON Schema 2020-12, with its definitions.
@@ -542,7 +542,7 @@ def _body(operation: Operation, body: Any) -> tuple[bytes, str]:
 
 
 def encode_form(fields: Mapping[str, Any]) -> str:
-    """Return a query or form."""
+    """Return the fields, encoded as a query or form."""
     pairs = [
         (name, "" if each is None else _as_text(each))
         for name, value in fields.items()
@@ -715,15 +715,8 @@ def _contents(uri: str, response: Any) -> ResourceContents:
     return ResourceContents(uri, kind, blob=response.content)
 
 
-class ItemRegistry(Protocol):
-    """The definition of a server, where items are registered."""
-
-    def add(self, kind: str, key: str, item: Any) -> None:
-        """Register an item."""
-
-
 def register(
-    catalog: ItemRegistry,
+    add: Callable[[str, str, Any], object],
     spec: Any,
     client: Any = None,
     *,
@@ -734,7 +727,7 @@ def register(
     """Register the operations of an OpenAPI document.
 
     Args:
-        catalog: Definition of the server.
+        add: Adds an item of a kind and name to the server.
         spec: The document, version 3.0 or 3.1, as a dict.
         client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
@@ -759,10 +752,10 @@ def register(
         if kind is RouteKind.TOOL:
             check_name(name)
             run = partial(_run, send, operation)
-            catalog.add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
+            add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
         else:
             item = _resource(operation, name, send)
-            catalog.add("templates" if isinstance(item, Template) else "resources", item.name, item)
+            add("templates" if isinstance(item, Template) else "resources", item.name, item)
     document.log_skipped(document.title)
 
 

@@ -26,7 +26,6 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._server.functions.engine import encode_result
 from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
@@ -52,7 +51,7 @@ from millstream.gateway._openapi import (
 )
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._upstream import Upstream, UpstreamConfig, reconnect_delay
-from millstream.parts import Call, Tool
+from millstream.parts import Call, Tool, encode_result
 from millstream.protocol import NEWEST, encode, exceeds_limits
 
 logger = logging.getLogger("millstream.gateway")

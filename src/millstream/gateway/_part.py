@@ -3,19 +3,27 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
 from millstream._files import stamp_of
 from millstream._http.client.body import ArrivingBytes
-from millstream._server.features.hooks import Hooks
+from millstream._http.client.url import Url, parse
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
+from millstream.client import TargetError
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
+from millstream.gateway._credentials import (
+    BearerToken,
+    ClientCredentials,
+    PerUserOAuth,
+    StaticHeaders,
+    TokenExchange,
+)
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
 from millstream.gateway._names import (
@@ -32,8 +40,11 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.parts import Host, Resource, ServerChange, Template
-from millstream.protocol import BY_DATE, members
+from millstream.parts import Hooks, Host, Resource, ServerChange, Template
+from millstream.protocol import BY_DATE, LocalError, members
+
+if TYPE_CHECKING:
+    from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -176,8 +187,6 @@ class GatewayPart:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
-        from millstream.gateway._credentials.factory import open_credentials  # noqa: PLC0415  many upstreams need none
-
         credentials = upstream.credentials = open_credentials(config, upstream.address, host)
         credentials.on_change = upstream.end_links_of
         host.stack.push_async_callback(credentials.close)
@@ -462,7 +471,8 @@ class GatewayPart:
                 upstream.warn(f"skipped {name!r}: {exc}")
         if not removed and not added:
             return False
-        registry.exchange(kind, removed, added)
+        # In the order of the configuration, whichever upstream responds first.
+        registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.config.name) + 1)
         for name in removed:
             del self._items[kind, name]
         for name in added:
@@ -671,3 +681,82 @@ def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         merged["processes"] = {**first, **{name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}}
         merged["processes"]["last_error"] = first["last_error"] or second["last_error"]
     return merged
+
+
+def open_credentials(  # noqa: C901  a case for each kind
+    config: UpstreamConfig, target: Any, host: Host
+) -> "UpstreamCredentials":
+    """Return the credentials of an upstream that has some, or forwards headers.
+
+    Args:
+        config: Configuration of the upstream.
+        target: URL of the upstream.
+        host: The running server, whose sign-in is open.
+
+    Raises:
+        LocalError: The options are invalid; the message says why.
+    """
+    from millstream.gateway._credentials.source import (  # noqa: PLC0415  many upstreams need none
+        FixedCredentials,
+        UpstreamCredentials,
+        check_forwarded,
+    )
+
+    name, auth = config.name, config.auth
+    url = _url_of(target)
+    if url is None:
+        option = "auth" if auth is not None else "forward_headers"
+        raise LocalError(
+            f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…"
+        )
+    configured = dict(config.headers)
+    if isinstance(auth, StaticHeaders):
+        configured |= dict.fromkeys(auth.headers, "")
+    elif auth is not None:
+        if any(each.lower() == "authorization" for each in config.headers):
+            raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
+        configured["authorization"] = ""
+    forward = check_forwarded(name, config.forward_headers, configured)
+    match auth:
+        case None:
+            return UpstreamCredentials(name, forward)
+        case BearerToken():
+            return FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
+        case StaticHeaders():
+            return FixedCredentials(name, forward, auth.headers)
+        case ClientCredentials():
+            from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  only where it's used
+
+            return OwnCredentials(name, forward, url, auth, host.services)
+        case TokenExchange():
+            from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
+
+            _check_guarded(name, "token_exchange", host)
+            exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
+            host.observe(exchanged.observe)
+            return exchanged
+        case PerUserOAuth():
+            from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
+
+            _check_guarded(name, "per_user_oauth", host)
+            return PersonalCredentials(name, forward, url, auth, host)
+
+
+def _check_guarded(name: str, kind: str, host: Host) -> None:
+    if host.guard is None:
+        in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
+        raise LocalError(
+            f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
+            f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
+        )
+
+
+def _url_of(target: Any) -> Url | None:
+    if isinstance(target, Mapping):
+        target = cast("Mapping[str, Any]", target).get("url")
+    if not isinstance(target, str):
+        return None
+    try:
+        return parse(target)
+    except TargetError:
+        return None

@@ -27,12 +27,12 @@ from millstream._http.client.body import RateMeter
 from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
-from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all
 from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
+from millstream.parts import Pool
 from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
@@ -377,6 +377,25 @@ class ProcessPool:
 class ProcessTransport(StdioTransport):
     """One process of a pool."""
 
+    key: str = ""
+    owner: str = ""
+    """The caller whose share of the processes it uses; empty for spare and shared ones."""
+    attached: bool = False
+    """Whether a client uses it."""
+    closing: bool = False
+    """Whether the pool is stopping it."""
+    retired: bool = False
+    """Whether the pool stopped it, rather than its client."""
+    boot_owner: str | None = None
+    """The owner whose share of starting processes it uses; None if it isn't starting."""
+    started_at: float = 0.0
+    _waiting_since = 0.0
+    """Time of the first request since the last output; 0 without one."""
+    _unanswered_count = 0
+    """Number of requests since then that timed out or were canceled."""
+    _asked_at = 0.0
+    """Time of the ping since then; 0 without one."""
+
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.relay: ListenerRelay = ListenerRelay()
         name, value = processes.pool.watchdog.mark
@@ -389,25 +408,7 @@ class ProcessTransport(StdioTransport):
             show=lambda line: processes.log.write(line, self.pid, self.owner),
         )
         self._processes = processes
-        self.key: str = ""
-        self.owner: str = ""
-        """The caller whose share of the processes it uses; empty for spare and shared ones."""
-        self.attached: bool = False
-        """Whether a client uses it."""
-        self.closing: bool = False
-        """Whether the pool is stopping it."""
-        self.retired: bool = False
-        """Whether the pool stopped it, rather than its client."""
-        self.boot_owner: str | None = None
-        """The owner whose share of starting processes it uses; None if it isn't starting."""
-        self.started_at: float = 0.0
         self.last_used: float = monotonic()
-        self._waiting_since: float = 0.0
-        """Time of the first request since the last output; 0 without one."""
-        self._unanswered_count = 0
-        """Number of requests since then that timed out or were canceled."""
-        self._asked_at = 0.0
-        """Time of the ping since then; 0 without one."""
         self._output = RateMeter(_LINES_PER_SECOND)
         self._messages = RateMeter(_MESSAGES_PER_SECOND)
         self._errors = RateMeter(_ERROR_BYTES_PER_SECOND)
@@ -421,12 +422,6 @@ class ProcessTransport(StdioTransport):
     def exit_code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return None if self._process is None else self._process.get_returncode()
-
-    @property
-    def unread(self) -> int:
-        """Bytes that it hasn't read yet, excluding those in system buffers."""
-        stdin = None if self._process is None else self._process.get_pipe_transport(0)
-        return 0 if stdin is None else cast("asyncio.WriteTransport", stdin).get_write_buffer_size()
 
     @property
     def was_calling(self) -> bool:

@@ -95,10 +95,8 @@ class Backlog:
         return method, params
 
 
-class NotificationQueue:
+class NotificationQueue(Backlog):
     """Sends notifications about one call in the background, in order."""
-
-    __slots__ = ("_send", "_sender", "_waiting")
 
     def __init__(self, send: Callable[[str, bytes], Awaitable[None]]) -> None:
         """Create an empty queue.
@@ -106,19 +104,20 @@ class NotificationQueue:
         Args:
             send: Sends the method and parameters of one notification, waiting while its receiver is slow.
         """
+        super().__init__()
         self._send = send
-        self._waiting = Backlog()
         self._sender: asyncio.Task[None] | None = None
 
+    @override
     def put(self, method: str, params: bytes) -> None:
         """Queue a notification. If the queue is full, the oldest one is dropped."""
-        self._waiting.put(method, params)
+        super().put(method, params)
         if self._sender is None or self._sender.done():
             self._sender = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        while self._waiting:
-            await self._send(*self._waiting.take())
+        while self:
+            await self._send(*self.take())
 
     async def settle(self) -> None:
         """Wait until everything is sent, so that the result follows it."""

@@ -137,7 +137,7 @@ class Redactor:
         return {name: self.value(each) for name, each in value.items()} if is_object(value) else self.value(value)
 
     def json(self, data: bytes) -> bytes:
-        """Return an encoded result or params with matches replaced, see `members`."""
+        """Return an encoded result or params with matches replaced, as `members` describes."""
         return encode(self.members(msgspec.json.decode(data)))
 
     async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:
@@ -217,7 +217,7 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         if opening != _NULL:
             raise ValueError(f"{array} must be an array")
         found[array] = _NO_ITEMS
-    if array and len(_decode_items(found[array])) > MAX_BLOCKS:
+    if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
         raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
     meta = found.pop("_meta", None)
     for each in drop:
@@ -246,28 +246,31 @@ def has_uris(members: bytes) -> bool:
 
 def tool_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs of resource links and embedded resources in a tool's result."""
-    found = _decode_members(b"{%b}" % members)
-    if "content" in found:
-        found["content"] = Raw(encode([_block(each, rename) for each in _decode_several(found["content"])]))
-    return encode(found)[1:-1]
+    return _convert_each(members, "content", lambda block: _block(block, rename))
 
 
 def message_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs in a prompt's result."""
-    found = _decode_members(b"{%b}" % members)
-    messages = _decode_several(found["messages"]) if "messages" in found else []
-    for message in messages:
-        if "content" in message and bytes(message["content"]).startswith(b"{"):
-            message["content"] = Raw(encode(_block(_decode_members(message["content"]), rename)))
-    found["messages"] = Raw(encode(messages))
-    return encode(found)[1:-1]
+
+    def convert(message: Members) -> Members:
+        content = message.get("content", _NO_ITEMS)
+        if not bytes(content).startswith(b"{"):
+            return message
+        return {**message, "content": Raw(encode(_block(_decode_members(content), rename)))}
+
+    return _convert_each(members, "messages", convert)
 
 
 def resource_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs in the contents of a resource."""
+    return _convert_each(members, "contents", lambda item: _rename_item(item, rename))
+
+
+def _convert_each(members: bytes, array: str, convert: Callable[[Members], Members]) -> bytes:
+    """Convert the items of an array in a result."""
     found = _decode_members(b"{%b}" % members)
-    if "contents" in found:
-        found["contents"] = Raw(encode([_rename_item(each, rename) for each in _decode_several(found["contents"])]))
+    if array in found:
+        found[array] = Raw(encode([convert(each) for each in _decode_several(found[array])]))
     return encode(found)[1:-1]
 
 
@@ -369,7 +372,7 @@ _LONGEST_PAUSE = 60.0
 _TASK_MARKER = b'"task"'
 
 
-class StoredTask(Struct, frozen=True, array_like=True):
+class StoredTask(Struct, array_like=True, tag=True):
     """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
 
     id: str

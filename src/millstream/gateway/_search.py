@@ -160,16 +160,13 @@ class SearchPart:
             )
             host.on_close(partial(host.registry.remove, "tools", name))
         host.registry.select_listed = self._select_listed
-        host.on_close(self._unlist)
+        host.on_close(partial(setattr, host.registry, "select_listed", None))
         host.on_change(self._discard_index)
         host.gate(self._redirect)
 
     async def close(self) -> None:
         """Release the index."""
         self._discard_index("tools")
-
-    def _unlist(self) -> None:
-        self._registry.select_listed = None
 
     def _discard_index(self, kind: str) -> None:
         if kind == "tools":

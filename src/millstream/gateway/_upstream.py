@@ -34,10 +34,9 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import TooMuchArriving
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
-from millstream.client._transports.in_process import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
-from millstream.gateway import _catalog as catalog
-from millstream.gateway._catalog import Catalog, Pins, QuarantinedItem, StoredCatalog
+from millstream.client._transports.transport import RunningServer, TransportFactory
+from millstream.gateway._catalog import METHODS, STORED_SECONDS, Catalog, Pins, QuarantinedItem, StoredCatalog, fetch
 from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
@@ -470,12 +469,12 @@ class Upstream:
 
     @property
     def plain_link(self) -> Link | None:
-        """The connection that all calls share, if it's open and each request is self-contained."""
+        """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
         if self._plain_catalog is not self.catalog:
             self._plain_catalog = self.catalog
             revision = BY_DATE.get(self.catalog.revision)
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
-            self._is_plain = revision is not None and not revision.handshake and not separate
+            self._is_plain = not (revision is None or revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED_KEY)
@@ -611,7 +610,7 @@ class Upstream:
     async def _list(self, conversation: Conversation) -> None:
         announced, self._announced_kinds = self._announced_kinds, set()
         try:
-            found = await catalog.fetch(
+            found = await fetch(
                 conversation, max_bytes=self.config.max_catalog_bytes, before=self.catalog, warn=self.warn
             )
         except BaseException:
@@ -620,7 +619,7 @@ class Upstream:
         if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
         found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
-        renew = found.taken_at - self.catalog.taken_at > catalog.STORED_SECONDS / 4
+        renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
         await self._stored_catalog.save(found, renew=renew)
@@ -642,10 +641,10 @@ class Upstream:
         before, self.catalog = self.catalog, found
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
-            counts = [(len(getattr(found, kind)), kind) for kind in catalog.METHODS]
+            counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
             logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
-        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
+        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self._on_change(self, announced)
         self.lists_ready.set()
@@ -808,7 +807,7 @@ class Upstream:
             "revision": found.revision,
             "listed_at": found.taken_at,
             "changed_at": self.changed_at,
-            "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
+            "items": {kind: len(getattr(found, kind)) for kind in METHODS},
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
             **self.breaker.describe(),

@@ -204,6 +204,14 @@ def is_pattern(name: str) -> bool:
     return ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split("."))
 
 
+def topic_for(pattern: str) -> str | None:
+    """Return the topic of the journal that has the events of a channel or pattern, or None if all may have them."""
+    if not is_pattern(pattern):
+        return pattern
+    first = pattern.partition(".")[0]
+    return None if first in ("*", ">") else f"{first}."
+
+
 def split_pattern(pattern: str) -> tuple[list[str], bool]:
     """Return the segments of a pattern without a final ``>``, and whether it had one."""
     segments = pattern.split(".")

@@ -20,11 +20,11 @@ from millstream._http.hosts import is_loopback
 from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
 from millstream._recent import Recent
-from millstream._stores.base import Entry, Gap, Store
+from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._stores.tail import Tail
 from millstream._tasks import cancel_all
-from millstream.hub._channels import CLIENT, HubLimits, LimitExceeded, is_pattern
-from millstream.hub._event import Event, cut, gap
+from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
+from millstream.hub._event import Event, cut, gap, position_id
 from millstream.hub._journal import JOURNAL, Journal
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import STREAM, PresenceChanges
@@ -33,6 +33,8 @@ from millstream.hub._subscriber import Encode, PatternIndex, Subscription
 
 FanOut = list[tuple[Encode, list[OutputStream]]]
 
+_MAX_UNUSED = 1_000
+"""Maximum number of topics that are followed without subscribers."""
 _MAX_PLANS = 4096
 """Maximum number of cached plans."""
 
@@ -250,6 +252,69 @@ class UnreadBacklog:
         self._waiting_bytes -= self._waiting.pop(outlet, 0)
 
 
+class Interest:
+    """The topics of the journal that this worker follows, because it has subscribers for them."""
+
+    def __init__(self, tail: Tail, journal: Journal) -> None:
+        self._tail = tail
+        self._journal = journal
+        self._follows_all = False
+        self._counts: Counter[str | None] = Counter()
+        self._stops: dict[str | None, Callable[[], None]] = {}
+        self._unused: dict[str | None, None] = {}
+        """Topics without subscribers, which are followed a little longer: many subscribers come back."""
+
+    def follow_all(self) -> None:
+        """Follow everything, because the store doesn't filter."""
+        self._follows_all, self._tail.filters = True, False
+        self._tail.follow(None)
+        self._journal.floors[None] = 0
+
+    async def add(self, channels: Sequence[str]) -> None:
+        """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
+
+        Raises:
+            LocalError, OSError: The store can't be read.
+        """
+        topics, journal = self._topics(channels), self._journal
+        for topic in topics:
+            self._counts[topic] += 1
+            self._unused.pop(topic, None)
+            if topic not in self._stops:
+                self._stops[topic] = self._tail.follow(topic)
+        stops = {topic: self._stops[topic] for topic in topics}
+        if not all(topic in journal.floors for topic in topics):
+            await self._tail.settle()
+            for topic in topics:
+                if self._stops.get(topic) is stops[topic]:  # it wasn't stopped and followed again
+                    journal.floors.setdefault(topic, journal.offset)
+
+    def remove(self, channels: Sequence[str]) -> None:
+        """Stop following the topics of a subscriber, soon."""
+        for topic in self._topics(channels):
+            self._counts[topic] -= 1
+            if not self._counts[topic]:
+                del self._counts[topic]
+                self._unused[topic] = None
+        while len(self._unused) > _MAX_UNUSED:
+            self._stop(next(iter(self._unused)))
+
+    def sweep(self) -> None:
+        """Stop following topics without subscribers."""
+        for topic in list(self._unused):
+            self._stop(topic)
+
+    def _stop(self, topic: str | None) -> None:
+        del self._unused[topic]
+        self._journal.floors.pop(topic, None)
+        self._stops.pop(topic)()
+
+    def _topics(self, channels: Sequence[str]) -> set[str | None]:
+        if self._follows_all:
+            return set()
+        return {topic_for(each) for each in channels if not each.startswith(PRESENCE)}
+
+
 SLOW = "slow"
 
 _logger = logging.getLogger("millstream.hub")
@@ -262,6 +327,7 @@ class Delivery:
     """The reader of the journal. `Tail.reach` returns after an event has been delivered."""
     change_tail: Tail
     """The reader of presence changes."""
+    interest: "Interest"
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
@@ -273,6 +339,8 @@ class Delivery:
         self.presence_changes: PresenceChanges = PresenceChanges(store)
         self.mailboxes: Mailboxes = Mailboxes(store, self.journal, limits)
         self.audience: Audience = Audience(limits)
+        self.published: Position | None = None
+        """The position of this worker's last event that nobody here waited for."""
         self._tasks: list[asyncio.Task[None]] = []
         self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
@@ -281,11 +349,18 @@ class Delivery:
 
     async def open(self) -> None:
         """Start listening at the end of both streams."""
-        self.event_tail = Tail(self._store.log, JOURNAL, None, self._deliver_entries, self._on_gap)
+        # A topic without events; interest adds others.
+        self.event_tail = Tail(
+            self._store.log, JOURNAL, None, self._deliver_entries, self._on_gap, topic="", moved=self._on_move
+        )
         self.change_tail = Tail(self._store.log, STREAM, None, self._deliver_changes, self._on_changes_lost)
         self.event_tail.position = await self.journal.open()
         self.change_tail.position = await self.presence_changes.open(self.journal.epoch)
-        await self.catch_up()
+        self.interest = Interest(self.event_tail, self.journal)
+        if not self._store.shared or await self._store.log.wait_until_listening(JOURNAL) is None:
+            self.interest.follow_all()
+        await self.event_tail.catch_up()
+        await self.change_tail.catch_up()
         self._tasks = [asyncio.create_task(tail.run()) for tail in (self.event_tail, self.change_tail)]
 
     async def close(self) -> None:
@@ -294,20 +369,27 @@ class Delivery:
             tail.stop()
         await cancel_all(*self._tasks)
 
+    async def pass_published(self) -> None:
+        """Move past this worker's own events, which don't concern a subscriber that comes after them."""
+        published, self.published = self.published, None
+        if published is not None and position_id(published.epoch, published.offset) != self.journal.current_id():
+            await self.event_tail.settle()
+
     async def catch_up(self) -> None:
-        """Deliver all new entries of the two streams."""
-        await self.event_tail.catch_up()
+        """Deliver all new entries of the two streams, and move past those that nobody here follows."""
+        await self.event_tail.settle()
         await self.change_tail.catch_up()
 
     def _deliver_entries(self, entries: Sequence[Entry]) -> None:
         take, write = self.journal.add, self._write
         for entry in entries:
             event = take(entry)
-            if event is None:
-                continue
             write(event, event.channel)
             if event.channel.startswith(CLIENT):
                 self.mailboxes.mark_delivered(event.channel.removeprefix(CLIENT))
+
+    def _on_move(self, position: Position) -> None:
+        self.journal.offset = position.offset
 
     def _deliver_changes(self, entries: Sequence[Entry]) -> None:
         journal = self.journal

@@ -182,48 +182,29 @@ def _check_line(what: str, text: str, limit: int) -> None:
 
 MAX_IDS = 10_000
 """Maximum number of ids that a worker keeps. The oldest are dropped first."""
-DEDUPLICATION_WINDOW = 120.0
-"""Seconds within which an event with the same id on the same channel is a duplicate."""
 _MAX_CHANNELS = 16
 """Maximum number of channels per id."""
-
-
-class KnownEvent(Struct, frozen=True, gc=False):
-    """An event with a publisher-assigned id."""
-
-    channel: str
-    offset: int
-    at: float
 
 
 class EventIds:
     """The newest events with publisher-assigned ids, as read from the journal by one worker."""
 
     def __init__(self) -> None:
-        self._events: Recent[str, tuple[KnownEvent, ...]] = Recent(MAX_IDS)
-        self._repeated_offsets: Recent[int, None] = Recent(MAX_IDS)
+        self._events: Recent[str, dict[str, int]] = Recent(MAX_IDS)
+        """The offset on each channel, by id."""
 
-    def add(self, id: str, event: KnownEvent) -> bool:
-        """Add an event. Return False if it repeats an earlier one."""
-        earlier = self._events.get(id, ())
-        same = next((each for each in earlier if each.channel == event.channel), event)
-        first, second = (same, event) if same.offset <= event.offset else (event, same)
-        repeats = second is not first and second.offset != first.offset and second.at - first.at < DEDUPLICATION_WINDOW
-        if repeats:
-            self._repeated_offsets.keep(second.offset, None)
-        others = tuple(each for each in earlier if each is not same)[-_MAX_CHANNELS + 1 :]
-        self._events.keep(id, (*others, first if repeats else second))
-        return not (repeats and second is event)
+    def add(self, id: str, channel: str, offset: int) -> None:
+        """Add an event."""
+        channels = self._events.setdefault(id, {})
+        channels[channel] = max(offset, channels.pop(channel, 0))
+        if len(channels) > _MAX_CHANNELS:
+            del channels[next(iter(channels))]
+        self._events.keep(id, channels)
 
-    def find(self, id: str) -> tuple[KnownEvent, ...]:
-        """Return the newest event with an id on each channel."""
-        return self._events.get(id, ())
-
-    def is_repeated(self, offset: int) -> bool:
-        """Return whether the event at an offset repeats an earlier one."""
-        return offset in self._repeated_offsets
+    def find(self, id: str) -> dict[str, int]:
+        """Return the offset of the newest event with an id, by channel."""
+        return self._events.get(id, {})
 
     def forget(self) -> None:
         """Drop all ids, because their offsets have become invalid."""
         self._events.clear()
-        self._repeated_offsets.clear()

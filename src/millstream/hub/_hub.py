@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
-from millstream._stores.base import CoAppend, Position, Store
+from millstream._stores.base import CoAppend, EntryRepeated, Position, Store
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
@@ -30,7 +30,6 @@ from millstream.hub._channels import (
 )
 from millstream.hub._delivery import Delivery
 from millstream.hub._event import (
-    DEDUPLICATION_WINDOW,
     Event,
     PublishResult,
     StoredEvent,
@@ -117,8 +116,6 @@ class Hub:
         self._presence_events = PresenceEvents(delivery, self._presence)
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
-        self._pending_publications: dict[tuple[str, str], asyncio.Future[None]] = {}
-        """Channels and ids of events whose publication is in progress."""
 
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""
@@ -383,8 +380,8 @@ class Hub:
         Args:
             read: Whether to read missed messages first.
         """
-        if read:
-            await self._delivery.catch_up()
+        self._delivery.interest.sweep()
+        await (self._delivery.catch_up() if read else self._delivery.event_tail.settle())
         await self._presence.refresh()
         self._delivery.send_position()
 
@@ -396,35 +393,18 @@ class Hub:
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:
             raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
-        if id is not None:
-            return await self._publish_once(channel, encoded, event, id)
-        return await self._append(channel, encoded, event, None)
-
-    async def _publish_once(self, channel: str, encoded: bytes, event: str | None, id: str) -> PublishResult:
-        """Publish an event unless an event with the same id was just published."""
-        pending = self._pending_publications.get((channel, id))
-        if pending is not None:
-            await asyncio.wait([pending])
-        if any(
-            each.channel == channel and self._clock() - each.at < DEDUPLICATION_WINDOW
-            for each in self._journal.ids.find(id)
-        ):
-            return PublishResult(id, 0)
-        done = self._pending_publications[channel, id] = asyncio.get_running_loop().create_future()
-        try:
-            return await self._append(channel, encoded, event, id)
-        finally:
-            done.set_result(None)
-            if self._pending_publications.get((channel, id)) is done:
-                del self._pending_publications[channel, id]
-
-    async def _append(self, channel: str, encoded: bytes, event: str | None, id: str | None) -> PublishResult:
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
-        position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
+        try:
+            position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
+        except EntryRepeated:
+            return PublishResult(id or "", 0)
         event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch
         if not subscribers and channel.startswith(CLIENT):
             await self._delivery.mailboxes.record_undelivered(channel.removeprefix(CLIENT), event_id, now)
-        await self._delivery.event_tail.reach(position)
+        if subscribers:
+            await self._delivery.event_tail.reach(position)
+        else:
+            self._delivery.published = position
         await self._count_publication()
         return PublishResult(id or event_id, subscribers)
 

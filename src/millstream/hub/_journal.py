@@ -8,14 +8,15 @@ A channel's history outlives the journal, so a busy channel doesn't displace a q
 channel is its mailbox.
 """
 
+import asyncio
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from millstream._stores.base import Entry, Gap, Index, Position, Store
-from millstream.hub._channels import CLIENT, HubLimits
-from millstream.hub._event import Event, EventIds, KnownEvent, StoredEvent, pack, position_id, unpack
+from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, topic_for
+from millstream.hub._event import Event, EventIds, StoredEvent, pack, position_id, unpack
 
 JOURNAL = "hub:journal"
 _CHANNEL = "hub:channel:"
@@ -45,6 +46,9 @@ class Journal:
         """The cache contains all events that were read after this offset."""
         self.ids = EventIds()
         """The newest events with publisher-assigned ids."""
+        self.floors: dict[str | None, int] = {}
+        """By topic that this worker follows: the offset after which it has read all events."""
+        self._filling = asyncio.Lock()
         self.start_offset = 0
         """The offset at which this worker started reading, or restarted after it last lost events."""
 
@@ -74,24 +78,29 @@ class Journal:
 
         Raises:
             StoreFull: The store can't store an event of this size.
+            EntryRepeated: An event with this id was just published on its channel.
         """
         data = pack(record)
         count, age = self.bounds(record.channel)
         # An entry beyond the limit shows that entries were dropped.
         index = Index(history_stream(record.channel), age, count + 1) if count else None
         position = await self._store.log.append(
-            JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=self._limits.journal, index=index
+            JOURNAL,
+            data,
+            ttl=_JOURNAL_TTL,
+            max_entries=self._limits.journal,
+            index=index,
+            once=f"{record.channel}\n{record.id}" if record.id is not None else "",
+            topic=record.channel,
         )
         return Entry(position, data)
 
-    def add(self, entry: Entry) -> Event | None:
-        """Advance to the next entry. Return its event, which is cached, or None if it repeats another one."""
+    def add(self, entry: Entry) -> Event:
+        """Advance to the next entry, and return its event, which is cached."""
         event = unpack(entry.data, entry.position.epoch, entry.position.offset)
         self.offset = event.offset
         if event.id != position_id(self.epoch, event.offset):
-            known = KnownEvent(event.channel, event.offset, event.timestamp)
-            if not self.ids.add(event.id, known):
-                return None
+            self.ids.add(event.id, event.channel, event.offset)
         recent = self._recent
         recent.append(event)
         self._recent_bytes += len(event.data or b"")
@@ -104,6 +113,7 @@ class Journal:
     def reset(self, gap: Gap) -> None:
         """Restart after this worker missed events or the store lost delivered ones."""
         self.ids.forget()  # new events reuse the offsets of lost ones
+        self.floors = dict.fromkeys(self.floors, 0)
         oldest, newest = gap.oldest, gap.newest
         if gap.epoch != self.epoch:
             self.epoch, self.offset = gap.epoch, newest.offset if newest is not None else 0
@@ -111,11 +121,41 @@ class Journal:
             self.offset = min(self.offset, newest.offset)
         self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
-    def recent(self, after: int, max_bytes: int) -> tuple[list[Event], int] | None:
-        """Return about `max_bytes` of cached events after an offset, and the offset of the last one, or None if the
-        cache doesn't go back that far.
+    def floor(self, channels: Iterable[str], least: int | None = None) -> int:
+        """Return the offset after which the cache, or what has been read after `least`, has all events of channels."""
+        floors, found = self.floors, self.recent_floor if least is None else least
+        for each in channels:
+            if not each.startswith(PRESENCE):
+                topics = {None, f"{each.partition('.')[0]}.", topic_for(each)} & floors.keys()
+                found = max(found, min((floors[topic] for topic in topics), default=self.offset))
+        return found
+
+    async def fill(self, channels: Iterable[str]) -> None:
+        """Cache the newest events of channels and patterns that this worker hasn't followed for long.
+
+        Raises:
+            LocalError, OSError: The store can't be read.
         """
-        if after < self.recent_floor and after != self.offset:
+        async with self._filling:
+            if self.floor(channels) == self.recent_floor:
+                return
+            entries = await self._store.log.newest(JOURNAL, _MAX_RECENT, _MAX_RECENT_BYTES)
+            entries = [each for each in entries if self.is_current(each) and each.position.offset <= self.offset]
+            if not entries:
+                return
+            first, last = entries[0].position.offset, entries[-1].position.offset
+            later = list(self.recent_events(last))
+            self._recent = deque(unpack(each.data, self.epoch, each.position.offset) for each in entries)
+            self._recent.extend(later)
+            self._recent_bytes = sum(len(event.data or b"") for event in self._recent)
+            self.recent_floor = first - 1
+            self.floors = {topic: floor if floor > last else 0 for topic, floor in self.floors.items()}
+
+    def recent(self, after: int, max_bytes: int, floor: int) -> tuple[list[Event], int] | None:
+        """Return about `max_bytes` of cached events after an offset, and the offset of the last one, or None if the
+        cache doesn't go back that far. It has all wanted events after `floor`.
+        """
+        if after < floor and after != self.offset:
             return None
         events: list[Event] = []
         for event in self.recent_events(after):

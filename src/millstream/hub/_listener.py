@@ -14,7 +14,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Gap, Position, Store, read_offset
 from millstream._stores.changes import Claim
 from millstream._stores.health import LogOnce
-from millstream.hub._channels import InvalidName, check_pattern, matches
+from millstream.hub._channels import InvalidName, check_pattern, matches, topic_for
 from millstream.hub._event import Event, unpack
 from millstream.hub._journal import JOURNAL
 
@@ -56,7 +56,9 @@ class EventListener:
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield the events. One is done when the next is requested."""
-        stop = self._store.log.listen(JOURNAL, lambda _: self._wakeup.set(), interrupted=self._wakeup.set)
+        stop = self._store.log.listen(
+            JOURNAL, lambda _: self._wakeup.set(), interrupted=self._wakeup.set, topic=topic_for(self._pattern)
+        )
         renewing = asyncio.create_task(self._renew()) if self._shared else None
         try:
             while self._is_open():

@@ -154,10 +154,12 @@ class PresenceChange(Struct, frozen=True, gc=False):
     number: int
     """The change's own offset."""
     event: Event
+    announced: int = 0
+    """The journal offset of the worker that announced it, which may be ahead of this one."""
 
     def after(self, offset: int, number: int | None) -> bool:
         """Return whether the change comes after a journal position, or after the change with a number."""
-        return self.journal_offset >= offset if number is None else self.number > number
+        return max(self.journal_offset, self.announced) >= offset if number is None else self.number > number
 
 
 class PresenceChanges:
@@ -191,22 +193,23 @@ class PresenceChanges:
     def add(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Add a change delivered at a journal offset, or before this worker started if None, and return its event."""
         event, number = unpack(entry.data, "", 0), entry.position.offset
-        journal_offset = int(event.id) if offset is None else offset
+        announced = int(event.id)
+        journal_offset = announced if offset is None else offset
         event = replace(event, id=f"{position_id(epoch, journal_offset)}-{number}", offset=number)
-        self._changes.append(PresenceChange(journal_offset, number, event))
+        self._changes.append(PresenceChange(journal_offset, number, event, announced))
         if len(self._changes) > _MAX_CHANGES:
             self._last_dropped = self._changes.popleft()
         return event
 
     def forget(self, offset: int) -> None:
         """Drop all changes, because some were lost. The journal is at `offset`."""
-        self._last_dropped = replace(self.last, journal_offset=offset)
+        self._last_dropped = replace(self.last, journal_offset=offset, announced=0)
         self._changes.clear()
 
     def resume_id(self, place: str, offset: int) -> str:
         """Return the id of a journal position, with the number of the last change after it, if any."""
         last = self.last
-        return f"{place}-{last.number}" if last.journal_offset == offset else place
+        return f"{place}-{last.number}" if last.after(offset, None) else place
 
     def since(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
         """Return the changes after an event id, and whether they are complete."""

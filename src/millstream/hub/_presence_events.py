@@ -43,6 +43,8 @@ class PresenceEvents:
         self._audience.enter(subscription)
         outlet = subscription.outlet
         outlet.on_close(subscription.handle_close)
+        await self._delivery.interest.add(subscription.channels)
+        await self._delivery.pass_published()
         others = [each for each in self._audience.on(outlet) if each.joined]
         replay = CatchUp(self._delivery, subscription, replays=self._replay_limiter, others=others)
         if last_event_id:
@@ -75,6 +77,7 @@ class PresenceEvents:
         try:
             for channel in _presence_channels(subscription):
                 with self._log_once:
+                    await self._delivery.event_tail.settle()
                     await self._presence.join(channel, member)
         finally:
             # Set last, so the departure isn't published before the arrival.
@@ -86,6 +89,7 @@ class PresenceEvents:
         """Remove a subscriber whose outlet is closed. Its departure is published in the background."""
         if not self._audience.leave(subscription):
             return
+        self._delivery.interest.remove(subscription.channels)
         if subscription.mailbox and subscription.joined:
             self._mailboxes.client_left(subscription.mailbox)
         if subscription.present:
@@ -107,6 +111,7 @@ class PresenceEvents:
         if subscription.member is not None:
             for channel in _presence_channels(subscription):
                 with self._log_once:  # `Presence.refresh` retries
+                    await self._delivery.event_tail.settle()
                     await self._presence.leave(channel, subscription.member)
 
 

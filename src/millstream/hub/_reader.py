@@ -19,7 +19,7 @@ from msgspec import Struct
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._tasks import has_failed
 from millstream.hub._channels import CLIENT
-from millstream.hub._event import KnownEvent, unpack_header
+from millstream.hub._event import unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 
 CACHE_SECONDS = 10.0
@@ -170,8 +170,10 @@ class JournalReader:
         self._journal = journal
         self._pages = SharedReads[Page](_page_size)
         self._indexes = SharedReads[HistoryIndex](_index_size)
-        self._id_search: tuple[str, asyncio.Task[None]] | None = None
-        """The search of the journal for publisher-assigned ids, and the epoch that it covers."""
+        self._id_search: asyncio.Task[None] | None = None
+        """The search of the journal for publisher-assigned ids."""
+        self._searched = "", 0
+        """The epoch and offset up to which the journal was searched."""
         self.slots = asyncio.Semaphore(MAX_READERS)
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
@@ -185,7 +187,7 @@ class JournalReader:
         self._pages.close()
         self._indexes.close()
         if self._id_search is not None:
-            self._id_search[1].cancel()
+            self._id_search.cancel()
 
     async def index(self, channel: str, newest: int = 0) -> HistoryIndex:
         """Return the index of a channel's history, or of its newest events.
@@ -199,7 +201,7 @@ class JournalReader:
             (channel, journal.epoch, newest),
             lambda: self._read_index(channel, newest),
             since=journal.offset,
-            usable=lambda since, _: since >= journal.recent_floor,
+            usable=lambda since, _: since >= journal.floor((channel,)),
         )
 
     async def _read_index(self, channel: str, newest: int) -> HistoryIndex:
@@ -252,9 +254,13 @@ class JournalReader:
         Raises:
             Gap: Some of the entries were trimmed.
         """
-        epoch = self._journal.epoch
+        epoch, upto = self._journal.epoch, self._journal.offset
+
+        def usable(since: int, page: Page | None) -> bool:
+            return since >= upto or (page is not None and _is_full(page))
+
         for begin in dict.fromkeys((after - after % PAGE if start is None else start, after)):
-            page = await self._read_page(JOURNAL, begin, lambda since, page: True, _is_full)
+            page = await self._read_page(JOURNAL, begin, usable, lambda page: True)
             if not page or page[0].position.epoch != epoch:
                 break  # the end or a gap; the read below raises for a gap
             place = bisect_right(page, after, key=_offset)
@@ -277,22 +283,25 @@ class JournalReader:
         key = (stream, epoch, start)
         return await self._pages.get(key, read, since=journal.offset, usable=usable, final=final)
 
-    async def find(self, id: str, wants: Wants) -> int | None:
+    async def find(self, id: str, wants: Wants, channels: Sequence[str]) -> int | None:
         """Return the offset of the newest wanted event with a publisher-assigned id, or None.
 
-        The journal is searched once. After that, the ids are in memory.
+        Ids of events that this worker has followed are in memory. The journal before is searched once.
         """
         journal = self._journal
-        if not journal.ids.find(id) and journal.recent_floor:
-            if self._id_search is None or self._id_search[0] != journal.epoch or has_failed(self._id_search[1]):
-                self._id_search = journal.epoch, asyncio.create_task(self._index_journal(journal.epoch))
-            await asyncio.shield(self._id_search[1])
-        return max((each.offset for each in journal.ids.find(id) if wants(each.channel)), default=None)
+        for _ in range(2):  # a search that's under way may end too early
+            floor, (epoch, searched) = journal.floor(channels, journal.start_offset), self._searched
+            if any(map(wants, journal.ids.find(id))) or not floor or (epoch == journal.epoch and searched >= floor):
+                break
+            if self._id_search is None or self._id_search.done():
+                self._id_search = asyncio.create_task(self._index_journal(journal.epoch, journal.offset))
+            await asyncio.shield(self._id_search)
+        return max((at for channel, at in journal.ids.find(id).items() if wants(channel)), default=None)
 
-    async def _index_journal(self, epoch: str) -> None:
-        """Load the ids of journal entries from before this worker started."""
+    async def _index_journal(self, epoch: str, until: int) -> None:
+        """Load the ids of journal entries up to an offset."""
         journal, log = self._journal, self._store.log
-        until, last = journal.start_offset, 0
+        last = self._searched[1] if self._searched[0] == epoch else 0
         while last < until and journal.epoch == epoch:
             after = Position(epoch, last) if last else None
             try:
@@ -301,15 +310,15 @@ class JournalReader:
                     for entry in page:
                         stamp = unpack_header(entry.data)
                         if stamp.id is not None and journal.is_current(entry) and entry.position.offset <= until:
-                            known = KnownEvent(stamp.channel, entry.position.offset, stamp.at)
-                            journal.ids.add(stamp.id, known)
+                            journal.ids.add(stamp.id, stamp.channel, entry.position.offset)
             except Gap:  # trimmed since the last read
                 last = 0
                 continue
             if not page:
-                return
+                break
             last = page[-1].position.offset
             await asyncio.sleep(0)
+        self._searched = epoch, until
 
 
 class HistoryCursor:

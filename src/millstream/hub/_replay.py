@@ -122,7 +122,7 @@ class CatchUp:
         journal = self._journal
         offset, number = parse_position(id, journal.epoch) or (None, None)
         if offset is None:
-            offset = await self._reader.find(id, self._wants)
+            offset = await self._reader.find(id, self._wants, self._subscription.channels)
         if offset is None:
             offset = max((index.ids[id] for index in await self._indexes() if id in index.ids), default=None)
         if offset is not None:
@@ -215,7 +215,9 @@ class CatchUp:
                 self._skip_lost()
             elif self._position == journal.offset:
                 return
-            elif (recent := journal.recent(self._position, _CHUNK)) is not None:
+            elif (
+                recent := journal.recent(self._position, _CHUNK, journal.floor(self._subscription.channels))
+            ) is not None:
                 events, self._position = recent
                 self._pending_changes = self._missed_changes()
                 for event in events:
@@ -282,6 +284,8 @@ class CatchUp:
     async def _indexes(self, newest: int = 0) -> list[HistoryIndex]:
         """Return the index of each channel's history. The index of a pattern is empty."""
         indexes: list[HistoryIndex] = []
+        if self._subscription.has_wildcard:
+            await self._journal.fill(self._subscription.channels)
         for channel in self._subscription.channels:
             limit, _ = self._journal.bounds(channel)
             if is_pattern(channel) or not limit:
@@ -362,7 +366,7 @@ class CatchUp:
                         return
                     if event is None:
                         self._send_gap("trimmed")
-                    elif not journal.ids.is_repeated(offset):
+                    else:
                         self._write_event(event)
                     place = next(plan, None)
                 for cursor in cursors:
@@ -380,7 +384,7 @@ class CatchUp:
     def _write_entry_if_missing(self, entry: Entry) -> None:
         """Write a stored event if the subscriber is missing it. Unwanted events are decoded only up to the channel."""
         offset = entry.position.offset
-        if self._is_missing_at(offset, unpack_channel(entry.data)) and not self._journal.ids.is_repeated(offset):
+        if self._is_missing_at(offset, unpack_channel(entry.data)):
             self._write_if_missing(unpack(entry.data, self._epoch, offset))
 
     def _write_event(self, event: Event) -> None:

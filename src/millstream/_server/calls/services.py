@@ -213,7 +213,7 @@ def sign_in_required(needed: frozenset[str]) -> ProtocolError:
 
 
 class Services:
-    """The shared services of one running server."""
+    """The shared services of one running server: ``call.services.settings.name``"""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.
@@ -281,7 +281,12 @@ class Services:
         """Returns the dependency overrides of a server, set by tests."""
 
     def admit_notification(self, message: Envelope, principal: Principal | None) -> Envelope | None:
-        """Return a client's notification after the filters of extensions, or None to drop it."""
+        """Return a client's notification after the filters of extensions, or None to drop it.
+
+        Args:
+            message: The notification.
+            principal: Its sender.
+        """
         filters = self.notification_filters
         return message if filters is None else filters.filter_incoming(message, principal)
 
@@ -297,7 +302,11 @@ class Services:
         await self.peers.close()
 
     def use(self, secrets: Secrets) -> None:
-        """Seal with other secrets from now on."""
+        """Seal with other secrets from now on.
+
+        Args:
+            secrets: The secrets, the one that seals first.
+        """
         self.secrets = secrets
         self._ring = None
         self.peers.use(secrets.values)

@@ -157,7 +157,7 @@ class Middleware:
 
 
 class Hooks(Struct, frozen=True, eq=False):
-    """The hooks of one server, outermost first."""
+    """The hooks of one server, outermost first: ``item.within(hooks)``"""
 
     home: object = None
     call: tuple[Hook, ...] = ()
@@ -172,7 +172,11 @@ class Hooks(Struct, frozen=True, eq=False):
         return bool(self.list or self.message)
 
     def for_kind(self, kind: str) -> tuple[Hook, ...]:
-        """Return the hooks for the calls of a kind of items."""
+        """Return the hooks for the calls of a kind of items.
+
+        Args:
+            kind: Tools, prompts, or resources.
+        """
         mine: tuple[Hook, ...] = getattr(self, _OF_KIND[kind])
         return mine
 

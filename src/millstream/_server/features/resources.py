@@ -105,7 +105,7 @@ class ResourceOptions(ResourceLabels, total=False):
 
 
 class Readable(Item):
-    """The common part of resources and templates."""
+    """The common part of resources and templates: ``if isinstance(item, Readable): print(item.mime_type)``"""
 
     kind = "resources"
 
@@ -125,6 +125,11 @@ class Readable(Item):
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """Return the members of the result of reading a URI, for the call's revision.
 
+        Args:
+            value: What the function returned.
+            uri: The URI.
+            call: The call.
+
         Raises:
             LocalError: The value is `None`, which isn't content.
         """
@@ -133,7 +138,11 @@ class Readable(Item):
         return members + HINTS if call.revision.result_type else members
 
     def unwrap(self, value: Any) -> Any:
-        """Return a value of `run` in the form that functions of this server receive when they read the resource."""
+        """Return a value of `run` in the form that functions of this server receive when they read the resource.
+
+        Args:
+            value: The value.
+        """
         return value
 
 

@@ -219,7 +219,15 @@ invalid.
 
 
 def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
-    """Return a `run` that checks the caller's scopes, or `run` itself if it needs none."""
+    """Return a `run` that checks the caller's scopes, or `run` itself if it needs none.
+
+    Args:
+        run: The function to protect.
+        scopes: Scopes, all of which the caller needs.
+
+    Example:
+        ``item.run = require_scopes(item.run, frozenset({"orders:write"}))``
+    """
     if not scopes:
         return run
 

@@ -249,7 +249,11 @@ def output_from_schema(schema: Schema) -> Output:
 
 
 def encode_result(value: Any, output: Output | None = None) -> bytes:
-    """Return the members of a tool result.
+    """Return the members of a tool result: ``encode_result({"n": 1})``
+
+    Args:
+        value: What the tool's function returned.
+        output: Its output schema, if there's one.
 
     Raises:
         LocalError: The value doesn't match `output`.

@@ -29,6 +29,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
     Entry,
+    EntryRepeated,
     Gap,
     Log,
     Map,
@@ -40,7 +41,7 @@ from millstream._stores.base import (
 )
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
-VERSION = 4
+VERSION = 5
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE = 65 * 1024 * 1024
 """Maximum bytes of a request. Every store's own limit is lower."""
@@ -80,8 +81,12 @@ class StoreSession(Protocol):
     async def bind(self, worker: str) -> None:
         """See `Backend.bind`."""
 
-    async def listen(self, stream: str, on: bool) -> None:
-        """Start or stop pushing the entries of a stream."""
+    async def listen(self, channel: str, on: bool) -> None:
+        """Start or stop pushing the entries of a stream or topic (`channel_for`)."""
+
+    async def mark(self, stream: str) -> Position | None:
+        """Return the newest position of a stream, or None if pushes before this reply were dropped."""
+        ...
 
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """See `Backend.charge`."""
@@ -130,9 +135,9 @@ class StoreFailure(Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class EntryPush(Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """An entry of a stream that the worker listens to."""
+    """An entry of a stream or topic that the worker listens to."""
 
-    stream: str
+    channel: str
     entry: Entry
 
 
@@ -140,7 +145,9 @@ class DropNotice(Struct, frozen=True, gc=False, array_like=True, tag=3):
     """A notice that entries were dropped because the worker didn't read."""
 
 
-_ERRORS = {each.__name__: each for each in (StoreFull, OwnerQuotaExceeded, StreamSealed, StoreUnavailable)}
+_ERRORS = {
+    each.__name__: each for each in (StoreFull, OwnerQuotaExceeded, StreamSealed, EntryRepeated, StoreUnavailable)
+}
 
 
 class StoreCall:

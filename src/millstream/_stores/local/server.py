@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Backend, Entry, Gap, Store
+from millstream._stores.base import Backend, Entry, Gap, Position, Store
 from millstream._stores.local.calls import (
     BY_REQUEST,
     HELLO,
@@ -112,7 +112,7 @@ class WorkerConnection(FrameConnection):
     # Calls
 
     def _work(self) -> None:
-        """Answer pending requests in order. Later requests of the worker wait for slow ones."""
+        """Respond to pending requests in order. Later requests of the worker wait for slow ones."""
         waiting, run, left = self._waiting, self._run, AT_ONCE
         while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
             left -= 1
@@ -170,11 +170,18 @@ class WorkerConnection(FrameConnection):
     async def bind(self, worker: str) -> None:
         self.worker = worker
 
-    async def listen(self, stream: str, on: bool) -> None:
-        if on and stream not in self._listens:
-            self._listens[stream] = self._opened.log.listen(stream, partial(self._push, stream), interrupted=self._drop)
-        elif not on and stream in self._listens:
-            self._listens.pop(stream)()
+    async def listen(self, channel: str, on: bool) -> None:
+        if on and channel not in self._listens:
+            stream, is_topic, topic = channel.partition("\0")
+            self._listens[channel] = self._opened.log.listen(
+                stream, partial(self._push, channel), interrupted=self._drop, topic=topic if is_topic else None
+            )
+        elif not on and channel in self._listens:
+            self._listens.pop(channel)()
+
+    async def mark(self, stream: str) -> Position | None:
+        newest = await self._opened.log.wait_until_listening(stream)
+        return None if self._dropped else newest
 
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         return await self._opened.charge(worker, charges, dead)
@@ -188,11 +195,11 @@ class WorkerConnection(FrameConnection):
             raise LocalError("The first request of a worker must be hello.")
         return self.backend
 
-    def _push(self, stream: str, entry: Entry) -> None:
+    def _push(self, channel: str, entry: Entry) -> None:
         if self._dropped or (self._paused and self.unread > PUSH_BYTES):
             self._dropped = True
         else:
-            self._write(EntryPush(stream, entry))
+            self._write(EntryPush(channel, entry))
 
     def _drop(self) -> None:
         if self._paused:

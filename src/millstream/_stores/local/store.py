@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from millstream._override import override
-from millstream._stores.base import Entry, Log, Map, StoreUnavailable
+from millstream._stores.base import Entry, Log, Map, Position, StoreUnavailable
 from millstream._stores.local.calls import (
     HELLO,
     VERSION,
@@ -25,7 +25,7 @@ from millstream._stores.local.calls import (
     calls,
     read_answers,
 )
-from millstream._stores.memory.topics import Topics, Watchers
+from millstream._stores.memory.topics import Topics, Watchers, channel_for
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import ParentAddress
 
@@ -253,8 +253,6 @@ class LocalBackend:
         self.log: Log = log
         self._listeners = Topics[Entry]()
         self._interrupted = Watchers()
-        self._acknowledged: dict[str, asyncio.Future[Any] | None] = {}
-        """Streams with listeners, each with a future that is done once the parent pushes the stream."""
         self._changed = Watchers()
         self._ahead = time.time() - time.monotonic()
         """Offset of the store's clock from this process's monotonic clock, in seconds."""
@@ -281,7 +279,6 @@ class LocalBackend:
     async def close(self) -> None:
         self._listeners.clear()
         self._interrupted.clear()
-        self._acknowledged.clear()
         self._changed.clear()
         await self.link.close()
 
@@ -299,46 +296,46 @@ class LocalBackend:
     # Listening
 
     def _listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
-        stop_hearing = self._listeners.add(stream, hear)
+        channel = channel_for(stream, topic)
+        if channel not in self._listeners:
+            self._send(_LISTEN, channel, True)
+        stop_hearing = self._listeners.add(channel, hear)
         stop_watching = self._interrupted.add(interrupted)
-        if stream not in self._acknowledged:
-            self._acknowledged[stream] = self._send(_LISTEN, stream, True)
 
         def stop() -> None:
+            heard = channel in self._listeners
             stop_hearing()
             stop_watching()
-            if stream not in self._listeners and self._acknowledged.pop(stream, False) is not False:
-                self._send(_LISTEN, stream, False)
+            if heard and channel not in self._listeners:
+                self._send(_LISTEN, channel, False)
 
         return stop
 
-    async def _wait_until_listening(self, stream: str) -> None:
-        while True:
-            acknowledged = self._acknowledged.get(stream)
-            if acknowledged is None:
-                await self.link.call(_CLOCK)  # reconnecting subscribes to all streams
-                acknowledged = self._acknowledged.get(stream)
-                if acknowledged is None:
-                    return
-            await asyncio.shield(acknowledged)
-            if self._acknowledged.get(stream) is acknowledged:
-                return
+    async def _wait_until_listening(self, stream: str) -> Position | None:
+        # The parent answers in order, and reconnecting listens to everything again.
+        position: Position | None = await self.link.call(_MARK, stream)
+        return position
 
     def _on_connect(self, greeting: Greeting) -> None:
         before, self.epoch = self.epoch, greeting.epoch
         self._looked = time.monotonic()
         self._ahead = greeting.time - self._looked
-        for stream in self._acknowledged:
-            self._acknowledged[stream] = self._send(_LISTEN, stream, True)
+        for channel in self._listeners:
+            self._send(_LISTEN, channel, True)
         if before:
             self._interrupt()
         if before and before != self.epoch:
             self._changed.notify()
 
     def _on_push(self, pushed: EntryPush) -> None:
-        self._listeners.notify(pushed.stream, pushed.entry)
+        self._listeners.notify(pushed.channel, pushed.entry)
 
     def _interrupt(self) -> None:
         self._interrupted.notify()
@@ -355,4 +352,4 @@ class LocalStore(BackendStore):
 
 
 _LISTEN = calls("session")["listen"]
-_CLOCK = calls("session")["clock"]
+_MARK = calls("session")["mark"]

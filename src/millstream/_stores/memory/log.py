@@ -11,8 +11,19 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
-from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StreamSealed
-from millstream._stores.memory.topics import Topics
+from millstream._recent import Recent
+from millstream._stores.base import (
+    ONCE_SECONDS,
+    PAGE_BYTES,
+    Entry,
+    EntryRepeated,
+    Gap,
+    Index,
+    Position,
+    StoreFull,
+    StreamSealed,
+)
+from millstream._stores.memory.topics import Topics, channel_for, channels_for
 
 SWEEP = 16
 """Heap items examined per call: more than one call adds, few enough to be cheap."""
@@ -82,13 +93,12 @@ class ExpiryHeap(Generic[Name]):
 ITEM_BYTES = 200
 """Overhead of a log entry, or of a key with its value and deadline, rounded up."""
 STREAM_BYTES = 600
+_MAX_ONCE = 50_000
+REPEATED = "The stream has an entry with this id."
 
 _REMOVED = Entry(Position("", 0), b"")
 _INTERRUPT_PREFIX = "\0"
 """Prefix that turns a stream's name into the topic for its `interrupted` callbacks."""
-
-OnLoss = Callable[[str, bool], None]
-"""Called with the name of a stream that lost its oldest entries to make room or, with True, was dropped."""
 
 
 class Stream:
@@ -139,12 +149,12 @@ class StreamKind:
     their size, so the choice takes constant time.
     """
 
-    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: OnLoss) -> None:
+    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, dropped: Callable[[str], None]) -> None:
         # configuration
         self._clock = clock
         self._max_bytes = max_bytes
         self._epoch = epoch
-        self._lost = lost
+        self._dropped = dropped
         # process
         self.highest = -1
         """The highest offset of any stream."""
@@ -239,35 +249,8 @@ class StreamKind:
         self.size += size
         return held
 
-    def expires_at(self, stream: str) -> float:
-        """Return the expiry time of a stored stream."""
-        return self._deadlines.expires_at(stream)
-
-    def restore(self, stream: str, floor: int, sealed: bool, until: float, entries: list[Entry]) -> None:
-        """Replace a stream with an earlier state of it."""
-        if stream in self.streams:
-            self._forget(stream, noted=False)
-        held = self._begin(stream, floor + 1)
-        held.entries = entries
-        held.last = entries[-1].position.offset
-        held.sealed = sealed
-        held.size += sum(len(entry.data) + ITEM_BYTES for entry in entries)
-        self.size += held.size - len(stream) - STREAM_BYTES
-        self.highest = max(self.highest, held.last)
-        self._deadlines.set(stream, until)
-        self._unrank(held)
-        self._rank(held)
-        while self.size > self._max_bytes:
-            self._make_room()
-
-    def forget(self, stream: str) -> None:
-        """Remove a stream, as if it had never existed."""
-        if stream in self.streams:
-            self._forget(stream, noted=False)
-
-    def _forget(self, stream: str, *, noted: bool = True) -> None:
-        if noted:
-            self._lost(stream, True)
+    def _forget(self, stream: str) -> None:
+        self._dropped(stream)
         self._deadlines.forget(stream)
         held = self.streams.pop(stream)
         self._unrank(held)
@@ -292,7 +275,6 @@ class StreamKind:
         if len(held) == 1:
             self._forget(held.name)
         else:
-            self._lost(held.name, False)
             self.size -= held.drop_oldest()
             if held.size.bit_length() != held.rank:
                 self._unrank(held)
@@ -315,19 +297,18 @@ class MemoryLog:
         clock: Callable[[], float],
         max_bytes: int,
         epoch: str,
-        lost: OnLoss = lambda stream, forgotten: None,
-        listeners: Topics[Entry] | None = None,
     ) -> None:
         # configuration
         self._clock = clock
         self._epoch = epoch
-        self._lost = lost
         self.max_bytes = max_bytes
         """Maximum bytes of one kind."""
         # process
         self.kinds: dict[str, StreamKind] = {}
         """Streams by kind. There are few kinds, because the program chooses them, not its clients."""
-        self.listeners = listeners or Topics[Entry]()
+        self.listeners = Topics[Entry]()
+        self._once: Recent[tuple[str, str], float] = Recent(_MAX_ONCE)
+        """When each text that an entry must not repeat expires."""
 
     @property
     def size(self) -> int:
@@ -335,32 +316,46 @@ class MemoryLog:
         return sum(kind.size for kind in self.kinds.values())
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
-        position = self.stage(stream, data, ttl, max_entries, index, seal)
-        self.listeners.notify(stream, Entry(position, data))
-        return position
-
-    def stage(
-        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
-    ) -> Position:
-        """Append an entry without notifying listeners."""
         now = self._clock()
         for each in self.kinds.values():  # unused kinds must free their space, too
             each.sweep(now)
+        key = (stream, once)
+        if once and self._once.get(key, now) > now:
+            raise EntryRepeated(REPEATED)
         position = self.kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
         if index is not None:
             with suppress(StoreFull):
                 self.kind(index.stream).append(
                     index.stream, data, ttl=index.ttl, max_entries=index.max_entries, at=position.offset
                 )
+        if once:
+            self._once.keep(key, now + ONCE_SECONDS)
+        entry = Entry(position, data)
+        for channel in channels_for(stream, topic):
+            self.listeners.notify(channel, entry)
         return position
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         """Call `hear` with each entry, like `Log.listen`. Only dropping a stream interrupts its listeners."""
-        stop_hearing = self.listeners.add(stream, hear)
+        stop_hearing = self.listeners.add(channel_for(stream, topic), hear)
         if interrupted is None:
             return stop_hearing
         stop_watching = self.listeners.add(_INTERRUPT_PREFIX + stream, lambda _: interrupted())
@@ -371,13 +366,12 @@ class MemoryLog:
 
         return stop
 
-    async def wait_until_listening(self, stream: str) -> None:
-        """Return immediately."""
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        newest = await self.newest(stream, 1)
+        return newest[0].position if newest else None
 
-    def _drop(self, stream: str, forgotten: bool) -> None:
-        self._lost(stream, forgotten)
-        if forgotten:
-            self.listeners.notify(_INTERRUPT_PREFIX + stream, _REMOVED)
+    def _drop(self, stream: str) -> None:
+        self.listeners.notify(_INTERRUPT_PREFIX + stream, _REMOVED)
 
     def end_all(self) -> None:
         """Remove all listeners."""

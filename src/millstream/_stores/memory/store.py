@@ -50,13 +50,9 @@ class ValueKind:
 class MemoryMap:
     """A `Map` with a dict for each kind."""
 
-    def __init__(
-        self, clock: Callable[[], float], max_bytes: int, lost: Callable[[str], None] = lambda key: None
-    ) -> None:
-        """Create a map that calls `lost` with each key that is removed, for any reason."""
+    def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration
         self._clock = clock
-        self._lost = lost
         self.max_bytes = max_bytes
         """Maximum bytes of one kind."""
         # process
@@ -115,12 +111,9 @@ class MemoryMap:
         self._present(key, now)  # an expired value must not be counted
         kind = self.kinds[kind_of(key)]
         self._make_room(kind, key, value, now, lossy)
-        self._hold(kind, key, value, now + ttl, lossy)
-
-    def _hold(self, kind: ValueKind, key: str, value: bytes, until: float, lossy: bool) -> None:
         kind.count(key, kind.growth(key, value))
         kind.values[key] = value
-        self._deadlines.set(key, until)
+        self._deadlines.set(key, now + ttl)
         for share in {"", owner_for(key)} if lossy else ():
             kind.lossy[share][key] = None
             kind.lossy[share].move_to_end(key)
@@ -148,19 +141,7 @@ class MemoryMap:
         for key in self._deadlines.due(now, look):
             self._forget(key)
 
-    def restore(self, key: str, value: bytes, until: float, lossy: bool) -> None:
-        """Replace a value with an earlier state of it."""
-        self.forget(key)
-        self._hold(self.kinds[kind_of(key)], key, value, until, lossy)
-
-    def forget(self, key: str) -> None:
-        """Remove a value, as if it had never existed."""
-        if key in self.kinds[kind_of(key)].values:
-            self._forget(key, noted=False)
-
-    def _forget(self, key: str, *, noted: bool = True) -> None:
-        if noted:
-            self._lost(key)
+    def _forget(self, key: str) -> None:
         self._deadlines.forget(key)
         kind = self.kinds[kind_of(key)]
         kind.count(key, -(len(kind.values.pop(key)) + len(key) + ITEM_BYTES))

@@ -6,6 +6,18 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+def channel_for(stream: str, topic: str | None) -> str:
+    """Return the name under which listeners of a stream's topic, or of all its entries, are called."""
+    return stream if topic is None else f"{stream}\0{topic}"
+
+
+def channels_for(stream: str, topic: str) -> tuple[str, ...]:
+    """Return the names under which listeners receive an entry."""
+    if not topic:
+        return (stream,)
+    return stream, channel_for(stream, f"{topic.partition('.')[0]}."), channel_for(stream, topic)
+
+
 class _Listener(Generic[T]):
     __slots__ = ("active", "callback")
 
@@ -89,4 +101,4 @@ class Watchers:
 
 
 def never() -> None:
-    """Do nothing. The unsubscribe function for an event that never happens."""
+    """Do nothing. It's the unsubscribe function for an event that never happens."""

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreUnavailable
+from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
 from millstream._stores.memory.topics import Watchers
 from millstream._stores.nats.address import NatsAddress
 from millstream._tasks import has_failed
@@ -48,6 +48,7 @@ _STORE_FAILED = 10049
 _TRIES = 5
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
+_DUPLICATES = int(ONCE_SECONDS * 1e9)
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -216,8 +217,10 @@ class NatsLink:
 
     async def publish(
         self, stream: str, subject: str, data: bytes, headers: dict[str, str], *, ensure: Callable[[], Awaitable[None]]
-    ) -> int:
-        """Add a message to a JetStream stream, at most once, and return its sequence.
+    ) -> tuple[int, bool]:
+        """Add a message to a JetStream stream, at most once.
+
+        Return its sequence, and whether the stream had a message with this id before the first attempt.
 
         Raises:
             StoreUnavailable: JetStream didn't acknowledge it in time. It may have been added or not.
@@ -231,7 +234,7 @@ class NatsLink:
             await ensure()
 
         reply = await self._request(subject, data, headers, no_answer=again)
-        return int(reply["seq"])
+        return int(reply["seq"]), bool(reply.get("duplicate") and not reply.get("retried"))
 
     async def send(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         """Send a message that a later one commits.
@@ -272,7 +275,7 @@ class NatsLink:
                 continue
             error = reply.get("error")
             if error is None:
-                return reply  # type: ignore[no-any-return]
+                return reply if last is None else {**reply, "retried": True}
             if error.get("code") != 503:
                 raise JetStreamError(error.get("err_code", 0), error.get("description", ""))
             await asyncio.sleep(_PAUSE)
@@ -314,7 +317,9 @@ class NatsLink:
 
     async def _create(self, name: str, config: dict[str, Any]) -> None:
         try:
-            await self.info(name)
+            found = (await self.info(name))["config"]
+            if found["duplicate_window"] < _DUPLICATES:  # an older release made it
+                await self.api(f"STREAM.UPDATE.{name}", {**found, "duplicate_window": _DUPLICATES})
         except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise
@@ -326,7 +331,7 @@ class NatsLink:
                 "storage": "file",
                 "num_replicas": self.address.replicas,
                 "first_seq": first,
-                "duplicate_window": 60 * 10**9,
+                "duplicate_window": _DUPLICATES,
                 **config,
             }
             for left in reversed(range(_TRIES)):

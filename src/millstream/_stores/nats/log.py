@@ -14,14 +14,25 @@ leader that acknowledges a message has applied all messages before it.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream._recent import Recent
-from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable, StreamSealed
-from millstream._stores.memory.log import kind_of, within
+from millstream._stores.base import (
+    PAGE_BYTES,
+    Entry,
+    EntryRepeated,
+    Gap,
+    Index,
+    Position,
+    StoreFull,
+    StoreUnavailable,
+    StreamSealed,
+)
+from millstream._stores.memory.log import REPEATED, kind_of, within
 from millstream._stores.nats.link import (
     TOO_LARGE,
     WRONG_LAST,
@@ -121,7 +132,16 @@ class NatsLog:
     # Appending
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
         link, view = self._link, self._main(stream)
         if len(data) > link.max_bytes:
@@ -130,18 +150,13 @@ class NatsLog:
             )
         place = token(index.stream) if index is not None else _NO_INDEX
         subject = f"{view.subject.removesuffix('.*.*')}.{place}.{'end' if seal else 'entry'}"
-        headers = {_ID: secrets.token_hex(12), _TTL: repr(ttl)}
+        headers = self._headers(view, ttl, index, once)
         if index is not None:
-            headers[_INDEX_TTL] = repr(index.ttl)
             await self._announce(kind_of(index.stream), view.kind)
-        sealable = stream not in UNSEALED
-        if sealable:
-            headers["Nats-Expected-Last-Subject-Sequence"] = "0"
-            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = f"{view.subject.removesuffix('.*')}.end"
-        known, seq = await self._begin(view), 0
+        known, seq, repeated = await self._begin(view), 0, False
         while not seq:
             try:
-                seq = await link.publish(
+                seq, repeated = await link.publish(
                     view.stream, subject, data, dict(headers), ensure=lambda: self._ensure(view.kind)
                 )
             except JetStreamError as exc:
@@ -152,6 +167,8 @@ class NatsLog:
                 if await self._is_sealed(view):
                     raise StreamSealed("The stream has ended.") from exc
                 await asyncio.sleep(_LAG)
+        if once and repeated:
+            raise EntryRepeated(REPEATED)
         known.until = max(known.until, link.time() + ttl)
         self._note(view.subject, seq)
         self._count(view, max_entries)
@@ -160,6 +177,17 @@ class NatsLog:
             self._note(shown.subject, seq)
             self._count(shown, index.max_entries)
         return Position(link.epoch, seq)
+
+    def _headers(self, view: View, ttl: float, index: Index | None, once: str) -> dict[str, str]:
+        """Return the headers of an entry."""
+        id = sha256(f"{view.name}\0{once}".encode()).hexdigest()[:32] if once else secrets.token_hex(12)
+        headers = {_ID: id, _TTL: repr(ttl)}
+        if index is not None:
+            headers[_INDEX_TTL] = repr(index.ttl)
+        if view.name not in UNSEALED:
+            headers["Nats-Expected-Last-Subject-Sequence"] = "0"
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = f"{view.subject.removesuffix('.*')}.end"
+        return headers
 
     def _note(self, subject: str, seq: int) -> None:
         """Remember the newest sequence of a view."""
@@ -403,13 +431,20 @@ class NatsLog:
     # Listening
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         view = self._main(stream)
         return self._listeners.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
 
-    async def wait_until_listening(self, stream: str) -> None:
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        """See `Log.wait_until_listening`. Consumers don't filter, so there is nothing to tell."""
         await self._listeners.ready(self._main(stream).subject)
+        return None
 
     # Sweeping
 

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -64,21 +64,40 @@ Argument = str | bytes | int
 _logger = logging.getLogger("millstream.stores")
 
 
-class _Request:
-    __slots__ = ("again", "command", "confirm", "deadline", "key", "reply", "text")
+class RedisRequest:
+    """A command, which its caller may extend until it's sent."""
+
+    __slots__ = ("again", "args", "confirm", "deadline", "keys", "reply", "script", "sent", "text")
 
     def __init__(
-        self, key: str, command: tuple[Argument, ...], text: bytes, *, again: bool, confirm: bool, deadline: float
+        self,
+        script: Script | None,
+        keys: Sequence[str],
+        args: Sequence[Argument],
+        *,
+        again: bool,
+        confirm: bool,
+        deadline: float,
     ) -> None:
-        self.key = key
-        self.command = command
-        self.text = text
-        """The source text of a script."""
+        self.script = script
+        """The script, or None for a plain command."""
+        self.keys = list(keys)
+        self.args = list(args)
+        self.text = False
+        """Whether Redis doesn't know the script."""
         self.again = again
         self.confirm = confirm
         """Whether replicas must confirm the command, if the URL asks for it."""
         self.deadline = deadline
+        self.sent = False
         self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def command(self) -> tuple[Argument, ...]:
+        """Return the command's parts."""
+        if self.script is None:
+            return tuple(self.args)
+        name = ("EVAL", self.script.text) if self.text else ("EVALSHA", self.script.digest)
+        return (*name, len(self.keys), *self.keys, *self.args)
 
     def fail(self, failure: Exception) -> None:
         if not self.reply.done():
@@ -93,17 +112,17 @@ class RedisClient:
         # configuration
         self.address = address
         self.reconnected: Callable[[], None] | None = None
-        """Called after a failure, once the server answers again."""
+        """Called after a failure, once the server responds again."""
         self._key = key
         # process
         self._redis: Any = None  # redis-py's types differ between its three kinds of clients
         self._opened: list[Any] = []
         """Clients to close: the main one and those of Sentinels."""
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[RedisRequest] = deque()
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
         self.degraded_reason = ""
-        """Why a server may lose data although it answers, or an empty string."""
+        """Why a server may lose data although it responds, or an empty string."""
         self._watch_task: asyncio.Task[None] | None = None
 
     @property
@@ -173,12 +192,11 @@ class RedisClient:
             StoreFull: There isn't enough space.
             StreamSealed: The stream has its last entry.
         """
-        command = ("EVALSHA", script.digest, len(keys), *keys, *args)
-        return await self._put(keys[0], command, script.text, again=again, confirm=confirm)
+        return await self.send(script, keys, args, again=again, confirm=confirm).reply
 
     async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
         """Send a plain command, whose first key is `key`. Arguments and errors are those of `run`."""
-        return await self._put(key, command, b"", again=again, confirm=False)
+        return await self.send(None, [key], command, again=again).reply
 
     async def scan(self, pattern: str, page: int) -> list[str]:
         """Return the keys on all servers that match a pattern."""
@@ -192,37 +210,54 @@ class RedisClient:
             raise _unavailable(why or "its keys can't be listed") from None
         return [name.decode("utf-8", "surrogateescape") for name in found]
 
-    async def block(self, key: str, *command: Argument) -> Any:
-        """Send a blocking command on a separate connection.
+    @asynccontextmanager
+    async def connection(self, key: str) -> AsyncGenerator[Any, None]:
+        """Open a separate connection to the server that has a key.
 
         Raises:
             OSError: The connection broke.
-            StoreUnavailable: Redis rejects the command.
+            StoreUnavailable: Redis rejects a command.
         """
         if self.closed:
             raise ConnectionError("The store is closed.")
+        connection: Any = None
         try:
             if isinstance(self._redis, RedisCluster):
                 await self._redis.initialize()
-                node = self._redis.get_node_from_key(key)
-                return await self._redis.execute_command(*command, target_nodes=node)
-            return await self._redis.execute_command(*command)
+                node: Any = self._redis.get_node_from_key(key)
+                connection = node.connection_class(**node.connection_kwargs)
+            else:
+                connection = self._redis.connection_pool.make_connection()
+            await connection.connect()
+            yield connection
         except ResponseError as failure:
             raise _final(failure) from None
         except (*_BROKEN, RedisError) as failure:
             raise ConnectionError(str(failure)) from None
+        finally:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
 
-    async def _put(self, key: str, command: tuple[Argument, ...], text: bytes, *, again: bool, confirm: bool) -> Any:
+    def send(
+        self,
+        script: Script | None,
+        keys: Sequence[str],
+        args: Sequence[Argument],
+        *,
+        again: bool = True,
+        confirm: bool = False,
+    ) -> RedisRequest:
+        """Send a script, or a plain command whose first key is given. Arguments and errors are those of `run`."""
         if self._redis is None:
             raise _unavailable("it's closed")
         if len(self._queue) >= _MAX_QUEUED:
             raise _unavailable("too many commands are queued for Redis")
         deadline = asyncio.get_running_loop().time() + PATIENCE
-        request = _Request(key, command, text, again=again, confirm=confirm, deadline=deadline)
+        request = RedisRequest(script, keys, args, again=again, confirm=confirm, deadline=deadline)
         self._queue.append(request)
         if self._write_task is None:
             self._write_task = asyncio.create_task(self._write())
-        return await request.reply
+        return request
 
     async def _write(self) -> None:
         """Send queued commands, one pipeline after another, until the queue is empty."""
@@ -232,6 +267,8 @@ class RedisClient:
             while queue:
                 batch = [queue.popleft() for _ in range(min(_MOST, len(queue)))]
                 batch = [request for request in batch if not request.reply.done()]
+                for request in batch:
+                    request.sent = True
                 if not batch:
                     continue
                 sent = False
@@ -260,12 +297,12 @@ class RedisClient:
         finally:
             self._write_task = None
 
-    def _put_back(self, batch: Sequence[_Request], failure: BaseException, *, sent: bool) -> None:
+    def _put_back(self, batch: Sequence[RedisRequest], failure: BaseException, *, sent: bool) -> None:
         """Requeue the commands that may be retried and have time left."""
         now = asyncio.get_running_loop().time()
         final = _explain(failure, self.address)
         why = str(final or _reason(failure, self.address)) or "it doesn't respond"
-        left: list[_Request] = []
+        left: list[RedisRequest] = []
         for request in batch:
             if request.reply.done():
                 continue
@@ -275,15 +312,15 @@ class RedisClient:
                 left.append(request)
         self._queue.extendleft(reversed(left))
 
-    async def _send(self, batch: Sequence[_Request]) -> list[Any]:
+    async def _send(self, batch: Sequence[RedisRequest]) -> list[Any]:
         """Return the reply to each command, or its exception."""
         pipeline = self._redis.pipeline(transaction=False)
         for request in batch:
-            pipeline.execute_command(*request.command)
+            pipeline.execute_command(*request.command())
         confirmed = [number for number, request in enumerate(batch) if request.confirm] if self.address.wait else []
         milliseconds = int(SILENCE * 500)
         if confirmed and isinstance(self._redis, RedisCluster):
-            for node in {self._redis.get_node_from_key(batch[number].key) for number in confirmed}:
+            for node in {self._redis.get_node_from_key(batch[number].keys[0]) for number in confirmed}:
                 pipeline.execute_command("WAIT", self.address.wait, milliseconds, target_nodes=node)
         elif confirmed:
             pipeline.execute_command("WAIT", self.address.wait, milliseconds)
@@ -296,9 +333,9 @@ class RedisClient:
                     replies[number] = _unavailable(text)
         return list(replies[: len(batch)])
 
-    def _answer(self, batch: Sequence[_Request], replies: Sequence[Any]) -> list[_Request]:
+    def _answer(self, batch: Sequence[RedisRequest], replies: Sequence[Any]) -> list[RedisRequest]:
         """Pass each caller its reply. Return the requests to retry."""
-        waiting: list[_Request] = []
+        waiting: list[RedisRequest] = []
         for request, reply in zip(batch, replies, strict=True):
             if request.reply.done():
                 continue
@@ -307,7 +344,7 @@ class RedisClient:
             elif isinstance(reply, LocalError):
                 request.fail(reply)
             elif isinstance(reply, NoScriptError):
-                request.command = ("EVAL", request.text, *request.command[2:])
+                request.text = True
                 waiting.append(request)
             elif isinstance(reply, ResponseError) and _code(reply) not in _AGAIN:
                 request.fail(_final(reply))
@@ -320,7 +357,7 @@ class RedisClient:
         return waiting
 
     async def _reconnect(self) -> None:
-        """Wait until the server answers. None of the queued commands has been sent."""
+        """Wait until the server responds. None of the queued commands has been sent."""
         if isinstance(self._redis, RedisCluster):
             await self._redis.aclose()
             await self._redis.initialize()

@@ -54,8 +54,12 @@ class RedisKeys:
         """Return the key that identifies retries of a connection's commands."""
         return f"{self.hub}d:{connection}"
 
-    def wake_key(self, connection: str) -> str:
-        """Return the key of the stream that a connection writes to end its own blocking read."""
+    def channel(self, name: str) -> str:
+        """Return the channel of a stream, or of its topic (`channel_for`)."""
+        return f"{self.hub}c:{name}"
+
+    def mark_channel(self, connection: str) -> str:
+        """Return the channel on which a connection receives its own marks."""
         return f"{self.hub}p:{connection}"
 
     def share(self, name: str) -> list[str]:
@@ -63,6 +67,10 @@ class RedisKeys:
         kind, tag = name.partition(":")[0], tag_of(name)
         part = f"{kind}.{owner_for(name)}"
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
+
+    def once(self, stream: str, text: str) -> str:
+        """Return the key of a text that entries of a stream must not repeat."""
+        return f"{self.hub}i:{stream}:{sha256(text.encode()).hexdigest()[:32]}"
 
     def order(self, kind: str) -> str:
         """Return the key of a kind's values, ordered by write time."""

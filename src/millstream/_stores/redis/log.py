@@ -1,109 +1,125 @@
-"""The log and the map in Redis, and the connection that follows streams.
+"""The log and the map in Redis, and the connection that receives new entries.
 
-A stream of the log is a Redis stream, and an entry's id is its offset. Offsets are consecutive. One connection waits
-on every stream that this worker follows. It continues after the last entry it read, so a broken connection loses
-nothing. Entries lost in Redis leave a hole in the offsets, which the listener detects. In a Cluster, all streams are in
-one slot, because one connection reads all of them. The values of the map are Redis strings.
+A stream of the log is a Redis stream, and an entry's id is its offset. Offsets are consecutive. An append also
+publishes the entry, for listeners to the whole stream, to its topic, or to the topic's first segment. One connection
+receives what this worker listens to. What's published is a hint: after a broken connection and in a new epoch,
+listeners read the stream. In a Cluster, all streams and channels are in one slot. The values of the map are Redis
+strings.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from itertools import count
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count, zip_longest
 from typing import Any
 
-from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable
+from millstream._stores.base import (
+    EPHEMERAL,
+    ONCE_SECONDS,
+    PAGE_BYTES,
+    Entry,
+    EntryRepeated,
+    Gap,
+    Index,
+    Position,
+    StoreFull,
+    StoreUnavailable,
+)
 from millstream._stores.health import LogOnce
-from millstream._stores.memory.topics import Topics, Watchers
+from millstream._stores.memory.log import REPEATED
+from millstream._stores.memory.topics import Topics, Watchers, channel_for
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
-from millstream._stores.redis.client import Argument, RedisClient
+from millstream._stores.redis.client import PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
 from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.scripts import script
 from millstream._stores.tail import consecutive
 from millstream._tasks import has_failed
 
-_READ_PAGE = 64
-_BLOCK = 2000
-"""Milliseconds that one read blocks, less than `SILENCE`, after which a connection counts as broken."""
 _PAUSE = 0.2
 _PAUSES = 10
-_TRIES = 40
-_TURN = 1.0
 _CANCEL = 0.05
-
-Fields = Mapping[bytes, bytes]
-Take = Callable[[str, Fields], None]
-"""A callback that takes the id of an entry and its fields."""
+_MOST_CHANNELS = 500
+"""Maximum number of channels per command."""
 
 _logger = logging.getLogger("millstream.stores")
 
 
-class StreamReader:
-    """A reader of several streams. Run `run` as a task."""
+class PushReader:
+    """A connection that receives what appends publish. Run `run` as a task.
 
-    def __init__(self, client: RedisClient, key: str) -> None:
+    Redis publishes to a connection in order, and drops nothing as long as the connection lasts. Every connection has a
+    number, so a caller knows whether anything was lost in between.
+    """
+
+    def __init__(self, client: RedisClient, key: str, mark_channel: str) -> None:
+        """Create a reader. `key` is any key of the hub's slot, and no other reader has the `mark_channel`."""
         # configuration
         self._client = client
         self._key = key
-        """Any key of the hub's slot."""
-        self.poke: Callable[[], Any] | None = None
-        """Returns a command that appends to a stream, which ends the pending read."""
+        self.mark_channel = mark_channel
+        self.interrupted: Callable[[], None] = lambda: None
+        """Called when a new connection receives all channels."""
         # process
-        self._callbacks: dict[str, Take] = {}
-        self._places: dict[str, str] = {}
-        """The last id of each stream."""
-        self._pending_streams: frozenset[str] = frozenset()
-        """The streams of the pending read."""
+        self._callbacks: dict[bytes, Callable[[bytes], None]] = {}
+        self.number = 0
+        """The number of this connection."""
+        self._is_open = False
+        self._is_complete = False
+        """Whether this connection has received all channels."""
+        self._commands: deque[tuple[str | bytes, ...]] = deque()
+        """Commands to send on this connection."""
+        self._has_commands = asyncio.Event()
+        self._asked = self._confirmed = 0
+        """Changes of channels on this connection, and how many of them Redis has confirmed."""
         self._changed = asyncio.Event()
-        self._moves = 0
-        """Number of position changes. A read that began earlier is void."""
+        self._marks: dict[bytes, asyncio.Future[None]] = {}
+        self._marks_made = count()
         self._read_task: asyncio.Task[Any] | None = None
+        self.forget_all()
 
-    def follow(self, stream: str, last: str, take: Take) -> None:
-        """Follow a stream after an id. Call `cover` to apply this immediately."""
-        self._places[stream] = last
-        self._callbacks[stream] = take
-        self._moves += 1
-        self._pending_streams -= {stream}
+    def follow(self, channel: str, take: Callable[[bytes], None]) -> None:
+        """Call `take` with each message of a channel."""
+        self._callbacks[channel.encode()] = take
+        self._ask("SSUBSCRIBE", [channel.encode()])
 
-    def leave(self, stream: str) -> None:
-        """Stop following a stream."""
-        self._callbacks.pop(stream, None)
-        self._places.pop(stream, None)
-
-    def rewind(self, stream: str, end: int) -> None:
-        """Continue after offset `end` if the last entry read was later: a failover may have lost entries."""
-        if stream in self._callbacks and int(self._places[stream].partition("-")[0]) > end:
-            self._places[stream] = f"{end}-0"
-            self._moves += 1
-            self._pending_streams = frozenset()
+    def leave(self, channel: str) -> None:
+        """Stop following a channel."""
+        if self._callbacks.pop(channel.encode(), None) is not None:
+            self._ask("SUNSUBSCRIBE", [channel.encode()])
 
     def forget_all(self) -> None:
-        """Stop following all streams."""
-        self._callbacks.clear()
-        self._places.clear()
-        self._pending_streams = frozenset()
+        """Stop following all channels."""
+        self._callbacks = {self.mark_channel.encode(): self._take_mark}
 
-    async def cover(self, stream: str) -> None:
-        """Wait until the current read includes a stream, or the next one will."""
-        for _ in range(_TRIES):
-            if stream in self._pending_streams or stream not in self._callbacks or self._read_task is None:
-                return
-            self._changed.clear()
-            if self.poke is not None:
-                with suppress(StoreUnavailable):
-                    await self.poke()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_TURN):
-                    await self._changed.wait()
-                    continue
-            # The read may wait on a former primary, or may have ended by itself.
-            self._cancel_reading()
+    async def covered(self) -> int:
+        """Wait until a connection receives all channels that are followed now. Return its number."""
+        number, asked = self.number, self._asked
+        while not (self._is_open and self.number == number and self._confirmed >= asked):
+            if self.number != number:
+                number, asked = self.number, self._asked
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+        return number
 
-    def _cancel_reading(self) -> None:
+    @contextmanager
+    def mark(self) -> Iterator[tuple[str, asyncio.Future[None]]]:
+        """Return a message for the `mark_channel`, and a future that's done once it has arrived."""
+        text = str(next(self._marks_made))
+        arrived = self._marks[text.encode()] = asyncio.get_running_loop().create_future()
+        try:
+            yield text, arrived
+        finally:
+            del self._marks[text.encode()]
+
+    def restart(self) -> None:
+        """Connect again: this connection may lead to a former primary."""
+        self._is_open = False
         if self._read_task is not None:
             self._read_task.cancel()
 
@@ -118,10 +134,8 @@ class StreamReader:
                 with outage:
                     if not self._read_task.cancelled():
                         self._read_task.result()
-                failures = failures + 1 if outage.lasts else 0
-                if failures:
-                    self._pending_streams = frozenset()
-                    await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
+                failures = failures + 1 if outage.lasts and not self._is_complete else 0
+                await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
         finally:
             reading, self._read_task = self._read_task, None
             while reading is not None and not reading.done():
@@ -129,32 +143,78 @@ class StreamReader:
                 await asyncio.wait([reading], timeout=_CANCEL)
 
     async def _read(self) -> None:
-        streams = list(self._callbacks)
-        self._pending_streams = frozenset(streams)
-        self._changed.set()
-        ids = [self._places[stream] for stream in streams]
-        moves = self._moves
-        command: list[Argument] = ["XREAD", "COUNT", _READ_PAGE, "BLOCK", _BLOCK, "STREAMS", *streams, *ids]
-        reply = await self._client.block(self._key, *command)
-        if moves != self._moves:
-            return  # discard the reply: it's read again from the new positions
-        for name, entries in reply or ():
-            self._take(name.decode(), entries)
-
-    def _take(self, stream: str, entries: list[tuple[bytes, Fields]]) -> None:
-        for id, fields in entries:
-            take = self._callbacks.get(stream)
-            if take is None:
-                return
-            self._places[stream] = at = id.decode()
+        self._is_complete = False
+        async with self._client.connection(self._key) as connection:
+            self._begin()
+            sending = asyncio.create_task(self._send(connection))
+            sending.add_done_callback(has_failed)
             try:
-                take(at, fields)
-            except Exception:  # a failing callback must not end the shared connection
-                _logger.exception("A callback for entries of the store failed.")
+                waits = False
+                while not sending.done():
+                    message = await connection.read_response(timeout=SILENCE / 2)
+                    if message is not None:
+                        waits = False
+                        self._take(message)
+                    elif waits:
+                        raise ConnectionError("Redis doesn't respond.")
+                    else:
+                        waits = True
+                        self._command("PING")
+            finally:
+                self._is_open = False
+                while not sending.done():
+                    sending.cancel()  # redis-py ignores it while it connects
+                    await asyncio.wait([sending], timeout=_CANCEL)
 
+    def _begin(self) -> None:
+        self.number += 1
+        self._is_open = True
+        self._asked = self._confirmed = 0
+        self._commands.clear()
+        channels = list(self._callbacks)
+        for start in range(0, len(channels), _MOST_CHANNELS):
+            self._ask("SSUBSCRIBE", channels[start : start + _MOST_CHANNELS])
+        self._changed.set()
 
-PLACES = 1024
-"""Maximum number of concurrent attempts. Further attempts wait."""
+    def _ask(self, command: str, channels: Sequence[bytes]) -> None:
+        if self._is_open:
+            self._asked += len(channels)
+            self._command(command, *channels)
+
+    def _command(self, *command: str | bytes) -> None:
+        self._commands.append(command)
+        self._has_commands.set()
+
+    async def _send(self, connection: Any) -> None:
+        while True:
+            while self._commands:
+                await connection.send_command(*self._commands.popleft(), check_health=False)
+            self._has_commands.clear()
+            await self._has_commands.wait()
+
+    def _take(self, message: Any) -> None:
+        kind = message[0]
+        if kind == b"smessage":
+            take = self._callbacks.get(message[1])
+            if take is not None:
+                try:
+                    take(message[2])
+                except Exception:  # a failing callback must not end the shared connection
+                    _logger.exception("A callback for entries of the store failed.")
+        elif kind in (b"ssubscribe", b"sunsubscribe"):
+            self._confirmed += 1
+            if self._confirmed > self._asked:
+                raise ConnectionError("Another server has the channels now.")
+            if self._confirmed == self._asked and not self._is_complete:
+                self._is_complete = True
+                if self.number > 1:
+                    self.interrupted()
+            self._changed.set()
+
+    def _take_mark(self, text: bytes) -> None:
+        arrived = self._marks.get(text)
+        if arrived is not None and not arrived.done():
+            arrived.set_result(None)
 
 
 class RedisState:
@@ -167,8 +227,8 @@ class RedisState:
         self.renewed: Callable[[], None] = lambda: None
         """Callback for changes of `epoch`."""
         self._numbers = count(1)
-        self._free = list(range(PLACES))
-        self._room = asyncio.Semaphore(PLACES)
+        self._free: list[int] = []
+        self._places = count()
         self._at: tuple[float, float] | None = None
 
     def adopt(self, epoch: str) -> None:
@@ -180,15 +240,13 @@ class RedisState:
         if before:
             self.renewed()
 
-    async def take_place(self) -> tuple[int, int]:
+    def take_place(self) -> tuple[int, int]:
         """Return a place and a number that let Redis recognize retries. Release it with `free_place`."""
-        await self._room.acquire()
-        return self._free.pop(), next(self._numbers)
+        return self._free.pop() if self._free else next(self._places), next(self._numbers)
 
     def free_place(self, place: int) -> None:
         """Release the place of a finished attempt."""
         self._free.append(place)
-        self._room.release()
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
@@ -203,6 +261,12 @@ class RedisState:
         return at + time.monotonic() - measured
 
 
+_SILENT_MARK = 2.0
+"""Seconds without a mark after which a connection counts as broken."""
+_MAX_BATCH = 64
+_MAX_BATCH_BYTES = 1024 * 1024
+_REPEATED = "0"
+"""The offset that a script gives for an entry that repeats another one."""
 MAX_ENTRY = 32 * 1024 * 1024
 INDEX_STREAMS = 100_000
 
@@ -212,48 +276,122 @@ def milliseconds(ttl: float) -> int:
     return max(1, min(int(ttl * 1000), 2**53))
 
 
+class _Batch:
+    """Entries of one stream that are appended by one script."""
+
+    __slots__ = ("_bounds", "_positions", "_size", "request")
+
+    def __init__(self, request: RedisRequest, bounds: tuple[int, int, int]) -> None:
+        self.request = request
+        self._bounds = bounds
+        self._size = 0
+        self._positions: list[asyncio.Future[Position]] = []
+
+    def accepts(self, size: int, bounds: tuple[int, int, int]) -> bool:
+        """Return whether another entry of this size fits. An entry that seals the stream is alone."""
+        *_, seals = bounds
+        return (
+            not (seals or self.request.sent)
+            and bounds == self._bounds
+            and len(self._positions) < _MAX_BATCH
+            and self._size + size <= _MAX_BATCH_BYTES
+        )
+
+    def add(self, size: int, position: asyncio.Future[Position]) -> None:
+        """Add an entry, whose position is set later."""
+        self._size += size
+        self._positions.append(position)
+
+    def settle(self, reply: asyncio.Future[Any]) -> str:
+        """Pass each entry its position or error. Return the epoch, or an empty string after an error."""
+        failure = reply.exception()
+        offsets, epoch = ("", "") if failure is not None else (part.decode() for part in reply.result())
+        for position, offset in zip_longest(self._positions, offsets.split()):
+            if position.done():
+                continue
+            if failure is not None:
+                position.set_exception(type(failure)(*failure.args))
+            elif offset == _REPEATED:
+                position.set_exception(EntryRepeated(REPEATED))
+            else:
+                position.set_result(Position(epoch, int(offset)))
+        return epoch
+
+
 class RedisLog:
     """The streams."""
 
     def __init__(
-        self, client: RedisClient, keys: RedisKeys, state: RedisState, reader: StreamReader, *, room: int
+        self, client: RedisClient, keys: RedisKeys, state: RedisState, pushes: PushReader, *, room: int
     ) -> None:
         # configuration
         self._client = client
         self._keys = keys
         self._state = state
-        self._reader = reader
+        self._pushes = pushes
+        pushes.interrupted = self.interrupt
         self._room = room
         """Maximum bytes of the indexes of one kind."""
         # process
         self._listeners = Topics[Entry]()
         self._interrupted = Watchers()
-        self._start_tasks: dict[str, asyncio.Task[None]] = {}
-        """Tasks that start reading a stream for its listeners, by stream."""
+        self._filtered: set[str] = set()
+        """Streams that were listened to by topic."""
         self._append = script("append")
+        self._batches: dict[str, _Batch] = {}
+        """Appends that are under way, the last one of each stream."""
         self._read_script = script("read")
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRY:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the maximum of {MAX_ENTRY} for Redis.")
+        keys, bounds = self._keys, (milliseconds(ttl), max_entries, int(seal))
+        batch = self._batches.get(stream)
+        if batch is None or not batch.accepts(len(data), bounds):
+            batch = self._batches[stream] = self._begin(stream, bounds)
+        request = batch.request
+        entry: list[Argument] = [data, "", "", "", topic]
+        if index is not None:
+            kind = index.stream.partition(":")[0]
+            request.keys += [keys.stream(index.stream), keys.order(kind), keys.sizes(kind)]
+            entry[1:3] = [milliseconds(index.ttl), index.max_entries]
+        if once:
+            request.keys.append(keys.once(stream, once))
+            entry[3] = milliseconds(ONCE_SECONDS)
+        request.args += entry
+        position: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        batch.add(len(data), position)
+        return await position
+
+    def _begin(self, stream: str, bounds: tuple[int, int, int]) -> "_Batch":
+        """Send an append, to which entries are added until it's written."""
         state, keys = self._state, self._keys
+        place, number = state.take_place()
         names = [keys.stream(stream), keys.meta(stream), keys.places(state.id), keys.generation]
-        place, number = await state.take_place()
-        try:
-            args: list[Argument] = [place, number, state.epoch, data, milliseconds(ttl), max_entries, int(seal)]
-            if index is not None:
-                kind = index.stream.partition(":")[0]
-                names += [keys.stream(index.stream), keys.order(kind), keys.sizes(kind)]
-                args += [milliseconds(index.ttl), index.max_entries, self._room, INDEX_STREAMS]
-            confirm = stream.partition(":")[0] not in EPHEMERAL
-            offset, epoch = await self._client.run(self._append, names, args, confirm=confirm)
-        finally:
+        args: list[Argument] = [place, number, state.epoch, *bounds, self._room, INDEX_STREAMS, keys.channel(stream)]
+        confirm = stream.partition(":")[0] not in EPHEMERAL
+        batch = _Batch(self._client.send(self._append, names, args, confirm=confirm), bounds)
+
+        def settle(reply: asyncio.Future[Any]) -> None:
             state.free_place(place)
-        position = Position(epoch.decode(), int(offset))
-        state.adopt(position.epoch)
-        return position
+            if self._batches.get(stream) is batch:
+                del self._batches[stream]
+            if epoch := batch.settle(reply):
+                state.adopt(epoch)
+
+        batch.request.reply.add_done_callback(settle)
+        return batch
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
@@ -293,59 +431,61 @@ class RedisLog:
         await self._client.run(script("trim"), [keys.stream(stream), keys.meta(stream)], [])
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
-        stop_hearing = self._listeners.add(stream, consecutive(hear, interrupted))
+        name = channel_for(stream, topic)
+        channel = self._keys.channel(name)
+        if topic is None:
+            hear = consecutive(hear, interrupted)
+        else:
+            self._filtered.add(stream)
+        if name not in self._listeners:
+            self._pushes.follow(channel, partial(self._take, name))
+        stop_hearing = self._listeners.add(name, hear)
         stop_watching = self._interrupted.add(interrupted)
-        self._arrange(stream)
 
         def stop() -> None:
             stop_hearing()
             stop_watching()
-            if stream not in self._listeners:
-                task = self._start_tasks.pop(stream, None)
-                if task is not None:
-                    task.cancel()
-                self._reader.leave(self._keys.stream(stream))
+            if name not in self._listeners:
+                self._pushes.leave(channel)
 
         return stop
 
-    async def wait_until_listening(self, stream: str) -> None:
-        if stream in self._listeners:
-            await asyncio.shield(self._arrange(stream))
+    def _take(self, name: str, message: bytes) -> None:
+        # Use the epoch of the append, which may differ from the one that this worker has.
+        epoch, offset, data = message.split(b" ", 2)
+        self._listeners.notify(name, Entry(Position(epoch.decode(), int(offset)), data))
 
-    def _arrange(self, stream: str) -> asyncio.Task[None]:
-        """Return a task that finishes once new entries of a stream arrive here."""
-        task = self._start_tasks.get(stream)
-        if task is None or has_failed(task):
-            task = self._start_tasks[stream] = asyncio.create_task(self._read_along(stream))
-            task.add_done_callback(has_failed)
-        return task
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    number = await self._pushes.covered()
+                    if stream not in self._filtered:
+                        return None
+                    newest, arrived = await self._mark(stream)
+                    if arrived and self._pushes.number == number:
+                        return newest
+        except TimeoutError:
+            raise StoreUnavailable("The store didn't respond in time: it can't be read") from None
 
-    async def _read_along(self, stream: str) -> None:
-        key, last = self._keys.stream(stream), await self._last(stream)
-
-        def take(id: str, fields: Fields) -> None:
-            # Use the epoch of the append, which may differ from the one that this worker has.
-            position = Position(fields[b"e"].decode(), int(id.partition("-")[0]))
-            self._listeners.notify(stream, Entry(position, fields[b"d"]))
-
-        if stream in self._listeners:
-            self._reader.follow(key, f"{last}-0", take)
-            await self._reader.cover(key)
-
-    async def _last(self, stream: str) -> int:
-        meta = self._keys.meta(stream)
-        return int(await self._client.ask(meta, "HGET", meta, "last") or 0)
-
-    async def look_again(self) -> None:
-        """Rewind to the current end of streams that now end earlier, for example after a failover.
-
-        Raises:
-            StoreUnavailable: The store didn't respond in time.
-        """
-        for stream in tuple(self._start_tasks):
-            self._reader.rewind(self._keys.stream(stream), await self._last(stream))
+    async def _mark(self, stream: str) -> tuple[Position | None, bool]:
+        """Return the newest position, and whether the pushes of all entries up to it have arrived."""
+        keys, pushes, number = self._keys, self._pushes, self._pushes.number
+        with pushes.mark() as (text, arrived):
+            names, args = [keys.meta(stream), keys.generation], [self._state.epoch, pushes.mark_channel, text]
+            last, epoch = await self._client.run(script("mark"), names, args)
+            self._state.adopt(epoch.decode())
+            await asyncio.wait([arrived], timeout=_SILENT_MARK)
+            if not arrived.done() and pushes.number == number:
+                pushes.restart()
+            return Position(epoch.decode(), int(last)) if last else None, arrived.done()
 
     def interrupt(self) -> None:
         """Notify all listeners that entries may have been lost."""
@@ -355,9 +495,6 @@ class RedisLog:
         """Stop all listeners."""
         self._listeners.clear()
         self._interrupted.clear()
-        for task in self._start_tasks.values():
-            task.cancel()
-        self._start_tasks.clear()
 
 
 MAX_VALUE = 32 * 1024 * 1024

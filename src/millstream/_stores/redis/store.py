@@ -1,6 +1,6 @@
 """The store in Redis.
 
-It uses two connections: one for commands, and one that blocks until other workers append. In a Cluster, there is one
+It uses two connections: one for commands, and one that receives what other workers append. In a Cluster, there is one
 command connection per server with keys. Redis replicates asynchronously, so a new or restarted primary may lack the
 newest entries. The scripts detect this by the replication id and begin a new epoch.
 """
@@ -19,7 +19,7 @@ from millstream._stores.rates import Charge, ChargeResult, ChargeResults, Concur
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, Argument, RedisClient
 from millstream._stores.redis.keys import RedisKeys
-from millstream._stores.redis.log import Fields, RedisLog, RedisMap, RedisState, StreamReader
+from millstream._stores.redis.log import PushReader, RedisLog, RedisMap, RedisState
 from millstream._stores.redis.scripts import script
 from millstream._stores.store import BackendStore
 from millstream._tasks import cancel_all
@@ -48,11 +48,10 @@ class RedisBackend:
         # process
         self._state = state = RedisState()
         self._client = client = RedisClient(address, keys.generation)
-        self._reader = reader = StreamReader(client, keys.generation)
+        self._pushes = pushes = PushReader(client, keys.generation, keys.mark_channel(state.id))
         self.kv = RedisMap(client, keys, ROOM)
-        self.log = RedisLog(client, keys, state, reader, room=ROOM)
+        self.log = RedisLog(client, keys, state, pushes, room=ROOM)
         client.reconnected = self._hurry
-        reader.poke = self._poke
         state.renewed = self._on_new_run
         self._epochs = Watchers()
         self._hurries = asyncio.Event()
@@ -83,10 +82,9 @@ class RedisBackend:
         except BaseException:
             await self._client.close()
             raise
-        self._reader.follow(self._wake_key, "0-0", _ignore)
         outage = LogOnce(_logger, "The new epoch can't be applied; retrying", "The new epoch has been applied.")
         restoring = run_on(self._new_run, self._restore, outage, pause=_PAUSE)
-        self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self._run(), restoring)]
+        self._tasks = [asyncio.create_task(each) for each in (self._pushes.run(), self._run(), restoring)]
 
     async def close(self) -> None:
         if self._client.closed:
@@ -94,7 +92,7 @@ class RedisBackend:
         await cancel_all(*self._tasks)
         self._tasks = []
         await self._client.close()
-        self._reader.forget_all()
+        self._pushes.forget_all()
         self.log.end_all()
         self._epochs.clear()
 
@@ -152,21 +150,14 @@ class RedisBackend:
     def _hurry(self) -> None:
         self._hurries.set()
 
-    @property
-    def _wake_key(self) -> str:
-        return self._keys.wake_key(self._state.id)
-
-    async def _poke(self) -> None:
-        await self._client.run(script("poke"), [self._wake_key], [])
-
     def _on_new_run(self) -> None:
         _logger.warning("Redis may have lost data, because the primary or its run id changed. Readers get a gap.")
         self._new_run.set()
 
     async def _restore(self) -> None:
         """Apply the new epoch, then notify all subscribers."""
-        await self.log.look_again()
-        await self._reader.cover(self._wake_key)
+        self._pushes.restart()
+        await self._pushes.covered()
         self.log.interrupt()
         self._epochs.notify()
 
@@ -193,7 +184,3 @@ def _arguments(charge: Charge) -> tuple[Argument, ...]:
     if isinstance(charge, Quota):
         return "q", charge.count, int(charge.until * _MICRO), repr(charge.cost), ""
     return "s", charge.count, 0, 1, charge.holder
-
-
-def _ignore(id: str, fields: Fields) -> None:
-    """Ignore an entry that was appended only to end a read."""

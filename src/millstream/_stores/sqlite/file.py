@@ -107,7 +107,7 @@ def locate(url: str) -> Location:
 
 APPLICATION = 0x4D53_5452
 """The SQLite application id that identifies files of this store."""
-VERSION = 3
+VERSION = 4
 """The schema version, stored in the file as `user_version`."""
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -126,6 +126,7 @@ CREATE TABLE items (
     until REAL NOT NULL, place INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX lossy ON items (kind, place) WHERE place IS NOT NULL;
+CREATE TABLE once (stream TEXT NOT NULL, id TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (stream, id)) WITHOUT ROWID;
 """
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",

@@ -11,8 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from millstream._stores.base import Entry, Gap, Index, OwnerQuotaExceeded, Position, StoreFull, StreamSealed
-from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of, within
+from millstream._stores.base import (
+    ONCE_SECONDS,
+    Entry,
+    EntryRepeated,
+    Gap,
+    Index,
+    OwnerQuotaExceeded,
+    Position,
+    StoreFull,
+    StreamSealed,
+)
+from millstream._stores.memory.log import ITEM_BYTES, REPEATED, STREAM_BYTES, kind_of, within
 from millstream._stores.rates import owner_for, rooms_for
 from millstream._stores.sqlite.file import Database
 
@@ -168,14 +178,18 @@ class Streams:
         self._highest = dict(self._file.run("SELECT name, highest FROM kinds"))
 
     def append(
-        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None, seal: bool
+        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None, *, seal: bool, once: str
     ) -> Position:
         """See `Log.append`."""
         now = self._clock()
         if now - self._swept > _SWEEP:
             self._swept = now
             self._sweep(now)
+        if once and self._file.one("SELECT 1 FROM once WHERE stream=? AND id=? AND until>?", (stream, once, now)):
+            raise EntryRepeated(REPEATED)
         offset = self._append(stream, data, ttl, max_entries, now, seal=seal)
+        if once:
+            self._file.run("INSERT OR REPLACE INTO once VALUES (?,?,?)", (stream, once, now + ONCE_SECONDS))
         if index is not None:
             with suppress(StoreFull):
                 self._append(index.stream, data, index.ttl, index.max_entries, now, at=offset)
@@ -301,5 +315,6 @@ class Streams:
         self._sizes[kind] -= size
 
     def _sweep(self, now: float) -> None:
+        self._file.run("DELETE FROM once WHERE until<=?", (now,))
         for row in self._file.run("SELECT id, kind, size FROM streams WHERE until<=?", (now,)).fetchall():
             self._forget(*row)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, StoreFull, StoreUnavailable
 from millstream._stores.memory.store import MemoryBackend
-from millstream._stores.memory.topics import Topics, never
+from millstream._stores.memory.topics import Topics, channel_for, channels_for, never
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
@@ -224,12 +224,25 @@ class SqliteLog:
         self.listeners = Topics[Entry]()
 
     async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        topic: str = "",
     ) -> Position:
         return await self._writer.run(
-            lambda: self._streams.append(stream, data, ttl, max_entries, index, seal),
-            lambda position: self.listeners.notify(stream, Entry(position, data)),
+            lambda: self._streams.append(stream, data, ttl, max_entries, index, seal=seal, once=once),
+            lambda position: self._tell(stream, topic, Entry(position, data)),
         )
+
+    def _tell(self, stream: str, topic: str, entry: Entry) -> None:
+        for channel in channels_for(stream, topic):
+            self.listeners.notify(channel, entry)
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
@@ -246,13 +259,19 @@ class SqliteLog:
         await self._writer.run(lambda: self._streams.trim(stream))
 
     def listen(
-        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self,
+        stream: str,
+        hear: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
         """Call `hear` with each entry, like `Log.listen`. `interrupted` is never called: no entry can be missed."""
-        return self.listeners.add(stream, hear)
+        return self.listeners.add(channel_for(stream, topic), hear)
 
-    async def wait_until_listening(self, stream: str) -> None:
-        """Return immediately."""
+    async def wait_until_listening(self, stream: str) -> Position | None:
+        newest = await self.newest(stream, 1)
+        return newest[0].position if newest else None
 
 
 class SqliteBackend:

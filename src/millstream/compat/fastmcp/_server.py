@@ -178,7 +178,8 @@ class FastMCP(Generic[LifespanT]):
         Args:
             fn: The function.
             name: Name of the tool; by default that of the function.
-            args, options: The other arguments of `tool`.
+            *args: The other arguments of `tool`, by position.
+            **options: The other arguments of `tool`, by keyword.
         """
         tool = Tool.from_function(fn, name, *args, **options)
         self._add("tools", tool.name, tool, self._tools)

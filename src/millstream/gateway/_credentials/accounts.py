@@ -18,7 +18,6 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from msgspec import Struct, structs
-from msgspec.structs import replace
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
@@ -31,9 +30,9 @@ from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
 from millstream.auth._pages import is_at, is_own, not_own
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
-from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.client._oauth.discovery import Outbound, fetch
-from millstream.client._oauth.dpop import Proofs, wants_nonce
+from millstream.client._oauth.endpoints import Proofs, wants_nonce
+from millstream.client._oauth.grants import PendingAuthorization, answer_of
 from millstream.client._oauth.store import Registration, Tokens
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import (
@@ -554,7 +553,7 @@ class ConnectionsPage:
         tickets = Tickets(self._vault, secure=base.startswith("https://"))
         browser, cookie = tickets.browser(request)
         try:
-            authorization = replace(await connection.begin(owner, base), state=new_state(owner))
+            authorization = structs.replace(await connection.begin(owner, base), state=new_state(owner))
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:

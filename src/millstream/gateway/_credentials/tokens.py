@@ -22,7 +22,6 @@ from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
-from millstream._server.calls.services import Services
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.signing import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed
@@ -32,7 +31,7 @@ from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
-from millstream.parts import Call
+from millstream.parts import Call, Services
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
@@ -333,6 +332,26 @@ class _TokenCredentials(UpstreamCredentials):
         """Finish running tasks."""
         await self._tokens.close()
 
+    def _key(self, caller: LinkCaller) -> str:
+        """Return the store key of a caller's token, which doesn't contain the token."""
+        raise NotImplementedError
+
+    async def _renew(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
+        """Request another token."""
+        raise NotImplementedError
+
+    @override
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
+        """Return the token of a caller, which all workers share."""
+        grant = await self._tokens.get(self._key(caller), partial(self._renew, caller))
+        return {} if grant is None else {"Authorization": f"Bearer {grant.token}"}
+
+    @override
+    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+        """Request another token."""
+        refused = sent.get("Authorization", "").partition(" ")[2]
+        return await self._tokens.replace(self._key(caller), refused, partial(self._renew, caller))
+
     def _read(self) -> None:
         options, owner = self._options, f"the upstream {self.upstream!r}"
         secret = options.client_secret.read(owner) if options.client_secret is not None else ""
@@ -377,17 +396,11 @@ class OwnCredentials(_TokenCredentials):
     """One token for all callers (RFC 6749 §4.4)."""
 
     @override
-    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token that all workers share."""
-        grant = await self._tokens.get("own", self._renew)
-        return {} if grant is None else _header(grant)
+    def _key(self, caller: LinkCaller) -> str:
+        return "own"
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
-        """Request another token."""
-        return await self._tokens.replace("own", _sent_token(sent), self._renew)
-
-    async def _renew(self, old: StoredGrant | None) -> StoredGrant:
+    async def _renew(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
         try:
             self._read()  # a file may have been rotated
         except LocalError as exc:
@@ -473,21 +486,14 @@ class ExchangedCredentials(_TokenCredentials):
         self._failed_key = link_key
 
     @override
-    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token that was exchanged for the caller's current one."""
+    def _key(self, caller: LinkCaller) -> str:
         if caller.until <= time.time():
             raise AccessDenied("The caller's access token has expired.", 401)
-        renew = partial(self._exchange, caller.token, caller.until)
-        grant = await self._tokens.get(_token_key(caller), renew)
-        return {} if grant is None else _header(grant)
+        return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
-        """Exchange the caller's token again."""
-        renew = partial(self._exchange, caller.token, caller.until)
-        return await self._tokens.replace(_token_key(caller), _sent_token(sent), renew)
-
-    async def _exchange(self, token: str, until: float, old: StoredGrant | None) -> StoredGrant:
+    async def _renew(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
+        token, until = caller.token, caller.until
         options = self._options
         assert isinstance(options, TokenExchange)  # noqa: S101  checked by `open_credentials`
         form = self._form(
@@ -499,16 +505,3 @@ class ExchangedCredentials(_TokenCredentials):
         now = time.time()
         expires_at = min(until, now + (response.expires_in or _DEFAULT_LIFETIME))
         return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at), now=now)
-
-
-def _token_key(caller: LinkCaller) -> str:
-    """Return the store key of the token exchanged for one token of one user. It doesn't contain the token."""
-    return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
-
-
-def _header(grant: StoredGrant) -> dict[str, str]:
-    return {"Authorization": f"Bearer {grant.token}"}
-
-
-def _sent_token(sent: Mapping[str, str]) -> str:
-    return sent.get("Authorization", "").partition(" ")[2]

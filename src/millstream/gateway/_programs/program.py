@@ -204,7 +204,7 @@ class ProgramTransport(DuplexTransport):
         context = self._run.context.copy()
         if self._caller:
             user_variable: Any = import_module("mcp.server.auth.middleware.auth_context").auth_context_var
-            context.run(user_variable.set, self._program.user_of(self._caller))
+            context.run(user_variable.set, self._program.users.get(self._caller))
         return context
 
     async def _serve(self, messages: ObjectReceiveStream[tuple[Context, Any]]) -> None:
@@ -380,26 +380,14 @@ class Program:
         self.handshake_only: bool = handshake_only
         self.messages: Messages = Messages()
         self._open = open
-        self._users: Recent[str, Any] = Recent(MAX_USERS)
+        self.users: Recent[str, Any] = Recent(MAX_USERS)
+        """The library's user objects for the sessions of callers, see `caller_of`."""
         self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = WeakKeyDictionary()
 
     @property
     def protected(self) -> bool:
         """Whether callers need a token, so that each of them needs a separate session."""
         return self.side is not None and self.side.protected
-
-    def remember(self, caller: str, user: Any) -> None:
-        """Store the library's user object for the sessions of a caller.
-
-        Args:
-            caller: See `caller_of`.
-            user: User object of the library.
-        """
-        self._users.keep(caller, user)
-
-    def user_of(self, caller: str) -> Any:
-        """Return what `remember` stored last; None for an unknown caller."""
-        return self._users.get(caller)
 
     def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
         """Return a transport to an anonymous session."""

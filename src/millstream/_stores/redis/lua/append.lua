@@ -1,5 +1,6 @@
--- KEYS: stream, meta, places, generation[, index, order, sizes]
--- ARGV: place, number, epoch, data, ttl, most, seal[, index ttl, most, room, streams]   Gives: offset, epoch
+-- KEYS: stream, meta, places, generation, then for each entry: [index, order, sizes] [once]
+-- ARGV: place, number, epoch, ttl, most, seal, room, streams, channel, then for each entry: data, index ttl or '', index
+-- most, once ttl or '', topic.  Gives: the offsets, separated by blanks, where 0 is an entry that repeats another, and the epoch
 local epoch = epoch_of(KEYS[4], ARGV[3])
 local known = before(KEYS[3], ARGV[1], ARGV[2])
 if type(known) == 'table' then
@@ -10,20 +11,52 @@ if not known then
   if meta[2] then
     return redis.error_reply('SEALED stream')
   end
+  local last, offsets, indexes, key = tonumber(meta[1]) or 0, {}, {}, 5
   -- In each epoch, a stream begins at a time: offsets that were lost, or that it had before it was dropped, are lower.
-  local next = (tonumber(meta[1]) or 0) + 1
-  known = digits(meta[3] == epoch and next or math.max(next, clock()))
-  -- Those who read along take the epoch from the entry.
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[6], known .. '-0', 'd', ARGV[4], 'e', epoch)
-  redis.call('HSET', KEYS[2], 'last', known, 'epoch', epoch)
-  if ARGV[7] == '1' then
-    redis.call('HSET', KEYS[2], 'sealed', '1')
+  if meta[3] ~= epoch then
+    last = math.max(last, clock() - 1)
   end
-  redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  redis.call('PEXPIRE', KEYS[2], ARGV[5])
-  if KEYS[5] then
-    index(KEYS[5], KEYS[6], KEYS[7], known, ARGV[4], ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]))
+  local first = last
+  for at = 10, #ARGV, 5 do
+    local index_key, offset = key, '0'
+    if ARGV[at + 1] ~= '' then
+      key = key + 3
+    end
+    local new = true
+    if ARGV[at + 3] ~= '' then
+      new = redis.call('SET', KEYS[key], '', 'NX', 'PX', ARGV[at + 3])
+      key = key + 1
+    end
+    if new then
+      last = last + 1
+      offset = digits(last)
+      redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], offset .. '-0', 'd', ARGV[at])
+      local message, topic = epoch .. ' ' .. offset .. ' ' .. ARGV[at], ARGV[at + 4]
+      redis.call('SPUBLISH', ARGV[9], message)
+      if topic ~= '' then
+        redis.call('SPUBLISH', ARGV[9] .. '\0' .. string.match(topic, '^[^.]*') .. '.', message)
+        redis.call('SPUBLISH', ARGV[9] .. '\0' .. topic, message)
+      end
+      if ARGV[at + 1] ~= '' then
+        indexes[#indexes + 1] = {index_key, offset, at}
+      end
+    end
+    offsets[#offsets + 1] = offset
   end
+  if last > first then
+    redis.call('HSET', KEYS[2], 'last', digits(last), 'epoch', epoch)
+    if ARGV[6] == '1' then
+      redis.call('HSET', KEYS[2], 'sealed', '1')
+    end
+    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    redis.call('PEXPIRE', KEYS[2], ARGV[4])
+  end
+  for _, each in ipairs(indexes) do
+    local at, to = each[3], each[1]
+    index(KEYS[to], KEYS[to + 1], KEYS[to + 2], each[2], ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[7]),
+      tonumber(ARGV[8]))
+  end
+  known = table.concat(offsets, ' ')
   remember(KEYS[3], ARGV[1], ARGV[2], known)
 end
 return {known, epoch}

@@ -6,8 +6,9 @@ local needed = {
   {'SADD', key, '1'}, {'SREM', key, '1'}, {'SMEMBERS', key},
   {'ZADD', key, '1', '1'}, {'ZREM', key, '1'}, {'ZCARD', key}, {'ZRANGE', key, '0', '1'},
   {'ZRANGEBYSCORE', key, '0', '1'},
-  {'XADD', key, '*', '1', '1'}, {'XREAD', 'STREAMS', key, '0'}, {'XRANGE', key, '-', '+'},
-  {'XREVRANGE', key, '+', '-'}, {'XLEN', key}, {'INFO', 'replication'},
+  {'XADD', key, '*', '1', '1'}, {'XRANGE', key, '-', '+'},
+  {'XREVRANGE', key, '+', '-'}, {'XLEN', key}, {'INFO', 'replication'}, {'PING'},
+  {'SPUBLISH', key, ''}, {'SSUBSCRIBE', key}, {'SUNSUBSCRIBE', key},
 }
 for _, command in ipairs(needed) do
   local known, allowed = pcall(redis.acl_check_cmd, unpack(command))

@@ -1,0 +1,205 @@
+"""Workers that are pushed only the events of their subscribers' channels, on every store that several workers share."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from hub_parts import Outlet, encode_line, listen, open_hub
+from millstream.hub import Hub
+from redis_parts import RedisBacking, shared_servers, until
+from store_parts import BACKINGS, Backing, LocalBacking, backings
+
+SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=backings(SHARED))
+async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Each store that several workers can share."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()
+
+
+@asynccontextmanager
+async def workers(backing: Backing, count: int) -> AsyncIterator[list[Hub]]:
+    """The hubs of several workers."""
+    async with AsyncExitStack() as stack:
+        stores = [await backing.worker() for _ in range(count)]
+        yield [await stack.enter_async_context(open_hub(store, clock=store.time)) for store in stores]
+
+
+def numbers_of(outlet: Outlet) -> list[int]:
+    """The numbers that an outlet has received."""
+    return [int(data) for data in outlet.data]
+
+
+async def test_subscribers_that_come_and_go_miss_and_repeat_nothing(backing: Backing) -> None:
+    dice = random.Random(0)
+    patterns = [("orders.1",), ("orders.2", "news"), ("orders.*",), (">",), ("news", "orders.>")]
+    async with workers(backing, 3) as hubs:
+        published: list[tuple[str, int]] = []
+        done = asyncio.Event()
+        start = (await listen(hubs[0], ">")).last_id
+
+        async def publish() -> None:
+            for number in range(240):
+                channel = dice.choice(["orders.1", "orders.2", "news", "other", "other.x"])
+                published.append((channel, number))
+                await dice.choice(hubs).publish(channel, str(number))
+            done.set()
+
+        async def follow(channels: tuple[str, ...]) -> list[int]:
+            found: list[int] = []
+            last, finished = start, False
+            while not finished:
+                finished = done.is_set()
+                outlet = Outlet()
+                await dice.choice(hubs).subscribe(channels, outlet, encode=encode_line, last_event_id=last)
+                await asyncio.sleep(dice.random() / 50)
+                outlet.close()
+                assert outlet.gaps == []
+                found += numbers_of(outlet)
+                last = outlet.last_id
+            return found
+
+        _, *followed = await asyncio.gather(publish(), *map(follow, patterns))
+        for channels, found in zip(patterns, followed, strict=True):
+            wanted = [
+                number
+                for channel, number in published
+                if channel in channels
+                or ">" in channels
+                or (channel.startswith("orders.") and {"orders.*", "orders.>"} & set(channels))
+            ]
+            assert found == wanted
+
+
+async def test_wildcards_beside_exact_names_receive_each_event_once(backing: Backing) -> None:
+    async with workers(backing, 2) as (one, two):
+        outlets = [await listen(one, *channels) for channels in (("a.b",), ("a.*",), (">",), ("a.b", "a.>"))]
+        wanted = [str(number) for number in range(20)]
+        for number in wanted:
+            await (one if int(number) % 2 else two).publish("a.b", number)
+        for outlet in outlets:
+            assert await outlet.until(20) == wanted
+        outlets[2].close()
+        outlets[1].close()
+        await one.refresh()
+        await two.publish("a.c", "not for the first")
+        await two.publish("a.b", "last")
+        assert (await outlets[0].until(21))[20:] == ["last"]
+        assert (await outlets[3].until(22))[20:] == ["not for the first", "last"]
+
+
+async def test_positions_move_past_events_that_no_one_wants(backing: Backing) -> None:
+    async with workers(backing, 2) as (one, two):
+        outlet = await listen(one, "quiet")
+        for number in range(5):
+            await two.publish("busy", str(number))
+        end = (await two.publish("busy", "end")).id
+        await one.refresh()
+        assert one.last_event_id() == outlet.last_id == end
+        assert (await listen(two, "busy", last_event_id=end)).data == []
+        assert (await listen(two, "quiet", "busy", last_event_id=end)).gaps == []
+
+
+async def test_new_subscribers_receive_only_later_events(backing: Backing) -> None:
+    async with workers(backing, 2) as (one, two):
+        for hub in (one, two):
+            await hub.publish("a", "before")
+        for hub in (one, two):
+            outlet = await listen(hub, "a")
+            await one.publish("a", "1")
+            await two.publish("a", "2")
+            assert await outlet.until(2) == ["1", "2"]
+            outlet.close()
+
+
+async def test_history_has_events_from_before_a_worker_followed(backing: Backing) -> None:
+    async with workers(backing, 2) as (one, two):
+        for number in range(4):
+            await two.publish("news.a", str(number))
+        for channel in ("news.a", "news.*", ">"):
+            assert (await listen(one, channel, history=3)).data == ["1", "2", "3"]
+
+
+async def test_own_ids_published_by_two_workers_without_subscribers_are_stored_once(backing: Backing) -> None:
+    async with workers(backing, 3) as (one, two, three):
+        start = (await listen(three, "a")).last_id
+        for number in range(10):
+            both = await asyncio.gather(*(hub.publish("a", str(number), id=f"id {number}") for hub in (one, two)))
+            assert [each.id for each in both] == [f"id {number}"] * 2
+        wanted = [str(number) for number in range(10)]
+        assert (await listen(two, "a", last_event_id=start)).data == wanted
+        for hub in (one, two, three):
+            for channel in ("a", "*"):
+                assert (await listen(hub, channel, last_event_id="id 4")).data == wanted[5:]
+
+
+async def test_stalled_workers_read_what_they_were_not_sent() -> None:
+    backing = LocalBacking()
+    try:
+        async with workers(backing, 2) as (slow, busy):
+            outlet = await listen(slow, "a")
+            transport = slow._store.backend.link._transport  # type: ignore[attr-defined]
+            transport.pause_reading()
+            for number in range(60):
+                await busy.publish("a", f"{number} {'x' * 250_000}")
+                await busy.publish("b", "not wanted")
+            transport.resume_reading()
+            await slow.refresh()
+            assert [int(data.split()[0]) for data in await outlet.until(60)] == list(range(60))
+            assert outlet.gaps == []
+    finally:
+        await backing.close()
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[RedisBacking]:
+    """A Redis store."""
+    backing = RedisBacking()
+    yield backing
+    await backing.close()
+
+
+@pytest.mark.server
+async def test_killed_redis_connections_miss_and_repeat_nothing(redis: RedisBacking) -> None:
+    server = shared_servers(redis.servers)
+    async with workers(redis, 2) as (one, two):
+        outlets = [await listen(one, channel) for channel in ("a", "a.*")]
+        for number in range(200):
+            await two.publish("a.x" if number % 2 else "a", str(number))
+            if number % 20 == 10:
+                server.ask("CLIENT", "KILL", "TYPE", "normal" if number % 40 == 10 else "pubsub", "SKIPME", "yes")
+        assert await outlets[0].until(100) == [str(number) for number in range(0, 200, 2)]
+        assert await outlets[1].until(100) == [str(number) for number in range(1, 200, 2)]
+        assert [outlet.gaps for outlet in outlets] == [[], []]
+
+
+@pytest.mark.server
+async def test_uninterested_redis_workers_are_sent_nothing(redis: RedisBacking) -> None:
+    async with workers(redis, 2) as (one, two):
+        await listen(one, "mine")
+        tail = one._delivery.event_tail
+        before = tail.position
+        for number in range(50):
+            await two.publish("other.x", str(number))
+        assert tail.position == before
+        await one.refresh()
+        assert tail.position != before
+
+
+@pytest.mark.server
+async def test_many_topics_are_followed_at_once(redis: RedisBacking) -> None:
+    async with workers(redis, 2) as (one, two):
+        outlets = [
+            await listen(one, *(f"room.{number}" for number in range(at, at + 15))) for at in range(0, 9_000, 15)
+        ]
+        for number in range(0, 9_000, 900):
+            await two.publish(f"room.{number}", str(number))
+        await until(lambda: sum(len(outlet.data) for outlet in outlets) == 10)
+        found = [outlet.data for outlet in outlets if outlet.data]
+        assert found == [[str(number)] for number in range(0, 9_000, 900)]
