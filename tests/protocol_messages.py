@@ -7,7 +7,6 @@ from msgspec import Struct
 from millstream._protocol.notifications import (
     CallToolRequestParams,
     CallToolResult,
-    CancelledNotificationParams,
     CompleteRequestParams,
     CompleteResult,
     CreateMessageRequestParams,
@@ -24,18 +23,13 @@ from millstream._protocol.notifications import (
     ListResourceTemplatesResult,
     ListRootsResult,
     ListToolsResult,
-    LoggingMessageNotificationParams,
-    NotificationParams,
     PaginatedRequestParams,
     Params,
-    ProgressNotificationParams,
     ReadResourceRequestParams,
     ReadResourceResult,
     ResourceRequestParams,
-    ResourceUpdatedNotificationParams,
     SampleResult,
     SetLevelRequestParams,
-    SubscriptionsAcknowledgedNotificationParams,
     SubscriptionsListenRequestParams,
 )
 
@@ -57,20 +51,6 @@ REQUESTS: Mapping[str, tuple[type[Struct], type[Struct]]] = {
     "subscriptions/listen": (SubscriptionsListenRequestParams, EmptyResult),
 }
 """Client method -> its parameters and result, for every revision that has it."""
-
-NOTIFICATIONS: Mapping[str, type[Struct]] = {
-    "notifications/initialized": NotificationParams,
-    "notifications/cancelled": CancelledNotificationParams,
-    "notifications/progress": ProgressNotificationParams,
-    "notifications/message": LoggingMessageNotificationParams,
-    "notifications/tools/list_changed": NotificationParams,
-    "notifications/prompts/list_changed": NotificationParams,
-    "notifications/resources/list_changed": NotificationParams,
-    "notifications/resources/updated": ResourceUpdatedNotificationParams,
-    "notifications/roots/list_changed": NotificationParams,
-    "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
-}
-"""Notification method, of either side -> its parameters."""
 
 QUESTIONS: Mapping[str, tuple[type[Struct], type[Struct]]] = {
     "ping": (Params, EmptyResult),

@@ -13,6 +13,7 @@ The names are those of https://modelcontextprotocol.io/specification/2026-07-28/
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -383,21 +384,21 @@ class SubscriptionsAcknowledgedNotificationParams(Params):
     meta: Json = _META
 
 
-NOTIFICATIONS = frozenset(
+NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
     {
-        "notifications/initialized",
-        "notifications/cancelled",
-        "notifications/progress",
-        "notifications/message",
-        "notifications/tools/list_changed",
-        "notifications/prompts/list_changed",
-        "notifications/resources/list_changed",
-        "notifications/resources/updated",
-        "notifications/roots/list_changed",
-        "notifications/subscriptions/acknowledged",
+        "notifications/initialized": NotificationParams,
+        "notifications/cancelled": CancelledNotificationParams,
+        "notifications/progress": ProgressNotificationParams,
+        "notifications/message": LoggingMessageNotificationParams,
+        "notifications/tools/list_changed": NotificationParams,
+        "notifications/prompts/list_changed": NotificationParams,
+        "notifications/resources/list_changed": NotificationParams,
+        "notifications/resources/updated": ResourceUpdatedNotificationParams,
+        "notifications/roots/list_changed": NotificationParams,
+        "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
     }
 )
-"""Notifications of either side."""
+"""Notification method, of either side -> its parameters."""
 
 
 class _TokenMeta(Struct, gc=False):

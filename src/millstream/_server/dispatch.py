@@ -152,6 +152,7 @@ class Dispatcher:
         self.registry: Registry = registry
         self.services: Services = services
         self.info: dict[str, Any] = info
+        self.instructions: str = instructions
         self.announcement: ServerDescription = ServerDescription(registry, info, instructions)
         """The results of `initialize` and `server/discover`."""
         self.gate: Gate | None = None
@@ -182,7 +183,7 @@ class Dispatcher:
 
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients, from now on."""
-        self.announcement.instructions = instructions
+        self.instructions = self.announcement.instructions = instructions
         self.announcement.forget()
 
     def introduce(self, info: Mapping[str, Any]) -> None:

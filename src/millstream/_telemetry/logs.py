@@ -260,8 +260,12 @@ class HumanLines(_ErrorFormatter):
         if self.color:
             level = f"\x1b[{_COLORS.get(record.levelname, '0')}m{level}\x1b[0m"
         said = record.getMessage()
-        fields = [each for each in extra_fields(record).items() if str(each[1]) not in said or each[0] != "incident"]
-        shown = "".join(f"  {escape(name)}={escape(_plain(value))}" for name, value in fields)
+        fields = extra_fields(record).items()
+        shown = "".join(
+            f"  {escape(name)}={escape(_plain(value))}"
+            for name, value in fields
+            if name != "incident" or str(value) not in said
+        )
         text = f"{clock} {level} {record.name}: {escape(redact_text(said))}{shown}"
         if error := self.describe_error(record):
             text += "".join(f"\n    {escape(line)}" for line in error["stack"].split("\n"))

@@ -136,6 +136,7 @@ class MessageLog:
         self._worker = worker or str(os.getpid())
         self._json = (not stream.isatty()) if json is None else json
         self._color = stream.isatty() and "NO_COLOR" not in os.environ
+        self._dim = ("\x1b[2m", "\x1b[0m") if self._color else ("", "")
         # Process
         self.lost: int = 0
         """Number of lines that the stream didn't accept."""
@@ -204,7 +205,7 @@ class MessageLog:
         """Return the constant parts of this kind's lines."""
         line = self._line(message)
         if not self._json:
-            dim, plain = _dim(color=self._color)
+            dim, plain = self._dim
             who = " ".join(each for each in (line["client"] or line["transport"], line["principal"]) if each)
             about = f"{line['method']} {line['target']}" if line["target"] else line["method"]
             mark = f"\x1b[{_COLORS[line['level']]}m" if self._color else ""
@@ -222,7 +223,7 @@ class MessageLog:
         if self._json:
             self._stamp = f'{{"ts":"{moment:%Y-%m-%dT%H:%M:%S}.{millisecond % 1000:03}Z"'
         else:
-            dim, plain = _dim(color=self._color)
+            dim, plain = self._dim
             self._stamp = f"{dim}{moment.astimezone():%H:%M:%S}{plain} "
 
     def _line(self, message: AccessRecord) -> dict[str, Any]:
@@ -259,10 +260,6 @@ class MessageLog:
         if len(text) <= MAX_TEXT:
             self._texts.keep(text, clean)
         return clean
-
-
-def _dim(*, color: bool) -> tuple[str, str]:
-    return ("\x1b[2m", "\x1b[0m") if color else ("", "")
 
 
 _COLORS = {"info": "32", "warning": "33", "error": "31"}

@@ -222,7 +222,7 @@ class RestRoutes:
             body = openapi.document(
                 registry.visible("tools", scopes, hidden).values(),
                 self._dispatcher.info,
-                instructions=self._dispatcher.announcement.instructions,
+                instructions=self._dispatcher.instructions,
                 root_path=root,
                 mcp=self._mcp,
             )
