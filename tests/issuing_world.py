@@ -22,8 +22,8 @@ from millstream._protocol.principal import EVERYTHING
 from millstream._server.calls.keys import Secrets
 from millstream._server.calls.services import ChangeFeed, Services
 from millstream._stores.base import Store
-from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._method import Identity
+from millstream.auth.providers import User
 from store_parts import BACKINGS
 
 URL = "https://mcp.example.com"

@@ -24,6 +24,8 @@ _PACKAGES = {
     "tmux": "tmux",
 }
 """Debian's package of each program."""
+_TARGETS = {"kafka": ".bench/kafka/.ready", "traefik": ".bench/traefik"}
+"""What `make` fetches or builds for tests of the night."""
 
 
 def find_program(*names: str) -> str | None:
@@ -50,7 +52,10 @@ def describe_missing(reasons: Iterable[str]) -> list[str]:
     if not names:
         return []
     programs = sorted(set(names))
+    packages = " ".join(_PACKAGES[name] for name in programs if name in _PACKAGES)
+    targets = " ".join(_TARGETS[name] for name in programs if name in _TARGETS)
     return [
         *(f"{names.count(name):5} tests need {name}" for name in programs),
-        f"Install with: sudo apt-get install {' '.join(_PACKAGES[name] for name in programs)}",
+        *([f"Install with: sudo apt-get install {packages}"] if packages else []),
+        *([f"Get with: make {targets}"] if targets else []),
     ]

@@ -1,14 +1,17 @@
-"""Run nginx or HAProxy in front of workers."""
+"""Run nginx, HAProxy, or Traefik in front of workers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from processes import free_port, run_server
-from programs import find_program, needs
+import pytest
+
+from processes import ROOT, free_port, run_server
+from programs import MISSING, find_program, needs
 
 NGINX = find_program("nginx")
 HAPROXY = find_program("haproxy")
+TRAEFIK = ROOT / ".bench" / "traefik"
 NEEDS_NGINX = needs("nginx")
 NEEDS_HAPROXY = needs("haproxy")
 # No keep-alive to backends: each request opens a connection, which any worker may accept.
@@ -62,4 +65,20 @@ def haproxy(folder: Path, configuration: str) -> Iterator[int]:
     path = folder / "haproxy.cfg"
     path.write_text(configuration.replace("bind :80\n", f"bind 127.0.0.1:{port}\n"))
     with run_server([HAPROXY, "-db", "-f", str(path)], port, folder / "haproxy.log"):
+        yield port
+
+
+@contextmanager
+def traefik(folder: Path, static: str, routes: str) -> Iterator[int]:
+    """Run Traefik and yield its port, which replaces port 80 in the static configuration."""
+    if not TRAEFIK.exists():
+        pytest.skip(f"{MISSING}traefik")
+    port = free_port()
+    for old, new in ((":80", f"127.0.0.1:{port}"), ("/etc/traefik", str(folder))):
+        assert old in static
+        static = static.replace(old, new)
+    (folder / "traefik.yaml").write_text(static)
+    (folder / "millstream.yaml").write_text(routes)
+    command = [str(TRAEFIK), f"--configFile={folder}/traefik.yaml"]
+    with run_server(command, port, folder / "traefik.log"):
         yield port

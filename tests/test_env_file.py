@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.variables import read_file
+from millstream._cli.serve import read_file
 from millstream._env_file import EnvFileError, read_env, read_env_file
 from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration

@@ -121,6 +121,10 @@ PAGES = {
         untyped={
             "bus.py": "It needs a broker. tests/hub/test_bus.py gives it one.",
             "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has them.",
+            **dict.fromkeys(
+                ("nats-server", "curl -N", "nats pub", "id: ORDERS/1", "millstream call http"),
+                "The command of NATS isn't there. tests/hub/test_bus.py publishes and reads.",
+            ),
         },
     ),
     "docs/guides/accept-tokens.md": Page(

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from millstream._protocol.notifications import SampleResult
     from millstream._protocol.principal import Principal
     from millstream._server.calls.context import Context
+    from millstream._server.calls.questions import Elicit, ElicitUrl, Roots, Sample
     from millstream._server.calls.sync_context import SyncContext
     from millstream._server.functions.dependencies import Depends
     from millstream._server.functions.description import Field
-    from millstream._server.functions.results import ToolResult
-    from millstream._server.questions.questions import Elicit, ElicitUrl, Roots, Sample
+    from millstream._server.functions.engine import ToolResult
     from millstream.client._client import Client
 
 _HOMES = {
@@ -42,8 +42,8 @@ _HOMES = {
     "Context": "_server.calls.context",
     "Declined": "_protocol.errors",
     "Depends": "_server.functions.dependencies",
-    "Elicit": "_server.questions.questions",
-    "ElicitUrl": "_server.questions.questions",
+    "Elicit": "_server.calls.questions",
+    "ElicitUrl": "_server.calls.questions",
     "EmbeddedResource": "_protocol.content",
     "Field": "_server.functions.description",
     "Icon": "_protocol.content",
@@ -54,8 +54,8 @@ _HOMES = {
     "ProtocolError": "_protocol.errors",
     "ResourceContents": "_protocol.content",
     "ResourceLink": "_protocol.content",
-    "Roots": "_server.questions.questions",
-    "Sample": "_server.questions.questions",
+    "Roots": "_server.calls.questions",
+    "Sample": "_server.calls.questions",
     "SampleResult": "_protocol.notifications",
     "Server": "_app.server",
     "Settings": "_config",
@@ -63,7 +63,7 @@ _HOMES = {
     "Text": "_protocol.content",
     "ToolAnnotations": "_protocol.content",
     "ToolError": "_protocol.errors",
-    "ToolResult": "_server.functions.results",
+    "ToolResult": "_server.functions.engine",
     "ToolResultBlock": "_protocol.content",
     "ToolUse": "_protocol.content",
 }

@@ -20,16 +20,16 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
-from millstream._server.dispatch import Dispatcher, Gate, Observe
+from millstream._server.control import Gate, RequestGate
+from millstream._server.dispatch import Dispatcher, Observe
 from millstream._server.features.registry import RegisteredExtension, Registry
-from millstream._server.load import RequestGate
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream._limits.store_limiter import StoreLimiter
+    from millstream._limits.limiters import StoreLimiter
     from millstream._server.observability.observer import Observer
     from millstream._telemetry.metrics import Metrics
     from millstream.auth._guard import AuthGuard
@@ -63,14 +63,18 @@ class Part(Protocol):
         ...
 
     async def open(self, host: "Host") -> None:
-        """Register the part's features."""
+        """Register the part's features.
+
+        Args:
+            host: The running server.
+        """
 
     async def close(self) -> None:
         """Release the resources that `open` acquired. Runs only if `open` succeeded."""
 
 
 class Route(Struct, frozen=True):
-    """The handlers of one path, and its access rules."""
+    """The handlers of one path, and its access rules: ``host.routes.add("/up", Route({"GET": show}, public=True))``"""
 
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
@@ -143,7 +147,7 @@ class RouteRegistry:
 
 
 class Host:
-    """The running server, as parts can extend it."""
+    """The running server, as parts can extend it: ``host.on_close(connection.close)``"""
 
     def __init__(
         self,
@@ -245,6 +249,9 @@ class Host:
     def extend(self, extension: RegisteredExtension) -> None:
         """Add methods, notifications, and a capability until the server closes.
 
+        Args:
+            extension: The methods and the capability.
+
         Raises:
             ValueError: MCP or another part has one of the methods.
         """
@@ -254,67 +261,114 @@ class Host:
     # Calls
 
     def gate(self, gate: Gate) -> None:
-        """Run `gate` before each call. It raises `ProtocolError` to refuse the call, directly or when awaited."""
+        """Run a gate before each call.
+
+        Args:
+            gate: Called with each call. It raises `ProtocolError` to refuse the call, directly or when awaited.
+        """
         self._gates.append(gate)
         self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
 
     def gate_requests(self, gate: RequestGate) -> None:
-        """Run `gate` before handlers of routes that are `gated`, and before each WebSocket message of the hub. It
-        raises `ProtocolError` to refuse.
+        """Run a gate before handlers of routes that are `gated`, and before each WebSocket message of the hub.
+
+        Args:
+            gate: Raises `ProtocolError` to refuse the request.
         """
         self.request_gates.append(gate)
 
     def observe(self, observer: Observe) -> None:
-        """Call ``observer(call, seconds, answer)`` after each call."""
+        """Watch calls: ``host.observe(lambda call, seconds, answer: print(call.name, seconds))``
+
+        Args:
+            observer: Called after each call.
+        """
         self._observers.append(observer)
         self.dispatcher.observe = observer if len(self._observers) == 1 else _chain_observers(tuple(self._observers))
 
     # HTTP
 
     def on_http(self, register: Callable[[], None]) -> None:
-        """Call `register` once before HTTP is served. Import modules there that only HTTP needs."""
+        """Prepare for HTTP.
+
+        Args:
+            register: Called once before HTTP is served. It can import modules that only HTTP needs.
+        """
         self.http.append(register)
 
     # Time
 
     def every_second(self, work: Callable[[float], None]) -> None:
-        """Call ``work(now)`` once a second, with a monotonic time."""
+        """Do periodic work.
+
+        Args:
+            work: Called once a second, with a monotonic time.
+        """
         self.sweeps.append(work)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in the background until the server closes."""
+        """Run a coroutine in the background.
+
+        Args:
+            work: The coroutine. It's canceled when the server closes.
+        """
         self.stack.callback(asyncio.get_running_loop().create_task(work).cancel)
 
     def on_change(self, callback: Callable[[str], None]) -> None:
-        """Call ``callback(kind)``, from any thread, when a list changes: tools, resources, or prompts."""
+        """Watch the server's lists.
+
+        Args:
+            callback: Called from any thread when a list changes, with its kind: tools, resources, or prompts.
+        """
         self.changes.append(callback)
 
     def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
-        """Await ``drain(seconds)`` when the server stops. It has to end open work within that time."""
+        """End open work when the server stops.
+
+        Args:
+            drain: Awaited with the seconds that are left for it.
+        """
         self.drains.append(drain)
 
     def on_close(self, close: Callable[[], object]) -> None:
-        """Call `close` when the server closes, before parts that were opened earlier close."""
+        """Clean up when the server closes.
+
+        Args:
+            close: Called before parts that were opened earlier close.
+        """
         self.stack.callback(close)
 
     # Probes
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
-        """Show a figure and its limit in `/health`, unless the figure is None."""
+        """Show a figure in `/health`: ``host.report("orders", lambda: len(orders), limit=1000)``
+
+        Args:
+            name: Name of the figure.
+            read: Returns the figure, or None to leave it out.
+            limit: Its limit, if there's one.
+        """
         self.reports[name] = read
         if limit is not None:
             self.limits[name] = limit
 
     def check_ready(self, check: Callable[[], str], *, serves: bool = True) -> None:
-        """Report the server as degraded while ``check()`` returns a reason.
+        """Report the server as degraded while a check returns a reason.
 
-        `/readyz` and `/health` show the reason to those who may read the dashboard. `serves` is False if the server
-        can't do its work in that time, so that `/health` returns 503.
+        `/readyz` and `/health` show the reason to those who may read the dashboard.
+
+        Args:
+            check: Returns the reason, or an empty string.
+            serves: Whether the server can do its work in that time. Otherwise `/health` returns 503.
         """
         self.readiness_checks.append((check, serves))
 
     def degraded_reasons(self, *, any_kind: bool = True) -> list[str]:
-        """Return why the server is degraded, from all readiness checks, or from those of a server that can't serve."""
+        """Return why the server is degraded.
+
+        Args:
+            any_kind: Whether to ask all readiness checks, or only those of a server that can't serve.
+        """
         return [reason for check, serves in self.readiness_checks if (any_kind or not serves) and (reason := check())]
 
     # Shared services
@@ -323,7 +377,7 @@ class Host:
     def pool(self) -> "StoreLimiter":
         """The limiter whose rates are in the store, created on first use."""
         if self._pool is None:
-            from millstream._limits.store_limiter import StoreLimiter  # noqa: PLC0415  only where something is limited
+            from millstream._limits.limiters import StoreLimiter  # noqa: PLC0415  only where something is limited
 
             self._pool = StoreLimiter(self.store.rates)
         return self._pool

@@ -1,7 +1,9 @@
-"""Tasks that end with their owner."""
+"""Tasks that end with their owner, and work in a thread of its own."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,3 +50,22 @@ async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def run_in_thread(work: Callable[[], T], name: str) -> T:
+    """Return the result of `work` in a daemon thread, which can't be canceled, but doesn't delay the program's end.
+
+    Raises:
+        OSError: `work` raised it, or a ValueError.
+    """
+    future = Future[T]()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except (OSError, ValueError) as exc:
+            future.set_exception(exc)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(future)

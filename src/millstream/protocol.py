@@ -15,16 +15,30 @@ from millstream._protocol.errors import (
     METHOD_NOT_FOUND,
     OVERLOADED,
     RATE_LIMITED,
+    REQUIRES_CAPABILITIES,
     RESOURCE_NOT_FOUND,
     UNSUPPORTED_VERSION,
     URL_ELICITATION_REQUIRED,
+    CustomResult,
+    LocalError,
+    MissingExtra,
+    SuggestionMeta,
     closest_name,
     shorten,
     suggest,
 )
-from millstream._protocol.foreign import foreign_decoder, repair_schema
+from millstream._protocol.foreign import drop_nulls, foreign_decoder, present, repair_schema
 from millstream._protocol.json_schema import inline_references, is_array, is_object, members, value_at_pointer
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, exceeds_limits, notification_message
+from millstream._protocol.jsonrpc import (
+    MALFORMED,
+    MAX_MEMBERS,
+    Envelope,
+    decoder,
+    encode,
+    exceeds_limits,
+    notification_message,
+    too_many_members,
+)
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -39,6 +53,7 @@ from millstream._protocol.metadata import (
     declares,
 )
 from millstream._protocol.notifications import (
+    NOTIFICATIONS,
     CallToolResult,
     CompleteRequestParams,
     CreateMessageRequestParams,
@@ -58,7 +73,9 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.param_headers import decode_name, find_annotations
-from millstream._protocol.revisions import ALL, REGISTRY_SCHEMA
+from millstream._protocol.principal import Share
+from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE, REGISTRY_SCHEMA, Revision
+from millstream._protocol.rounds import InputRequired
 from millstream._protocol.skills import (
     DIRECTORY,
     MAX_SKILL_BYTES,
@@ -73,6 +90,7 @@ from millstream._protocol.skills import (
 from millstream._protocol.uri_template import UriTemplate
 
 __all__ = [
+    "BY_DATE",
     "CAPABILITIES_KEY",
     "CLIENT_KEY",
     "DIRECTORY",
@@ -84,14 +102,19 @@ __all__ = [
     "LOG_LEVELS",
     "LOG_LEVEL_KEY",
     "MALFORMED",
+    "MAX_MEMBERS",
     "MAX_SKILL_BYTES",
     "MAX_SKILL_FILES",
     "METHOD_NOT_FOUND",
+    "NEWEST",
+    "NEWEST_HANDSHAKE",
+    "NOTIFICATIONS",
     "ORIGIN_KEY",
     "OVERLOADED",
     "PER_REQUEST",
     "RATE_LIMITED",
     "REGISTRY_SCHEMA",
+    "REQUIRES_CAPABILITIES",
     "RESOURCE_NOT_FOUND",
     "REVISIONS",
     "SERVER_KEY",
@@ -105,6 +128,7 @@ __all__ = [
     "CallToolResult",
     "CompleteRequestParams",
     "CreateMessageRequestParams",
+    "CustomResult",
     "DiscoverResult",
     "ElicitResult",
     "EmptyResult",
@@ -112,15 +136,21 @@ __all__ = [
     "GetPromptResult",
     "Implementation",
     "InputRequest",
+    "InputRequired",
     "InputRequiredResult",
     "InputResponseRequestParams",
     "ListRootsResult",
+    "LocalError",
+    "MissingExtra",
     "PromptDescription",
     "ReadResourceResult",
     "ResourceDescription",
+    "Revision",
+    "Share",
     "Skill",
     "SkillResource",
     "SubscriptionFilter",
+    "SuggestionMeta",
     "TemplateDescription",
     "ToolDescription",
     "UriTemplate",
@@ -129,6 +159,7 @@ __all__ = [
     "decode_name",
     "decoder",
     "digest_of",
+    "drop_nulls",
     "encode",
     "exceeds_limits",
     "find_annotations",
@@ -139,9 +170,11 @@ __all__ = [
     "members",
     "name_problem",
     "notification_message",
+    "present",
     "repair_schema",
     "shorten",
     "suggest",
+    "too_many_members",
     "value_at_pointer",
 ]
 

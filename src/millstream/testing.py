@@ -4,8 +4,9 @@
 `millstream.Client` without a network: everything passes through the real encoder, decoder, and dispatcher.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,18 +15,21 @@ from millstream._app.server import Server
 from millstream._protocol.content import Text
 from millstream._protocol.errors import suggest
 from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
+from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import BY_DATE, NEWEST
+from millstream._tasks import Tasks
+from millstream._transports.connection import MemoryPipe
 from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
 from millstream.client._negotiation import Options
-from millstream.client._questions import ObservedQuestion, Question, Questions
+from millstream.client._questions import Elicit, ObservedQuestion, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
+from millstream.client._transports.memory import MemoryTransport
+from millstream.client._transports.transport import Listener
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 
-Elicit = Callable[[str, dict[str, Any]], Any]
-"""Simulated user: ``elicit(message, schema)`` returns the answers as a dict, ``"decline"``, or ``"cancel"``."""
 Sample = Callable[[dict[str, Any]], str]
 """Simulated model: ``sample(params)`` returns its text."""
 
@@ -43,7 +47,7 @@ class TestClient(Client):
 
     __test__ = False  # pytest: this isn't a test
 
-    def __init__(self, server: Server, **more: Any) -> None:
+    def __init__(self, server: "Server | _SignedIn", **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
         """All notifications of the server, in order."""
@@ -67,6 +71,18 @@ def _ignore_progress(value: float, total: float | None, message: str | None) -> 
     """Ignore progress, whose notification is already recorded."""
 
 
+class _SignedIn:
+    """A server for a caller who has signed in, as over a network."""
+
+    def __init__(self, server: Server, principal: Principal) -> None:
+        self._server = server
+        self._pipe = partial(MemoryPipe, principal=principal, transport="test")
+
+    def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:
+        """Return a transport whose calls have the principal, and only its scopes."""
+        return MemoryTransport(self._server, listener, background, pipe=self._pipe)
+
+
 @asynccontextmanager
 async def connect(
     server: Server,
@@ -75,35 +91,48 @@ async def connect(
     elicit: Elicit | None = None,
     sample: Sample | None = None,
     roots: list[str] | None = None,
+    principal: Principal | str | None = None,
+    scopes: Iterable[str] = (),
 ) -> AsyncGenerator[TestClient, None]:
     """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
+
+    The caller is like the program that started the server: ``ctx.principal`` is None, and scopes aren't checked. With
+    `principal` or `scopes`, the caller has signed in: ``connect(mcp, principal="ada", scopes=["notes:write"])``.
 
     Args:
         server: Your server.
         revision: Protocol revision to use, as a date.
-        elicit: Simulates the user; without it, the client doesn't support forms.
+        elicit: Simulates the user, like the handler of `Client`: ``elicit(question)`` returns the answers as a dict,
+            ``"decline"``, or ``"cancel"``. Without it, the client doesn't support forms.
         sample: Simulates the model; without it, the client doesn't support sampling.
         roots: File URIs; without them, the client doesn't support roots.
+        principal: The caller, or its subject. With `scopes` alone, the subject is ``test``.
+        scopes: Scopes of a caller given by its subject. A `Principal` has its own.
 
     Raises:
+        TypeError: There are scopes beside a `Principal`, or the scopes are one string.
         ValueError: The revision is unknown.
     """
     if revision not in BY_DATE:
         raise ValueError(f"Unknown revision {revision!r}; {suggest(revision, list(BY_DATE))}")
-
-    def fill_in(question: Question) -> Any:
-        assert elicit is not None  # noqa: S101  otherwise, there's no handler
-        return elicit(question.message, question.requested_schema or {})
+    if isinstance(scopes, str):
+        raise TypeError(f"Write a list of scopes: connect(…, scopes=[{scopes!r}])")
+    caller, granted = principal, frozenset(scopes)
+    if isinstance(caller, Principal):
+        if granted:
+            raise TypeError("Write the scopes into the principal: Principal(…, scopes=frozenset([…]))")
+    else:
+        caller = None if caller is None and not granted else Principal(caller or "test", scopes=granted)
 
     def complete(params: CreateMessageRequestParams) -> SampleResult:
         assert sample is not None  # noqa: S101  otherwise, there's no handler
         return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
 
     client = TestClient(
-        server,
+        server if caller is None else _SignedIn(server, caller),
         revision=revision,
         timeout=_WAIT,
-        elicit=None if elicit is None else fill_in,
+        elicit=elicit,
         sample=None if sample is None else complete,
         roots=roots,
         options=Options(name="test", version="1"),

@@ -9,8 +9,7 @@ import pytest
 
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
 from millstream._cli.chat.conversation import ConsolePrompts
-from millstream._cli.chat.screen import PlainScreen
-from millstream._cli.chat.terminal import TerminalScreen
+from millstream._cli.chat.screen import PlainScreen, TerminalScreen
 from millstream.agent._events import TextDelta
 from millstream.agent._servers import Approval
 from processes import ROOT

@@ -230,7 +230,7 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
     async with run_guarded(make_server([method, auth.keys(named_keys={"ada": "ada-" + "k" * 40})])) as world:
         calls = [asyncio.ensure_future(world.post(f"guess-{number}", PING)) for number in range(8)]
         await until(lambda: len(method.asked) == 8)
-        monkeypatch.setattr("millstream.auth._single_flight.PATIENCE", 0)
+        monkeypatch.setattr("millstream.auth._method.PATIENCE", 0)
         for reply in (
             await world.post("ada-" + "k" * 40, PING),
             await world.ask(None, "POST", "/sign-in", b"key=ada", **said),

@@ -9,8 +9,7 @@ from auth_world import STREAM, make_server, run_guarded
 from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
-from millstream.auth._api_keys import KeyMethod
-from millstream.auth._key_file import PREFIX, KeyFile, digest_of
+from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod, digest_of
 from wire import request
 
 PING = request("ping", id=5)
@@ -59,7 +58,7 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     second.add("two", (), 0.0, None)
     first.revoke("one")
     first.load()
-    assert [each.name for each in first.keys] == ["two"]
+    assert [each.name for each in first.records] == ["two"]
 
 
 def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuing_world import KnownUsers
 from millstream import auth
-from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 from millstream.auth._sign_in import LIFETIME
+from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
 from processes import free_port
 from wire import Reply
 

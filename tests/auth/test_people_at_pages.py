@@ -10,10 +10,9 @@ from issuing_world import Desk, KnownUsers
 from millstream import auth
 from millstream._http.message import HttpRequest
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._authorization_server.login_methods import User
-from millstream.auth._authorization_server.provider import Provider
 from millstream.auth._authorization_server.records import OAuthClient
 from millstream.auth._authorization_server.users import UserFile
+from millstream.auth.providers import Provider, User
 from patience import WAIT
 from wire import Reply
 

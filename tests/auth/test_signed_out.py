@@ -8,7 +8,7 @@ from auth.test_stream_ends import open_stream, rest_of
 from auth_world import BOB, ROOT, STREAM, run_guarded
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._signed_out import SignedOut, _digest, verdict_key
+from millstream.auth._verdicts import SignedOut, _digest, verdict_key
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 
@@ -89,7 +89,7 @@ async def test_missed_sign_outs_restart_cookie_streams(
 
 
 async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.auth._signed_out._MAX_ENTRIES", 10)
+    monkeypatch.setattr("millstream.auth._verdicts._MAX_ENTRIES", 10)
     backing = BACKINGS["memory"]()
     known = SignedOut(await backing.worker(), {})
     for number in range(100):

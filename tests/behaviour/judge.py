@@ -13,7 +13,8 @@ import jsonschema_rs
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.notifications import NOTIFICATIONS, QUESTIONS, REQUESTS, InputRequiredResult
+from millstream._protocol.notifications import InputRequiredResult
+from protocol_messages import NOTIFICATIONS, QUESTIONS, REQUESTS
 
 Json = dict[str, Any]
 

@@ -9,8 +9,8 @@ from behaviour.conftest import Connect
 from behaviour.harness import Json
 from millstream._protocol import notifications as ours
 from millstream._protocol.content import Text
-from millstream._protocol.notifications import REQUESTS
 from millstream._protocol.revisions import BY_DATE
+from protocol_messages import REQUESTS
 
 CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
     "ping": ({}, lambda result: result == ours.EmptyResult()),

@@ -10,7 +10,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
-from millstream._server.calls.threads import Threads
+from millstream._server.pool import Threads
 from millstream._transports.connection import MemoryPipe
 from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, per_request, request, routing, run_wire
 

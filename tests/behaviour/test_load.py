@@ -223,7 +223,7 @@ async def test_full_server_answers_pings_on_a_connection() -> None:
 
 
 async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._server.load.SPARE", 2)
+    monkeypatch.setattr("millstream._server.control.SPARE", 2)
     mcp, _, _ = make_holding_server(max_calls=1)
     async with mcp.running() as runtime:
         load = runtime.dispatcher.load

@@ -7,7 +7,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Context, Server, ToolError
-from millstream._server.calls.one_time_effects import once_stored
+from millstream._server.calls.session_state import once_stored
 from wire import Wire, per_request, routing, run_wire
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}

@@ -11,10 +11,10 @@ import pytest
 from app_peer import ask
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Server, Settings, auth
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.http_server import HttpServer
-from millstream._app.server_process.workers.slot import WorkerState
+from millstream._app.server_process.slot import WorkerState
 from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
@@ -94,7 +94,7 @@ async def test_health_and_metrics_count_connections_of_the_own_server() -> None:
     foreign, server = Server("shop"), Server("shop", serve="metrics")
     async with foreign.running():
         assert "connections" not in await facts(foreign)
-    HttpServer(server, loopback=True)
+    HttpServer(server, "127.0.0.1")
     state = server.runtimes.bind.state
     assert state is not None
     state.connections.add(object())  # one of them

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from behaviour import functions as do
 from millstream import Context, Icon, Info, Message, Server, Settings, Text, ToolAnnotations
 from millstream._protocol.content import ToolUse
-from millstream._server.features.sources import source_from_schema
 from millstream._server.features.tools import Tool
+from schema_source import source_from_schema
 
 TOOLS: list[Callable[..., Any]] = [
     do.add, do.text, do.picture_bytes, do.other_bytes, do.point, do.size, do.person, do.image, do.audio, do.link,

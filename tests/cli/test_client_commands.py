@@ -13,7 +13,7 @@ import pytest
 
 from cases import for_each
 from command_line import commands, options, parameters
-from millstream._cli.commands.doctor import check_certificate
+from millstream._cli.diagnosis import check_certificate
 from millstream._cli.help import COMMANDS, overview
 from millstream._cli.program import MODULES
 from millstream._http.client.url import parse

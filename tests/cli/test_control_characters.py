@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from millstream._cli.chat import _print
 from millstream._cli.chat.screen import JsonScreen
-from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import run_to_exit
 from millstream._cli.tables import fill_in, print_json, print_text, safe
 from millstream.agent._events import ToolEnd

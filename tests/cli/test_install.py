@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from cases import for_each
 from command_line import CliRunner, Result
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.commands import install as command
-from millstream._cli.installer import launch
-from millstream._cli.installer.applications import APPLICATIONS, System
+from millstream._cli import applications as launch
+from millstream._cli import install as command
+from millstream._cli.applications import APPLICATIONS, System
 from millstream._cli.program import program
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
@@ -301,7 +301,7 @@ def test_file_modes_and_links_are_kept(home: Path) -> None:
 
 
 def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
-    from millstream._cli.installer.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
+    from millstream._cli.install import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / "mcp.json"
     change = prepare(path, ("servers", "x"), lambda old: {})
@@ -410,6 +410,16 @@ def test_printed_configuration_works_with_our_client(home: Path) -> None:
 )  # fmt: skip
 def test_default_names_come_from_file_or_host(target: str, name: str) -> None:
     assert launch.name_of(target) == name
+
+
+def test_lists_of_servers_are_installed_as_a_gateway(tmp_path: Path) -> None:
+    for name, text in (("servers.json", '{"mcpServers": {}}'), ("gateway.toml", "")):
+        (tmp_path / name).write_text(text, "utf-8")
+        found = launch.launch_of(str(tmp_path / name), env={}, headers={})
+        assert (found.command, found.args) == (PROGRAM, ("gateway", str(tmp_path / name), "--transport", "stdio"))
+    (tmp_path / "servers.yaml").write_text("", "utf-8")
+    with pytest.raises(CommandError, match=r"servers\.yaml is neither Python nor JavaScript, nor a list of servers\."):
+        launch.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
 
 
 def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:

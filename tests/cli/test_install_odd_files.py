@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from command_line import CliRunner, Result
-from millstream._cli.commands import install as command
-from millstream._cli.installer.applications import APPLICATIONS, System
+from millstream._cli import install as command
+from millstream._cli.applications import APPLICATIONS, System
 from millstream._cli.program import program
 from patience import WAIT
 

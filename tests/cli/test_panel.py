@@ -8,8 +8,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from millstream import Server
-from millstream._app.server_process import facts, panel
-from millstream._app.server_process import panel_layout as panel_drawing
+from millstream._app.server_process import facts
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
 
@@ -37,7 +36,7 @@ class Terminal(io.StringIO):
 
 def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    panel_drawing.draw(facts.facts(server.definition, host=host, port=8000), console)
+    facts.draw(facts.facts(server.definition, host=host, port=8000), console)
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
@@ -83,14 +82,14 @@ def test_panel_lists_worker_processes() -> None:
     told = facts.facts(shop().definition, host="127.0.0.1", port=8000)
     output = io.StringIO()
     console = Console(file=output, width=100, color_system=None)
-    panel_drawing.draw(msgspec.structs.replace(told, workers=[41, 42]), console)
+    facts.draw(msgspec.structs.replace(told, workers=[41, 42]), console)
     assert "2 (processes 41, 42)" in output.getvalue()
     assert "processes" not in drawn(shop())
 
 
 def test_facts_are_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream")
-    panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
+    facts.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
     (record,) = caplog.records
     fields: dict[str, Any] = vars(record)
     assert (fields["url"], fields["counts"]["tools"]) == ("http://127.0.0.1:8000/mcp", 1)
@@ -98,13 +97,13 @@ def test_facts_are_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFi
 
 
 def test_warning_is_a_separate_log_record(caplog: pytest.LogCaptureFixture) -> None:
-    panel.show(facts.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
+    facts.show(facts.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
     assert [record.levelname for record in caplog.records if "authentication" in record.message] == ["WARNING"]
 
 
 def test_terminals_get_the_panel() -> None:
     terminal = Terminal()
-    panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
+    facts.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
     assert "╭" in terminal.getvalue()
 
 

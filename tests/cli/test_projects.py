@@ -14,9 +14,9 @@ import pytest
 from command_line import CliRunner
 from millstream import Client
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.commands import dev as dev_command
+from millstream._cli import dev as dev_command
 from millstream._cli.program import program
-from millstream._cli.uv import without_packages
+from millstream._cli.serve import without_packages
 from millstream.client._errors import ClientError
 from patience import WAIT
 from processes import free_port, wait_for_port

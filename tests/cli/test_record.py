@@ -12,7 +12,7 @@ from cli.test_faults import run
 from client.misbehaving_servers import DONE, misbehaving, with_discovery, with_handshake
 from client.test_param_headers import behave
 from millstream import Client
-from millstream._cli.recorder import Writer
+from millstream._cli.record import Writer
 from millstream.client._errors import ConnectionLost, ServerError
 from patience import WAIT
 from processes import ROOT, SharedServer, run_command, share_server

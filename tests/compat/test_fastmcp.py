@@ -238,9 +238,7 @@ async def test_elicit_returns_the_action_of_the_user(revision: str) -> None:
         return f"{answer.data.isbn} {answer.data.copies}" if isinstance(answer, AcceptedElicitation) else answer.action
 
     for answers, said in (({"isbn": "a", "copies": 2}, "a 2"), ("decline", "decline"), ("cancel", "cancel")):
-        async with connect(
-            mcp.engine, revision=revision, elicit=lambda message, schema, given=answers: given
-        ) as client:
+        async with connect(mcp.engine, revision=revision, elicit=lambda question, given=answers: given) as client:
             assert (await client.call("ask")).text == said
 
 

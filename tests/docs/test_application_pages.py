@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._cli.commands.install import place_of
-from millstream._cli.installer.applications import APPLICATIONS, System
+from millstream._cli.applications import APPLICATIONS, System
+from millstream._cli.install import place_of
 from processes import ROOT
 
 pytestmark = pytest.mark.check

@@ -5,6 +5,7 @@ import httpx2
 import pytest
 
 from examples.coming_from import books, items, shop, test_shop
+from millstream.client import Question
 from millstream.testing import connect
 from patience import WAIT
 from scripts.docs import ROOT, blocks
@@ -25,15 +26,15 @@ async def test_our_column_behaves_the_same() -> None:
     await test_shop.test_search()
     asked: list[str] = []
 
-    def elicit(message: str, schema: object) -> dict[str, str]:
-        asked.append(message)
+    def elicit(question: Question) -> dict[str, str]:
+        asked.append(question.message)
         return {"street": "Hobbit Lane 1", "city": "Oxford"}
 
     for mcp in (shop.mcp, books.mcp):
         async with connect(mcp, elicit=elicit) as client:
             assert (await client.call("order", isbn="7")).text == "7 goes to Oxford"
     assert asked == ["Where to?"] * 2
-    async with connect(books.mcp, elicit=lambda message, schema: "decline") as client:
+    async with connect(books.mcp, elicit=lambda question: "decline") as client:
         assert (await client.call("order", isbn="7")).text == "Nothing ordered."
 
 

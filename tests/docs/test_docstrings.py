@@ -18,11 +18,13 @@ from millstream import (
     gateway,
     hub,
     middleware,
+    parts,
     protocol,
     stores,
     testing,
 )
 from millstream.auth import providers
+from millstream.compat import fastmcp
 from millstream.extensions import apps, cards, events, http_post, skills, tasks
 
 pytestmark = pytest.mark.check
@@ -34,7 +36,7 @@ EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 def public() -> dict[str, Any]:
     """Yield public names, and the methods of a server and a context."""
     names: dict[str, Any] = {}
-    for module in (millstream, agent, auth, client, hub, middleware, protocol, testing):
+    for module in (millstream, agent, auth, client, hub, middleware, parts, protocol, testing):
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
     for holder in (Context, SyncContext, Server):
         for name, member in inspect.getmembers(holder):
@@ -45,7 +47,7 @@ def public() -> dict[str, Any]:
 
 def _is_alias(value: Any) -> bool:
     return (
-        isinstance(value, str | int | tuple)
+        isinstance(value, str | int | tuple | frozenset)
         or inspect.isbuiltin(value)
         or getattr(value, "_is_protocol", False)
         or (type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value))
@@ -72,10 +74,10 @@ def test_exceptions_of_the_example_rule_exist() -> None:
 
 
 DESCRIBED = (
-    millstream, agent, apps, auth, cards, client, events, extensions, gateway, http_post, hub, middleware, protocol,
-    providers, skills, stores, tasks, testing,
+    millstream, agent, apps, auth, cards, client, events, extensions, gateway, http_post, hub, middleware, parts,
+    protocol, providers, skills, stores, tasks, testing, fastmcp,
 )  # fmt: skip
-"""Modules whose parameters are described. Those of `millstream.compat` are those of the official SDK."""
+"""Modules whose parameters are described."""
 ENTRY = re.compile(r"^ *(\*{0,2}\w+(?:, \*{0,2}\w+)*): [^\s]", re.MULTILINE)
 """Entry of ``Args:``: one name, or several, and a description."""
 

@@ -5,7 +5,7 @@ import pytest
 
 from cases import for_each
 from examples_index import read_index
-from millstream._cli.commands.init import copy_template
+from millstream._cli.project import copy_template
 from scripts.docs import ROOT, broken_links, filled
 
 pytestmark = pytest.mark.check

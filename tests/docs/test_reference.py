@@ -18,23 +18,22 @@ from millstream._http.client.body import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
 from millstream._http.message import KINDS, MAX_FRAMING, HttpLimits
 from millstream._http.server.connection import MAX_PIPELINE
+from millstream._protocol.admission import MAX_DISPLAYED
 from millstream._protocol.errors import MAX_SHOWN
-from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.metadata import MAX_CAPABILITIES
-from millstream._protocol.seal import MAX_TOKEN
+from millstream._protocol.session_token import MAX_TOKEN
+from millstream._server import handlers
 from millstream._server.call_log import MAX_MESSAGES
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
+from millstream._server.control import LIGHT
 from millstream._server.features.registry import MAX_URI
-from millstream._server.functions import arguments
+from millstream._server.functions import plan
 from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
-from millstream._server.handlers import tools
-from millstream._server.handlers.listen import MAX_URI_BYTES
-from millstream._server.load import LIGHT
+from millstream._server.listen import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
-from millstream._telemetry.exposition import dump
-from millstream._telemetry.metrics import MAX_SERIES, Reading
+from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
 from millstream._transports.streamable.batch import MAX_ITEMS
 from millstream._transports.streamable.sessions import MAX_DELETES
 from millstream._transports.websocket.dialect import Dialect
@@ -42,7 +41,7 @@ from millstream.client import _errors as errors
 from millstream.client._negotiation import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._config import gateway_options, upstream_options
-from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
 from scripts.docs import ROOT
@@ -81,10 +80,10 @@ def test_fixed_limits_are_listed() -> None:
     http = HttpLimits.of(Settings())
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS,
+        MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, plan.MAX_VALUES, plan.MAX_BUILT, MAX_ERRORS,
         MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, MAX_URI,
-        MAX_URI_BYTES, MAX_HELD, MAX_CAPABILITIES, MAX_DISPLAYED, tools.MAX_VALUES, MAX_DELETES, SILENCE, MAX_PIPELINE,
-        MAX_FRAMING, LINES_PER_SECOND, REPLAYS.count, LIGHT, MAX_SERIES,
+        MAX_URI_BYTES, MAX_HELD, MAX_CAPABILITIES, MAX_DISPLAYED, handlers.MAX_VALUES, MAX_DELETES, SILENCE,
+        MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND, REPLAYS.count, LIGHT, MAX_SERIES,
         http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES

@@ -12,8 +12,7 @@ from pydantic import HttpUrl, SecretStr
 
 from cases import for_each
 from examples import argument_types
-from millstream._server.functions.arguments import ArgumentError, read_arguments
-from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
 from millstream.testing import connect
 from scripts.docs import ROOT
 

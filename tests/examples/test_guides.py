@@ -28,7 +28,7 @@ from examples import (
     weather,
 )
 from millstream import Server
-from millstream.client import ToolFailed
+from millstream.client import Question, ToolFailed
 from millstream.testing import ServerError, TestClient, connect
 from patience import WAIT
 
@@ -106,7 +106,7 @@ async def test_planner_fills_in_tasks() -> None:
 
 
 async def test_models_read_only_tool_errors() -> None:
-    async with connect(stock.mcp, elicit=lambda message, schema: "decline") as client:
+    async with connect(stock.mcp, elicit=lambda question: "decline") as client:
         for tool, text in (
             ("buy", "Only 0 copies are left"),
             ("price", "Internal error.+incident"),
@@ -174,7 +174,8 @@ async def test_people_rate_and_pay_once(revision: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(parcels, "PAID", [])
     address = {"street": "Hobbit Lane 1", "city": "Oxford"}
 
-    def person(message: str, schema: dict[str, Any]) -> Any:
+    def person(question: Question) -> Any:
+        message = question.message
         if "What went wrong" in message:
             return "decline"
         return {"value": 1} if "stars" in message else {"name": "Ben"} if "Who" in message else address
@@ -230,7 +231,7 @@ async def test_counter_counts_only_when_asked() -> None:
 
 
 async def test_reports_are_made_as_tasks() -> None:
-    async with connect(reports.mcp, elicit=lambda message, schema: {"approved": False}) as client:
+    async with connect(reports.mcp, elicit=lambda question: {"approved": False}) as client:
         assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
         assert (await client.call("publish", year=2026, task=True)).text == "Not published."
 

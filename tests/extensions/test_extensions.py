@@ -13,7 +13,7 @@ from extensions.shop import NAME, Peer, Stock
 from millstream import Client, Server
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE
-from millstream.client import ServerError
+from millstream.client import Question, ServerError
 from millstream.extensions import Extension, method
 from millstream.testing import connect
 from patience import WAIT
@@ -97,7 +97,7 @@ async def test_methods_can_require_the_extension(revision: str) -> None:
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_method_can_ask_the_user(revision: str) -> None:
-    def answer(message: str, schema: dict[str, Any]) -> dict[str, str]:
+    def answer(question: Question) -> dict[str, str]:
         return {"name": "Ada"}
 
     server = Server("shop", extensions=[Stock()])

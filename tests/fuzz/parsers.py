@@ -30,8 +30,7 @@ from millstream._protocol.param_headers import decode_name, decode_value
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._protocol.rounds import open_state
-from millstream._protocol.seal import KeyRing
-from millstream._protocol.session_token import SessionToken
+from millstream._protocol.session_token import KeyRing, SessionToken
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import read_offset
 from millstream._stores.local import calls as store_calls

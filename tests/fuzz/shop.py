@@ -6,7 +6,7 @@ from typing import Any
 
 from fuzz.people import CLIENT, KEY, SECRET
 from millstream import Context, Server, auth
-from millstream.auth._authorization_server.login_methods import User
+from millstream.auth.providers import User
 
 
 class Everybody:

@@ -14,7 +14,7 @@ from millstream import Server, auth
 from millstream._parts import Host
 from millstream.client import Client, Options, ServerError
 from millstream.gateway import OpenApi
-from millstream.gateway import _breaker as breaker
+from millstream.gateway import _links as breaker
 from patience import WAIT, advance_clock
 from processes import ROOT
 

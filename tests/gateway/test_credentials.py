@@ -18,7 +18,7 @@ from millstream import Context, Server, auth
 from millstream._protocol.errors import LocalError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
 from millstream.gateway._config import load_file
-from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._credentials import Credentials
 from redis_parts import RedisServer, shared_servers
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"

@@ -13,9 +13,8 @@ from millstream import Client, Server, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
-from millstream.gateway._catalog import fetch
+from millstream.gateway._catalog import AcceptedFile, fetch
 from millstream.gateway._config import load_file
-from millstream.gateway._pins import AcceptedFile
 from millstream.gateway._results import Redactor
 from patience import WAIT
 from processes import ROOT

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -274,7 +274,9 @@ async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
             calls = [client.call("hang", {"text": "x" * 100_000}, timeout=0.2) for _ in range(100)]
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(result, ClientError) for result in results)
-            assert 0 < pool.running[0].unread < 1_000_000
+            process = pool.running[0]._process
+            assert process is not None
+            assert 0 < cast("asyncio.WriteTransport", process.get_pipe_transport(0)).get_write_buffer_size() < 1_000_000
 
 
 async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

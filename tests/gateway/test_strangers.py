@@ -29,7 +29,7 @@ from gateway.strangers import Json, stranger
 from millstream import Icon, Info, Server, Settings
 from millstream._app.gateway_server import server_of_upstream
 from millstream._app.server_process import facts
-from millstream._cli.commands.offers import signature_of
+from millstream._cli.items import signature_of
 from millstream._protocol.content import ResourceLink
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import encode
@@ -39,7 +39,7 @@ from millstream.agent._tools import Toolbox
 from millstream.client import Client, ServerError
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
-from millstream.gateway._pins import AcceptedFile
+from millstream.gateway._catalog import AcceptedFile
 from millstream.gateway._questions import ALL_ABILITIES, project_question
 from millstream.gateway._upstream import Upstream
 from patience import WAIT
@@ -58,7 +58,7 @@ def make_gateway(command: list[str] | str, **options: Any) -> Server:
 
 
 def upstream_of(runtime: Any) -> Upstream:
-    upstream: Upstream = runtime.host.gateway._upstreams["odd"]
+    upstream: Upstream = runtime.host.gateway.upstreams["odd"]
     return upstream
 
 

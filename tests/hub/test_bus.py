@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import httpx2
 import pytest
 from faststream import Context
-from faststream.kafka import TestKafkaBroker
+from faststream.kafka import KafkaBroker, TestKafkaBroker
 from faststream.nats import NatsBroker
 from faststream.rabbit import ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.redis import RedisBroker, StreamSub
 
+from kafka_parts import KafkaServer
 from millstream import Client
 from nats_parts import NatsServer
 from patience import WAIT
@@ -24,7 +25,7 @@ from rabbit_parts import shared_rabbit
 from redis_parts import RedisServer, until
 
 pytestmark = [pytest.mark.server]
-BUSES = ("nats", "rabbit", "redis")
+BUSES = ("nats", "rabbit", "redis", pytest.param("kafka", marks=pytest.mark.nightly))
 COUNT = 60
 PROGRAM = """
 import asyncio
@@ -63,13 +64,14 @@ class Bus:
         self.outside: Any = (
             NatsBroker(url, logger=None) if kind == "nats"
             else RabbitBroker(url, logger=None) if kind == "rabbit"
+            else KafkaBroker(url, logger=None) if kind == "kafka"
             else RedisBroker(url, logger=None)
         )  # fmt: skip
         self.received: list[Any] = []
 
     async def open(self) -> None:
         async def receive(body: Any, message: Any) -> None:
-            self.received.append(message.message_id if self.kind != "redis" else message.headers["id"])
+            self.received.append(message.message_id if self.kind == "rabbit" else message.headers["id"])
 
         receive.__annotations__ = {"body": Any, "message": Annotated[Any, Context("message")]}
         if self.kind == "nats":
@@ -86,6 +88,8 @@ class Bus:
             self.outside.subscriber("requests.*", stream="REQUESTS")(receive_raw)
         elif self.kind == "rabbit":
             self.outside.subscriber(RabbitQueue("test-requests", routing_key="requests.*"), TOPIC)(receive)
+        elif self.kind == "kafka":
+            self.outside.subscriber("requests", group_id="test", auto_offset_reset="earliest")(receive)
         else:
             self.outside.subscriber(stream=StreamSub("requests", last_id="0"))(receive)
         await self.outside.start()
@@ -96,6 +100,8 @@ class Bus:
             await self.outside.publish(data, "orders.7", stream="ORDERS")
         elif self.kind == "rabbit":
             await self.outside.publish(data, "orders.7", TOPIC, message_id=f"m{number}", mandatory=True)
+        elif self.kind == "kafka":
+            await self.outside.publish(data, "orders", key=b"7")
         else:
             await self.outside.publish(data, stream="orders")
 
@@ -111,6 +117,10 @@ async def bus_of(kind: str, folder: Path) -> AsyncIterator[Bus]:
         node = NatsServer(folder, "bus")
         await node.wait()
         url, close = f"nats://127.0.0.1:{node.port}", node.kill
+    elif kind == "kafka":
+        kafka = KafkaServer("orders", "requests")
+        url, close = kafka.address, kafka.close
+        await kafka.wait()
     else:
         await (rabbit := shared_rabbit()).wait()
         url = rabbit.url
@@ -131,7 +141,8 @@ async def two_workers(bus: Bus, folder: Path) -> AsyncIterator[str]:
         target = folder / "program.py"
         target.write_text(PROGRAM.format(kind=bus.kind))
     port = free_port()
-    variables = {f"{bus.kind.upper()}_URL": bus.url, "PYTHONPATH": str(ROOT)}
+    name = "KAFKA_SERVERS" if bus.kind == "kafka" else f"{bus.kind.upper()}_URL"
+    variables = {name: bus.url, "PYTHONPATH": str(ROOT)}
     with run_server(run_command(str(target), port, "--workers", "2"), port, folder / "log", **variables):
         yield f"http://127.0.0.1:{port}"
 

@@ -113,6 +113,24 @@ def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: Open
     expect(page.get_by_role("heading", name="Order", exact=True)).to_be_visible()
 
 
+def test_a_problem_is_shown_first_and_mouse_finger_and_keys_select_others(office: str, open_page: OpenPage) -> None:
+    page = open_page(f"{office}/gateway", has_touch=True)
+    expect(page.get_by_role("heading", name="calendar", exact=True)).to_be_visible()
+    page.get_by_role("button", name="bookshop", exact=True).tap()
+    expect(page.get_by_role("heading", name="bookshop", exact=True)).to_be_visible()
+    page.get_by_role("button", name="warehouse", exact=True).click()
+    expect(page.get_by_role("heading", name="warehouse", exact=True)).to_be_visible()
+    page.get_by_role("button", name="calendar", exact=True).press("Enter")
+    expect(page.locator("#chosen-reason")).to_contain_text("connection refused")
+    expect(page.locator("#upstreams [aria-pressed=true]")).to_have_text("calendar")
+
+
+def test_all_links_of_a_gateway_fit_on_a_phone(office: str, open_page: OpenPage) -> None:
+    page = open_page(f"{office}/gateway", width=390, height=844)
+    expect(page.get_by_role("link", name="Chat")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("link", name="Connect", exact=True)).to_be_in_viewport(ratio=1)
+
+
 def test_changed_definitions_are_shown_as_quarantined(office: str, folder: Path, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway#upstream=warehouse")
     expect(page.get_by_role("tab", name="Tools")).to_contain_text("2")

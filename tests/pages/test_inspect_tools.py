@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from millstream._cli.commands.tokens import cost
+from millstream._cli.diagnosis import cost
 from millstream._protocol.notifications import ToolDescription
 from pages_world import OpenPage, find_overflow, run_axe
 from processes import SharedServer, run_command, share_server

@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse, Response
 
 from issuing_world import KnownUsers
 from millstream import Server, auth
-from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
+from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
 
 
 class Elsewhere:

@@ -4,8 +4,7 @@ from hypothesis import strategies as st
 
 from millstream._protocol.principal import Principal
 from millstream._protocol.rounds import binding_hash
-from millstream._protocol.seal import KeyRing
-from millstream._protocol.session_token import SessionToken, capability_bits, decode, encode, hash_principal
+from millstream._protocol.session_token import KeyRing, SessionToken, capability_bits, decode, encode, hash_principal
 from strategies import json_values, texts
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -10,8 +10,9 @@ from millstream._protocol import notifications
 from millstream._protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
 from millstream._protocol.jsonrpc import PeerError, encode
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.notifications import NOTIFICATIONS, QUESTIONS, REQUESTS, cancelled_id
+from millstream._protocol.notifications import cancelled_id
 from millstream._protocol.revisions import ALL
+from protocol_messages import NOTIFICATIONS, QUESTIONS, REQUESTS
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
 # Struct -> the definitions that it stands for, where the names differ. A dot leads to a member without a name.

@@ -3,7 +3,7 @@ import pytest
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.rounds import InputRequired, Rounds, RoundState, binding_hash, digest, open_state
-from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import KeyRing
 
 RING = KeyRing([b"k" * 32])
 NONCE = b"n" * 12

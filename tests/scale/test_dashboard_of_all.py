@@ -10,7 +10,7 @@ import pytest
 
 from fleet import EventStream, Worker, real_fleet, settle, until
 from millstream import Server
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.parts.web import FRESH, DashboardQueries
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls

@@ -10,7 +10,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._server.calls.services import ServerChange
 from millstream._stores.base import StoreUnavailable

@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from fleet import until
-from millstream._app.parts.siblings import HEARD, SiblingWatch
+from millstream._app.parts.operations import HEARD, SiblingWatch
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
 

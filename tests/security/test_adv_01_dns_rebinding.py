@@ -12,7 +12,7 @@ import pytest
 from four_workers import FOUR, ON_FOUR, connect_to_four
 from http_peer import RunningServer, serve
 from millstream import Server
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 
 ENDPOINTS = [
     ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/mcp/"),

@@ -13,7 +13,7 @@ import pytest
 from cases import for_each
 from issuing_world import BACK, STORE_KINDS, URL, Browser, Desk, Desks, KnownUsers, Reply, authorization, desk_on
 from millstream import auth
-from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, User
+from millstream.auth.providers import AuthorizationRedirect, Callback, User
 
 EVIL = "https://evil.example/back"
 

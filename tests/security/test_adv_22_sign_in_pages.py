@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from issuing_world import BACK, STORE_KINDS, Browser, Desk, KnownUsers, desk_on
-from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
+from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
 
 PAYLOADS = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>",

@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from millstream import Server
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 
 HERE_ONLY = [
     "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",

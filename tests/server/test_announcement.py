@@ -4,7 +4,7 @@ from cases import for_each
 from millstream import Server
 from millstream._app.definition import Info
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
-from millstream._server.features.capabilities import ServerDescription
+from millstream._server.dispatch import ServerDescription
 from wire import POST, per_request, routing, run_wire
 
 

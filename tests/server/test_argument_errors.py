@@ -8,8 +8,7 @@ from hypothesis import given
 
 from cases import for_each
 from millstream._protocol.json_schema import Schema
-from millstream._server.functions.arguments import ArgumentError, read_arguments, read_texts
-from millstream._server.functions.plan import plan
+from millstream._server.functions.plan import ArgumentError, plan, read_arguments, read_texts
 from millstream._server.functions.problems import MAX_LISTED, explain, find_problems
 from strategies import json_values, texts
 

@@ -12,9 +12,8 @@ from typing_extensions import TypeAliasType
 
 from cases import for_each
 from millstream import Field, Server, Settings
-from millstream._server.functions.arguments import ArgumentError, read_arguments
-from millstream._server.functions.plan import Plan, plan
-from millstream._server.functions.results import encode_result
+from millstream._server.functions.engine import encode_result
+from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
 from millstream.testing import connect
 
 

@@ -10,10 +10,9 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream import Server
 from millstream._protocol.errors import LocalError, ProtocolError
-from millstream._server.functions.arguments import ArgumentError, read_arguments, read_texts
-from millstream._server.functions.plan import plan
-from millstream._server.functions.results import encode_result
-from millstream._server.questions.forms import parse_answer
+from millstream._server.calls.questions import parse_answer
+from millstream._server.functions.engine import encode_result
+from millstream._server.functions.plan import ArgumentError, plan, read_arguments, read_texts
 from wire import LATEST_HANDSHAKE, PER_REQUEST, per_request, request, routing, run_wire
 
 ODD = ["NaN", "sNaN1", "Infinity", "-inf", "1_000", "\uff11\uff12", " 1", "1\n"]

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from cases import for_each
-from millstream._server.functions.arguments import ArgumentError, read_arguments
 from millstream._server.functions.description import Field
-from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
 from property_settings import examples
 from signature_types import Address, Colour, Movie, Node, Point
 from strategies import json_values, texts

@@ -255,7 +255,7 @@ async def test_each_round_of_a_call_opens_its_dependencies(shop: Shop, revision:
         answer = await ctx.elicit("How many?", Copies)
         return f"{answer.copies} ordered"
 
-    async with connect(mcp, revision=revision, elicit=lambda message, schema: {"copies": 3}) as client:
+    async with connect(mcp, revision=revision, elicit=lambda question: {"copies": 3}) as client:
         assert (await client.call("order")).text == "3 ordered"
     rounds = ["opened", "rolled back: InputRequired", "closed"] if revision == NEWEST.date else []
     assert shop.notes == [*rounds, "opened", "committed", "closed"]

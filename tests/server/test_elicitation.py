@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import Schema
+from millstream._server.calls.questions import parse_answer, project, requested_schema
 from millstream._server.functions.description import Field
-from millstream._server.questions.forms import parse_answer, project, requested_schema
 
 
 def inside(path: str) -> str:

@@ -6,8 +6,7 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._server.functions.arguments import ArgumentError, read_arguments
-from millstream._server.functions.plan import plan
+from millstream._server.functions.plan import ArgumentError, plan, read_arguments
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, per_request, request, routing, run_wire
 

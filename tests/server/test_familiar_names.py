@@ -185,6 +185,18 @@ def test_client_keywords_of_other_packages_name_ours() -> None:
             Client(Server("shop"), **{keyword: None})  # type: ignore[arg-type]
 
 
+async def test_handlers_for_a_message_and_a_schema_are_refused() -> None:
+    def person(message: str, schema: object) -> str:
+        return "decline"
+
+    for make in (connect, Client):
+        with pytest.raises(TypeError, match=r"elicit=lambda question: .*question\.message"):
+            async with make(Server("shop"), elicit=person):  # type: ignore[operator]
+                pass
+    for each in (lambda question, more=(): more, lambda *given: given, print):
+        Client(Server("shop"), elicit=each)
+
+
 async def test_progress_handlers_under_other_names_are_refused() -> None:
     async with Client(Server("shop")) as client:
         for name in ("on_progress", "progress_handler"):

@@ -10,7 +10,7 @@ import pytest
 from cases import for_each
 from millstream import ToolError
 from millstream._protocol.jsonrpc import read
-from millstream._server.questions.pending_questions import PendingQuestions
+from millstream._server.calls.pending_questions import PendingQuestions
 
 
 async def test_call_cancelled_twice_withdraws_its_question() -> None:

@@ -106,6 +106,6 @@ async def test_a_question_in_a_task_is_answered_after_the_task_was_shown() -> No
         shown.append(repr(question))  # as asyncio logs slow tasks
         return f"Hello, {await question}!"
 
-    async with connect(mcp, elicit=lambda message, schema: {"value": "Ada"}) as client:
+    async with connect(mcp, elicit=lambda question: {"value": "Ada"}) as client:
         assert (await client.call("greet")).text == "Hello, Ada!"
     assert "elicit" in shown[0]

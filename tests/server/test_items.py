@@ -8,8 +8,9 @@ from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
 from millstream._server.features.resources import Prompt, Template
-from millstream._server.features.sources import ItemSource, source_from_schema
+from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
+from schema_source import source_from_schema
 from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, run_wire
 
 SCHEMA = {"type": "object", "properties": {"of": {"enum": ["salt", "rice"]}}, "required": ["of"]}

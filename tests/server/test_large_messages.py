@@ -21,9 +21,8 @@ from millstream._protocol.jsonrpc import (
     exceeds_limits,
     split_batch,
 )
-from millstream._server.functions.arguments import MAX_BUILT, MAX_VALUES, ArgumentError, read_arguments
-from millstream._server.functions.plan import plan
-from millstream._server.questions.questions import Elicit, read_answer
+from millstream._server.calls.questions import Elicit, read_answer
+from millstream._server.functions.plan import MAX_BUILT, MAX_VALUES, ArgumentError, plan, read_arguments
 from millstream._transports.rest.routes import _read_envelope
 from wire import POST, per_request, request, routing, run_wire
 

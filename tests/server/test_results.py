@@ -11,8 +11,7 @@ from hypothesis import given
 from cases import for_each
 from millstream._protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
 from millstream._protocol.errors import LocalError
-from millstream._server.functions.plan import plan
-from millstream._server.functions.results import (
+from millstream._server.functions.engine import (
     ToolResult,
     as_text,
     encode_contents,
@@ -20,6 +19,7 @@ from millstream._server.functions.results import (
     encode_result,
     output_from_schema,
 )
+from millstream._server.functions.plan import plan
 from strategies import json_values
 
 PNG = b"\x89PNG\r\n\x1a\nrest"

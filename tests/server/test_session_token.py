@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
-from millstream._protocol.seal import KeyRing
 from millstream._protocol.session_token import (
     KIND,
     MAX_CLIENT_TEXT,
     MAX_SESSION_ID,
+    KeyRing,
     SessionToken,
     capabilities_of,
     capability_bits,

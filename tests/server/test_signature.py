@@ -10,9 +10,8 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream._protocol.content import Image, Text
 from millstream._protocol.json_schema import Schema
-from millstream._server.functions.arguments import ArgumentError, read_texts
-from millstream._server.functions.plan import Plan, plan
-from millstream._server.functions.results import ToolResult
+from millstream._server.functions.engine import ToolResult
+from millstream._server.functions.plan import ArgumentError, Plan, plan, read_texts
 from signature_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
 
 # What functions promise.

@@ -17,13 +17,11 @@ from jsonschema import Draft202012Validator
 from millstream import Field
 from millstream._protocol.errors import LocalError
 from millstream._server.functions import pydantic_engine
-from millstream._server.functions.arguments import ArgumentError, read_arguments
-from millstream._server.functions.engine import decoder_of
+from millstream._server.functions.engine import decoder_of, encode_result
 from millstream._server.functions.msgspec_engine import MsgspecEngine
 from millstream._server.functions.parameters import Parameter
-from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
 from millstream._server.functions.pydantic_engine import PydanticEngine
-from millstream._server.functions.results import encode_result
 
 
 class Colour(enum.Enum):

@@ -15,8 +15,7 @@ from typing_extensions import TypedDict
 
 from cases import for_each
 from millstream import Field
-from millstream._server.functions.arguments import ArgumentError, read_arguments
-from millstream._server.functions.plan import plan
+from millstream._server.functions.plan import ArgumentError, plan, read_arguments
 from signature_types import run
 
 

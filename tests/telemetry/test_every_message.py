@@ -9,10 +9,10 @@ import pytest
 from app_peer import ask
 from cases import for_each
 from millstream import Server, Settings
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
-from millstream._telemetry.exposition import render
+from millstream._telemetry.metrics import render
 from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from telemetry_parts import make_call

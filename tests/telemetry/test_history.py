@@ -1,7 +1,7 @@
 import pytest
 
-from millstream._telemetry.history import MAX_OPERATIONS, MAX_SLOTS, REST, SLOT, Gauges, History, HistoryWindow
 from millstream._telemetry.metrics import FINE, Labels, Series
+from millstream._telemetry.process import MAX_OPERATIONS, MAX_SLOTS, REST, SLOT, Gauges, History, HistoryWindow
 
 START = 900 * 2_000_000
 ADD, SLOW = ("tools/call", "add"), ("tools/call", "slow")

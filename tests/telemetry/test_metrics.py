@@ -8,8 +8,18 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from cases import for_each
-from millstream._telemetry.exposition import dump, render_sums
-from millstream._telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Metrics, Reading, quantile
+from millstream._telemetry.metrics import (
+    DURATIONS,
+    FINE,
+    MAX_SERIES,
+    OTHER,
+    Metrics,
+    Reading,
+    dump,
+    percentiles,
+    quantile,
+    render_sums,
+)
 
 
 def text_of(registry: Metrics) -> bytes:
@@ -107,13 +117,20 @@ def test_quantiles_lie_in_the_right_bucket(values: list[float], q: float) -> Non
     histogram = Metrics().histogram("h", "H.", finer=FINE)
     for value in values:
         histogram.observe(value)
-    found = histogram.of().quantile(q)
+    found = quantile(histogram.bounds, histogram.of().counts, q)
     true = sorted(values)[math.ceil(q * len(values)) - 1]
     assert found is not None
     edges = (0.0, *histogram.bounds, math.inf)
     upper = next(edge for edge in edges if edge >= true)
     assert edges[edges.index(upper) - 1] <= found * 1.000001
     assert found <= upper * 1.000001
+
+
+def test_percentiles_of_one_call_are_the_same() -> None:
+    bounds, nothing = (0.001, 0.002, 0.004), {"p50_ms": None, "p95_ms": None, "p99_ms": None}
+    assert len(set(percentiles(bounds, [0, 1, 0, 0]).values())) == 1
+    assert percentiles(bounds, [0, 9, 1, 0])["p50_ms"] < 2 < percentiles(bounds, [0, 9, 1, 0])["p95_ms"]
+    assert percentiles(bounds, [0, 0, 0, 0]) == nothing
 
 
 def test_quantiles_at_zero_and_one_are_defined() -> None:

@@ -1,8 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._http.message import HttpRequest
-from millstream._telemetry.exposition import MetricsEndpoint, render
-from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.metrics import Metrics, metrics_handler, render
 
 
 async def test_metrics_have_the_prometheus_content_type() -> None:
@@ -18,7 +17,7 @@ async def test_metrics_have_the_prometheus_content_type() -> None:
     async def text() -> bytes:
         return render(registry)
 
-    reply = await MetricsEndpoint(text, measure).get(request)
+    reply = await metrics_handler(text, measure)(request)
     assert reply.status == 200
     assert reply.head == b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
     found = {family.name: family for family in text_string_to_metric_families(reply.body.decode())}

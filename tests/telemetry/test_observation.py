@@ -16,9 +16,8 @@ from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers
 from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry import process
-from millstream._telemetry.exposition import render
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
-from millstream._telemetry.metrics import OTHER, Metrics
+from millstream._telemetry.metrics import OTHER, Metrics, render
 from millstream._telemetry.process import IDLE_SECONDS
 from millstream._transports.connection import MemoryPipe
 from millstream._transports.open_streams import OpenStreams

@@ -6,8 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._telemetry import process
-from millstream._telemetry.exposition import render
-from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.metrics import Metrics, render
 from millstream._telemetry.process import INTERVAL, LoopLag, ProcessFigures
 from patience import WAIT
 

@@ -21,8 +21,8 @@ from millstream._server.observability.recent_calls import (
     WorkerCalls,
     call_values,
 )  # fmt: skip
-from millstream._telemetry.history import Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import OTHER
+from millstream._telemetry.process import Gauges, HistoryWindow, OperationTally
 from telemetry_parts import make_call
 
 
@@ -179,6 +179,12 @@ def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     alone = history_values([past(1_000, points={})], 60)
     assert alone["all"]["calls"] == [None] * 60
     json.dumps(page)
+
+
+def test_cpu_of_the_newest_point_counts_only_the_seconds_that_passed() -> None:
+    points = {at: (OperationTally(), Gauges(cpu=seconds)) for at, seconds in ((990, 5.0), (1_000, 1.0))}
+    page = history_values([past(1_002, step=10, points=points)], 60)
+    assert page["process"]["cpu_percent"][-2:] == [50, 50]
 
 
 def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:

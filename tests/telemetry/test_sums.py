@@ -2,8 +2,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream._telemetry.exposition import EndedProcesses, dump, render_sums
-from millstream._telemetry.metrics import Kind, Metrics
+from millstream._telemetry.metrics import EndedProcesses, Kind, Metrics, dump, render_sums
 
 BY = ("tool",)
 

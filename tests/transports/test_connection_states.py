@@ -26,9 +26,6 @@ from millstream._http.server.exchange import (
     HEADER_TIMEOUT,
     IDLE,
     NEW,
-    READING,
-    READING_MOVES,
-    REPLYING_MOVES,
     SILENT,
     ServerExchange,
 )
@@ -46,6 +43,22 @@ UPGRADE = (
     b"GET /ws HTTP/1.1\r\n" + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
+
+
+READING = ("new", "idle", "head", "body", "expected", "fast body", "done")
+REPLYING = ("silent", "answering", "closed")
+READING_MOVES = {
+    "begins": exchange.BEGINS,
+    "is taken": exchange.TAKEN,
+    "asks": exchange.ASKS,
+    "is permitted": exchange.PERMITTED,
+    "is read whole": exchange.READ_WHOLE,
+    "is read in part": exchange.READ_IN_PART,
+    "ignores an upgrade": exchange.IGNORES_UPGRADE,
+    "ends": exchange.ENDS,
+    "stops": exchange.STOPS,
+}
+REPLYING_MOVES = {"begins": exchange.BEGINS_REPLY, "completes": exchange.COMPLETES, "closes": exchange.CLOSES}
 
 
 def pairs(moves: dict[str, dict[int, int]]) -> set[tuple[int, int]]:
@@ -120,7 +133,7 @@ class Watched(ServerConnection):
 def test_every_state_is_reachable_and_can_end() -> None:
     for moves, first, last, names in (
         (READING_MOVES, NEW, DONE, READING),
-        (REPLYING_MOVES, SILENT, CLOSED, exchange.REPLYING),
+        (REPLYING_MOVES, SILENT, CLOSED, REPLYING),
     ):
         forward = pairs(moves)
         for start, ways in ((first, forward), (last, {(after, before) for before, after in forward})):
@@ -206,7 +219,7 @@ def test_connections_make_exactly_the_moves_of_the_tables() -> None:
     again.lose()
     replied.update(again.replied)
     assert {tuple(READING[state] for state in pair) for pair in seen ^ pairs(READING_MOVES)} == set()
-    assert {tuple(exchange.REPLYING[state] for state in pair) for pair in replied ^ pairs(REPLYING_MOVES)} == set()
+    assert {tuple(REPLYING[state] for state in pair) for pair in replied ^ pairs(REPLYING_MOVES)} == set()
 
 
 def test_requests_are_returned_one_at_a_time_in_order() -> None:

@@ -19,8 +19,7 @@ from starlette.routing import Mount
 from cases import for_each
 from http_peer import NO_TRUST, serve
 from millstream import Server, Settings, auth
-from millstream._app.local_only import Bind, LocalOnly
-from millstream._app.routes import Routes
+from millstream._app.routes import LocalOnly, Routes
 from millstream._app.server_process.entry import prepare
 from millstream._app.user_routes import UserRoutes, route_of
 from millstream._http.message import HttpRequest
@@ -312,7 +311,7 @@ def routes_of(user: UserRoutes) -> Routes:
     table = RouteRegistry()
     table.add("/token", Route({"GET": ours}, public=True, reserved=True))
     table.add("/health", Route({"GET": ours}, public=True))
-    here_only = LocalOnly(Bind(), ignore_message)
+    here_only = LocalOnly(None, ignore_message)
     user.join(table)
     return Routes(table, guard=None, here_only=here_only, gates=(), sockets=False, mcp_path="/mcp", title="shop")
 

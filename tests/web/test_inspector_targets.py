@@ -12,7 +12,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import NO_TRUST, serve
 from millstream import Client, Server
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.serve import check_inspected, configure
 from millstream._config import Settings

@@ -18,7 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
-from millstream._web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
+from millstream._web.live import MAX_BUFFERED, DashboardFeed, LogTail, members_handler
 from millstream.hub import Forbidden
 from patience import WAIT
 
@@ -263,10 +263,10 @@ async def test_chat_members_are_listed() -> None:
 
     room = Room()
     room.admission = room
-    response = await ChatMembers(room).get(HttpRequest("GET", "/chat/members", [], {}))
+    response = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}))
     assert json.loads(response.body) == [{"client_id": "1", "name": "Ada"}]
     assert asked == ["$presence.chat", "chat"]
-    refused = await ChatMembers(room).get(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=closed"))
+    refused = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=closed"))
     assert refused.status == 403
     assert asked[-1] == "$presence.closed"
 

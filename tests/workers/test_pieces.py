@@ -11,22 +11,25 @@ import pytest
 
 from cases import for_each
 from millstream import Server
-from millstream._app.server_process import over_http
+from millstream._app.server_process import over_http, slot
+from millstream._app.server_process import supervisor as watching
 from millstream._app.server_process.errors import CommandError
-from millstream._app.server_process.workers import slot
-from millstream._app.server_process.workers import supervisor as watching
-from millstream._app.server_process.workers.slot import (
+from millstream._app.server_process.slot import (
     FOR_WORKER,
+    LONGEST,
+    WELL,
+    BackOff,
     Drain,
     Force,
     Hello,
     MessageChannel,
     WorkerState,
     WorkerStates,
+    how,
     open_sockets,
+    own_command,
 )
-from millstream._app.server_process.workers.supervisor import Supervisor, slots_of
-from millstream._app.server_process.workers.worker_process import LONGEST, WELL, BackOff, how, own_command
+from millstream._app.server_process.supervisor import Supervisor, slots_of
 from patience import WAIT
 
 HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream._app.server_process.workers.supervisor import STARTS
+from millstream._app.server_process.supervisor import STARTS
 from patience import WAIT
 from workers_world import PROGRAM, Client, Program, call, kill, run_workers, until_async
 

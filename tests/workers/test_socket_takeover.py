@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._app.server_process.workers.slot import WorkerState
-from millstream._app.server_process.workers.worker import SocketTakeover, stands_in
+from millstream._app.server_process.over_http import SocketTakeover, stands_in
+from millstream._app.server_process.slot import WorkerState
 from patience import WAIT
 from workers_world import PROGRAM, call, kill, pids_by_new_connections, run_workers
 

@@ -1,4 +1,4 @@
-"""The definition of a server before it runs: its name, settings, registered items, and mounted servers.
+"""The definition of a server before it runs: its name, settings, registered items, mounted servers, and parts.
 
 A `Definition` is a node in the tree of mounted servers. Items registered on it are also registered, with a prefix,
 wherever it is mounted, and each change reaches the runtimes of all of them. Definitions don't depend on an event loop.
@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
@@ -25,11 +25,91 @@ from millstream._server.functions.dependencies import warn_author
 from millstream._server.peers import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from millstream._app.user_routes import UserRoute
+    from millstream._http.server.guard import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.gateway._upstream import UpstreamConfig
     from millstream.hub._subscriber import Authorize
+
+
+class PartEntry(Struct, frozen=True):
+    """A built-in part."""
+
+    place: str
+    """Module and class; the class is called with the definition of the server."""
+    when: "Callable[[Definition], bool] | None" = lambda it: True
+    """Whether a server with this definition has it; None for parts that ``serve=`` names."""
+    brings: Collection[str] = ()
+    """Further parts that ``serve=`` adds with it."""
+    extension: bool = False
+    """Whether the class is an `Extension`, which is called without arguments."""
+
+
+TABLE: dict[str, PartEntry] = {
+    "metrics": PartEntry("millstream._app.parts.operations:MetricsPart", None),
+    "auth": PartEntry("millstream._app.parts.auth:AuthPart", lambda it: it.protected or bool(it.mounted)),
+    # Its gate must precede that of the limits.
+    "search": PartEntry("millstream.gateway._search:SearchPart", lambda it: it.settings.tool_search),
+    "limits": PartEntry("millstream._app.parts:LimitsPart"),
+    "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
+    "lifespan": PartEntry("millstream._app.parts:LifespanPart"),
+    "tasks": PartEntry(
+        "millstream.extensions.tasks:TasksExtension",
+        lambda it: bool(it.upstreams) or any(tool.task is not None for tool in it.registry.tools.values()),
+        extension=True,
+    ),  # before the tools of upstreams are there
+    "gateway": PartEntry("millstream.gateway._part:GatewayPart", lambda it: bool(it.upstreams)),
+    "observation": PartEntry("millstream._app.parts:ObservationPart"),
+    "mcp": PartEntry("millstream._app.parts:McpPart"),
+    "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
+    "rest": PartEntry("millstream._app.parts:RestPart", None),
+    "web": PartEntry("millstream._app.parts.web:WebPart", None, ("hub", "rest", "metrics")),
+    "cards": PartEntry("millstream.extensions.cards:Cards", lambda it: bool(it.settings.card_url), extension=True),
+    "paths": PartEntry("millstream._app.parts:PathsPart"),
+    "siblings": PartEntry(
+        "millstream._app.parts.operations:SiblingsPart",
+        lambda it: it.store.startswith(("memory:", "sqlite:")),
+    ),
+    "audit": PartEntry("millstream._app.parts.operations:AuditPart", lambda it: bool(it.settings.audit_log)),
+}
+"""Name -> part. Parts open in this order, after those they need."""
+SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
+"""Valid values of ``serve=``."""
+
+
+def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
+    """Return the parts that a ``serve`` value names, with those that they add.
+
+    Raises:
+        ValueError: A part is unknown.
+    """
+    names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
+    if "all" in names:
+        return frozenset(SERVABLE)
+    unknown = [name for name in names if name not in SERVABLE]
+    if unknown:
+        raise ValueError(f"Unknown part {unknown[0]!r} in serve. Use {', '.join(SERVABLE)}, or all.")
+    return frozenset(names).union(*(TABLE[name].brings for name in names))
+
+
+def make_parts(definition: "Definition") -> "list[Part]":
+    """Return the parts of a server by its `Definition`, with the program's own last."""
+    made: list[Part] = []
+    for name, entry in TABLE.items():
+        if name in definition.parts if entry.when is None else entry.when(definition):
+            module, _, kind = entry.place.partition(":")
+            part = getattr(import_module(module), kind)
+            if entry.extension:
+                from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  few servers have some
+
+                made.append(ExtensionPart(part()))
+            else:
+                made.append(part(definition))
+    return [*made, *definition.extra_parts]
+
 
 KINDS = ("tools", "resources", "templates", "prompts")
 
@@ -60,6 +140,17 @@ class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Su
     icons: list[Icon] | None = None
 
 
+class Bind(Struct, frozen=True):
+    """Where the server listens, as far as known."""
+
+    loopback: bool | None = None
+    """Whether only this machine can reach it; None if its address is unknown."""
+    state: "ServerState | None" = None
+    """State of our own HTTP server; None under another one."""
+    seats: Collection[object] = ()
+    """State of each worker for `/health`, with several workers."""
+
+
 class DefinitionListener(Protocol):
     """A running instance of a server."""
 
@@ -83,24 +174,6 @@ def prefix_name(kind: str, key: str, prefix: str) -> str:
         return f"{prefix}_{key}"
     scheme, separator, rest = key.partition("://")
     return f"{scheme}://{prefix}/{rest}" if separator else f"{prefix}+{key}"
-
-
-def _warning_of(names: Sequence[str], prefix: str = "") -> str:
-    """Return a warning about names; empty if there's nothing to warn about.
-
-    Args:
-        names: Names of tools that are too long only where they are mounted.
-        prefix: Prefix of a new mount. If the prefix itself is invalid, the warning is about it alone.
-    """
-    if prefix and not works_everywhere(prefix):
-        return f"The prefix {prefix!r} makes tool names that don't work with every client: {NAMES_THAT_WORK}"
-    if not names:
-        return ""
-    others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
-    return (
-        f"Where its server is mounted, the tool name {names[0]!r}{others} won't work with every client: "
-        f"{NAMES_THAT_WORK}, including the prefix"
-    )
 
 
 @dataclass(eq=False)
@@ -205,7 +278,8 @@ class Definition:
         self._check_everywhere(key)
         self._check_free(kind, key)
         if kind == "tools":
-            self._warn_of_name(item)
+            long = [*self._find_long_names(item.name)]
+            self._warn_of_names(long, item.code if long else None)
         self._put(kind, key, item, on=item.enabled)
         if not _ON_EACH_WORKER.get():
             for listener in list(self.listeners):
@@ -275,7 +349,8 @@ class Definition:
             parent.complete(prefix_name(kind, reference, prefix), argument, function)
 
     def _check_everywhere(self, what: str) -> None:
-        if self._runs_in_several() and not _ON_EACH_WORKER.get():
+        several = any(runtime.shared for each in self._around() for runtime in each.listeners)
+        if several and not _ON_EACH_WORKER.get():
             raise OneWorkerOnly(
                 f"{what!r} would be registered on one worker only, because the server is running and shares its store "
                 "with other workers. Register it before the server runs, in its lifespan, or in a task that the "
@@ -356,7 +431,11 @@ class Definition:
         ]
         for kind, key, *_ in items:
             self._check_free(kind, prefix_name(kind, key, prefix))
-        self._warn_of_names(prefix, (key for kind, key, *_ in items if kind == "tools"))
+        if prefix and not works_everywhere(prefix):
+            warn_author(f"The prefix {prefix!r} makes tool names that don't work with every client: {NAMES_THAT_WORK}")
+        else:
+            tools = (key for kind, key, *_ in items if kind == "tools")
+            self._warn_of_names([name for tool in tools for name in self._find_long_names_below(prefix, tool)])
         self._join(other, prefix)
         for kind, key, item, on in items:
             self._take(kind, key, item, prefix, on=on)
@@ -375,7 +454,7 @@ class Definition:
                 f"{other.name!r} has upstreams, which can't run in a mounted server. Add them to {self.name!r} "
                 "instead, with upstream(…)"
             )
-        if self._is_part_of(other):
+        if other in self._around():
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself")
         self._check_everywhere(other.name)
         if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
@@ -434,60 +513,56 @@ class Definition:
         for parent, _ in self._mounted_on:
             parent._check_paths()
 
-    def _is_part_of(self, other: "Definition") -> bool:
-        return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
+    def _warn_of_names(self, names: Sequence[str], code: "CodeType | None" = None) -> None:
+        """Warn of tool names that are too long only where the tools are mounted. `code` is the tool's function."""
+        if names:
+            others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
+            warn_author(
+                f"Where its server is mounted, the tool name {names[0]!r}{others} won't work with every client: "
+                f"{NAMES_THAT_WORK}, including the prefix",
+                code,
+            )
 
-    def _warn_of_names(self, prefix: str, tools: Iterator[str]) -> None:
-        """Warn if tools of a server that is about to be mounted get names that some clients can't call."""
-        if text := _warning_of([name for tool in tools for name in self.find_long_names_below(prefix, tool)], prefix):
-            warn_author(text)
-
-    def _warn_of_name(self, item: Any) -> None:
-        """Warn if a tool of this server has such a name."""
-        if self._mounted_on and (text := _warning_of([*self.find_long_names(item.name)])):
-            warn_author(text, item.code)
-
-    def find_long_names(self, tool: str) -> Iterator[str]:
+    def _find_long_names(self, tool: str) -> Iterator[str]:
         """Yield the names that are too long for some clients only where a tool of this server is mounted."""
         for parent, prefix in self._mounted_on:
-            yield from parent.find_long_names_below(prefix, tool)
+            yield from parent._find_long_names_below(prefix, tool)
 
-    def find_long_names_below(self, prefix: str, tool: str) -> Iterator[str]:
-        """Yield the names like `find_long_names`, for a tool of a server mounted here."""
+    def _find_long_names_below(self, prefix: str, tool: str) -> Iterator[str]:
+        """Yield the names like `_find_long_names`, for a tool of a server mounted here."""
         name = prefix_name("tools", tool, prefix)
         if works_everywhere(name):
-            yield from self.find_long_names(name)
+            yield from self._find_long_names(name)
         elif works_everywhere(tool) and works_everywhere(prefix):
             yield name  # otherwise already reported for another tool or prefix
 
+    def _around(self) -> "Iterator[Definition]":
+        """Yield this server, then those that it's mounted on, the nearest first."""
+        found = [self]
+        for each in found:
+            yield each
+            found += [parent for parent, _ in each._mounted_on]
+
+    def _inside(self) -> "Iterator[Definition]":
+        """Yield this server and those that are mounted on it."""
+        yield self
+        for each in self.mounted:
+            yield from each._inside()
+
     def _runs(self) -> bool:
-        return bool(self.listeners) or any(parent._runs() for parent, _ in self._mounted_on)
-
-    def _runs_in_several(self) -> bool:
-        return any(each.shared for each in self.listeners) or any(
-            parent._runs_in_several() for parent, _ in self._mounted_on
-        )
-
-    def mounts(self) -> bool:
-        """Whether other servers are mounted on this one."""
-        return bool(self.mounted)
+        return any(each.listeners for each in self._around())
 
     def has_lifespan(self) -> bool:
         """Return whether this server, or one mounted on it, has a lifespan."""
-        return self.lifespan is not None or any(part.has_lifespan() for part in self.mounted)
+        return any(each.lifespan is not None for each in self._inside())
 
     def has_wide_hooks(self) -> bool:
         """Return whether this server, or one mounted on it, has middleware around messages or lists."""
-        return (self.hooks is not None and self.hooks.wide) or any(part.has_wide_hooks() for part in self.mounted)
+        return any(each.hooks is not None and each.hooks.wide for each in self._inside())
 
     def nearest(self, values: Mapping[Any, Any]) -> Any:
         """Return the value of this server, or of the nearest ancestor that has one."""
-        around: list[Definition] = [self]
-        for each in around:
-            if each in values:
-                return values[each]
-            around += [parent for parent, _ in each._mounted_on]
-        return None
+        return next((values[each] for each in self._around() if each in values), None)
 
     def all_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         """Return the dependency overrides here: this server's, and those of its ancestors."""

@@ -19,8 +19,8 @@ from urllib.parse import quote
 from millstream._app.definition import Definition
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._server.features.dependency_resolver import completer_of
 from millstream._server.features.resources import ResourceLabels, resource_of
+from millstream._server.features.sources import completer_of
 
 MAX_BYTES = 10 * 1024 * 1024
 """Maximum bytes of one file."""

@@ -1,7 +1,13 @@
 """The paths of a running server: those of its parts and its program, behind the required checks.
 
 If callers have to sign in, every path requires a credential unless its route is public. Otherwise, private paths accept
-only programs on the server's own machine (`local_only`).
+only programs on the server's own machine (`LocalOnly`).
+
+Restriction of private paths to this machine, if callers don't sign in: the pages, `/publish`, `/metrics`.
+
+A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be anywhere.
+A request counts as local only if the server is bound to a loopback address (or its address is unknown), the peer has
+one, no header says that the request was forwarded, and its Host is a loopback name.
 """
 
 from collections.abc import Awaitable, Collection, Mapping
@@ -10,15 +16,63 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from millstream._http.hosts import EXEMPT, not_a_socket, require_same_site
+from millstream._http.hosts import EXEMPT, is_loopback, not_a_socket, parse_authority, require_same_site
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, plain_problem, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
-from millstream._server.load import RequestGate
+from millstream._server.calls.services import ObserveMessage
+from millstream._server.control import RequestGate
 
 if TYPE_CHECKING:
-    from millstream._app.local_only import LocalOnly
     from millstream.auth._guard import AuthGuard
+
+
+_FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
+_PREFIX = b"x-forwarded"
+_REFUSED = Response(
+    b"This page is for programs on the server's own machine, because nobody has to sign in here. Open it there at a "
+    b"loopback address such as http://127.0.0.1:8000, on a server bound to one, and not through a proxy.\n",
+    403,
+    TEXT_HEAD,
+)
+
+
+class LocalOnly:
+    """Distinguishes programs on this machine from others."""
+
+    def __init__(self, loopback: bool | None, note: ObserveMessage) -> None:
+        """Create it. `loopback` is whether the server is bound to a loopback address; None if that's unknown."""
+        self._loopback = loopback
+        self._note = note
+
+    def allows(self, peer: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether a request comes directly from a program on this machine.
+
+        Args:
+            peer: Address of the peer.
+            headers: Headers of the request, with names in lower case.
+        """
+        if self._loopback is False or not is_loopback(peer):
+            return False
+        if any(name in _FORWARDED or name.startswith(_PREFIX) for name in headers):
+            return False
+        host = parse_authority(headers.get(b"host", b""))
+        return host is not None and host.loopback
+
+    def guard(self, handler: Handler, *, message: str = "") -> Handler:
+        """Wrap a handler to accept only programs on this machine.
+
+        `message` describes a refused request for message logs.
+        """
+
+        async def check_peer(request: HttpRequest) -> Response | Sink | None:
+            if self.allows(request.peer, request.headers):
+                return await handler(request)
+            if message:
+                self._note(message, "http", status="403", address=request.peer)
+            return _REFUSED
+
+        return check_peer
 
 
 class Routes:
@@ -29,7 +83,7 @@ class Routes:
         table: RouteRegistry,
         *,
         guard: "AuthGuard | None",
-        here_only: "LocalOnly",
+        here_only: LocalOnly,
         gates: Collection[RequestGate],
         sockets: bool,
         mcp_path: str,
@@ -51,6 +105,9 @@ class Routes:
         self._guarded = guard is not None
 
         def protect(route: Route) -> dict[str, Handler]:
+            if route.stream:  # deny it to pages of other sites and to WebSockets
+                get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
+                route = msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
             handlers = _wrap_handlers(route, guard, here_only, gates)
             if route.own and (guard is None or route.public):
                 return handlers  # every response is the program's
@@ -61,12 +118,9 @@ class Routes:
                 for method, handler in handlers.items()
             }
 
-        exact = {
-            path: _restrict_stream(route, sockets) if route.stream else route for path, route in table.exact.items()
-        }
         self._streams = {path for path, route in table.exact.items() if route.stream}
         """Paths on which a HEAD would open a stream."""
-        self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in exact.items()}
+        self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in table.exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
         self._nothing_at_home = self._enter(_refuse_home(mcp_path), mcp_path)
@@ -76,13 +130,6 @@ class Routes:
             page, redirect = table.home
             redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
             self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
-        self._hot = {
-            (method.encode(), path.encode()): handler
-            for path, handlers in self._exact.items()
-            for method, handler in handlers.items()
-            if path not in EXEMPT
-        }
-        """Routes for the fast head reader. Probes aren't included, because their Host and Origin aren't checked."""
 
     @property
     def paths(self) -> dict[str, Collection[str]]:
@@ -99,7 +146,7 @@ class Routes:
                 return self._nothing_at_home
             missing = _not_served(path)
             if method == "GET":
-                return self._for_browsers(missing or refuse)
+                return self._for_browsers(missing or _refuse(404, "Not found."))
             return missing
         handler = handlers.get(method)
         if handler is None and path == "/" and method == "POST":  # a client without the endpoint's path
@@ -107,7 +154,8 @@ class Routes:
         if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
             handler = exact.get("GET")
         if handler is None:
-            refused = _not_allowed(handlers)
+            allowed = ", ".join([*handlers, "OPTIONS"])
+            refused = _refuse(405, f"Method not allowed. This path takes {allowed}.", allow=allowed)
             return self._for_browsers(refused) if method == "GET" else refused
         return handler
 
@@ -153,9 +201,15 @@ class Routes:
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
-        """Method and path -> handler, and both as text, for the fast head reader."""
+        """Method and path -> handler, and both as text, for the fast head reader.
+
+        Probes aren't included, because their Host and Origin aren't checked.
+        """
         return {
-            (method, path): (handler, method.decode(), path.decode()) for (method, path), handler in self._hot.items()
+            (method.encode(), path.encode()): (handler, method, path)
+            for path, handlers in self._exact.items()
+            for method, handler in handlers.items()
+            if path not in EXEMPT
         }
 
 
@@ -173,18 +227,15 @@ def _unless_browser(handler: Handler, show: Handler) -> Handler:
     return call
 
 
-async def refuse(request: HttpRequest) -> Response:
-    return refusal(404, "Not found.")
+def _refuse(status: int, text: str, **headers: str) -> Handler:
+    async def refuse(request: HttpRequest) -> Response:
+        return refusal(status, text, **headers)
 
-
-def _restrict_stream(route: Route, sockets: bool) -> Route:
-    """Deny streaming routes to pages of other sites and to WebSockets."""
-    get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
-    return msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
+    return refuse
 
 
 def _wrap_handlers(
-    route: Route, guard: "AuthGuard | None", here_only: "LocalOnly", gates: Collection[RequestGate]
+    route: Route, guard: "AuthGuard | None", here_only: LocalOnly, gates: Collection[RequestGate]
 ) -> dict[str, Handler]:
     """Return the handlers of a route, wrapped in the checks of its requests."""
     handlers = dict(route.handlers)
@@ -249,22 +300,4 @@ def _not_served(path: str) -> Handler | None:
     text = (
         f"This server doesn't serve {path}. Start it with --serve {part} or --serve all, or use Server(serve={part!r})."
     )
-
-    async def refuse(request: HttpRequest) -> Response:
-        return refusal(404, text)
-
-    return refuse
-
-
-def _not_allowed(handlers: Mapping[str, Handler]) -> Handler:
-    allowed = ", ".join([*handlers, "OPTIONS"])
-    reply = Response(
-        b"Method not allowed. This path takes %b.\n" % allowed.encode(),
-        405,
-        TEXT_HEAD + b"allow: %b\r\n" % allowed.encode(),
-    )
-
-    async def refuse(request: HttpRequest) -> Response:
-        return reply
-
-    return refuse
+    return _refuse(404, text)

@@ -3,22 +3,28 @@
 A starter also stops its runtime (our HTTP server, a host's lifespan, an ``async with``). A runtime that was opened by a
 request, because the server is mounted in another application, closes after an idle minute. With a lifespan or a hub, it
 lives until the loop ends or the server is stopped.
+
+``mcp.hub``: the hub of a server, for its program.
+
+It's usable at any time: before the first request, in the lifespan of the server or of the application that it's mounted
+in, and after a long idle time. The first use opens the hub.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from millstream._app.definition import Definition
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind, Definition
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 from millstream._tasks import Tasks
 
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream._http.server import Endpoints
-    from millstream.hub import Hub
+    from millstream._protocol.principal import Principal
+    from millstream.hub import Event, Hub, HubStats, Member, PublishResult
 
 
 class Runtimes:
@@ -159,3 +165,66 @@ class ServerApplication(Protocol):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI 3."""
+
+
+class HubAccess:
+    """The hub for programs. Arguments and errors are those of `Hub`."""
+
+    def __init__(self, runtimes: Runtimes) -> None:
+        self._runtimes = runtimes
+
+    async def _open(self) -> "Hub":
+        hub = self._runtimes.hub
+        if hub is None:
+            hub = (await self._runtimes.start()).hub
+        if hub is None:
+            raise no_hub(self._runtimes.definition.name)
+        return hub
+
+    async def publish(
+        self, channel: str, data: Any, *, event: str | None = None, id: str | None = None
+    ) -> "PublishResult":
+        """Publish to a channel, see `Hub.publish`."""
+        return await (await self._open()).publish(channel, data, event=event, id=id)
+
+    async def send(
+        self,
+        client_id: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        principal: "Principal | None" = None,
+    ) -> "PublishResult":
+        """Publish to one client, see `Hub.send`."""
+        return await (await self._open()).send(client_id, data, event=event, id=id, principal=principal)
+
+    async def presence(self, channel: str) -> "list[Member]":
+        """Return the clients on a channel, see `Hub.presence`."""
+        return await (await self._open()).presence(channel)
+
+    async def history(self, channel: str, count: int = 50) -> "list[Event]":
+        """Return the newest events of a channel, see `Hub.history`."""
+        return await (await self._open()).history(channel, count)
+
+    async def listen(self, pattern: str, *, name: str = "") -> "AsyncGenerator[Event, None]":
+        """Yield the events of a channel or pattern, see `Hub.listen`."""
+        async with aclosing((await self._open()).listen(pattern, name=name)) as events:
+            async for event in events:
+                yield event
+
+    def stats(self) -> "HubStats":
+        """Return the statistics of this worker's part of the hub.
+
+        Raises:
+            LocalError: The hub hasn't been opened yet.
+        """
+        hub = self._runtimes.hub
+        if hub is None:
+            raise LocalError("The hub isn't open here yet. The first request or publication opens it.")
+        return hub.stats()
+
+
+def no_hub(name: str) -> LocalError:
+    """Return the error for a program that uses the hub of a server without one."""
+    return LocalError(f'{name!r} serves no hub. Write Server({name!r}, serve="hub"), or run it with --serve hub.')

@@ -1,30 +1,22 @@
-"""`Server`: the interface for programs. Decorators register functions, and the object is the ASGI application."""
+"""`Server`: the interface for programs. Decorators register functions, and the object is the ASGI application.
 
+Arguments are checked immediately, because mistakes would otherwise surface late and far from their line.
+"""
+
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
 
-from millstream._app.argument_checks import (
-    check_arguments,
-    check_auth,
-    check_completer,
-    check_middleware,
-    check_parts,
-    check_server,
-)
-from millstream._app.definition import Definition, Info
-from millstream._app.hub_access import HubAccess, no_hub
-from millstream._app.method_aliases import ServerAliases
-from millstream._app.part_table import choose_parts
-from millstream._app.runtimes import Runtimes
+from millstream._app.definition import Definition, Info, choose_parts
+from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._override import override
-from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.errors import no_attribute, suggest_keywords
 from millstream._server.calls.services import ServerChange
-from millstream._server.features.dependency_resolver import completer_of
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import (
     Prompt,
@@ -34,7 +26,9 @@ from millstream._server.features.resources import (
     prompt_of,
     resource_of,
 )
+from millstream._server.features.sources import completer_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
+from millstream._server.functions.dependencies import dependencies_in, hints_of
 from millstream._server.functions.description import Names
 
 if TYPE_CHECKING:
@@ -52,7 +46,161 @@ if TYPE_CHECKING:
 
     Page = Callable[[Request], Response | Awaitable[Response]]
 
+_LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
+_KINDS: dict[str, str] = {
+    "version": "a string",
+    "instructions": "a string",
+    "store": "a URL as a string, such as sqlite:///shop.db",
+}
+
+
+def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]], **texts: Any) -> None:
+    """Check the arguments of a server.
+
+    Args:
+        name: Name of the server.
+        lifespan: A function, or None.
+        kinds: Argument -> its value and required class; None skips it.
+        texts: Arguments that must be strings.
+
+    Raises:
+        TypeError: An argument has the wrong type; the message says what is right.
+        ValueError: The name is empty.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}')
+    if not name.strip():
+        raise ValueError('The name of the server is empty. Clients show it, so write one, as in Server("shop")')
+    for argument, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"Server({name!r}): {argument} must be {_KINDS[argument]}, not {value!r}")
+    for argument, (value, kind) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            home = f"millstream.{kind.__name__}"
+            raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not a {type(value).__name__}")
+    if lifespan is not None:
+        _check_lifespan(f"Server({name!r}): lifespan", lifespan)
+
+
+def _check_lifespan(where: str, lifespan: Any) -> None:
+    if isinstance(lifespan, AbstractAsyncContextManager):
+        raise TypeError(f"{where} was called already. Pass the function itself, without parentheses.")
+    if not callable(lifespan):
+        raise TypeError(f"{where} must be a function, not {lifespan!r}: {_LIFESPAN}")
+    plain: Callable[..., Any] = inspect.unwrap(lifespan)
+    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
+        raise TypeError(f"{where} must return an asynchronous context manager: {_LIFESPAN}")
+    try:
+        inspect.signature(lifespan).bind("the server")
+    except TypeError as error:
+        raise TypeError(f"{where} must accept the server as its argument: {_LIFESPAN}") from error
+    except ValueError:
+        return  # a callable without a signature can't be checked
+
+
+def check_completer(where: str, function: Any) -> None:
+    """Check that a function can complete an argument.
+
+    Raises:
+        TypeError: It can't be called with a value and the other arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+        signature.bind("the", "two", **dict.fromkeys(dependencies_in(signature, hints_of(function))))
+    except TypeError as error:
+        raise TypeError(
+            f"{where}: a completer is called with the text typed so far and the other arguments: def "
+            "complete(value: str, arguments: dict[str, str]) -> list[str]"
+        ) from error
+    except ValueError:
+        return
+
+
+def check_middleware(middleware: Any) -> tuple[object, ...]:
+    """Return the hooks of a server, outermost first.
+
+    Raises:
+        TypeError: It isn't a list of hooks.
+    """
+    if not isinstance(middleware, Sequence) or isinstance(middleware, str):
+        raise TypeError(f"middleware must be a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
+    return tuple(cast("Sequence[object]", middleware))
+
+
+def check_parts(parts: Any) -> "tuple[Part, ...]":
+    """Return the program's own parts.
+
+    Raises:
+        TypeError: An element isn't a part.
+    """
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise TypeError(
+            f"parts must be a list: parts=[{type(parts).__name__}(…)]. To serve the hub or REST, use serve="
+        )
+    for each in cast("Sequence[object]", parts):
+        if isinstance(each, type) or not all(hasattr(each, name) for name in ("name", "needs", "open", "close")):
+            shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
+            raise TypeError(f"parts must contain objects with name, needs, open(host), and close(), not {shown}")
+    return tuple(cast("Sequence[Part]", parts))
+
+
+def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None") -> "tuple[AuthMethodOrUnbound, ...]":
+    """Return the value of ``Server(auth=…)`` as a tuple.
+
+    Raises:
+        TypeError: An element isn't from `millstream.auth`, or the list is empty and would protect nothing.
+    """
+    if auth is None:
+        return ()
+    if isinstance(auth, str):
+        raise TypeError("auth must not be a string. If it is a key, write auth=auth.keys(…)")
+    methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
+    if not methods:
+        raise TypeError("auth=[] protects nothing. Leave it out, or add a method, such as auth.keys(…).")
+    for each in methods:
+        if not (hasattr(each, "identify") or hasattr(each, "bind")):
+            raise TypeError(
+                "auth must be created by millstream.auth, such as auth.keys(…), not "
+                f"{getattr(each, '__name__', each)!r}"
+            )
+    return methods
+
+
+_OTHER_NAMES = {
+    "add_middleware": "Write `Server(middleware=[…])`, or wrap the application.",
+    "add_prompt": "Write `mcp.prompt(function)`.",
+    "add_resource": "Write `mcp.resource(uri)(function)`.",
+    "add_resource_fn": "Write `mcp.resource(uri)(function)`.",
+    "app": "The server is the ASGI application: `app = mcp`.",
+    "as_proxy": "Write `mcp.upstream(…)`.",
+    "asgi": "The server is the ASGI application: `app = mcp`.",
+    "call_tool": "Write `async with Client(mcp) as client: await client.call(name, arguments)`.",
+    "from_fastapi": "Write `Server.from_fastapi(app)`.",
+    "get": "Write `@mcp.route(path)`.",
+    "get_context": "Add a parameter to your function: `ctx: Context`.",
+    "get_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
+    "get_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
+    "get_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
+    "import_server": "Write `mcp.mount(other, prefix=…)`.",
+    "list_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
+    "list_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
+    "list_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
+    "middleware": "Write `Server(middleware=[…])`, or wrap the application.",
+    "on_event": "Write `Server(lifespan=…)`.",
+    "post": "Write `@mcp.route(path, methods=['POST'])`.",
+    "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
+    "run_http_async": "Write `await mcp.run_async('http')`.",
+    "run_sse_async": "Write `await mcp.run_async('http')`, which serves /sse, too.",
+    "run_stdio_async": "Write `await mcp.run_async('stdio')`.",
+    "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
+    "router": "Write `@mcp.route(path)`.",
+    "session_manager": "A mounted server needs none: write `FastAPI(lifespan=mcp.lifespan)`.",
+    "state": "Write `Server(lifespan=…)`: what it yields is `ctx.lifespan`.",
+}
+"""Name of another package -> what to write here."""
+
 F = TypeVar("F", bound=Callable[..., Any])
+
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
@@ -62,7 +210,7 @@ Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
 @suggest_keywords
-class Server(ServerAliases):
+class Server:
     """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
     Args:
@@ -486,7 +634,7 @@ class Server(ServerAliases):
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
-        register(made.definition, spec, client, **options)
+        register(made.definition.add, spec, client, **options)
         return made
 
     @classmethod
@@ -541,7 +689,11 @@ class Server(ServerAliases):
                 running.
             TypeError: The other isn't a Server.
         """
-        check_server(other, Server)
+        if not isinstance(other, Server):  # pyright: ignore[reportUnnecessaryIsInstance]  a call that isn't checked
+            raise TypeError(
+                f"mount takes a millstream.Server, not {other!r}. To serve MCP inside another application, mount this "
+                'server there: app.mount("/", mcp)'
+            )
         self.definition.mount(other.definition, prefix)
 
     async def resource_updated(self, uri: str) -> None:
@@ -656,6 +808,67 @@ class Server(ServerAliases):
         from millstream._app.server_process import launch  # noqa: PLC0415  see `run`
 
         await launch.launch_here(self, transport, host, port)
+
+    # Names in other libraries. New programs should use `tool`, `route`, and the server as the ASGI application.
+
+    def add_tool(self, function: F, /, **options: Any) -> F:
+        """Register a function as a tool, like ``@mcp.tool``: ``mcp.add_tool(order, title="Order")``.
+
+        Args:
+            function: The function.
+            options: See `tool`.
+        """
+        return self.tool(**options)(function)
+
+    def custom_route(self, path: str, methods: list[str], **options: Any) -> Callable[[F], F]:
+        """Handle requests to a path, like ``@mcp.route``: ``@mcp.custom_route("/health", methods=["GET"])``.
+
+        If callers have to sign in, this path requires it as well, unless ``public=True``.
+
+        Args:
+            path: The path.
+            methods: Its HTTP methods.
+            options: See `route`.
+        """
+        return self.route(path, methods=methods, **options)
+
+    def http_app(self, path: str | None = None, *, transport: str = "http", **options: Any) -> Self:
+        """Return the server, which is an ASGI application: ``app = mcp.http_app()`` is ``app = mcp``.
+
+        It serves Streamable HTTP at /mcp and HTTP+SSE at /sse. To mount it: ``FastAPI(lifespan=mcp.lifespan)``.
+
+        Args:
+            path: Path of Streamable HTTP.
+            transport: Ignored, because all HTTP transports are served at once.
+            options: Not supported; use the settings of the server.
+
+        Raises:
+            TypeError: An option of another library was passed; see `Settings` for Millstream's.
+        """
+        if options:
+            raise TypeError(
+                f"http_app doesn't support {', '.join(options)}. Use Server(settings=Settings(…)); see Settings."
+            )
+        if path is not None:
+            self.definition.configure(path="/" + path.strip("/"))
+        return self
+
+    def streamable_http_app(self) -> Self:
+        """Return the server; see `http_app`: ``app = mcp.streamable_http_app()``."""
+        return self
+
+    def sse_app(self, mount_path: str | None = None) -> Self:
+        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+
+        Args:
+            mount_path: Path at which other packages would serve it; it has no effect.
+        """
+        return self
+
+    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _OTHER_NAMES)
 
 
 def _decorate(function: Any, register: Callable[[Any], None]) -> Any:

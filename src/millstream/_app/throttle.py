@@ -19,19 +19,18 @@ from millstream._limits.limiters import (
     Limiter,
     Rate,
     SharedLimiter,
+    StoreLimiter,
     concurrency_limits,
     hash_key,
     rate_lines,
 )
-from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
-from millstream._server.dispatch import Gate
+from millstream._server.control import Gate, Requester
 from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
-from millstream._server.load import Requester
 from millstream._stores.base import Store
 from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
 

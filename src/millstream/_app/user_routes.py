@@ -1,4 +1,9 @@
-"""Paths of the program: pages and webhooks (``@mcp.route``), and folders of files (``mcp.static``).
+"""Static files: Starlette's implementation, without hidden files, and with a limit on ranges.
+
+Starlette resolves paths and refuses those outside of the folder, including symbolic links. It supports entity tags,
+``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
+
+Paths of the program: pages and webhooks (``@mcp.route``), and folders of files (``mcp.static``).
 
 They use Starlette's requests, responses, and files, behind our checks of Host and Origin, our limits, and the guard if
 callers have to sign in. This module loads Starlette, so it's imported only when a path is added.
@@ -9,6 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
@@ -23,10 +29,57 @@ from millstream._http.asgi.hosted_application import Application, BrokenReply, H
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
-from millstream._server.calls.threads import Threads
+from millstream._server.pool import Threads
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
 from millstream._web.error_pages import error_page
+
+
+class Files:
+    """An ASGI application that serves a folder."""
+
+    def __init__(self, folder: str, *, max_age: int, max_ranges: int, shared: bool) -> None:
+        """Create the application.
+
+        Args:
+            folder: Folder of the files, all of which are accessible to every permitted caller.
+            max_age: Seconds for which clients cache a file without revalidation.
+            max_ranges: Maximum ranges per request.
+            shared: Whether shared caches may store the files.
+
+        Raises:
+            ValueError: The folder doesn't exist.
+        """
+        from starlette.staticfiles import StaticFiles  # noqa: PLC0415  only for programs with files of their own
+
+        place = Path(folder).absolute()
+        if not place.is_dir():
+            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
+        self._files = StaticFiles(directory=place, html=True)
+        whose = b"public" if shared else b"private"
+        self._kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose
+        self._max_ranges = max_ranges
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI 3."""
+        inside = scope["path"].removeprefix(scope["root_path"])
+        # A file has one path here. Another spelling could bypass the prefix that is guarded.
+        if "//" in inside or any(part.startswith(".") for part in inside.replace("\\", "/").split("/")):
+            raise HTTPException(404)
+        headers = scope["headers"]
+        if any(name == b"range" and value.count(b",") >= self._max_ranges for name, value in headers):
+            scope = {**scope, "headers": [pair for pair in headers if pair[0] != b"range"]}
+
+        async def add_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                more = [(b"x-content-type-options", b"nosniff")]
+                if message["status"] in (200, 206, 304):
+                    more.append((b"cache-control", self._kept))
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        await self._files(scope, receive, add_headers)
+
 
 logger = logging.getLogger("millstream")
 
@@ -220,8 +273,6 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     Raises:
         ValueError: Millstream serves the path itself, or the folder doesn't exist.
     """
-    from millstream._app.files import Files  # noqa: PLC0415  only for programs with files of their own
-
     check_path(path.rstrip("/") + "/" if path != "/" else "/")
     if "{" in path:
         raise ValueError(f"static({path!r}): the path can't have parameters")

@@ -8,12 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from millstream._cli.errors import as_json, run_command, tell, wants_json
-from millstream._cli.gc_pause import gc_paused
-from millstream._cli.help import print_overview
-from millstream._cli.output import open_streams, status_without_output
+from millstream._cli.errors import as_json, open_streams, run_command, status_without_output, tell, wants_json
+from millstream._cli.help import print_overview, print_version
 from millstream._cli.signals import INTERRUPTED, ending_in_order
-from millstream._cli.stdio import plain_http, plain_stdio, serve_stdio
+from millstream._cli.stdio import gc_paused, plain_http, plain_stdio, serve_stdio
 
 _SERVING = (["run"], ["dev"], ["gateway"])
 """Commands that handle signals themselves."""
@@ -58,10 +56,7 @@ def _obey(arguments: Sequence[str]) -> None:
         print_overview()
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("--version", "version") and set(arguments[1:]) <= {"--json"}:
-        from millstream._version import __version__  # noqa: PLC0415 - see above
-
-        version = __version__
-        sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
+        print_version(as_json="--json" in arguments)
         return
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
@@ -73,7 +68,11 @@ def _obey(arguments: Sequence[str]) -> None:
         serve_http(target, host, port, settings={"log_level": level})
         return
     with gc_paused():
-        from millstream._cli.program import program  # noqa: PLC0415 - see above
+        from millstream._cli.program import help_of, program  # noqa: PLC0415 - see above
 
         command = program(arguments[0])
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if {"--help", "-h"} & set(words) and arguments[0] in command and not sys.stdout.isatty():
+        sys.stdout.write(help_of(command, arguments))
+        return
     run_command(command, arguments)

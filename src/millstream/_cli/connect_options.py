@@ -15,9 +15,8 @@ import msgspec
 from cyclopts import Group, Parameter
 from msgspec import Struct
 
-from millstream._cli.errors import UsageError, as_json, tell
-from millstream._cli.options import more_than_nothing
-from millstream._cli.output import close_stderr
+from millstream._cli.errors import UsageError, as_json, close_stderr, tell
+from millstream._cli.program import more_than_nothing
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
@@ -48,7 +47,6 @@ FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: the request failed, wrong usage, no connection, no access, no response in time."""
 
 _FORBIDDEN = 403
-CONNECTION = Group("Connection", sort_key=2)
 _MAX_LINE = 64 * 1024
 
 Target = Annotated[
@@ -60,68 +58,41 @@ Target = Annotated[
 ]
 Header = Annotated[
     list[str] | None,
-    Parameter(
-        name=("--header", "-H"),
-        metavar="HEADER",
-        group=CONNECTION,
-        help='Send a header with each HTTP request: "Name: value".',
-    ),
+    Parameter(name=("--header", "-H"), metavar="HEADER", help='Send a header with each HTTP request: "Name: value".'),
 ]
-Key = Annotated[
-    str,
-    Parameter(
-        name="--auth",
-        metavar="KEY",
-        group=CONNECTION,
-        help='Send "Authorization: Bearer KEY". Defaults to MCP_SERVER_AUTH_KEY on this machine and at MCP_SERVER_URL.',
-    ),
-]
-Login = Annotated[
-    bool,
-    Parameter(
-        name="--login", group=CONNECTION, help="Sign in with a browser if the server requires it, and store the tokens."
-    ),
-]
-Env = Annotated[
-    list[str] | None,
-    Parameter(
-        name=("--env", "-e"),
-        metavar="NAME=VALUE",
-        group=CONNECTION,
-        help="Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like.",
-    ),
-]
-Revision = Annotated[
-    str,
-    Parameter(
-        name="--revision",
-        metavar="DATE",
-        group=CONNECTION,
-        help="Use only this protocol revision, as a date.",
-    ),
-]
+Login = Annotated[bool, Parameter(help="Sign in with a browser if the server requires it, and store the tokens.")]
 Timeout = Annotated[
-    float,
-    Parameter(
-        name="--timeout",
-        metavar="SECONDS",
-        group=CONNECTION,
-        help="Seconds to wait for a response.",
-        validator=more_than_nothing,
-    ),
+    float, Parameter(metavar="SECONDS", help="Seconds to wait for a response.", validator=more_than_nothing)
 ]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Connection", sort_key=2))
 @dataclass(frozen=True, kw_only=True)
 class ConnectOptions:
     """Options to connect to a server. Each field is an option of a command with a parameter of this type."""
 
     header: Header = None
-    auth_key: Key = ""
+    auth_key: Annotated[
+        str,
+        Parameter(
+            name="--auth",
+            metavar="KEY",
+            help=(
+                'Send "Authorization: Bearer KEY". Defaults to MCP_SERVER_AUTH_KEY on this machine and at '
+                "MCP_SERVER_URL."
+            ),
+        ),
+    ] = ""
     login: Login = False
-    env: Env = None
-    revision: Revision = ""
+    env: Annotated[
+        list[str] | None,
+        Parameter(
+            name=("--env", "-e"),
+            metavar="NAME=VALUE",
+            help="Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like.",
+        ),
+    ] = None
+    revision: Annotated[str, Parameter(metavar="DATE", help="Use only this protocol revision, as a date.")] = ""
     timeout: Timeout = 60
 
     def headers(self, target: str = "") -> dict[str, str]:

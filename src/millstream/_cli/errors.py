@@ -2,13 +2,17 @@
 
 The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are optional,
 and `status` is the exit status. `chat` and `doctor` use other objects.
+
+Standard output that is closed, on a full disk, a pipe without a reader, or limited by its encoding.
 """
 
+import errno
 import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,7 @@ from millstream._cli.help import COMMANDS
 
 if TYPE_CHECKING:
     from cyclopts import App
+
 
 as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 """Whether the command was called with ``--json``."""
@@ -145,3 +150,35 @@ def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> Non
         remedy = f"To pass it to the server, write {shlex.quote(f'{found[1]}={value}')}"
     tell(text, 2, remedy=remedy)
     sys.exit(2)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def open_streams() -> None:
+    """Open streams that are closed, and print ``?`` for characters outside of the encoding."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def close_stderr() -> None:
+    """Close standard error if the output's reader has exited, as in ``millstream list … | head``."""
+    with suppress(OSError):  # standard error may be the broken pipe
+        sys.stderr.close()
+
+
+def status_without_output(exc: OSError) -> int | None:
+    """Report a failed write to standard output, and return the exit status, or None for other errors."""
+    broken = isinstance(exc, BrokenPipeError)
+    if exc.filename is not None or not (broken or exc.errno in _NO_ROOM):
+        return None
+    # Buffered output must not be written again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if broken:  # `millstream list … | head`
+        return 0
+    sys.stderr.write(f"Error: The output can't be written: {exc.strerror}.\n")
+    return 1

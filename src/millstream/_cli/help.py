@@ -2,6 +2,8 @@
 
 import sys
 
+from millstream._version import __version__
+
 COMMANDS = {
     "Serve": {
         "init": "Create a new project: a server, a test, and their dependencies.",
@@ -48,6 +50,11 @@ Examples
   millstream call "uvx mcp-server-time" get_current_time timezone=Europe/Berlin
   millstream info https://example.com/mcp --auth KEY
 """
+
+
+def print_version(*, as_json: bool) -> None:
+    """Print the version."""
+    sys.stdout.write(f'{{"version": "{__version__}"}}\n' if as_json else f"millstream {__version__}\n")
 
 
 def print_overview() -> None:

@@ -1,21 +1,43 @@
-"""The ``millstream`` program, with all commands or only the requested one."""
+"""The ``millstream`` program, with all commands or only the requested one.
 
+Options of several commands, and validators for numbers.
+
+``millstream completion``: a script that completes commands, options, and choices in a shell.
+
+``millstream version``. Usually, `millstream._cli.main` handles it without loading this module.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Sequence
 from importlib import import_module
-from inspect import signature
-from typing import Any, get_args
+from inspect import cleandoc, signature
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Group, Parameter
 
-from millstream._cli.help import COMMANDS
+from millstream._cli.help import COMMANDS, print_version
 
-MODULES = {name: name for group in COMMANDS.values() for name in group if name != "help"} | {
-    "list": "offers",
-    "call": "offers",
-    "read": "offers",
-    "prompt": "offers",
-    "info": "ping",
+MODULES = {
+    name: module
+    for module, names in {
+        "accounts": "audit keys users",
+        "chat": "chat",
+        "dev": "dev",
+        "diagnosis": "channel doctor info ping tokens watch",
+        "gateway": "gateway",
+        "install": "install",
+        "items": "call list prompt read tasks",
+        "program": "completion version",
+        "project": "init publish",
+        "record": "record",
+        "run": "run",
+    }.items()
+    for name in names.split()
 }
-"""Command -> its module, in `millstream._cli.commands`."""
+"""Command -> its module, in `millstream._cli`. Each is imported for its own commands only."""
 OPTIONS = Group("Options")
 
 
@@ -32,37 +54,157 @@ def program(only: str = "") -> App:
         version_flags=(),
     )
     for name in [only] if only in MODULES and only != "completion" else MODULES:
-        module = import_module(f"millstream._cli.commands.{MODULES[name]}")
+        module = import_module(f"millstream._cli.{MODULES[name]}")
         command: Any = getattr(module, "list_" if name == "list" else name)
+        group = next(heading for heading, commands in COMMANDS.items() if name in commands)
         if isinstance(command, App):
-            command.group = _group(name)
+            command.group = group
             subcommands: list[App] = [command[word] for word in [*command] if not word.startswith("-")]
             for each in (command, *subcommands):
                 each.group_parameters = OPTIONS
             app.command(command, name=name)
         else:
-            app.command(command, name=name, group=_group(name), usage=_usage(name, command))
+            app.command(command, name=name, group=group, usage=_usage(f"millstream {name}", command))
     return app
 
 
-def _usage(name: str, command: Any) -> str | None:
-    """Return the usage of a command with optional arguments, which cyclopts would show as ARGS."""
-    arguments = [each for each in signature(command).parameters.values() if each.kind is not each.KEYWORD_ONLY]
-    if all(each.default is each.empty and each.kind is not each.VAR_POSITIONAL for each in arguments):
-        return None
-    words = [f"Usage: millstream {name} [OPTIONS]"]
-    for each in arguments:
-        names = next(part.name for part in get_args(each.annotation) if isinstance(part, Parameter) and part.name)
-        label = next(iter(names))
-        many = "..." if each.kind is each.VAR_POSITIONAL else ""
-        words.append(f"[{label}{many}]" if many or each.default is not each.empty else label)
+def help_of(app: App, words: Sequence[str]) -> str:
+    """Return the help of a command as text, without rich, which takes three times as long to load as everything else.
+
+    Args:
+        app: The program.
+        words: The command with its arguments.
+    """
+    name, default = "millstream", app.default_parameter
+    for word in words:
+        if word.startswith("-") or word not in app:
+            break
+        name, app = f"{name} {word}", app[word]
+    panels: dict[str, list[tuple[str, str]]] = {}
+    commands = [(word, app[word].help.partition("\n")[0]) for word in app if not word.startswith("-")]
+    if commands:
+        panels["Commands"] = commands
+    arguments = () if app.default_command is None else app.assemble_argument_collection(default_parameter=default)
+    for each in (one for one in arguments if one.show):
+        option: Any = each.parameter
+        text, choices = option.help, each.get_choices()
+        if choices:
+            text += f" [choices: {', '.join(choices)}]"
+        if option.show_default and not each.required and (shown := option.show_default(each.field_info.default)):
+            text += f" [default: {shown}]"
+        label = f"{' '.join(each.names)} {option.metavar or ''}".strip()
+        panels.setdefault(option.group[0].name, []).append((label, text))
+    usage = app.usage or (_usage(name, app.default_command) if app.default_command else f"Usage: {name} COMMAND")
+    lines = [usage, "", cleandoc(app.help).replace("**", "")]
+    width = max(len(label) for rows in panels.values() for label, _ in rows) + 2
+    for heading, rows in panels.items():
+        lines += ["", heading, *(f"  {label:{width}}{text}" for label, text in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(name: str, command: Any) -> str:
+    """Return the usage of a command with its arguments, the optional ones of which cyclopts would show as ARGS."""
+    words = [f"Usage: {name} [OPTIONS]"]
+    for each in signature(command).parameters.values():
+        if each.kind is not each.KEYWORD_ONLY:
+            names = (part.name for part in get_args(each.annotation) if isinstance(part, Parameter))
+            label = next(next(iter(name)) for name in names if name)
+            many = "..." if each.kind is each.VAR_POSITIONAL else ""
+            words.append(f"[{label}{many}]" if many or each.default is not each.empty else label)
     return " ".join(words)
-
-
-def _group(name: str) -> str:
-    return next(heading for heading, group in COMMANDS.items() if name in group)
 
 
 def _show_default(default: Any) -> str | None:
     """Return the text of a default, or None if it's not worth showing."""
     return str(default) if default not in (None, False, "", ()) else None
+
+
+EnvFile = Annotated[
+    Path | None,
+    Parameter(metavar="FILE", help="Set the variables in this file that aren't already set."),
+]
+Json = Annotated[bool, Parameter(help="Print JSON.")]
+Packages = Annotated[
+    list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+]
+Editable = Annotated[
+    list[str] | None,
+    Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
+]
+Port = Annotated[
+    int | None,
+    Parameter(
+        name=("--port", "-p"),
+        metavar="PORT",
+        help="Port to listen on; 0 picks a free port.",
+        show_default=lambda _: "8000",
+    ),
+]
+Yes = Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")]
+
+
+def finite(_: type, number: float) -> None:
+    """Reject infinity and NaN, which Python parses.
+
+    Raises:
+        ValueError: The number isn't finite.
+    """
+    if not math.isfinite(number):
+        raise ValueError(f"{number} isn't a finite number.")
+
+
+def more_than_nothing(kind: type, number: float) -> None:
+    """Reject numbers that aren't positive.
+
+    Raises:
+        ValueError: The number isn't above 0.
+    """
+    finite(kind, number)
+    if number <= 0:
+        raise ValueError(f"{number:g} isn't greater than 0.")
+
+
+Shell = Literal["bash", "zsh", "fish"]
+
+
+def completion(
+    shell: Annotated[
+        Shell | None,
+        Parameter(name="SHELL", help="Your shell: bash, zsh, or fish. Detected from SHELL by default."),
+    ] = None,
+    /,
+    *,
+    install: Annotated[bool, Parameter(help="Install it in your shell's folder.")] = False,
+) -> None:
+    """Print a script that completes commands, options, and choices in your shell, or install it.
+
+    **Examples**
+
+    - `millstream completion --install`
+
+    - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
+    """
+    from millstream._app.server_process.errors import CommandError  # noqa: PLC0415  loads a server
+
+    app, own = program(), Path(os.environ.get("SHELL", "")).name
+    chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)
+    if chosen is None:
+        raise CommandError("Your shell couldn't be detected.", fix="Name it: bash, zsh, or fish.")
+    if not install:
+        sys.stdout.write(app.generate_completion(prog_name="millstream", shell=chosen))
+        return
+    try:
+        path = app.install_completion(shell=chosen)
+    except OSError as exc:
+        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
+    print(f"Wrote {path}. Open a new shell to use it.")
+
+
+def version(*, json: Json = False) -> None:
+    """Print the version.
+
+    **Example**
+
+    - `millstream version --json`
+    """
+    print_version(as_json=json)

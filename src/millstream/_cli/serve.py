@@ -1,21 +1,28 @@
-"""Serving over HTTP for the commands `run`, `dev`, and `gateway`, without the command-line library."""
+"""Serving over HTTP for the commands `run`, `dev`, and `gateway`, without the command-line library.
 
-from collections.abc import Callable, Mapping
+Additional packages for one run. uv adds them without changing the environment.
+
+Environment variables from a file (``--env-file``).
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 from millstream._app import Server
 from millstream._app.server_process.errors import CommandError, set_up_logs
-from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
-from millstream._app.server_process.over_http import is_supervisor, serve_with_panel
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.slot import claim
-from millstream._app.server_process.workers.supervisor import supervise
-from millstream._app.server_process.workers.worker import serve_worker
-from millstream._cli.from_source import ignore_compiled
-from millstream._cli.load import check_target, folder_of, load
+from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
+from millstream._app.server_process.slot import claim
+from millstream._app.server_process.supervisor import supervise
+from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
+from millstream._env_file import EnvFileError, read_env_file
 
 
 def serve_http(  # noqa: PLR0913  the options of commands
@@ -119,3 +126,97 @@ def _settings() -> Settings:
         return Settings.load()
     except VariableError:
         return Settings()  # the workers report the error
+
+
+_OPTIONS = ("--with", "--with-editable")
+
+
+def find_uv() -> str:
+    """Return the path of uv.
+
+    Raises:
+        CommandError: Uv isn't installed.
+    """
+    beside = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
+    found = str(beside) if beside.is_file() else shutil.which("uv")
+    if found is None:
+        raise CommandError(
+            "--with and --with-editable require uv, which isn't installed.",
+            why="uv creates an environment with these packages, without changing yours.",
+            fix="Install uv (pip install uv), or install the packages into your environment and leave out the options.",
+        )
+    return found
+
+
+def with_packages(uv: str, packages: Sequence[str], editable: Sequence[str]) -> list[str]:
+    """Return the start of a command that runs in this environment with additional packages."""
+    words = [uv, "run", "--quiet", "--no-project", "--python", sys.executable]
+    for each in packages:
+        words += ["--with", each]
+    for each in editable:
+        folder = Path(each).resolve()
+        if not folder.is_dir():
+            raise CommandError(f"There is no folder {each}.", fix="--with-editable requires the folder of a package.")
+        words += ["--with-editable", str(folder)]
+    return words
+
+
+def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
+    """Restart this program with the packages, or return if there are none.
+
+    Raises:
+        CommandError: Uv or a folder doesn't exist.
+        SystemExit: On Windows, with the status of the program.
+    """
+    if not (packages or editable):
+        return
+    count = len(sys.argv) - 1
+    start, arguments = sys.orig_argv[1 : len(sys.orig_argv) - count], sys.argv[1:]
+    words = [*with_packages(find_uv(), packages, editable), "python", *start, *without_packages(arguments)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        os.execv(words[0], words)  # noqa: S606  no shell
+    import subprocess  # noqa: PLC0415  only without `execv`
+
+    sys.exit(subprocess.run(words, check=False).returncode)  # noqa: S603  the user's own command
+
+
+def without_packages(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without ``--with`` and ``--with-editable``."""
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word in _OPTIONS:
+            next(rest, None)
+        elif word.partition("=")[0] not in _OPTIONS:
+            words.append(word)
+    return words
+
+
+def read_file(path: Path) -> dict[str, str]:
+    """Return the variables of a file.
+
+    Raises:
+        CommandError: The file can't be read, or a line isn't NAME=VALUE.
+    """
+    try:
+        return read_env_file(path)
+    except EnvFileError as exc:
+        fix = (
+            "Check the path of the file."
+            if isinstance(exc.__cause__, OSError)
+            else "Correct it, or make it a # comment."
+        )
+        raise CommandError(str(exc), fix=fix) from exc
+
+
+def use_file(path: Path | None) -> None:
+    """Set the variables of a file for this program, keeping those that are already set.
+
+    Raises:
+        CommandError: The file can't be read.
+    """
+    if path is not None:
+        for name, value in read_file(path).items():
+            os.environ.setdefault(name, value)

@@ -390,7 +390,6 @@ def _origin_refused(origin: bytes) -> Response:
 
 
 @lru_cache(_CACHE_SIZE)
-@lru_cache(_CACHE_SIZE)
 def is_loopback(host: str) -> bool:
     """Return whether a bind or peer address is a loopback address."""
     try:

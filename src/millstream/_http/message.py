@@ -29,6 +29,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
+from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
@@ -58,6 +59,9 @@ class Response(Struct, gc=False):
     """A complete reply. `head` holds finished header lines, lower-case names, each ending in CRLF.
 
     The adapter adds ``content-length``, ``date`` and connection headers.
+
+    Example:
+        ``Response(b"hello", 200, header_lines(content_type="text/plain"))``
     """
 
     body: bytes = b""
@@ -67,6 +71,9 @@ class Response(Struct, gc=False):
 
 def header_lines(**headers: str) -> bytes:
     """Encode header lines for `Response.head`. ``retry_after="1"`` becomes ``retry-after: 1``.
+
+    Args:
+        headers: Values by name, with underscores in place of hyphens.
 
     Raises:
         ValueError: A value contains a line break or another character that isn't allowed in headers.
@@ -82,7 +89,13 @@ def header_lines(**headers: str) -> bytes:
 def refusal(status: int, text: str, **headers: str) -> Response:
     """Return an error response with one line of plain text, and with `headers` as in `header_lines`.
 
-    The text says what happened and what to do.
+    Args:
+        status: HTTP status.
+        text: What happened, and what to do.
+        headers: See `header_lines`.
+
+    Example:
+        ``refusal(429, "Too many orders. Try again in a minute.", retry_after="60")``
     """
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
 
@@ -157,6 +170,9 @@ class HttpRequest(Struct, eq=False):
     """An HTTP request with its complete body. It's a Struct, so creating one needs no Python call.
 
     The adapters' subclasses implement `open`.
+
+    Example:
+        ``async def show(request: HttpRequest) -> Response: return Response(request.body, 200)``
     """
 
     method: str
@@ -192,12 +208,29 @@ class HttpRequest(Struct, eq=False):
         return False
 
     def open(self, status: int, head: bytes) -> Sink:
-        """Start a streamed reply with a status and finished header lines.
+        """Start a streamed reply.
+
+        Args:
+            status: HTTP status.
+            head: Finished header lines, see `header_lines`.
 
         Raises:
             RuntimeError: The request was already answered, or doesn't support a streamed reply.
         """
         raise RuntimeError(f"{self.method} {self.path} doesn't support a streamed reply.")
+
+
+def tagged(body: bytes, head: bytes) -> Callable[[HttpRequest], Response]:
+    """Return a function that answers requests for a document, with 304 to clients that have it (RFC 9110 §13.1.2)."""
+    tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
+    head += b"etag: %b\r\n" % tag
+    whole, unchanged = Response(body, 200, head), Response(b"", 304, head)
+
+    def answer(request: HttpRequest) -> Response:
+        known = request.headers.get(b"if-none-match", b"")
+        return unchanged if tag in known or known == b"*" else whole
+
+    return answer
 
 
 def query_values(query: bytes) -> dict[str, list[str]]:
@@ -206,7 +239,15 @@ def query_values(query: bytes) -> dict[str, list[str]]:
 
 
 def query_value(name: str, query: bytes) -> str:
-    """Return the last value of a name in a query string, or an empty string."""
+    """Return the last value of a name in a query string, or an empty string.
+
+    Args:
+        name: Name of the parameter.
+        query: Query string of a request, without the question mark.
+
+    Example:
+        ``query_value("page", request.query)``
+    """
     return query_values(query).get(name, [""])[-1] if query else ""
 
 
@@ -274,16 +315,13 @@ class CloseSignal:
         await waiter
 
 
-class LastFrame:
+class LastFrame(Struct, gc=False):
     """The last frame, cached because a broadcast writes the same bytes to every client."""
 
-    __slots__ = ("data", "framed", "is_large")
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.framed = b""
-        self.is_large = False
-        """Whether it has more than `LARGE` bytes."""
+    data: bytes = b""
+    framed: bytes = b""
+    is_large: bool = False
+    """Whether it has more than `LARGE` bytes."""
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:

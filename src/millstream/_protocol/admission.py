@@ -3,7 +3,7 @@
 See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
 basic/transports. `is_per_request` tells the two eras apart: the body decides, and the header is a cross-check.
 `admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
-checks it needs are functions here. stdio passes no headers, which skips the header checks.
+checks it needs are functions here, as is reading `initialize`. stdio passes no headers, which skips the header checks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct
 
-from millstream._protocol import metadata
+from millstream._protocol import metadata, revisions
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
@@ -24,10 +24,19 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder
-from millstream._protocol.metadata import ClientInfo, RequestMeta, declares
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode
+from millstream._protocol.metadata import ClientInfo, RequestMeta, declares, read_capabilities
+from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.param_headers import decode_name
-from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
+from millstream._protocol.revisions import (
+    ALL,
+    ASSUMED,
+    BY_DATE,
+    PER_REQUEST,
+    Revision,
+    names_per_request_era,
+    negotiate,
+)
 
 Headers = Mapping[bytes, bytes]
 
@@ -50,16 +59,11 @@ class Admission(Struct, frozen=True, gc=False):
     """The value of `params.name` or `params.uri`, for methods that have one."""
 
 
-class _ParamsMeta(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
-
-
 class _ParamsName(Struct, gc=False):
     name: str = ""
     uri: str = ""
 
 
-_decode_params_meta = decoder(_ParamsMeta)
 _decode_params_name = decoder(_ParamsName)
 
 
@@ -133,7 +137,7 @@ def admit_per_request(
     Raises:
         ProtocolError: The first check that failed, with its code and HTTP status.
     """
-    meta, capabilities = _read_meta(message)
+    meta, client = _read_meta(message)
     name = _read_name(message) or _read_member(message, header_params.get(message.method))
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
@@ -148,15 +152,10 @@ def admit_per_request(
         )
     if not serves(message.method, revision):
         raise method_not_found(message.method, revision)
-    client = ClientInfo(capabilities, *_display(meta))
     needed = requires(message.method, name)
     if needed:
         require_capabilities(client.capabilities, needed)
     return Admission(revision, meta, client, name)
-
-
-def _display(meta: RequestMeta) -> tuple[str, str]:
-    return ("", "") if meta.client is UNSET else (meta.client.name, meta.client.version)
 
 
 def method_not_found(method: str, revision: Revision) -> ProtocolError:
@@ -180,24 +179,28 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
         )
 
 
-def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
-    """Return `_meta`, and the capabilities in it."""
+def _invalid_params(why: object) -> ProtocolError:
+    return ProtocolError(INVALID_PARAMS, f"Invalid params: {why}", status=400)
+
+
+def _read_meta(message: Envelope) -> tuple[RequestMeta, ClientInfo]:
+    """Return `_meta`, and the client that it describes."""
     try:
-        meta = _decode_params_meta(message.params or b"{}").meta
-        capabilities = {} if meta.capabilities is UNSET else metadata.read_capabilities(meta.capabilities)
+        meta = metadata.decode_params_with_meta(message.params or b"{}").meta
+        client = meta.read_client()
     except MALFORMED as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+        raise _invalid_params(exc) from exc
     missing = [
         key
         for key, value in ((metadata.VERSION_KEY, meta.version), (metadata.CAPABILITIES_KEY, meta.capabilities))
         if value is UNSET
     ]
     if missing:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: _meta lacks {' and '.join(missing)}", status=400)
+        raise _invalid_params(f"_meta lacks {' and '.join(missing)}")
     if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
         levels = ", ".join(metadata.LOG_LEVELS)
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: unknown log level, use one of {levels}", status=400)
-    return meta, capabilities
+        raise _invalid_params(f"unknown log level, use one of {levels}")
+    return meta, client
 
 
 def _read_name(message: Envelope) -> str:
@@ -207,7 +210,7 @@ def _read_name(message: Envelope) -> str:
     try:
         names = _decode_params_name(message.params)
     except msgspec.DecodeError as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+        raise _invalid_params(exc) from exc
     return names.name if member == "name" else names.uri
 
 
@@ -218,7 +221,7 @@ def _read_member(message: Envelope, member: str | None) -> str:
     try:
         value = members(msgspec.json.decode(message.params or b"{}")).get(member)
     except MALFORMED as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+        raise _invalid_params(exc) from exc
     return value if isinstance(value, str) else ""
 
 
@@ -287,3 +290,52 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
             status=400,
         )
     return negotiated or revision
+
+
+MAX_DISPLAYED = 256
+"""Maximum number of characters kept of a client's name and version."""
+
+_decode = decoder(InitializeRequestParams)
+
+
+class Handshake(Struct, frozen=True, gc=False):
+    """The negotiated result of an `initialize` request."""
+
+    revision: Revision
+    client: ClientInfo
+    sessionless: bool
+    """True if the request had no parameters. Such a client is a script and gets no session."""
+
+
+def read_initialize(params: bytes) -> Handshake:
+    """Read the parameters of `initialize` and negotiate a revision.
+
+    Missing parameters, `clientInfo`, or `capabilities` are tolerated.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, for parameters without a usable `protocolVersion`.
+    """
+    if not params:
+        return Handshake(ASSUMED, ClientInfo(), True)
+    try:
+        given = _decode(params)
+        capabilities = read_capabilities(given.capabilities)
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    info = given.client_info
+    client = ClientInfo(capabilities, info.name[:MAX_DISPLAYED], info.version[:MAX_DISPLAYED])
+    return Handshake(negotiate(given.protocol_version), client, False)
+
+
+def initialize_result(
+    revision: Revision, capabilities: dict[str, Any], info: dict[str, Any], instructions: str
+) -> bytes:
+    """Return the encoded result of `initialize`."""
+    result: dict[str, Any] = {
+        "protocolVersion": revision.date,
+        "capabilities": capabilities,
+        "serverInfo": revisions.implementation(info, revision),
+    }
+    if instructions:
+        result["instructions"] = instructions
+    return encode(result)

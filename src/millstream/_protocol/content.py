@@ -5,7 +5,7 @@ The `type` field is a msgspec tag, which the unions at the end of this module de
 for older revisions.
 """
 
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
@@ -73,11 +73,14 @@ class Icon(Wire, frozen=True, metaclass=SuggestionMeta):
     theme: Literal["light", "dark"] | None = None
 
 
+_META: Any = field(default=None, name="_meta")
+
+
 class Block(Wire, frozen=True, kw_only=True, tag_field="type"):
     """The base of all content blocks."""
 
     annotations: Annotations | None = None
-    meta: dict[str, Any] | None = field(default=None, name="_meta")
+    meta: dict[str, Any] | None = _META
 
 
 class Text(Block, frozen=True, tag="text"):
@@ -119,7 +122,7 @@ class ResourceContents(Wire, frozen=True):
     mime_type: str | None = None
     text: str | None = None
     blob: bytes | None = None
-    meta: dict[str, Any] | None = field(default=None, name="_meta")
+    meta: dict[str, Any] | None = _META
 
 
 class EmbeddedResource(Block, frozen=True, tag="resource"):
@@ -156,7 +159,7 @@ class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
     id: str
     name: str
     input: dict[str, Any]
-    meta: dict[str, Any] | None = field(default=None, name="_meta")
+    meta: dict[str, Any] | None = _META
 
 
 class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
@@ -166,14 +169,14 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
     content: list[Content]
     structured_content: Any | UnsetType = UNSET
     is_error: bool = False
-    meta: dict[str, Any] | None = field(default=None, name="_meta")
+    meta: dict[str, Any] | None = _META
 
 
 SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock
 """The content blocks of messages to and from a sampled model."""
 
 AnyContent = Content | ToolUse | ToolResultBlock
-BLOCKS: tuple[type[Struct], ...] = (Text, Image, Audio, ResourceLink, EmbeddedResource)
+BLOCKS: tuple[type[Struct], ...] = get_args(Content)
 """The classes of `Content`, for use with ``isinstance``."""
 
 

@@ -82,7 +82,7 @@ class ProtocolError(Exception):
 
 
 class LocalError(Exception):
-    """An error caused by this server or its program. It's never sent to the peer."""
+    """An error of this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
 
 
 class MissingExtra(ImportError):
@@ -237,7 +237,7 @@ def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) ->
     names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     _, house, *private = function.__module__.split(".")
-    if where.islower() and house[0] != "_" and all(each[0] == "_" for each in private):
+    if where.islower() and house[0] != "_" and (not private or private[0][0] == "_"):
         where = f"{house}.{where}"  # as users write it: auth.jwt
 
     @wraps(function)
@@ -253,7 +253,11 @@ if TYPE_CHECKING:
 else:
 
     class SuggestionMeta(StructMeta):
-        """The metaclass of structs for user configuration. An unknown field raises an error with the closest one."""
+        """The metaclass of structs for user configuration. An unknown field raises an error with the closest one.
+
+        Example:
+            ``class Options(Struct, frozen=True, metaclass=SuggestionMeta): ...``
+        """
 
         def __call__(cls, *positional: object, **given: object) -> object:  # noqa: N805  it's a metaclass
             refuse_unknown(cls.__name__, given, cls.__struct_fields__, getattr(cls, "_ELSEWHERE", {}))

@@ -40,16 +40,12 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
                 raise
             found = drop_nulls(msgspec.json.decode(data), kind)
             if warn is not None and is_object(found):
-                _drop_unusable(found, kind, warn)
+                for name, (_, kinds) in _members((kind,)).items():
+                    if kinds and is_array(found.get(name)):
+                        found[name] = [each for each in found[name] if _is_usable(each, kinds[0], warn)]
             return decode(encode(found))
 
     return read
-
-
-def _drop_unusable(result: dict[str, Any], kind: type[Struct], warn: Callable[[str], None]) -> None:
-    for name, (_, kinds) in _members((kind,)).items():
-        if kinds and is_array(result.get(name)):
-            result[name] = [each for each in result[name] if _is_usable(each, kinds[0], warn)]
 
 
 def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bool:
@@ -62,7 +58,11 @@ def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bo
 
 
 def present(members: dict[str, Any]) -> dict[str, Any]:
-    """Return the members that aren't null."""
+    """Return the members that aren't null: ``present({"title": None, "name": "add"})``
+
+    Args:
+        members: Members of an object.
+    """
     return {name: value for name, value in members.items() if value is not None}
 
 
@@ -70,6 +70,13 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     """Return a JSON value without the members that are null, where these types have optional members.
 
     Where they require an array, null becomes an empty one.
+
+    Args:
+        value: The decoded value.
+        kinds: Types that it may have.
+
+    Example:
+        ``drop_nulls(description, ToolDescription)``
     """
     if is_array(value):
         return [drop_nulls(each, *kinds) for each in value]

@@ -157,7 +157,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
         _write_decimals(component)
         component.pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
     document = inline_references(root, components)
-    detail(document, annotation, document.get("$defs", {}), {} if written else MOMENTS, set())
+    _Details(document.get("$defs", {}), {} if written else MOMENTS).add(document, annotation)
     return drop_formats(document, {"duration"}) if written else document
 
 
@@ -341,31 +341,24 @@ class _Inliner:
 
     def document(self, root: Schema, scope: Schema) -> Schema:
         """Return the expanded root. It's expanded even when it's recursive, because its `type` must be visible."""
-        if "$defs" in root:
-            scope = root["$defs"]
-        target, siblings = self.target(root, scope)
-        result = self.members(target, scope) | self.members(siblings, scope)
+        result: Schema = self.expand(root, scope, is_root=True)
         return result | {"$defs": self.hoisted} if self.hoisted else result
 
-    def target(self, node: Schema, scope: Schema) -> tuple[Schema, Schema]:
-        """Return the target of a reference, or an empty schema without one, and the keywords beside it."""
-        siblings = {key: value for key, value in node.items() if key not in ("$ref", "$defs")}
-        return scope[node["$ref"].removeprefix(REF)] if "$ref" in node else {}, siblings
-
-    def expand(self, node: Any, scope: Schema) -> Any:
+    def expand(self, node: Any, scope: Schema, *, is_root: bool = False) -> Any:
         if not is_object(node):
             return node
-        self.nodes_left -= 1
+        self.nodes_left -= not is_root
         if self.nodes_left < 0:
             raise OverflowError
         if "$defs" in node:
             scope = node["$defs"]
-        target, siblings = self.target(node, scope)
-        rest = self.members(siblings, scope)
+        rest = self.members({key: value for key, value in node.items() if key not in ("$ref", "$defs")}, scope)
         if "$ref" not in node:
             return rest
-        if self.keeps(target, scope):
-            return {"$ref": REF + self.hoist(node["$ref"].removeprefix(REF), target, scope), **rest}
+        name = node["$ref"].removeprefix(REF)
+        target = scope[name]
+        if not is_root and self.keeps(target, scope):
+            return {"$ref": REF + self.hoist(name, target, scope), **rest}
         return self.members(target, scope) | rest
 
     def keeps(self, target: Schema, scope: Schema) -> bool:
@@ -413,87 +406,74 @@ def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
     return False
 
 
-def detail(
-    node: Any, annotation: Any, definitions: Schema, formats: Mapping[tuple[str, str], str], seen: set[str]
-) -> None:
-    """Complete the schema of an annotation, in place.
+class _Details:
+    """Completes the schemas of annotations, in place.
 
     Args:
-        node: The schema.
-        annotation: The type it was made from.
-        definitions: The targets of its references.
+        definitions: The targets of references.
         formats: Formats of dates and times: `MOMENTS`, or empty.
-        seen: References already followed.
     """
-    if not isinstance(node, dict):
-        return
-    part = cast("Schema", node)
-    if "$ref" in part:
-        name = part["$ref"].rpartition("/")[2]
-        if name in definitions and name not in seen:
-            detail(definitions[name], annotation, definitions, formats, seen | {name})
-        return
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        if not any(isinstance(item, Meta) and item.tz is False for item in parts[1:]):
-            detail(part, parts[0], definitions, formats, seen)
-    elif origin in (Union, UnionType):
-        _detail_union(part, parts, definitions, formats, seen)
-    elif origin is Literal:
-        _order(part, parts)
-    elif isinstance(origin, type):
-        _detail_items(part, origin, parts, definitions, formats, seen)
-    elif isinstance(annotation, type):
-        _detail_class(part, annotation, definitions, formats, seen)
 
+    def __init__(self, definitions: Schema, formats: Mapping[tuple[str, str], str]) -> None:
+        self.waiting = dict(definitions)
+        """Definitions that no reference has led to so far."""
+        self.formats = formats
 
-def _detail_union(
-    node: Schema, parts: tuple[Any, ...], definitions: Schema, formats: Mapping[tuple[str, str], str], seen: set[str]
-) -> None:
-    members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
-    others = [each for each in parts if each is not NoneType]
-    others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # as msgspec does
-    if len(members) == len(others):
-        for member, other in zip(members, others, strict=True):
-            detail(member, other, definitions, formats, seen)
+    def add(self, node: Any, annotation: Any) -> None:
+        """Complete the schema of one annotation."""
+        if not is_object(node):
+            return
+        if "$ref" in node:
+            self.add(self.waiting.pop(node["$ref"].rpartition("/")[2], None), annotation)
+            return
+        origin, parts = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            if not any(isinstance(item, Meta) and item.tz is False for item in parts[1:]):
+                self.add(node, parts[0])
+        elif origin in (Union, UnionType):
+            self.add_union(node, parts)
+        elif origin is Literal:
+            _order(node, parts)
+        elif isinstance(origin, type):
+            self.add_items(node, origin, parts)
+        elif isinstance(annotation, type):
+            self.add_class(node, annotation)
+
+    def add_union(self, node: Schema, parts: tuple[Any, ...]) -> None:
+        members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
+        others = [each for each in parts if each is not NoneType]
+        others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # as msgspec does
+        if len(members) == len(others):
+            for member, other in zip(members, others, strict=True):
+                self.add(member, other)
+
+    def add_items(self, node: Schema, origin: type, parts: tuple[Any, ...]) -> None:
+        if issubclass(origin, Mapping) and len(parts) == 2:
+            self.add(node.get("additionalProperties"), parts[1])
+        elif origin is tuple and "prefixItems" in node:
+            for item, part in zip(node["prefixItems"], parts, strict=False):
+                self.add(item, part)
+        elif parts and issubclass(origin, Collection):
+            self.add(node.get("items"), parts[0])
+
+    def add_class(self, node: Schema, annotation: Any) -> None:
+        moment = self.formats.get((annotation.__module__, annotation.__name__))
+        if moment is not None:
+            node.setdefault("format", moment)
+        elif issubclass(annotation, enum.Flag):
+            node.pop("enum", None)  # The values of several literals combined make another enum.
+        elif issubclass(annotation, enum.Enum):
+            _order(node, [member.value for member in annotation])
+        elif any(key in node for key in ("properties", "prefixItems")):
+            struct = issubclass(annotation, Struct)
+            names = {each.name: each.encode_name for each in fields(annotation)} if struct else {}
+            hints = get_type_hints(annotation, include_extras=True)
+            members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
+            for name, hint in hints.items():
+                self.add(members.get(names.get(name, name)), hint)
 
 
 def _order(node: Schema, choices: Collection[Any]) -> None:
     order = list(choices)
     if len(node.get("enum", ())) == len(order) and all(each in order for each in node["enum"]):
         node["enum"] = order
-
-
-def _detail_items(
-    node: Schema,
-    origin: type,
-    parts: tuple[Any, ...],
-    definitions: Schema,
-    formats: Mapping[tuple[str, str], str],
-    seen: set[str],
-) -> None:
-    if issubclass(origin, Mapping) and len(parts) == 2:
-        detail(node.get("additionalProperties"), parts[1], definitions, formats, seen)
-    elif origin is tuple and "prefixItems" in node:
-        for item, part in zip(node["prefixItems"], parts, strict=False):
-            detail(item, part, definitions, formats, seen)
-    elif parts and issubclass(origin, Collection):
-        detail(node.get("items"), parts[0], definitions, formats, seen)
-
-
-def _detail_class(
-    node: Schema, annotation: Any, definitions: Schema, formats: Mapping[tuple[str, str], str], seen: set[str]
-) -> None:
-    moment = formats.get((annotation.__module__, annotation.__name__))
-    if moment is not None:
-        node.setdefault("format", moment)
-    elif issubclass(annotation, enum.Flag):
-        node.pop("enum", None)  # The values of several literals combined make another enum.
-    elif issubclass(annotation, enum.Enum):
-        _order(node, [member.value for member in annotation])
-    elif any(key in node for key in ("properties", "prefixItems")):
-        names = {each.name: each.encode_name for each in fields(annotation)} if issubclass(annotation, Struct) else {}
-        hints = get_type_hints(annotation, include_extras=True)
-        members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
-        for name, hint in hints.items():
-            detail(members.get(names.get(name, name)), hint, definitions, formats, seen)

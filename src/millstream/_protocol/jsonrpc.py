@@ -102,7 +102,14 @@ def _is_slow(text: bytes) -> bool:
 
 
 def too_many_members(value: bytes) -> bool:
-    """Return whether the objects of a value have more members than `MAX_MEMBERS`."""
+    """Return whether the objects of a value have more members than `MAX_MEMBERS`.
+
+    Args:
+        value: The JSON text.
+
+    Example:
+        ``if too_many_members(body): raise ProtocolError(INVALID_PARAMS, "Send less at once.")``
+    """
     return value.count(b":") > MAX_MEMBERS and len(_outside_strings(value, None, _NOT_COLONS)) > MAX_MEMBERS
 
 
@@ -199,8 +206,8 @@ def _invalid(why: str) -> ProtocolError:
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 
-def _unreadable(exc: Exception) -> ProtocolError:
-    return ProtocolError(PARSE_ERROR, f"Parse error: {exc}", status=400)
+def _unreadable(why: object) -> ProtocolError:
+    return ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
 
 
 def check_text(body: bytes) -> None:
@@ -210,10 +217,10 @@ def check_text(body: bytes) -> None:
         ProtocolError: PARSE_ERROR.
     """
     if not (body.isascii() or is_utf8(body)):
-        raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400)
+        raise _unreadable("the body is not UTF-8")
     why = exceeds_limits(body)
     if why:
-        raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
+        raise _unreadable(why)
 
 
 def is_utf8(body: bytes) -> bool:
@@ -305,30 +312,23 @@ def _message(envelope: _Envelope) -> Envelope:
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
     request_id = _request_id(bytes(envelope.id), envelope)
-    raw_method = bytes(envelope.method)
+    raw_method, result, error = bytes(envelope.method), bytes(envelope.result), bytes(envelope.error)
+    if bool(raw_method) + bool(result) + bool(error) != 1:
+        raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     if not raw_method:
-        return _answer(request_id, envelope)
+        if request_id is None and result:
+            raise _invalid('a response must have the "id" of its request')
+        return Envelope(request_id, "", b"", result, error)
     try:
         method = _decode_text(raw_method)
     except ValueError:
         raise _invalid('"method" must be a string') from None
     if not method:
         raise _invalid('"method" must not be empty')
-    if envelope.result or envelope.error:
-        raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
         raise _invalid('"params" must be an object')
     return Envelope(request_id, method, params)
-
-
-def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
-    result, error = bytes(envelope.result), bytes(envelope.error)
-    if bool(result) == bool(error):
-        raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
-    if request_id is None and not error:
-        raise _invalid('a response must have the "id" of its request')
-    return Envelope(request_id, "", b"", result, error)
 
 
 @functools.cache
@@ -410,8 +410,6 @@ class LineSplitter:
     A line over the limit is reported once and skipped to its end. Memory is bounded by the limit, for any input. With
     `clip`, it's reported at its end, as `LineStart`, unless it's much longer.
     """
-
-    __slots__ = ("_clip", "_end", "_limit", "_parts", "_size", "_skipping", "_start")
 
     def __init__(self, limit: int, *, clip: bool = False) -> None:
         self._limit = limit

@@ -4,7 +4,7 @@ The envelope's keys are those of https://modelcontextprotocol.io/specification/2
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -25,7 +25,7 @@ SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
 """Member of `_meta` of notifications on a stream: the id of the request that opened it."""
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
-LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 """RFC 5424 severities, from least to most severe."""
 
 ProgressToken = int | Annotated[str, Meta(max_length=MAX_ID)]
@@ -65,7 +65,23 @@ class RequestMeta(
     client: Implementation | UnsetType = UNSET
     log_level: str | UnsetType = UNSET
     progress_token: ProgressToken | UnsetType = UNSET
-    traceparent: Any = None
+
+    def read_client(self) -> "ClientInfo":
+        """Return the client's description of itself.
+
+        Raises:
+            msgspec.DecodeError: The capabilities aren't an object.
+        """
+        capabilities = {} if self.capabilities is UNSET else read_capabilities(self.capabilities)
+        if self.client is UNSET:
+            return ClientInfo(capabilities)
+        return ClientInfo(capabilities, self.client.name, self.client.version)
+
+
+class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
+    """`params` with the members of `_meta` that a server reads."""
+
+    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
 
 
 class LooseMeta(Struct, gc=False, rename={"version": VERSION_KEY, "capabilities": CAPABILITIES_KEY}):
@@ -186,3 +202,4 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
 
 
 decode_loose_params = decoder(LooseParams)
+decode_params_with_meta = decoder(ParamsWithMeta)

@@ -13,7 +13,6 @@ The names are those of https://modelcontextprotocol.io/specification/2026-07-28/
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -35,6 +34,7 @@ from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, RequestId, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken
 
 Json = dict[str, Any]
+_META: Any = field(default_factory=dict[str, Any], name="_meta")
 
 
 class Params(Struct, rename="camel", omit_defaults=True, gc=False):
@@ -166,7 +166,7 @@ class EmptyResult(Wire, frozen=True, kw_only=True):
     """
 
     result_type: str = "complete"
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class InputRequest(Wire, frozen=True):
@@ -222,7 +222,7 @@ class Description(Wire, frozen=True, kw_only=True):
     title: str | None = None
     description: str | None = None
     icons: tuple[Icon, ...] = ()
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class ToolDescription(Description, frozen=True, kw_only=True):
@@ -336,28 +336,6 @@ class CompleteResult(EmptyResult, frozen=True, kw_only=True):
     completion: Completion
 
 
-REQUESTS: Mapping[str, tuple[type[Struct], type[Struct]]] = MappingProxyType(
-    {
-        "initialize": (InitializeRequestParams, InitializeResult),
-        "ping": (Params, EmptyResult),
-        "server/discover": (Params, DiscoverResult),
-        "tools/list": (PaginatedRequestParams, ListToolsResult),
-        "tools/call": (CallToolRequestParams, CallToolResult),
-        "resources/list": (PaginatedRequestParams, ListResourcesResult),
-        "resources/templates/list": (PaginatedRequestParams, ListResourceTemplatesResult),
-        "resources/read": (ReadResourceRequestParams, ReadResourceResult),
-        "resources/subscribe": (ResourceRequestParams, EmptyResult),
-        "resources/unsubscribe": (ResourceRequestParams, EmptyResult),
-        "prompts/list": (PaginatedRequestParams, ListPromptsResult),
-        "prompts/get": (GetPromptRequestParams, GetPromptResult),
-        "completion/complete": (CompleteRequestParams, CompleteResult),
-        "logging/setLevel": (SetLevelRequestParams, EmptyResult),
-        "subscriptions/listen": (SubscriptionsListenRequestParams, EmptyResult),
-    }
-)
-"""Client method -> its parameters and result, for every revision that has it."""
-
-
 class CancelledNotificationParams(Params):
     """`notifications/cancelled`."""
 
@@ -369,7 +347,7 @@ class CancelledNotificationParams(Params):
 class NotificationParams(Params):
     """Parameters of a notification without members. `_meta` can name a subscription."""
 
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class ProgressNotificationParams(Params):
@@ -393,31 +371,31 @@ class ResourceUpdatedNotificationParams(Params):
     """`notifications/resources/updated`."""
 
     uri: str
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
 class SubscriptionsAcknowledgedNotificationParams(Params):
     """`notifications/subscriptions/acknowledged`: the changes that the server will report."""
 
     notifications: SubscriptionFilter
-    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = _META
 
 
-NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
+NOTIFICATIONS = frozenset(
     {
-        "notifications/initialized": NotificationParams,
-        "notifications/cancelled": CancelledNotificationParams,
-        "notifications/progress": ProgressNotificationParams,
-        "notifications/message": LoggingMessageNotificationParams,
-        "notifications/tools/list_changed": NotificationParams,
-        "notifications/prompts/list_changed": NotificationParams,
-        "notifications/resources/list_changed": NotificationParams,
-        "notifications/resources/updated": ResourceUpdatedNotificationParams,
-        "notifications/roots/list_changed": NotificationParams,
-        "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
+        "notifications/initialized",
+        "notifications/cancelled",
+        "notifications/progress",
+        "notifications/message",
+        "notifications/tools/list_changed",
+        "notifications/prompts/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/resources/updated",
+        "notifications/roots/list_changed",
+        "notifications/subscriptions/acknowledged",
     }
 )
-"""Notification method, of either side -> its parameters."""
+"""Notifications of either side."""
 
 
 class _TokenMeta(Struct, gc=False):
@@ -521,14 +499,3 @@ class ListRootsResult(Wire, frozen=True):
     """The result of `roots/list`: ``ListRootsResult([Root("file:///home/ada")])``."""
 
     roots: list[Root]
-
-
-QUESTIONS: Mapping[str, tuple[type[Struct], type[Struct]]] = MappingProxyType(
-    {
-        "ping": (Params, EmptyResult),
-        "roots/list": (Params, ListRootsResult),
-        "sampling/createMessage": (CreateMessageRequestParams, SampleResult),
-        "elicitation/create": (ElicitRequestParams, ElicitResult),
-    }
-)
-"""Server method -> its parameters and result."""

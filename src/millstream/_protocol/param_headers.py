@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 from msgspec import Struct
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.json_schema import value_at
+from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, value_at
 
 ANNOTATION = "x-mcp-header"
 MAX_SAFE_INTEGER = 2**53 - 1
@@ -30,11 +30,8 @@ _PLAIN = re.compile(r"[\t\x20-\x7e]*")
 _INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
 
 # Keywords that hold subschemas in JSON Schema 2020-12 and earlier drafts.
-_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
-_SCHEMAS = (
-    "allOf", "anyOf", "oneOf", "prefixItems", "items", "additionalItems", "contains", "additionalProperties",
-    "unevaluatedItems", "unevaluatedProperties", "propertyNames", "not", "if", "then", "else", "contentSchema",
-)  # fmt: skip
+_SCHEMAS_BY_NAME = (*sorted(MAPS), "dependencies")
+_SCHEMAS = (*sorted(LISTS | SINGLE), "additionalItems")
 
 
 class ParamHeader(Struct, frozen=True, gc=False):

@@ -77,11 +77,9 @@ class Share:
         each: What one owner may hold; half of `maximum` by default.
 
     Example:
-        ::
-
-            watches = Share(1_000)
-            if not watches.take(call.owner):
-                raise ToolError(f"You follow {watches.count(call.owner)} resources. Unsubscribe from one first.")
+        >>> watches = Share(1_000)
+        >>> if not watches.take(call.owner):
+        ...     raise ToolError(f"You follow {watches.count(call.owner)} resources. Unsubscribe from one first.")
     """
 
     def __init__(self, maximum: int = sys.maxsize, *, each: int | None = None) -> None:

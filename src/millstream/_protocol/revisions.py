@@ -32,7 +32,11 @@ from millstream._protocol.notifications import CallToolResult, GetPromptResult
 
 
 class Revision(Struct, frozen=True, kw_only=True, eq=False):
-    """One revision of the protocol: its methods, limits, and requirements."""
+    """One revision of the protocol: its methods, limits, and requirements.
+
+    Example:
+        ``"elicitation/create" in BY_DATE["2025-06-18"].asks``
+    """
 
     date: str
     handshake: bool = True
@@ -207,9 +211,15 @@ def negotiate(requested: str) -> Revision:
 Json = dict[str, Any]
 
 
-def project_item(item: Json, revision: Revision) -> Json:
-    """Return the description of a resource, template, prompt, or tool without members that the revision lacks."""
-    drop: set[str] = set()
+def project_item(item: Json, revision: Revision, *more: str) -> Json:
+    """Return the description of a resource, template, prompt, or tool without members that the revision lacks.
+
+    Args:
+        item: The description.
+        revision: The client's revision.
+        more: Further members to leave out.
+    """
+    drop = set(more)
     if not revision.named_titles:
         drop |= {"title", "_meta"}
     if not revision.icons:
@@ -226,15 +236,11 @@ def project_item(item: Json, revision: Revision) -> Json:
 
 def tool(item: Json, revision: Revision) -> Json:
     """Return a tool description for a revision."""
-    item = project_item(item, revision)
-    if not revision.tool_annotations and "annotations" in item:
-        item = {key: value for key, value in item.items() if key != "annotations"}
+    lacking = {"annotations": not revision.tool_annotations, "outputSchema": revision.structured == "none"}
+    item = project_item(item, revision, *(name for name, lacks in lacking.items() if lacks))
     output = item.get("outputSchema")
-    if output is not None:
-        if revision.structured == "none":
-            item = {key: value for key, value in item.items() if key != "outputSchema"}
-        elif revision.structured == "object" and output.get("type") != "object":
-            item = {**item, "outputSchema": wrap_output(output)}
+    if output is not None and revision.structured == "object" and output.get("type") != "object":
+        item = {**item, "outputSchema": wrap_output(output)}
     return item
 
 
@@ -251,22 +257,6 @@ def implementation(info: Json, revision: Revision, *, whole: bool = True) -> Jso
 def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
     """Return the server capabilities for a revision. Older ones have the method but no `completions` member."""
     return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
-
-
-def project_structured(value: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
-    """Return encoded structured content for a revision, or empty bytes if the revision has none. Non-objects are
-    wrapped.
-
-    Args:
-        value: The encoded content.
-        revision: The client's revision.
-        wraps: Whether the tool's output schema is wrapped, so that objects are wrapped, too.
-    """
-    if revision.structured == "none":
-        return b""
-    if revision.structured == "object" and (wraps or value[:1] != b"{"):
-        return b'{"result":' + value + b"}"
-    return value
 
 
 def blocks(content: Sequence[Content], revision: Revision) -> list[Content]:
@@ -300,13 +290,19 @@ _decode_messages = foreign_decoder(GetPromptResult)
 
 
 def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
-    """Return the members of a tool result for an older revision. `wraps` is as for `project_structured`."""
+    """Return the members of a tool result for an older revision, which may have no structured content, or only objects.
+
+    Args:
+        members: The members for the newest revision.
+        revision: The client's revision.
+        wraps: Whether the tool's output schema is wrapped, so that objects are wrapped, too.
+    """
     result = _decode_result(b"{%b}" % members)
     parts = [b'"content":%b' % encode(blocks(result.content, revision))]
-    if result.structured_content is not UNSET:
-        value = project_structured(bytes(result.structured_content), revision, wraps=wraps)
-        if value:
-            parts.append(b'"structuredContent":%b' % value)
+    if result.structured_content is not UNSET and revision.structured != "none":
+        value = bytes(result.structured_content)
+        wrapped = revision.structured == "object" and (wraps or value[:1] != b"{")
+        parts.append((b'"structuredContent":{"result":%b}' if wrapped else b'"structuredContent":%b') % value)
     if result.is_error:
         parts.append(b'"isError":true')
     return b",".join(parts)

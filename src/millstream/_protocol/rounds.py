@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import KeyRing
 
 _KIND = b"request-state"
 _LARGE = 16 * 1024
@@ -42,7 +42,11 @@ class RoundState(Struct, array_like=True):
 
 
 class InputRequired(BaseException):
-    """Stops a function so that its questions go to the client. A `BaseException`, so user code doesn't catch it."""
+    """Stops a function so that its questions go to the client. A `BaseException`, so user code doesn't catch it.
+
+    Example:
+        ``except InputRequired: raise`` before cleaning up after a failure.
+    """
 
     def __init__(self, requests: Mapping[str, Any]) -> None:
         super().__init__("input required")
@@ -98,15 +102,14 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
 class Rounds:
     """The rounds of one call, for one run of its function."""
 
-    __slots__ = ("_entries", "_open_marks", "_ordinal", "_pending", "_responses", "rounds")
-
     def __init__(self, state: RoundState | None, responses: Mapping[str, Raw]) -> None:
-        self._entries = state.entries if state is not None else {}
-        self._open_marks = state.open_marks if state is not None else None
+        state = state or RoundState(0, 0, {}, {})
+        self._entries = state.entries
+        self._open_marks = state.open_marks
         self._responses = responses
         self._ordinal = 0
         self._pending: dict[str, str] = {}
-        self.rounds: int = state.rounds if state is not None else 0
+        self.rounds: int = state.rounds
 
     def slot(self, key: str | None) -> str:
         """Return the slot of the next question: its key, or its ordinal in this run."""
@@ -137,7 +140,7 @@ class Rounds:
     def response(self, slot: str, wire_key: str, mark: str) -> bytes | None:
         """Return the answer in this request, unless its question has changed."""
         raw = self._responses.get(wire_key)
-        if raw is None or (self._open_marks is not None and self._open_marks.get(slot, mark) != mark):
+        if raw is None or self._open_marks.get(slot, mark) != mark:
             return None
         return bytes(raw)
 

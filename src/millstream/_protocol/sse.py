@@ -4,9 +4,6 @@ Both follow the WHATWG HTML standard, "Server-sent events" (§9.2.5 parsing, §9
 module has no knowledge of JSON, MCP methods, or the meaning of event ids.
 """
 
-from collections.abc import Callable
-from typing import ClassVar
-
 from msgspec import Struct
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
@@ -115,9 +112,6 @@ class Decoder:
             memory and are unlimited.
     """
 
-    __slots__ = ("_after_cr", "_data", "_event", "_fault", "_first", "_id", "_line", "_max", "_retry", "_size",
-                 "last_event_id", "line_count", "retry_ms")  # fmt: skip
-
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         # configuration
         self._max = max_event_bytes
@@ -194,9 +188,18 @@ class Decoder:
             self._dispatch(events)
             return
         name, _, value = line.partition(b":")
-        take = self._FIELDS.get(name)
-        if take is not None:
-            take(self, value.removeprefix(b" "))
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._size += len(value) + 1
+            self._grow(self._size)
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value
+        elif name == b"id" and b"\0" not in value:
+            self._id = value
+        # bytes.isdigit is ASCII only.
+        elif name == b"retry" and value.isdigit() and len(value.lstrip(b"0")) <= _MAX_RETRY_DIGITS:
+            self._retry = self.retry_ms = int(value[-_MAX_RETRY_DIGITS:])
 
     def _dispatch(self, events: list[SseEvent]) -> None:
         self.last_event_id = _text(self._id)
@@ -207,30 +210,6 @@ class Decoder:
             self._size = 0
         self._event = b""
         self._retry = None
-
-    def _take_data(self, value: bytes) -> None:
-        self._size += len(value) + 1
-        self._grow(self._size)
-        self._data.append(value)
-
-    def _take_event(self, value: bytes) -> None:
-        self._event = value
-
-    def _take_id(self, value: bytes) -> None:
-        if b"\0" not in value:
-            self._id = value
-
-    def _take_retry(self, value: bytes) -> None:
-        # bytes.isdigit is ASCII only.
-        if value.isdigit() and len(value.lstrip(b"0")) <= _MAX_RETRY_DIGITS:
-            self._retry = self.retry_ms = int(value[-_MAX_RETRY_DIGITS:])
-
-    _FIELDS: ClassVar[dict[bytes, Callable[["Decoder", bytes], None]]] = {
-        b"data": _take_data,
-        b"event": _take_event,
-        b"id": _take_id,
-        b"retry": _take_retry,
-    }
 
 
 def _text(raw: bytes) -> str:

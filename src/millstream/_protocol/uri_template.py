@@ -15,8 +15,9 @@ The RFC defines expansion only. Matching returns values that could have produced
   ``{x*}`` contain slashes or backslashes, because functions use values as file names. A value never contains NUL.
 """
 
+import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, reduce
 from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
@@ -24,9 +25,12 @@ from msgspec import Struct
 from millstream._override import override
 
 _RESERVED = ":/?#[]@!$&'()*+,;="
-_HEX = frozenset("0123456789ABCDEFabcdef")
-_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
-_NOT_LITERAL = frozenset('"<>\\^`{|}\x7f').union(map(chr, range(0x21)))
+_STRAY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+_NOT_LITERAL = re.compile(rf"""[\x00-\x20"<>\\^`{{|}}\x7f]|{_STRAY_PERCENT.pattern}""")
+_NAME = re.compile(r"(?:(?:\w|%[0-9A-Fa-f]{2})(?:\.(?!\Z))?)*", re.ASCII)
+"""RFC 6570 §2.3: letters, digits, underscores, and percent-encoded characters, with dots between them."""
+_PART = re.compile(r"\{([^}]*)\}|[^{]+|\{")
+"""An expression, a literal, or an expression without an end."""
 _ASCII = "".join(map(chr, range(0x80)))
 _CONTINUATION = "".join(map(chr, range(0x80, 0xC0)))
 """UTF-8 continuation bytes, as latin-1."""
@@ -83,8 +87,9 @@ class UriTemplate:
 
     def __init__(self, template: str) -> None:
         self.template = template
-        self._prefix, parts = _split_prefix(_parse(template))
-        self._parts = tuple(parts)
+        parts = _parse(template)
+        self._prefix = parts[0] if parts and isinstance(parts[0], str) else ""
+        self._parts = tuple(parts[1:] if self._prefix else parts)
         names = (name for part in parts if not isinstance(part, str) for name in part.names)
         self.variables: tuple[str, ...] = tuple(dict.fromkeys(names))
         """Names in order of first appearance."""
@@ -110,18 +115,17 @@ class UriTemplate:
             uri: The URI that a client sent.
         """
         try:
-            text = self._one_character_a_byte(uri)
+            if uri.isascii():
+                text = uri
+            elif self.template.isascii():  # only literals must be found in percent-encoded form
+                text = uri.encode().decode("latin-1")
+            else:
+                text = quote(uri, safe=_ASCII)
         except UnicodeEncodeError:
             return None
         if not text.startswith(self._prefix):
             return None
         return self._match_parts(text[len(self._prefix) :])
-
-    def _one_character_a_byte(self, uri: str) -> str:
-        if uri.isascii():
-            return uri
-        # Only literals must be found in percent-encoded form.
-        return uri.encode().decode("latin-1") if self.template.isascii() else quote(uri, safe=_ASCII)
 
     def _match_parts(self, text: str) -> dict[str, str] | None:
         # Sets of positions are integers: bit i is the position before character i. An addition then follows a run of
@@ -136,7 +140,7 @@ class UriTemplate:
                 trail.append(len(part))
             else:
                 levels = positions.after_expression(part, reached)
-                reached = _union(part, levels)
+                reached = reduce(int.__or__, levels) if part.lead else levels[-1]
                 trail.append((part, levels))
         if not reached >> len(text):
             return None
@@ -206,15 +210,6 @@ class _Positions:
         return end
 
 
-def _union(part: _Expression, levels: list[int]) -> int:
-    if not part.lead:
-        return levels[-1]
-    reached = 0
-    for level in levels:
-        reached |= level
-    return reached
-
-
 def _collect(part: _Expression, text: str, values: dict[str, str]) -> bool:
     """Add the values in an expression's text. Return False if one is malformed, unsafe, or conflicts with another."""
     operator = part.operator
@@ -263,59 +258,34 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
     for name in part.names:
         if name in values:
             safe = "~/" if operator.whole else "~"
-            text = _keep_reserved(values[name]) if operator.reserved else quote(values[name], safe=safe)
+            text = values[name]
+            if operator.reserved:  # percent-encode what isn't unreserved, reserved, or part of a triplet
+                text = quote(_STRAY_PERCENT.sub("%25", text), safe=f"%{_RESERVED}")
+            else:
+                text = quote(text, safe=safe)
             if operator.named:
                 text = f"{name}={text}" if text else name + operator.if_empty
             texts.append(text)
     return operator.lead + operator.separator.join(texts) if texts else ""
 
 
-def _keep_reserved(value: str) -> str:
-    """Percent-encode characters that aren't unreserved, reserved, or part of a triplet."""
-    head, *rest = value.split("%")
-    texts = [quote(head, safe=_RESERVED)]
-    texts.extend(("%" if _is_triplet(text) else "%25") + quote(text, safe=_RESERVED) for text in rest)
-    return "".join(texts)
-
-
-def _is_triplet(text: str) -> bool:
-    """Return whether `text`, which follows a ``%``, starts with two hexadecimal digits."""
-    return len(text) >= 2 and text[0] in _HEX and text[1] in _HEX
-
-
-def _split_prefix(parts: list[str | _Expression]) -> tuple[str, list[str | _Expression]]:
-    if parts and isinstance(parts[0], str):
-        return parts[0], parts[1:]
-    return "", parts
-
-
 def _parse(template: str) -> list[str | _Expression]:
     """Return the literals, as they appear in a URI, and the expressions."""
     parts: list[str | _Expression] = []
-    at = 0
-    while at < len(template):
-        if template[at] == "{":
-            end = template.find("}", at)
-            if end < 0:
-                raise _bad(template, at, "'{' is not closed")
-            parts.append(_parse_expression(template, at + 1, end))
-            at = end + 1
+    for found in _PART.finditer(template):
+        text, inside = found[0], found[1]
+        if inside is not None:
+            parts.append(_parse_expression(template, *found.span(1)))
+        elif text == "{":
+            raise _bad(template, found.start(), "'{' is not closed")
+        elif bad := _NOT_LITERAL.search(text):
+            what = (
+                "is not followed by two hexadecimal digits" if bad[0] == "%" else "is not allowed outside an expression"
+            )
+            raise _bad(template, found.start() + bad.start(), f"{bad[0]!r} {what}")
         else:
-            end = template.find("{", at)
-            end = len(template) if end < 0 else end
-            parts.append(_parse_literal(template, at, end))
-            at = end
+            parts.append(quote(text, safe=_ASCII))
     return parts
-
-
-def _parse_literal(template: str, at: int, end: int) -> str:
-    for index in range(at, end):
-        character = template[index]
-        if character in _NOT_LITERAL:
-            raise _bad(template, index, f"{character!r} is not allowed outside an expression")
-        if character == "%" and not _is_triplet(template[index + 1 : end]):
-            raise _bad(template, index, "'%' is not followed by two hexadecimal digits")
-    return quote(template[at:end], safe=_ASCII)
 
 
 def _parse_expression(template: str, at: int, end: int) -> _Expression:
@@ -328,7 +298,11 @@ def _parse_expression(template: str, at: int, end: int) -> _Expression:
         operator, end = _REST, end - 1
     names: list[str] = []
     for name in template[at:end].split(","):
-        _check_name(template, at, name)
+        if not name:
+            raise _bad(template, at, "a variable name is missing")
+        if bad := _NAME.sub("", name, count=1):
+            what = f"modifier {bad[0]!r} (level 4)" if bad[0] in "*:" else f"{bad[0]!r} here in a variable name"
+            raise _bad(template, at + len(name) - len(bad), f"{what} is not supported")
         names.append(name)
         at += len(name) + 1
     return _Expression(
@@ -338,25 +312,6 @@ def _parse_expression(template: str, at: int, end: int) -> _Expression:
         _table(operator.stops, "0", "1"),
         len(names) if symbol == "/" else 1,
     )
-
-
-def _check_name(template: str, at: int, name: str) -> None:
-    """Check a variable name (RFC 6570 §2.3): letters, digits, ``_``, and percent-encoded characters, with dots between
-    them.
-    """
-    if not name:
-        raise _bad(template, at, "a variable name is missing")
-    for index, character in enumerate(name):
-        if character in "*:":
-            raise _bad(template, at + index, f"modifier {character!r} (level 4) is not supported")
-        if character == ".":
-            allowed = 0 < index < len(name) - 1 and name[index - 1] != "."
-        elif character == "%":
-            allowed = _is_triplet(name[index + 1 :])
-        else:
-            allowed = character in _NAME
-        if not allowed:
-            raise _bad(template, at + index, f"{character!r} is not allowed here in a variable name")
 
 
 def _bad(template: str, at: int, reason: str) -> ValueError:

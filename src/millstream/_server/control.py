@@ -1,19 +1,206 @@
-"""Messages about running calls: answers to questions, cancellations, and the end of a session.
+"""Control of running calls: limits on their number and size, answers to questions, cancellations, and the end of a
+session.
 
 Transports use this module instead of the call itself, because a call can run on another worker than the one that
-received the message.
+received the message. One caller can use half of each limit. `Notifications` runs the handlers of extensions for client
+notifications, each as a task, within the same limits.
 """
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from time import monotonic
+from typing import Any, Protocol
 
 import msgspec
 
 from millstream._limits.limiters import Limiter, Rate
-from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalError, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, LocalError, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
+from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
+from millstream._server.calls.pending_questions import PendingQuestions, asker
+from millstream._server.calls.services import Services
+from millstream._server.features.registry import Registry
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
-from millstream._server.questions.pending_questions import PendingQuestions, asker
 
+LIGHT = 16 * 1024
+"""A smaller request counts as one call, but its bytes don't count."""
+
+SPARE = 1_000
+"""Number of pings that can run in addition to the maximum of calls. Hooks can make a ping slow, so they're bounded,
+too.
+"""
+
+_RECOUNT = 0.25
+"""Seconds for which a count of calls per caller stays valid for refusals."""
+
+
+class RequestOwner(Protocol):
+    """A call, or another object with a caller."""
+
+    @property
+    def owner(self) -> str:
+        """The owner, see `Call.owner`. Empty for a caller that has the server to itself."""
+        ...
+
+    @property
+    def principal(self) -> Any:
+        """The principal, or None for an anonymous caller."""
+        ...
+
+
+class Requester(Protocol):
+    """A request that isn't a call: an HTTP request, or a message on a WebSocket."""
+
+    @property
+    def owner(self) -> str:
+        """See `Call.owner`."""
+        ...
+
+    @property
+    def peer(self) -> str:
+        """The address it comes from, or an empty string."""
+        ...
+
+
+RequestGate = Callable[[Requester], Awaitable[None]]
+"""Returns to admit a request, or raises `ProtocolError`."""
+
+
+class Load:
+    """The calls in flight of one server, as counts."""
+
+    def __init__(
+        self,
+        calls: Collection[Call],
+        endings: Collection[Callable[[], None]],
+        bodies: Share,
+        *,
+        max_calls: int,
+    ) -> None:
+        # Configuration
+        self.max_calls: int = max_calls
+        self.max_each: int = max(1, max_calls // 2)
+        """Maximum calls in flight per caller. With fewer in total, no count per caller is needed."""
+        # Process
+        self._calls = calls
+        self._endings = endings
+        self._bodies = bodies
+        self._shares: Counter[str] = Counter()
+        """Caller -> number of its calls, counted on demand."""
+        self._full: set[str] = set()
+        """Callers that were at their limit at the last count."""
+        self._counted_at = -_RECOUNT
+
+    @property
+    def running(self) -> int:
+        """Return the number of running calls. Open subscriptions count as streams instead."""
+        return len(self._calls) - len(self._endings)
+
+    def admit(self, caller: RequestOwner, method: str = "") -> None:
+        """Refuse a call if the limit is reached, in total or for its caller.
+
+        Answers, cancellations, and notifications are never refused for load, because they reduce it. A ping isn't
+        refused either, because an overloaded server is still alive.
+
+        Args:
+            caller: The caller.
+            method: The method.
+
+        Raises:
+            ProtocolError: OVERLOADED, HTTP 503.
+        """
+        if (
+            len(self._calls) >= self.max_each
+            and not (method == "ping" and self.running < self.max_calls + SPARE)
+            and self.full(caller.owner)
+        ):
+            raise busy_error()
+
+    def take(self, call: Call, size: int) -> None:
+        """Count the bytes of a request until its call is over. This is the last step before the call runs.
+
+        Raises:
+            ProtocolError: The limit is reached, see `admit`.
+        """
+        if not self.takes(call, size):
+            raise busy_error()
+
+    def full(self, owner: str) -> bool:
+        """Return whether a caller is at its limit."""
+        running = self.running
+        if running >= self.max_calls:
+            return True
+        if not owner or running < self.max_each:
+            return False
+        now = monotonic()
+        if now - self._counted_at > _RECOUNT:
+            self._counted_at = now
+            self._full.clear()
+            self._shares = Counter(self._owners())
+        if self._shares[owner] >= self.max_each:
+            if owner not in self._full:  # some of those counted may have finished
+                self._shares[owner] = sum(each == owner for each in self._owners())
+            if self._shares[owner] >= self.max_each:
+                self._full.add(owner)
+                return True
+        self._shares[owner] += 1
+        return False
+
+    def takes(self, call: Call, size: int) -> bool:
+        """Count the bytes like `take`, but return False instead of raising."""
+        if size > LIGHT:
+            if not self._bodies.take(call.owner, size):
+                return False
+            call.weight = size
+        return True
+
+    def _owners(self) -> Iterator[str]:
+        return (call.owner for call in self._calls if not (call.long_lived or call.method == "subscriptions/listen"))
+
+
+def busy_error() -> ProtocolError:
+    """Return the error for a call above the limit."""
+    return ProtocolError(OVERLOADED, "Too many calls are running. Try again later.", status=503)
+
+
+def too_many_streams(yours: int) -> ProtocolError:
+    """Return the error for a stream above the limit."""
+    text = f"Too many open streams, {yours} of them yours. Close some, or try again later."
+    return ProtocolError(OVERLOADED, text, status=503)
+
+
+def release_arguments(call: Call, bodies: Share) -> None:
+    """Release the arguments of a large call, which then no longer count."""
+    if call.weight:
+        bodies.leave(call.owner, call.weight)
+        call.weight = 0
+
+
+async def stop_calls(calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
+    """Stop all running calls at shutdown. They're answered with an error.
+
+    A call that doesn't end within some seconds, or whose answer can't be written, is abandoned.
+    """
+    until = clock() + seconds
+    while calls and clock() < until:
+        for call in list(calls):
+            call.halt()
+        await asyncio.sleep(0.01)
+
+
+async def wait_for(owed: Collection[Call], calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
+    """Wait until the given calls have ended, with a time limit."""
+    until = clock() + seconds
+    while any(each in calls for each in owed) and clock() < until:  # noqa: ASYNC110  no event signals it
+        await asyncio.sleep(0.01)
+
+
+Gate = Callable[[Call], Awaitable[None] | None]
+"""Returns, or raises `ProtocolError`, immediately or when awaited."""
 PER_SECOND = 100
 """Messages to other workers that a session can cause per second. More cancellations are ignored, more answers
 refused.
@@ -24,8 +211,6 @@ _decode_id = msgspec.json.Decoder(RequestId).decode
 class Control:
     """The calls in flight, by the names that later messages use."""
 
-    __slots__ = ("_allowance", "_peers", "_questions", "by_id")
-
     def __init__(self, questions: PendingQuestions, peers: Peers) -> None:
         self._questions = questions
         self._peers = peers
@@ -35,7 +220,7 @@ class Control:
         peers.on(AnswerMessage, self._on_answer)
         peers.on(CancelCall, lambda message, worker: self.cancel(message.session, _decode_id(message.id)))
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
-        peers.on_workers(self._look_at_my_name)
+        peers.on_workers(questions.end_misnamed)
 
     def enter(self, call: Call, scope: str) -> bool:
         """Register a call before it runs. Return False if its id is in flight."""
@@ -112,9 +297,6 @@ class Control:
         self.end(session_id)
         await self._peers.tell(SessionEnd(session_id))
 
-    async def _look_at_my_name(self) -> None:
-        self._questions.end_misnamed()
-
     def _on_answer(self, message: AnswerMessage, worker: str) -> None:
         # The sending worker doesn't know which question this is.
         answer = Envelope(id=message.id, method="", params=b"", result=message.result, error=message.error)
@@ -123,3 +305,56 @@ class Control:
 
 def _cancelled_request_id(message: Envelope) -> RequestId | None:
     return cancelled_id(message.params) if message.method == "notifications/cancelled" else None
+
+
+_logger = logging.getLogger("millstream")
+
+
+class Notifications:
+    """The running handlers of one server.
+
+    A notification isn't answered. One that exceeds a limit is dropped and logged at debug level.
+    """
+
+    def __init__(self, registry: Registry, services: Services, load: Load) -> None:
+        self._registry = registry
+        self._services = services
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._share = Share(load.max_calls, each=load.max_each)
+
+    def take(self, call: Call, gate: Gate | None) -> None:
+        """Start the handler of a notification, unless too many are running or `gate` refuses it."""
+        owner = call.owner
+        if not self._share.take(owner):
+            _logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
+            return
+        task = asyncio.get_running_loop().create_task(self._run(call, gate))
+        self._tasks.add(task)
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._share.leave(owner)
+
+        task.add_done_callback(end)
+
+    async def _run(self, call: Call, gate: Gate | None) -> None:
+        call.services = self._services
+        try:
+            if gate is not None and (gated := gate(call)) is not None:
+                await gated
+            handler = self._registry.notification_handlers.get(call.method)
+            if handler is not None:
+                await handler(call)
+        except (ProtocolError, ToolError) as exc:
+            _logger.debug("Refused a client's %s: %s", call.method, exc)
+        except Exception:
+            _logger.exception("The handler of %s failed.", call.method)
+        finally:
+            call.over = True
+            if call.release is not None:
+                call.release()
+
+    def close(self) -> None:
+        """Stop the running handlers."""
+        for task in self._tasks:
+            task.cancel()

@@ -3,6 +3,10 @@ transports with their own envelope.
 
 The dispatcher finds the handler by method, combines result and id, and converts every failure to the answer that the
 revision defines. It has no knowledge of the transport.
+
+`ServerDescription` is the server's description of itself, for `initialize` and `server/discover`, encoded once per
+revision. It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count
+shows whether the cache is stale; other changes clear it.
 """
 
 import asyncio
@@ -16,7 +20,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from millstream._protocol import revisions
-from millstream._protocol.admission import method_not_found
+from millstream._protocol.admission import initialize_result, method_not_found
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
@@ -30,29 +34,84 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
-from millstream._protocol.revisions import ALL, Revision
+from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.rounds import InputRequired
 from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
-from millstream._server.control import Control
-from millstream._server.features.capabilities import ServerDescription
-from millstream._server.features.registry import Registry
+from millstream._server.control import Control, Gate, Load, Notifications, release_arguments
+from millstream._server.features.registry import DISCOVER, Handler, Registry
 from millstream._server.features.tools import run_with_timeout
-from millstream._server.functions.outputs import NotJson
-from millstream._server.load import Load, release_arguments
-from millstream._server.notifications import Notifications
+from millstream._server.functions.msgspec_engine import NotJson
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
+_DISCOVER_TTL_MS = 3_600_000
+"""Cache hint of `server/discover`."""
+
+
+class ServerDescription:
+    """The results of `initialize` and `server/discover` for one server."""
+
+    def __init__(self, registry: Registry, info: dict[str, Any], instructions: str) -> None:
+        # Configuration
+        self._registry = registry
+        self._info = info
+        self.instructions: str = instructions
+        """Instructions for the client's model. Call `forget` after a change."""
+        # Prepared
+        self._made: dict[tuple[str, str, bool], bytes] = {}
+        self._cached_count = 0
+        """Number of capabilities when the cache was filled."""
+
+    def forget(self) -> None:
+        """Clear the cache, because the instructions or the value of a capability have changed."""
+        self._made.clear()
+
+    def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
+        """Return the result of `initialize`. `streams` is as for `Registry.capabilities`."""
+        made = self._cache()
+        key = ("initialize", revision.date, streams)
+        if key not in made:
+            offered = self._registry.capabilities(revision, streams=streams)
+            made[key] = initialize_result(revision, offered, self._info, self.instructions)
+        return made[key]
+
+    def discover(self, revision: Revision) -> bytes:
+        """Return the members of the result of `server/discover`."""
+        made = self._cache()
+        key = ("server/discover", revision.date, True)
+        if key not in made:
+            registry = self._registry
+            ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=registry.private)
+            result: dict[str, Any] = {
+                "supportedVersions": list(PER_REQUEST),
+                "capabilities": registry.capabilities(revision),
+                "ttlMs": ttl_ms,
+                "cacheScope": "private" if private else "public",
+            }
+            if self.instructions:
+                result["instructions"] = self.instructions
+            made[key] = encode(result)[1:-1]
+        return made[key]
+
+    def discover_meta(self, revision: Revision) -> dict[str, Any]:
+        """Return the `_meta` of that result, with all information about the server. Other results repeat only the
+        name.
+        """
+        return {SERVER_KEY: revisions.implementation(self._info, revision)}
+
+    def _cache(self) -> dict[tuple[str, str, bool], bytes]:
+        """Return the cache for the current capabilities."""
+        if self._cached_count != self._registry.capability_count:
+            self._made.clear()
+            self._cached_count = self._registry.capability_count
+        return self._made
+
+
 logger = logging.getLogger("millstream")
 
-Handler = Callable[[Call], Awaitable[bytes]]
-"""Returns the members of the result without the enclosing braces, or empty bytes."""
-
-
-Gate = Callable[[Call], Awaitable[None] | None]
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
@@ -93,7 +152,6 @@ class Dispatcher:
         self.registry: Registry = registry
         self.services: Services = services
         self.info: dict[str, Any] = info
-        self.instructions: str = instructions
         self.announcement: ServerDescription = ServerDescription(registry, info, instructions)
         """The results of `initialize` and `server/discover`."""
         self.gate: Gate | None = None
@@ -124,7 +182,7 @@ class Dispatcher:
 
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients, from now on."""
-        self.instructions = self.announcement.instructions = instructions
+        self.announcement.instructions = instructions
         self.announcement.forget()
 
     def introduce(self, info: Mapping[str, Any]) -> None:
@@ -174,7 +232,6 @@ class Dispatcher:
                 )
                 members = tool.encode(value, call)
             else:
-                check_offered(call, self.registry)
                 handler, around = _handler(self._handlers, self.registry, call), self.around
                 members = await (handler(call) if around is None else around(call, handler))
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
@@ -289,16 +346,12 @@ class Dispatcher:
         return _wrap_envelope(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 
     def _answer_failure(self, call: Call, exc: BaseException) -> bytes:
-        incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
             exc = with_user_frames(exc, explained=_EXPLAINED_ERRORS)
         advise(exc)
         shown = self.services.settings.show_errors
         hidden = "" if shown or call.method != "tools/call" else _HIDDEN
-        extra = {"incident": incident}
-        logger.error(
-            "%s %s failed%s [incident %s]", call.method, call.name, hidden, incident, exc_info=exc, extra=extra
-        )
+        incident = _log_incident(call, f" failed{hidden}", exc)
         text = f"Internal error. The server's log has the details under incident {incident}."
         if shown:
             text = shown_error(exc)
@@ -308,11 +361,7 @@ class Dispatcher:
 
     def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
         """Return the answer for a function that couldn't use the store. The caller can retry."""
-        incident = secrets.token_hex(8)
-        extra = {"incident": incident}
-        logger.error(
-            "%s %s couldn't use the store: %s [incident %s]", call.method, call.name, exc, incident, extra=extra
-        )
+        incident = _log_incident(call, f" couldn't use the store: {exc}")
         text = _STORE_FULL if isinstance(exc, StoreFull) else _NO_STORE
         if call.method == "tools/call":
             return self._tool_error(call, text, incident)
@@ -347,6 +396,14 @@ class Dispatcher:
     def hear(self, call: Call) -> None:
         """Run an extension's handler for a notification. There is no answer."""
         self.notifications.take(call, self.gate)
+
+
+def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> str:
+    """Log a failure of the server. Return the id of the log entry."""
+    incident = secrets.token_hex(8)
+    extra = {"incident": incident}
+    logger.error("%s %s%s [incident %s]", call.method, call.name, what, incident, exc_info=exc, extra=extra)
+    return incident
 
 
 def _task() -> asyncio.Task[Any] | None:
@@ -395,18 +452,14 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
 
 
 def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
-    """Return the handler for a method: the server's own, or that of an extension."""
-    handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
-    assert handler is not None  # noqa: S101  admission or `check_offered` saw it
-    return handler
-
-
-def check_offered(call: Call, registry: Registry) -> None:
-    """Refuse a handshake-era method that the revision or this server doesn't have. Admission does this for the other
-    era.
+    """Return the handler for a method: the server's own, or that of an extension.
 
     Raises:
-        ProtocolError: METHOD_NOT_FOUND.
+        ProtocolError: METHOD_NOT_FOUND, for a handshake-era method that the revision or this server doesn't have.
+            Admission checks this for the other era.
     """
     if call.revision.handshake and not registry.serves(call.method, call.revision):
         raise method_not_found(call.method, call.revision)
+    handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
+    assert handler is not None  # noqa: S101  it was checked
+    return handler

@@ -360,16 +360,12 @@ class Peers:
         ordered = type(letter.message) in self._own
         if late or (letter.sender == me and not ordered) or (letter.to and letter.to != me):
             return None
-        if (letter.to or ordered) and not self._is_new(letter):
-            return None
+        if letter.to or ordered:
+            mark = (letter.sender, letter.stamp)
+            if mark in self._processed:
+                return None
+            self._processed.keep(mark, None)
         return letter
-
-    def _is_new(self, letter: _Letter) -> bool:
-        mark = (letter.sender, letter.stamp)
-        if mark in self._processed:
-            return False
-        self._processed.keep(mark, None)
-        return True
 
     # Sent messages
 

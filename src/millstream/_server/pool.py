@@ -1,11 +1,21 @@
-"""Places that several owners use for a while, such as processes."""
+"""Places that several owners use for a while: processes, and worker threads for `def` functions, so that a blocking
+function doesn't stall the event loop.
+"""
 
 import asyncio
+import contextlib
+import contextvars
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from millstream._override import override
+from millstream._protocol.errors import ToolError
 from millstream._protocol.principal import Share
 
 WAIT_TIMEOUT = 30.0
@@ -25,14 +35,12 @@ class Pool(Share):
         on_wait: Called when a request starts to wait, to give back a place that isn't in use.
 
     Example:
-        ::
-
-            if not await processes.acquire(call.owner):
-                raise ToolError("Too many of your calls are waiting. Try again later.")
-            try:
-                ...
-            finally:
-                processes.leave(call.owner)
+        >>> if not await processes.acquire(call.owner):
+        ...     raise ToolError("Too many of your calls are waiting. Try again later.")
+        >>> try:
+        ...     ...
+        ... finally:
+        ...     processes.leave(call.owner)
     """
 
     def __init__(self, maximum: int, *, on_wait: Callable[[], object] = lambda: None) -> None:
@@ -63,6 +71,9 @@ class Pool(Share):
         """Take one place as soon as there's room.
 
         Return False if there's none within `WAIT_TIMEOUT`, or if too many requests are waiting already.
+
+        Args:
+            owner: Who takes it, see `Call.owner`.
         """
         if self.take(owner):
             return True
@@ -87,7 +98,12 @@ class Pool(Share):
         return True
 
     def move(self, source: str, target: str) -> None:
-        """Count a place of one owner for another one that has room for none more (``has_room(target, 0)``)."""
+        """Count a place of one owner for another one that has room for none more (``has_room(target, 0)``).
+
+        Args:
+            source: The owner that holds it.
+            target: The owner that gets it.
+        """
         super().leave(source)
         super().take(target)
 
@@ -119,3 +135,149 @@ class Pool(Share):
             queue.remove(future)
         if not queue:
             self._queues.pop(owner, None)
+
+
+T = TypeVar("T")
+
+logger = logging.getLogger("millstream")
+
+
+class Threads:
+    """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
+
+    def __init__(self, size: int) -> None:
+        self.places: Pool = Pool(size)
+        self._started = 0
+        self._jobs: Jobs = SimpleQueue()
+        """Never longer than the number of threads, because a call without a slot is refused."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every thread is busy."""
+        return not self.places.has_room("")
+
+    async def run(self, function: Callable[..., Any], *args: Any, owner: str = "") -> Any:
+        """Run a function in a worker thread.
+
+        Args:
+            function: The function.
+            args: Its arguments.
+            owner: The caller whose share of the threads it uses, see `Call.owner`.
+
+        Raises:
+            ToolError: The threads are busy.
+        """
+        places = self.places
+        if not places.take(owner):
+            raise ToolError(
+                f"The worker threads are busy: your calls use {places.count(owner)} of {places.maximum}. Try again "
+                "later."
+            )
+        loop = asyncio.get_running_loop()
+        if self._started < places.used:
+            self._started += 1
+            # Daemon threads, so that the process can end while a function still runs.
+            threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
+        future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+        self._jobs.put((_LoopFuture(future, places, owner), lambda: context.run(run_carried, function, *args)))
+        try:
+            return await future
+        finally:
+            del future  # its exception's traceback refers to this frame
+
+    async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
+        if not self.full:
+            return await self.run(function, *args)
+        future: Future[Any] = Future()
+        context, jobs = contextvars.copy_context(), Jobs()
+        jobs.put((future, lambda: context.run(run_carried, function, *args)))
+        jobs.put(None)
+        threading.Thread(target=work, args=(jobs,), name="millstream_end", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End all threads when their functions are done, without waiting."""
+        busy = self.places.used
+        if busy:
+            threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
+            logger.warning("%s. The server stops without waiting for them.", threads)
+        for _ in range(self._started):
+            self._jobs.put(None)
+        self._started = 0
+        self._jobs = SimpleQueue()
+
+
+class _LoopFuture:
+    """The thread's side of an event loop's future. It frees the slot and sets the result in one wakeup of the loop."""
+
+    __slots__ = ("_future", "_owner", "_places")
+
+    def __init__(self, future: asyncio.Future[Any], places: Pool, owner: str) -> None:
+        self._future = future
+        self._places = places
+        self._owner = owner
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Return whether the function should run. If its caller has left, free the slot."""
+        if self._future.cancelled():
+            self._settle_in_loop(None, None)
+            return False
+        return True
+
+    def set_result(self, result: Any) -> None:
+        """End the call with a result."""
+        self._settle_in_loop(result, None)
+
+    def set_exception(self, exception: BaseException) -> None:
+        """End the call with an error."""
+        self._settle_in_loop(None, exception)
+
+    def _settle_in_loop(self, result: Any, exception: BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
+            self._future.get_loop().call_soon_threadsafe(self._settle, result, exception)
+
+    def _settle(self, result: Any, exception: BaseException | None) -> None:
+        self._places.leave(self._owner)
+        if self._future.done():
+            return
+        if exception is None:
+            self._future.set_result(result)
+        else:
+            self._future.set_exception(exception)
+
+
+Jobs = SimpleQueue[tuple["Future[Any] | _LoopFuture", Callable[[], Any]] | None]
+"""The queue of jobs for worker threads. None ends a thread."""
+
+
+def work(jobs: Jobs) -> None:
+    """Run jobs in this thread until None arrives."""
+    while (job := jobs.get()) is not None:
+        future, run = job
+        if future.set_running_or_notify_cancel():
+            _settle(future, run)
+        del job, future, run  # an idle thread must not keep its last call alive
+
+
+def _settle(future: "Future[Any] | _LoopFuture", run: Callable[[], Any]) -> None:
+    try:
+        result = run()
+    except BaseException as exc:  # every error belongs to the waiting call
+        future.set_exception(exc)
+        del future  # the exception's traceback refers to this frame
+    else:
+        future.set_result(result)
+
+
+def run_carried(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a worker thread, and convert errors that a future can't carry.
+
+    Raises:
+        RuntimeError: The function raised such an error. The call would otherwise never end, or be closed.
+    """
+    try:
+        return function(*args)
+    except (StopIteration, GeneratorExit) as exc:
+        raise RuntimeError(f"the function raised {type(exc).__name__}") from exc

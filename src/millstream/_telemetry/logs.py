@@ -26,6 +26,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any, TextIO, cast
@@ -314,7 +315,7 @@ def escape(text: str) -> str:
 
 
 def _first(items: Any) -> list[Any]:
-    return [item for _, item in zip(range(MAX_ITEMS), items, strict=False)]
+    return list(islice(items, MAX_ITEMS))
 
 
 def _plain(value: Any) -> str:
@@ -388,8 +389,7 @@ def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException]
     A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in
     `explained`, whose texts are sufficient, it keeps none.
     """
-    seen: set[int] = set()
-    for each in _chain(exc, seen):
+    for each in _chain(exc):
         each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))
     return exc
 
@@ -420,7 +420,8 @@ def is_foreign(filename: str) -> bool:
     return any(path.is_relative_to(each) for each in (paths["stdlib"], paths["purelib"], paths["platlib"], PROGRAM))
 
 
-def _chain(exc: BaseException, seen: set[int]) -> Iterator[BaseException]:
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
     waiting: list[BaseException | None] = [exc]
     while waiting and len(seen) < _MAX_CHAIN:
         each = waiting.pop()

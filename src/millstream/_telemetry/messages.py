@@ -15,11 +15,10 @@ import os
 import select
 import stat
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict
 
 from millstream._recent import Recent
 from millstream._telemetry.logs import escape, redact_text
@@ -106,28 +105,6 @@ class AccessRecord(Struct, gc=False):
     span_id: str = ""
 
 
-class _Line(Struct, gc=False):
-    """A line without its time, duration, and size."""
-
-    level: str
-    logger: str
-    method: str
-    target: str
-    status: str
-    duration_ms: float
-    revision: str
-    client: str
-    session: str
-    principal: str
-    bytes: int
-    transport: str
-    worker: str
-    trace_id: str = ""
-    span_id: str = ""
-
-
-_TRACE_FIELDS = ("trace_id", "span_id")
-"""The end of a line with a trace."""
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums, in seconds."""
 _LEVELS = {"ok": "info", "-32603": "error"}
@@ -227,15 +204,15 @@ class MessageLog:
         """Return the constant parts of this kind's lines."""
         line = self._line(message)
         if not self._json:
-            return _human_frame(line, color=self._color)
-        fields = {name: _encode(value).decode() for name, value in asdict(line).items()}
-        members = [f',"{name}":{value}' for name, value in fields.items() if line.trace_id or name not in _TRACE_FIELDS]
-        duration, size = (list(fields).index(name) for name in ("duration_ms", "bytes"))
-        return (
-            "".join(members[:duration]) + ',"duration_ms":',
-            "".join(members[duration + 1 : size]) + ',"bytes":',
-            "".join(members[size + 1 :]) + "}\n",
-        )
+            dim, plain = _dim(color=self._color)
+            who = " ".join(each for each in (line["client"] or line["transport"], line["principal"]) if each)
+            about = f"{line['method']} {line['target']}" if line["target"] else line["method"]
+            mark = f"\x1b[{_COLORS[line['level']]}m" if self._color else ""
+            return f"{mark}{line['status']:<10}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
+        text = "".join(f',"{name}":{_encode(value).decode()}' for name, value in line.items())
+        before, mark, rest = text.partition(',"duration_ms":null')
+        between, size_mark, after = rest.partition(',"bytes":null')
+        return before + mark[:-4], between + size_mark[:-4], after + "}\n"
 
     def _begin(self, at: float) -> None:
         """Start a new millisecond."""
@@ -248,26 +225,29 @@ class MessageLog:
             dim, plain = _dim(color=self._color)
             self._stamp = f"{dim}{moment.astimezone():%H:%M:%S}{plain} "
 
-    def _line(self, message: AccessRecord) -> _Line:
+    def _line(self, message: AccessRecord) -> dict[str, Any]:
+        """Return a line with null as its duration and size. Text can't look like these members, because in JSON its
+        quotes are escaped.
+        """
         status = message.status or "ok"
         client = f"{message.client}/{message.client_version}" if message.client_version else message.client
-        return _Line(
-            _LEVELS.get(status, "warning"),
-            LOGGER,
-            self._text(message.method),
-            self._text(message.target),
-            self._text(status),
-            0.0,
-            message.revision,
-            self._text(client),
-            session_hash(message.session),
-            self._text(message.principal),
-            0,
-            message.transport,
-            self._worker,
-            message.trace_id,
-            message.span_id,
-        )
+        trace = {"trace_id": message.trace_id, "span_id": message.span_id} if message.trace_id else {}
+        return {
+            "level": _LEVELS.get(status, "warning"),
+            "logger": LOGGER,
+            "method": self._text(message.method),
+            "target": self._text(message.target),
+            "status": self._text(status),
+            "duration_ms": None,
+            "revision": message.revision,
+            "client": self._text(client),
+            "session": session_hash(message.session),
+            "principal": self._text(message.principal),
+            "bytes": None,
+            "transport": message.transport,
+            "worker": self._worker,
+            **trace,
+        }
 
     def _text(self, text: str) -> str:
         """Return a peer's text in a form that is safe for the log."""
@@ -279,15 +259,6 @@ class MessageLog:
         if len(text) <= MAX_TEXT:
             self._texts.keep(text, clean)
         return clean
-
-
-def _human_frame(line: _Line, *, color: bool) -> Frame:
-    """Return the frame of a short line with time, outcome, target, duration, and caller."""
-    dim, plain = _dim(color=color)
-    who = " ".join(each for each in (line.client or line.transport, line.principal) if each)
-    about = f"{line.method} {line.target}" if line.target else line.method
-    mark = f"\x1b[{_COLORS[line.level]}m" if color else ""
-    return f"{mark}{line.status:<10}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
 
 
 def _dim(*, color: bool) -> tuple[str, str]:

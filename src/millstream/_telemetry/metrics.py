@@ -1,15 +1,23 @@
-"""Counters, gauges, and histograms of the hot path. `exposition` writes them as Prometheus text.
+"""Counters, gauges, and histograms of the hot path, and `GET /metrics`: those of one process or the sums of several, in
+the format of prometheus_client.
 
 A series is a tuple of label values, in the order of the metric's labels. Each metric has a maximum number of series,
 because peers choose some values. Further ones are counted together under ``_other``. Not thread-safe.
 """
 
+import operator
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cache
+from math import ceil
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+import msgspec
 from msgspec import Struct
+
+from millstream._http.message import Handler, HttpRequest, Response
 
 Labels = tuple[str, ...]
 Kind = Literal["counter", "gauge"]
@@ -63,23 +71,8 @@ class Reading(Struct, array_like=True):
     """Sample name, labels, and label values -> value."""
 
 
-class Metric(Protocol):
-    """The interface of a metric for the registry."""
-
-    family: Family
-
-    def read(self) -> Reading:
-        """Return the metric at this moment."""
-        ...
-
-
-AnyMetric = TypeVar("AnyMetric", bound=Metric)
-
-
 class Counter:
     """A counter."""
-
-    __slots__ = ("family", "values")
 
     def __init__(self, family: Family) -> None:
         self.family: Family = family
@@ -128,15 +121,9 @@ class Series:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def quantile(self, q: float) -> float | None:
-        """Return the quantile `q` (0 to 1), as exact as the bounds allow, or None without values."""
-        return quantile(self.bounds, self.counts, q)
-
 
 class Histogram:
     """A histogram."""
-
-    __slots__ = ("_exposed_bounds", "bounds", "family", "series")
 
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family: Family = family
@@ -175,11 +162,14 @@ class Histogram:
         return Reading(name, self.family.help, "histogram", "sum", samples)
 
 
+AnyMetric = TypeVar("AnyMetric", Counter, ReadMetric, Histogram)
+
+
 class Metrics:
     """The metrics of one running server, in the order of their creation."""
 
     def __init__(self) -> None:
-        self._metrics: dict[str, Metric] = {}
+        self._metrics: dict[str, Counter | ReadMetric | Histogram] = {}
 
     def counter(self, name: str, help: str, labels: Labels = ()) -> Counter:
         """Create a counter. Its name must end in ``_total``.
@@ -240,8 +230,12 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Return each of `SHARES` in milliseconds, from durations in seconds."""
-    found = {name: quantile(bounds, counts, share) for name, share in SHARES}
+    """Return each of `SHARES` in milliseconds, from durations in seconds.
+
+    Each is the value of a call, the nearest rank: all are the same for one call.
+    """
+    number = sum(counts) or 1
+    found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
 
 
@@ -270,3 +264,121 @@ def _pairs(names: Labels, values: Labels) -> tuple[str, ...]:
 def _utf8(value: str) -> str:
     """Replace lone surrogates, which UTF-8 can't encode."""
     return value if value.isascii() else value.encode(errors="replace").decode()
+
+
+_HEAD = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
+_CUMULATIVE_KINDS = ("counter", "histogram")
+_MAX_NAMES = 1_000
+"""Maximum number of names of ended processes to remember."""
+_MERGES: Final[dict[Merge, Callable[[float, float], float]]] = {"sum": operator.add, "max": max, "min": min}
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Reading]).decode
+
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+
+def metrics_handler(render: Callable[[], Awaitable[bytes]], measure: Callable[[], Awaitable[object]]) -> Handler:
+    """Return the handler of the metrics path.
+
+    Args:
+        render: Returns the text.
+        measure: Awaited first, to update figures that need I/O.
+    """
+
+    async def get(request: HttpRequest) -> Response:
+        await measure()
+        return Response(await render(), 200, _HEAD)
+
+    return get
+
+
+class EndedProcesses(Struct, array_like=True):
+    """The counts of processes that have ended, so sums never decrease."""
+
+    names: list[str]
+    """The newest names, so no process is added twice."""
+    readings: list[Reading]
+
+    def add(self, name: str, data: bytes) -> "EndedProcesses":
+        """Return the counts with those of another process added."""
+        if name in self.names:
+            return self
+        lasting = [each for each in _decode(data) if each.kind in _CUMULATIVE_KINDS]
+        return EndedProcesses([*self.names, name][-_MAX_NAMES:], _add_up([self.readings, lasting]))
+
+
+def dump(metrics: Metrics) -> bytes:
+    """Return the metrics of this process, encoded for another process."""
+    return _encode(_readings(metrics))
+
+
+def render(metrics: Metrics) -> bytes:
+    """Return the metrics of this process as text."""
+    return _text(_readings(metrics))
+
+
+def render_sums(processes: Iterable[bytes], ended: Sequence[Reading] = ()) -> bytes:
+    """Return the sums of several processes' metrics as text."""
+    return _text(_add_up([ended, *map(_decode, processes)]))
+
+
+def process_values() -> dict[str, float]:
+    """Return the figures of this process under their Prometheus names. Figures that the system lacks are omitted."""
+    return {sample.name: sample.value for metric in _process().collect() for sample in metric.samples}
+
+
+@cache
+def _process() -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector  # noqa: PLC0415  for a quick start
+
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def _readings(metrics: Metrics) -> list[Reading]:
+    """Return our metrics, and those of the process."""
+    found = metrics.readings()
+    for metric in _process().collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        samples = {
+            (sample.name, *(each for pair in sample.labels.items() for each in pair)): float(sample.value)
+            for sample in metric.samples
+        }
+        merge: Merge = "min" if name == "process_start_time_seconds" else "sum"
+        found.append(Reading(name, metric.documentation, metric.type, merge, samples))
+    return found
+
+
+def _add_up(several: Iterable[Sequence[Reading]]) -> list[Reading]:
+    """Merge metrics of the same name. If their kinds differ, as with another version, the first one's is used."""
+    found: dict[str, Reading] = {}
+    for readings in several:
+        for each in readings:
+            first = found.get(each.name)
+            if first is None:
+                found[each.name] = msgspec.structs.replace(each, samples=dict(each.samples))
+            elif (first.kind, first.merge) == (each.kind, each.merge):
+                merge, samples = _MERGES[each.merge], first.samples
+                for key, value in each.samples.items():
+                    samples[key] = merge(samples[key], value) if key in samples else value
+    return list(found.values())
+
+
+def _text(readings: Iterable[Reading]) -> bytes:
+    import prometheus_client  # noqa: PLC0415  as above
+
+    metrics: list[Any] = []
+    for each in readings:
+        if each.samples:
+            metric = prometheus_client.Metric(each.name.removesuffix("_total"), each.help, each.kind)
+            for name, *labels in each.samples:
+                pairs = dict(zip(labels[::2], labels[1::2], strict=True))
+                metric.add_sample(name, pairs, each.samples[name, *labels])
+            metrics.append(metric)
+    collector: Any = SimpleNamespace(collect=lambda: metrics)  # it has the one method that is called
+    return prometheus_client.generate_latest(collector)

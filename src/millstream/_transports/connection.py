@@ -15,9 +15,13 @@ from typing import Any
 
 from millstream._http.message import peer_network
 from millstream._protocol import revisions
-from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
+from millstream._protocol.admission import (
+    admit_per_request,
+    check_notification,
+    is_per_request,
+    read_initialize,
+)
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import Handshake, read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
@@ -209,9 +213,8 @@ class ClientConnection:
         except ProtocolError as exc:
             self._note("initialize", str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        self.session = _session(
-            self.id, opening, peer_network(self.peer) if self._principal is None else self._principal.id
-        )
+        owner = peer_network(self.peer) if self._principal is None else self._principal.id
+        self.session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
         self._note("initialize")
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
@@ -280,14 +283,13 @@ class ClientConnection:
         ends, self._ends = self._ends, set()
         for end in ends:
             end()
-        _call_when_done(
-            [
-                each
-                for each, call in self._tasks.items()
-                if ends and call and (call.long_lived or call.method == _LISTEN)
-            ],
-            then,
-        )
+        last = [
+            each for each, call in self._tasks.items() if ends and call and (call.long_lived or call.method == _LISTEN)
+        ]
+        if last:
+            asyncio.gather(*last, return_exceptions=True).add_done_callback(lambda _: then())
+        else:
+            then()
 
     async def settle(self) -> None:
         """Wait until every request received so far is answered."""
@@ -312,17 +314,6 @@ class ClientConnection:
         for call in tasks.values():
             if call is not None and not call.over:
                 self._dispatcher.abandon(call, self.id)
-
-
-def _session(id: str, opening: Handshake, owner: str) -> Session:
-    return Session(id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
-
-
-def _call_when_done(tasks: Collection[asyncio.Task[None]], then: Callable[[], None]) -> None:
-    if tasks:
-        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: then())
-    else:
-        then()
 
 
 async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -59,9 +59,8 @@ class HttpSse:
         self._dispatcher = dispatcher
         self._path = dispatcher.services.settings.messages_path
         self._streams = streams
-        self._connections: dict[str, tuple[ClientConnection, bytes]] = {}
-        """Session id -> connection, and a hash of the principal that opened it."""
-        self._sinks: set[Sink] = set()
+        self._connections: dict[str, tuple[ClientConnection, bytes, Sink]] = {}
+        """Session id -> connection, a hash of the principal that opened it, and its stream."""
         self._name = dispatcher.services.store.workers.me
         dispatcher.services.peers.on_workers(self._look_at_my_name)
         dispatcher.services.peers.on(PostedMessage, self._on_posted)
@@ -85,14 +84,12 @@ class HttpSse:
             transport="sse",
         )
         self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=expiry_of(principal))
-        self._connections[session_id] = (connection, hash_principal(principal))
-        self._sinks.add(sink)
+        self._connections[session_id] = (connection, hash_principal(principal), sink)
         try:
             sink.write(sse.endpoint(f"{request.root_path}{self._path}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
             del self._connections[session_id]
-            self._sinks.discard(sink)
             sink.close()
             await connection.close()
         return None
@@ -135,7 +132,7 @@ class HttpSse:
         if self._dispatcher.services.peers.is_me(self._name):
             return
         self._name = self._dispatcher.services.store.workers.me
-        for sink in list(self._sinks):
+        for _, _, sink in list(self._connections.values()):
             sink.close()
 
     def _on_posted(self, message: PostedMessage, worker: str) -> None:

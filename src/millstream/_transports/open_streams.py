@@ -25,7 +25,7 @@ from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
 from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.services import principal_id
-from millstream._server.load import RequestOwner
+from millstream._server.control import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
 
@@ -88,6 +88,8 @@ class TakeoverListener(Protocol):
 class _OpenStream(NamedTuple):
     """How to write to a stream and end it."""
 
+    kind: tuple[str, str]
+    """Transport and revision."""
     code: Code
     opened: float
     end: Callable[[], None]
@@ -112,7 +114,6 @@ class OpenStreams:
         """Expiry times of the streams' credentials."""
         self._numbered: dict[int, Sink] = {}
         self._number = 0
-        self._kinds: dict[Sink, tuple[str, str]] = {}
         self.by_kind: Counter[tuple[str, ...]] = Counter()
         """Number of streams per transport and revision."""
         self.lines: dict[str, TakeoverListener] = {}
@@ -137,8 +138,7 @@ class OpenStreams:
         """
         now = monotonic()
         found = (
-            (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
-            for sink, (_, opened, _, _, owner, _) in self._sinks.items()
+            (each.kind[0], each.owner or "", now - each.opened, sink.buffered) for sink, each in self._sinks.items()
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
@@ -170,13 +170,12 @@ class OpenStreams:
             finish: Runs before `end` when the stream reaches its maximum age, if it can carry subscriptions.
             until: Expiry of the credential that opened it, in seconds since 1970.
         """
-        self._kinds[sink] = kind
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
-        self._sinks[sink] = _OpenStream(code, monotonic(), end, dismiss or end, owner, finish)
+        self._sinks[sink] = _OpenStream(kind, code, monotonic(), end, dismiss or end, owner, finish)
         self.by_kind[kind] += 1
         counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
-        sink.on_close(partial(self._forget, sink, counted, kind))
+        sink.on_close(partial(self._forget, sink, counted))
         if until != math.inf and not sink.closed:
             self._number = number = self._number + 1
             self._numbered[number] = sink
@@ -187,21 +186,19 @@ class OpenStreams:
         del self._numbered[number]
         self._ends.forget(number)
 
-    def _forget(self, sink: Sink, counted: str | None, kind: tuple[str, str]) -> None:
-        self._sinks.pop(sink, None)
-        self._kinds.pop(sink, None)
-        self.by_kind[kind] -= 1
+    def _forget(self, sink: Sink, counted: str | None) -> None:
+        self.by_kind[self._sinks.pop(sink).kind] -= 1
         if counted is not None:
             self._share.leave(counted)
 
     def beat(self) -> None:
         """Send a comment to every stream as a sign of life. End streams over the maximum age."""
         oldest = monotonic() - self._max_age
-        for sink, (code, opened, end, _, _, finish) in list(self._sinks.items()):
-            if opened < oldest:
-                self._send_away(sink, code, end if finish is None else partial(finish, end))
+        for sink, each in list(self._sinks.items()):
+            if each.opened < oldest:
+                self._send_away(sink, each.code, each.end if each.finish is None else partial(each.finish, each.end))
             else:
-                sink.write(code(COMMENT))
+                sink.write(each.code(COMMENT))
 
     def end_of(self, gone: Callable[[str], bool]) -> None:
         """End the streams of owners that have lost access."""

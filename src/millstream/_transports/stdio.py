@@ -8,20 +8,20 @@ serve files and other devices, and Windows.
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import io
 import os
 import stat
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 from millstream._override import override
 from millstream._protocol.errors import PARSE_ERROR
 from millstream._protocol.jsonrpc import LineSplitter, error_message
 from millstream._server.dispatch import Dispatcher
+from millstream._tasks import run_in_thread
 from millstream._transports.connection import ClientConnection
 
 _CHUNK = 256 * 1024
@@ -249,18 +249,5 @@ async def open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Calla
                 lambda: asyncio.StreamReaderProtocol(reader), stream
             )
             return reader.read, transport.close
-    return lambda size: _in_thread(stream.read, size), lambda: None
-
-
-async def _in_thread(read: Callable[[int], bytes], size: int) -> bytes:
-    """Read in a daemon thread, which doesn't delay the end of the program."""
-    loop, future = asyncio.get_running_loop(), concurrent.futures.Future[bytes]()
-
-    def work() -> None:
-        try:
-            future.set_result(read(size))
-        except OSError as exc:
-            future.set_exception(exc)
-
-    threading.Thread(target=work, name="millstream_stdin", daemon=True).start()
-    return await asyncio.wrap_future(future, loop=loop)
+    # The end of the program doesn't wait for the thread.
+    return lambda size: run_in_thread(partial(stream.read, size), "millstream_stdin"), lambda: None

@@ -1,4 +1,10 @@
-"""Access of the inspector to other servers: a list of the servers that the operator named, and a proxy for each.
+"""Sign-in to other servers from the inspector: an OAuth client for each server and browser.
+
+The page requests an authorization URL and redirects the user, who returns signed in. Tokens stay on the server side,
+sealed in the store under a key derived from the browser's cookie, the operator, the page's address, and the URL of the
+other server. They never appear in a page, a log, or one of our URLs.
+
+Access of the inspector to other servers: a list of the servers that the operator named, and a proxy for each.
 
 A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP requests
 unchanged, only to URLs given at start-up (`Settings.inspect_urls`), and doesn't follow redirects. It doesn't forward
@@ -6,17 +12,304 @@ headers that browsers send automatically, such as cookies and `Authorization`. C
 as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
 """
 
+import asyncio
+import hmac
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD, HttpRequest, Response, Sink, header_lines, refusal
-from millstream._server.calls.services import Services, expiry_of
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, Sink, header_lines, plain_problem, refusal
+from millstream._server.calls.services import Services, expiry_of, principal_id
 from millstream._transports.open_streams import OpenStreams
-from millstream._web.inspect_sign_in import SignIns
-from millstream.client import ClientError, TargetError
+from millstream.auth._authorization_server.records import digest, new_secret
+from millstream.auth._authorization_server.signing import Vault, new_state
+from millstream.auth._jose import InvalidToken, read_payload
+from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
+from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
+from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
+from millstream.client._oauth.store import Registration, Tokens
 from millstream.protocol import encode
+from millstream.stores import Claim
+
+CALLBACK = "/inspect/callback"
+_COOKIE = "millstream-inspect"
+_SESSION_TTL = 12 * 3600.0
+_PENDING_TTL = 600.0
+_TIMEOUT = 30.0
+"""Maximum seconds for all requests of one sign-in step."""
+_REFRESH_MARGIN = 30.0
+_MAX_FORM = 16 * 1024
+_STATE, _PENDING = b"inspect state", "inspect-pending"
+_HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
+_NOT_OWN_PAGE = plain_problem(
+    403, "This request must come from the inspector's own page. Reload the page and try again."
+)
+_MALFORMED = plain_problem(400, "The request is malformed. Reload the page.")
+_EXPIRED = (
+    "This sign-in was already used, took more than ten minutes, or began in another browser. Go back to the inspector "
+    "and sign in again."
+)
+
+
+class SignInState(Struct):
+    """Credentials and client for one server."""
+
+    credentials: StoredCredentials
+    client: Registration = msgspec.field(default_factory=Registration)
+    """Client that the operator entered; empty for dynamic registration."""
+    issuer: str = ""
+    """The only issuer that may receive the client's secret; empty without an entered client."""
+
+
+class PendingSignIn(Struct, frozen=True):
+    """A sign-in whose user was redirected and hasn't returned."""
+
+    url: str
+    owner: str
+    key: str
+    authorization: PendingAuthorization
+    client: Registration
+
+
+class SignInRequest(Struct):
+    """The page's request to begin a sign-in."""
+
+    status: int = 401
+    challenge: str = ""
+    client_id: str = ""
+    client_secret: str = ""
+    scope: str = ""
+
+
+class SignIns:
+    """The sign-ins of all users of this server's inspector."""
+
+    def __init__(self, services: Services) -> None:
+        self._vault = Vault(services)
+
+    # Requests of the page
+
+    async def begin(self, request: HttpRequest, url: Url) -> Response:
+        """Begin a sign-in, and return the authorization URL: ``{"url": …}``."""
+        if not is_own(request):
+            return _NOT_OWN_PAGE
+        try:
+            body = msgspec.json.decode(request.body[:_MAX_FORM], type=SignInRequest)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return _MALFORMED
+        browser, cookie = _browser(request)
+        key = _key(request, browser, url)
+        state = await self._load(key) or SignInState(StoredCredentials({}, {}))
+        if body.client_id:
+            state = SignInState(state.credentials, Registration(body.client_id.strip(), body.client_secret.strip()))
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                authorization = await _client(request, state, body.scope.strip()).ask(url, body.status, body.challenge)
+            authorization = replace(authorization, state=new_state(request.owner))
+        except TimeoutError:
+            return plain_problem(504, f"The authorization server of {url} took too long. Try again.")
+        except ClientError as exc:
+            return plain_problem(502, _refusal_text(request, exc))
+        await self._save(key, state)  # the client may be registered there by now
+        pending = PendingSignIn(str(url), principal_id(request.principal), key, authorization, state.client)
+        await self._vault.put_pending(_PENDING, authorization.state, pending, _PENDING_TTL)
+        return Response(encode({"url": authorization.url}), 200, _HEAD + cookie)
+
+    async def handle_callback(self, request: HttpRequest) -> Response:
+        """Handle `GET /inspect/callback`. Each state is valid once, in the browser that began the sign-in."""
+        try:
+            answer = answer_of("?" + request.query.decode("latin-1"))
+        except ClientError as exc:
+            return _turned_back(request, f"{exc} Sign in again.", 400)
+        pending = await self._take_pending(request, answer.get("state", "")) if request.method == "GET" else None
+        if pending is None:
+            return _turned_back(request, _EXPIRED, 403)
+        state = await self._load(pending.key) or SignInState(StoredCredentials({}, {}))
+        issuer = pending.authorization.issuer.issuer
+        state.client, state.issuer = pending.client, issuer if pending.client.client_id else ""
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                await _client(request, state).exchange_code(parse(pending.url), pending.authorization, answer)
+        except TimeoutError:
+            return _turned_back(request, f"{quote_foreign(issuer)} took too long. Sign in again.", 504)
+        except ClientError as exc:
+            return _turned_back(
+                request, f"{quote_foreign(str(exc))} Sign in again, or ask the operator of that server.", 403
+            )
+        await self._save(pending.key, state)
+        return continue_page(request, "/inspect")
+
+    async def sign_out(self, request: HttpRequest, url: Url) -> Response:
+        """Delete the tokens for a server. ``{"revoked": …}`` is whether their issuer has revoked them, too."""
+        if not is_own(request):
+            return _NOT_OWN_PAGE
+        key = _key(request, cookie_of(request, _COOKIE), url)
+        state = await self._load(key)
+        await self._vault.kv.delete(_state_key(key))
+        revoked = state is not None and await _revoke(request, state, url)
+        return Response(encode({"revoked": revoked}), 200, _HEAD)
+
+    async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
+        """Return the signed-in user for a server: ``who``, ``issuer``, and ``scopes``."""
+        state = await self._own_state(request, url)
+        tokens = None if state is None else state.credentials.tokens.get(str(url))
+        if tokens is None:
+            return None
+        return {"who": _display_name(tokens.access_token), "issuer": tokens.issuer, "scopes": tokens.scope.split()}
+
+    # Used by the proxy
+
+    async def authorization(self, request: HttpRequest, url: Url, *, rejected: str = "") -> str:
+        """Return the authorization header for a page's request to a server; empty without a sign-in.
+
+        Args:
+            request: Request of the page.
+            url: URL of the server.
+            rejected: Value that the server rejected, to be replaced.
+        """
+        state = await self._own_state(request, url)
+        tokens = None if state is None else state.credentials.tokens.get(str(url))
+        if tokens is None:
+            return ""
+        soon = 0 < tokens.expires_at < time.time() + _REFRESH_MARGIN
+        if tokens.refresh_token and (soon or rejected == _bearer(tokens)):
+            tokens = await self._refresh(request, url, tokens) or tokens
+        return "" if _bearer(tokens) == rejected else _bearer(tokens)
+
+    async def _refresh(self, request: HttpRequest, url: Url, old: Tokens) -> Tokens | None:
+        """Return renewed tokens. Many refresh tokens are valid only once, so one worker at a time uses them."""
+        key = _key(request, cookie_of(request, _COOKIE), url)
+        async with self._lock(key):
+            sealed = await self._vault.kv.get(_state_key(key))
+            state = self._open(key, sealed)
+            if state is None or state.credentials.tokens.get(str(url)) != old:
+                return None if state is None else state.credentials.tokens.get(str(url))
+            try:
+                async with asyncio.timeout(_TIMEOUT):
+                    renewed = await _client(request, state).renew(url)
+            except (TimeoutError, ClientError):
+                return None
+            if not renewed:
+                return None
+            fresh = state.credentials.tokens[str(url)]
+            if await self._vault.exchange(_state_key(key), sealed, self._seal(key, state), _SESSION_TTL):
+                return fresh
+            await _revoke(request, state, url)  # the user has signed out in the meantime, or in again
+            return None
+
+    def _lock(self, key: str) -> AbstractAsyncContextManager[None]:
+        return Claim(self._vault.kv, f"inspect-turn:{key}", 2 * _TIMEOUT).hold()
+
+    # Stored state
+
+    async def _own_state(self, request: HttpRequest, url: Url) -> SignInState | None:
+        """Return the state for a request from our own page. Browsers send cookies with other pages' requests, too."""
+        browser = cookie_of(request, _COOKIE)
+        return await self._load(_key(request, browser, url)) if browser and is_own(request) else None
+
+    async def _load(self, key: str) -> SignInState | None:
+        return self._open(key, await self._vault.kv.get(_state_key(key)))
+
+    def _open(self, key: str, sealed: bytes | None) -> SignInState | None:
+        return None if sealed is None else self._vault.open(_STATE, sealed.decode("latin-1"), SignInState, key.encode())
+
+    def _seal(self, key: str, state: SignInState) -> bytes:
+        return self._vault.seal(_STATE, state, key.encode()).encode()
+
+    async def _save(self, key: str, state: SignInState) -> None:
+        await self._vault.put(_state_key(key), self._seal(key, state), _SESSION_TTL)
+
+    async def _take_pending(self, request: HttpRequest, state: str) -> PendingSignIn | None:
+        """Return the pending sign-in of a state if this browser began it. Any attempt uses up the state."""
+        pending = await self._vault.take_pending(_PENDING, state, PendingSignIn)
+        if pending is None:
+            return None
+        key = _key(request, cookie_of(request, _COOKIE), parse(pending.url), pending.owner)
+        return pending if hmac.compare_digest(key, pending.key) else None
+
+
+async def _revoke(request: HttpRequest, state: SignInState, url: Url) -> bool:
+    """Revoke the tokens for a server at their issuer, and return whether that succeeded."""
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            return await _client(request, state).sign_out(url)
+    except TimeoutError:
+        return False
+
+
+def _client(request: HttpRequest, state: SignInState, scope: str = "") -> OAuth:
+    store = MemoryTokenStore()
+    store.save(state.credentials)
+    registration = state.client
+    client = OAuth(
+        store=store,
+        client_id=registration.client_id,
+        client_secret=registration.client_secret,
+        scope=scope,
+        name="Millstream inspector",
+        redirect_uri=_base(request) + CALLBACK,
+    )
+    return client.for_issuer(state.issuer) if state.issuer else client
+
+
+def _base(request: HttpRequest) -> str:
+    """Return the base URL of this server, as seen by the browser."""
+    return f"{request.scheme}://{request.headers.get(b'host', b'').decode('latin-1')}{request.root_path}"
+
+
+def _browser(request: HttpRequest) -> tuple[str, bytes]:
+    """Return the id of this browser, and the header line that stores it."""
+    name = cookie_of(request, _COOKIE)
+    name = name if len(name) == 43 else new_secret()
+    # Lax, because the callback is a navigation from another site. `is_own` protects all other requests.
+    secure = "; Secure" if request.scheme == "https" else ""
+    path = f"{request.root_path}/inspect"
+    line = f"set-cookie: {_COOKIE}={name}; Path={path}; Max-Age={_SESSION_TTL:.0f}; HttpOnly; SameSite=Lax{secure}\r\n"
+    return name, line.encode("latin-1")
+
+
+def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None) -> str:
+    """Return the key of the state for this browser, operator, page, and server."""
+    owner = principal_id(request.principal) if owner is None else owner
+    return digest("\n".join((browser, owner, _base(request), str(url))))
+
+
+def _state_key(key: str) -> str:
+    return f"inspect-session:{key}"
+
+
+def _bearer(tokens: Tokens) -> str:
+    return f"Bearer {tokens.access_token}"
+
+
+def _display_name(token: str) -> str:
+    """Return the user's name from a JWT (RFC 9068). Only for display, because the token isn't verified."""
+    try:
+        claims = read_payload(token)
+    except InvalidToken:
+        return ""
+    found = [claims.get(name) for name in ("name", "preferred_username", "email", "sub")]
+    return next((each for each in found if isinstance(each, str) and each.isprintable() and len(each) < 128), "")
+
+
+def _refusal_text(request: HttpRequest, exc: ClientError) -> str:
+    if isinstance(exc, AccessDenied) and exc.remedy:
+        redirect = _base(request) + CALLBACK
+        return f"{exc.message} Register a client there with the redirect URI {redirect}, and enter its id below."
+    return quote_foreign(str(exc))
+
+
+def _turned_back(request: HttpRequest, text: str, status: int) -> Response:
+    return turned_back(request, "/inspect", text, status)
+
 
 PREFIX = "/inspect/via/"
 SIGN_IN = "/inspect/sign-in/"

@@ -6,8 +6,6 @@ and encoded once for all watchers, and only if there are any. This module doesn'
 The newest records of the audit log for the dashboard, filtered.
 
 Data for the connect page beyond MCP: the endpoint, and how callers sign in.
-
-Queries of the dashboard besides its stream: history, recent calls, and slow readers.
 """
 
 import asyncio
@@ -16,7 +14,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from millstream import Settings
 from millstream._http.message import (
@@ -36,7 +34,7 @@ from millstream._server.calls.services import expiry_of
 from millstream._telemetry.audit import newest
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
-from millstream.hub import Forbidden, InvalidName, LimitExceeded
+from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.protocol import encode
 
 if TYPE_CHECKING:
@@ -46,136 +44,63 @@ if TYPE_CHECKING:
 _MAX_WORDS = 200
 
 
-class AuditRecords:
-    """The handler of `GET /dashboard/audit`."""
+def reply(data: Any, status: int = 200) -> Response:
+    """Return data as JSON that isn't cached."""
+    return Response(encode(data), status, JSON_HEAD + b"cache-control: no-store\r\n")
 
-    def __init__(self, path: str) -> None:
-        """Create the handler. `path` is the log file; empty if there's no audit log."""
-        self._path = path
 
-    async def get(self, request: HttpRequest) -> Response:
+def audit_handler(path: str) -> Handler:
+    """Return the handler of `GET /dashboard/audit`. `path` is the log file; empty if there's no audit log."""
+
+    async def get(request: HttpRequest) -> Response:
         """Return ``{"kept": bool, "records": [...]}``, the newest record first.
 
         ``?q=`` selects records that contain all of its words, ``?failed=1`` selects failures.
         """
         records = []
-        if self._path:
+        if path:
             words, failed = query_value("q", request.query)[:_MAX_WORDS], query_value("failed", request.query) == "1"
-            records = await asyncio.to_thread(newest, Path(self._path), words=words, failed=failed)
-        body = encode({"kept": bool(self._path), "records": records})
-        return Response(body, 200, JSON_HEAD + b"cache-control: no-store\r\n")
+            records = await asyncio.to_thread(newest, Path(path), words=words, failed=failed)
+        return reply({"kept": bool(path), "records": records})
+
+    return get
 
 
-class ConnectFacts:
-    """The handler of `GET /connect/server`."""
+def connect_handler(
+    settings: Settings,
+    guard: "AuthGuard | None",
+    pages: Collection[str],
+    *,
+    public: Collection[str],
+    is_local: Callable[[str, Mapping[bytes, bytes]], bool],
+) -> Handler:
+    """Return the handler of `GET /connect/server`, with both responses prepared.
 
-    def __init__(
-        self,
-        settings: Settings,
-        guard: "AuthGuard | None",
-        pages: Collection[str],
-        *,
-        public: Collection[str],
-        is_local: Callable[[str, Mapping[bytes, bytes]], bool],
-    ) -> None:
-        """Prepare both responses.
+    Args:
+        settings: Settings of the server.
+        guard: Guard in front of every path; None if callers don't sign in.
+        pages: Names of the pages that this server serves.
+        public: Names of the pages that other machines can reach without sign-in.
+        is_local: Returns whether a peer address and headers belong to a program on this machine.
+    """
+    methods = () if guard is None else guard.methods
+    resource = next((each.resource for each in methods if each.resource), "")
+    facts = {
+        "path": settings.path,
+        "url": resource if resource.endswith(settings.path) else "",
+        "keys": any(not each.issuers for each in methods),
+        "oauth": any(each.issuers for each in methods),
+    }
+    open_pages = pages if guard is not None else [each for each in pages if each in public]
+    local, remote = (reply({**facts, "pages": list(each)}) for each in (pages, open_pages))
 
-        Args:
-            settings: Settings of the server.
-            guard: Guard in front of every path; None if callers don't sign in.
-            pages: Names of the pages that this server serves.
-            public: Names of the pages that other machines can reach without sign-in.
-            is_local: Returns whether a peer address and headers belong to a program on this machine.
-        """
-        methods = () if guard is None else guard.methods
-        resource = next((each.resource for each in methods if each.resource), "")
-        facts: dict[str, Any] = {
-            "path": settings.path,
-            "url": resource if resource.endswith(settings.path) else "",
-            "keys": any(not each.issuers for each in methods),
-            "oauth": any(each.issuers for each in methods),
-        }
-        open_pages = pages if guard is not None else [each for each in pages if each in public]
-        self._is_local = is_local
-        self._local_response = _connect_reply(facts | {"pages": list(pages)})
-        self._remote_response = _connect_reply(facts | {"pages": list(open_pages)})
-
-    async def get(self, request: HttpRequest) -> Response:
+    async def get(request: HttpRequest) -> Response:
         """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
         and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
         """
-        return self._local_response if self._is_local(request.peer, request.headers) else self._remote_response
+        return local if is_local(request.peer, request.headers) else remote
 
-
-def _connect_reply(facts: dict[str, Any]) -> Response:
-    return Response(encode(facts), 200, JSON_HEAD + b"cache-control: no-store\r\n")
-
-
-_HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
-_UNKNOWN_UPSTREAM = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
-
-
-class QuerySource(Protocol):
-    """The data source of the handlers."""
-
-    def history(self, seconds: int, method: str = "", name: str = "") -> Awaitable[dict[str, Any]]:
-        """Return the last `seconds` of history."""
-        ...
-
-    def calls(self) -> Awaitable[dict[str, Any]]:
-        """Return the newest calls, with clients and errors."""
-        ...
-
-    def readers(self) -> Awaitable[dict[str, Any]]:
-        """Return the slowest readers."""
-        ...
-
-
-def query_handlers(queries: QuerySource) -> Mapping[str, Handler]:
-    """Return the GET handlers by path."""
-
-    async def history(request: HttpRequest) -> Response:
-        """Handle ``?seconds=`` up to an hour; ``?method=`` and ``?name=`` add the series of one operation."""
-        text = query_value("seconds", request.query)
-        seconds = int(text) if text.isdecimal() and len(text) < 8 else 60
-        method, name = query_value("method", request.query), query_value("name", request.query)
-        return _reply(await queries.history(seconds, method, name))
-
-    async def calls(request: HttpRequest) -> Response:
-        return _reply(await queries.calls())
-
-    async def readers(request: HttpRequest) -> Response:
-        return _reply(await queries.readers())
-
-    return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
-
-
-def upstream_handlers(
-    upstreams: Callable[[], Awaitable[list[dict[str, Any]]]],
-    items: Callable[[str], dict[str, Any] | None],
-    info: Mapping[str, str],
-) -> Mapping[str, Handler]:
-    """Return the GET handlers by path for the gateway page.
-
-    Args:
-        upstreams: Returns state and statistics of each upstream.
-        items: Returns the items of an upstream; None if it's unknown.
-        info: Title and version of the server.
-    """
-
-    async def describe(request: HttpRequest) -> Response:
-        return _reply({**info, "upstreams": await upstreams()})
-
-    async def upstream_items(request: HttpRequest) -> Response:
-        """Handle ``?upstream=``, the name of an upstream."""
-        found = items(query_value("upstream", request.query))
-        return _UNKNOWN_UPSTREAM if found is None else _reply(found)
-
-    return {"/gateway/upstreams": describe, "/gateway/items": upstream_items}
-
-
-def _reply(data: dict[str, Any]) -> Response:
-    return Response(encode(data), 200, _HEAD)
+    return get
 
 
 logger = logging.getLogger("millstream")
@@ -220,41 +145,44 @@ class LogTail(logging.Handler):
         return lines[max(0, len(lines) - max(0, last - number)) :], last
 
 
-class LogFeed:
-    """The handler of `GET /inspect/log`: the server's log, for its developer."""
+def _lines_sent(last_id: str, instance: str) -> int:
+    """Return how many log lines of this process the reader of a stream has, by the id of its last event."""
+    begin, _, number = last_id.partition("-")
+    return int(number) if begin == instance and number.isdecimal() and len(number) < 16 else 0
 
-    def __init__(self, log: LogTail, streams: OpenStreams, failure: Callable[[], Any] = lambda: None) -> None:
-        """Create the handler. `failure` returns why the changed program can't start; None if it can."""
-        self._log = log
-        self._failure = failure
-        self._streams = streams
-        self._instance = secrets.token_hex(4)
 
-    async def events(self, request: HttpRequest) -> Response | None:
+def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) -> Handler:
+    """Return the handler of `GET /inspect/log`: the server's log, for its developer.
+
+    `failure` returns why the changed program can't start; None if it can.
+    """
+    process = secrets.token_hex(4)
+
+    async def events(request: HttpRequest) -> Response | None:
         """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines.
 
         The event ``failure`` says why the changed program can't start; ``null`` once it has changed again.
         """
-        if self._streams.full(request):
+        if streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, request, ("inspect", ""), until=expiry_of(request.principal))
-        instance, _, number = last_event_id(request).partition("-")
-        sent = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
-        told = None
+        streams.add(sink, request, ("inspect", ""), until=expiry_of(request.principal))
+        sent, told = _lines_sent(last_event_id(request), process), None
         try:
             while not sink.closed and sink.buffered <= MAX_BUFFERED:
-                if (failure := self._failure()) != told:
-                    told = failure
-                    sink.write(sse.encode_event(encode(failure), event="failure"))
-                lines, last = self._log.after(sent)
+                if (failed := failure()) != told:
+                    told = failed
+                    sink.write(sse.encode_event(encode(failed), event="failure"))
+                lines, last = log.after(sent)
                 if lines:
-                    sink.write(sse.encode_event(b"[%b]" % b",".join(lines), id=f"{self._instance}-{last}"))
+                    sink.write(sse.encode_event(b"[%b]" % b",".join(lines), id=f"{process}-{last}"))
                     sent = last
                 await asyncio.sleep(LOG_INTERVAL)
         finally:
             sink.close()
         return None
+
+    return events
 
 
 class DashboardFeed:
@@ -335,13 +263,11 @@ class DashboardFeed:
         return None
 
     def _add_watcher(self, sink: Sink, last_id: str) -> None:
-        instance, _, number = last_id.partition("-")
-        sent = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
         if not self._watchers:
             # Without watchers, no snapshots were taken: the last one is outdated.
             self._latest = b""
             self._last_line = self.log.total
-        lines, last = self.log.after(sent)
+        lines, last = self.log.after(_lines_sent(last_id, self._instance))
         # Lines after `_last_line` are sent with the next snapshot.
         lines = lines[: max(0, len(lines) - (last - self._last_line))]
         sink.write(self._info + self._log_event(lines, self._last_line) + self._latest)
@@ -360,24 +286,10 @@ class DashboardFeed:
         return sse.encode_event(b"[%b]" % b",".join(lines), event="log", id=f"{self._instance}-{last}")
 
 
-class Room(Protocol):
-    """The part of the hub that the chat uses."""
+def members_handler(hub: Hub) -> Handler:
+    """Return the handler of `GET /chat/members`: the members of a channel."""
 
-    admission: Any
-    """`AccessRules`."""
-
-    async def presence(self, channel: str) -> Sequence[Any]:
-        """Return the members of a channel."""
-        ...
-
-
-class ChatMembers:
-    """The handler of `GET /chat/members`: the members of a channel."""
-
-    def __init__(self, hub: Room) -> None:
-        self._hub = hub
-
-    async def get(self, request: HttpRequest) -> Response:
+    async def get(request: HttpRequest) -> Response:
         """Return a JSON array of ``{client_id, name, since}``, in order of arrival. ``?channel=`` is ``chat`` by
         default.
 
@@ -385,12 +297,13 @@ class ChatMembers:
         """
         channel = query_value("channel", request.query) or "chat"
         try:
-            self._hub.admission.subscribe((f"$presence.{channel}",), principal=request.principal, address=request.peer)
-            members = await self._hub.presence(channel)
+            hub.admission.subscribe((f"$presence.{channel}",), principal=request.principal, address=request.peer)
+            return reply(await hub.presence(channel))
         except Forbidden as exc:
             return plain_problem(403, str(exc))
         except InvalidName as exc:
             return plain_problem(400, str(exc))
         except LimitExceeded as exc:
             return plain_problem(503, str(exc), b"retry-after: 5\r\n")
-        return Response(encode(members), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+    return get

@@ -12,8 +12,7 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError, check_
 from millstream._http.client.pool import allow_any
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._jose import FetchedKeys
-from millstream.auth._method import Unavailable
-from millstream.auth._single_flight import SingleFlight
+from millstream.auth._method import SingleFlight, Unavailable
 
 _MAX_AGE = 3600.0
 _RETRY_SECONDS = 10.0

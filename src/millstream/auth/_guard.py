@@ -15,28 +15,22 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-from millstream._http.client.fetch import OutboundError, check_url
-from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, plain_problem
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server.fast_head import HeaderLineCache
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
+from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream.auth._jose import TokenRules
-from millstream.auth._key_file import check_scopes
-from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
-from millstream.auth._single_flight import KeyedSemaphore
-from millstream.auth._tokens import Verdict, Verdicts
-
-if TYPE_CHECKING:
-    from millstream.auth._signed_out import SignedOut
-
+from millstream.auth._discovery import Discovery
+from millstream.auth._method import AuthMethod, Identity, KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._verdicts import SignedOut, Verdict, Verdicts
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
+SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
+_PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 _NO_STORE = b"cache-control: no-store\r\n"
 
 
@@ -138,6 +132,51 @@ def metadata_url(resource: str, root: str = "") -> str:
     """
     parts = urlsplit(resource)
     return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"
+
+
+class ResourceMetadata:
+    """The metadata handlers of one server."""
+
+    def __init__(self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]]) -> None:
+        """Prepare the handlers.
+
+        Args:
+            methods: Auth methods; at least one has an issuer.
+            name: Display name of the server.
+            known: Returns all scopes that the server currently uses.
+        """
+        self._methods = [each for each in methods if each.issuers]
+        self._name = name
+        self._known = known
+        self._resource = next((each.resource for each in self._methods if each.resource), "")
+        self._discovery = Discovery(self._methods[0].issuers[0])
+
+    def paths(self, endpoint: str) -> Mapping[str, Handler]:
+        """Return the GET handlers by path: at the root, and with the internal and the external path of the MCP
+        endpoint.
+        """
+        outside = urlsplit(self._resource).path.rstrip("/")
+        places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
+        return {**dict.fromkeys(sorted(places), self.resource), SERVER_METADATA_PATH: self.server}
+
+    async def resource(self, request: HttpRequest) -> Response:
+        """Respond with the metadata of this server."""
+        scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
+        members = {
+            "resource": self._resource,
+            "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),
+            "scopes_supported": sorted(scopes - {"offline_access"}),
+            "bearer_methods_supported": ["header"],
+            "resource_name": self._name,
+        }
+        return Response(encode({name: value for name, value in members.items() if value}), 200, _PUBLIC)
+
+    async def server(self, request: HttpRequest) -> Response:
+        """Respond with the metadata of the authorization server."""
+        try:
+            return Response(encode(await self._discovery.metadata()), 200, _PUBLIC)
+        except Unavailable as exc:
+            return plain_problem(503, str(exc), b"retry-after: 10\r\n")
 
 
 Ambient = Callable[[HttpRequest, bool], Awaitable[Principal | Response | None]]
@@ -385,68 +424,3 @@ def _is_repeated(request: HttpRequest) -> bool:
         len(request.headers) != len(request.raw_headers)
         and sum(name == b"authorization" for name, _ in request.raw_headers) > 1
     )
-
-
-def several(name: str, given: Collection[str]) -> tuple[str, ...]:
-    """Return a collection of strings as a tuple.
-
-    Raises:
-        TypeError: The value is a single string, or contains other types.
-    """
-    if isinstance(given, str):
-        raise TypeError(f"{name} must be a list: {name}=[{given!r}]")
-    found = tuple(given)
-    if wrong := [each for each in cast("tuple[object, ...]", found) if not isinstance(each, str)]:
-        raise TypeError(f"{name} must be a list of strings, but {wrong[0]!r} isn't a string.")
-    return found
-
-
-def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple[str, ...]]:
-    """Return the scopes that each scope includes.
-
-    Raises:
-        TypeError: `scope_includes` isn't a mapping of scopes to lists.
-    """
-    if implied is not None and not isinstance(implied, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            "scope_includes must map scopes to the scopes that they include: "
-            'scope_includes={"orders:write": ["orders:read"]}'
-        )
-    found: dict[str, tuple[str, ...]] = {}
-    for scope, included in (implied or {}).items():
-        if isinstance(included, str):
-            raise TypeError(
-                f"The scopes included in {scope!r} must be a list: scope_includes={{{scope!r}: [{included!r}]}}"
-            )
-        found[scope] = several("scope_includes", included)
-    return found
-
-
-def rules_of(
-    issuer: str,
-    audience: str,
-    scopes: Collection[str],
-    implied: Mapping[str, Collection[str]] | None,
-    *,
-    believed: float = 60.0,
-) -> TokenRules:
-    """Return the rules for tokens of an issuer, from the arguments of ``auth.jwt``.
-
-    Raises:
-        ValueError: The issuer, the audience, or a scope is invalid.
-        TypeError: `scopes` or `implied` has a string instead of a list.
-    """
-    try:
-        check_url(issuer)
-    except OutboundError:
-        given = "" if "@" in issuer else f", not {issuer!r}"  # it may contain a password
-        raise ValueError(
-            f"issuer must be an https URL, or an http URL of this machine, without a user name{given}."
-        ) from None
-    parts = urlsplit(audience)
-    if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
-        raise ValueError(
-            "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment"
-        )
-    check_scopes(several("scopes", scopes))
-    return TokenRules(issuer, audience, inclusions(implied), believed)

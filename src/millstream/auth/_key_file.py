@@ -9,18 +9,27 @@ concurrent commands never undo each other.
 """
 
 import contextlib
+import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Generator
+import time
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from hashlib import sha256
+from hmac import compare_digest
+from math import inf
 from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from millstream._files import Stamp, stamp_of, write_private
-from millstream._protocol.errors import LocalError
+from millstream._override import override
+from millstream._protocol.errors import LocalError, suggest_keywords
+from millstream._protocol.principal import EVERYTHING, Principal
+from millstream._server.functions.description import Names
+from millstream.auth._method import AuthMethod, Identity
 
 
 def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
@@ -67,6 +76,7 @@ def lock(path: Path) -> Generator[None, None, None]:
         os.close(handle)
 
 
+R = TypeVar("R")
 PREFIX = "ms_"
 """Prefix that lets secret scanners recognize leaked keys."""
 SHORTEST_KEY = 16
@@ -95,9 +105,6 @@ class StoredKey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=T
 
 class _Keys(Struct, forbid_unknown_fields=True):
     keys: tuple[StoredKey, ...] = ()
-
-
-_decode = msgspec.json.Decoder(_Keys).decode
 
 
 def digest_of(key: str) -> str:
@@ -169,13 +176,18 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
     return tuple(scopes)
 
 
-class KeyFile:
-    """The key file."""
+class RecordFile(Generic[R]):
+    """A file of keys or users, which commands change while servers read it."""
+
+    kind: ClassVar[str]
+    """What a record is: ``key`` or ``user``."""
+    contents: ClassVar[type[Struct]]
+    """The file as a whole."""
 
     def __init__(self, path: Path) -> None:
         """Create the object; `load` reads the file."""
         self.path = path
-        self.keys: tuple[StoredKey, ...] = ()
+        self.records: tuple[R, ...] = ()
         self._seen: Stamp | None = None
         """Stamp of the last content read."""
 
@@ -185,16 +197,44 @@ class KeyFile:
         Raises:
             LocalError: The file is missing or malformed, or other users may write to it.
         """
-        raw, stamp = read_file(self.path, "key file", "millstream keys add NAME")
+        command = f"millstream {self.kind}s add NAME"
+        raw, stamp = read_file(self.path, f"{self.kind} file", command)
         try:
-            self.keys = _decode(raw).keys
+            self.use(getattr(msgspec.json.decode(raw, type=self.contents), f"{self.kind}s"))
         except msgspec.DecodeError as exc:
-            raise LocalError(f"{self.path} isn't a key file: {exc}. `millstream keys add NAME` writes one.") from exc
+            raise LocalError(f"{self.path} isn't a {self.kind} file: {exc}. `{command}` writes one.") from exc
         self._seen = stamp
+
+    def use(self, records: tuple[R, ...]) -> None:
+        """Use these records until the file is read again."""
+        self.records = records
 
     def has_changed(self) -> bool:
         """Return whether the file has changed since the last read. A missing file counts as changed."""
         return self._seen is None or self._seen != stamp_of(self.path)
+
+    @contextlib.contextmanager
+    def change(self) -> Generator[list[R]]:
+        """Read the file, and write it with the changes that the block makes to the list.
+
+        Raises:
+            LocalError: The file can't be used.
+        """
+        with lock(self.path):
+            if self.path.exists():
+                self.load()
+            records = list(self.records)
+            yield records
+            body = msgspec.json.format(msgspec.json.encode({f"{self.kind}s": records}), indent=2)
+            write_private(self.path, body + b"\n")
+            self.use(tuple(records))
+
+
+class KeyFile(RecordFile[StoredKey]):
+    """The key file."""
+
+    kind = "key"
+    contents = _Keys
 
     def add(self, name: str, scopes: tuple[str, ...], now: float, expires: float | None) -> str:
         """Create and return a key. The file stores only its hash.
@@ -206,13 +246,10 @@ class KeyFile:
         check_name(name)
         check_scopes(scopes)
         key = PREFIX + secrets.token_urlsafe(32)
-
-        def put(keys: tuple[StoredKey, ...]) -> tuple[StoredKey, ...]:
+        with self.change() as keys:
             if any(each.name == name for each in keys):
                 raise ValueError(f"The key {name!r} already exists. Rotate or revoke it, or choose another name.")
-            return (*keys, StoredKey(name, digest_of(key), now, scopes, expires))
-
-        self._change(put)
+            keys.append(StoredKey(name, digest_of(key), now, scopes, expires))
         return key
 
     def revoke(self, name: str) -> None:
@@ -222,14 +259,8 @@ class KeyFile:
             ValueError: The key doesn't exist.
             LocalError: The file can't be used.
         """
-
-        def take(keys: tuple[StoredKey, ...]) -> tuple[StoredKey, ...]:
-            left = tuple(each for each in keys if each.name != name)
-            if len(left) == len(keys):
-                raise ValueError(f"There is no key {name!r}. See: millstream keys list")
-            return left
-
-        self._change(take)
+        with self.change() as keys:
+            _take(keys, name)
 
     def rotate(self, name: str, now: float, grace: float) -> str:
         """Replace a key with a new one for the same caller and scopes. The old key works for another `grace` seconds.
@@ -239,25 +270,155 @@ class KeyFile:
             LocalError: The file can't be used.
         """
         key = PREFIX + secrets.token_urlsafe(32)
-
-        def exchange(keys: tuple[StoredKey, ...]) -> tuple[StoredKey, ...]:
-            old = [each for each in keys if each.name == name]
-            if not old:
-                raise ValueError(f"There is no key {name!r}. See: millstream keys list")
-            newest = old[-1]
-            until = now + grace if newest.expires is None else min(newest.expires, now + grace)
-            kept = [msgspec.structs.replace(newest, expires=until)] if grace > 0 else []
-            others = [each for each in keys if each.name != name]
-            return (*others, *kept, StoredKey(name, digest_of(key), now, newest.scopes, newest.expires))
-
-        self._change(exchange)
+        with self.change() as keys:
+            newest = _take(keys, name)
+            if grace > 0:
+                until = now + grace if newest.expires is None else min(newest.expires, now + grace)
+                keys.append(msgspec.structs.replace(newest, expires=until))
+            keys.append(StoredKey(name, digest_of(key), now, newest.scopes, newest.expires))
         return key
 
-    def _change(self, change: "Callable[[tuple[StoredKey, ...]], tuple[StoredKey, ...]]") -> None:
-        with lock(self.path):
-            if self.path.exists():
-                self.load()
-            keys = change(self.keys)
-            body = msgspec.json.format(msgspec.json.encode(_Keys(keys)), indent=2)
-            write_private(self.path, body + b"\n")
-            self.keys = keys
+
+def _take(keys: list[StoredKey], name: str) -> StoredKey:
+    """Remove all keys with a name, and return the newest one."""
+    old = [each for each in keys if each.name == name]
+    if not old:
+        raise ValueError(f"There is no key {name!r}. See: millstream keys list")
+    keys[:] = [each for each in keys if each.name != name]
+    return old[-1]
+
+
+logger = logging.getLogger("millstream")
+
+_VERDICT_SECONDS = 3600.0
+"""Seconds that a verdict on a key is cached. Revocations take effect within a second (`AuthGuard.refresh`)."""
+_REVOCATION_SECONDS = 10.0
+"""Seconds after which every guard with this method has polled `epoch` and seen a revocation."""
+
+
+def key_method(given: Sequence[tuple[str, str, Collection[str]]], file: str | Path) -> "KeyMethod":
+    """Return the method for keys with their names and scopes, and for a file.
+
+    Raises:
+        TypeError, ValueError: A key or scope is invalid.
+        LocalError: The file can't be read.
+    """
+    for name, key, _ in given:
+        check_key(name, key)
+    now = time.time()
+    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(scopes)) for name, key, scopes in given)
+    return KeyMethod(stored, KeyFile(Path(file)) if file else None)
+
+
+class KeyMethod(AuthMethod):
+    """The API keys of one server."""
+
+    def __init__(
+        self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Create the method and read the file.
+
+        Raises:
+            LocalError: The file can't be read.
+        """
+        self._fixed_keys = given
+        self._file = file
+        self._clock = clock
+        self._epoch = 0
+        """Counter of changes to the file or to the set of valid keys."""
+        self._names = frozenset[str]()
+        """Names with a valid key at the last check."""
+        self._revoked_at: dict[str, float] = {}
+        """Name of a recently removed key -> time of removal. The name may have another key."""
+        if file is not None:
+            file.load()
+        self.epoch()
+
+    @override
+    async def identify(self, credential: str) -> Identity | None:
+        """Return the owner of a key. Compares it with all keys in constant time."""
+        digest, now = digest_of(credential), self._clock()
+        found: StoredKey | None = None
+        for each in self._all():
+            if compare_digest(each.hash, digest) and each.valid(now):
+                found = each
+        if found is None:
+            return None
+        left = _VERDICT_SECONDS if found.expires is None else min(_VERDICT_SECONDS, found.expires - now)
+        until = inf if found.expires is None else found.expires
+        return Identity(
+            Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until), left
+        )
+
+    def _all(self) -> tuple[StoredKey, ...]:
+        return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.records)
+
+    @override
+    def holds(self, id: str) -> bool:
+        """Return whether this name has a valid key. After one of its keys is revoked, return False for a moment, which
+        closes all streams of the name; clients with its other keys reconnect.
+        """
+        return id in self._names and id not in self._revoked_at
+
+    @override
+    def count(self) -> int:
+        """Return the number of names with a valid key."""
+        return len(self._names)
+
+    @override
+    def epoch(self) -> int:
+        """Return a number that changes when the file changes or a key expires."""
+        file, now = self._file, self._clock()
+        self._revoked_at = {name: at for name, at in self._revoked_at.items() if abs(now - at) < _REVOCATION_SECONDS}
+        if file is not None and file.has_changed():
+            before = file.records
+            self._epoch += self._read(file)
+            self._revoked_at |= {each.name: now for each in before if each not in file.records}
+        names = frozenset(each.name for each in self._all() if each.valid(now))
+        if names != self._names:
+            self._names = names
+            self._epoch += 1
+        return self._epoch
+
+    @staticmethod
+    def _read(file: KeyFile) -> bool:
+        """Reload the file, and return whether its keys changed. An unreadable file has no valid keys."""
+        try:
+            file.load()
+        except LocalError as exc:
+            if not file.records:
+                return False
+            logger.error("%s Its keys don't work until this is fixed.", exc)
+            file.records = ()
+        return True
+
+
+@suggest_keywords
+def keys(
+    *given: str, named_keys: Mapping[str, str | tuple[str, Names]] | None = None, file: str | Path = ""
+) -> AuthMethod:
+    """Accept API keys, sent as ``Authorization: Bearer KEY``.
+
+    Args:
+        given: Keys with full access, of at least 16 characters. Read them from the environment; don't write them in
+            source code.
+        named_keys: Mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
+        file: A file managed by ``millstream keys``. Changes to it take effect within a second.
+
+    Raises:
+        ValueError: No keys are passed, or a key, name, or scope is invalid.
+        LocalError: The file can't be read.
+
+    Example:
+        ``Server("shop", auth=auth.keys(named_keys={"desk": os.environ["DESK_KEY"]}))``
+    """
+    if not (given or named_keys or file):
+        raise ValueError("auth.keys() requires a key, or a file with keys: auth.keys(file='keys.json')")
+    wanted: list[tuple[str, str, Collection[str]]] = [("key", each, (EVERYTHING,)) for each in given]
+    for name, value in (named_keys or {}).items():
+        key, scopes = (value, ()) if isinstance(value, str) else value
+        wanted.append((check_name(name), key, scopes))
+    method = key_method(wanted, file)
+    for name, key, _ in wanted:
+        check_strength(name, key)
+    return method

@@ -8,10 +8,11 @@ The program's own private routes are pages, too, with every method and path.
 Scripts can't read it, and other sites can't send it.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from msgspec.structs import replace
 
@@ -20,15 +21,15 @@ from millstream._http.message import JSON_HEAD, HttpRequest, Response, peer_netw
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import KeyRing
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.answers import MAX_FORM
-from millstream.auth._browser import cookie_of, is_own, not_own
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
-from millstream.auth._pages import LoginOptions, continue_page, sign_in
-from millstream.auth._signed_out import SignedOut, verdict_key
-from millstream.auth._tokens import Verdict
+from millstream.auth._pages import LoginOptions, continue_page, cookie_of, is_own, not_own, sign_in
+from millstream.auth._verdicts import SignedOut, Verdict, verdict_key
+
+logger = logging.getLogger("millstream")
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
@@ -126,29 +127,26 @@ class SignIn:
         if len(request.body) > MAX_FORM:
             return _TOO_LARGE
         try:
-            given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+            # The last one of repeated fields counts.
+            given = dict(parse_qsl(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True))
         except ValueError:
             return _TOO_MANY
-        wanted = given.get("next", [""])[-1]
+        wanted = given.get("next", "")
         try:
             if "way" in given:
-                return await self._lead(request, given["way"][-1], wanted)
+                method = self._login_methods.get(given["way"])
+                if method is None:
+                    raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
+                return await method.redirect_to_login(request, given["way"], self.target(wanted))
             kind, kept, bound, head = await self._take(request, given)
         except NotAdmitted as exc:
             if exc.wrong:
                 self._guard.record_failure(request.peer)
-            return self._form(request, wanted, str(exc), exc.status, typed=given.get("name", [""])[-1][:128])
+            return self._form(request, wanted, str(exc), exc.status, typed=given.get("name", "")[:128])
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
         seal = self.seal(kind, kept, bound, LIFETIME)
         return _redirect(request, self.target(wanted), seal, LIFETIME, head)
-
-    async def _lead(self, request: HttpRequest, login: str, wanted: str) -> Response:
-        """Redirect the browser to an external login."""
-        method = self._login_methods.get(login)
-        if method is None:
-            raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
-        return await method.redirect_to_login(request, login, self.target(wanted))
 
     def target(self, wanted: str) -> str:
         """Return the requested page if it's one of ours, or the default page."""
@@ -166,14 +164,13 @@ class SignIn:
         path = unquote(wanted.partition("?")[0])
         return bool(_LOCAL.fullmatch(wanted)) and (path in self._pages or self._opens(path))
 
-    async def _take(self, request: HttpRequest, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes, bytes]:
+    async def _take(self, request: HttpRequest, given: Mapping[str, str]) -> tuple[bytes, bytes, bytes, bytes]:
         """Return the cookie's kind, content, and binding, and header lines for the response."""
         host = self._host
         if host is not None and host.by_password and "key" not in given:
-            name, password = given.get("name", [""])[-1], given.get("password", [""])[-1]
-            kept, head = await host.admit(request, name, password)
+            kept, head = await host.admit(request, given.get("name", ""), given.get("password", ""))
             return _PERSON, kept, _cookie_binding(host), head
-        credential = given.get("key", [""])[-1].strip()
+        credential = given.get("key", "").strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
             raise NotAdmitted("This key or token is invalid or has expired.", 403, wrong=True)

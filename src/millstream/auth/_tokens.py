@@ -7,13 +7,33 @@ force a signature check or a request to the issuer for each request of other cal
 """
 
 import time
-from collections.abc import Callable, Collection
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, cast
+from urllib.parse import urlencode, urlsplit
 
+from millstream._http.client.fetch import OutboundError, check_url, fetch
+from millstream._http.client.pool import allow_any
+from millstream._oauth import basic_credentials
 from millstream._override import override
-from millstream._protocol.principal import Principal
-from millstream.auth._jose import InvalidToken, PublicKey, TokenRules, judge, read_header, verify_any
-from millstream.auth._method import AuthMethod, Identity
+from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._server.functions.description import Names
+from millstream.auth._discovery import ask_issuer
+from millstream.auth._jose import (
+    ASYMMETRIC,
+    FetchedKeys,
+    FixedKeys,
+    InvalidToken,
+    PublicKey,
+    TokenRules,
+    judge,
+    read_header,
+    read_keys,
+    shared_secret,
+    verify_any,
+)
+from millstream.auth._key_file import check_scopes
+from millstream.auth._method import AuthMethod, Identity, SingleFlight, Unavailable
 
 TYPES = frozenset(("at+jwt", "jwt", ""))
 """RFC 9068 requires ``at+jwt``; most issuers send ``jwt`` or nothing."""
@@ -32,8 +52,24 @@ class Keys(Protocol):
         """Fetch the keys before the first token."""
 
 
-class TokenMethod(AuthMethod):
-    """The tokens of one issuer."""
+class IssuerMethod(AuthMethod):
+    """A method for the tokens of one issuer."""
+
+    def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Callable[[], float]) -> None:
+        self._rules = rules
+        self._clock = clock
+        self.resource = rules.audience if "://" in rules.audience else ""
+        self.issuers = (rules.issuer,)
+        self.scopes = tuple(scopes)
+
+    @override
+    def holds(self, id: str) -> bool:
+        """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
+        return id.startswith(f"{self._rules.issuer} ")
+
+
+class TokenMethod(IssuerMethod):
+    """The signed tokens of one issuer."""
 
     def __init__(
         self,
@@ -45,14 +81,10 @@ class TokenMethod(AuthMethod):
         types: Collection[str] = TYPES,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._rules = rules
+        super().__init__(rules, scopes, clock)
         self._keys = keys
         self._algorithms = frozenset(algorithms)
         self._types = types
-        self._clock = clock
-        self.resource = rules.audience if "://" in rules.audience else ""
-        self.issuers = (rules.issuer,)
-        self.scopes = tuple(scopes)
 
     @override
     async def identify(self, credential: str) -> Identity | None:
@@ -67,11 +99,6 @@ class TokenMethod(AuthMethod):
         return None if claims is None else judge(claims, self._rules, self._clock())
 
     @override
-    def holds(self, id: str) -> bool:
-        """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
-        return id.startswith(f"{self._rules.issuer} ")
-
-    @override
     def epoch(self) -> int:
         """Return a number that changes with the keys, because removing a key invalidates its tokens."""
         return self._keys.epoch
@@ -82,48 +109,215 @@ class TokenMethod(AuthMethod):
         await self._keys.prefetch()
 
 
-_MAX_ENTRIES = 4096
-_MAX_PER_PRINCIPAL = 256
-"""Maximum entries of one principal when the cache is full."""
+_MAX_REQUESTS = 64
+"""Maximum concurrent requests to the endpoint."""
+
+_decode = decoder(dict[str, Any])
 
 
-class Verdict(NamedTuple):
-    """A verdict on a credential, and its expiry."""
+class IntrospectedMethod(IssuerMethod):
+    """The tokens of one issuer, which only it can verify."""
 
-    principal: Principal
-    until: float
+    shows = True
 
-
-class Verdicts(dict[bytes, Verdict]):
-    """Normalized ``Authorization`` value -> verdict, in order of insertion."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._by_principal: dict[str, dict[bytes, None]] = {}
-        """`Principal.id` -> its entries, in the same order."""
-
-    def keep(self, value: bytes, verdict: Verdict) -> None:
-        """Cache a verdict. A full cache drops the oldest one, or its principal's oldest at `_MAX_PER_PRINCIPAL`."""
-        if value in self:
-            del self[value]
-        id = verdict.principal.id
-        while len(self) >= _MAX_ENTRIES:
-            mine = self._by_principal.get(id, {})
-            del self[next(iter(mine if len(mine) >= _MAX_PER_PRINCIPAL else self))]
-        self[value] = verdict
-        self._by_principal.setdefault(id, {})[value] = None
+    def __init__(
+        self,
+        rules: TokenRules,
+        endpoint: str,
+        *,
+        client: str,
+        secret: str,
+        client_tokens: bool = False,
+        scopes: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(rules, scopes, clock)
+        self._endpoint = endpoint
+        self._headers = {"authorization": basic_credentials(client, secret)}
+        self._client_tokens = client_tokens
+        self._requests = SingleFlight[Identity | None]()
+        """Requests in progress; callers with the same token share one."""
 
     @override
-    def __delitem__(self, value: bytes) -> None:
-        id = self[value].principal.id
-        super().__delitem__(value)
-        mine = self._by_principal[id]
-        del mine[value]
-        if not mine:
-            del self._by_principal[id]
+    async def identify(self, credential: str) -> Identity | None:
+        """Return the owner of a token."""
+        if len(self._requests) >= _MAX_REQUESTS and not self._requests.runs(credential):
+            raise Unavailable("Too many sign-ins at once. Try again later.")
+        return await self._requests.run(credential, lambda: self._ask(credential))
 
-    @override
-    def clear(self) -> None:
-        """Drop all verdicts."""
-        super().clear()
-        self._by_principal.clear()
+    async def _ask(self, credential: str) -> Identity | None:
+        form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
+        try:
+            reply = await fetch(self._endpoint, form=form, headers=self._headers, is_allowed=allow_any)
+            claims = _decode(reply.body)
+        except (OutboundError, *MALFORMED) as exc:
+            raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
+        kind = claims.get("token_type", "Bearer")
+        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
+            return None
+        if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
+            # The client acts for itself, as in signed tokens (RFC 9068 §2.2). Introspection may omit `sub` for users,
+            # too (RFC 7662 §2.2), so this is off by default.
+            claims["sub"] = claims["client_id"]
+        # The endpoint belongs to the issuer, so a missing `iss` means this one.
+        return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
+
+
+def several(name: str, given: Collection[str]) -> tuple[str, ...]:
+    """Return a collection of strings as a tuple.
+
+    Raises:
+        TypeError: The value is a single string, or contains other types.
+    """
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a list: {name}=[{given!r}]")
+    found = tuple(given)
+    if wrong := [each for each in cast("tuple[object, ...]", found) if not isinstance(each, str)]:
+        raise TypeError(f"{name} must be a list of strings, but {wrong[0]!r} isn't a string.")
+    return found
+
+
+def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple[str, ...]]:
+    """Return the scopes that each scope includes.
+
+    Raises:
+        TypeError: `scope_includes` isn't a mapping of scopes to lists.
+    """
+    if implied is not None and not isinstance(implied, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            "scope_includes must map scopes to the scopes that they include: "
+            'scope_includes={"orders:write": ["orders:read"]}'
+        )
+    found: dict[str, tuple[str, ...]] = {}
+    for scope, included in (implied or {}).items():
+        if isinstance(included, str):
+            raise TypeError(
+                f"The scopes included in {scope!r} must be a list: scope_includes={{{scope!r}: [{included!r}]}}"
+            )
+        found[scope] = several("scope_includes", included)
+    return found
+
+
+def rules_of(
+    issuer: str,
+    audience: str,
+    scopes: Collection[str],
+    implied: Mapping[str, Collection[str]] | None,
+    *,
+    believed: float = 60.0,
+) -> TokenRules:
+    """Return the rules for tokens of an issuer, from the arguments of ``auth.jwt``.
+
+    Raises:
+        ValueError: The issuer, the audience, or a scope is invalid.
+        TypeError: `scopes` or `implied` has a string instead of a list.
+    """
+    try:
+        check_url(issuer)
+    except OutboundError:
+        given = "" if "@" in issuer else f", not {issuer!r}"  # it may contain a password
+        raise ValueError(
+            f"issuer must be an https URL, or an http URL of this machine, without a user name{given}."
+        ) from None
+    parts = urlsplit(audience)
+    if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
+        raise ValueError(
+            "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment"
+        )
+    check_scopes(several("scopes", scopes))
+    return TokenRules(issuer, audience, inclusions(implied), believed)
+
+
+@suggest_keywords
+def jwt(
+    *,
+    issuer: str,
+    audience: str,
+    jwks: str | Mapping[str, Any] = "",
+    secret: str = "",
+    algorithms: Names = (),
+    scopes: Names = (),
+    scope_includes: Mapping[str, Names] | None = None,
+) -> AuthMethod:
+    """Accept signed tokens (JSON Web Tokens) from an issuer.
+
+    Args:
+        issuer: The issuer's exact identifier, as in the claim ``iss``.
+        audience: This server's public URL, such as ``https://mcp.example.com/mcp``. Tokens for any other URL are
+            refused, even if it starts with this one.
+        jwks: URL of the issuer's public keys, or the key set itself.
+        secret: A secret shared with the issuer, at least 32 bytes long, instead of public keys.
+        algorithms: Accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
+        scopes: Scopes that every caller needs.
+        scope_includes: Mapping of a scope to the scopes that it includes.
+
+    Raises:
+        ValueError: An argument is missing or invalid.
+
+    Example:
+        >>> auth.jwt(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     jwks="https://id.example.com/keys",
+        ... )
+    """
+    if bool(jwks) == bool(secret):
+        raise ValueError("auth.jwt() requires either jwks=, the issuer's keys, or secret=, a shared secret")
+    allowed = several("algorithms", algorithms) or (("HS256",) if secret else ASYMMETRIC)
+    possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
+    if unknown := [each for each in allowed if each not in possible]:
+        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}")
+    keys: FixedKeys | FetchedKeys
+    if secret:
+        keys = FixedKeys([shared_secret(secret)])
+    elif isinstance(jwks, str):
+        keys = FetchedKeys(check_url(jwks).geturl(), ask_issuer)
+    else:
+        keys = FixedKeys(read_keys(jwks))
+    return TokenMethod(rules_of(issuer, audience, scopes, scope_includes), keys, algorithms=allowed, scopes=scopes)
+
+
+@suggest_keywords
+def introspection(
+    *,
+    issuer: str,
+    audience: str,
+    endpoint: str,
+    client: str,
+    secret: str,
+    client_tokens: bool = False,
+    scopes: Names = (),
+    scope_includes: Mapping[str, Names] | None = None,
+) -> AuthMethod:
+    """Accept tokens that the issuer verifies at its introspection endpoint (RFC 7662).
+
+    Args:
+        issuer: The issuer's exact identifier.
+        audience: As for `jwt`; the endpoint's response must contain it.
+        endpoint: URL of the introspection endpoint.
+        client: This server's client id at the issuer.
+        secret: Secret for `client`.
+        client_tokens: Whether a token without a user (neither ``sub`` nor ``username``) belongs to its client. Set it
+            only if the issuer includes the user in every user's token; otherwise all users of a client would share
+            one identity.
+        scopes: As for `jwt`.
+        scope_includes: As for `jwt`.
+
+    Raises:
+        ValueError: An argument is missing or invalid.
+
+    Example:
+        >>> auth.introspection(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     endpoint="https://id.example.com/introspect",
+        ...     client="shop",
+        ...     secret=os.environ["SHOP_SECRET"],
+        ... )
+    """
+    url = check_url(endpoint).geturl()
+    if not (client and secret):
+        raise ValueError("auth.introspection() requires client= and secret=, this server's credentials at the endpoint")
+
+    rules = rules_of(issuer, audience, scopes, scope_includes, believed=30.0)
+    return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)

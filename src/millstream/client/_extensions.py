@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.handlers import Handler, Run, with_decoded_params
+from millstream._protocol.handlers import Handler, NotificationFilter, NotificationFilters, Run, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
 from millstream.client._errors import InvalidResponse

@@ -85,6 +85,21 @@ class Questions:
     """The question handlers of one client."""
 
     def __init__(self, elicit: Elicit | None, sample: Sample | None, roots: Roots | None) -> None:
+        """Create the object.
+
+        Raises:
+            TypeError: `elicit` doesn't take a question.
+        """
+        if elicit is not None:
+            try:
+                inspect.signature(elicit).bind(None)
+            except ValueError:
+                pass  # a callable without a signature
+            except TypeError as exc:
+                raise TypeError(
+                    "elicit takes one argument, the question: elicit=lambda question: …. Its text is question.message, "
+                    "and the schema of its form is question.requested_schema."
+                ) from exc
         self._elicit = elicit
         self._sample = sample
         self._roots = roots

@@ -17,9 +17,9 @@ from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
-from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
     NotificationParams,

@@ -7,26 +7,28 @@ Example:
 """
 
 from millstream._protocol.errors import CustomResult, LocalError
-from millstream._protocol.notification_filters import NotificationMessage
+from millstream._protocol.handlers import NotificationMessage
 from millstream._protocol.principal import Share
 from millstream._protocol.rounds import RoundState
-from millstream._server.calls.access import scopes_of
+from millstream._server.calls.call import scopes_of
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
 from millstream._stores.health import LogOnce
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
-from millstream.extensions._context import CallContext, JsonType, ReplyStream
-from millstream.extensions._extension import Extension, method, notification
-from millstream.extensions._host import ListenSubscription, ServerHost
-from millstream.extensions._saved_calls import (
+from millstream.extensions._calls import (
+    CallContext,
     CallRun,
+    JsonType,
     LimitReached,
     PendingCall,
+    ReplyStream,
     RunOutcome,
     SavedCall,
     SeatLimit,
     Seats,
 )
+from millstream.extensions._extension import Extension, method, notification
+from millstream.extensions._host import ListenSubscription, ServerHost
 
 __all__ = [
     "CallContext",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.notification_filters import NotificationMessage
+from millstream._protocol.handlers import NotificationMessage
 from millstream._server.features.hooks import Middleware
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 

@@ -1,42 +1,48 @@
 """`ServerHost`: the interface of the running server for extensions."""
 
-import hashlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec import Raw, Struct
+
 from millstream._config import Settings
-from millstream._http.message import HttpRequest, Response
+from millstream._http.message import HttpRequest, Response, tagged
 from millstream._limits.limiters import concurrency_limits, hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
-from millstream._protocol.handlers import Handler, result_object, with_decoded_params
+from millstream._protocol.handlers import (
+    Handler,
+    NotificationFilter,
+    NotificationFilters,
+    result_object,
+    with_decoded_params,
+)
 from millstream._protocol.jsonrpc import decoder, encode, notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
-from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
-from millstream._protocol.rounds import RoundState
-from millstream._server.calls.call import Call
+from millstream._protocol.rounds import Rounds, RoundState
+from millstream._server.calls.call import RUNNING, Call
 from millstream._server.calls.services import Broadcast
 from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream._server.features.tools import Tool
-from millstream._server.handlers.tools import take_rounds
+from millstream._server.handlers import take_rounds
 from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import ConcurrencySlot
 from millstream.client._extensions import log_failed_filter
-from millstream.extensions._context import CallContext
-from millstream.extensions._saved_calls import (
+from millstream.extensions._calls import (
+    CallContext,
     CallRun,
     LimitReached,
     PendingCall,
+    ReportChannel,
     SavedCall,
     SeatLimit,
     Seats,
-    make_run,
 )
 
 if TYPE_CHECKING:
@@ -47,16 +53,13 @@ EVERY_REVISION = frozenset(revision.date for revision in ALL)
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
-class ListenSubscription:
+class ListenSubscription(Struct, eq=False):
     """One open `subscriptions/listen` whose filter has a member of an extension."""
 
-    __slots__ = ("_call", "_push", "closes")
-
-    def __init__(self, call: Call, push: Callable[[bytes], bool]) -> None:
-        self._call = call
-        self._push = push
-        self.closes: list[Callable[[], None]] = []
-        """Called when the subscription ends."""
+    _call: Call
+    _push: Callable[[bytes], bool]
+    closes: list[Callable[[], None]] = []
+    """Called when the subscription ends."""
 
     def push(self, method: str, params: Mapping[str, Any] | None = None) -> bool:
         """Send a notification with the id of the subscription. Return False if the subscription has ended.
@@ -351,10 +354,18 @@ class ServerHost:
         Raises:
             ValueError: The path is taken.
         """
+
+        def register() -> None:
+            head = f"content-type: {media_type}\r\ncache-control: public, max-age=3600\r\n"
+            document = tagged(make(), f"{head}access-control-expose-headers: ETag\r\n".encode())
+
+            async def answer(request: HttpRequest) -> Response:
+                return document(request)
+
+            self._host.routes.add(path, Route({"GET": answer}, public=True))
+
         self._host.shared_paths.add(path)
-        self._host.on_http(
-            lambda: self._host.routes.add(path, Route({"GET": _document(make(), media_type)}, public=True))
-        )
+        self._host.on_http(register)
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
         """Add a value and its limit to `/health`, unless `read` returns None.
@@ -425,7 +436,24 @@ class ServerHost:
             responses: Answers to the previous run's questions, as JSON by key.
             report: Called as ``report(message)`` with each progress and log notification of the function, as JSON-RPC.
         """
-        return make_run(self._host.dispatcher, saved, id, state, responses or {}, report)
+        answers = {key: Raw(answer) for key, answer in (responses or {}).items()}
+        call = Call(
+            revision=BY_DATE[saved.revision],
+            id=id,
+            method="tools/call",
+            params=saved.params,
+            responses=answers or None,
+            rounds=None if state is None else Rounds(state, answers),
+            token=id,
+            log_level="info",
+            client=saved.client,
+            principal=saved.principal,
+            transport=saved.transport,
+            task=RUNNING,
+            long_lived=True,
+        )
+        call.reply_channel = ReportChannel(report)
+        return CallRun(self._host.dispatcher, call)
 
     async def acquire_slots(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
         """Take one seat of every limit, or none at all. If the worker dies, its seats become free.
@@ -440,12 +468,7 @@ class ServerHost:
         """
         seat_limits = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
-            seat_limits += [
-                (name, key, most)
-                for name, key, most in concurrency_limits(
-                    call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency
-                )
-            ]
+            seat_limits += concurrency_limits(call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency)
         seats = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in seat_limits]
         decision = await self._host.pool.take(seats) if seats else None
         if decision is not None:
@@ -579,18 +602,3 @@ class ServerHost:
             callback: A function of ``tools``, ``resources``, or ``prompts``. It must not block.
         """
         self._host.on_change(callback)
-
-
-def _document(body: bytes, media_type: str) -> Callable[[HttpRequest], Awaitable[Response]]:
-    tag = b'"%b"' % hashlib.sha256(body).hexdigest()[:32].encode()
-    head = (
-        b"content-type: %b\r\netag: %b\r\ncache-control: public, max-age=3600\r\n"
-        b"access-control-expose-headers: ETag\r\n" % (media_type.encode(), tag)
-    )
-    full_response, not_modified = Response(body, 200, head), Response(b"", 304, head)
-
-    async def answer(request: HttpRequest) -> Response:
-        tags = [each.strip().removeprefix(b"W/") for each in request.headers.get(b"if-none-match", b"").split(b",")]
-        return not_modified if tag in tags or tags == [b"*"] else full_response
-
-    return answer

@@ -1,6 +1,6 @@
 """An extension as a part of a server, and as a part of a client."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from millstream._parts import Host
@@ -22,17 +22,9 @@ class ExtensionPart:
     def __init__(self, extension: Extension, server: "Server | None" = None) -> None:
         """Create the part. `server` is the server of the extension; None for the extensions in this package."""
         self.extension: Extension = extension
+        self.name: str = extension.name
+        self.needs: Collection[str] = extension.needs
         self._server = server
-
-    @property
-    def name(self) -> str:
-        """The identifier of the extension."""
-        return self.extension.name
-
-    @property
-    def needs(self) -> Collection[str]:
-        """Extensions and parts that the extension needs."""
-        return self.extension.needs
 
     async def open(self, host: Host) -> None:
         """Announce the capability, and register the methods.
@@ -99,9 +91,4 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
 
 def has_hooks(extension: Extension) -> bool:
     """Return whether an extension overrides a middleware hook."""
-    return any(_attribute_of(type(extension), hook) is not _attribute_of(Middleware, hook) for hook in _HOOKS)
-
-
-def _attribute_of(kind: type, name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(kind, name)
-    return found
+    return any(getattr(type(extension), hook) is not getattr(Middleware, hook) for hook in _HOOKS)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.gateway._credentials.options import (
+    from millstream.gateway._credentials import (
         Secret,
         bearer,
         client_credentials,
@@ -27,15 +27,15 @@ _HOMES = {
     "ResourcePolicy": "_policy",
     "RouteKind": "_openapi",
     "RouteMap": "_openapi",
-    "Secret": "_credentials.options",
+    "Secret": "_credentials",
     "ToolPolicy": "_policy",
     "UpstreamConfig": "_upstream",
     "UpstreamPolicy": "_policy",
-    "bearer": "_credentials.options",
-    "client_credentials": "_credentials.options",
-    "per_user_oauth": "_credentials.options",
-    "static_headers": "_credentials.options",
-    "token_exchange": "_credentials.options",
+    "bearer": "_credentials",
+    "client_credentials": "_credentials",
+    "per_user_oauth": "_credentials",
+    "static_headers": "_credentials",
+    "token_exchange": "_credentials",
 }
 """Public name -> module, imported on first use."""
 

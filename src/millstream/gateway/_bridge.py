@@ -11,22 +11,19 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from functools import lru_cache, partial
+from collections.abc import Awaitable, Coroutine, Mapping
+from functools import lru_cache
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream import Cancelled, Declined, ProtocolError, ToolError
+from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
 from millstream._backoff import retry_delay
-from millstream._protocol.errors import REQUIRES_CAPABILITIES
-from millstream._protocol.revisions import NEWEST_HANDSHAKE, Revision
-from millstream._protocol.rounds import InputRequired, Rounds
+from millstream._protocol.rounds import Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
-from millstream._version import __version__
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -47,16 +44,17 @@ from millstream.gateway._parked_calls import CALL_OVER, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
+    Recipient,
     can_ask,
     declare,
     project_answer,
     project_question,
     with_name,
 )
-from millstream.gateway._relay import Recipient, Relay
-from millstream.gateway._results import call_error
+from millstream.gateway._relay import Relay
+from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
-from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
+from millstream.parts import Call
 from millstream.protocol import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -66,6 +64,8 @@ from millstream.protocol import (
     LOG_LEVEL_KEY,
     LOG_LEVELS,
     MALFORMED,
+    NEWEST_HANDSHAKE,
+    REQUIRES_CAPABILITIES,
     RESOURCE_NOT_FOUND,
     SUBSCRIPTION_KEY,
     TASKS,
@@ -75,15 +75,14 @@ from millstream.protocol import (
     ElicitResult,
     EmptyResult,
     Implementation,
+    InputRequired,
     InputRequiredResult,
+    Revision,
     declares,
     decoder,
     encode,
     foreign_decoder,
 )
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -127,40 +126,31 @@ _decode_required = foreign_decoder(InputRequiredResult)
 _decode_elicit = decoder(ElicitResult)
 
 
-class _Rounds(Struct, frozen=True, array_like=True):
+class _Rounds(Struct, array_like=True, tag=True):
     """State that an upstream of the per-request era expects back."""
 
     state: str | None
     keys: list[str]
 
 
+class _Urls(Struct, array_like=True, tag=True):
+    """Questions whether the user has opened URLs, by key."""
+
+    questions: dict[str, Any]
+
+
+class _SavedResult(Struct, array_like=True, tag=True):
+    result: Raw
+
+
+_State = Ticket | _Rounds | _Urls | StoredTask | _SavedResult
+
+
 class _SavedState(Struct, array_like=True):
     """Sealed state of a forwarded call between the requests of its client."""
 
     upstream: str
-
-
-class _SavedTicket(_SavedState, tag="parked"):
-    ticket: Ticket
-
-
-class _SavedRounds(_SavedState, tag="rounds"):
-    rounds: _Rounds
-
-
-class _SavedUrls(_SavedState, tag="urls"):
-    questions: dict[str, Any]
-
-
-class _SavedTask(_SavedState, tag="task"):
-    task: StoredTask
-
-
-class _SavedResult(_SavedState, tag="result"):
-    result: Raw
-
-
-_State = _SavedTicket | _SavedRounds | _SavedUrls | _SavedTask | _SavedResult
+    state: _State
 
 
 class _ToolResult(Struct, rename="camel"):
@@ -173,12 +163,12 @@ class _Elicitations(Struct):
     elicitations: list[dict[str, Any]]
 
 
-_decode_state: Callable[[bytes], _State] = msgspec.json.Decoder(_State).decode
+_decode_state = msgspec.json.Decoder(_SavedState).decode
 _decode_tool_result = decoder(_ToolResult)
 
 
 def forward(
-    call: "Call",
+    call: Call,
     upstream: Upstream,
     method: str,
     params: bytes,
@@ -201,18 +191,13 @@ def forward(
         ProtocolError: The upstream's own error, or for methods other than ``tools/call``, the lack of a response.
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
-    if (
-        upstream.credentials is None
-        and (link := upstream.plain_link) is not None
-        and _is_plain(call)
-        and not (method == "tools/call" and upstream.has_tasks)
-    ):
+    if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
         ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
         return _forward_plainly(call, upstream, link, ask)
     return _forward(call, upstream, method, params, name, headers)
 
 
-def _is_plain(call: "Call") -> bool:
+def _is_plain(call: Call) -> bool:
     """Return whether the client receives only the result of a call, and this is the call's first request."""
     return not (
         call.revision.handshake
@@ -225,14 +210,14 @@ def _is_plain(call: "Call") -> bool:
     )
 
 
-async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: Ask) -> bytes:
+async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
     breaker, method, name = upstream.breaker, ask.method, ask.name
     if breaker.records and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
-    owner, places = call.owner, link.places
+    owner, places = ask.owner, link.places
     if places is not None and not (places.take(owner) or await places.acquire(owner)):
         raise no_response_error(call, upstream, InUse(places, owner))
     link.calls += 1
@@ -259,14 +244,13 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     return result
 
 
-def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
+def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
-        abilities = upstream.abilities(call)
-        meta_bytes = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
+        meta_bytes = _meta(call, upstream, source, upstream.abilities(call))
         if len(raw) <= _MAX_CACHED_META:
             if len(cache) >= _MAX_PLAIN_METAS:
                 cache.clear()
@@ -274,16 +258,17 @@ def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     return meta_bytes
 
 
-def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
-    """Return the members of the client's `_meta` that aren't about its own connection, and the path of gateways.
+def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "") -> bytes:
+    """Return the `_meta` members for the upstream: the client's, without those of its connection, and the path.
 
     Raises:
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        members = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
+        found = _decode_meta(raw_meta(call) or b"{}")
     except MALFORMED:
-        members = {}
+        found = {}
+    members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
     try:
         members[PATH] = extend_path(members.get(PATH), upstream.gateway)
     except Cycle:
@@ -291,11 +276,15 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
-    return encode(members)[1:-1]
+    passed = encode(members)[1:-1]
+    if source.handshake:
+        return passed
+    tasks = call.method == "tools/call" and upstream.has_tasks
+    return b"%b,%b" % (_envelope(source, abilities, level, tasks=tasks), passed)
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
-    call: "Call",
+    call: Call,
     upstream: Upstream,
     method: str,
     params: bytes,
@@ -317,16 +306,15 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         raise refused_error(call, upstream, refusal)
     started, answered = perf_counter(), False
     try:
-        if isinstance(previous, _SavedTicket):
-            ask_client = partial(forwarding.ask, _SavedTicket)
-            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous.ticket, ask_client)
+        if isinstance(previous, Ticket):
+            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous, forwarding.ask)
         else:
             link = await _connect(call, upstream, relay.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
-            meta = _meta(call, upstream, relay, source)
+            meta = _meta(call, upstream, source, relay.abilities, relay.level)
             work = forwarding.run(link, Ask(method=method, params=params, name=name, headers=headers, meta=meta))
         result = await _await_in_order(relay, work)
         answered = True
@@ -359,9 +347,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     return await _forward(call, upstream, method, params, name, headers, recovered=recovered)
 
 
-def _try_other_era(
-    call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes, params: bytes
-) -> bool:
+def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str, result: bytes, params: bytes) -> bool:
     """Use the other era from now on if a call failed because of its own. Return whether the upstream did nothing, so
     that the call can be sent again.
 
@@ -388,7 +374,7 @@ def _try_other_era(
     return False
 
 
-async def _connect(call: "Call", upstream: Upstream, abilities: bytes, name: str) -> Link:
+async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) -> Link:
     key, links = upstream.key(call, abilities, name), upstream.links
     try:
         link = links.ready(key) or await links.open(key, call.owner)
@@ -419,7 +405,7 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     """Return the result after all messages that preceded it."""
     try:
         result = await work
-    except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
+    except (Exception, InputRequired):
         await relay.settle()
         raise
     except BaseException:  # the client has disconnected
@@ -429,7 +415,7 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     return result
 
 
-async def _find_log_level(call: "Call") -> tuple[str, str]:
+async def _find_log_level(call: Call) -> tuple[str, str]:
     """Return the minimum log level that the client wants, and the one it set."""
     if call.revision.log_level_per_request:
         return call.log_level, call.log_level
@@ -451,16 +437,6 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
         await link.conversation.set_log_level(level)
     except ServerError as exc:
         logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
-
-
-def _meta(call: "Call", upstream: Upstream, relay: Relay, source: Revision) -> bytes:
-    """Return the `_meta` members for the upstream: the client's, without those of its connection."""
-    raw = raw_meta(call)
-    passed = _forwarded_meta(raw, call, upstream)
-    if source.handshake:
-        return passed
-    tasks = call.method == "tools/call" and upstream.has_tasks
-    return b"%b,%b" % (_envelope(source, relay.abilities, relay.level, tasks=tasks), passed)
 
 
 @lru_cache(256)
@@ -485,7 +461,7 @@ class _ForwardedCall:
 
     def __init__(
         self,
-        call: "Call",
+        call: Call,
         upstream: Upstream,
         method: str,
         name: str,
@@ -513,29 +489,28 @@ class _ForwardedCall:
         self.previous: _State | None = None
         raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
         if raw is not None:
-            self.previous = _decode_state(raw)
-            if self.previous.upstream != upstream.config.name:
+            saved = _decode_state(raw)
+            if saved.upstream != upstream.config.name:
                 raise ProtocolError(INVALID_PARAMS, CALL_OVER)
+            self.previous = saved.state
 
-    def ask(
-        self, kind: Callable[[str, Any], _SavedState], questions: Mapping[str, Any], value: object
-    ) -> InputRequired:
-        """Return the exception that ends the client's request with questions, sealing `value` for its retry."""
-        self._save(kind, value)
+    def ask(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
+        """Return the exception that ends the client's request with questions, sealing a state for its retry."""
+        self._save(state)
         return InputRequired(questions)
 
     def finish(self, result: bytes) -> None:
         """Save the result of a finished call, because its tool may ask something else and then run again."""
         if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
-            self._save(_SavedResult, Raw(result))
+            self._save(_SavedResult(Raw(result)))
 
-    def _save(self, kind: Callable[[str, Any], _SavedState], value: object) -> None:
-        """Save a value for the next run of the call."""
+    def _save(self, state: _State) -> None:
+        """Save a state for the next run of the call."""
         call = self._call
         rounds = call.rounds
         if rounds is None:
             rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(kind(self._upstream.config.name, value)))
+        rounds.settle(self._slot, self._slot, encode(_SavedState(self._upstream.config.name, state)))
 
     def run(self, link: Link, ask: Ask) -> Awaitable[bytes]:
         """Return the raw result."""
@@ -556,20 +531,19 @@ class _ForwardedCall:
 
     async def _forward_parked(self) -> bytes:
         """Forward a call whose questions are answered by the client's next request."""
-        if isinstance(self.previous, _SavedUrls):
+        if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
         if not can_ask(self.relay.abilities):
             return await self._send(self.relay)
-        size, ask_client = len(self._ask.params), partial(self.ask, _SavedTicket)
-        calls = self._upstream.parked_calls
-        return await calls.run(self._call, self.relay, self._source, size, self._send, ask_client)
+        calls, size = self._upstream.parked_calls, len(self._ask.params)
+        return await calls.run(self._call, self.relay, self._source, size, self._send, self.ask)
 
-    def _check_urls(self, previous: _SavedUrls) -> None:
+    def _check_urls(self, previous: _Urls) -> None:
         """Check that the user agreed to open every URL that the upstream requested."""
         answers = self._call.responses or {}
         for key, question in previous.questions.items():
             if key not in answers:
-                raise self.ask(_SavedUrls, {key: question}, previous.questions)
+                raise self.ask({key: question}, previous)
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except MALFORMED as exc:
@@ -614,8 +588,7 @@ class _ForwardedCall:
         """Forward a call in rounds, returning the upstream's questions as the result."""
         call = self._call
         members: dict[str, Any] = {}
-        if isinstance(self.previous, _SavedRounds):
-            before = self.previous.rounds
+        if isinstance(before := self.previous, _Rounds):
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
             if answers:
                 members["inputResponses"] = answers
@@ -637,8 +610,7 @@ class _ForwardedCall:
         questions and can continue in another worker.
         """
         call = self._call
-        if isinstance(self.previous, _SavedTask):
-            task = self.previous.task
+        if isinstance(task := self.previous, StoredTask):
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked_keys}
             if answers:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
@@ -649,7 +621,7 @@ class _ForwardedCall:
             return result
         task = StoredTask(created.task_id, [])
         if call.task == DEFERRED:
-            self._save(_SavedTask, task)
+            self._save(task)
             raise TaskStart
         return await self._follow_task(task)
 
@@ -679,7 +651,7 @@ class _ForwardedCall:
     async def _ask_client(self, task: StoredTask, required: InputRequiredResult) -> None:
         questions = self._questions(required)
         if not self._call.revision.handshake:
-            raise self.ask(_SavedTask, {key: each.request for key, each in questions}, task)
+            raise self.ask({key: each.request for key, each in questions}, task)
         answers = {key: await self._answer(each) for key, each in questions}
         await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
 
@@ -691,7 +663,7 @@ class _ForwardedCall:
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
         questions = {key: each.request for key, each in self._questions(required)}
-        return self.ask(_SavedRounds, questions, _Rounds(required.request_state, list(questions)))
+        return self.ask(questions, _Rounds(required.request_state, list(questions)))
 
     def _questions(self, required: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result in the client's revision.
@@ -748,7 +720,7 @@ class _ForwardedCall:
                 }
             except ProtocolError:
                 return no_response_error(call, self._upstream, exc)
-            return self.ask(_SavedUrls, questions, questions)
+            return self.ask(questions, _Urls(questions))
         addresses = " ".join(str(each.get("url", "")) for each in urls)
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
@@ -811,12 +783,12 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def refused_error(call: "Call", upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
+def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent; see `Breaker.refusal`."""
     return call_error(call, f"The server {upstream.config.name!r} behind this gateway {refusal}")
 
 
-def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
+def no_response_error(call: Call, upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
     """Return the error for a call without a usable response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS

@@ -9,8 +9,9 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from glob import escape
 from pathlib import Path
 from types import NoneType, UnionType
@@ -24,21 +25,16 @@ from millstream import Settings
 from millstream._http.client.url import parse
 from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
-from millstream._protocol.errors import LocalError
 from millstream.client import TargetError
-from millstream.gateway._credentials.options import Credentials
+from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import closest_name, is_array, is_object, suggest
+from millstream.protocol import LocalError, closest_name, is_array, is_object, suggest
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
 _VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_BARE = r"[A-Za-z0-9_-]+"
-_KEY = re.compile(rf"\s*(?:({_BARE})|\"((?:[^\"\\]|\\.)*)\"|'([^']*)')\s*(\.)?")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
-_MULTILINE_QUOTE = re.compile(r'"""|\'\'\'')
 _SERVER_TABLES = ("mcpServers", "servers")
 """Members of JSON files that list servers: `servers` in VS Code, `mcpServers` in Claude, Cursor, and most others."""
 
@@ -69,19 +65,18 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
-class Source:
+class Source(Struct, frozen=True):
     """One file, its values, and their line numbers."""
 
-    def __init__(self, path: Path, values: Any, line: Callable[[KeyPath], int], environ: Mapping[str, str]) -> None:
-        self.path = path
-        self.values = values
-        self.environ = environ
-        self._line = line
+    path: Path
+    values: Any
+    line: Callable[[KeyPath], int]
+    environ: Mapping[str, str]
 
     def error(self, where: KeyPath, what: str) -> ConfigError:
         """Return an error about one value."""
         name = f"{'.'.join(where)}: " if where else ""
-        return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
+        return ConfigError(f"{self.path}, line {self.line(where)}: {name}{what}")
 
     def source_text(self, where: KeyPath) -> str:
         """Return a value as written in the file for an error, without expanding variables, which may be secrets."""
@@ -182,64 +177,34 @@ def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
             "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
         )
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    lines = dict(_toml_lines(text))
-
-    def line(where: KeyPath) -> int:
-        while where and where not in lines:
-            where = where[:-1]
-        return lines.get(where, 1)
-
-    return Source(path, values, line, environ)
+    return Source(path, values, partial(_toml_line, text.splitlines(), values), environ)
 
 
-def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
-    """Yield the keys of a TOML document and their lines. Keys of inline tables are on the line of the table."""
-    table: KeyPath = ()
-    quotes = ""
-    depth = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        start = 0
-        if not quotes and not depth:
-            header = re.match(r"\s*\[\[?", line)
-            names, start = _read_dotted_key(line, header.end() if header else 0)
-            if header:
-                table = names
-                yield table, number
-                continue
-            if names:
-                yield table + names, number
-        quotes, depth = _scan_brackets(line[start:], quotes, depth)
+def _toml_line(rows: list[str], values: Any, where: KeyPath) -> int:
+    """Return the line of a value in a TOML document. Values in inline tables are on the line of the table."""
+    while not _contains(values, where):
+        where = where[:-1]
+
+    def parse(count: int) -> Any:
+        try:
+            return tomllib.loads("\n".join(rows[:count]))
+        except tomllib.TOMLDecodeError:  # a value takes several lines
+            return None
+
+    def has_value(count: int) -> bool:
+        complete = next(found for end in range(count, -1, -1) if (found := parse(end)) is not None)
+        return _contains(complete, where)
+
+    last = bisect_left(range(len(rows)), x=True, key=has_value)
+    return next((number for number in range(last, 0, -1) if parse(number - 1) is not None), 1)
 
 
-def _read_dotted_key(line: str, start: int) -> tuple[KeyPath, int]:
-    names: list[str] = []
-    while (found := _KEY.match(line, start)) is not None:
-        names.append(found[1] or found[2] or found[3] or "")
-        start = found.end()
-        if not found[4]:
-            break
-    return tuple(names), start
-
-
-def _scan_brackets(line: str, quotes: str, depth: int) -> tuple[str, int]:
-    """Return the multi-line quotes and the number of brackets that are still open after a line."""
-    at = 0
-    while at < len(line):
-        if quotes:
-            end = line.find(quotes, at)
-            if end < 0:
-                return quotes, depth
-            at, quotes = end + 3, ""
-        elif (triple := _MULTILINE_QUOTE.match(line, at)) is not None:
-            at, quotes = triple.end(), triple[0]
-        elif (text := _STRING.match(line, at)) is not None:
-            at = text.end()
-        elif line[at] == "#":
-            break
-        else:
-            depth += (line[at] in "[{") - (line[at] in "]}")
-            at += 1
-    return quotes, depth
+def _contains(values: Any, where: KeyPath) -> bool:
+    for name in where:
+        if not is_object(values) or name not in values:
+            return False
+        values = values[name]
+    return True
 
 
 # gateway.toml

@@ -16,24 +16,22 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError
-from millstream._parts import Host
-from millstream._protocol.errors import CustomResult
-from millstream._protocol.revisions import ALL, Revision
-from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call
-from millstream._server.features.registry import RegisteredExtension
-from millstream._server.handlers.tools import take_rounds
+from millstream._server.handlers import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
+from millstream.parts import Call, Host, RegisteredExtension, granted_scopes
 from millstream.protocol import (
+    BY_DATE,
     INTERNAL_ERROR,
     INVALID_PARAMS,
     MALFORMED,
     SKILLS,
     TASKS,
+    CustomResult,
     InputResponseRequestParams,
+    Revision,
     decode_name,
     decoder,
     encode,
@@ -125,13 +123,11 @@ class MergedSkills:
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
         upstream, original_uri = self._resolve(uri)
-        if upstream is None or not self._can_read(call, upstream, uri):
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        page = await self._ask(call, upstream, {"uri": original_uri})
-        skill = self._skill(call, upstream, page.get("skill"))
-        if skill is None:
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+        if upstream is not None and self._can_read(call, upstream, uri):
+            page = await self._ask(call, upstream, {"uri": original_uri})
+            if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
+                return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+        raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
 
     async def _read_directory(self, call: Call) -> bytes:
         params = _read(call)
@@ -202,7 +198,7 @@ class MergedSkills:
 
 
 def _settings_of(upstream: Upstream) -> dict[str, Any]:
-    return members(members(upstream.catalog.capabilities.get("extensions")).get(SKILLS))
+    return members(upstream.catalog.extensions.get(SKILLS))
 
 
 def _read(call: Call) -> _Params:
@@ -219,10 +215,9 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 NOT_FORWARDED = frozenset({TASKS})
 """Extensions that change the results of MCP's own methods."""
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
-_CORE = frozenset(method for revision in ALL for method in revision.requests)
+_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _decode_params = decoder(dict[str, Raw])
 _decode_rounds = decoder(InputResponseRequestParams)
-_decode_object = decoder(dict[str, Any])
 
 
 class ExtensionForwarding:
@@ -235,7 +230,7 @@ class ExtensionForwarding:
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}
         """Identifier -> the upstream that has it."""
-        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(each.date for each in ALL)))
+        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
         host.registry.find_method = self.find
         host.on_close(self._stop)
 
@@ -246,7 +241,7 @@ class ExtensionForwarding:
         """Announce the extensions of the upstreams, and route their methods."""
         claims: dict[str, list[Upstream]] = {}
         for upstream in upstreams:
-            for name in members(upstream.catalog.capabilities.get("extensions")):
+            for name in upstream.catalog.extensions:
                 claims.setdefault(name, []).append(upstream)
         own = self._own()
         found = {
@@ -258,9 +253,7 @@ class ExtensionForwarding:
             and not claimants[0].names.prefix
             and claimants[0].policy is None
         }
-        announced = {
-            name: members(upstream.catalog.capabilities.get("extensions"))[name] for name, upstream in found.items()
-        }
+        announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
         if TASKS in claims and TASKS not in own:
             announced[TASKS] = {}  # the gateway wraps their tasks in its own
         merged = SKILLS in claims and SKILLS not in own and SKILLS not in found
@@ -322,7 +315,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     name = decode_name(header.strip(b" \t")) if header else ""
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
-        members_of_result = _decode_object(result)
+        members_of_result = _decode_result(result)
         if members_of_result.get("resultType", "complete") != "complete":
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")

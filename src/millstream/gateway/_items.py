@@ -9,13 +9,7 @@ from msgspec import Raw, Struct, structs
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.revisions import NEWEST
-from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Hooks
-from millstream._server.features.resources import HINTS, Prompt, Readable, Resource, Template
-from millstream._server.features.sources import Item, ItemSource
-from millstream._server.features.tools import TaskRules, Tool
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.features.resources import HINTS
 from millstream.client import InvalidResponse
 from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
@@ -23,10 +17,24 @@ from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
 from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway._upstream import Upstream
+from millstream.parts import (
+    ArgumentError,
+    Call,
+    Hooks,
+    Item,
+    ItemSource,
+    Prompt,
+    Readable,
+    Resource,
+    TaskRules,
+    Template,
+    Tool,
+)
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,
     METHOD_NOT_FOUND,
+    NEWEST,
     CallToolResult,
     CompleteRequestParams,
     GetPromptResult,

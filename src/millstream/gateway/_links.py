@@ -1,20 +1,30 @@
-"""Connections to one upstream: one client `Conversation` per key, opened on first use.
+"""Connections to one upstream, the subscriptions that they carry, and the breaker in front of them.
 
-A key identifies the owner of a connection. An upstream's session belongs to one principal and one session of a client,
-so upstream state never crosses callers. Clients never see an upstream's session id.
+There's one client `Conversation` per key, opened on first use. A key identifies the owner of a connection. An
+upstream's session belongs to one principal and one session of a client, so upstream state never crosses callers.
+Clients never see an upstream's session id.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
+from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from millstream._server.pool import Pool
-from millstream._tasks import Tasks, has_failed
+from millstream import ProtocolError
+from millstream._backoff import retry_delay
+from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._conversation import Conversation
 from millstream.gateway._relay import Relays
+from millstream.parts import Call, Pool
+from millstream.protocol import INVALID_REQUEST, OVERLOADED, Share, SubscriptionFilter
 
 
 class LinkKey(Struct, frozen=True, gc=False):
@@ -54,25 +64,22 @@ class NoCredentials(ClientError):
     """A request has no credentials at the moment. This isn't a failure of the upstream."""
 
 
-class Link:
+class Link(Struct, eq=False):
     """One connection."""
 
-    def __init__(
-        self, key: LinkKey, owner: str, conversation: Conversation, relays: Relays, places: Pool | None = None
-    ) -> None:
-        self.key: LinkKey = key
-        self.owner: str = owner
-        """The caller whose share of the connections it uses; empty if callers share it."""
-        self.conversation: Conversation = conversation
-        self.relays: Relays = relays
-        """Clients of the calls on this connection."""
-        self.places: Pool | None = places
-        """Places for calls, if several callers share the HTTP connections."""
-        self.open_task: asyncio.Task[None] | None = None
-        """Task that connects; None once it has succeeded."""
-        self.calls: int = 0
-        """Number of calls on this connection."""
-        self.last_used: float = monotonic()
+    key: LinkKey
+    owner: str
+    """The caller whose share of the connections it uses; empty if callers share it."""
+    conversation: Conversation
+    relays: Relays
+    """Clients of the calls on this connection."""
+    places: Pool | None = None
+    """Places for calls, if several callers share the HTTP connections."""
+    open_task: asyncio.Task[None] | None = None
+    """Task that connects; None once it has succeeded."""
+    calls: int = 0
+    """Number of calls on this connection."""
+    last_used: float = field(default_factory=monotonic)
 
 
 def http_places(*, several: bool = False) -> Pool:
@@ -220,3 +227,319 @@ async def _close(link: Link) -> None:
         if has_failed(opening):
             return  # `Conversation.start` has closed it
     await link.conversation.close()
+
+
+logger = logging.getLogger("millstream.gateway")
+
+MAX_WATCHED = 1000
+"""Maximum watched resources of one upstream, half of them per caller. Callers can watch the same ones."""
+_MIN_SIZE = 131
+"""A shorter URI counts as this many characters, so that the joint subscription has at most 128 KiB."""
+_MAX_SIZE = MAX_WATCHED * _MIN_SIZE
+_RETRY = 15.0
+"""Seconds before a failed subscription is retried."""
+
+
+class ResourceWatches:
+    """Watches resources of one upstream."""
+
+    def __init__(
+        self, name: str, connect: Callable[[], Awaitable[Conversation]], on_update: Callable[[str], None]
+    ) -> None:
+        """Create the watches. `start` begins those that are already followed.
+
+        Args:
+            name: Name of the upstream.
+            connect: Returns the conversation to watch on.
+            on_update: Called with the upstream's own URI of a resource that has or may have changed.
+        """
+        self._name = name
+        self._connect = connect
+        self._on_update = on_update
+        self._share = Share(100 * _MAX_SIZE, each=_MAX_SIZE // 2)
+        """Characters of each caller's URIs."""
+        self._followers: Counter[tuple[str, str]] = Counter()
+        """Caller and upstream's URI -> number of streams and connections that follow it."""
+        self._owners: Counter[str] = Counter()
+        """Upstream's URI -> number of callers."""
+        self._size = 0
+        """Characters of the watched URIs."""
+        self._decisions: dict[str, asyncio.Event] = {}
+        """Upstream's URI -> set once the upstream has granted or refused its subscription."""
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """In the handshake era: upstream's URI -> task. In the per-request era, one task watches all of them."""
+        self._changed = asyncio.Event()
+        """Set when that task should watch other resources."""
+
+    def check_room(self, owner: str, uris: Collection[str]) -> None:
+        """Check that a caller can watch more resources.
+
+        Raises:
+            ProtocolError: The caller's share is used up, or the maximum for all callers.
+        """
+        new = [uri for uri in uris if not self._followers[owner, uri]]
+        if not self._share.has_room(owner, sum(map(_size_of, new))):
+            held = sum(each == owner for each, _ in self._followers)
+            text = (
+                f"You watch {held} resources of {self._name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "
+            )
+            raise ProtocolError(INVALID_REQUEST, f"{text}URIs are long. Unsubscribe from some.")
+        if self._size + sum(_size_of(uri) for uri in new if uri not in self._owners) > _MAX_SIZE:
+            text = f"Other callers watch too many resources of {self._name!r}. Try again later."
+            raise ProtocolError(OVERLOADED, text, status=503)
+
+    def take(self, owner: str, uri: str) -> bool:
+        """Watch a resource for one more stream or connection of a caller. Return False if there's no room."""
+        if not self._followers[owner, uri]:
+            growth = 0 if uri in self._owners else _size_of(uri)
+            if self._size + growth > _MAX_SIZE or not self._share.take(owner, _size_of(uri)):
+                return False
+            self._size += growth
+            self._owners[uri] += 1
+        self._followers[owner, uri] += 1
+        return True
+
+    def leave(self, owner: str, uri: str) -> None:
+        """Give back what `take` has counted."""
+        self._followers[owner, uri] -= 1
+        if not self._followers[owner, uri]:
+            del self._followers[owner, uri]
+            self._share.leave(owner, _size_of(uri))
+            self._owners[uri] -= 1
+            if not self._owners[uri]:
+                del self._owners[uri]
+                self._size -= _size_of(uri)
+
+    def start(self, *, handshake: bool) -> None:
+        """Watch the resources that were taken, and no others.
+
+        Args:
+            handshake: Whether the upstream uses the handshake era.
+        """
+        uris = self._owners.keys()
+        if uris != self._decisions.keys():
+            self._changed.set()
+        self._decisions = {uri: self._decisions.get(uri) or asyncio.Event() for uri in uris}
+        wanted = set(uris) if handshake or not uris else {""}
+        for key in self._tasks.keys() - wanted:
+            self._tasks.pop(key).cancel()
+        for key in wanted - self._tasks.keys():
+            work = self._watch([key], asyncio.Event(), ()) if key else self._watch_jointly()
+            self._tasks[key] = asyncio.get_running_loop().create_task(work)
+
+    async def wait_until_settled(self, uris: Collection[str], seconds: float) -> None:
+        """Wait until the upstream has granted or refused the subscriptions, for at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for uri in uris:
+                    if (event := self._decisions.get(uri)) is not None:
+                        await event.wait()
+
+    async def _watch_jointly(self) -> None:
+        """Watch all resources with one subscription. Once the upstream grants the next one, the last one ends."""
+        tasks: list[asyncio.Task[None]] = []
+        self._changed.set()
+        try:
+            while await self._changed.wait():
+                self._changed.clear()
+                tasks = [each for each in tasks if not each.cancelling()]
+                for refused in tasks[1:]:
+                    refused.cancel()
+                settled = asyncio.Event()
+                newest = asyncio.create_task(self._watch(sorted(self._owners), settled, tasks[:1]))
+                tasks = [*tasks[:1], newest]
+                await settled.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _watch(self, uris: list[str], settled: asyncio.Event, older: Collection[asyncio.Task[None]]) -> None:
+        while True:
+            try:
+                conversation = await self._connect()
+                async with conversation.watch(SubscriptionFilter(False, False, False, uris)) as changes:
+                    for task in older:
+                        task.cancel()
+                    self._settle(uris, settled)
+                    async for change in changes:
+                        if change.kind == "resource":
+                            self._on_update(change.uri)
+                        elif change.kind == "again":
+                            for uri in uris:
+                                self._on_update(uri)
+            except ClientError as exc:
+                logger.debug("The subscription to %d resources ended: %s", len(uris), exc)
+                self._settle(uris, settled)
+            await asyncio.sleep(_RETRY * random.uniform(0.75, 1))  # noqa: S311  jitter
+
+    def _settle(self, uris: list[str], settled: asyncio.Event) -> None:
+        settled.set()
+        for uri in uris:
+            if (event := self._decisions.get(uri)) is not None:
+                event.set()
+
+    async def close(self) -> None:
+        """Stop watching."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        await cancel_all(*tasks)
+
+
+def _size_of(uri: str) -> int:
+    return max(_MIN_SIZE, len(uri))
+
+
+FAILURES = 5
+"""Consecutive failures of a caller's calls to one tool, or consecutive time-outs of all calls, that have an effect."""
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+_MAX_DURATIONS = 512
+"""Maximum recent response times kept for the quantiles."""
+_MAX_RECORDS = 1000
+"""Maximum callers and tools with failures; half of them for one caller."""
+_MAX_AGE = 600.0
+"""Seconds after which the failures of a caller may be forgotten."""
+_MAX_NAME = 200
+"""Maximum characters of a name to remember."""
+
+
+class CallerFailures(Struct):
+    """Consecutive failures of one caller's calls to one tool."""
+
+    count: int = 0
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    """When the caller may call the tool again."""
+    proves: bool = True
+    """Whether they say something about the tool: no other caller has had a response from it since."""
+
+
+class Breaker:
+    """Refuses calls that would probably get no response, so that callers fail fast.
+
+    What a caller causes counts against that caller and tool: after `FAILURES` failures, its calls to the tool are
+    refused for a while, which doubles each time. A tool that fails for two callers is refused for all. Only failures of
+    the gateway's own requests open the breaker for the whole upstream.
+    """
+
+    is_open: bool = False
+    """Whether all calls are refused."""
+    response_count: int = 0
+    """Number of calls with a response."""
+    failure_count: int = 0
+    """Number of calls without a usable response."""
+    refused_count: int = 0
+    """Number of calls that weren't sent."""
+    _failures = 0
+    """Consecutive time-outs and lost connections of all callers."""
+
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self.records: dict[tuple[str, str], dict[tuple[str, str], CallerFailures]] = {}
+        """Method and name -> owner and session -> failures. Empty as long as all calls succeed."""
+        self._share = Share(_MAX_RECORDS)
+        self._durations: list[float] = []
+
+    def refusal(self, call: Call, method: str, name: str) -> str:
+        """Return the rest of a sentence that says why a call isn't sent, or an empty string to send it."""
+        text, callers = "", self.records.get((method, name[:_MAX_NAME]))
+        if self.is_open:
+            text = "isn't responding, so the call wasn't sent. Try again in a minute."
+        elif callers:
+            now = self._clock()
+            own = callers.get(_caller(call))
+            waits = {
+                who[0]: each.retry_at - now for who, each in callers.items() if each.proves and each.retry_at > now
+            }
+            if own is not None and own.retry_at > now:
+                text = f"failed your last {own.count} calls of {call.name!r:.200}, so this one wasn't sent. "
+                waits = {call.owner: own.retry_at - now}
+            elif len(waits) > 1:
+                text = f"fails calls of {call.name!r:.200}, so this one wasn't sent. "
+            if text:
+                text += f"Try again in {math.ceil(min(waits.values()))} seconds."
+        self.refused_count += text != ""
+        return text
+
+    def succeed(self, seconds: float, call: Call, method: str, name: str) -> None:
+        """Record a call with a response, including errors."""
+        ring, count = self._durations, self.response_count
+        if len(ring) < _MAX_DURATIONS:
+            ring.append(seconds)
+        else:
+            ring[count % _MAX_DURATIONS] = seconds
+        self.response_count = count + 1
+        self._failures = 0
+        if self.records:
+            self._clear(_caller(call), (method, name[:_MAX_NAME]))
+
+    def _clear(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
+        callers = self.records.get(key, {})
+        if callers.pop(caller, None) is not None:
+            self._share.leave(caller[0])
+        for each in callers.values():
+            each.proves = False
+        if not callers:
+            self.records.pop(key, None)
+
+    def fail(self, call: Call, method: str, name: str, *, responded: bool) -> bool:
+        """Record a call without a usable response. Return whether to check that the upstream responds.
+
+        Args:
+            call: The client's call.
+            method: Method of the request.
+            name: Upstream's name of the item.
+            responded: Whether there was a response, for example an invalid one.
+        """
+        self.failure_count += 1
+        self._blame(_caller(call), (method, name[:_MAX_NAME]))
+        self._failures = 0 if responded else self._failures % FAILURES + 1
+        return self._failures == FAILURES
+
+    def _blame(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
+        now = self._clock()
+        found = self.records.get(key, {}).get(caller)
+        if found is None:
+            if not self._share.take(caller[0]):
+                self._forget(now - _MAX_AGE)
+                if not self._share.take(caller[0]):
+                    return
+            found = self.records.setdefault(key, {})[caller] = CallerFailures()
+        found.failed_at, found.proves = now, True
+        if found.retry_at > now:  # the call was sent before
+            return
+        found.count += 1
+        if found.count >= FAILURES:
+            found.retry_at = now + retry_delay(found.count - FAILURES, _FIRST_PAUSE, _LONGEST_PAUSE)
+
+    def _forget(self, before: float) -> None:
+        """Forget the failures before a time."""
+        for key, callers in list(self.records.items()):
+            for caller, each in list(callers.items()):
+                if each.failed_at < before:
+                    self._clear(caller, key)
+
+    def open(self) -> None:
+        """Refuse all calls. The upstream is to blame for the failures so far, not its callers."""
+        self.is_open = True
+        self.records.clear()
+        self._share = Share(_MAX_RECORDS)
+
+    def describe(self) -> dict[str, Any]:
+        """Return call counts, and quantiles of the last `_MAX_DURATIONS` response times in milliseconds."""
+        figures: dict[str, Any] = {
+            "breaker": "open" if self.is_open else "closed",
+            "calls": self.response_count + self.failure_count,
+            "unanswered": self.failure_count,
+            "refused": self.refused_count,
+        }
+        if self._durations:
+            ordered = sorted(self._durations)
+            for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
+                figures[name] = round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 3)
+        return figures
+
+
+def _caller(call: Call) -> tuple[str, str]:
+    """Return the owner of a call, and its session if callers don't sign in, because they may share an address."""
+    return call.owner, "" if call.principal is not None or call.session is None else call.session.id

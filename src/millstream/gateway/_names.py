@@ -22,14 +22,10 @@ from msgspec import Raw
 from millstream.protocol import MALFORMED, ORIGIN_KEY, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
-_PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
+PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
+"""Prefixes with which every client can call tools."""
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
-
-
-def is_prefix(text: str) -> bool:
-    """Return whether every client can call tools whose names begin with this text."""
-    return _PREFIX.fullmatch(text) is not None
 
 
 _CAPITALS = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТУХІЈЅ", "ABEZHIKMNOPTYXABEKMHOPCTYXIJS")  # noqa: RUF001  alike
@@ -182,13 +178,12 @@ def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[str, .
 
 def leads_back(loops: Sequence[tuple[str, ...]], name: str, *, is_uri: bool) -> bool:
     """Return whether an item of an upstream has one of the prefixes of `find_loops`."""
-    return any(_has_prefixes(prefixes, name, is_uri) for prefixes in loops)
-
-
-def _has_prefixes(prefixes: Sequence[str], name: str, is_uri: bool) -> bool:
     if not is_uri:
-        return name.startswith("".join(Names(prefix).name("") for prefix in prefixes))
-    uri: str | None = name
+        return any(name.startswith("".join(Names(prefix).name("") for prefix in prefixes)) for prefixes in loops)
+    return any(_original_uri(prefixes, name) is not None for prefixes in loops)
+
+
+def _original_uri(prefixes: Sequence[str], uri: str | None) -> str | None:
     for prefix in prefixes:
         uri = None if uri is None else Names(prefix).original_uri(uri)
-    return uri is not None
+    return uri

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
 import msgspec
@@ -23,19 +23,15 @@ from msgspec import Struct
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.foreign import EXPECTED
 from millstream._protocol.json_schema import LISTS, REF, SINGLE, rebuild
-from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Run
-from millstream._server.features.resources import Resource, Template
-from millstream._server.features.sources import ItemSource, Read
-from millstream._server.features.tools import Tool, check_name
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.features.tools import check_name
 from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream.gateway._credentials.source import check_forwarded
+from millstream.parts import ArgumentError, Call, ItemSource, Read, Resource, Run, Template, Tool
 from millstream.protocol import (
     INTERNAL_ERROR,
+    SuggestionMeta,
     encode,
     inline_references,
     is_array,
@@ -331,30 +327,29 @@ class Document:
             return {}
 
 
-class _Conversion:
+class _Conversion(Struct):
     """The conversion of a document's schemas, and of the definitions that they refer to."""
 
-    def __init__(self, document: Document, flag: str) -> None:
-        self._document = document
-        self._flag = flag
-        self._names: dict[int, str] = {}
-        """Id of a reference's target in the document -> name of its definition."""
-        self._pending: list[tuple[str, dict[str, Any]]] = []
-        self.definitions: dict[str, Any] = {}
-        self.recursive: dict[int, bool] = {}
-        """See `inline_references`."""
+    document: Document
+    flag: str
+    names: dict[int, str] = {}
+    """Id of a reference's target in the document -> name of its definition."""
+    pending: list[tuple[str, dict[str, Any]]] = []
+    definitions: dict[str, Any] = {}
+    recursive: dict[int, bool] = {}
+    """See `inline_references`."""
 
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
             return False if node is False else {}
         if isinstance(node.get("$ref"), str):
             return _replace_nullable({**self._reference(node), **self._keywords(node, hidden)})
-        return _replace_nullable(self._keywords(node, hidden | self._document.fields_with(self._flag, node)))
+        return _replace_nullable(self._keywords(node, hidden | self.document.fields_with(self.flag, node)))
 
     def finish(self) -> None:
         """Convert the definitions."""
-        while self._pending:
-            name, target = self._pending.pop()
+        while self.pending:
+            name, target = self.pending.pop()
             self.definitions[name] = self.convert(target)
 
     def _keywords(self, node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
@@ -366,15 +361,15 @@ class _Conversion:
         return converted
 
     def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
-        target = self._document.target(node)
+        target = self.document.target(node)
         if not target:
             return {}
-        if id(target) not in self._names:
+        if id(target) not in self.names:
             plain = re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2])
             name = unused_name(plain, self.definitions)
-            self._names[id(target)], self.definitions[name] = name, {}
-            self._pending.append((name, target))
-        return {"$ref": REF + self._names[id(target)]}
+            self.names[id(target)], self.definitions[name] = name, {}
+            self.pending.append((name, target))
+        return {"$ref": REF + self.names[id(target)]}
 
 
 def _items(value: Any) -> list[Any]:
@@ -720,15 +715,8 @@ def _contents(uri: str, response: Any) -> ResourceContents:
     return ResourceContents(uri, kind, blob=response.content)
 
 
-class ItemRegistry(Protocol):
-    """The definition of a server, where items are registered."""
-
-    def add(self, kind: str, key: str, item: Any) -> None:
-        """Register an item."""
-
-
 def register(
-    catalog: ItemRegistry,
+    add: Callable[[str, str, Any], object],
     spec: Any,
     client: Any = None,
     *,
@@ -739,7 +727,7 @@ def register(
     """Register the operations of an OpenAPI document.
 
     Args:
-        catalog: Definition of the server.
+        add: Adds an item of a kind and name to the server.
         spec: The document, version 3.0 or 3.1, as a dict.
         client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
@@ -764,10 +752,10 @@ def register(
         if kind is RouteKind.TOOL:
             check_name(name)
             run = partial(_run, send, operation)
-            catalog.add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
+            add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
         else:
             item = _resource(operation, name, send)
-            catalog.add("templates" if isinstance(item, Template) else "resources", item.name, item)
+            add("templates" if isinstance(item, Template) else "resources", item.name, item)
     document.log_skipped(document.title)
 
 

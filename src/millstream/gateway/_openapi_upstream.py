@@ -18,7 +18,7 @@ from time import monotonic, time
 from typing import Any
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 
 from millstream import ToolError
 from millstream._http.client.body import Inflow
@@ -26,15 +26,11 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._protocol.revisions import NEWEST
-from millstream._server.calls.call import Call
-from millstream._server.features.tools import Tool
-from millstream._server.functions.results import encode_result
 from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
-from millstream.gateway._credentials.options import StaticHeaders
+from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
@@ -55,7 +51,8 @@ from millstream.gateway._openapi import (
 )
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._upstream import Upstream, UpstreamConfig, reconnect_delay
-from millstream.protocol import encode, exceeds_limits
+from millstream.parts import Call, Tool, encode_result
+from millstream.protocol import NEWEST, encode, exceeds_limits
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -70,16 +67,13 @@ class ApiError(Exception):
     """The API can't be used; the message is for the operator."""
 
 
-class ApiResponse:
+class ApiResponse(Struct):
     """A response of an API, with the interface that `call_operation` expects."""
 
-    def __init__(self, status: int, headers: Mapping[bytes, bytes], content: bytes) -> None:
-        self.status_code: int = status
-        self.reason_phrase: str = ""
-        self.headers: dict[str, str] = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()
-        }
-        self.content: bytes = content
+    status_code: int
+    headers: dict[str, str]
+    content: bytes
+    reason_phrase: str = ""
 
     @property
     def text(self) -> str:
@@ -264,7 +258,8 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.stream.close()
             raise ToolError("The API responded with a stream, which a tool can't return.")
-        return ApiResponse(reply.status, reply.headers, reply.body)
+        received = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers.items()}
+        return ApiResponse(reply.status, received, reply.body)
 
     # The document
 

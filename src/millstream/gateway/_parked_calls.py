@@ -17,20 +17,24 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError
 from millstream._override import override
-from millstream._protocol.errors import LocalError
-from millstream._protocol.principal import Share
-from millstream._protocol.revisions import Revision
-from millstream._protocol.rounds import InputRequired
-from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
-from millstream._server.calls.services import Services
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
-from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
-from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
+from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
+from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Relay
 from millstream.gateway._results import call_error
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, decoder, encode
+from millstream.parts import Call, Services
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    InputRequired,
+    LocalError,
+    Revision,
+    Share,
+    decoder,
+    encode,
+)
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
 CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
@@ -46,7 +50,7 @@ _WAKE_TIMEOUT = 30.0
 Notify = Callable[[str, bytes], None]
 
 
-class Ticket(Struct, frozen=True, array_like=True):
+class Ticket(Struct, array_like=True, tag=True):
     """Identifies the call that a retry resumes."""
 
     worker: str
@@ -59,27 +63,31 @@ _decode_responses = decoder(dict[str, Raw])
 _decode_questions = decoder(dict[str, Any])
 
 
-class _Woken(Struct, frozen=True, array_like=True, tag="woken"):
+class _Message(Struct, array_like=True, tag=True):
+    """A message about a call, from the worker that holds it."""
+
+
+class _Woken(_Message):
     """The call goes on."""
 
 
-class _Notification(Struct, frozen=True, array_like=True, tag="notification"):
+class _Notification(_Message):
     method: str
     params: bytes
 
 
-class _Result(Struct, frozen=True, array_like=True, tag="result"):
+class _Result(_Message):
     body: bytes
 
 
-class _Questions(Struct, frozen=True, array_like=True, tag="questions"):
+class _Questions(_Message):
     """The call waits for answers to these questions, which are JSON by key."""
 
     ticket: Ticket
     questions: bytes
 
 
-class _Refusal(Struct, frozen=True, array_like=True, tag="refusal"):
+class _Refusal(_Message):
     """The gateway's error. `data` is JSON."""
 
     code: int
@@ -87,18 +95,18 @@ class _Refusal(Struct, frozen=True, array_like=True, tag="refusal"):
     data: bytes
 
 
-class _Failure(_Refusal, frozen=True, array_like=True, tag="failure"):
+class _Failure(_Refusal):
     """The upstream's error."""
 
 
-class _NoResult(Struct, frozen=True, array_like=True, tag="no result"):
+class _NoResult(_Message):
     """The call to the upstream has failed."""
 
     message: str
     late: bool
 
 
-class _LostCall(Struct, frozen=True, array_like=True, tag="lost"):
+class _LostCall(_Message):
     """The call was canceled, or its worker has stopped."""
 
 
@@ -248,6 +256,14 @@ class _Remote(Struct, eq=False):
     outcome: asyncio.Future[_Outcome]
     wake_event: asyncio.Event
     pieces: list[bytes] = []
+
+    def lose(self) -> bool:
+        """End the wait for the call. Return False if it's over already."""
+        waits = not self.outcome.done()
+        if waits:
+            self.wake_event.set()
+            self.outcome.set_result(_LostCall())
+        return waits
 
 
 class ParkedCalls:
@@ -450,9 +466,7 @@ class ParkedCalls:
     def _on_interruption(self) -> None:
         """End the calls on other workers, because messages with their results may have been lost."""
         for number, remote in self._remote.items():
-            if not remote.outcome.done():
-                remote.wake_event.set()
-                remote.outcome.set_result(_LostCall())
+            if remote.lose():
                 self._send_soon(remote.worker, LeaveCall(number))
 
     async def _drop_calls_of_dead_workers(self) -> None:
@@ -461,9 +475,8 @@ class ParkedCalls:
         for worker in {remote.worker for remote in self._remote.values()}:
             if not await alive(worker):
                 for remote in self._remote.values():
-                    if remote.worker == worker and not remote.outcome.done():
-                        remote.wake_event.set()
-                        remote.outcome.set_result(_LostCall())
+                    if remote.worker == worker:
+                        remote.lose()
         for worker in {worker for worker, _ in self._followers}:
             if not await alive(worker):
                 for (each, _), task in list(self._followers.items()):

@@ -2,20 +2,28 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import msgspec
 
 from millstream._files import stamp_of
 from millstream._http.client.body import ArrivingBytes
-from millstream._parts import Host
-from millstream._protocol.revisions import BY_DATE
-from millstream._server.calls.services import ServerChange
+from millstream._http.client.url import Url, parse
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
-from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream.gateway._catalog import METHODS, Catalog, Description
+from millstream.client import TargetError
+from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
+from millstream.gateway._credentials import (
+    BearerToken,
+    ClientCredentials,
+    PerUserOAuth,
+    StaticHeaders,
+    TokenExchange,
+)
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
 from millstream.gateway._names import (
@@ -27,22 +35,28 @@ from millstream.gateway._names import (
     read_announcement,
     with_origin,
 )
-from millstream.gateway._page import GatewayReports
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._pins import AcceptedFile, Pins
-from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPolicy
+from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, UpstreamPolicy
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.protocol import members
+from millstream.parts import Hooks, Host, Resource, ServerChange, Template
+from millstream.protocol import BY_DATE, LocalError, members
 
 if TYPE_CHECKING:
-    from millstream._server.features.hooks import Hooks
+    from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
 
 MAX_INSTRUCTIONS = 8 * 1024
 """Maximum characters of one upstream's instructions."""
+MAX_SHOWN = 500
+"""Maximum tools and quarantined items to show."""
+_STATES_BY_URGENCY = ("degraded", "connecting", "ready")
+"""States, the most urgent first."""
+_SUM_FIELDS = ("links", "refused", "calls", "unanswered")
+_MAX_FIELDS = ("p50_ms", "p99_ms", "listed_at", "changed_at")
+_PROCESS_SUM_FIELDS = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
 _LISTED = ("tools", "resources", "prompts")
 _CAPABILITIES = frozenset({*_LISTED, "completions"})
 _NO_CACHE = dict.fromkeys((*METHODS, DISCOVER), (0, False))
@@ -55,7 +69,7 @@ class GatewayDefinition(Protocol):
 
     name: str
     upstreams: list[UpstreamConfig]
-    hooks: "Hooks | None"
+    hooks: Hooks | None
     instructions: str
     version: str
     named: bool
@@ -74,8 +88,10 @@ class GatewayPart:
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
-        self._items: dict[tuple[str, str], tuple[Upstream, Any]] = {}
-        """(kind, name on this server) -> upstream, and the description that the item was created from."""
+        self._items: dict[tuple[str, str], tuple[Upstream, tuple[str, Description]]] = {}
+        """(kind, name on this server) -> upstream, its name there, and the description that it was created from."""
+        self._tokens: dict[Upstream, tuple[Catalog, int]] = {}
+        """Tokens of each upstream's tools, with the catalog that they were counted in."""
         self._stored_results: dict[str, StoredResults] = {}
         """Upstream -> its stored oversized results."""
         self._name_conflicts: dict[tuple[str, str], str] = {}
@@ -135,7 +151,7 @@ class GatewayPart:
         host.registry.find_resource = self._find_unlisted
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
-        host.gateway = GatewayReports(self.upstreams, self._items)
+        host.gateway = self
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open(pool)
@@ -171,8 +187,6 @@ class GatewayPart:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
-        from millstream.gateway._credentials.factory import open_credentials  # noqa: PLC0415  many upstreams need none
-
         credentials = upstream.credentials = open_credentials(config, upstream.address, host)
         credentials.on_change = upstream.end_links_of
         host.stack.push_async_callback(credentials.close)
@@ -201,8 +215,10 @@ class GatewayPart:
         connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
         if not connecting:
             return
-        from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  few need it
-        from millstream.gateway._credentials.connections_page import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
+        from millstream.gateway._credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
+            ConnectionsPage,
+            PersonalCredentials,
+        )
 
         connections = {
             name: each.credentials
@@ -234,8 +250,50 @@ class GatewayPart:
     # State
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return state and statistics of each upstream, for operators."""
-        return [upstream.describe() for upstream in self.upstreams.values()]
+        """Return state and statistics of each upstream. `items` counts what's offered here, `listed` what it lists."""
+        offered = Counter((owner.config.name, kind) for (kind, _), (owner, _) in self._items.items())
+        return [
+            {
+                **(report := upstream.describe()),
+                "listed": report["items"],
+                "items": {kind: offered[name, kind] for kind in METHODS},
+                "tokens": self._tokens_of(upstream),
+                "quarantined": len(upstream.quarantined),
+                "accounts": upstream.config.connects,
+            }
+            for name, upstream in self.upstreams.items()
+        ]
+
+    def items(self, name: str) -> dict[str, Any] | None:
+        """Return the tools of an upstream, largest first, and its quarantined items; None if it's unknown."""
+        upstream = self.upstreams.get(name)
+        if upstream is None:
+            return None
+        tools: list[dict[str, Any]] = [
+            {
+                "name": tool,
+                "description": str(description.get("description") or description.get("title") or ""),
+                "tokens": _tokens(tool, description),
+            }
+            for tool, description in self._tools(upstream)
+        ]
+        tools.sort(key=lambda tool: (-tool["tokens"], tool["name"]))
+        return {
+            "tools": tools[:MAX_SHOWN],
+            "quarantined": [msgspec.to_builtins(each) for each in upstream.quarantined[:MAX_SHOWN]],
+        }
+
+    def _tools(self, upstream: Upstream) -> Iterator[tuple[str, Description]]:
+        for (kind, name), (owner, (_, description)) in self._items.items():
+            if owner is upstream and kind == "tools":
+                yield name, description
+
+    def _tokens_of(self, upstream: Upstream) -> int:
+        found = self._tokens.get(upstream)
+        if found is None or found[0] is not upstream.catalog:
+            tokens = sum(_tokens(tool, description) for tool, description in self._tools(upstream))
+            found = self._tokens[upstream] = upstream.catalog, tokens
+        return found[1]
 
     def _degraded_reason(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
@@ -251,8 +309,8 @@ class GatewayPart:
         def up_states() -> dict[tuple[str, ...], float]:
             return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
 
-        def figures(name: str) -> dict[tuple[str, ...], float]:
-            return {(each["name"],): each.get(name, 0) for each in self.describe()}
+        def figures(figure: str) -> dict[tuple[str, ...], float]:
+            return {(name,): upstream.describe().get(figure, 0) for name, upstream in self.upstreams.items()}
 
         read = host.metrics.read
         label = ("upstream",)
@@ -281,7 +339,7 @@ class GatewayPart:
             upstream: Upstream with a new catalog.
             announced: Kinds of lists that the upstream said have changed.
         """
-        wanted: dict[tuple[str, str], tuple[str, Any]] = {}
+        wanted: dict[tuple[str, str], tuple[str, Description]] = {}
         for kind, own_name, description in self._describe_items(upstream):
             key = METHODS[kind][2]
             rename = upstream.names.name if key == "name" else upstream.names.uri
@@ -390,7 +448,7 @@ class GatewayPart:
                 parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)
         return "\n\n".join(parts)
 
-    def _replace_items(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> bool:
+    def _replace_items(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Description]]) -> bool:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry = self._host.registry
         current = {
@@ -581,3 +639,123 @@ def check(configs: Sequence[UpstreamConfig]) -> None:
                 "give one of them another prefix="
             )
         prefixes[host] = config.name
+
+
+def _tokens(name: str, description: Description) -> int:
+    """Return approximately how many tokens a tool takes in a model's context."""
+    shown = {
+        "name": name,
+        "description": description.get("description", ""),
+        "input_schema": description.get("inputSchema", {}),
+    }
+    return -(-len(msgspec.json.encode(shown).decode()) // CHARACTERS_PER_TOKEN)
+
+
+def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Merge the reports of several workers into one per upstream, starting with this worker's.
+
+    Counts are added, times and quantiles are the largest, and the state is the worst.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for reports in workers:
+        for report in reports:
+            merged_report = found.get(report["name"])
+            found[report["name"]] = {**report, "workers": 1} if merged_report is None else _merge(merged_report, report)
+    return list(found.values())
+
+
+def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    worse = min(one, other, key=lambda report: _STATES_BY_URGENCY.index(report["state"]))
+    merged = {
+        **one,
+        "state": worse["state"],
+        "reason": worse["reason"],
+        "workers": one["workers"] + 1,
+        **{each: {kind: max(one[each][kind], other[each][kind]) for kind in METHODS} for each in ("items", "listed")},
+        **{name: one[name] + other[name] for name in _SUM_FIELDS},
+        **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAX_FIELDS},
+    }
+    first, second = one["processes"], other["processes"]
+    if first is not None and second is not None:
+        merged["processes"] = {**first, **{name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}}
+        merged["processes"]["last_error"] = first["last_error"] or second["last_error"]
+    return merged
+
+
+def open_credentials(  # noqa: C901  a case for each kind
+    config: UpstreamConfig, target: Any, host: Host
+) -> "UpstreamCredentials":
+    """Return the credentials of an upstream that has some, or forwards headers.
+
+    Args:
+        config: Configuration of the upstream.
+        target: URL of the upstream.
+        host: The running server, whose sign-in is open.
+
+    Raises:
+        LocalError: The options are invalid; the message says why.
+    """
+    from millstream.gateway._credentials.source import (  # noqa: PLC0415  many upstreams need none
+        FixedCredentials,
+        UpstreamCredentials,
+        check_forwarded,
+    )
+
+    name, auth = config.name, config.auth
+    url = _url_of(target)
+    if url is None:
+        option = "auth" if auth is not None else "forward_headers"
+        raise LocalError(
+            f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…"
+        )
+    configured = dict(config.headers)
+    if isinstance(auth, StaticHeaders):
+        configured |= dict.fromkeys(auth.headers, "")
+    elif auth is not None:
+        if any(each.lower() == "authorization" for each in config.headers):
+            raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
+        configured["authorization"] = ""
+    forward = check_forwarded(name, config.forward_headers, configured)
+    match auth:
+        case None:
+            return UpstreamCredentials(name, forward)
+        case BearerToken():
+            return FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
+        case StaticHeaders():
+            return FixedCredentials(name, forward, auth.headers)
+        case ClientCredentials():
+            from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  only where it's used
+
+            return OwnCredentials(name, forward, url, auth, host.services)
+        case TokenExchange():
+            from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
+
+            _check_guarded(name, "token_exchange", host)
+            exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
+            host.observe(exchanged.observe)
+            return exchanged
+        case PerUserOAuth():
+            from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
+
+            _check_guarded(name, "per_user_oauth", host)
+            return PersonalCredentials(name, forward, url, auth, host)
+
+
+def _check_guarded(name: str, kind: str, host: Host) -> None:
+    if host.guard is None:
+        in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
+        raise LocalError(
+            f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
+            f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
+        )
+
+
+def _url_of(target: Any) -> Url | None:
+    if isinstance(target, Mapping):
+        target = cast("Mapping[str, Any]", target).get("url")
+    if not isinstance(target, str):
+        return None
+    try:
+        return parse(target)
+    except TargetError:
+        return None

@@ -18,16 +18,19 @@ from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
 from millstream._config import Cap, RateText, Seconds
-from millstream._protocol.errors import SuggestionMeta
-from millstream._server.calls.access import check_scopes
-from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Run
-from millstream._server.features.resources import Pattern, Template
-from millstream._server.features.sources import Item, require_scopes
-from millstream._server.features.tools import Tool
 from millstream.gateway._names import Names
 from millstream.gateway._results import Redaction, Redactor, run_aside
-from millstream.protocol import MALFORMED, RESOURCE_NOT_FOUND, decoder, encode, is_array, is_object, shorten
+from millstream.parts import Call, Item, Pattern, Run, Template, Tool, check_scopes, require_scopes
+from millstream.protocol import (
+    MALFORMED,
+    RESOURCE_NOT_FOUND,
+    SuggestionMeta,
+    decoder,
+    encode,
+    is_array,
+    is_object,
+    shorten,
+)
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
@@ -367,22 +370,21 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     return encode(members)
 
 
-class RestrictedPattern:
+class RestrictedPattern(Struct, frozen=True):
     """The URIs of a template, without those that aren't offered."""
 
-    def __init__(self, pattern: Pattern, offers: Callable[[str], bool]) -> None:
-        self._pattern = pattern
-        self._offers = offers
+    pattern: Pattern
+    offers: Callable[[str], bool]
 
     @property
     def variables(self) -> tuple[str, ...]:
         """Names in order of first appearance."""
-        return self._pattern.variables
+        return self.pattern.variables
 
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the values of the variables in a URI; None if the URI isn't offered."""
-        found = self._pattern.match(uri)
-        return found if found is not None and self._offers(uri) else None
+        found = self.pattern.match(uri)
+        return found if found is not None and self.offers(uri) else None
 
 
 def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:
@@ -456,21 +458,15 @@ class Policy:
             self._rules(found),
             name="" if kind in ("resources", "templates") else _last(found, "name", name),
             tags=frozenset(tag for rules in found for tag in rules.tags),
-            title=_last(found, "title", ""),
-            description=_last(found, "description", ""),
-            annotations=_merge(found, "annotations"),
-            defaults=_merge(found, "defaults"),
-            hidden=_merge(found, "hidden"),
             rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
+            **_last_of(found, "title", "description"),
+            **{each: _merge(found, each) for each in ("annotations", "defaults", "hidden")},
         )
         if kind != "tools":
             return rules
         return structs.replace(
             rules,
-            limit=_last(found, "limit", ""),
-            cost=_last(found, "cost", None),
-            concurrency=_last(found, "concurrency", 0),
-            timeout=_last(found, "timeout", 0.0),
+            **_last_of(found, "limit", "cost", "concurrency", "timeout"),
             budget=_budget(found),
             seconds=_last(found, "result_seconds", RESULT_SECONDS),
             arguments=self._redactor(_join(found, "redact_arguments")),
@@ -617,6 +613,11 @@ def _without_dots(uri: str) -> str:
 
 def _last(found: Sequence[CommonRules], name: str, default: Any) -> Any:
     return next((value for rules in reversed(found) if (value := getattr(rules, name, None))), default)
+
+
+def _last_of(found: Sequence[CommonRules], *names: str) -> dict[str, Any]:
+    """Return the last value of each field that any of the rules sets."""
+    return {each: value for each in names if (value := _last(found, each, None))}
 
 
 def _merge(found: Sequence[CommonRules], name: str) -> dict[str, Any]:

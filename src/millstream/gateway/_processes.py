@@ -14,27 +14,26 @@ import math
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 from typing import cast
 
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 
 from millstream._backoff import retry_delay
 from millstream._http.client.body import RateMeter
 from millstream._override import override
-from millstream._protocol.notification_filters import NotificationFilters
-from millstream._protocol.principal import Share
+from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
-from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all
 from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
-from millstream.protocol import Envelope
+from millstream.parts import Pool
+from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
 
@@ -121,17 +120,16 @@ class _Crashes(Struct):
     retry_at: float = 0.0
 
 
-class ProcessTarget:
+class ProcessTarget(Struct, frozen=True):
     """A client target: the process of one key."""
 
-    def __init__(self, processes: "UpstreamProcesses", key: str, owner: str) -> None:
-        self._processes = processes
-        self._key = key
-        self._owner = owner
+    processes: "UpstreamProcesses"
+    key: str
+    owner: str
 
     def new_transport(self, listener: Listener, background: Tasks) -> Transport:
         """Return a transport that isn't open yet. It uses a spare process, or starts one when it opens."""
-        return self._processes.take(self._key, self._owner, listener)
+        return self.processes.take(self.key, self.owner, listener)
 
 
 class UpstreamProcesses:
@@ -143,7 +141,8 @@ class UpstreamProcesses:
         self.command: Command = command
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
-        self.places: Pool = Pool(config.max_processes, on_wait=self._make_room)
+        self.min_idle_seconds: float = pool.min_idle_seconds
+        self.places: Pool = Pool(config.max_processes, on_wait=partial(_make_room, self))
         self.places.several = pool.places.several
         self.log: ErrorLog = ErrorLog(config.name)
         self._spares: deque[ProcessTransport] = deque()
@@ -237,9 +236,6 @@ class UpstreamProcesses:
         self.running.add(transport)
         transport.boot_owner, transport.started_at = owner, monotonic()
 
-    def _make_room(self) -> None:
-        _make_room(self.places, self.running, self.pool.min_idle_seconds)
-
     # Lifecycle
 
     def record_start(self, transport: "ProcessTransport") -> None:
@@ -291,7 +287,7 @@ class UpstreamProcesses:
             transport.check(now)
             if transport.attached and 0 < self.config.idle_seconds < transport.idle_seconds(now):
                 transport.retire()
-        self._make_room()
+        _make_room(self)
         self.log.flush()
         self.warm_up()
 
@@ -331,7 +327,7 @@ class ProcessPool:
         """
         self.min_idle_seconds: float = min_idle_seconds
         self.background: Tasks = Tasks()
-        self.places: Pool = Pool(limit, on_wait=self._make_room)
+        self.places: Pool = Pool(limit, on_wait=partial(_make_room, self))
         self.starts: Pool = Pool(starts)
         self.watchdog: Watchdog = Watchdog()
         self._upstreams: list[UpstreamProcesses] = []
@@ -357,9 +353,6 @@ class ProcessPool:
         """All processes that are running, starting, or stopping."""
         return [transport for processes in self._upstreams for transport in processes.running]
 
-    def _make_room(self) -> None:
-        _make_room(self.places, self.running, self.min_idle_seconds)
-
     def sweep(self, now: float) -> None:
         """Stop idle and hung processes. Call it once a second: ``host.every_second(pool.sweep)``.
 
@@ -368,7 +361,7 @@ class ProcessPool:
         """
         for processes in list(self._upstreams):
             processes.sweep(now)
-        self._make_room()
+        _make_room(self)
         if self.watchdog.is_missing:
             self.background.spawn(self.watchdog.start())
 
@@ -384,6 +377,25 @@ class ProcessPool:
 class ProcessTransport(StdioTransport):
     """One process of a pool."""
 
+    key: str = ""
+    owner: str = ""
+    """The caller whose share of the processes it uses; empty for spare and shared ones."""
+    attached: bool = False
+    """Whether a client uses it."""
+    closing: bool = False
+    """Whether the pool is stopping it."""
+    retired: bool = False
+    """Whether the pool stopped it, rather than its client."""
+    boot_owner: str | None = None
+    """The owner whose share of starting processes it uses; None if it isn't starting."""
+    started_at: float = 0.0
+    _waiting_since = 0.0
+    """Time of the first request since the last output; 0 without one."""
+    _unanswered_count = 0
+    """Number of requests since then that timed out or were canceled."""
+    _asked_at = 0.0
+    """Time of the ping since then; 0 without one."""
+
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.relay: ListenerRelay = ListenerRelay()
         name, value = processes.pool.watchdog.mark
@@ -396,25 +408,7 @@ class ProcessTransport(StdioTransport):
             show=lambda line: processes.log.write(line, self.pid, self.owner),
         )
         self._processes = processes
-        self.key: str = ""
-        self.owner: str = ""
-        """The caller whose share of the processes it uses; empty for spare and shared ones."""
-        self.attached: bool = False
-        """Whether a client uses it."""
-        self.closing: bool = False
-        """Whether the pool is stopping it."""
-        self.retired: bool = False
-        """Whether the pool stopped it, rather than its client."""
-        self.boot_owner: str | None = None
-        """The owner whose share of starting processes it uses; None if it isn't starting."""
-        self.started_at: float = 0.0
         self.last_used: float = monotonic()
-        self._waiting_since: float = 0.0
-        """Time of the first request since the last output; 0 without one."""
-        self._unanswered_count = 0
-        """Number of requests since then that timed out or were canceled."""
-        self._asked_at = 0.0
-        """Time of the ping since then; 0 without one."""
         self._output = RateMeter(_LINES_PER_SECOND)
         self._messages = RateMeter(_MESSAGES_PER_SECOND)
         self._errors = RateMeter(_ERROR_BYTES_PER_SECOND)
@@ -428,12 +422,6 @@ class ProcessTransport(StdioTransport):
     def exit_code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return None if self._process is None else self._process.get_returncode()
-
-    @property
-    def unread(self) -> int:
-        """Bytes that it hasn't read yet, excluding those in system buffers."""
-        stdin = None if self._process is None else self._process.get_pipe_transport(0)
-        return 0 if stdin is None else cast("asyncio.WriteTransport", stdin).get_write_buffer_size()
 
     @property
     def was_calling(self) -> bool:
@@ -569,28 +557,27 @@ class ProcessTransport(StdioTransport):
         await super().close()
 
 
-class ListenerRelay:
+class ListenerRelay(Struct, eq=False):
     """Passes messages of a process on to its current client."""
 
-    def __init__(self) -> None:
-        self._listener: Listener | None = None
-        self.count = 0
-        """Number of messages so far that aren't responses."""
-        self.filters: NotificationFilters | None = None  # a gateway's connections have no extensions
-        self.subscribed: asyncio.Event = asyncio.Event()
+    listener: Listener | None = None
+    count: int = 0
+    """Number of messages so far that aren't responses."""
+    filters: NotificationFilters | None = None  # a gateway's connections have no extensions
+    subscribed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def attach(self, listener: Listener) -> None:
-        self._listener = listener
+        self.listener = listener
         self.subscribed = listener.subscribed
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         self.count += 1
-        if self._listener is not None:
-            self._listener.receive(message, transport, request_id)
+        if self.listener is not None:
+            self.listener.receive(message, transport, request_id)
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
-        if self._listener is not None:
-            self._listener.on_interruption(transport, fault)
+        if self.listener is not None:
+            self.listener.on_interruption(transport, fault)
 
 
 class ErrorLog:
@@ -701,15 +688,16 @@ class Watchdog(asyncio.SubprocessProtocol):
                 await self._exited.wait()
 
 
-def _make_room(places: Pool, among: Collection[ProcessTransport], min_idle_seconds: float) -> None:
+def _make_room(pool: UpstreamProcesses | ProcessPool) -> None:
     """Stop the least recently used idle process of the largest owner, if another one waits that holds less."""
+    places, among = pool.places, pool.running
     if sum(each.closing for each in among) >= places.waiting.used:
         return
     owner, now = places.next_owner, monotonic()
     idle = [
         each
         for each in among
-        if each.idle_seconds(now) >= min_idle_seconds
+        if each.idle_seconds(now) >= pool.min_idle_seconds
         and (each.owner in ("", owner) or places.count(each.owner) > places.count(owner))
     ]
     if idle:

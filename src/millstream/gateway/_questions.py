@@ -7,34 +7,35 @@ converts a question to the client's revision and rejects what wasn't declared, a
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from millstream import Message, ProtocolError, ToolError
-from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
-from millstream._protocol.revisions import Revision
-from millstream._server.calls.call import Call
-from millstream._server.questions.forms import project
-from millstream._server.questions.questions import project_conversation
+from millstream._server.calls.questions import project, project_conversation
 from millstream.gateway._results import Redactor
+from millstream.parts import Call
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
+    MAX_MEMBERS,
     METHOD_NOT_FOUND,
     ElicitResult,
     ListRootsResult,
+    Revision,
     declares,
     decoder,
     encode,
     exceeds_limits,
     members,
     repair_schema,
+    too_many_members,
 )
 
 Json = dict[str, Any]
 
+PROGRESS = "notifications/progress"
 UI = "io.modelcontextprotocol/ui"
 """The only extension that passes a gateway unchanged: it only adds members to results and resources."""
 _UI: Json = {"mimeTypes": ["text/html;profile=mcp-app"]}
@@ -167,23 +168,52 @@ class ForwardedQuestion(Struct, frozen=True):
         return {"method": self.method, "params": self.params}
 
 
-class QuestionClient(Protocol):
-    """The client that a question is for."""
+class ProgressStep(Struct, omit_defaults=True):
+    """Progress of a call."""
 
-    @property
-    def abilities(self) -> bytes:
-        """What it can be asked, see `abilities_of`."""
-        ...
+    progress: float
+    total: float | None = None
+    message: str | None = None
 
-    @property
-    def revision(self) -> Revision:
-        """Its revision."""
-        ...
 
-    @property
-    def redactor(self) -> Redactor | None:
-        """Redacts what the upstream sends during the call."""
-        ...
+class Recipient:
+    """The client of one forwarded call, as seen by a connection to an upstream."""
+
+    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in")
+
+    def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
+        """Store what's known of the client.
+
+        Args:
+            call: The client's call.
+            abilities: What the client can be asked, see `abilities_of`.
+            redactor: Redacts the upstream's messages, if the policy says so.
+        """
+        self.abilities: bytes = abilities
+        self.redactor: Redactor | None = redactor
+        self.revision: Revision = call.revision
+        self.session: str = "" if call.session is None else call.session.id
+        """Id of the client's session; empty without one."""
+        self.signed_in: bool = call.principal is not None
+        """Whether the owner is a principal."""
+        self.owner: str = call.owner if self.signed_in else self.session or call.owner
+        """The caller: the id of its principal, else of its session, else its address."""
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        """Pass on progress as the client expects it."""
+        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
+
+    def notify(self, method: str, params: bytes) -> None:
+        """Pass on progress or a log message."""
+        raise NotImplementedError
+
+    async def ask(self, question: ForwardedQuestion) -> bytes:
+        """Ask the client, and return its raw answer.
+
+        Raises:
+            ProtocolError: There was no answer.
+        """
+        raise NotImplementedError
 
 
 def with_name(upstream: str, message: object) -> str:
@@ -191,9 +221,7 @@ def with_name(upstream: str, message: object) -> str:
     return f"[{upstream}] {message}"
 
 
-def project_question(
-    method: str, raw: bytes, asked: QuestionClient, source: Revision, upstream: str
-) -> ForwardedQuestion:
+def project_question(method: str, raw: bytes, asked: Recipient, source: Revision, upstream: str) -> ForwardedQuestion:
     """Convert an upstream's question to the client's revision, and say who asks.
 
     Args:

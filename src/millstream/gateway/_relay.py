@@ -16,26 +16,29 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, Declined, ProtocolError, ToolError
 from millstream._override import override
-from millstream._protocol.notifications import NOTIFICATIONS
-from millstream._protocol.revisions import Revision
-from millstream._server.calls.call import Call
-from millstream._server.questions.pending_questions import ClientRefusal
+from millstream._server.calls.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
 from millstream.gateway._questions import (
+    PROGRESS,
     ForwardedQuestion,
+    ProgressStep,
+    Recipient,
     check_declared,
     declare,
     project_answer,
     project_question,
 )
 from millstream.gateway._results import Redactor
+from millstream.parts import Call
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
     LOG_LEVELS,
     MALFORMED,
     METHOD_NOT_FOUND,
+    NOTIFICATIONS,
+    Revision,
     decoder,
     encode,
     notification_message,
@@ -44,7 +47,6 @@ from millstream.protocol import (
 logger = logging.getLogger("millstream.gateway")
 
 LOG = "notifications/message"
-PROGRESS = "notifications/progress"
 COMPLETE = "notifications/elicitation/complete"
 MAX_QUEUED = 256
 """Maximum notifications of one call waiting for a slow client; beyond that, the oldest are dropped."""
@@ -54,14 +56,6 @@ MAX_REDACTED = 64 * 1024
 """Maximum bytes of one of them if it has to be redacted, which takes time on the event loop."""
 REJECTED_CODE = -1
 """Error code of a sampling request that the user or client refused."""
-
-
-class ProgressStep(Struct, omit_defaults=True):
-    """Progress of a call."""
-
-    progress: float
-    total: float | None = None
-    message: str | None = None
 
 
 class _Level(Struct):
@@ -75,46 +69,6 @@ class _Complete(Struct):
 _decode_step = decoder(ProgressStep)
 _decode_level = decoder(_Level)
 _decode_complete = decoder(_Complete)
-
-
-class Recipient:
-    """The client of one forwarded call, as seen by a connection to an upstream."""
-
-    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in")
-
-    def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
-        """Store what's known of the client.
-
-        Args:
-            call: The client's call.
-            abilities: What the client can be asked, see `_questions.abilities_of`.
-            redactor: Redacts the upstream's messages, if the policy says so.
-        """
-        self.abilities: bytes = abilities
-        self.redactor: Redactor | None = redactor
-        self.revision: Revision = call.revision
-        self.session: str = "" if call.session is None else call.session.id
-        """Id of the client's session; empty without one."""
-        self.signed_in: bool = call.principal is not None
-        """Whether the owner is a principal."""
-        self.owner: str = call.owner if self.signed_in else self.session or call.owner
-        """The caller: the id of its principal, else of its session, else its address."""
-
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Pass on progress as the client expects it."""
-        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
-
-    def notify(self, method: str, params: bytes) -> None:
-        """Pass on progress or a log message."""
-        raise NotImplementedError
-
-    async def ask(self, question: ForwardedQuestion) -> bytes:
-        """Ask the client, and return its raw answer.
-
-        Raises:
-            ProtocolError: There was no answer.
-        """
-        raise NotImplementedError
 
 
 class Backlog:
@@ -141,10 +95,8 @@ class Backlog:
         return method, params
 
 
-class NotificationQueue:
+class NotificationQueue(Backlog):
     """Sends notifications about one call in the background, in order."""
-
-    __slots__ = ("_send", "_sender", "_waiting")
 
     def __init__(self, send: Callable[[str, bytes], Awaitable[None]]) -> None:
         """Create an empty queue.
@@ -152,19 +104,20 @@ class NotificationQueue:
         Args:
             send: Sends the method and parameters of one notification, waiting while its receiver is slow.
         """
+        super().__init__()
         self._send = send
-        self._waiting = Backlog()
         self._sender: asyncio.Task[None] | None = None
 
+    @override
     def put(self, method: str, params: bytes) -> None:
         """Queue a notification. If the queue is full, the oldest one is dropped."""
-        self._waiting.put(method, params)
+        super().put(method, params)
         if self._sender is None or self._sender.done():
             self._sender = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        while self._waiting:
-            await self._send(*self._waiting.take())
+        while self:
+            await self._send(*self.take())
 
     async def settle(self) -> None:
         """Wait until everything is sent, so that the result follows it."""

@@ -10,6 +10,8 @@ megabytes, so only small messages are redacted on the event loop. It doesn't sup
 Results that were too large for their caller, stored temporarily so that the same caller can read them as resources.
 
 The store key is a hash of the caller and a random id, so no other caller can read a result, even with its link.
+
+Tasks of upstreams, as `_bridge` reads and stores them.
 """
 
 import secrets
@@ -20,17 +22,28 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
-from millstream._protocol.errors import MissingExtra, SuggestionMeta
-from millstream._server.calls.call import Call
-from millstream._server.features.resources import Template
-from millstream._server.features.sources import ItemSource
-from millstream._server.load import LIGHT
+from millstream._server.control import LIGHT
 from millstream._stores.rates import share_for
+from millstream.client import InvalidResponse, ServerError
 from millstream.gateway._names import Names
-from millstream.protocol import INTERNAL_ERROR, SERVER_KEY, decoder, encode, is_array, is_object
+from millstream.parts import Call, ItemSource, Template
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    MALFORMED,
+    SERVER_KEY,
+    EmptyResult,
+    InputRequest,
+    MissingExtra,
+    SuggestionMeta,
+    decoder,
+    encode,
+    foreign_decoder,
+    is_array,
+    is_object,
+)
 from millstream.stores import Map, StoreFull, StoreUnavailable
 
 T = TypeVar("T")
@@ -204,7 +217,7 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         if opening != _NULL:
             raise ValueError(f"{array} must be an array")
         found[array] = _NO_ITEMS
-    if array and len(_decode_items(found[array])) > MAX_BLOCKS:
+    if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
         raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
     meta = found.pop("_meta", None)
     for each in drop:
@@ -233,28 +246,31 @@ def has_uris(members: bytes) -> bool:
 
 def tool_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs of resource links and embedded resources in a tool's result."""
-    found = _decode_members(b"{%b}" % members)
-    if "content" in found:
-        found["content"] = Raw(encode([_block(each, rename) for each in _decode_several(found["content"])]))
-    return encode(found)[1:-1]
+    return _convert_each(members, "content", lambda block: _block(block, rename))
 
 
 def message_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs in a prompt's result."""
-    found = _decode_members(b"{%b}" % members)
-    messages = _decode_several(found["messages"]) if "messages" in found else []
-    for message in messages:
-        if "content" in message and bytes(message["content"]).startswith(b"{"):
-            message["content"] = Raw(encode(_block(_decode_members(message["content"]), rename)))
-    found["messages"] = Raw(encode(messages))
-    return encode(found)[1:-1]
+
+    def convert(message: Members) -> Members:
+        content = message.get("content", _NO_ITEMS)
+        if not bytes(content).startswith(b"{"):
+            return message
+        return {**message, "content": Raw(encode(_block(_decode_members(content), rename)))}
+
+    return _convert_each(members, "messages", convert)
 
 
 def resource_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs in the contents of a resource."""
+    return _convert_each(members, "contents", lambda item: _rename_item(item, rename))
+
+
+def _convert_each(members: bytes, array: str, convert: Callable[[Members], Members]) -> bytes:
+    """Convert the items of an array in a result."""
     found = _decode_members(b"{%b}" % members)
-    if "contents" in found:
-        found["contents"] = Raw(encode([_rename_item(each, rename) for each in _decode_several(found["contents"])]))
+    if array in found:
+        found[array] = Raw(encode([convert(each) for each in _decode_several(found[array])]))
     return encode(found)[1:-1]
 
 
@@ -280,17 +296,12 @@ URI = "result://{id}"
 _decode_object = decoder(dict[str, Any])
 
 
-class StoredResults:
-    """Stores results under keys that only their callers can compute.
+class StoredResults(Struct, frozen=True):
+    """Stores results under keys that only their callers can compute."""
 
-    Args:
-        kv: Key-value store.
-        names: Names of the upstream that the results come from.
-    """
-
-    def __init__(self, kv: Map, names: Names) -> None:
-        self._kv = kv
-        self._names = names
+    kv: Map
+    names: Names
+    """Names of the upstream that the results come from."""
 
     async def save(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
         """Store a result, and return the content that links to it; None if it doesn't fit in the store.
@@ -302,11 +313,11 @@ class StoredResults:
         """
         id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
         try:
-            await self._kv.put(_key(call, id), result, seconds, lossy=True)
+            await self.kv.put(_key(call, id), result, seconds, lossy=True)
         except (StoreFull, StoreUnavailable):
             return None
         if "resource_link" not in call.revision.content:
-            return {"type": "text", "text": f"The whole result: {self._names.uri(f'result://{id}')}"}
+            return {"type": "text", "text": f"The whole result: {self.names.uri(f'result://{id}')}"}
         return {
             "type": "resource_link",
             "uri": f"result://{id}",
@@ -320,14 +331,14 @@ class StoredResults:
         """Return the resource template for stored results."""
 
         async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
-            found = await self._kv.get(_key(call, str(values["id"])))
-            uri = self._names.uri(f"result://{values['id']}")
+            found = await self.kv.get(_key(call, str(values["id"])))
+            uri = self.names.uri(f"result://{values['id']}")
             return None if found is None else _contents(uri, found)
 
         schema = {"properties": {"id": {"type": "string"}}}
         description = "A result that was too large for its call. Results link to it."
         return Template(
-            self._names.uri(URI),
+            self.names.uri(URI),
             ItemSource("result", read, lambda values: values, description=description, schema=schema),
         )
 
@@ -354,3 +365,89 @@ def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
     if is_array(blocks) and len(texts) == len(blocks):
         return [EmbeddedResource(resource=ResourceContents(uri, "text/plain", text="\n".join(texts)))]
     return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=result.decode()))]
+
+
+_SHORTEST_PAUSE = 0.05
+_LONGEST_PAUSE = 60.0
+_TASK_MARKER = b'"task"'
+
+
+class StoredTask(Struct, array_like=True, tag=True):
+    """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
+
+    id: str
+    asked_keys: list[str]
+    """Keys of the questions that the client has received."""
+
+
+class _Error(Struct):
+    code: int
+    message: str
+    data: object = None
+
+
+class UpstreamTask(Struct, rename="camel"):
+    """The state of a task."""
+
+    task_id: str
+    status: str
+    result_type: str = ""
+    status_message: str = ""
+    poll_interval_ms: float = 1_000.0
+    input_requests: dict[str, InputRequest] = field(default_factory=dict[str, InputRequest])
+    result: Raw = Raw(b"")
+    error: _Error | None = None
+
+    @property
+    def pause(self) -> float:
+        """Seconds before the next poll."""
+        return min(max(self.poll_interval_ms / 1000, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+
+    def outcome(self) -> bytes | None:
+        """Return the result, or None if the task isn't over.
+
+        Raises:
+            ServerError: The call failed at the upstream.
+            ToolError: The task was canceled at the upstream.
+        """
+        if self.status in ("working", "input_required"):
+            return None
+        if self.status == "completed" and bytes(self.result):
+            return bytes(self.result)
+        if self.status == "failed" and self.error is not None:
+            raise ServerError(self.error.code, self.error.message, self.error.data)
+        if self.status == "cancelled":
+            raise ToolError("The server canceled the task.")
+        raise InvalidResponse(
+            f"The upstream's task has the status {self.status[:50]!r}, but no matching result or error."
+        )
+
+
+_decode_type = foreign_decoder(EmptyResult)
+_decode_task = foreign_decoder(UpstreamTask)
+
+
+def read_created_task(result: bytes) -> UpstreamTask | None:
+    """Return the task that a call became; None for every other result.
+
+    Raises:
+        InvalidResponse: It can't be read.
+    """
+    if _TASK_MARKER not in result:
+        return None
+    try:
+        return read_task(result) if _decode_type(result).result_type == "task" else None
+    except MALFORMED:
+        return None
+
+
+def read_task(result: bytes) -> UpstreamTask:
+    """Return a task.
+
+    Raises:
+        InvalidResponse: It can't be read.
+    """
+    try:
+        return _decode_task(result)
+    except MALFORMED as exc:
+        raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc

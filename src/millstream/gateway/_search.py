@@ -16,16 +16,11 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream._parts import Host
 from millstream._protocol.admission import require_capabilities, target_name
-from millstream._server.calls.access import granted_scopes
-from millstream._server.calls.call import Call
 from millstream._server.features.registry import Registry
-from millstream._server.features.sources import ItemSource
-from millstream._server.features.tools import Tool
-from millstream._server.functions.arguments import ArgumentError
-from millstream._server.handlers.tools import sees
+from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
 from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object
 
 SEARCH, CALL = "search_tools", "call_tool"
@@ -165,16 +160,13 @@ class SearchPart:
             )
             host.on_close(partial(host.registry.remove, "tools", name))
         host.registry.select_listed = self._select_listed
-        host.on_close(self._unlist)
+        host.on_close(partial(setattr, host.registry, "select_listed", None))
         host.on_change(self._discard_index)
         host.gate(self._redirect)
 
     async def close(self) -> None:
         """Release the index."""
         self._discard_index("tools")
-
-    def _unlist(self) -> None:
-        self._registry.select_listed = None
 
     def _discard_index(self, kind: str) -> None:
         if kind == "tools":

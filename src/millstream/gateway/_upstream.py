@@ -17,10 +17,7 @@ from msgspec import Struct, structs
 from millstream._backoff import retry_delay
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
-from millstream._protocol.errors import SuggestionMeta
-from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
-from millstream._stores.base import Store
 from millstream._tasks import cancel_all
 from millstream.client import (
     AccessDenied,
@@ -39,35 +36,43 @@ from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
 from millstream.client._transports.in_process import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
-from millstream.gateway import _catalog as catalog
-from millstream.gateway._breaker import Breaker
-from millstream.gateway._catalog import Catalog, StoredCatalog
-from millstream.gateway._credentials.options import Credentials, PerUserOAuth
+from millstream.gateway._catalog import METHODS, STORED_SECONDS, Catalog, Pins, QuarantinedItem, StoredCatalog, fetch
+from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
     SHARED_KEY,
+    Breaker,
     InUse,
     Link,
     LinkKey,
     Links,
     NoCredentials,
+    ResourceWatches,
     http_places,
 )
-from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
+from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._pins import Pins, QuarantinedItem
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
-from millstream.gateway._programs.classes import library_of
+from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
 from millstream.gateway._relay import Relays
 from millstream.gateway._results import Redactor
-from millstream.gateway._watches import ResourceWatches
-from millstream.protocol import MALFORMED, TASKS, SubscriptionFilter, UriTemplate, members
+from millstream.parts import Call
+from millstream.protocol import (
+    BY_DATE,
+    MALFORMED,
+    NEWEST_HANDSHAKE,
+    TASKS,
+    Revision,
+    SubscriptionFilter,
+    SuggestionMeta,
+    UriTemplate,
+)
+from millstream.stores import Store
 
 if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
@@ -160,7 +165,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         if not self.name.strip():
             raise ValueError("An upstream requires a name")
         prefix = self.names.prefix
-        if not is_prefix(prefix):
+        if PREFIX.fullmatch(prefix) is None:
             raise ValueError(
                 f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
                 f"{PREFIX_RULE}, or set another prefix="
@@ -373,7 +378,7 @@ class Upstream:
         """Revision of the upstream, as far as known."""
         return BY_DATE[self.catalog.revision]
 
-    def key(self, call: "Call", abilities: bytes, name: str) -> LinkKey:
+    def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
         """Return the key of the connection that a call needs.
 
         Args:
@@ -413,7 +418,7 @@ class Upstream:
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
 
-    def abilities(self, call: "Call") -> bytes:
+    def abilities(self, call: Call) -> bytes:
         """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
         return self._limit_abilities(abilities_of(call))
 
@@ -432,8 +437,7 @@ class Upstream:
     @property
     def has_tasks(self) -> bool:
         """Whether the upstream announces the tasks extension."""
-        extensions = self.catalog.capabilities.get("extensions")
-        return extensions is not None and TASKS in members(extensions)
+        return TASKS in self.catalog.extensions
 
     @property
     def _in_sessions(self) -> bool:
@@ -465,12 +469,12 @@ class Upstream:
 
     @property
     def plain_link(self) -> Link | None:
-        """The connection that all calls share, if it's open and each request is self-contained."""
+        """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
         if self._plain_catalog is not self.catalog:
             self._plain_catalog = self.catalog
             revision = BY_DATE.get(self.catalog.revision)
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
-            self._is_plain = revision is not None and not revision.handshake and not separate
+            self._is_plain = not (revision is None or revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED_KEY)
@@ -606,7 +610,7 @@ class Upstream:
     async def _list(self, conversation: Conversation) -> None:
         announced, self._announced_kinds = self._announced_kinds, set()
         try:
-            found = await catalog.fetch(
+            found = await fetch(
                 conversation, max_bytes=self.config.max_catalog_bytes, before=self.catalog, warn=self.warn
             )
         except BaseException:
@@ -615,7 +619,7 @@ class Upstream:
         if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
         found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
-        renew = found.taken_at - self.catalog.taken_at > catalog.STORED_SECONDS / 4
+        renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
         await self._stored_catalog.save(found, renew=renew)
@@ -637,10 +641,10 @@ class Upstream:
         before, self.catalog = self.catalog, found
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
-            counts = [(len(getattr(found, kind)), kind) for kind in catalog.METHODS]
+            counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
             logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
-        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
+        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self._on_change(self, announced)
         self.lists_ready.set()
@@ -724,7 +728,7 @@ class Upstream:
         if isinstance(error, CONNECTION_FAILURES):
             self.breaker.open()
 
-    def record_failure(self, error: ClientError, call: "Call", method: str, name: str) -> None:
+    def record_failure(self, error: ClientError, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response.
 
         It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.
@@ -803,7 +807,7 @@ class Upstream:
             "revision": found.revision,
             "listed_at": found.taken_at,
             "changed_at": self.changed_at,
-            "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
+            "items": {kind: len(getattr(found, kind)) for kind in METHODS},
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
             **self.breaker.describe(),

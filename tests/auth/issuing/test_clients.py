@@ -12,10 +12,9 @@ from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
 from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._authorization_server.documents import client_of, judge_of
-from millstream.auth._authorization_server.login_methods import User
-from millstream.auth._authorization_server.provider import Provider, RegistrationDenied
+from millstream.auth._authorization_server.clients import client_of, judge_of
 from millstream.auth._authorization_server.records import OAuthClient
+from millstream.auth.providers import Provider, RegistrationDenied, User
 
 JSON = "application/json"
 
@@ -344,7 +343,7 @@ async def test_unknown_application_types_are_ignored(desk: Desk, kind: Any) -> N
 
 
 async def test_clients_that_wait_too_long_get_a_retry_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.auth._single_flight.PATIENCE", 0)
+    monkeypatch.setattr("millstream.auth._method.PATIENCE", 0)
     checks = desk.running._token._proof._checks
     async with AsyncExitStack() as stack:
         for _ in range(checks._at_once):

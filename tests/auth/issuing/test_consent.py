@@ -6,8 +6,7 @@ from urllib.parse import urlencode
 from cases import for_each
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
 from millstream._protocol.principal import EVERYTHING
-from millstream.auth._authorization_server.login_methods import User
-from millstream.auth._authorization_server.provider import Provider
+from millstream.auth.providers import Provider, User
 from patience import WAIT
 from redis_parts import until
 

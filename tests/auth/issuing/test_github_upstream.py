@@ -9,8 +9,8 @@ from identity_world import find_continue_link
 from issuer_world import Issuer, run_issuer
 from issuing_world import Browser, Desk, challenge
 from millstream import auth
-from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, UpstreamLogin, User
 from millstream.auth._authorization_server.upstreams import GitHubUpstream
+from millstream.auth.providers import Callback, SignInFailed, UpstreamLogin, User
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/github"
 TOKEN, USER = "/login/oauth/access_token", "/api/v3/user"

@@ -17,8 +17,8 @@ from issuer_world import KEYS, OTHER, Issuer, craft_token, run_issuer, token
 from issuing_world import challenge
 from millstream import auth
 from millstream._http.client.fetch import fetch
-from millstream.auth._authorization_server import code_flow
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth import _oidc
+from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
     Selective,
@@ -78,7 +78,7 @@ class World:
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Yield an issuer without time limits, for slow machines."""
-    monkeypatch.setattr(code_flow, "fetch", partial(fetch, seconds=WAIT))
+    monkeypatch.setattr(_oidc, "fetch", partial(fetch, seconds=WAIT))
     async with run_issuer() as issuer:
         yield World(issuer)
 

@@ -8,7 +8,7 @@ from auth.issuing.test_user_file import users
 from auth_world import run_guarded
 from millstream import Client
 from millstream.auth._authorization_server import authorize, clients, config, grants, tickets
-from millstream.auth._authorization_server.provider import Provider
+from millstream.auth.providers import Provider
 from millstream.client._negotiation import Options
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore

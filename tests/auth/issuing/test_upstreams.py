@@ -6,7 +6,7 @@ import pytest
 from cases import for_each
 from issuing_world import BACK, URL, Browser, Clock, Desk, KnownUsers, Reply, authorization
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
+from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
 
 
 class Elsewhere:

@@ -11,8 +11,8 @@ from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.revisions import BY_DATE
 from millstream._protocol.skills import Skill
 from millstream.client import ServerError, SkillMismatch
-from millstream.extensions.skills import Skills, _folder
-from millstream.extensions.skills._folder import SkillFolder
+from millstream.extensions.skills import Skills, _sources
+from millstream.extensions.skills._sources import SkillFolder
 from millstream.testing import connect
 from processes import ROOT
 
@@ -132,7 +132,7 @@ def test_only_changed_files_are_read_again(folder: Path, monkeypatch: pytest.Mon
         digests.append(data)
         return f"sha256:{'0' * 64}"
 
-    monkeypatch.setattr(_folder, "digest_of", digest_of)
+    monkeypatch.setattr(_sources, "digest_of", digest_of)
     place = folder / "acme/refunds/later/SKILL.md"
     place.write_text("---\nname: other\n---\n")
     assert len(skills.snapshot().skills) == 2
@@ -174,11 +174,11 @@ def test_skill_size_and_file_count_are_limited(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match=r"contains no skill"):
         served(tmp_path / "empty")
     write(tmp_path, "skills/many/SKILL.md", TEXT.format(name="many"))
-    monkeypatch.setattr(_folder, "MAX_SKILL_BYTES", 200)
+    monkeypatch.setattr(_sources, "MAX_SKILL_BYTES", 200)
     write(tmp_path, "skills/many/large", "x" * 200)
     with pytest.raises(ValueError, match="more than 200 bytes"):
         served(tmp_path / "skills")
-    monkeypatch.setattr(_folder, "MAX_SKILL_FILES", 1)
+    monkeypatch.setattr(_sources, "MAX_SKILL_FILES", 1)
     with pytest.raises(ValueError, match="it has 2 files"):
         served(tmp_path / "skills")
 

@@ -1,8 +1,36 @@
-"""The built-in parts. `part_table` lists them."""
+"""The built-in parts. `part_table` lists them.
 
+The lifespans of the program: the server's, then those of mounted servers.
+
+The program's own paths and folders.
+
+Parts of every HTTP server: MCP, rate limits, the observer of calls, and REST.
+
+MCP over HTTP: Streamable HTTP and HTTP+SSE.
+
+Rate limits, as gates in front of calls and of the hub's routes.
+
+The observer of calls: metrics, the message log, and traces.
+
+REST: a path for each tool, and their OpenAPI document and page.
+"""
+
+import sys
+import time
 from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
-from millstream._app.definition import Definition
+from millstream._app.definition import Definition, on_each_worker
+from millstream._parts import Host, Route
+from millstream._protocol.admission import Handshake
+from millstream._protocol.principal import Principal
+from millstream._server.calls.services import SESSION_OVER, ObserveMessage
+from millstream._server.calls.sessions import Session
+from millstream._server.observability.observer import load_spans
+
+if TYPE_CHECKING:
+    from millstream._app.throttle import Throttle
+    from millstream._server.observability.observer import Observer
 
 
 class OwnPart:
@@ -15,3 +43,220 @@ class OwnPart:
 
     async def close(self) -> None:
         """Do nothing."""
+
+
+class LifespanPart(OwnPart):
+    """Runs the lifespans around the parts that open later. The hub is already open, so they can publish."""
+
+    name: str = "lifespan"
+
+    async def open(self, host: Host) -> None:
+        """Enter the lifespans, which may register items and set the instructions.
+
+        Raises:
+            ValueError: A registered item can't work.
+        """
+        host.runs_while_idle |= self.definition.has_lifespan()
+        values: dict[Definition, Any] = {}
+        host.services.lifespan_of = lambda home: home.nearest(values)
+
+        async def enter(definition: Definition) -> None:
+            if definition.lifespan is not None and definition not in values:
+                with on_each_worker():
+                    values[definition] = await host.stack.enter_async_context(definition.lifespan())
+            for mounted in definition.mounted:
+                await enter(mounted)
+
+        await enter(self.definition)
+        host.dispatcher.instruct(self.definition.instructions)
+        self.definition.registry.check_completers()
+
+
+class PathsPart(OwnPart):
+    """Adds the routes of ``@mcp.route`` and ``mcp.static`` to the paths of earlier parts."""
+
+    name: str = "paths"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths once HTTP is served, because the lifespan may register some."""
+        host.on_http(lambda: self._serve(host))
+
+    def _serve(self, host: Host) -> None:
+        definition, settings = self.definition, host.settings
+        if any(definition.paths()):
+            from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  it loads Starlette
+
+            user = UserRoutes(
+                definition.paths(), served=settings.mcp_paths, show_errors=lambda: definition.settings.show_errors
+            )
+            user.join(host.routes)
+
+
+class LimitsPart(OwnPart):
+    """Charges calls and requests to their callers. Imported only by servers with limits."""
+
+    name: str = "limits"
+
+    async def open(self, host: Host) -> None:
+        """Add the gate if there are any limits. A tool that is added later may bring the first one."""
+        throttle: Throttle | None = None
+
+        def begin(kind: str) -> None:
+            nonlocal throttle
+            if throttle is None and kind == "tools" and self.definition.limited:
+                from millstream._app.throttle import Throttle  # noqa: PLC0415  only where something is limited
+
+                throttle = Throttle(host.settings, host.registry, host.store, host.pool)
+                host.gate(throttle.gate())
+                host.gate_requests(throttle.admit)
+
+        begin("tools")
+        host.on_change(begin)
+        if host.metrics is not None:
+            read = host.metrics.read
+            read(
+                "counter",
+                "millstream_rate_limited_total",
+                "Calls refused by a limit.",
+                lambda: {(policy,): count for policy, count in throttle.refused.items()} if throttle else {},
+                ("policy",),
+            )
+            why = "The store is unavailable, so this worker enforces its share of the limits alone."
+            read(
+                "gauge",
+                "millstream_rate_limits_degraded",
+                why,
+                lambda: {(): int(host.open_pool is not None and host.open_pool.away)},
+                merge="max",
+            )
+
+
+class McpPart(OwnPart):
+    """Serves the paths of MCP."""
+
+    name: str = "mcp"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths once HTTP is served."""
+        host.on_http(lambda: _serve(host))
+
+
+def _serve(host: Host) -> None:
+    from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
+    from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
+    from millstream._transports.streamable.post import Streamable  # noqa: PLC0415
+    from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint  # noqa: PLC0415
+
+    settings, streams = host.settings, host.streams
+    sessions = HttpSessions(host.services) if settings.sessions else None
+    endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
+    sse = HttpSse(host.dispatcher, streams)
+    standing = SessionStreams(endpoint, first=sse.get)
+    mcp = Route(
+        {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete}, stream=True, reserved=True
+    )
+    messages = Route({"POST": sse.post}, reserved=True)
+    path, posts = settings.path, settings.messages_path
+    routes = {
+        path: mcp,
+        path.rstrip("/") + "/": mcp,
+        settings.sse_path: Route({"GET": sse.get}, stream=True, gated=True, reserved=True),
+        posts: messages,
+        posts.rstrip("/") or "/": messages,
+    }
+    if posts == "/messages/":
+        routes.setdefault("/message", messages)  # the name used by other servers and documents
+    for each, route in routes.items():
+        host.routes.add(each, route)
+
+
+_MAX_NAME = 1024
+
+
+class ObservationPart(OwnPart):
+    """Observes calls and messages. Opens after the lifespan, which may set up traces."""
+
+    name: str = "observation"
+    needs: Collection[str] = ("lifespan",)
+
+    async def open(self, host: Host) -> None:
+        """Start observing, if metrics, the message log, or traces are on."""
+        definition = self.definition
+        access_log, spans = definition.settings.access_log, load_spans(definition.version)
+        if not access_log and spans is None and host.metrics is None:
+            return
+        from millstream._server.observability.observer import Observer, Tracer  # noqa: PLC0415
+        from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
+
+        host.observer = observer = Observer(
+            host.registry.tools,
+            log=MessageLog(sys.stderr) if access_log else None,
+            tracing=Tracer(spans) if spans is not None else None,
+            metrics=host.metrics,
+            connections=host.streams.by_kind,
+        )
+        host.observe(observer.__call__)
+        host.dispatcher.begin = observer.begin
+        host.services.note = _note_to(observer)
+        host.report("sessions", observer.sessions)
+        host.on_close(observer.close)
+        host.run(observer.run())
+
+
+def _note_to(observer: "Observer") -> ObserveMessage:
+    """Return a function that reports messages that don't become calls."""
+    from millstream._telemetry.messages import AccessRecord  # noqa: PLC0415  only where something is observed
+    from millstream._telemetry.metrics import OTHER  # noqa: PLC0415
+
+    def note(
+        method: str,
+        transport: str,
+        session: Session | None = None,
+        status: str = "",
+        *,
+        target: str = "",
+        principal: Principal | None = None,
+        address: str = "",
+        opening: Handshake | None = None,
+    ) -> None:
+        if method == SESSION_OVER:
+            if session is not None:
+                observer.session_ended(session.id)
+            return
+        # Neither has been validated yet, and lines wait for their batch.
+        method, target = method[:_MAX_NAME] or OTHER, target[:_MAX_NAME]
+        message = AccessRecord(time.time(), method, target, status, transport=transport)
+        about = session or opening
+        if about is not None:
+            message.client, message.client_version = about.client.name, about.client.version
+            message.revision = about.revision.date
+        if session is not None:
+            message.session = session.id
+        if principal is not None:
+            message.principal = principal.id
+        observer.message(message)
+
+    return note
+
+
+class RestPart(OwnPart):
+    """Serves tools as plain HTTP."""
+
+    name: str = "rest"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths once HTTP is served."""
+        host.on_http(lambda: self._serve(host))
+
+    def _serve(self, host: Host) -> None:
+        from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
+        from millstream._web.pages import add_pages, redirect_to  # noqa: PLC0415
+
+        rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
+        routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}))
+        routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}))
+        routes.add("/openapi.json", Route({"GET": rest.describe}))
+        routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}))
+        if "web" not in self.definition.parts:
+            add_pages(routes, ("docs",), account=host.guard is not None)
+            routes.home = "/docs", redirect_to("docs")

@@ -133,7 +133,7 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
             )
         served |= paths
     if settings.auth_key or settings.auth_keys:
-        from millstream.auth._api_keys import key_method  # noqa: PLC0415  only where callers sign in
+        from millstream.auth._key_file import key_method  # noqa: PLC0415  only where callers sign in
 
         wanted = [("key", settings.auth_key, (EVERYTHING,))] if settings.auth_key else []
         methods.append(key_method(wanted, settings.auth_keys))
@@ -164,7 +164,7 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
     """Return the paths of the protected resource metadata; none without an authorization server."""
     if not any(each.issuers for each in guard.methods):
         return {}
-    from millstream.auth._resource import ResourceMetadata  # noqa: PLC0415  only where tokens are taken
+    from millstream.auth._guard import ResourceMetadata  # noqa: PLC0415  only where callers sign in
 
     registry = definition.registry
     return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes).paths(definition.settings.path)

@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
-from millstream._http.message import Handler
+from millstream._http.message import Handler, HttpRequest, Response, query_value
 from millstream._parts import WATCH, Host, Route, UpstreamReports
 from millstream._protocol.errors import LocalError
 from millstream._server.observability.figures import Figures, dashboard_values, history_values
@@ -29,19 +29,17 @@ from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 from millstream._tasks import Tasks
-from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
 from millstream._telemetry.logs import capture_logs, capture_prints
-from millstream._telemetry.process import resident_bytes
+from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import (
-    AuditRecords,
-    ChatMembers,
-    ConnectFacts,
     DashboardFeed,
-    LogFeed,
     LogTail,
-    query_handlers,
-    upstream_handlers,
+    audit_handler,
+    connect_handler,
+    log_handler,
+    members_handler,
+    reply,
 )
 
 if TYPE_CHECKING:
@@ -210,7 +208,7 @@ class DashboardQueries:
 
     async def upstreams(self) -> list[dict[str, Any]]:
         """Return state and statistics of each upstream of the gateway, of all workers together."""
-        from millstream.gateway._page import merge_reports  # noqa: PLC0415  only where there is a gateway
+        from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
 
         return merge_reports(_decode_any(each) for each in (await self._ask(_Question("upstreams"))).values())
 
@@ -337,32 +335,71 @@ class WebPart(OwnPart):
         for running in (feed.run(), queries.run()):
             host.run(running)
         dashboard: dict[str, Handler] = {
-            **query_handlers(queries),
-            "/dashboard/audit": AuditRecords(host.settings.audit_log).get,
+            **_query_handlers(queries),
+            "/dashboard/audit": audit_handler(host.settings.audit_log),
             "/dashboard/events": feed.events,
         }
         if host.gateway is not None:
             info = {"title": definition.info.title or definition.name, "version": definition.version}
-            dashboard |= upstream_handlers(queries.upstreams, host.gateway.items, info)
+            dashboard |= _upstream_handlers(queries, host.gateway, info)
         for path, handler in dashboard.items():
             route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)
             host.routes.add(path, route)
-        host.routes.add("/chat/members", Route({"GET": ChatMembers(hub).get}, private=True))
+        host.routes.add("/chat/members", Route({"GET": members_handler(hub)}, private=True))
         if host.settings.show_errors:
             host.on_close(capture_prints(feed.log))
-            from millstream._app.server_process.workers.slot import failed_restart  # noqa: PLC0415  in development
+            from millstream._app.server_process.slot import failed_restart  # noqa: PLC0415  in development
 
-            developing = LogFeed(feed.log, host.streams, failed_restart)
-            host.routes.add("/inspect/log", Route({"GET": developing.events}, stream=True, local=True))
+            developing = log_handler(feed.log, host.streams, failed_restart)
+            host.routes.add("/inspect/log", Route({"GET": developing}, stream=True, local=True))
         host.on_http(lambda: _serve(host, definition))
+
+
+def _query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
+    """Return the GET handlers of the dashboard besides its stream, by path."""
+
+    async def history(request: HttpRequest) -> Response:
+        """Handle ``?seconds=`` up to an hour; ``?method=`` and ``?name=`` add the series of one operation."""
+        text = query_value("seconds", request.query)
+        seconds = int(text) if text.isdecimal() and len(text) < 8 else 60
+        method, name = query_value("method", request.query), query_value("name", request.query)
+        return reply(await queries.history(seconds, method, name))
+
+    async def calls(request: HttpRequest) -> Response:
+        return reply(await queries.calls())
+
+    async def readers(request: HttpRequest) -> Response:
+        return reply(await queries.readers())
+
+    return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
+
+
+def _upstream_handlers(
+    queries: DashboardQueries, gateway: UpstreamReports, info: Mapping[str, str]
+) -> Mapping[str, Handler]:
+    """Return the GET handlers of the gateway's page by path. `info` is the title and version of the server."""
+
+    async def describe(request: HttpRequest) -> Response:
+        return reply({**info, "upstreams": await queries.upstreams()})
+
+    async def items(request: HttpRequest) -> Response:
+        """Handle ``?upstream=``, the name of an upstream."""
+        found = gateway.items(query_value("upstream", request.query))
+        return reply({"error": "There is no such upstream."}, 404) if found is None else reply(found)
+
+    return {"/gateway/upstreams": describe, "/gateway/items": items}
 
 
 def _serve(host: Host, definition: Definition) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
     from millstream._web import app_frame  # noqa: PLC0415
-    from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
-    from millstream._web.inspector import PREFIX, SIGN_IN, Inspector  # noqa: PLC0415
+    from millstream._web.inspector import (  # noqa: PLC0415
+        CALLBACK,
+        PREFIX,
+        SIGN_IN,
+        Inspector,
+    )
     from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
     from millstream._web.playground import PATH, SOCKET_PATH, Playground  # noqa: PLC0415
 
@@ -372,8 +409,8 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.home = "/connect", routes.exact["/connect"].handlers["GET"]
     shown = [each for each in page_names() if each not in missing]
     public = [each for each in shown if not routes.exact[f"/{each}"].private]
-    facts = ConnectFacts(host.settings, host.guard, shown, public=public, is_local=host.is_local)
-    routes.add("/connect/server", Route({"GET": facts.get}))
+    facts = connect_handler(host.settings, host.guard, shown, public=public, is_local=host.is_local)
+    routes.add("/connect/server", Route({"GET": facts}))
     server = {"title": definition.title, "version": definition.version}
     playground = Playground(
         definition.name,

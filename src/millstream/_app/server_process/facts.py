@@ -1,8 +1,17 @@
-"""Facts about a listening server for people: addresses, items, protections, and an example call."""
+"""Facts about a listening server for people: addresses, items, protections, and an example call.
 
+The start-up panel on a terminal.
+
+Start-up messages: a panel on a terminal, or else one log record with the same facts.
+
+Written to standard error like all logs.
+"""
+
+import logging
 import shlex
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 from msgspec import Struct
@@ -11,7 +20,12 @@ from millstream._app.definition import Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
 from millstream._protocol.json_schema import is_array, members
+from millstream._protocol.jsonrpc import encode
 from millstream._server.features.tools import Tool
+from millstream._version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
@@ -116,7 +130,7 @@ def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
     first = _first_visible(tools)
     if first is not None:
         message |= {"method": "tools/call", "params": {"name": first[0], "arguments": first[1]}}
-    body = shlex.quote(msgspec.json.encode(message).decode())
+    body = shlex.quote(encode(message).decode())
     key = f' --oauth2-bearer "${signed_in}"' if signed_in else ""
     return f"curl -s {url}{key} -H content-type:application/json -d {body}"
 
@@ -127,12 +141,10 @@ def call(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
     first = _first_visible(tools)
     if first is None:
         return " ".join(["millstream list", url, *key])
-    given = [f"{name}={value if isinstance(value, str) else _json(value)}" for name, value in first[1].items()]
+    given = [
+        f"{name}={value if isinstance(value, str) else encode(value).decode()}" for name, value in first[1].items()
+    ]
     return " ".join(["millstream call", url, shlex.join([first[0], *given]), *key])
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 def _first_visible(tools: Mapping[str, Tool]) -> tuple[str, dict[str, Any]] | None:
@@ -164,3 +176,57 @@ def example(schema: Any) -> Any:
     if kind in ("integer", "number"):
         return node.get("minimum", EXAMPLES[kind])
     return EXAMPLES.get(kind, "hello")
+
+
+def draw(told: Facts, console: "Console") -> None:
+    """Draw the panel, followed by the command on unbroken lines for copying."""
+    from rich.panel import Panel  # noqa: PLC0415  only a terminal needs the drawing library
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    items = (f"{number} {kind if number != 1 else kind[:-1]}" for kind, number in told.counts.items() if number)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row("MCP", Text(told.url, style="bold cyan"))
+    if told.sse_url:
+        table.add_row("HTTP+SSE", Text(told.sse_url, style="cyan"))
+    if told.pages:
+        first, *more = told.pages
+        table.add_row(
+            "pages", Text(" · ".join([first, *("/" + page.rsplit("/", 1)[1] for page in more)]), style="cyan")
+        )
+    table.add_row("has", " · ".join(items) or "nothing yet")
+    table.add_row("guard", " · ".join(told.protections))
+    if len(told.workers) > 1:
+        table.add_row("workers", f"{len(told.workers)} (processes {', '.join(map(str, told.workers))})")
+    if told.warning:
+        table.add_row(Text("warning", style="bold yellow"), Text(told.warning, style="yellow"))
+    title = Text.assemble((told.name, "bold"), (f" {told.version}" if told.version else "", "dim"))
+    panel = Panel(table, title=title, title_align="left", subtitle_align="right", padding=(0, 1), expand=False)
+    panel.subtitle = Text(f"millstream {__version__}", style="dim")
+    panel.border_style = "yellow" if told.warning else "green"
+    console.print(panel)
+    console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))
+    console.print(Text(told.call), soft_wrap=True)
+
+
+logger = logging.getLogger("millstream")
+
+
+def show(told: Facts, *, stream: TextIO | None = None) -> None:
+    """Write the facts to standard error: a panel on a terminal, or else one log record (and one for the warning)."""
+    target = stream or sys.stderr
+    if target.isatty():
+        from rich.console import Console  # noqa: PLC0415  see `draw`
+
+        draw(told, Console(file=target, highlight=False))
+        return
+    fields = {
+        key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("call", "name", "warning")
+    }
+    if not told.workers:
+        del fields["workers"]
+    logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})
+    if told.warning:
+        logger.warning(told.warning)

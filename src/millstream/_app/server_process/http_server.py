@@ -5,13 +5,14 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
 
-from millstream._app.local_only import Bind
+from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process.entry import look_ahead, prepare
 from millstream._app.server_process.errors import CommandError, convert_start_errors
 from millstream._app.server_process.listen_sockets import Certificate
-from millstream._app.server_process.runner import StopSignals, run
+from millstream._app.server_process.runner import StopSignals, loop_factory, run
+from millstream._config import Settings
 from millstream._http.hosts import TrustedProxies, is_loopback
 from millstream._http.server import Endpoints
 from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
@@ -33,18 +34,30 @@ class HttpServer:
     def __init__(
         self,
         application: ServerApplication,
+        host: str,
         *,
-        loopback: bool,
         on_listen: Callable[[Accept], None] | None = None,
         on_drain: Callable[[], None] | None = None,
         stops: Callable[[Runtimes, Callable[[DrainTimes], None]], StopSignals] = StopSignals,
         seats: Collection[object] = (),
-        certificate: Certificate | None = None,
     ) -> None:
+        """Create the server; `run` or `run_here` serves.
+
+        Args:
+            application: The server.
+            host: Address that it listens on; decides whether loopback Origins are allowed.
+            on_listen: Called when the server listens, with a function that makes it accept from one more socket.
+            on_drain: Called when it stops accepting connections.
+            stops: Source of stop requests.
+            seats: State of the workers of this address, for `/health`.
+
+        Raises:
+            CommandError: The certificate can't be used.
+        """
         # Configuration
         self._application = application
-        self._certificate = certificate
         self._runtimes = application.runtimes
+        self._certificate = _certificate(self._runtimes.definition.settings)
         self._on_listen = on_listen
         self._on_drain = on_drain
         self._stops = stops
@@ -52,8 +65,25 @@ class HttpServer:
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
-        self._stopped = False
-        self._runtimes.bind = Bind(loopback, self._state, seats)
+        self._runtimes.bind = Bind(is_loopback(host), self._state, seats)
+
+    def run(self, listeners: list[socket.socket]) -> None:
+        """Serve on bound sockets until stopped.
+
+        Raises:
+            CommandError: The configuration can't work.
+        """
+        run(self.serve(listeners), loop_factory())
+
+    async def run_here(self, listeners: list[socket.socket]) -> None:
+        """Serve in the running loop, until stopped or until the task is canceled, which drains, too."""
+        serving = asyncio.create_task(self.serve(listeners))
+        try:
+            await asyncio.shield(serving)
+        finally:
+            if not serving.done():
+                self._over.set()
+                await serving
 
     async def serve(self, sockets: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped."""
@@ -74,7 +104,10 @@ class HttpServer:
                         self._runtimes.here.dispatcher.stopping = True
                     for task in list(self._state.tasks):
                         task.cancel()
-                await self._close_application()
+                try:
+                    await self._runtimes.stop()
+                except Exception:
+                    logger.exception("%s couldn't be closed cleanly.", self._runtimes.definition.name)
 
     async def _serve(self, endpoints: Endpoints, sockets: list[socket.socket]) -> None:
         listener = SocketListener(
@@ -99,10 +132,6 @@ class HttpServer:
 
     def _stop(self, times: DrainTimes) -> None:
         self._times = times
-        self.stop()
-
-    def stop(self) -> None:
-        """Drain and stop."""
         self._over.set()
 
     async def _shut_down(self, listener: SocketListener) -> None:
@@ -140,81 +169,8 @@ class HttpServer:
             if going:
                 await asyncio.sleep(TICK)
 
-    async def _close_application(self) -> None:
-        if not self._stopped:
-            self._stopped = True
-            try:
-                await self._runtimes.stop()
-            except Exception:
-                logger.exception("%s couldn't be closed cleanly.", self._runtimes.definition.name)
 
-
-def serve(
-    application: ServerApplication,
-    host: str,
-    *,
-    listeners: list[socket.socket],
-    on_listen: Callable[[Accept], None],
-    on_drain: Callable[[], None] | None = None,
-    stops: Callable[[Runtimes, Callable[[DrainTimes], None]], StopSignals] = StopSignals,
-    seats: Collection[object] = (),
-) -> None:
-    """Serve over HTTP until stopped.
-
-    Args:
-        application: The server.
-        host: Address that it listens on; decides whether loopback Origins are allowed.
-        listeners: Bound sockets.
-        on_listen: Called when the server listens, with a function that makes it accept from one more socket.
-        on_drain: Called when it stops accepting connections.
-        stops: Source of stop requests.
-        seats: State of the workers of this address, for `/health`.
-
-    Raises:
-        CommandError: The configuration can't work.
-    """
-    certificate = _certificate(application)
-
-    async def main() -> None:
-        server = HttpServer(
-            application,
-            loopback=is_loopback(host),
-            on_listen=on_listen,
-            on_drain=on_drain,
-            stops=stops,
-            seats=seats,
-            certificate=certificate,
-        )
-        await server.serve(listeners)
-
-    run(main(), _loop_factory())
-
-
-async def serve_here(
-    application: ServerApplication,
-    host: str,
-    *,
-    listeners: list[socket.socket],
-    on_listen: Callable[[Accept], None],
-) -> None:
-    """Serve over HTTP in the running loop, until stopped or until the task is canceled, which drains, too."""
-    server = HttpServer(
-        application,
-        loopback=is_loopback(host),
-        on_listen=on_listen,
-        certificate=_certificate(application),
-    )
-    serving = asyncio.create_task(server.serve(listeners))
-    try:
-        await asyncio.shield(serving)
-    finally:
-        if not serving.done():
-            server.stop()
-            await serving
-
-
-def _certificate(application: ServerApplication) -> Certificate | None:
-    settings = application.runtimes.definition.settings
+def _certificate(settings: Settings) -> Certificate | None:
     if settings.tls_key and not settings.tls_cert:
         raise CommandError(
             "The TLS certificate is missing.",
@@ -225,11 +181,3 @@ def _certificate(application: ServerApplication) -> Certificate | None:
             fix="Add the certificate: --tls-cert FILE",
         )
     return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415  there is none on Windows
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

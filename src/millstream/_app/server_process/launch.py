@@ -5,7 +5,6 @@ import os
 import stat
 import sys
 
-from millstream._app.argument_checks import check_address
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process.errors import (
     CommandError,
@@ -33,7 +32,7 @@ def launch(
         SystemExit: The server can't start; standard error says why.
     """
     check_not_importing()
-    check_address(host, port, workers)
+    _check_address(host, port, workers)
     _check_no_loop()
     if workers < 1 or (workers > 1 and transport == "stdio"):
         raise ValueError(f"workers={workers}: HTTP supports one or more, and stdio exactly one")
@@ -62,7 +61,7 @@ async def launch_here(application: ServerApplication, transport: str, host: str 
         ValueError: The transport is unknown.
     """
     check_not_importing()
-    check_address(host, port, 1)
+    _check_address(host, port, 1)
     if transport == "stdio":
         with off_stdout() as private:
             check_key(application.runtimes.definition.settings)
@@ -74,6 +73,19 @@ async def launch_here(application: ServerApplication, transport: str, host: str 
         await serve_here_with_panel(application, *chosen_address(host, port))
     else:
         raise _unknown(transport)
+
+
+def _check_address(host: object, port: object, workers: object) -> None:
+    """Check the types of the arguments of `Server.run`.
+
+    Raises:
+        TypeError: An argument has the wrong type; the message names it.
+    """
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"run(host={host!r}): host must be a string, such as '127.0.0.1'")
+    for name, value in (("port", port), ("workers", workers)):
+        if type(value) is not int and not (name == "port" and value is None):
+            raise TypeError(f"run({name}={value!r}): {name} must be an integer")
 
 
 def _check_no_loop() -> None:

@@ -1,21 +1,251 @@
-"""Serving over HTTP, shared by ``millstream run`` and ``Server.run()``, with one or several workers."""
+"""Serving as a worker on the parent's socket, until the parent stops it or is gone.
 
+Socket takeover: accepting connections for a dead worker until its replacement is ready.
+
+The kernel keeps assigning a share of new connections to the socket of a dead worker, because the parent holds it open.
+They would wait while a process starts. Every worker therefore has the sockets of all others, and the next serving one
+accepts from them in the meantime.
+
+Serving over HTTP, shared by ``millstream run`` and ``Server.run()``, with one or several workers.
+"""
+
+import asyncio
+import contextlib
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
+from types import FrameType
 
-from millstream._app.runtimes import ServerApplication
+from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process.errors import CommandError, check_key, report, set_up_logs
-from millstream._app.server_process.facts import Facts, facts
-from millstream._app.server_process.http_server import serve, serve_here
+from millstream._app.server_process.facts import Facts, facts, show
+from millstream._app.server_process.http_server import AFTER_DRAIN, Accept, HttpServer
 from millstream._app.server_process.listen_sockets import check_public, chosen_address, listen, passed_sockets
-from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.slot import begin_run, claim
-from millstream._app.server_process.workers.supervisor import can_supervise, supervise
-from millstream._app.server_process.workers.worker import serve_worker
+from millstream._app.server_process.runner import StopSignals, waits_for
+from millstream._app.server_process.slot import (
+    BEATS,
+    Alive,
+    Departure,
+    Drain,
+    Force,
+    Ready,
+    StartFailure,
+    ToWorker,
+    WorkerSlot,
+    WorkerState,
+    WorkerStates,
+    begin_run,
+    claim,
+    note_failure,
+    take_socket,
+)
+from millstream._app.server_process.supervisor import can_supervise, supervise
+from millstream._http.server.drain import LINGER, DrainTimes
+from millstream._override import override
+from millstream._server.calls.keys import load_secrets
+
+READY = "ready"
+RELOAD_LINGER = 0.1
+"""Seconds that an idle connection stays open while a developer waits for the new version."""
 
 logger = logging.getLogger("millstream")
+
+
+class SocketTakeover:
+    """Takeover by this worker for the others."""
+
+    def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
+        """Create it; `begin` starts accepting.
+
+        Args:
+            me: Slot of this worker.
+            others: Sockets of each other slot.
+        """
+        # Configuration
+        self._me = me
+        self._others = others
+        self._accept: Accept | None = None
+        # State
+        self._wanted: frozenset[int] = frozenset()
+        self._serving: dict[int, list[Callable[[], None]]] = {}
+        """Slot -> function that stops accepting for it."""
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, accept: Accept) -> None:
+        """Start taking over, because this worker serves from now on."""
+        self._accept = accept
+        self._go()
+
+    def end(self) -> None:
+        """Stop taking over. Connections accepted so far end with this worker's own sockets."""
+        self._accept = None
+
+    def close(self) -> None:
+        """Close the others' sockets. As long as any process holds them, the kernel assigns connections to them."""
+        self.end()
+        for listener in (each for listeners in self._others.values() for each in listeners):
+            listener.close()
+
+    def look(self, seats: Collection[WorkerState]) -> None:
+        """Update the state of all workers."""
+        self._wanted = frozenset(place for place in self._others if stands_in(place, seats) == self._me)
+        self._go()
+
+    def _go(self) -> None:
+        if (
+            self._accept is not None
+            and (self._task is None or self._task.done())
+            and self._wanted != frozenset(self._serving)
+        ):
+            self._task = asyncio.get_running_loop().create_task(self._settle())
+
+    async def _settle(self) -> None:
+        while (accept := self._accept) is not None and self._wanted != frozenset(self._serving):
+            for place in set(self._serving) - self._wanted:
+                for stop in self._serving.pop(place):
+                    stop()
+            for place in self._wanted - set(self._serving):
+                self._serving[place] = [await accept(each) for each in self._others[place]]
+                logger.info("Also accepting for worker %d until it serves", place)
+
+
+def stands_in(place: int, seats: Collection[WorkerState]) -> int | None:
+    """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
+    itself.
+    """
+    ready = sorted({seat.worker for seat in seats if seat.state == READY})
+    if place in ready or not ready:
+        return None
+    return next((each for each in ready if each > place), ready[0])
+
+
+def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
+    """Serve until stopped.
+
+    Raises:
+        SystemExit: It can't start; the parent shows why.
+    """
+    hello, definition = place.hello, application.runtimes.definition
+    place.mark_logs()
+    with place.report_errors():
+        check_key(definition.settings)
+        check_public(definition, hello.host)
+        secrets = load_secrets(definition.settings.secret_key)
+        if secrets.source == "process":
+            definition.configure(secret_key=hello.key)
+            if hello.worker == 1:
+                logger.warning("%s", secrets.warning)
+        listeners = [take_socket(each) for each in hello.listeners]
+        others = {number: [take_socket(each) for each in numbers] for number, numbers in hello.others.items()}
+        stand_in = SocketTakeover(hello.worker, others)
+        settings, tell, has_started = definition.settings, place.line.tell, False
+
+        def on_listen(accept: Accept) -> None:
+            nonlocal has_started
+            has_started = True
+            stand_in.begin(accept)
+            told = facts(definition, host=hello.host, port=hello.port)
+            patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
+            tell(Ready(told, patience, settings.watchdog))
+            if settings.watchdog:
+                beat(asyncio.get_running_loop(), settings.watchdog / BEATS)
+
+        def beat(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+            tell(Alive())
+            loop.call_later(seconds, beat, loop, seconds)
+
+        def on_drain() -> None:
+            stand_in.close()
+            tell(Departure())
+
+        stops = partial(WorkerStops, place, stand_in)
+        server = HttpServer(
+            application, hello.host, on_listen=on_listen, on_drain=on_drain, stops=stops, seats=place.seats
+        )
+        try:
+            server.run(listeners)
+        except SystemExit as exc:
+            if exc.code != 1 or has_started:
+                raise
+            raise CommandError(f"{definition.name} cannot start.", why="The log above says what happened.") from exc
+
+
+class WorkerStops(StopSignals):
+    """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
+
+    _numbers = (signal.SIGTERM,)
+
+    def __init__(
+        self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
+    ) -> None:
+        """Create it; `handle` installs the handlers."""
+        super().__init__(runtimes, on_stop)
+        self._place = place
+        self._stand_in = stand_in
+
+    @override
+    @contextlib.contextmanager
+    def handle(self) -> Generator[None, None, None]:
+        """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
+
+        Raises:
+            SystemExit: A second signal stopped it without draining.
+        """
+        end = self._place.line.end
+        end.setblocking(False)
+        self._place.die_with_parent(False)
+        self._loop.add_reader(end.fileno(), self._hear)
+        for message in self._place.early:
+            self._take(message)
+        try:
+            with super().handle():
+                yield
+        finally:
+            self._loop.remove_reader(end.fileno())
+
+    @override
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._take, Drain())
+
+    def _hear(self) -> None:
+        messages = self._place.line.read()
+        if messages is None:
+            self._stop_without_parent()
+        else:
+            for message in messages:
+                self._take(message)
+
+    def _take(self, message: ToWorker) -> None:
+        delay = self._runtimes.definition.settings.drain_delay
+        if isinstance(message, Drain):
+            linger = RELOAD_LINGER if self._place.hello.reloads else LINGER
+            self._drain(DrainTimes(0.0, linger) if message.replaced else DrainTimes.for_stop(delay))
+        elif isinstance(message, Force):
+            self.forced = True
+            self._force()
+        elif isinstance(message, WorkerStates):
+            self._place.seats[:] = message.seats
+            self._stand_in.look(message.seats)
+        elif isinstance(message, StartFailure):
+            note_failure(message)
+
+    def _stop_without_parent(self) -> None:
+        """Stop without the parent, because the next server needs the address immediately."""
+        self._loop.remove_reader(self._place.line.end.fileno())
+        logger.warning("The parent process is gone, so this worker stops, too")
+        self._drain(DrainTimes())
+
+    def _drain(self, times: DrainTimes) -> None:
+        if not self._stopping:
+            self._stopping = True
+            waits = waits_for(self._runtimes)
+            if waits:
+                logger.info("Before this worker stops: %s", waits)
+            self._stand_in.end()
+            self._on_stop(times)
 
 
 def run_program(application: ServerApplication, host: str | None, port: int | None, *, workers: int = 1) -> None:
@@ -74,7 +304,7 @@ def serve_with_panel(
     host, port, listeners = _bind_sockets(application, host, port, descriptor)
     definition = application.runtimes.definition
     # A gateway knows only when it listens what its upstreams offer.
-    serve(application, host, listeners=listeners, on_listen=lambda _: told(facts(definition, host=host, port=port)))
+    HttpServer(application, host, on_listen=lambda _: told(facts(definition, host=host, port=port))).run(listeners)
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -87,9 +317,8 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     if not logging.getLogger().handlers:
         set_up_logs(definition.settings)
     host, port, listeners = _bind_sockets(application, host, port, None)
-    await serve_here(
-        application, host, listeners=listeners, on_listen=lambda _: show(facts(definition, host=host, port=port))
-    )
+    server = HttpServer(application, host, on_listen=lambda _: show(facts(definition, host=host, port=port)))
+    await server.run_here(listeners)
 
 
 def _bind_sockets(

@@ -60,6 +60,15 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
             deadline.cancel()
 
 
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's factory if it's installed: serving and the workers' store take a third less time with it."""
+    try:
+        import uvloop  # noqa: PLC0415  there is none on Windows
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
     places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
     what = ", ".join(places) or "a thread or a generator"

@@ -1,1 +1,272 @@
-"""A conversation on a terminal, in a pipe, or as JSON."""
+"""``millstream chat``: ask one question, or have a conversation, with a model that uses the tools of servers."""
+
+import json as json_module
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from msgspec import structs
+
+from millstream._cli.chat.conversation import AnswerStopped, ChatSession, ConsolePrompts, Rows
+from millstream._cli.chat.screen import (
+    JsonScreen,
+    PlainScreen,
+    Screen,
+    Steps,
+    steps_of_configuration,
+    steps_of_connection,
+)
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    DENIED,
+    FAILED,
+    UNREACHABLE,
+    ConnectOptions,
+    status_of,
+)
+from millstream._cli.errors import close_stderr
+from millstream._cli.program import Json
+from millstream._cli.signals import INTERRUPTED, interrupt_reads
+from millstream._cli.tables import ask, one_line, print_rows, print_text
+from millstream._http.hosts import is_loopback
+from millstream.agent._agent import Agent
+from millstream.agent._configuration import Configuration
+from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelAuthError, ModelUnreachable
+from millstream.agent._language_model import LanguageModel
+from millstream.agent._servers import ServerConfig
+from millstream.client._errors import ClientError, TargetError
+from millstream.client._negotiation import Options
+from millstream.client._targets import Remote, find, mcp_servers
+
+
+def chat(  # noqa: PLR0913  the options of the command
+    *servers: Annotated[
+        str,
+        Parameter(
+            name="SERVER",
+            help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; default: MCP_SERVER_URL.",
+        ),
+    ],
+    message: Annotated[
+        str,
+        Parameter(
+            name=("--message", "-m"),
+            metavar="TEXT",
+            allow_leading_hyphen=True,
+            help="Ask this, print the answer, and exit. Text in a pipe does the same.",
+        ),
+    ] = "",
+    model: Annotated[
+        str,
+        Parameter(
+            metavar="NAME",
+            help="The model: gpt-4.1, anthropic:claude-sonnet-4-5, a deployment.",
+        ),
+    ] = "",
+    api_url: Annotated[
+        str,
+        Parameter(metavar="URL", help="URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1"),
+    ] = "",
+    system: Annotated[
+        str,
+        Parameter(allow_leading_hyphen=True, metavar="TEXT", help="System prompt for the model."),
+    ] = "",
+    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Allow every tool without asking.")] = False,
+    max_rounds: Annotated[
+        int,
+        Parameter(
+            metavar="N",
+            help="Maximum requests to the model for one answer.",
+            validator=Number(gte=1),
+        ),
+    ] = Limits().max_model_requests,
+    max_tokens: Annotated[
+        int,
+        Parameter(
+            metavar="N",
+            help="Maximum tokens of one answer; 0 for no limit.",
+            validator=Number(gte=0),
+        ),
+    ] = Limits().max_tokens,
+    env_file: Annotated[
+        str,
+        Parameter(
+            metavar="FILE",
+            help="Read the configuration from this file.",
+            show_default=lambda _: ".env",
+        ),
+    ] = "",
+    debug: Annotated[bool, Parameter(help="Show each step and message.")] = False,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Talk to a model that uses the tools of one or more servers.
+
+    The model comes from API_URL, API_KEY, and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
+    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION. The environment takes precedence over
+    `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro uses the key of its provider, such as
+    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL.
+
+    You're asked before tools run that aren't marked as read-only. With several servers, or one on another machine,
+    you're also asked once for each tool that is.
+
+    **Examples**
+
+    - `millstream chat shop.py`
+
+    - `millstream chat http://127.0.0.1:8000/mcp -m "What time is it?"`
+
+    - `git diff | millstream chat "uvx mcp-server-git" --yes --json`
+
+    In a conversation, /help lists the commands.
+    """
+    question = message or ("" if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace").strip())
+    reach = partial(
+        ServerConfig,
+        timeout=options.timeout,
+        options=Options(env=options.variables, auth=options.auth()),
+        revision=options.revision or None,
+    )
+    screen = _screen(json=json)
+    try:
+        if not question and not sys.stdin.isatty():
+            raise ConfigurationError(
+                "There's no question, and no terminal to ask for one. Use -m TEXT, or send text through a pipe."
+            )
+        configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
+        places = _places(servers, reach, options.headers(), configuration)
+        if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
+            places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
+        chosen = configuration.model(model, api_url)
+        steps = Steps(screen) if debug else None
+        limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
+        _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
+    except (ClientError, AgentError) as exc:
+        screen.fail(one_line(str(exc)))
+        raise SystemExit(_status(exc)) from exc
+    except BrokenPipeError:  # `millstream chat … | head`
+        close_stderr()
+    except AnswerStopped as exc:
+        raise SystemExit(INTERRUPTED) from exc
+
+
+def _talk(
+    model: LanguageModel,
+    places: Sequence[ServerConfig],
+    question: str,
+    screen: Screen,
+    steps: Steps | None,
+    /,
+    *,
+    system: str,
+    yes: bool,
+    limits: Limits,
+) -> None:
+    """Connect, and answer one question or have a conversation."""
+    attended = sys.stdin.isatty() and sys.stderr.isatty()
+    prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
+
+    def make() -> Agent:
+        elicit = conversation.in_main(prompts.fill_in) if attended else None
+        approve = conversation.in_main(prompts.approve)
+        return Agent(model, places, system=system, approve=approve, elicit=elicit, limits=limits)
+
+    if steps is not None:
+        steps.tell_all(steps_of_configuration(model, places))
+    with ChatSession(screen) as conversation:
+        agent, tools = conversation.open(make)
+        if steps is not None:
+            steps.tell_all(steps_of_connection(agent, places, tools))
+        if question:
+            conversation.answer(question)
+            return
+        with suppress(ImportError):  # for arrow keys and history
+            import_module("readline")
+        names = ", ".join(server.name for server in agent.servers)
+        count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
+        screen.note(f"{model.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
+        screen.note(f"Your messages are sent to {model.url}.")
+        conversation.converse(_read_line, _print)
+
+
+def _places(
+    servers: Sequence[str], reach: Callable[..., ServerConfig], headers: Mapping[str, str], configuration: Configuration
+) -> list[ServerConfig]:
+    """Return the servers to use.
+
+    Raises:
+        AgentError, TargetError: No server is selected, or a file is invalid.
+    """
+    if not servers:
+        place = configuration.server()
+        if place is None:
+            raise ConfigurationError("No server is selected. Name one, or put MCP_SERVER_URL into .env.")
+        return [reach(place.target, "", headers={**place.headers, **headers})]
+    places: list[ServerConfig] = []
+    for text in servers:
+        if text.endswith(".json") and Path(text).is_file():
+            entries = mcp_servers(_read_json(text), text)
+            places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
+        else:
+            key = configuration.headers_for(text) if "://" in text else {}
+            places.append(reach(text, "", headers={**key, **headers}))
+    return places
+
+
+def _trust_none(tool: str) -> bool:
+    return False
+
+
+def _is_remote(place: ServerConfig) -> bool:
+    found = find(place.target, env={}, cwd=None)
+    return isinstance(found, Remote) and not is_loopback(found.url.host)
+
+
+def _read_line(prompt: str) -> str:
+    """Read a line from the user. The prompt is only written to a terminal."""
+    if not sys.stdout.isatty():
+        return ask(prompt)
+    with interrupt_reads():
+        return input(prompt)
+
+
+def _read_json(path: str) -> object:
+    try:
+        return json_module.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise TargetError(f"{path} can't be read as JSON: {exc}.") from exc
+
+
+def _screen(*, json: bool) -> Screen:
+    if json:
+        return JsonScreen()
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        from millstream._cli.chat.screen import TerminalScreen  # noqa: PLC0415 - only for terminals
+
+        return TerminalScreen()
+    return PlainScreen()
+
+
+def _print(rows: Rows) -> None:
+    if any(about for _, about in rows):
+        print_rows(rows, ["NAME", "DESCRIPTION"])
+    else:
+        print_text("\n".join(name for name, _ in rows) or "There are none.")
+
+
+def _status(exc: Exception) -> int:
+    if isinstance(exc, ClientError):
+        return status_of(exc)
+    statuses: dict[type[Exception], int] = {
+        ConfigurationError: 2,
+        ModelAuthError: DENIED,
+        ModelUnreachable: UNREACHABLE,
+    }
+    return statuses.get(type(exc), FAILED)

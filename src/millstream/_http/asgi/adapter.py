@@ -45,10 +45,8 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
     """Convert header lines to an ASGI header list. Callers must not change the list."""
     found = header_lists.get(head)
     if found is None:
-        found = list[tuple[bytes, bytes]]()
-        for line in head.split(b"\r\n")[:-1]:
-            name, _, value = line.partition(b": ")
-            found.append((name, value))
+        parts = (line.partition(b": ") for line in head.split(b"\r\n")[:-1])
+        found = [(name, value) for name, _, value in parts]
         if len(header_lists) >= _MAX_CACHED:
             header_lists.clear()
         header_lists[head] = found

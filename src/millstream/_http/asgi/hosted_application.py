@@ -76,11 +76,6 @@ class _StopApplication(Exception):
 class _Reply:
     """A reply in progress, which converts ASGI messages to a `Response` or to chunks of a stream."""
 
-    __slots__ = (
-        "_collects", "_decided", "_head", "_parts", "_request", "_request_sent", "_sink", "_status", "complete",
-        "response",
-    )  # fmt: skip
-
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         self._request_sent = False

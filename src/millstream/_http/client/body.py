@@ -7,6 +7,8 @@ import asyncio
 from math import inf
 from typing import Protocol
 
+from msgspec import Struct
+
 from millstream._http.message import PIECE
 from millstream._protocol.principal import Share
 
@@ -81,15 +83,12 @@ LINES_PER_SECOND = 20_000
 """Maximum lines of event streams read per second and server. Beyond that, the server has to wait."""
 
 
-class RateMeter:
+class RateMeter(Struct):
     """Limits the amount received per second."""
 
-    __slots__ = ("_amount", "_limit", "_since")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._amount = 0
-        self._since = -inf
+    _limit: int
+    _amount: int = 0
+    _since: float = -inf
 
     def take(self, amount: int, now: float) -> float:
         """Return the seconds to wait before reading more."""
@@ -110,8 +109,6 @@ class ArrivingBytes:
         largest: Bytes of the largest message. A caller may always hold one, and a server two.
     """
 
-    __slots__ = ("callers", "servers")
-
     def __init__(self, maximum: int, largest: int) -> None:
         self.servers: Share = Share(max(maximum, 4 * largest))
         self.callers: Share = Share(self.servers.maximum, each=self.servers.each // 2)
@@ -124,8 +121,6 @@ class Inflow:
         arriving: Bytes of unfinished messages from several servers. Without it, they aren't counted.
         server: The server's name.
     """
-
-    __slots__ = ("_arriving", "_server", "lines")
 
     def __init__(self, arriving: ArrivingBytes | None = None, server: str = "") -> None:
         self._arriving = arriving

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from msgspec import Struct
 
 from millstream._http.client.body import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
 from millstream._http.client.url import Url
@@ -28,19 +29,16 @@ _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPIN
 """TCP keep-alive: idle seconds, interval, and number of probes. `TCP_KEEPALIVE` is `TCP_KEEPIDLE` on macOS."""
 
 
-class HttpReply:
+class HttpReply(Struct, eq=False):
     """The server's response. `stream` is for event streams, and `body` for everything else."""
 
-    __slots__ = ("body", "final_url", "headers", "status", "stream")
-
-    def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
-        self.status = status
-        self.headers = headers
-        """Last value of each header, by lower-case name."""
-        self.body = b""
-        self.stream: Body | None = None
-        self.final_url: Url | None = None
-        """The final URL, if the request was redirected."""
+    status: int
+    headers: dict[bytes, bytes]
+    """Last value of each header, by lower-case name."""
+    body: bytes = b""
+    stream: Body | None = None
+    final_url: Url | None = None
+    """The final URL, if the request was redirected."""
 
     def header(self, name: bytes) -> str:
         """Return a header as text, or an empty string if it's missing."""
@@ -59,12 +57,6 @@ class HttpReply:
 
 class HttpConnection(asyncio.Protocol):
     """A connection for one request at a time, created by the pool."""
-
-    __slots__ = (
-        "_body", "_counted_bytes", "_discards", "_ends_with_connection", "_error", "_framed_since", "_framing_bytes",
-        "_headers", "_inflow", "_loop", "_max_body", "_on_end", "_owner", "_parser", "_reply", "_reply_began", "_size",
-        "_timer", "_transport", "_waiter", "closed", "free_since", "reply_count",
-    )  # fmt: skip
 
     def __init__(
         self,

@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 from millstream._http.client.body import ConnectFailed, ConnectionLost, Inflow, TlsFailed
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import Proxy, Url, no_proxy, proxy_error, proxy_for, tunnel
 from millstream._protocol.principal import Share
+from millstream._tasks import run_in_thread
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -138,31 +139,15 @@ async def _look_up(host: str, port: int, owner: str) -> list[Any]:
     with _lock:
         if not _lookups.take(owner):
             raise AddressRefused("Too many names are being looked up. Retry later.")
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[Any]] = loop.create_future()
 
-    def finish(result: list[Any] | OSError | UnicodeError) -> None:
-        if found.done():
-            return
-        if isinstance(result, Exception):
-            found.set_exception(result)
-        else:
-            found.set_result(result)
-
-    def run() -> None:
-        result: list[Any] | OSError | UnicodeError
+    def look() -> list[Any]:
         try:
-            result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as exc:
-            result = exc
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         finally:
             with _lock:
                 _lookups.leave(owner)
-        with suppress(RuntimeError):  # the loop may be closed
-            loop.call_soon_threadsafe(finish, result)
 
-    Thread(target=run, name="lookup", daemon=True).start()
-    return await found
+    return await run_in_thread(look, "lookup")
 
 
 _MAX_IDLE = 3.0

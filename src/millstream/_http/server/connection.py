@@ -310,7 +310,9 @@ class ServerConnection:
             upgrade = False
             parser = self._parser
             if parser is None:
-                parser = self._parser = _new_parser(self)
+                parser = self._parser = HttpRequestParser(self)
+                # Bytes after a request with `Connection: close` must not cause its refusal.
+                parser.set_dangerous_leniencies(lenient_data_after_close=True)
             try:
                 parser.feed_data(data)
             except HttpParserCallbackError as exc:
@@ -532,13 +534,6 @@ class ServerConnection:
             if self._table.websocket is not None and self.busy:
                 return BAD_REQUEST
         return None
-
-
-def _new_parser(connection: ServerConnection) -> HttpRequestParser:
-    parser = HttpRequestParser(connection)
-    # Bytes after a request with `Connection: close` must not cause its refusal.
-    parser.set_dangerous_leniencies(lenient_data_after_close=True)
-    return parser
 
 
 def _write_head(first: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

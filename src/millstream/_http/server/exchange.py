@@ -107,7 +107,6 @@ NEW, IDLE, HEAD, BODY, EXPECTED, FAST_BODY, DONE = range(7)
 - FAST_BODY: the rest of a body whose head was read without the parser.
 - DONE: nothing more is read.
 """
-READING = ("new", "idle", "head", "body", "expected", "fast body", "done")
 
 SILENT, ANSWERING, CLOSED = range(3)
 """The states of replying.
@@ -116,7 +115,6 @@ SILENT, ANSWERING, CLOSED = range(3)
 - ANSWERING: a call is running, or its stream is open.
 - CLOSED: the last reply is written, or the connection is lost.
 """
-REPLYING = ("silent", "answering", "closed")
 
 # Reading
 BEGINS = {NEW: HEAD, IDLE: HEAD, DONE: DONE}
@@ -145,20 +143,6 @@ COMPLETES = {ANSWERING: SILENT, CLOSED: CLOSED}
 """The reply is written, or the connection was lost."""
 CLOSES = dict.fromkeys(range(CLOSED + 1), CLOSED)
 """The refusal or the upgrade is passed to the protocol, or the connection is lost."""
-
-READING_MOVES = {
-    "begins": BEGINS,
-    "is taken": TAKEN,
-    "asks": ASKS,
-    "is permitted": PERMITTED,
-    "is read whole": READ_WHOLE,
-    "is read in part": READ_IN_PART,
-    "ignores an upgrade": IGNORES_UPGRADE,
-    "ends": ENDS,
-    "stops": STOPS,
-}
-REPLYING_MOVES = {"begins": BEGINS_REPLY, "completes": COMPLETES, "closes": CLOSES}
-
 
 _last = LastFrame()
 
@@ -371,8 +355,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         """Run the handler and write its reply, all in the call's own task."""
         waited = False
         try:
-            handler = self.handler
-            response = await handler(self)
+            response = await self.handler(self)
             if (
                 isinstance(response, Response)
                 and len(response.body) >= FROM_BYTES
@@ -394,9 +377,13 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 waited = True
                 protocol.state.tasks.discard(self.task)
                 self.cancel = self.task = None
-        if self.sink is not None:
-            if self._left_open(response):
+        sink = self.sink
+        if sink is not None:
+            if response is sink and not sink.closed:
+                self.left_open = True
+                sink.on_close(self._complete)
                 return
+            sink.close()
         elif not self.disconnected:
             if not isinstance(response, Response):
                 response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
@@ -434,17 +421,6 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         """Close without a reply, because the task was stopped by force."""
         self.response_complete = True
         protocol.transport.abort()
-
-    def _left_open(self, response: object) -> bool:
-        """End the stream, unless the handler returned it open. Return whether it stays open."""
-        sink = self.sink
-        if sink is None or sink.closed or response is not sink:
-            if sink is not None:
-                sink.close()
-            return False
-        self.left_open = True
-        sink.on_close(self._complete)
-        return True
 
     def _complete(self) -> None:
         """Continue the connection after the end of a stream that its handler left open."""

@@ -13,6 +13,8 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
 
+from msgspec import Struct
+
 from millstream._http.hosts import is_loopback
 from millstream._http.message import LARGE, HttpLimits, Response, peer_network
 from millstream._http.server.connection import ServerConnection
@@ -50,16 +52,15 @@ _MAX_LINGERING = 256
 """Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
-class ServerState:
+class ServerState(Struct, eq=False):
     """The shared state of a server's connections besides the guard."""
 
-    def __init__(self) -> None:
-        self.cut: int = 0
-        """Number of connections cut because of unread replies."""
-        self.connections: set[Any] = set()
-        """All open connections, WebSockets included."""
-        self.tasks: set[asyncio.Task[None]] = set()
-        """Tasks of suspended calls and of WebSockets."""
+    cut: int = 0
+    """Number of connections cut because of unread replies."""
+    connections: set[Any] = set()
+    """All open connections, WebSockets included."""
+    tasks: set[asyncio.Task[None]] = set()
+    """Tasks of suspended calls and of WebSockets."""
 
 
 def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:

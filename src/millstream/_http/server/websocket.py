@@ -61,21 +61,19 @@ class WebSocketProtocol(asyncio.Protocol):
     """A WebSocket of a `SocketListener`, from its handshake on."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_answer", "_client", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
+        "__weakref__", "_ahead", "_answer", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
         "_denial", "_disconnected", "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
-        "_loop", "_messages", "_ping_sent", "_ping_timer", "_pong_timer", "_pongs", "_proxies", "_read_paused",
-        "_request", "_rtt", "_scheme", "_scope", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
+        "_loop", "_messages", "_ping_sent", "_ping_timer", "_pongs", "_proxies", "_read_paused",
+        "_request", "_rtt", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
         "owner", "peer", "room", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
 
     # The application ends a WebSocket with a close frame.
-    idle = False
-    arriving = False
-    answering = False
+    idle = arriving = answering = False
 
-    def __init__(  # noqa: PLR0915  one statement for each thing that it knows
+    def __init__(
         self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
     ) -> None:
         # Configuration
@@ -90,15 +88,12 @@ class WebSocketProtocol(asyncio.Protocol):
         self.peer = ""
         self.owner = ""
         """The caller, see `HttpRequest.owner`."""
-        self._client: tuple[str, int] | None = None
-        self._scheme = "ws"
         self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
         self._request: Request | None = None
         self._answer: Response | None = None
         """The reply to the handshake that the application may still refuse."""
         self._denial: tuple[int, Headers, bytes] | None = None
         """A refusal of the handshake that the application has begun."""
-        self._scope: dict[str, Any] = {}
         self._messages: CompactQueue[dict[str, Any]] = CompactQueue()
         self._is_open = False
         """Whether the handshake is complete."""
@@ -132,7 +127,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Bytes of pongs since the transport's buffer filled up."""
         # Pings
         self._ping_timer: asyncio.TimerHandle | None = None
-        self._pong_timer: asyncio.TimerHandle | None = None
+        """Timer for the next ping, or for the pong to the last one."""
         self._ping_sent = (b"", 0.0)
         self._rtt = 0.0
         self._unread = 0
@@ -145,10 +140,9 @@ class WebSocketProtocol(asyncio.Protocol):
         """Take over the socket of an HTTP connection."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self._state.connections.add(self)
-        self._client = peer_of(self.transport)
-        self.peer = "" if self._client is None else self._client[0]
+        client = peer_of(self.transport)
+        self.peer = "" if client is None else client[0]
         self.owner = peer_network(self.peer)
-        self._scheme = "wss" if transport.get_extra_info("sslcontext") else "ws"
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -229,20 +223,18 @@ class WebSocketProtocol(asyncio.Protocol):
         """Pass a handshake to the application."""
         answer = self._conn.accept(request)
         if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._is_open = self._closed = True
-            self._send_response(answer)
-            self.transport.close()
+            self._refuse(answer)
             return
         self._answer = answer
-        self._scope = self._make_scope(request)
         self._messages.put_nowait({"type": "websocket.connect"})
-        task = self._loop.create_task(self._run())
+        task = self._loop.create_task(self._run(self._make_scope(request)))
         task.add_done_callback(self._state.tasks.discard)
         self._state.tasks.add(task)
 
     def _make_scope(self, request: Request) -> dict[str, Any]:
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.raw_items()]
-        client, scheme = self._client, self._scheme
+        client = peer_of(self.transport)
+        scheme = "wss" if self.transport.get_extra_info("sslcontext") else "ws"
         if self._proxies is not None and self._proxies.trusts(self.peer):
             forwarded = self._proxies.client(headers)
             client = (forwarded, 0) if forwarded else client
@@ -317,7 +309,6 @@ class WebSocketProtocol(asyncio.Protocol):
         conn = self._conn
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
-        before = len(frames)
         failed = conn.state is not State.OPEN and not any(each.opcode is Opcode.CLOSE for each in frames)
         if failed and self._flush():
             # The bytes aren't valid frames, and the parser has written the close frame.
@@ -332,7 +323,7 @@ class WebSocketProtocol(asyncio.Protocol):
             frame.data = b""  # the parser keeps the frame until the next one
         if frames:
             self._frame_bytes = min(max(0, self._frame_bytes), len(data))
-        return before
+        return len(frames)
 
     def _handle(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
@@ -378,9 +369,8 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._rtt = self._loop.time() - sent
         self._ping_sent = (b"", 0.0)
-        if self._pong_timer is not None:
-            self._pong_timer.cancel()
-            self._pong_timer = None
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
             self._schedule_ping()
 
     def _handle_close(self, frame: Frame) -> None:
@@ -535,15 +525,15 @@ class WebSocketProtocol(asyncio.Protocol):
         self._conn.send_ping(payload)
         self._flush()
         self._unread = self.transport.get_write_buffer_size()
-        self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
+        self._ping_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
 
     def _on_pong_timeout(self) -> None:
         """Close, unless the client has read data since and may not have reached the ping yet."""
-        self._pong_timer = None
+        self._ping_timer = None
         unread = self.transport.get_write_buffer_size()
         if unread and unread < self._unread and not self._closed:
             self._unread = unread
-            self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
+            self._ping_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
             return
         self._end_messages()
         if not self._closed and not self.transport.is_closing():
@@ -554,26 +544,25 @@ class WebSocketProtocol(asyncio.Protocol):
         self._abort_if_unread()
 
     def _stop_pings(self) -> None:
-        for timer in (self._ping_timer, self._pong_timer):
-            if timer is not None:
-                timer.cancel()
-        self._ping_timer = self._pong_timer = None
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
 
     # The application
 
-    async def _run(self) -> None:
+    async def _run(self, scope: dict[str, Any]) -> None:
         """Run the application, then end the connection."""
         application = self._table.websocket
         try:
             if application is not None:
-                await application(self._scope, self.receive, self.send)
+                await application(scope, self.receive, self.send)
         except ClientDisconnected:
             pass
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError):
                 self._fail_handshake()
                 raise
-            logger.exception("A WebSocket at %a failed", self._scope["path"])
+            logger.exception("A WebSocket at %a failed", scope["path"])
         self._fail_handshake()
         if self._close_timer is None:
             self.transport.close()
@@ -586,6 +575,12 @@ class WebSocketProtocol(asyncio.Protocol):
         """Refuse a handshake that the application didn't answer."""
         if self._denial is None and not self._is_open and not self.transport.is_closing():
             self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
+
+    def _refuse(self, response: Response) -> None:
+        """End the connection with a reply other than a WebSocket."""
+        self._is_open = self._closed = True
+        self._send_response(response)
+        self.transport.close()
 
     def _send_response(self, response: Response) -> None:
         self._conn.send_response(response)
@@ -631,9 +626,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._accept(message)
         elif message["type"] == "websocket.close":
             self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
-            self._is_open = self._closed = True
-            self._send_response(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
-            self.transport.close()
+            self._refuse(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
         else:
             self._denial = (message["status"], _headers(message), b"")
 
@@ -663,13 +656,11 @@ class WebSocketProtocol(asyncio.Protocol):
         headers.setdefault("Content-Length", str(len(body)))
         headers.setdefault("Content-Type", "text/plain; charset=utf-8")
         self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
-        self._is_open = self._closed = True
         try:
             phrase = HTTPStatus(status).phrase
         except ValueError:
             phrase = ""
-        self._send_response(Response(status, phrase, headers, body))
-        self.transport.close()
+        self._refuse(Response(status, phrase, headers, body))
 
     def _send_message(self, message: MutableMapping[str, Any]) -> None:
         try:

@@ -1,6 +1,9 @@
 """One request in flight, independent of its transport, and the `ReplyChannel` for messages to its caller.
 
 A transport creates a `Call`, the dispatcher runs it, and user code accesses it through `Context`.
+
+Scopes limit the items that a caller can list and use. A caller that starts this program and talks to it directly, over
+stdio or in the same process, has every scope.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,9 +19,9 @@ from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, decoder
-from millstream._protocol.metadata import ClientInfo, ProgressToken, RequestMeta, read_capabilities
+from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta
 from millstream._protocol.notifications import progress_token
-from millstream._protocol.principal import Principal
+from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import Rounds
 from millstream._server.calls.services import Services
@@ -108,6 +111,9 @@ class Call(Struct, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
     A Struct, because creating one takes no Python call.
+
+    Example:
+        ``if call.principal is None: raise ProtocolError(INVALID_REQUEST, "Sign in first.")``
     """
 
     # Request
@@ -206,8 +212,11 @@ class Call(Struct, eq=False, kw_only=True):
         return channel
 
     async def send_to_caller(self, message: bytes, *, late: bool = False) -> None:
-        """Send a message about the call to its caller. When the call is over, send it only if it's `late`: after the
-        work, but before the answer.
+        """Send a message about the call to its caller.
+
+        Args:
+            message: A notification or request, see `millstream.protocol.notification_message`.
+            late: Whether to send it even after the work, before the answer.
         """
         if self.over and not late:
             return
@@ -216,7 +225,11 @@ class Call(Struct, eq=False, kw_only=True):
             await self.open_reply_channel().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
-        """Send a message without waiting. Return False if the reply channel is closed."""
+        """Send a message without waiting. Return False if the reply channel is closed.
+
+        Args:
+            message: See `send_to_caller`.
+        """
         filters = self.services.notification_filters
         if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
             return True
@@ -417,23 +430,12 @@ def notification_call(message: Envelope, session: Session | None, revision: Revi
     )
 
 
-class _NotificationParams(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
-
-
-_decode_notification = decoder(_NotificationParams)
-
-
 def _declared_client(message: Envelope) -> ClientInfo:
     """Return the client information in a notification."""
     try:
-        meta = _decode_notification(message.params or b"{}").meta
-        capabilities = {} if meta.capabilities is UNSET else read_capabilities(meta.capabilities)
+        return decode_params_with_meta(message.params or b"{}").meta.read_client()
     except MALFORMED:
         return NOBODY
-    if meta.client is UNSET:
-        return ClientInfo(capabilities)
-    return ClientInfo(capabilities, meta.client.name, meta.client.version)
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
@@ -453,3 +455,45 @@ def handshake_call(message: Envelope, session: Session | None, revision: Revisio
         session=session,
         **way,
     )
+
+
+_DIRECT = frozenset(("stdio", "memory"))
+_NONE = frozenset[str]()
+
+
+def granted_scopes(call: Call) -> frozenset[str] | None:
+    """Return the scopes of a caller, or None for a caller with full access.
+
+    Args:
+        call: The caller's call.
+
+    Example:
+        ``scopes = granted_scopes(call)``, and then ``scopes is None or "orders:read" in scopes``.
+    """
+    return None if call.transport in _DIRECT else scopes_of(call.principal)
+
+
+def scopes_of(principal: Principal | None) -> frozenset[str] | None:
+    """Return the scopes of a remote caller, or None for a caller with full access.
+
+    Args:
+        principal: The caller, or None without sign-in.
+    """
+    scopes = _NONE if principal is None else principal.scopes
+    return None if EVERYTHING in scopes else scopes
+
+
+def check_scopes(call: Call, needed: frozenset[str]) -> None:
+    """Refuse a caller without the scopes of an item: ``check_scopes(call, frozenset({"orders:write"}))``
+
+    Args:
+        call: The caller's call.
+        needed: Scopes, all of which the caller needs.
+
+    Raises:
+        ProtocolError: INSUFFICIENT_SCOPE, HTTP 403. The error names all scopes, so the client can request them at once.
+    """
+    if needed:
+        scopes = granted_scopes(call)
+        if scopes is not None and not needed <= scopes:
+            raise call.services.scope_error(needed)

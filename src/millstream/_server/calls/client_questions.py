@@ -25,8 +25,8 @@ from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
 from millstream._protocol.metadata import declares
 from millstream._protocol.rounds import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call
-from millstream._server.questions.pending_questions import OVER, PendingQuestions
-from millstream._server.questions.questions import (
+from millstream._server.calls.pending_questions import OVER, PendingQuestions
+from millstream._server.calls.questions import (
     ElicitUrl,
     Question,
     capability_of,
@@ -53,10 +53,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     method = method_of(question)
     revision = call.revision
     elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
-    known = method in revision.asks and not (
-        isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes
-    )
-    if not known:
+    if method not in revision.asks or (isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes):
         raise ToolError(f"This needs {method}, which protocol revision {revision.date} doesn't have.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
     if not call.open_reply_channel().asks:

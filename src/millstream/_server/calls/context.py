@@ -27,9 +27,8 @@ from millstream._protocol.rounds import Rounds, binding_hash, open_state
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
-from millstream._server.calls.one_time_effects import once_stored
-from millstream._server.calls.session_state import SessionState
-from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
+from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample
+from millstream._server.calls.session_state import SessionState, once_stored
 from millstream._stores.rates import share_for
 
 T = TypeVar("T")
@@ -381,19 +380,16 @@ class Context(CallInfo):
         Example:
             ``answers = await ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``
         """
-        if self._call.revision.handshake:
-            return {name: await self._by_request(question) for name, question in questions.items()}
-        return ask_by_round(
-            self._call, self._rounds(), {name: (name, question) for name, question in questions.items()}
-        )
+        return await self._ask({name: (name, question) for name, question in questions.items()})
 
     async def _ask_one(self, question: Question, key: str | None) -> Any:
-        if self._call.revision.handshake:
-            return await self._by_request(question)
-        return ask_by_round(self._call, self._rounds(), {"": (key, question)})[""]
+        return (await self._ask({"": (key, question)}))[""]
 
-    async def _by_request(self, question: Question) -> Any:
-        return await ask_by_request(self._call, question, self._services.questions)
+    async def _ask(self, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
+        call, pending = self._call, self._services.questions
+        if call.revision.handshake:
+            return {name: await ask_by_request(call, question, pending) for name, (_, question) in questions.items()}
+        return ask_by_round(call, self._rounds(), questions)
 
     def _rounds(self) -> Rounds:
         call = self._call
@@ -426,15 +422,15 @@ class Context(CallInfo):
             async def run() -> bytes:
                 return encode(await _value(function))
 
-            raw = await self._once_stored(slot, run) if store and self._call.state else await run()
+            if store and self._call.state:
+                share = share_for(self.principal.id if self.principal is not None else "")
+                # The state is sealed again for every round, so it names the one that this call continues.
+                name = f"once:{share}.{key}:{sha256(self._call.state.encode()).hexdigest()}"
+                raw = await once_stored(self._services, name, run)
+            else:
+                raw = await run()
         rounds.settle(slot, "once", raw)
         return cast("T", msgspec.json.decode(raw))
-
-    async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
-        share = share_for(self.principal.id if self.principal is not None else "")
-        # The state is sealed again for every round, so it names the one that this call continues.
-        name = f"once:{share}.{slot.removeprefix('once:')}:{sha256(self._call.state.encode()).hexdigest()}"
-        return await once_stored(self._services, name, run)
 
 
 def shared_context(call: Call, home: object) -> Context:

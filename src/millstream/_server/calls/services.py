@@ -15,18 +15,18 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from millstream._config import Settings
+from millstream._protocol.admission import Handshake
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
-from millstream._protocol.handshake import Handshake
+from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.principal import Principal, Publisher, Share
-from millstream._protocol.seal import NONCE_BYTES, KeyRing
+from millstream._protocol.session_token import NONCE_BYTES, KeyRing
 from millstream._server.calls.keys import Secrets, load_secrets
+from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords
-from millstream._server.calls.threads import Threads
 from millstream._server.peers import LEEWAY, Peers
-from millstream._server.questions.pending_questions import PendingQuestions
+from millstream._server.pool import Threads
 from millstream._stores.base import Store
 
 LIST_CHANGED = {
@@ -42,6 +42,9 @@ _LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CH
 class ServerChange(Struct, frozen=True, gc=False):
     """A changed list (`kind` is tools, prompts, or resources), a changed resource (`kind` is updated, with a URI), or
     `ANY_UPDATE`.
+
+    Example:
+        ``host.services.changes.emit(ServerChange("updated", "shop://opening-hours"))``
     """
 
     kind: str
@@ -210,7 +213,7 @@ def sign_in_required(needed: frozenset[str]) -> ProtocolError:
 
 
 class Services:
-    """The shared services of one running server."""
+    """The shared services of one running server: ``call.services.settings.name``"""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.
@@ -278,7 +281,12 @@ class Services:
         """Returns the dependency overrides of a server, set by tests."""
 
     def admit_notification(self, message: Envelope, principal: Principal | None) -> Envelope | None:
-        """Return a client's notification after the filters of extensions, or None to drop it."""
+        """Return a client's notification after the filters of extensions, or None to drop it.
+
+        Args:
+            message: The notification.
+            principal: Its sender.
+        """
         filters = self.notification_filters
         return message if filters is None else filters.filter_incoming(message, principal)
 
@@ -294,7 +302,11 @@ class Services:
         await self.peers.close()
 
     def use(self, secrets: Secrets) -> None:
-        """Seal with other secrets from now on."""
+        """Seal with other secrets from now on.
+
+        Args:
+            secrets: The secrets, the one that seals first.
+        """
         self.secrets = secrets
         self._ring = None
         self.peers.use(secrets.values)

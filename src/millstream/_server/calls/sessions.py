@@ -295,26 +295,23 @@ class SessionRecords:
 
     async def _read(self, session_id: str) -> None:
         try:
-            await self._read_newest(session_id)
+            while session_id in self._watchers:
+                failed = None
+                try:
+                    raw, newest = await self._look(session_id)
+                except (LocalError, OSError) as exc:
+                    raw, newest, failed = None, False, exc
+                watcher = self._watchers.get(session_id)
+                if newest:
+                    if watcher is not None:
+                        watcher(NO_RECORD if raw is None else _decode(raw))
+                    return
+                if failed is not None:
+                    _logger.warning("Couldn't read the record of a session; retrying: %s", failed)
+                    await asyncio.sleep(PAUSE)
         finally:
             # Removed here and not in a done callback, because changes that arrive in between must be read, too.
             self._reading.pop(session_id, None)
-
-    async def _read_newest(self, session_id: str) -> None:
-        while session_id in self._watchers:
-            failed = None
-            try:
-                raw, newest = await self._look(session_id)
-            except (LocalError, OSError) as exc:
-                raw, newest, failed = None, False, exc
-            watcher = self._watchers.get(session_id)
-            if newest:
-                if watcher is not None:
-                    watcher(NO_RECORD if raw is None else _decode(raw))
-                return
-            if failed is not None:
-                _logger.warning("Couldn't read the record of a session; retrying: %s", failed)
-                await asyncio.sleep(PAUSE)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from millstream._protocol.notifications import Root, SampleResult
 from millstream._protocol.principal import Publisher
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
+from millstream._server.calls.questions import Question
 from millstream._server.calls.session_state import SyncSessionState
-from millstream._server.calls.threads import Jobs, run_carried, work
-from millstream._server.questions.questions import Question
+from millstream._server.pool import Jobs, run_carried, work
 
 T = TypeVar("T")
 
@@ -80,8 +80,6 @@ class _Hub(Publisher, Protocol):
 
 class SyncHub:
     """A blocking hub. Arguments, results, and errors are those of `Hub`."""
-
-    __slots__ = ("_hub", "_wait")
 
     def __init__(self, hub: _Hub, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._hub = hub

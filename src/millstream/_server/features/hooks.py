@@ -16,8 +16,8 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, shared_context
-from millstream._server.functions.arguments import ArgumentError
-from millstream._server.functions.outputs import enc_hook
+from millstream._server.functions.msgspec_engine import enc_hook
+from millstream._server.functions.plan import ArgumentError
 
 Next = Callable[[Any], Awaitable[Any]]
 """``await next(request)``: the inner part, which returns its result or raises."""
@@ -157,7 +157,7 @@ class Middleware:
 
 
 class Hooks(Struct, frozen=True, eq=False):
-    """The hooks of one server, outermost first."""
+    """The hooks of one server, outermost first: ``item.within(hooks)``"""
 
     home: object = None
     call: tuple[Hook, ...] = ()
@@ -172,7 +172,11 @@ class Hooks(Struct, frozen=True, eq=False):
         return bool(self.list or self.message)
 
     def for_kind(self, kind: str) -> tuple[Hook, ...]:
-        """Return the hooks for the calls of a kind of items."""
+        """Return the hooks for the calls of a kind of items.
+
+        Args:
+            kind: Tools, prompts, or resources.
+        """
         mine: tuple[Hook, ...] = getattr(self, _OF_KIND[kind])
         return mine
 
@@ -190,10 +194,10 @@ def hooks_of(middleware: Sequence[object], home: object) -> Hooks:
     """
     found: dict[str, tuple[Hook, ...]] = {}
     for each in middleware:
-        mine = {name: hook for name in _NAMES if (hook := _hook(each, name)) is not None}
-        kind = each.__name__ if isinstance(each, type) else type(each).__name__
         if isinstance(each, type):
-            raise TypeError(f"middleware: {kind} is a class. Pass an instance: {kind}()")
+            raise TypeError(f"middleware: {each.__name__} is a class. Pass an instance: {each.__name__}()")
+        mine = {name: hook for name in _NAMES if (hook := _hook(each, name)) is not None}
+        kind = type(each).__name__
         unknown = {name for name in dir(each) if name.startswith("on_")} - {f"on_{name}" for name in _NAMES}
         if unknown or not mine:
             what = f"has {min(unknown)}" if unknown else "has no hook"

@@ -6,6 +6,7 @@ page. A cursor names the last item of a page, so any worker can continue a listi
 
 import base64
 import binascii
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import count
 from typing import Any, cast
@@ -20,12 +21,13 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
-from millstream._server.features.dependency_resolver import CompleterFunction
 from millstream._server.features.resources import Prompt, Resource, Template
+from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import PreparedCall, Tool
 
-_MEMBERS = {"tools": "tools", "resources": "resources", "templates": "resourceTemplates", "prompts": "prompts"}
-"""Kind -> member of the list result."""
+
+def _noun(kind: str) -> str:
+    return _KINDS[kind].removesuffix("s")
 
 
 def _start(kind: str, names: list[str], cursor: str) -> int:
@@ -39,6 +41,9 @@ def _start(kind: str, names: list[str], cursor: str) -> int:
 
 
 Completer = Callable[..., Any] | CompleterFunction
+Handler = Callable[[Call], Awaitable[bytes]]
+"""Returns the members of the result without the enclosing braces, or empty bytes."""
+NotificationHandler = Callable[[Call], Awaitable[None]]
 CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
 
 
@@ -47,17 +52,21 @@ ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[An
 
 
 class RegisteredExtension(Struct, frozen=True):
-    """Methods and a capability beyond those of the revisions, added with `Registry.extend`."""
+    """Methods and a capability beyond those of the revisions, added with `Registry.extend`.
+
+    Example:
+        ``host.extend(RegisteredExtension("extensions", {"example.com/stock": {}}, {}, frozenset(REVISIONS)))``
+    """
 
     capability: str
     """The member of the server's capabilities. Extensions can share one (``extensions``, ``experimental``)."""
     settings: Mapping[str, Any]
     """The value of that member."""
-    methods: Mapping[str, Callable[[Call], Awaitable[bytes]]]
+    methods: Mapping[str, Handler]
     """Handlers by method. Each returns the members of a result."""
     revisions: frozenset[str]
     """Dates of the revisions with the extension."""
-    notifications: Mapping[str, Callable[[Call], Awaitable[None]]] = {}
+    notifications: Mapping[str, NotificationHandler] = {}
     """Handlers of client notifications."""
     header_params: Mapping[str, str] = {}
     """Method -> the member of its params that `Mcp-Name` repeats."""
@@ -74,7 +83,6 @@ _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", 
 _NONE = frozenset[str]()
 _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of others."""
-_NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
 MAX_URI = 8 * 1024
 """Maximum number of characters of a URI that is compared with templates."""
 _MAX_PAGES = 1024
@@ -126,13 +134,13 @@ class Registry:
         self._hints: Mapping[str, tuple[int, bool]] = {}
         self._offered_capabilities: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
-        self.find_method: Callable[[str, Revision], Callable[[Call], Awaitable[bytes]] | None] | None = None
+        self.find_method: Callable[[str, Revision], Handler | None] | None = None
         """Finds the handler of a method that no extension here has."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
         """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
-        self.notification_handlers: dict[str, Callable[[Call], Awaitable[None]]] = {}
+        self.notification_handlers: dict[str, NotificationHandler] = {}
         """Notification of an extension -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
         self.select_listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
@@ -150,14 +158,17 @@ class Registry:
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
         getattr(self, kind)[key] = item
-        if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
-            self.fast[key.encode()] = fast
+        self._prepare(kind, key, item)
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
             self.has_scopes = True
         if item.visible is not None:
             self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
         self._touch(kind)
+
+    def _prepare(self, kind: str, key: str, item: Any) -> None:
+        if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
+            self.fast[key.encode()] = fast
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether a name is taken, by an enabled or disabled item."""
@@ -170,10 +181,9 @@ class Registry:
             ValueError: The name is taken.
         """
         if self.has(kind, key):
-            noun = _NOUNS[kind]
+            noun = _noun(kind)
             raise ValueError(
-                f"The {noun} {key!r} already exists. Give this one another name, or call "
-                f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
+                f"The {noun} {key!r} already exists. Give this one another name, or call remove_{noun}({key!r}) first"
             )
 
     def remove(self, kind: str, key: str) -> None:
@@ -184,7 +194,7 @@ class Registry:
         """
         if key not in self.disabled[kind]:
             if key not in getattr(self, kind):
-                raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
+                raise KeyError(f"There is no {_noun(kind)} {key!r}")
             self.disable(kind, key)
         del self.disabled[kind][key], self._places[kind, key]
         if kind in _KINDS_WITH_ARGUMENTS:
@@ -218,11 +228,10 @@ class Registry:
         """
         removed = frozenset(removed)
         items, disabled = getattr(self, kind), self.disabled[kind]
-        replaced = {name: item for name, item in added.items() if name in removed and name in items}
         for name in removed:
             if kind == "tools":
                 self.fast.pop(name.encode(), None)
-            if name not in replaced:
+            if name not in added or name not in items:  # others are replaced in place
                 items.pop(name, None)
                 disabled.pop(name, None)
             if name not in added:
@@ -232,8 +241,7 @@ class Registry:
         for name, item in added.items():
             self._places.setdefault((kind, name), next(self._numbers))
             items[name] = item
-            if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
-                self.fast[name.encode()] = fast
+            self._prepare(kind, name, item)
         self._recount(kind)
         self._forget_pages(kind)
 
@@ -313,7 +321,7 @@ class Registry:
             for each in self.extensions:
                 collected.update(getattr(each, theirs))
 
-    def extension_handler(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+    def extension_handler(self, method: str, revision: Revision) -> Handler | None:
         """Return an extension's handler for a method in a revision."""
         for extension in self.extensions:
             if method in extension.methods and revision.date in extension.revisions:
@@ -407,9 +415,8 @@ class Registry:
             start = 0 if cursor is None else _start(kind, names, cursor)
             end = start + self._page_size
             describe = revisions.tool if kind == "tools" else revisions.project_item
-            result: dict[str, Any] = {
-                _MEMBERS[kind]: [describe(items[name].describe(), revision) for name in names[start:end]]
-            }
+            member = "resourceTemplates" if kind == "templates" else kind
+            result: dict[str, Any] = {member: [describe(items[name].describe(), revision) for name in names[start:end]]}
             if end < len(names):
                 result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{names[end - 1]}".encode()).decode()
             if revision.result_type:
@@ -471,8 +478,8 @@ class Registry:
         Raises:
             ValueError: The argument doesn't exist. The text lists the existing ones.
         """
-        items = (self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
-        item: Prompt | Template | None = next((each[reference] for each in items if reference in each), None)
+        items = ChainMap[str, Any](self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
+        item: Prompt | Template | None = items.get(reference)
         if item is not None and argument not in item.parameters:
             known = ", ".join(map(repr, item.parameters)) or "none"
             raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}")

@@ -14,7 +14,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
-from millstream._server.functions.results import encode_contents, encode_messages
+from millstream._server.functions.engine import encode_contents, encode_messages
 
 
 class PromptOptions(Labels, total=False):
@@ -28,7 +28,7 @@ class PromptOptions(Labels, total=False):
 
 
 class Prompt(Item):
-    """A registered prompt."""
+    """A prompt from any source: ``Prompt(ItemSource("greet", run, read, schema={"properties": {"name": {}}}))``"""
 
     kind = "prompts"
 
@@ -48,6 +48,10 @@ class Prompt(Item):
 
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result for the call's revision.
+
+        Args:
+            value: What the prompt's function returned.
+            call: The call.
 
         Raises:
             LocalError: The value doesn't consist of messages.
@@ -71,9 +75,8 @@ def prompt_of(function: Callable[..., Any], *, home: object = None, **options: U
         TypeError, ValueError: The function can't be a prompt. The text says what to change.
     """
     check_options(name_of(function), options, PromptOptions)
-    rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
-    return Prompt(source_of(function, "prompt", home=home, **about), **rest)
+    source, rest = source_of(function, "prompt", home, options)
+    return Prompt(source, **rest)
 
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
@@ -102,7 +105,7 @@ class ResourceOptions(ResourceLabels, total=False):
 
 
 class Readable(Item):
-    """The common part of resources and templates."""
+    """The common part of resources and templates: ``if isinstance(item, Readable): print(item.mime_type)``"""
 
     kind = "resources"
 
@@ -122,6 +125,11 @@ class Readable(Item):
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """Return the members of the result of reading a URI, for the call's revision.
 
+        Args:
+            value: What the function returned.
+            uri: The URI.
+            call: The call.
+
         Raises:
             LocalError: The value is `None`, which isn't content.
         """
@@ -130,12 +138,16 @@ class Readable(Item):
         return members + HINTS if call.revision.result_type else members
 
     def unwrap(self, value: Any) -> Any:
-        """Return a value of `run` in the form that functions of this server receive when they read the resource."""
+        """Return a value of `run` in the form that functions of this server receive when they read the resource.
+
+        Args:
+            value: The value.
+        """
         return value
 
 
 class Resource(Readable):
-    """A resource with one URI. It takes no arguments."""
+    """A resource with one URI. It takes no arguments: ``Resource("shop://opening-hours", source)``"""
 
     naming = "uri"
 
@@ -157,12 +169,20 @@ class Pattern(Protocol):
         ...
 
     def match(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables in a URI, or None if the URI doesn't match."""
+        """Return the values of the variables in a URI, or None if the URI doesn't match.
+
+        Args:
+            uri: The URI that a client reads.
+        """
         ...
 
 
 class Template(Readable):
-    """A family of resources. The variables of its URI are its arguments."""
+    """A family of resources. The variables of its URI are its arguments.
+
+    Example:
+        ``Template("shop://books/{isbn}", ItemSource("book", run, read, schema={"properties": {"isbn": {}}}))``
+    """
 
     naming = "uriTemplate"
 
@@ -210,6 +230,5 @@ def resource_of(
     check_options(name_of(function), options, ResourceOptions, Annotations)
     if not _SCHEME.match(uri):
         raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'")
-    rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
-    return (Template if "{" in uri else Resource)(uri, source_of(function, "resource", home=home, **about), **rest)
+    source, rest = source_of(function, "resource", home, options)
+    return (Template if "{" in uri else Resource)(uri, source, **rest)

@@ -1,13 +1,20 @@
 """The data that a registry item works with, and its creation from a Python function.
 
-A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three: `source_of`
-creates it from a function, `source_from_schema` from a schema and a callable.
+A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three, and
+`source_of` creates it from a function.
+
+The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
+function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
+error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
+error doesn't turn the failure into a success. Completers, ``f(value, arguments)``, can have dependencies, too.
 """
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
-from functools import partial
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, ClassVar, Self
 
@@ -15,22 +22,195 @@ from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
 from millstream._protocol.notifications import CompleteRequestParams
-from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.principal import Principal
-from millstream._server.calls.access import check_scopes
-from millstream._server.calls.call import Call
-from millstream._server.calls.context import Context, send_progress
+from millstream._server.calls.call import Call, check_scopes
+from millstream._server.calls.context import Context, send_progress, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
-from millstream._server.features.dependency_resolver import CONTEXTS, call_with_dependencies
 from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
-from millstream._server.functions.arguments import decode_of, read_arguments, read_checked, read_texts
-from millstream._server.functions.dependencies import plan_dependencies
+from millstream._server.functions.dependencies import (
+    Dependency,
+    PlannedDependency,
+    dependencies_in,
+    hints_of,
+    plan_dependencies,
+    plan_dependency,
+)
 from millstream._server.functions.description import Labels, Names
-from millstream._server.functions.engine import SchemaCheck
-from millstream._server.functions.outputs import Output
+from millstream._server.functions.engine import as_text
+from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
-from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
-from millstream._server.functions.results import as_text, output_from_schema
+from millstream._server.functions.plan import CallInputs, Invoker, Plan, decode_of, plan, read_arguments, read_texts
+
+CONTEXTS = (Context, SyncContext)
+Exit = Callable[[BaseException | None], Awaitable[Any]]
+
+
+async def call_with_dependencies(
+    call: Call,
+    home: object,
+    dependencies: Mapping[str, PlannedDependency],
+    work: Callable[[dict[str, Any]], Awaitable[Any]],
+) -> Any:
+    """Run the work of a call with the values of its dependencies, and close what was opened for it."""
+    resolution, result, failed = _Resolution(call, home), None, None
+    try:
+        result = await work(await resolution.values(dependencies))
+    except BaseException as exc:
+        failed = exc
+    try:
+        failed = await resolution.close(failed)
+        if failed is not None:
+            raise failed
+    finally:
+        del failed  # its traceback refers to this frame
+    return result
+
+
+class _Resolution:
+    """The dependencies of one call."""
+
+    def __init__(self, call: Call, home: object) -> None:
+        self._call = call
+        self._context = shared_context(call, home)
+        self._overrides = call.services.overrides_of(home)
+        self._values: dict[Callable[..., Any], Any] = {}
+        self._exits: list[Exit] = []
+        self._waits: Waits | None = None
+
+    async def values(self, dependencies: Mapping[str, PlannedDependency]) -> dict[str, Any]:
+        """Return the values of parameters."""
+        return {name: await self._value(planned) for name, planned in dependencies.items()}
+
+    async def close(self, failed: BaseException | None) -> BaseException | None:
+        """Close the opened dependencies.
+
+        Args:
+            failed: The error that ended the call, if any.
+
+        Returns:
+            The same error, or the one raised while closing.
+        """
+        while self._exits:
+            try:
+                await self._exits.pop()(failed)
+            except BaseException as exc:
+                failed = exc
+        if self._waits is not None:
+            self._waits.abandon()
+        return failed
+
+    async def _value(self, planned: PlannedDependency) -> Any:
+        if planned.key in self._overrides:
+            planned = _override(self._overrides[planned.key])
+        if planned.key not in self._values:
+            self._values[planned.key] = await self._make(planned)
+        return self._values[planned.key]
+
+    async def _make(self, planned: PlannedDependency) -> Any:
+        arguments = await self.values(planned.dependencies)
+        if planned.context is not None:
+            arguments[planned.context] = self._sync_context() if planned.threaded else self._context
+        if planned.how == "awaitable":
+            return await planned.make(**arguments)
+        if planned.how == "async manager":
+            manager = planned.make(**arguments)
+            value = await manager.__aenter__()
+            self._exits.append(lambda exc: manager.__aexit__(*_exc_info(exc)))
+            return value
+        if planned.how == "manager":
+            return await self._enter(_ManagerSlot(planned.make, arguments), threaded=planned.threaded)
+        if planned.threaded:
+            return await self._call.services.threads.run(_call, planned.make, arguments, owner=self._call.owner)
+        return planned.make(**arguments)
+
+    async def _enter(self, slot: "_ManagerSlot", *, threaded: bool) -> Any:
+        threads = self._call.services.threads
+
+        async def leave(exc: BaseException | None) -> None:
+            # The closing thread waits until the opening one is done, even if the call is cancelled.
+            if threaded:
+                await threads.run_anyway(slot.leave, exc)
+            else:
+                slot.leave(exc)
+
+        self._exits.append(leave)
+        return await threads.run(slot.enter, owner=self._call.owner) if threaded else slot.enter()
+
+    def _sync_context(self) -> SyncContext:
+        if self._waits is None:
+            self._waits = Waits(self._context, asyncio.get_running_loop())
+        return SyncContext(self._context, self._waits)
+
+
+class _ManagerSlot:
+    """A context manager that one thread enters and another can exit."""
+
+    def __init__(self, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        self._make = make
+        self._arguments = arguments
+        self._manager: Any = None
+        self._lock = threading.Lock()
+
+    def enter(self) -> Any:
+        with self._lock:
+            manager = self._make(**self._arguments)
+            value = manager.__enter__()
+            self._manager = manager
+            return value
+
+    def leave(self, exc: BaseException | None) -> None:
+        with self._lock:
+            if self._manager is not None:
+                self._manager.__exit__(*_exc_info(exc))
+
+
+def _exc_info(exc: BaseException | None) -> tuple[Any, Any, Any]:
+    return (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
+
+
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    return function(**arguments)
+
+
+@lru_cache(maxsize=1024)
+def _override(function: Callable[..., Any]) -> PlannedDependency:
+    return plan_dependency(Dependency(function), CONTEXTS)
+
+
+class CompleterFunction(Struct, frozen=True, eq=False):
+    """A completer with dependencies."""
+
+    run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
+
+
+def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | CompleterFunction:
+    """Return a completer for the registry: the function itself if it has no dependencies.
+
+    Raises:
+        TypeError: A dependency is invalid.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function written in C
+        return function
+    dependencies = dependencies_in(signature, hints_of(function))
+    if not dependencies:
+        return function
+    planned = plan_dependencies(dependencies, CONTEXTS)
+    awaited = inspect.iscoroutinefunction(function)
+
+    async def run(value: str, known: Mapping[str, str], call: Call) -> Any:
+        def ask(values: dict[str, Any]) -> Awaitable[Any]:
+            if awaited:
+                found: Awaitable[Any] = function(value, known, **values)
+                return found
+            return call.services.threads.run(partial(function, value, known, **values), owner=call.owner)
+
+        return await call_with_dependencies(call, home, planned, ask)
+
+    return CompleterFunction(run)
+
 
 Read = Callable[[Any], Any]
 """Reads arguments: the JSON of a tool, or the texts of a prompt or template. Raises `ArgumentError` if they're
@@ -39,7 +219,15 @@ invalid.
 
 
 def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
-    """Return a `run` that checks the caller's scopes, or `run` itself if it needs none."""
+    """Return a `run` that checks the caller's scopes, or `run` itself if it needs none.
+
+    Args:
+        run: The function to protect.
+        scopes: Scopes, all of which the caller needs.
+
+    Example:
+        ``item.run = require_scopes(item.run, frozenset({"orders:write"}))``
+    """
     if not scopes:
         return run
 
@@ -51,7 +239,14 @@ def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
 
 
 class ItemSource(Struct, frozen=True):
-    """The arguments, description, and callable of an item."""
+    """The arguments, description, and callable of an item.
+
+    Example:
+        >>> async def run(arguments: dict[str, Any], call: Call) -> int:
+        ...     return arguments["a"] + arguments["b"]
+        >>> schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+        >>> host.registry.add("tools", "add", Tool(ItemSource("add", run, msgspec.json.decode, schema=schema)))
+    """
 
     name: str
     run: Run
@@ -78,7 +273,11 @@ class ItemSource(Struct, frozen=True):
         return tuple(self.schema.get("properties", ()))
 
     def choices(self, argument: str) -> list[str]:
-        """Return all values of an argument that is an enum, `Literal`, or `bool`; otherwise an empty list."""
+        """Return all values of an argument that is an enum, `Literal`, or `bool`; otherwise an empty list.
+
+        Args:
+            argument: Name of the argument.
+        """
         node = self.schema.get("properties", {}).get(argument, {})
         choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
         return [str(each) for each in choices]
@@ -87,6 +286,9 @@ class ItemSource(Struct, frozen=True):
 class Item:
     """The common part of tools, prompts, resources, and templates: visibility, arguments, execution, and
     description.
+
+    Example:
+        ``item.visible = lambda principal: principal is not None`` hides it from anonymous callers.
     """
 
     kind: ClassVar[str]
@@ -116,86 +318,60 @@ class Item:
         return self._described
 
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """Return the members of a completion result, or None to use the registry's completers."""
+        """Return the members of a completion result, or None to use the registry's completers.
+
+        Args:
+            params: The argument to complete, and the values of others.
+            call: The call.
+        """
         return None
 
     def within(self, hooks: Hooks) -> Self:
-        """Return a copy of the item with its server's middleware around it."""
+        """Return a copy of the item with its server's middleware around it.
+
+        Args:
+            hooks: The middleware.
+        """
         other = copy.copy(self)
         other.path = (hooks, *self.path)
         other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
         return other
 
     def with_name(self, name: str) -> Self:
-        """Return a copy of the item with another name or URI."""
+        """Return a copy of the item with another name or URI.
+
+        Args:
+            name: The new name or URI.
+        """
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, self.naming: name}
         return other
 
 
-def source_from_schema(
-    name: str,
-    run: Run,
-    *,
-    input_schema: Schema,
-    output_schema: Schema | None = None,
-    description: str = "",
-) -> ItemSource:
-    """Return a source without a function. `run` receives the arguments as a dict that matches the schema.
-
-    Raises:
-        ValueError: The schema is invalid.
-        ImportError: The extra for schema checks isn't installed.
-    """
-    check = SchemaCheck(input_schema, whole="the arguments")
-    return ItemSource(
-        name,
-        run,
-        lambda raw: read_checked(raw, f"tool {name!r}", input_schema, check),
-        description=description,
-        schema=input_schema,
-        output=None if output_schema is None else output_from_schema(output_schema),
-        headers=find_annotations(input_schema),
-    )
+_PLANNED = ("name", "input_schema", "output_schema", "coerce")
+"""Options for `plan`."""
 
 
 def source_of(
-    function: Callable[..., Any],
-    kind: Kind,
-    *,
-    home: object = None,
-    name: str | None = None,
-    thread: bool = True,
-    input_schema: Schema | None = None,
-    output_schema: Schema | None = None,
-    coerce: bool = False,
-) -> ItemSource:
-    """Return a source for a function.
+    function: Callable[..., Any], kind: Kind, home: object, options: Mapping[str, Any]
+) -> tuple[ItemSource, dict[str, Any]]:
+    """Return a source for a function, and the options that it doesn't use.
 
     Args:
         function: Any callable with a signature.
         kind: The kind of item.
         home: The server it's registered on, which can be mounted on the running one.
-        name: A name instead of the function's.
-        thread: Whether a `def` function runs in a worker thread.
-        input_schema, output_schema: Handwritten schemas.
-        coerce: See `plan`.
+        options: The checked options of a decorator.
 
     Raises:
         TypeError, ValueError, ImportError: As for `plan`, or the function takes the wrong kind of context.
     """
-    made = plan(
-        function,
-        kind=kind,
-        contexts=CONTEXTS,
-        name=name,
-        input_schema=input_schema,
-        output_schema=output_schema,
-        coerce=coerce,
-    )
+    rest = dict(options)
+    thread: bool = rest.pop("thread", True)
+    made = plan(function, kind=kind, contexts=CONTEXTS, **{name: rest.pop(name) for name in _PLANNED if name in rest})
     direct = made.check is None
-    return ItemSource(
+    source = ItemSource(
         made.name,
         runner(made, thread=thread, home=home),
         (lambda raw: read_arguments(made, raw)) if kind == "tool" else (lambda texts: read_texts(made, texts)),
@@ -208,6 +384,7 @@ def source_of(
         code=made.code,
         untyped=made.untyped,
     )
+    return source, rest
 
 
 def runner(plan: Plan, *, thread: bool, home: object) -> Run:
@@ -236,15 +413,11 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
         return _in_thread(plan, home, call_function)
     if plan.is_generator:
         return _run_generator(plan, home, call_function)
-    if plan.is_async:
-        if wants_context:
-            return lambda arguments, call: call_function(arguments, Context(call, home))
-        return call_function  # it ignores the context argument
-
-    async def run(arguments: Any, call: Call) -> Any:
-        return call_function(arguments, Context(call, home) if wants_context else None)
-
-    return run
+    if not plan.is_async:
+        return _plain(plan, home, call_function)
+    if wants_context:
+        return lambda arguments, call: call_function(arguments, Context(call, home))
+    return call_function  # it ignores the context argument
 
 
 def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:
@@ -264,9 +437,11 @@ def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:
 
 
 def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
+    is_async, wants_context = plan.is_async, plan.context_parameter is not None
+
     async def run(arguments: Any, call: Call) -> Any:
-        value = call_function(arguments, Context(call, home))
-        return await value if plan.is_async else value
+        value = call_function(arguments, Context(call, home) if wants_context else None)
+        return await value if is_async else value
 
     return run
 

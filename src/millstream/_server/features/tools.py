@@ -27,21 +27,21 @@ from millstream._protocol.metadata import (
     CLIENT_CAPABILITIES,
     CLIENT_KEY,
     LOG_LEVEL_KEY,
-    LOG_LEVELS,
     TASKS,
     VERSION_KEY,
     Implementation,
+    LogLevel,
     ProgressToken,
 )
 from millstream._protocol.param_headers import ParamHeader
-from millstream._protocol.revisions import NEWEST, Revision
+from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
+from millstream._server.functions.engine import ToolResult, encode_result, encode_value
 from millstream._server.functions.msgspec_engine import dec_hook
-from millstream._server.functions.results import ToolResult, encode_result, encode_value
 
 
 class ToolOptions(Labels, total=False):
@@ -94,7 +94,7 @@ _SCALAR_RESULTS = {
 
 
 class TaskRules(Struct, frozen=True):
-    """How the calls of a tool become tasks; see `ToolOptions`."""
+    """How the calls of a tool become tasks: ``TaskRules(required=True)``. See `ToolOptions`."""
 
     required: bool = False
     ttl: float | None = None
@@ -103,7 +103,7 @@ class TaskRules(Struct, frozen=True):
 
 
 class Tool(Item):
-    """A registered tool."""
+    """A tool from any source: ``Tool(ItemSource("add", run, read, schema=schema), limit="10/minute")``"""
 
     kind = "tools"
 
@@ -175,6 +175,10 @@ class Tool(Item):
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result for the call's revision.
 
+        Args:
+            value: What the tool's function returned.
+            call: The call.
+
         Raises:
             LocalError: The value doesn't match the tool's output schema.
         """
@@ -185,24 +189,17 @@ class Tool(Item):
                 return b'"content":[{"type":"text","text":%b}]' % data
             return _SCALAR_RESULTS[revision.structured] % ((data,) if revision.structured == "none" else (data, data))
         if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
-            return self._encode_wrapped(value)
+            data = encode_value(value, self._output)
+            text = encode_json(data.decode())
+            return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (text, data)
         if isinstance(value, ToolResult):
             call.meta = value.meta
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
-        return members if self._fits(revision) else revisions.tool_result(members, revision, wraps=self.wraps)
-
-    def _fits(self, revision: Revision) -> bool:
-        """Return whether results look the same in a revision as in the newest."""
-        return revision.structured == "object" and self._output is not None and not self.wraps
-
-    def _encode_wrapped(self, value: Any) -> bytes:
-        data = encode_value(value, self._output)
-        return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
-            encode_json(data.decode()),
-            data,
-        )
+        # Results with a schema of an object look the same as in the newest revision.
+        same = revision.structured == "object" and self._output is not None and not self.wraps
+        return members if same else revisions.tool_result(members, revision, wraps=self.wraps)
 
 
 def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
@@ -217,10 +214,8 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
         TypeError, ValueError, ImportError: The function can't be a tool. The text says what to change.
     """
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
-    rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "coerce") if key in rest}
+    source, rest = source_of(function, "tool", home, options)
     rest["task"] = _task_rules(name_of(function), rest)
-    source = source_of(function, "tool", home=home, **about)
     check_name(source.name, source.code)
     return Tool(source, **rest)
 
@@ -280,16 +275,13 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
         known = CLIENT_CAPABILITIES.get(name, tuple(CLIENT_CAPABILITIES))
         odd = [name] if name not in CLIENT_CAPABILITIES else [each for each in inner if known and each not in known]
         if known and odd:
+            where = name if name == odd[0] else f"{name}.{odd[0]}"
             warn_author(
-                f"{source.name}: only clients that declare the capability {_path(name, odd[0])!r} can call it, "
+                f"{source.name}: only clients that declare the capability {where!r} can call it, "
                 f"but MCP doesn't define that name; {suggest(odd[0], known)}. Capabilities of your own clients "
                 "belong under 'extensions' or 'experimental'",
                 source.code,
             )
-
-
-def _path(name: str, inner: str) -> str:
-    return name if name == inner else f"{name}.{inner}"
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:
@@ -323,7 +315,7 @@ class _Meta(
     version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
-    log_level: Literal[*LOG_LEVELS] | UnsetType = UNSET  # type: ignore[valid-type]  # one list of levels
+    log_level: LogLevel | UnsetType = UNSET
     token: ProgressToken | UnsetType = UNSET
 
 
@@ -339,24 +331,24 @@ class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: _HandshakeMeta = _HandshakeMeta()
 
 
-class _HandshakeCall(Struct, gc=False):
+class _Message(Struct, gc=False):
     jsonrpc: Literal["2.0"]
-    id: int | str
-    method: Literal["tools/call"]
-    params: _HandshakeParams
     result: UnsetType = UNSET
     """Never present: a message with it isn't a request. The same applies to `error`."""
     error: UnsetType = UNSET
 
 
-class _HandshakeMessage(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
-    method: str
+class _HandshakeCall(_Message, kw_only=True, gc=False):
+    id: int | str
+    method: Literal["tools/call"]
+    params: _HandshakeParams
+
+
+class _HandshakeMessage(_Message, kw_only=True, gc=False):
     id: int | str | UnsetType = UNSET
     """Missing in a notification."""
+    method: str
     params: Raw = Raw(b"")
-    result: UnsetType = UNSET
-    error: UnsetType = UNSET
 
 
 class _ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
@@ -375,13 +367,10 @@ class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: _Meta
 
 
-class _Request(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
+class _Request(_Message, kw_only=True, gc=False):
     id: int | str
     method: str
     params: Raw
-    result: UnsetType = UNSET
-    error: UnsetType = UNSET
 
 
 decode_request = msgspec.json.Decoder(_Request).decode
@@ -399,13 +388,10 @@ class _RawParams(Struct, gc=False, rename={"meta": "_meta", "responses": "inputR
     """A state must be verified first, on the exact path."""
 
 
-class _RawCall(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
+class _RawCall(_Message, kw_only=True, gc=False):
     id: int | str
     method: Literal["tools/call"]
     params: _RawParams
-    result: UnsetType = UNSET
-    error: UnsetType = UNSET
 
 
 _decode_raw_call = msgspec.json.Decoder(_RawCall).decode
@@ -414,11 +400,11 @@ for each would take a millisecond to create.
 """
 
 
-class PreparedCall(Struct, frozen=True, eq=False):
+class PreparedCall(Struct, eq=False):
     """The decoder for calls of one tool."""
 
     tool: Tool
-    decode: Any
+    decode: Callable[[bytes], Any]
     """bytes -> struct with `id` and `params`. Raises msgspec.DecodeError for everything but the common case."""
 
     @staticmethod
@@ -426,34 +412,23 @@ class PreparedCall(Struct, frozen=True, eq=False):
         """Return the fast path of a tool, or None if its calls need checks that a typed decoder can't do."""
         if not tool.plain:
             return None
-        decode = _in_two_steps(tool) if tool.struct is None else _in_one_step(tool.name, tool.struct)
-        return PreparedCall(tool, decode if tool.task is None else _without_task(decode))
+
+        def decode_first(body: bytes) -> Any:
+            # Many tools are never called, and a decoder takes half a millisecond to create.
+            decode = _in_two_steps(tool) if tool.struct is None else _in_one_step(tool.name, tool.struct)
+            prepared.decode = decode if tool.task is None else _without_task(decode)
+            return prepared.decode(body)
+
+        prepared = PreparedCall(tool, decode_first)
+        return prepared
 
 
 def _in_one_step(name: str, arguments: Any) -> Callable[[bytes], Any]:
-    fields: list[Any] = [
-        ("name", Literal[name]),
-        ("meta", _Meta, msgspec.field(name="_meta")),
-    ]
-    if any(field.required for field in msgspec.structs.fields(arguments)):
-        fields.append(("arguments", arguments))
-    else:
-        fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
-    fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
-    fields.append(("state", UnsetType, msgspec.field(default=UNSET, name="requestState")))
-    params = msgspec.defstruct("Params", fields, gc=False)
-    envelope = msgspec.defstruct(
-        "Envelope",
-        [
-            ("jsonrpc", Literal["2.0"]),
-            ("id", int | str),
-            ("method", Literal["tools/call"]),
-            ("params", params),
-            ("result", UnsetType, UNSET),
-            ("error", UnsetType, UNSET),
-        ],
-        gc=False,
-    )
+    required = any(field.required for field in msgspec.structs.fields(arguments))
+    default: list[Any] = [] if required else [msgspec.field(default_factory=arguments)]
+    fields: list[Any] = [("name", Literal[name]), ("arguments", arguments, *default)]
+    params = msgspec.defstruct("Params", fields, bases=(_RawParams,), kw_only=True, gc=False)
+    envelope = msgspec.defstruct("Envelope", [("params", params)], bases=(_RawCall,), kw_only=True, gc=False)
     return msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
 
 

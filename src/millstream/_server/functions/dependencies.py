@@ -1,7 +1,7 @@
 """Python callables: whether they can be registered, their names, annotations, and context parameters, and `Depends`,
 which fills in a parameter by another function instead of the client.
 
-Dependencies are planned at registration, so mistakes are reported then. `features.dependency_resolver` resolves them
+Dependencies are planned at registration, so mistakes are reported then. `features.sources` resolves them
 per call.
 """
 

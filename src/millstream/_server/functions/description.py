@@ -201,6 +201,9 @@ def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, 
     return {key: value for key, value in members.items() if value is not None}
 
 
+_OTHER_STYLES = re.compile(r"^\s*(?:[:@]|--)", re.MULTILINE)
+
+
 def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Return the docstring's text before its first section, and the description of each parameter.
 
@@ -210,8 +213,10 @@ def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     if "\n" not in text:
         return text, {}
     parser = import_module("docstring_parser")
+    # Only Google style has no marks at the beginning of a line.
+    style = parser.Style.AUTO if _OTHER_STYLES.search(text) else parser.Style.GOOGLE
     try:
-        found = parser.parse(text)
+        found = parser.parse(text, style)
     except parser.ParseError:
         return text, {}
     parameters = {each.arg_name.lstrip("*"): each.description for each in found.params if each.description}
@@ -226,8 +231,8 @@ CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length"
 
 def constraint_text(meta: Meta) -> str:
     """Return a constraint as it's written in a program: ``Field(ge=3)``."""
-    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
-    return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
+    said = ((name, getattr(meta, name)) for name in (*CONSTRAINTS, "title", "description"))
+    return f"Field({', '.join(f'{name}={value!r}' for name, value in said if value is not None)})"
 
 
 @suggest_keywords
@@ -278,8 +283,10 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     keywords = dict(extra or {})
     if header is not None:
         keywords[HEADER_KEYWORD] = header
-    if pattern is not None:
-        _check_pattern(pattern)
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error
     for low, high in ((ge, le), (gt, lt), (ge, lt), (gt, le), (min_length, max_length)):
         if low is not None and high is not None and low > high:
             raise ValueError(f"Field: no value lies between {low} and {high}")
@@ -299,10 +306,3 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
         extra_json_schema=keywords or None,
         extra=None if default is NODEFAULT else {"default": default},
     )
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error

@@ -1,26 +1,239 @@
-"""Parameters that clients fill in, and the rules for their schemas in tools, resources, and prompts.
+"""Parameters that clients fill in, their annotations, and the rules for their schemas in tools, resources, and prompts.
 
 Problems of a parameter are found at registration, here or by the engine. The message names the parameter and what
-works.
+works. This module doesn't import pydantic, because a program that uses it already has.
 """
 
+import collections.abc
 import inspect
-from typing import Annotated, Any, Literal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from decimal import Decimal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 from msgspec import NODEFAULT, Meta, Struct
 
 from millstream._protocol.json_schema import Schema, drop_modules, drop_null, is_array, is_object, type_text
-from millstream._server.functions.annotations import (
-    alias_in,
-    default_in,
-    described_in,
-    is_pydantic_field,
-    join_annotation,
-    normalize,
-    split_annotation,
-)
 from millstream._server.functions.dependencies import RegistrationError
-from millstream._server.functions.description import HEADER_KEYWORD
+from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
+
+UNIONS = (Union, UnionType)
+COLLECTIONS: tuple[Any, ...] = (
+    *(list, set, frozenset, tuple, dict),
+    *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Set", "MutableSet")),
+    *(collections.abc.Mapping, collections.abc.MutableMapping),
+)
+"""Generic types whose parameters are normalized, too."""
+_TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
+_NUMBERS = (int, float, Decimal)
+_BUILTINS = (str, int, float, bool, bytes, list, dict, set, frozenset, tuple, Decimal)
+_PYDANTIC = ("pydantic", "pydantic_core", "pydantic_extra_types", "annotated_types")
+_PYDANTIC_MARKS = ("__get_pydantic_core_schema__", "__pydantic_validator__", "__pydantic_config__")
+
+
+def unwrap_alias(annotation: Any) -> Any:
+    """Return the target of an outermost `NewType` or alias (``type Age = int``, PEP 695)."""
+    while True:
+        alias = get_origin(annotation) or annotation
+        if isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif type(alias).__name__ == "TypeAliasType":
+            parts = get_args(annotation)
+            annotation = alias.__value__[parts] if parts else alias.__value__
+        else:
+            return annotation
+
+
+def has_fields(kind: Any) -> bool:
+    """Return whether a class is a dataclass, TypedDict, NamedTuple, or Struct."""
+    marked = is_dataclass(kind) or hasattr(kind, "__total__") or hasattr(kind, "_fields")
+    return isinstance(kind, type) and (marked or issubclass(kind, Struct))
+
+
+def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type and metadata of the outermost ``Annotated``, with aliases resolved."""
+    annotation = unwrap_alias(annotation)
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0], get_args(annotation)[1:]
+    return annotation, ()
+
+
+def join_annotation(annotation: Any, metadata: tuple[Any, ...]) -> Any:
+    """Return a type with metadata. The reverse of `split_annotation`."""
+    return Annotated[annotation, *metadata] if metadata else annotation
+
+
+def normalize(annotation: Any) -> Any:
+    """Return an annotation in the form that both engines read.
+
+    `object` means anything, a string in ``Annotated`` is a description, and our bounds on a union go to the members
+    that they fit.
+
+    Raises:
+        RegistrationError: A bound doesn't fit the type.
+    """
+    annotation, metadata = split_annotation(annotation)
+    metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
+    origin = get_origin(annotation)
+    if origin in UNIONS:
+        members = [normalize(part) for part in get_args(annotation)]
+        for meta in metadata:
+            members = _distribute_bounds(members, meta)
+        annotation = union_of(members)
+        metadata = tuple(
+            Meta(**{name: getattr(each, name) for name in _TEXTS}) if isinstance(each, Meta) else each
+            for each in metadata
+        )
+    elif origin in COLLECTIONS:
+        annotation = origin[*(part if part is ... else normalize(part) for part in get_args(annotation))]
+    elif annotation is object:
+        annotation = Any
+    if annotation in _BUILTINS:
+        for meta in metadata:
+            _distribute_bounds([annotation], meta)
+    return join_annotation(annotation, metadata)
+
+
+def union_of(members: list[Any]) -> Any:
+    """Return the union of types."""
+    union: Any = Union
+    return union[tuple(members)]
+
+
+def _distribute_bounds(members: list[Any], meta: Any) -> list[Any]:
+    """Put the bounds of our `Field` on the union members that they fit."""
+    bounds = {name: value for name in CONSTRAINTS if (value := getattr(meta, name, None)) is not None}
+    if not isinstance(meta, Meta) or not bounds:
+        return members
+    fitting = [_makes_sense(bounds, member) for member in members]
+    if not any(fitting):
+        raise RegistrationError(
+            f"{constraint_text(meta)} applies to none of the types {' | '.join(map(type_text, members))}"
+        )
+    return [
+        Annotated[member, Meta(**bounds)] if fits else member for member, fits in zip(members, fitting, strict=True)
+    ]
+
+
+def _makes_sense(bounds: Mapping[str, Any], member: Any) -> bool:
+    kind: Any = split_annotation(member)[0]
+    kind = get_origin(kind) or kind
+    if not isinstance(kind, type) or kind is NoneType:
+        return False
+    if "pattern" in bounds:
+        return kind is str
+    if "min_length" in bounds or "max_length" in bounds:
+        return issubclass(kind, collections.abc.Sized)
+    return kind in _NUMBERS
+
+
+def default_in(metadata: tuple[Any, ...]) -> Any:
+    """Return the default in our `Field`, or `NODEFAULT`. A default in ``pydantic.Field`` stays there."""
+    given = [(each.extra or {}).get("default", NODEFAULT) for each in metadata if isinstance(each, Meta)]
+    return next((each for each in given if each is not NODEFAULT), NODEFAULT)
+
+
+def alias_in(metadata: tuple[Any, ...]) -> str | None:
+    """Return the alias in ``pydantic.Field``.
+
+    Raises:
+        TypeError: The alias isn't a name.
+    """
+    for item in metadata:
+        if is_pydantic_field(item):
+            alias = item.validation_alias if item.validation_alias is not None else item.alias
+            if isinstance(alias, str):
+                return alias
+            if alias is not None:
+                raise TypeError("an alias must be one name, not a path or choices")
+    return None
+
+
+def is_pydantic_field(item: Any) -> bool:
+    """Return whether an object is a ``pydantic.Field``."""
+    fields = sys.modules.get("pydantic.fields")  # pydantic loads it with the first field.
+    return fields is not None and isinstance(item, fields.FieldInfo)
+
+
+def needs_pydantic(annotation: Any) -> bool:
+    """Return whether a type needs pydantic: models, validators, or pydantic's own types.
+
+    Raises:
+        RegistrationError: pydantic would ignore a bound of our `Field`.
+    """
+    if "pydantic" not in sys.modules and "annotated_types" not in sys.modules:
+        return False
+    found = False
+    for holder, item in parts_of(annotation):
+        if isinstance(item, Meta) and hasattr(holder, "__pydantic_fields__"):
+            _check_seen(holder, item)
+        found = found or _is_pydantic(item)
+    return found
+
+
+def _check_seen(holder: Any, item: Meta) -> None:
+    if any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra")):
+        raise RegistrationError(
+            f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}. "
+            f"Write pydantic.{constraint_text(item)} there"
+        )
+
+
+def _is_pydantic(item: Any) -> bool:
+    home = (item if isinstance(item, type) else type(item)).__module__.partition(".")[0]
+    return home in _PYDANTIC or any(hasattr(item, mark) for mark in _PYDANTIC_MARKS)
+
+
+def has_pydantic_members(kind: type) -> bool:
+    """Return whether a class has pydantic validators or configuration."""
+    return hasattr(kind, "__pydantic_config__") or any(map(_is_pydantic, members_of(kind)))
+
+
+def members_of(kind: type) -> list[Any]:
+    """Return the values in the bodies of a class and its bases."""
+    return [value for each in kind.__mro__ for value in vars(each).values()]
+
+
+def has_meta(kind: Any) -> bool:
+    """Return whether a class has bounds or texts of our `Field` in its fields, at any depth."""
+    return any(isinstance(item, Meta) for _, item in parts_of(kind))
+
+
+def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) -> Iterator[tuple[Any, Any]]:
+    """Yield the classes in a type and their ``Annotated`` metadata, each with the class that has it in a field."""
+    seen = set() if seen is None else seen
+    annotation = unwrap_alias(annotation)
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Literal:
+        return
+    if kind is Annotated:
+        yield from ((holder, item) for item in parts[1:])
+        parts = parts[:1]
+    for part in parts:
+        yield from parts_of(part, holder, seen)
+    if isinstance(kind, type) and kind not in seen:
+        seen.add(kind)
+        yield holder, kind
+        for hint, items in _fields_of(kind):
+            yield from ((kind, item) for item in items)
+            yield from parts_of(hint, kind, seen)
+
+
+def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield the type of each field of a class, and the values beside it."""
+    if hasattr(kind, "__pydantic_fields__"):
+        for info in kind.__pydantic_fields__.values():
+            yield info.annotation, [*info.metadata, info.default]
+    elif has_fields(kind):
+        try:
+            hints = get_type_hints(kind, include_extras=True)
+        except NameError:
+            return  # of a class inside a function: the engine says so
+        yield None, members_of(kind)  # defaults, `field_validator`
+        yield from ((hint, []) for hint in hints.values())
+
 
 Kind = Literal["tool", "resource", "prompt"]
 
@@ -85,7 +298,7 @@ def parameter_of(
     if default is None:
         annotation = annotation | None
     description = descriptions.get(parameter.name)
-    if description and not described_in(metadata):
+    if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
 

@@ -1,12 +1,15 @@
 """The plan of a function: everything about calling it that is known at registration.
 
 A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
-possible. Only that closure runs per call. Its arguments come from `arguments`.
+possible. Only that closure runs per call, after its arguments are read from JSON or texts.
+
+Arguments that the decoder refuses are examined again. Large ones are never walked in Python.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from types import CodeType
 from typing import Any, Never, NoReturn, get_args, get_origin
 
@@ -14,9 +17,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from millstream._protocol.json_schema import Schema, drop_modules
+from millstream._protocol.errors import shorten
+from millstream._protocol.json_schema import Schema, drop_modules, is_integral
+from millstream._protocol.jsonrpc import too_many_values
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._server.functions.annotations import normalize
 from millstream._server.functions.dependencies import (
     Dependency,
     RegistrationError,
@@ -29,18 +33,26 @@ from millstream._server.functions.dependencies import (
     warn_author,
 )
 from millstream._server.functions.description import describe
-from millstream._server.functions.engine import Engine, SchemaCheck, engine_of
-from millstream._server.functions.outputs import Output, OutputError, may_be_content
+from millstream._server.functions.engine import Engine, SchemaCheck, ToolResult, engine_of, output_from_schema
+from millstream._server.functions.msgspec_engine import Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
     Kind,
     Parameter,
     check_described,
     check_text_arguments,
+    normalize,
     parameter_of,
 )
-from millstream._server.functions.results import ToolResult, output_from_schema
+from millstream._server.functions.problems import (
+    MAX_LISTED,
+    MAX_WALKED,
+    Problem,
+    engine_problem,
+    expected_text,
+    explain,
+    find_problems,
+)
 
-_NO_CONTEXT: Mapping[str, Any] = {}
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""
 
@@ -176,7 +188,7 @@ def plan(
         is_async=is_async,
         is_generator=is_generator,
         dependencies=filled,
-        call=_whole_invoker(function, context, filled) if whole else _caller(function, signature, context, filled),
+        call=_caller(function, signature, context, filled=bool(filled), whole=whole),
         code=getattr(target, "__code__", None),
         untyped=tuple(each.name for each in values if each.name not in hints) if check is None else (),
         coerce=coerce,
@@ -299,17 +311,32 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
 
 
 def _caller(
-    function: Callable[..., Any],
-    signature: inspect.Signature,
-    context: str | None,
-    filled: Collection[str],
+    function: Callable[..., Any], signature: inspect.Signature, context: str | None, *, filled: bool, whole: bool
 ) -> Invoker:
-    """Return the most direct closure that calls `function` with a decoded struct and the context."""
+    """Return the most direct closure that calls `function` with decoded arguments and the context.
+
+    Args:
+        function: The function.
+        signature: Its signature.
+        context: The parameter that takes the context.
+        filled: Whether it has dependencies.
+        whole: Whether it takes all arguments as one dict.
+    """
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
-    if filled or keyword_only:
+    if filled or keyword_only or whole:
         positional = [name for name in names if name not in keyword_only]
-        return _by_name(function, positional, keyword_only, context, filled=bool(filled))
+        read: Callable[[Any, str], Any] = (lambda arguments, _: arguments) if whole else getattr
+
+        def call_by_name(arguments: Any, given: Any) -> Any:
+            values = {**given.values} if filled else {}
+            if context is not None:
+                values[context] = given.context if filled else given
+            listed = [values[name] if name in values else read(arguments, name) for name in positional]
+            named = {name: values[name] if name in values else read(arguments, name) for name in keyword_only}
+            return function(*listed, **named)
+
+        return call_by_name
     if context is None:
         return (lambda arguments, _: function(*astuple(arguments))) if names else (lambda _, __: function())
     at = names.index(context)
@@ -327,25 +354,152 @@ def _caller(
     return call
 
 
-def _by_name(
-    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None, *, filled: bool
-) -> Invoker:
-    def call(arguments: Any, given: Any) -> Any:
-        values = {**given.values} if filled else {}
-        if context is not None:
-            values[context] = given.context if filled else given
-        listed = [values[name] if name in values else getattr(arguments, name) for name in positional]
-        named = {name: values[name] if name in values else getattr(arguments, name) for name in keyword_only}
-        return function(*listed, **named)
-
-    return call
+MAX_VALUES = 100_000
+"""Maximum number of values in arguments that are slow to validate."""
+MAX_BUILT = 300_000
+"""Maximum number of values in arguments that are slow to build."""
 
 
-def _whole_invoker(function: Callable[..., Any], context: str | None, filled: Collection[str]) -> Invoker:
-    if filled:
-        return lambda arguments, given: function(
-            arguments=arguments, **given.values, **(_NO_CONTEXT if context is None else {context: given.context})
-        )
-    if context is None:
-        return lambda arguments, _: function(arguments=arguments)
-    return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})
+class ArgumentError(ValueError):
+    """Invalid arguments. The text is for a model: ``raise ArgumentError("'isbn' must have 13 digits.")``"""
+
+
+def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
+    """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
+
+    Raises:
+        ArgumentError: A text doesn't fit its parameter.
+    """
+    try:
+        return plan.engine.convert(values, lax=True)
+    except msgspec.ValidationError as error:
+        few = len(values) <= MAX_LISTED
+        problems = plan.engine.problems(error, values, lax=True) if few else [engine_problem(error)]
+        raise _refusal(plan, problems) from error
+
+
+def _refusal(plan: Plan, problems: list[Problem]) -> ArgumentError:
+    """Return the error for a model: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``."""
+    return ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(problems, plan.input_schema)}")
+
+
+def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
+    if len(raw) > MAX_WALKED:
+        return [engine_problem(error)]
+    try:
+        return plan.engine.problems(error, msgspec.json.decode(raw), lax=plan.coerce)
+    except (msgspec.DecodeError, RecursionError):
+        return [engine_problem(error)]
+
+
+def read_arguments(plan: Plan, raw: bytes) -> Any:
+    """Return arguments from JSON, validated against a handwritten schema if there is one.
+
+    If the decoder refuses them, it tries again with ``2.0`` read as the integer 2, as JSON Schema does.
+
+    Raises:
+        ArgumentError: The arguments are invalid. The text says what to fix.
+    """
+    slow = "check" if plan.check is not None else plan.engine.slow
+    if slow:
+        _check_size(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if slow == "build" else MAX_VALUES)
+    if plan.check is not None:
+        read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
+    try:
+        return plan.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        arguments = _second_try(plan, raw)
+        if arguments is None:
+            raise _refusal(plan, _problems(error, plan, raw)) from error
+        return arguments
+    except TypeError as error:  # an array or object in a set, if it isn't the function's own
+        if len(raw) > MAX_WALKED:
+            raise
+        if not (unhashable := list(find_problems(plan.engine.input_schema, msgspec.json.decode(raw)))):
+            raise
+        raise _refusal(plan, unhashable) from error
+
+
+def decode_of(plan: Plan) -> Callable[[Any], Any]:
+    """Return a decoder of small raw arguments. For invalid ones it raises msgspec.DecodeError, or returns them
+    unchanged.
+    """
+    if plan.engine.typed is not None:
+        return plan.decode
+    decode_small = plan.decode
+
+    def decode(raw: Any) -> Any:
+        if len(memoryview(raw)) > MAX_WALKED:
+            raise msgspec.DecodeError("the number of values must be checked first")
+        return decode_small(raw)
+
+    return decode
+
+
+def _check_size(raw: bytes, item: str, most: int) -> None:
+    if len(raw) > MAX_WALKED and too_many_values(raw, most):
+        raise ArgumentError(f"Invalid arguments for {item}: at most {most:,} values are allowed in one call")
+
+
+def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> Any:
+    """Return arguments as JSON values, validated against a handwritten schema.
+
+    Raises:
+        ArgumentError: The arguments are invalid. The text says what to fix.
+    """
+    _check_size(raw, item, MAX_VALUES)
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArgumentError(
+            f"Invalid arguments for {item}: they can't be decoded: {shorten(str(error))}. {expected_text(schema)}"
+        ) from error
+    if not check.fits(value):
+        why = f"{check.reasons(value, len(raw))}. {expected_text(schema)}"
+        raise ArgumentError(f"Invalid arguments for {item}: {why}")
+    return value
+
+
+def _second_try(plan: Plan, raw: bytes) -> Any | None:
+    """Return arguments in which ``2.0`` is the integer 2, and coerced if the tool's `coerce` is set.
+
+    Return None if they still don't fit. Each number with a fraction costs a call, so large arguments aren't tried
+    again.
+    """
+    if len(raw) > MAX_WALKED or not (plan.coerce or b"." in raw or b"e" in raw or b"E" in raw):
+        return None
+    try:
+        values = _decode_integral(raw)
+        if plan.coerce:
+            decode_json_texts(plan.input_schema, values)
+        return plan.engine.convert(values, lax=plan.coerce)
+    except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+def decode_json_texts(schema: Schema, values: dict[str, Any]) -> None:
+    """Decode JSON strings where the schema expects no text, in place.
+
+    Raises:
+        msgspec.DecodeError: A text looks like JSON but isn't.
+    """
+    properties: Schema = schema.get("properties", {})
+    for name, value in values.items():
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and not _takes_text(properties.get(name, {})):
+            values[name] = msgspec.json.decode(value)
+
+
+def _takes_text(node: Schema) -> bool:
+    parts: list[Schema] = node.get("anyOf", [node])
+    return any(part.get("type", "string") == "string" and "$ref" not in part for part in parts)
+
+
+def _whole(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError("Number out of range")
+    whole: float = is_integral(value)
+    return whole
+
+
+_decode_integral = msgspec.json.Decoder(float_hook=_whole).decode

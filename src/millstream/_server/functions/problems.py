@@ -151,8 +151,6 @@ def find_problems(
 class _Comparison:
     """A comparison of one value with a schema."""
 
-    __slots__ = ("_lax", "_matches", "_schema", "_steps")
-
     def __init__(self, schema: Schema, *, lax: bool, matches: Matches | None, steps: float) -> None:
         self._schema = schema
         self._lax = lax

@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import partial
-from operator import attrgetter
-from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
 
 import msgspec
 import pydantic
@@ -33,27 +32,30 @@ from millstream._protocol.json_schema import (
     schema_of,
     type_text,
 )
-from millstream._server.functions.annotations import (
+from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.description import CONSTRAINTS
+from millstream._server.functions.msgspec_engine import (
+    Output,
+    OutputError,
+    dec_hook,
+    enc_hook,
+    is_structured,
+    once_per_type,
+    output_error,
+    schema_hook,
+)
+from millstream._server.functions.parameters import (
     UNIONS,
+    Parameter,
+    finish_schema,
     has_fields,
     has_meta,
     has_pydantic_members,
     needs_pydantic,
     union_of,
+    unreadable,
     unwrap_alias,
 )
-from millstream._server.functions.dependencies import RegistrationError
-from millstream._server.functions.description import CONSTRAINTS
-from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
-from millstream._server.functions.outputs import (
-    Output,
-    OutputError,
-    enc_hook,
-    is_structured,
-    once_per_type,
-    output_error,
-)
-from millstream._server.functions.parameters import Parameter, finish_schema, unreadable
 from millstream._server.functions.problems import (
     Path,
     Problem,
@@ -105,7 +107,6 @@ class PydanticEngine:
         self._validate = model.__pydantic_validator__.validate_json
         self._validate_lax: Callable[[bytes], Any] | None = None
         self._make_lax = partial(_model_of, name, parameters, forbid_unknown=forbid_unknown, strict=False)
-        self._values = _values_of(len(parameters))
         self.typed: type[Struct] | None = None
         self.slow: Literal["check", "build", ""] = "check"
         self.output: Output | None = None if returns is None else output_of(returns)
@@ -128,7 +129,7 @@ class PydanticEngine:
             made = validate(raw)
         except pydantic.ValidationError as error:
             raise msgspec.ValidationError(f"{error.error_count()} problems") from error
-        return self.struct(*self._values(made))
+        return self.struct(*made.__dict__.values())  # its fields, in order
 
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
         """See `Engine`."""
@@ -143,15 +144,12 @@ class PydanticEngine:
         for item in cause.errors(include_url=False):
             problem = _problem(item, values)
             below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
-            found += below if _is_of_struct(item) and below else [problem]
+            # msgspec's errors about a Struct have no location that pydantic understands.
+            from_struct = isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError)
+            found += below if from_struct and below else [problem]
         inner = {each.path[:depth] for each in found for depth in range(len(each.path))}
         # Alternatives of a union with another type are omitted, because they add no information.
         return [in_words.get(each.path, each) for each in found if each.path not in inner]
-
-
-def _is_of_struct(item: Any) -> bool:
-    """Return whether msgspec refused a value. Its error has no location that pydantic understands."""
-    return isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError)
 
 
 def _problem(item: Any, values: Any) -> Problem:
@@ -202,29 +200,6 @@ class _ClosedArguments(_Arguments):
         return {**handler.resolve_ref_schema(handler(core)), "additionalProperties": False}
 
 
-class _LaxArguments(_Arguments):
-    model_config = pydantic.ConfigDict(strict=False)
-
-
-class _LaxClosedArguments(_ClosedArguments):
-    model_config = pydantic.ConfigDict(strict=False)
-
-
-_BASES: Mapping[tuple[bool, bool], type[_Arguments]] = {
-    (False, True): _Arguments,
-    (True, True): _ClosedArguments,
-    (False, False): _LaxArguments,
-    (True, False): _LaxClosedArguments,
-}
-"""(refuse unknown arguments, strict plain types) -> base of the model."""
-
-
-def _values_of(count: int) -> Callable[[Any], tuple[Any, ...]]:
-    if count > 1:
-        return attrgetter(*map(_field_name, range(count)))
-    return (lambda made: (made.p0,)) if count else (lambda _: ())
-
-
 def _field_name(index: int) -> str:
     return f"p{index}"  # a model refuses names such as `_x` and `schema`
 
@@ -240,7 +215,8 @@ def _model_of(
         )
         for index, parameter in enumerate(parameters)
     }
-    return pydantic.create_model(name, __base__=_BASES[forbid_unknown, strict], **definitions)
+    base = _ClosedArguments if forbid_unknown else _Arguments
+    return pydantic.create_model(name, __base__=base, __cls_kwargs__={"strict": strict}, **definitions)
 
 
 def _check_readable(name: str, parameter: Parameter) -> None:
@@ -261,12 +237,9 @@ def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
 
 def _composed_schema(parameters: list[Parameter], *, forbid_unknown: bool) -> Schema | None:
     """Return the result of `_arguments_schema`, built from cached schemas of types, or None if one isn't cacheable."""
-    properties: dict[str, Schema] = {}
-    for parameter in parameters:
-        found = _property(parameter)
-        if found is None:
-            return None
-        properties[parameter.wire] = found
+    properties = {each.wire: _property(each) for each in parameters}
+    if None in properties.values():
+        return None
     required = [each.wire for each in parameters if each.default is NODEFAULT]
     return finish_schema(
         {
@@ -318,13 +291,10 @@ def _is_about_the_type(field: FieldInfo) -> bool:
 def _type_schema(annotation: Any) -> Schema | None:
     """Return the schema of a type as an argument; None if it's recursive, or pydantic doesn't support the type."""
     try:
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            schema = annotation.model_json_schema(schema_generator=SchemaGenerator)
-        else:
-            schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
+        schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
     except (RegistrationError, *_UNREADABLE):
         return None
-    name: str = getattr(cast("Any", annotation), "__name__", "")
+    name: str = getattr(annotation, "__name__", "")
     found = _clean_schema(schema, _INVALID_CHARACTERS.sub("_", name))
     return found if "$defs" not in found else None
 
@@ -431,8 +401,8 @@ def _is_old_typed_dict(kind: Any) -> bool:
 
 
 def _field(meta: Meta) -> Any:
-    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description", "examples")}
-    said = {name: value for name, value in said.items() if value is not None}
+    names = (*CONSTRAINTS, "title", "description", "examples")
+    said = {name: value for name in names if (value := getattr(meta, name)) is not None}
     return pydantic.Field(**said, json_schema_extra=meta.extra_json_schema)
 
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 
 from msgspec import Struct
 
-from millstream._telemetry.history import REST, Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import SHARES, Labels, percentiles
+from millstream._telemetry.process import REST, Gauges, HistoryWindow, OperationTally
 
 _LATE = 5
 """Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""
@@ -39,10 +39,10 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
         _add_all(operations, past.operations)
         _add_all(chosen, past.chosen)
         for at, (tally, gauges) in past.points.items():
-            whole, before = points.get(at, (OperationTally(0, {}), None))
+            whole, before = points.get(at, (OperationTally(), None))
             whole.add(tally)
             points[at] = whole, gauges if before is None else _add_gauges(before, gauges)
-    total = OperationTally(0, {})
+    total = OperationTally()
     for tally, _ in points.values():
         total.add(tally)
     rest = operations.pop(REST, None)
@@ -54,7 +54,7 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
         "at": times,
         "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
         "chosen": _columns(times, chosen, points, first.bounds),
-        "process": _gauges(times, points, step),
+        "process": _gauges(times, points, step, until),
         "operations": [
             {"method": method, "name": name, **_figures(tally, first.bounds)}
             for (method, name), tally in sorted(operations.items())
@@ -65,7 +65,7 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
 
 def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally]) -> None:
     for key, tally in more.items():
-        found.setdefault(key, OperationTally(0, {})).add(tally)
+        found.setdefault(key, OperationTally()).add(tally)
 
 
 def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
@@ -77,7 +77,7 @@ def _columns(
     times: Iterable[int], tallies: Mapping[int, OperationTally], known: Mapping[int, object], bounds: tuple[float, ...]
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in SHARES))}
-    nothing = OperationTally(0, {})
+    nothing = OperationTally()
     for at in times:
         row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
         for name, column in columns.items():
@@ -86,14 +86,16 @@ def _columns(
 
 
 def _gauges(
-    times: Iterable[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int
+    times: Sequence[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int, until: int
 ) -> dict[str, list[Any]]:
     found = [points[at][1] if at in points else None for at in times]
     return {
         "lag_ms": [each and round(each.lag * 1000, 2) for each in found],
-        "cpu_percent": [each and round(100 * each.cpu / step, 1) for each in found],
+        # The newest point has only some of its seconds.
+        "cpu_percent": [
+            each and round(100 * each.cpu / min(step, until - at), 1) for at, each in zip(times, found, strict=True)
+        ],
         "memory_bytes": [each and (each.memory or None) for each in found],
-        "streams": [each and each.streams for each in found],
     }
 
 

@@ -69,11 +69,8 @@ class Tracer:
             "mcp.protocol.version": call.revision.date,
             "jsonrpc.request.id": _short(str(call.id)),
         }
-        if call.headers is None:
-            attributes["network.transport"] = "pipe"
-        else:
-            attributes["network.transport"] = "tcp"
-            attributes["network.protocol.name"] = "http"
+        http = {"network.transport": "tcp", "network.protocol.name": "http"}
+        attributes |= {"network.transport": "pipe"} if call.headers is None else http
         if call.session is not None:
             attributes["mcp.session.id"] = session_hash(call.session.id)
         if isinstance(uri, str):
@@ -179,13 +176,14 @@ class Observer:
         """Difference between wall time and the monotonic clock, updated once per second."""
         self._per_second = PerSecond(HISTORY_SECONDS + 4)
         self._growth: Growth[tuple[str, str]] = Growth(self._started)
-        self._durations: Histogram = registry.histogram(
+        self.durations: Histogram = registry.histogram(
             "mcp_server_operation_duration_seconds",
             "Duration of requests and notifications as the server sees them.",
             ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_version"),
             bounds=DURATIONS,
             finer=FINE,
         )
+        """Durations of calls and subscriptions, by method, tool, outcome, and revision."""
         self._messages: Counter = registry.counter(
             "mcp_server_messages_total",
             "Messages that aren't calls: handshakes, notifications, answers, and refused messages.",
@@ -300,22 +298,17 @@ class Observer:
         method, name, outcome, revision = key[:4]
         labels = method, name if method == "tools/call" else "", outcome, revision
         clean, log = self._clean(labels), self._log
-        series = self._durations.of(clean)
+        series = self.durations.of(clean)
         frame = None if log is None or self._tracing is not None else log.frame(_record(key))
-        if clean == labels and labels in self._durations.series and sum(map(len, key)) <= MAX_KIND:
+        if clean == labels and labels in self.durations.series and sum(map(len, key)) <= MAX_KIND:
             self._kinds.keep(key, (series, frame))
         return series, frame
 
     # For the dashboard
 
-    @property
-    def durations(self) -> Histogram:
-        """Return the durations of calls and subscriptions, by method, tool, outcome, and revision."""
-        return self._durations
-
     def calls(self) -> dict[Labels, Series]:
         """Return the durations of calls without subscriptions, whose duration depends on the client."""
-        return {labels: series for labels, series in self._durations.series.items() if labels[0] != LISTEN}
+        return {labels: series for labels, series in self.durations.series.items() if labels[0] != LISTEN}
 
     def lag(self) -> float:
         """Return the worst lag of the event loop in the last second, in seconds."""
@@ -351,7 +344,7 @@ class Observer:
             self._since,
             now - self._started,
             passed,
-            self._durations.bounds,
+            self.durations.bounds,
             operations,
             self._per_second.last(int(now), HISTORY_SECONDS),
             self._sessions.count(now),
@@ -368,10 +361,8 @@ class Observer:
         errors: dict[tuple[str, str], int] = {}
         for (method, tool, outcome, _), series in self.calls().items():
             key = (method, tool)
-            held = counts.get(key)
-            counts[key] = (
-                list(series.counts) if held is None else [a + b for a, b in zip(held, series.counts, strict=True)]
-            )
+            before = counts.get(key, [0] * len(series.counts))
+            counts[key] = [a + b for a, b in zip(before, series.counts, strict=True)]
             errors[key] = errors.get(key, 0) + (sum(series.counts) if outcome else 0)
         return counts, errors
 

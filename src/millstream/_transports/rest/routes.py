@@ -8,8 +8,7 @@ Neither supports questions or progress: notifications are dropped, and a tool th
 answers in the handshake era's shape, for which such scripts were written.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -31,6 +30,7 @@ from millstream._http.message import (
     Response,
     client_id_of,
     problem,
+    tagged,
 )
 from millstream._protocol import revisions
 from millstream._protocol.errors import (
@@ -43,11 +43,10 @@ from millstream._protocol.errors import (
 from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, require_json
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
-from millstream._server.calls.access import scopes_of
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
-from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.plan import ArgumentError
 from millstream._transports import open_streams
 from millstream._transports.open_streams import silent_call
 from millstream._transports.rest import openapi
@@ -79,20 +78,6 @@ class _Result(Struct, gc=False):
     is_error: bool = msgspec.field(default=False, name="isError")
 
 
-class _OpenApiReply(Struct, frozen=True):
-    """The encoded OpenAPI document, and the 304 response for clients that have it (RFC 9110 §13.1.2)."""
-
-    tag: bytes
-    whole: Response
-    unchanged: Response
-
-    @classmethod
-    def of(cls, body: bytes) -> "_OpenApiReply":
-        tag = b'"%b"' % hashlib.sha256(body).hexdigest()[:16].encode()
-        head = b"etag: %b\r\ncache-control: no-cache\r\n" % tag
-        return cls(tag, Response(body, 200, JSON_HEAD + head), Response(b"", 304, head))
-
-
 _decode_envelope = decoder(_Envelope)
 _decode_result = decoder(_Result)
 _decode_content = decoder(list[_Content])
@@ -115,9 +100,9 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
-        self._described: Recent[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = (
-            Recent(_MAX_DESCRIBED)
-        )
+        self._described: Recent[
+            tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, Callable[[HttpRequest], Response]]
+        ] = Recent(_MAX_DESCRIBED)
         """(mount point, relevant scopes) -> the encoded list of tools, and the OpenAPI document. The registry returns
         the same list object until the tools change.
         """
@@ -238,14 +223,13 @@ class RestRoutes:
             body = openapi.document(
                 registry.visible("tools", scopes, hidden).values(),
                 self._dispatcher.info,
-                instructions=self._dispatcher.instructions,
+                instructions=self._dispatcher.announcement.instructions,
                 root_path=root,
                 mcp=self._mcp,
             )
-            found = _OpenApiReply.of(body)
+            found = tagged(body, JSON_HEAD + b"cache-control: no-cache\r\n")
             self._described.keep(key, (page, found))
-        known = request.headers.get(b"if-none-match", b"")
-        return found.unchanged if found.tag in known else found.whole
+        return found(request)
 
 
 def _media_type(request: HttpRequest) -> bytes:

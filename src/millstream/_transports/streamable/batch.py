@@ -81,8 +81,6 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
 class _Batch:
     """The calls of one batch, and their shared reply channel."""
 
-    __slots__ = ("_exchange", "_line", "_revision", "_scope", "_session")
-
     def __init__(self, exchange: StreamableExchange, session: Session | None, revision: Revision) -> None:
         self._exchange = exchange
         self._session = session
@@ -110,15 +108,10 @@ class _Batch:
             return None, self._refuse(None, "", message)
         dispatcher = self._exchange.endpoint.dispatcher
         if message.is_answer or message.id is None:
-            self._note(message.method or "response")
             if not message.is_answer:
-                services, principal = self._exchange.endpoint.services, self._exchange.request.principal
-                kept = services.admit_notification(message, principal)
-                if kept is not None:
-                    await dispatcher.control.notified_anywhere(kept, self._scope)
-                    if kept.method in dispatcher.registry.notification_handlers:
-                        self._exchange.hear(kept, self._session, self._revision)
+                await self._exchange.notify(message, self._session, self._revision)
                 return None, b""
+            self._exchange.note("response", self._session)
             try:
                 await dispatcher.control.answer_anywhere(message, self._scope)
             except ProtocolError as exc:
@@ -142,12 +135,8 @@ class _Batch:
 
     def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
         exc = revisions.error(exc, self._revision)
-        self._note(method, status=str(exc.code))
+        self._exchange.note(method, self._session, str(exc.code))
         return error_message(request_id, exc.code, exc.message)
-
-    def _note(self, method: str, status: str = "") -> None:
-        exchange = self._exchange
-        exchange.endpoint.services.note(method, "http", self._session, status, principal=exchange.request.principal)
 
     def _connect(self, call: Call) -> PostReplyChannel:
         """Return the shared reply channel, created when the first call needs it."""

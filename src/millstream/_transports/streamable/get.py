@@ -155,8 +155,6 @@ class Resumption:
 class _Reader:
     """A connection on this worker that reads a stream."""
 
-    __slots__ = ("id", "placed", "sink", "writer")
-
     def __init__(self, writer: str) -> None:
         self.sink: Sink | None = None
         """None until the other workers are notified."""
@@ -169,13 +167,8 @@ class _Reader:
 
 
 _STAND_ALONE = "main"
-"""The prefix of the stream part of event ids. The rest is unique within the session."""
+"""The prefix of the stream part of event ids. The rest is unique within the session. Call streams are hexadecimal."""
 _MAX_HELD = 1_000
-
-
-def is_standalone(stream: str) -> bool:
-    """Return whether the stream part of an event id belongs to a stand-alone stream. Call streams are hexadecimal."""
-    return stream.startswith(_STAND_ALONE)
 
 
 class _StandaloneStream:
@@ -404,7 +397,7 @@ class SessionStreams:
         if parsed is None:
             return UNKNOWN_EVENT
         stream, position = parsed
-        if not is_standalone(stream):
+        if not stream.startswith(_STAND_ALONE):
             return await self._resumption.serve(request, session, stream, position)
         if position.epoch != self._endpoint.services.store.epoch:
             return UNKNOWN_EVENT

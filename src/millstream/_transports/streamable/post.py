@@ -14,9 +14,8 @@ from msgspec import UNSET
 
 from millstream._http.message import HttpRequest, Response, carries_json, known_accept, parse_accept
 from millstream._protocol import revisions
-from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
+from millstream._protocol.admission import admit_per_request, check_notification, is_per_request, read_initialize
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import read_initialize
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_ID,
@@ -32,6 +31,7 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.sessions import Session
+from millstream._server.control import LIGHT
 from millstream._server.features.tools import (
     PreparedCall,
     decode_handshake_call,
@@ -40,7 +40,6 @@ from millstream._server.features.tools import (
     decode_request,
     decode_request_params,
 )
-from millstream._server.load import LIGHT
 from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, too_many_streams, unknown_session
 from millstream._transports.streamable.batch import is_batch, serve_batch
 from millstream._transports.streamable.sessions import LISTEN, StreamableEndpoint, StreamableExchange, finish
@@ -72,7 +71,7 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
             if message.method != LISTEN:
                 exchange.check_readable()
         if is_per_request(message, request.headers):
-            opened: Call | Response = _per_request(exchange, message)
+            opened: Call | Response = await _per_request(exchange, message)
         else:
             opened = await _handshake(exchange, message)
         if isinstance(opened, Call):
@@ -113,14 +112,11 @@ def _describes_itself(exchange: StreamableExchange, message: Envelope) -> bool:
 # The per-request era
 
 
-def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Response:
+async def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Response:
     endpoint, request = exchange.endpoint, exchange.request
     if message.id is None:
         check_notification(message)
-        kept = endpoint.services.admit_notification(message, request.principal)
-        if kept is not None and kept.method in endpoint.dispatcher.registry.notification_handlers:
-            exchange.hear(kept, None, NEWEST)
-        endpoint.services.note(message.method, "http", principal=request.principal)
+        await exchange.notify(message, None, NEWEST)
         return _ACCEPTED
     if message.method == LISTEN and not exchange.accepts.stream:
         raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
@@ -142,7 +138,6 @@ def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Resp
 
 
 async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | Response:
-    endpoint, request = exchange.endpoint, exchange.request
     if message.method == "initialize" and message.id is not None:
         return await _initialize(exchange, message)
     session, revision = await exchange.session()
@@ -150,15 +145,10 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
         raise unknown_session()
     if message.id is None:
         check_notification(message)
-        kept = endpoint.services.admit_notification(message, request.principal)
-        if kept is not None:
-            await endpoint.dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
-            if kept.method in endpoint.dispatcher.registry.notification_handlers:
-                exchange.hear(kept, session, revision)
-        endpoint.services.note(message.method, "http", session, principal=request.principal)
+        await exchange.notify(message, session, revision)
         return _ACCEPTED
     # Many requests may have waited for their session's record.
-    endpoint.dispatcher.load.admit(request, message.method)
+    exchange.endpoint.dispatcher.load.admit(exchange.request, message.method)
     return exchange.handshake_call(message, session, revision)
 
 
@@ -174,7 +164,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     if sessions is not None and not opening.sessionless:
         session, sealed = await sessions.mint(opening, request)
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
-    endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
+    exchange.note("initialize", session, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
 
 
@@ -185,7 +175,7 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
         raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
     session = await endpoint.sessions.find(request)
     await endpoint.dispatcher.control.answer_anywhere(message, session.id)
-    endpoint.services.note("response", "http", session, principal=request.principal)
+    exchange.note("response", session)
     return _ACCEPTED
 
 

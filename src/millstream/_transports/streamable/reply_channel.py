@@ -32,8 +32,8 @@ class PostReplyChannel:
     """The `ReplyChannel` of one POST, for its call or for all calls of a batch."""
 
     __slots__ = (
-        "_caller", "_cancel", "_end", "_id", "_kept", "_lock", "_opened", "_revision", "_services", "_session",
-        "_sink", "_stream", "_streams", "_until", "asks", "request",
+        "_caller", "_cancel", "_end", "_id", "_kept", "_lock", "_revision", "_services", "_session", "_sink",
+        "_stream", "_streams", "_until", "asks", "request", "streaming",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +61,8 @@ class PostReplyChannel:
         self._sink: Sink | None = None
         self._end: Callable[[], None] | None = None
         """Ends the stream's subscription."""
-        self._opened = False
+        self.streaming = False
+        """Whether the reply has become a stream."""
         session = call.session
         logged = session is not None and can_stream and call.revision.event_ids
         self._stream = stream_name(services.store.workers.me, secrets.token_hex(16)) if logged else ""
@@ -72,14 +73,9 @@ class PostReplyChannel:
         self.asks = can_stream and session is not None
         """Whether questions can be asked. Answers come in other requests of the session."""
 
-    @property
-    def streaming(self) -> bool:
-        """Whether the reply has become a stream."""
-        return self._opened
-
     async def keep_alive(self) -> None:
         """Turn the reply of a silent call into a stream, if the client reads streams."""
-        if self._streams is not None and not self._opened and self._has_room():
+        if self._streams is not None and not self.streaming and self._has_room():
             await self._open()
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
@@ -94,7 +90,7 @@ class PostReplyChannel:
         """
         if self._streams is None:
             return
-        if not self._opened:
+        if not self.streaming:
             if not self._has_room():
                 raise too_many_streams()
             await self._open()
@@ -102,7 +98,8 @@ class PostReplyChannel:
             await self._send_logged(MESSAGE, message, answers)
         elif self._sink is not None:
             self._sink.write(sse.encode_message(message))
-        await self._drain()
+        if self._sink is not None and self._sink.buffered > _HIGH_WATER:
+            await self._sink.drain()
 
     def push(self, message: bytes) -> bool:
         """Send without waiting, on streams that aren't logged."""
@@ -126,7 +123,7 @@ class PostReplyChannel:
         """Close the connection. The client reads the rest with `Last-Event-ID`."""
         if self._lock is None or not self._revision.priming:
             return False
-        if not self._opened:
+        if not self.streaming:
             await self._open()
         sink = self._sink
         if sink is None:
@@ -139,11 +136,11 @@ class PostReplyChannel:
 
     async def finish(self, message: bytes) -> None:
         """Send the response as the last event, unless it's empty, and end the stream."""
-        if not self._opened:
+        if not self.streaming:
             await self._open()
-        if self._lock is not None:
+        if self._lock is not None and self._streams is not None:
             await self._send_logged(END, message, self._id)
-            self._forget()
+            self._streams.lines.pop(self._log_name(), None)
         elif self._sink is not None and message:
             self._sink.write(sse.encode_message(message))
         if self._sink is not None:
@@ -165,7 +162,7 @@ class PostReplyChannel:
         return self._caller is None or self._streams is None or not self._streams.full(self._caller)
 
     async def _open(self) -> None:
-        self._opened = True
+        self.streaming = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
         kind, finish = ("http", self._revision.date), None if self._caller is None else self._finish
@@ -227,11 +224,3 @@ class PostReplyChannel:
     def _log_name(self) -> str:
         assert self._session is not None  # noqa: S101  only streams of a session are logged
         return log_name(self._session.id, self._stream)
-
-    def _forget(self) -> None:
-        assert self._streams is not None  # noqa: S101  callers have looked
-        self._streams.lines.pop(self._log_name(), None)
-
-    async def _drain(self) -> None:
-        if self._sink is not None and self._sink.buffered > _HIGH_WATER:
-            await self._sink.drain()

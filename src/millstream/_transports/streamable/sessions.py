@@ -18,9 +18,8 @@ from millstream._http.message import (
     parse_accept,
 )
 from millstream._protocol import sse
-from millstream._protocol.admission import Admission, check_handshake_header
+from millstream._protocol.admission import Admission, Handshake, check_handshake_header
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import Handshake
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import ClientInfo
@@ -60,10 +59,12 @@ class HttpSessions:
         self._recorded = services.records.known
         self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(MAX_CACHED_SESSIONS)
         """Header value -> session, principal hash, expiry. Sessions without a record, or that this worker knows."""
-        self._ended: dict[str, tuple[float, int]] = {}
-        """`Call.owner` -> start of its current period, and number of sessions ended in it."""
-        self._kept: tuple[float, Share] = (0.0, Share(_CAPABILITIES_ROOM))
-        """Start of the current period of stored capabilities, and bytes stored in it."""
+        self._since = 0.0
+        """Start of the current period."""
+        self._kept = Share(_CAPABILITIES_ROOM)
+        """Bytes of capabilities stored in it."""
+        self._ended = Share()
+        """Sessions ended in it."""
         services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
@@ -82,7 +83,8 @@ class HttpSessions:
         if owner:
             id = f"{share_for(owner)}.{id}"
         session = Session(id, opening.revision, opening.client, issued_at=now, expires_at=expires_at)
-        recorded = not exact and self._affords(owner, len(encode_json(capabilities)), now)
+        self._start_period(now)
+        recorded = not exact and self._kept.take(owner, len(encode_json(capabilities)))
         if recorded:
             try:
                 await services.records.change(session, lambda _: SessionRecord(capabilities=capabilities))
@@ -102,12 +104,10 @@ class HttpSessions:
         )
         return session, encode(token, services.ring, services.nonce())
 
-    def _affords(self, owner: str, size: int, now: float) -> bool:
-        """Return whether capabilities of this size can be stored, and count them."""
-        since, kept = self._kept
-        if now - since > self._services.settings.session_ttl:
-            self._kept = (now, kept := Share(_CAPABILITIES_ROOM))
-        return kept.take(owner, size)
+    def _start_period(self, now: float) -> None:
+        """Reset the counts once the sessions counted have expired."""
+        if now - self._since > self._services.settings.session_ttl:
+            self._since, self._kept, self._ended = now, Share(_CAPABILITIES_ROOM), Share()
 
     def find_known(self, value: bytes, principal: Principal | None) -> Session | None:
         """Return a session of the caller that has no record, or None to use `find`."""
@@ -174,14 +174,12 @@ class HttpSessions:
             ProtocolError: The store is full.
         """
         now = self._services.clock()
-        since, count = self._ended.get(owner, (now, 0))
-        if now - since > self._services.settings.session_ttl:
-            since, count = now, 0
-        if count >= MAX_DELETES:
+        self._start_period(now)
+        if self._ended.count(owner) >= MAX_DELETES:
             return False
         left = session.expires_at + self._services.leeway - now
         await self._services.records.bury(session, max(1.0, left))
-        self._ended[owner] = (since, count + 1)
+        self._ended.take(owner)
         return True
 
 
@@ -284,10 +282,22 @@ class StreamableExchange:
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
 
-    def hear(self, message: Envelope, session: Session | None, revision: Revision) -> None:
-        """Pass a notification to the extension that handles it."""
-        way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
-        self.endpoint.dispatcher.hear(calls.notification_call(message, session, revision, **way))
+    def note(self, method: str, session: Session | None = None, status: str = "", **about: Any) -> None:
+        """Report a message to the observers."""
+        self.endpoint.services.note(method, "http", session, status, principal=self.request.principal, **about)
+
+    async def notify(self, message: Envelope, session: Session | None, revision: Revision) -> None:
+        """Pass a notification to the extension that handles it, and in the handshake era to a call that it cancels."""
+        self.note(message.method, session)
+        dispatcher = self.endpoint.dispatcher
+        kept = self.endpoint.services.admit_notification(message, self.request.principal)
+        if kept is None:
+            return
+        if revision.handshake:
+            await dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
+        if kept.method in dispatcher.registry.notification_handlers:
+            way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
+            dispatcher.hear(calls.notification_call(kept, session, revision, **way))
 
     def _way(self) -> dict[str, Any]:
         request = self.request

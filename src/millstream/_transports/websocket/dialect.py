@@ -30,8 +30,8 @@ from millstream._protocol.jsonrpc import check_text, decoder, encode, require_js
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
+from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
-from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription
@@ -40,6 +40,12 @@ from millstream.hub._event import CUT
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
+_CODES: dict[type[Exception], int] = {
+    InvalidName: INVALID_PARAMS,
+    EventTooLarge: INVALID_PARAMS,
+    Forbidden: FORBIDDEN,
+    LimitExceeded: TOO_MANY,
+}
 MAX_HISTORY = 1_000
 """Maximum number of past events that a subscription can request."""
 
@@ -168,12 +174,8 @@ class Dialect:
         except msgspec.ValidationError as exc:
             why = f"Invalid message: {shorten(str(exc))}"
             code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, why)
-        except (InvalidName, EventTooLarge) as exc:
-            code = self._fail(head.id, INVALID_PARAMS, str(exc))
-        except Forbidden as exc:
-            code = self._fail(head.id, FORBIDDEN, str(exc))
-        except LimitExceeded as exc:
-            code = self._fail(head.id, TOO_MANY, str(exc))
+        except tuple(_CODES) as exc:
+            code = self._fail(head.id, _CODES[type(exc)], str(exc))
         if code or head.type != "mcp_call":  # the dispatcher reports calls itself
             self._note(head, code)
 

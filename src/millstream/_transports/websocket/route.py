@@ -29,8 +29,8 @@ from millstream._http.websocket.socket import (
 )
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import expiry_of
+from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
-from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.websocket.dialect import Dialect, SocketPeer

@@ -9,6 +9,8 @@ clients whose redirects another program on the user's device could intercept (RF
 import re
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from millstream._http.message import HttpRequest, Response
 from millstream._limits.limiters import Limiter, Rate
 from millstream.auth import _pages as pages
@@ -24,14 +26,14 @@ from millstream.auth._authorization_server.answers import (
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig, canonical
 from millstream.auth._authorization_server.grants import Grants
-from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
 from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, OAuthClient, digest
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
 from millstream.auth._authorization_server.users import LOCAL, Accounts
-from millstream.auth._browser import is_own, not_own
 from millstream.auth._method import Unavailable
+from millstream.auth._pages import is_own, not_own
+from millstream.auth.providers import Callback, SignInFailed, User
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 """Base64url of a SHA-256."""
@@ -101,13 +103,12 @@ class Targets:
         return tuple(dict.fromkeys((*self._required, *found)))
 
 
-class AuthorizationRequests:
+class AuthorizationRequests(Struct, frozen=True):
     """Parses and checks authorization requests."""
 
-    def __init__(self, config: IssuerConfig, clients: Clients, targets: Targets) -> None:
-        self._config = config
-        self._clients = clients
-        self._targets = targets
+    config: IssuerConfig
+    clients: Clients
+    targets: Targets
 
     async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, AuthorizationRequest]:
         """Return the client and its authorization request.
@@ -120,7 +121,7 @@ class AuthorizationRequests:
         raw = given.get("state")
         state = raw.encode("utf-8", "surrogateescape").decode("latin-1") if raw else None
         try:
-            if self._config.identities and self._config.passwords is None and not self._config.upstreams:
+            if self.config.identities and self.config.passwords is None and not self.config.upstreams:
                 raise OAuthError(
                     "access_denied", ("This server has no sign-in page. Use a grant from an identity provider.")
                 )
@@ -132,7 +133,7 @@ class AuthorizationRequests:
 
     def elsewhere(self, authorization: AuthorizationRequest) -> tuple[str, ...]:
         """Return the resources of a request; empty if it's only this server."""
-        return () if authorization.resources == (self._targets.own,) else authorization.resources
+        return () if authorization.resources == (self.targets.own,) else authorization.resources
 
     def refuse(self, redirect: str, state: str | None, error: str, text: str) -> Response:
         """Redirect the browser to the client with an error."""
@@ -141,7 +142,7 @@ class AuthorizationRequests:
     def answer(self, redirect: str, state: str | None, values: dict[str, str]) -> Response:
         """Redirect the browser to the client with a response and the common parameters."""
         echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
-        return way_back(redirect, {**values, "state": echoed, "iss": self._config.url})
+        return way_back(redirect, {**values, "state": echoed, "iss": self.config.url})
 
     async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, str, bool]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
@@ -149,7 +150,7 @@ class AuthorizationRequests:
                 "The program that sent you here repeated its id or its address. Report this to its developer."
             )
         try:
-            client = await self._clients.find(given.get("client_id"), may_fetch)
+            client = await self.clients.find(given.get("client_id"), may_fetch)
         except Unavailable as exc:
             raise NotAClient(str(exc)) from None
         if client is None:
@@ -191,8 +192,8 @@ class AuthorizationRequests:
             client.id,
             redirect,
             given.get("code_challenge"),
-            self._targets.resources(given.all("resource")),
-            self._targets.requested_scopes(given.get("scope")),
+            self.targets.resources(given.all("resource")),
+            self.targets.requested_scopes(given.get("scope")),
             state,
             named,
             prompt,
@@ -200,41 +201,25 @@ class AuthorizationRequests:
 
 
 REMEMBERED = 90 * 86_400.0
-_CONSENT_RATE = Rate(60, 3600)
+CONSENT_RATE = Rate(60, 3600)
 """Maximum consents of one user per hour."""
 
 
-class AuthorizationEndpoint:
+class AuthorizationEndpoint(Struct, frozen=True):
     """The authorization endpoint."""
 
-    def __init__(
-        self,
-        config: IssuerConfig,
-        vault: Vault,
-        clients: Clients,
-        requests: AuthorizationRequests,
-        grants: Grants,
-        accounts: Accounts,
-        *,
-        throttle: LoginThrottle,
-        tickets: Tickets,
-        pending_logins: PendingLogins,
-        brand: Callable[[], tuple[str, str]],
-    ) -> None:
-        # Configuration
-        self._config = config
-        self._vault = vault
-        self._clients = clients
-        self._requests = requests
-        self._grants = grants
-        self._accounts = accounts
-        self._throttle = throttle
-        self._brand = brand
-        """Returns the server's name and icon."""
-        self._tickets = tickets
-        self._pending_logins = pending_logins
-        # State
-        self._consent_limiter = Limiter("consent", _CONSENT_RATE, pool=lambda: vault.pool)
+    config: IssuerConfig
+    vault: Vault
+    clients: Clients
+    requests: AuthorizationRequests
+    grants: Grants
+    accounts: Accounts
+    throttle: LoginThrottle
+    tickets: Tickets
+    pending_logins: PendingLogins
+    brand: Callable[[], tuple[str, str]]
+    """Returns the server's name and icon."""
+    consent_limiter: Limiter
 
     # The browser arrives
 
@@ -250,7 +235,7 @@ class AuthorizationEndpoint:
         if authorization.renewal:
             user = None
         if user is not None and "consent" not in authorization.prompt:
-            scopes = await self._accounts.grantable(user, client, authorization.scopes)
+            scopes = await self.accounts.grantable(user, client, authorization.scopes)
             if await self._may_skip(user, client, authorization, scopes):
                 return await self._go_back(authorization, user, login, scopes)
         if "none" in authorization.prompt:
@@ -258,13 +243,13 @@ class AuthorizationEndpoint:
                 "login_required" if user is None else "consent_required",
                 "The user must sign in or give consent.",
             )
-            answer = self._requests.refuse(authorization.redirect_uri, authorization.state, error, text)
+            answer = self.requests.refuse(authorization.redirect_uri, authorization.state, error, text)
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
 
     async def _read(self, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest] | NotGranted | Response:
         try:
-            return await self._requests.read(Parameters(request.query), self._clients.lookups_by(request))
+            return await self.requests.read(Parameters(request.query), self.clients.lookups_by(request))
         except (NotAClient, OAuthError) as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
@@ -284,10 +269,10 @@ class AuthorizationEndpoint:
         return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
 
     def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
-        person = self._tickets.person(request)
+        person = self.tickets.person(request)
         if person is None:
             return None, LOCAL
-        return self._accounts.current_user(person.user, person.login), person.login
+        return self.accounts.current_user(person.user, person.login), person.login
 
     async def _may_skip(
         self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
@@ -297,11 +282,11 @@ class AuthorizationEndpoint:
         agreed = await self._agreed_to(user, client)
         if not all(each in agreed and set(scopes) <= set(agreed[each]) for each in authorization.resources):
             return False
-        return await self._config.provider.may_skip_consent(user, client, scopes)
+        return await self.config.provider.may_skip_consent(user, client, scopes)
 
     async def _agreed_to(self, user: User, client: OAuthClient) -> dict[str, tuple[str, ...]]:
         """Return the scopes that the user has granted the client, by resource."""
-        return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
+        return await self.vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
         self,
@@ -315,23 +300,23 @@ class AuthorizationEndpoint:
         status: int = 200,
         head: bytes = b"",
     ) -> Response:
-        browser, cookie = self._tickets.browser(request)
+        browser, cookie = self.tickets.browser(request)
         scopes = (
-            authorization.scopes if user is None else await self._accounts.grantable(user, client, authorization.scopes)
+            authorization.scopes if user is None else await self.accounts.grantable(user, client, authorization.scopes)
         )
-        server, icon = self._brand()
+        server, icon = self.brand()
         shown = pages.ConsentPage(
             server,
             client,
             authorization,
-            self._tickets.seal_request(browser, authorization),
-            pages.scope_descriptions(scopes, self._config.described),
+            self.tickets.seal_request(browser, authorization),
+            pages.scope_descriptions(scopes, self.config.described),
             user,
-            self._accounts.passwords is not None,
-            tuple(self._accounts.upstreams.values()),
+            self.accounts.passwords is not None,
+            tuple(self.accounts.upstreams.values()),
             said,
             name,
-            self._requests.elsewhere(authorization),
+            self.requests.elsewhere(authorization),
             icon,
         )
         return pages.consent(shown, status, cookie + head)
@@ -346,25 +331,25 @@ class AuthorizationEndpoint:
             form = form_of(request)
         except OAuthError as exc:
             return pages.wrong("This form is malformed", str(exc), exc.status)
-        authorization = self._tickets.open_request(self._tickets.known_browser(request), form.get("ticket"))
+        authorization = self.tickets.open_request(self.tickets.known_browser(request), form.get("ticket"))
         if authorization is None:
             return pages.wrong("Start again", TOO_OLD, 403)
         client = await self._still_there(request, authorization)
         if client is None:
             return pages.wrong("Start again", "The program is no longer registered. Go back to it and connect again.")
         if form.get("answer") == "deny":
-            return self._requests.refuse(
+            return self.requests.refuse(
                 authorization.redirect_uri, authorization.state, "access_denied", "The user declined."
             )
         if form.get("answer") == "other":
-            return await self._page(request, client, authorization, None, head=self._tickets.forget())
+            return await self._page(request, client, authorization, None, head=self.tickets.forget())
         if form.get("way"):
             return await self._send_away(request, client, authorization, form.get("way"))
         return await self._agree(request, client, authorization, form)
 
     async def _still_there(self, request: HttpRequest, authorization: AuthorizationRequest) -> OAuthClient | None:
         try:
-            client = await self._clients.find(authorization.client, self._clients.lookups_by(request))
+            client = await self.clients.find(authorization.client, self.clients.lookups_by(request))
         except Unavailable:
             return None
         return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None
@@ -375,17 +360,17 @@ class AuthorizationEndpoint:
         cookie = b""
         if "password" in form:
             name = form.get("name")
-            device = self._tickets.device(request, name)
-            found = await self._throttle.check(request.peer, name, form.get("password"), device=device)
+            device = self.tickets.device(request, name)
+            found = await self.throttle.check(request.peer, name, form.get("password"), device=device)
             if isinstance(found, str):
                 status = 429 if found == SLOW else 403
                 if found == WRONG:
-                    self._vault.refused(request.peer)
+                    self.vault.refused(request.peer)
                 return await self._page(
                     request, client, authorization, None, said=found, name=form.get("name"), status=status
                 )
             user, login = found, LOCAL
-            cookie = self._tickets.keep(user, login) + self._tickets.keep_device(name)
+            cookie = self.tickets.keep(user, login) + self.tickets.keep_device(name)
         else:
             person, login = self._signed_in(request)
             if person is None or authorization.renewal or form.get("answer") != "allow":
@@ -397,22 +382,22 @@ class AuthorizationEndpoint:
         self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
     ) -> Response:
         """Complete the consent."""
-        if await self._consent_limiter.charge(user.subject) > 0:
+        if await self.consent_limiter.charge(user.subject) > 0:
             return pages.wrong(
                 "Wait a little", "You have approved too many requests in the last hour. Try again later.", 429
             )
-        scopes = await self._accounts.grantable(user, client, authorization.scopes)
+        scopes = await self.accounts.grantable(user, client, authorization.scopes)
         agreed = await self._agreed_to(user, client)
         agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in authorization.resources}
-        await self._vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
-        await self._clients.renew(client)
+        await self.vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
+        await self.clients.renew(client)
         return await self._go_back(authorization, user, login, scopes, cookie)
 
     async def _go_back(
         self, authorization: AuthorizationRequest, user: User, login: str, scopes: tuple[str, ...], cookie: bytes = b""
     ) -> Response:
-        code = await self._grants.make_code(authorization, user, login, scopes)
-        answer = self._requests.answer(authorization.redirect_uri, authorization.state, {"code": code})
+        code = await self.grants.make_code(authorization, user, login, scopes)
+        answer = self.requests.answer(authorization.redirect_uri, authorization.state, {"code": code})
         return Response(answer.body, answer.status, answer.head + cookie)
 
     # Upstreams
@@ -420,11 +405,11 @@ class AuthorizationEndpoint:
     async def _send_away(
         self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, name: str
     ) -> Response:
-        upstream = self._accounts.upstreams.get(name)
+        upstream = self.accounts.upstreams.get(name)
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in is no longer available.")
         try:
-            return await self._pending_logins.begin(request, upstream, authorization=authorization)
+            return await self.pending_logins.begin(request, upstream, authorization=authorization)
         except SignInFailed as exc:
             said = str(exc)
         return await self._page(request, client, authorization, None, said=said, status=503)
@@ -439,12 +424,12 @@ class AuthorizationEndpoint:
                 "Start again", "The program is no longer registered. Go back to it and connect again.", up="../../"
             )
         try:
-            user = await self._accounts.upstreams[pending.login].finish(callback)
+            user = await self.accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
             return pages.wrong("You are not signed in", str(exc), 403, up="../../")
-        person = self._accounts.from_upstream(pending.login, user)
+        person = self.accounts.from_upstream(pending.login, user)
         return await self._finish(
-            client, authorization, person, pending.login, self._tickets.keep(person, pending.login)
+            client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
         )
 
 

@@ -4,10 +4,12 @@ A client with a secret or keys must use them; its id alone isn't enough. A reque
 """
 
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote_plus
+
+from msgspec import Struct
 
 from millstream._http.client.fetch import fetch
 from millstream._http.client.pool import AddressCheck, allow_any, is_public
@@ -15,12 +17,11 @@ from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.json_schema import is_array
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
-from millstream.auth._authorization_server.clients import Clients
-from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.documents import TOO_MANY, judge_of
-from millstream.auth._authorization_server.metadata import TOKEN
+from millstream.auth._authorization_server.clients import TOO_MANY, Clients, judge_of
+from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import OAuthClient, digest, fits
 from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._discovery import issuer_keys
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
@@ -34,8 +35,8 @@ from millstream.auth._jose import (
     select_keys,
     verify_any,
 )
-from millstream.auth._method import Unavailable
-from millstream.auth._single_flight import KeyedSemaphore
+from millstream.auth._method import KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth.providers import TrustedIdentityProvider
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
@@ -66,7 +67,7 @@ class ClientProof:
             "registered": is_public,
         }
         # State
-        self._failures = Limiter("client-sign-in", _FAILURES, pool=lambda: vault.pool)
+        self._failures = vault.limiter("client-sign-in", _FAILURES)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
@@ -156,10 +157,11 @@ class ClientProof:
 
     async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
         now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
-        audience = claims.get("aud")
-        if is_array(audience) and len(audience) == 1:
-            audience = audience[0]
-        if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
+        if (
+            claims.get("iss") != client.id
+            or claims.get("sub") != client.id
+            or _audience_of(claims) not in self._audiences
+        ):
             raise _invalid_client("The assertion has another subject, issuer, or audience.")
         if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
             raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
@@ -202,6 +204,12 @@ class ClientProof:
         return keys
 
 
+def _audience_of(claims: Mapping[str, Any]) -> Any:
+    """Return the audience, also of a list with nothing else."""
+    audience = claims.get("aud")
+    return audience[0] if is_array(audience) and len(audience) == 1 else audience
+
+
 def _slow(text: str, head: bytes) -> OAuthError:
     return OAuthError("temporarily_unavailable", text, 429, head)
 
@@ -224,3 +232,133 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     if not mark or form.get("client_id") not in ("", name):
         raise _invalid_client("The Authorization header and client_id in the form name different clients.", "Basic")
     return name, secret
+
+
+_TYPE = "oauth-id-jag+jwt"
+_MAX_GRANT_SECONDS = 600.0
+"""Maximum lifetime of a grant in seconds."""
+_MAX_TEXT = 255
+
+
+class IdentityGrant(Struct, frozen=True):
+    """The content of a verified grant."""
+
+    provider: str
+    subject: str
+    """Subject on this server, unique across providers and local accounts."""
+    name: str
+    scopes: tuple[str, ...]
+    resources: tuple[str, ...]
+    """Resources that the grant names; may be empty."""
+    once: str
+    """Store key that records that the grant was used."""
+    until: float
+
+
+class Identities:
+    """Verifies grants."""
+
+    def __init__(self, own: str, providers: Mapping[str, TrustedIdentityProvider], vault: Vault) -> None:
+        self._own = own
+        self._vault = vault
+        self._keys = {issuer: issuer_keys(issuer) for issuer in providers}
+
+    async def prefetch(self) -> None:
+        """See `Prefetchable.prefetch`."""
+        await prefetch_all(self._keys.values())
+
+    async def read(self, assertion: str, client: OAuthClient) -> IdentityGrant:
+        """Verify a grant and return its content.
+
+        Args:
+            assertion: The grant.
+            client: The authenticated client.
+
+        Raises:
+            OAuthError: The grant isn't valid here.
+        """
+        try:
+            issuer, claims = await self._open(assertion)
+        except InvalidToken as exc:
+            raise _invalid_grant(f"The grant is malformed. {exc}") from None
+        except Unavailable as exc:
+            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
+        self._check(claims, client)
+        if claims.get("cnf") is not None:
+            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
+        return _read_grant(issuer, claims)
+
+    async def count(self, granted: IdentityGrant) -> None:
+        """Mark a grant as used.
+
+        Raises:
+            OAuthError: The grant was already used.
+        """
+        seconds = granted.until - self._vault.clock() + 2 * LEEWAY
+        if not await self._vault.exchange(granted.once, None, b"1", seconds):
+            raise _invalid_grant("The grant has already been used.")
+
+    async def _open(self, assertion: str) -> tuple[str, dict[str, Any]]:
+        header = read_header(assertion)
+        if header.typ != _TYPE or header.alg not in ASYMMETRIC:
+            raise _invalid_grant(f"The grant must be a signed JWT of the type {_TYPE}.")
+        issuer = read_payload(assertion).get("iss")
+        keys = self._keys.get(issuer) if isinstance(issuer, str) else None
+        if keys is None:
+            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
+        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
+        if claims is None:
+            raise _invalid_grant("The grant's signature is wrong.")
+        return cast("str", issuer), claims
+
+    def _check(self, claims: Mapping[str, Any], client: OAuthClient) -> None:
+        if _audience_of(claims) != self._own:
+            raise _invalid_grant("The grant is for another authorization server.")
+        if claims.get("client_id") != client.id:
+            raise _invalid_grant("The grant is for another client.")
+        _check_time(claims, self._vault.clock())
+        if not _is_text(claims.get("jti")):
+            raise _invalid_grant("The grant has no jti, so it could be replayed.")
+        if not _is_text(claims.get("sub")):
+            raise _invalid_grant("The grant has no subject.")
+        if "tenant" in claims:
+            # Subjects are unique only within a tenant, and anyone can create a tenant at such a provider.
+            raise _invalid_grant(
+                "The grant names a tenant. Use a provider that has a separate issuer for each organization."
+            )
+
+
+def _check_time(claims: Mapping[str, Any], now: float) -> None:
+    begins, until = claims.get("iat"), claims.get("exp")
+    if not (is_time(begins) and is_time(until)):
+        raise _invalid_grant("The grant has no validity period.")
+    if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
+        raise _invalid_grant("The grant isn't valid yet.")
+    if until <= now - LEEWAY:
+        raise _invalid_grant("The grant has expired.")
+    if until - begins > _MAX_GRANT_SECONDS:
+        raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
+
+
+def _read_grant(issuer: str, claims: Mapping[str, Any]) -> IdentityGrant:
+    scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
+    resources = [resource] if isinstance(resource, str) else resource
+    if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
+        raise _invalid_grant("The grant's scope must be a string, and its resource one or more URLs.")
+    return IdentityGrant(
+        issuer,
+        f"{issuer}#{claims['sub']}",
+        name if _is_text(name) else "",
+        tuple(dict.fromkeys(scope.split())),
+        tuple(str(each) for each in resources),
+        "oauth-jag:" + digest(f"{issuer} {claims['jti']}"),
+        float(claims["exp"]),
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
+
+
+def _invalid_grant(text: str) -> OAuthError:
+    return OAuthError("invalid_grant", text)

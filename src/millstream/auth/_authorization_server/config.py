@@ -1,7 +1,7 @@
 """The configuration of an authorization server and its clients: the arguments of ``auth.issuer(…)``, checked."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
@@ -9,20 +9,20 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._http.client.fetch import check_url
-from millstream._protocol.errors import refuse_unknown
+from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.answers import check_redirect
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, METHODS, REFRESH, OAuthClient, digest
+from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
+from millstream.auth._key_file import check_scopes
+from millstream.auth._tokens import rules_of, several
+from millstream.auth.providers import (
     LoginMethod,
     Passwords,
+    Provider,
     TrustedIdentityProvider,
     UpstreamLogin,
 )
-from millstream.auth._authorization_server.provider import Provider
-from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, OAuthClient, digest
-from millstream.auth._guard import inclusions, rules_of, several
-from millstream.auth._jose import from_pem, read_keys
-from millstream.auth._key_file import check_scopes
 
 ACCESS_SECONDS = 900
 """Seconds for which an access token is valid."""
@@ -85,24 +85,36 @@ _UPSTREAM = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _MIN_SECRET = 32
 
 
-def issuer_config(  # noqa: PLR0913  those of an issuer
-    url: str,
-    logins: Sequence[LoginMethod],
-    clients: Sequence[OAuthClient],
-    *,
-    audience: str,
-    resources: Collection[str],
-    scopes: Collection[str],
-    described: Mapping[str, str],
-    implied: Mapping[str, Collection[str]],
-    registration: bool,
-    metadata_documents: bool,
-    provider: Provider | None,
-) -> IssuerConfig:
-    """Return the configuration. Arguments are those of ``auth.issuer``.
+@suggest_keywords
+def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProvider:
+    """Return an identity provider for `issuer`: an organization admits its members without a login page.
+
+    The provider issues a grant (ID-JAG) to a client that a user has signed in to, and your server exchanges the grant
+    for a token. The client needs a secret or keys at your server. The provider decides who may use which client.
+
+    Args:
+        issuer: The provider's exact identifier. Its metadata must name its keys.
+        scopes: Maximum scopes of its grants, in addition to the default ones; ``["*"]`` allows any.
 
     Raises:
         ValueError: An argument is invalid.
+
+    Example:
+        ``users=[auth.users(file="users.json"), auth.identity_provider("https://login.example.com", scopes=["read"])]``
+    """
+    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and "#" separates the issuer in a subject
+        raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
+    rules_of(issuer, issuer, (), None)
+    names = check_scopes(several("scopes", scopes))
+    said = " ".join((issuer, *sorted(names))).encode()
+    return TrustedIdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
+
+
+def check_issuer_url(url: str) -> None:
+    """Check an issuer's identifier.
+
+    Raises:
+        ValueError: It isn't a URL of a server.
     """
     parts = urlsplit(url)
     if (
@@ -115,83 +127,75 @@ def issuer_config(  # noqa: PLR0913  those of an issuer
         raise ValueError(
             f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
         )
-    for each in logins:
-        known = isinstance(each, TrustedIdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
-        if isinstance(each, str) or not known:
-            raise TypeError("users must be auth.users(file=…), auth.login_provider(…), or a list of them.")
-    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
-        raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")
-    upstreams = [each for each in logins if isinstance(each, UpstreamLogin)]
-    passwords = [each for each in logins if not isinstance(each, UpstreamLogin | TrustedIdentityProvider)]
-    if not logins or len(passwords) > 1:
-        raise ValueError("auth.issuer() requires ways to sign in, with at most one user file: users=auth.users(file=…)")
-    for each in upstreams:
-        if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # would make subjects look like URLs
-            raise ValueError(
-                f"{each.name!r} isn't a valid name for an upstream. Use lower-case letters, digits, and dashes."
-            )
-    if len({each.name for each in upstreams}) < len(upstreams):
-        raise ValueError("Two upstreams have the same name. Rename one with name=.")
-    return IssuerConfig(
-        url=url,
-        audience=audience,
-        resources=several("resources", resources),
-        scopes=check_scopes(several("scopes", scopes)),
-        described=dict(described),
-        implied=inclusions(implied),
-        passwords=passwords[0] if passwords else None,
-        upstreams={each.name: each for each in upstreams},
-        clients={each.id: each for each in clients},
-        registration=registration,
-        provider=provider or Provider(),
-        metadata_documents=metadata_documents,
-        identities=_identities(url, logins),
-    )
 
 
-def provider_config(issuer: str, scopes: Collection[str]) -> TrustedIdentityProvider:
-    """Return an identity provider. Arguments are those of ``auth.identity_provider``.
+def login_methods_of(
+    url: str, users: LoginMethod | Sequence[LoginMethod]
+) -> tuple[Passwords | None, Mapping[str, UpstreamLogin], Mapping[str, TrustedIdentityProvider]]:
+    """Return the file of users, the upstreams by name, and the identity providers by issuer.
 
     Raises:
-        ValueError: An argument is invalid.
+        ValueError: There are none, or two can't be told apart.
+        TypeError: An object isn't a login method.
     """
-    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and "#" separates the issuer in a subject
-        raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
-    rules_of(issuer, issuer, (), None)
-    names = check_scopes(several("scopes", scopes))
-    said = " ".join((issuer, *sorted(names))).encode()
-    return TrustedIdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
+    passwords: list[Passwords] = []
+    upstreams: dict[str, UpstreamLogin] = {}
+    identities: dict[str, TrustedIdentityProvider] = {}
+    for each in users if isinstance(users, Sequence) else [users]:
+        if isinstance(each, TrustedIdentityProvider):
+            if each.issuer.rstrip("/") == url.rstrip("/"):
+                raise ValueError(
+                    "A server can't be its own identity provider, because a client could exchange its tokens "
+                    "for new ones forever."
+                )
+            if each.issuer in identities:
+                raise ValueError(f"The identity provider {each.issuer} is listed twice.")
+            identities[each.issuer] = each
+        elif isinstance(each, UpstreamLogin):
+            if not _UPSTREAM.fullmatch(each.name) or each.name in (
+                "http",
+                "https",
+            ):  # would make subjects look like URLs
+                raise ValueError(
+                    f"{each.name!r} isn't a valid name for an upstream. Use lower-case letters, digits, and dashes."
+                )
+            if each.name in upstreams:
+                raise ValueError("Two upstreams have the same name. Rename one with name=.")
+            upstreams[each.name] = each
+        elif isinstance(cast("object", each), str) or not (hasattr(each, "find") or hasattr(each, "begin")):
+            raise TypeError("users must be auth.users(file=…), auth.login_provider(…), or a list of them.")
+        else:
+            passwords.append(each)
+    if len(passwords) > 1 or not (passwords or upstreams or identities):
+        raise ValueError("auth.issuer() requires ways to sign in, with at most one user file: users=auth.users(file=…)")
+    return next(iter(passwords), None), upstreams, identities
 
 
-def _identities(own: str, logins: Sequence[LoginMethod]) -> dict[str, TrustedIdentityProvider]:
-    found: dict[str, TrustedIdentityProvider] = {}
-    for each in logins:
-        if not isinstance(each, TrustedIdentityProvider):
-            continue
-        if each.issuer.rstrip("/") == own.rstrip("/"):
-            raise ValueError(
-                "A server can't be its own identity provider, because a client could exchange its tokens "
-                "for new ones forever."
-            )
-        if each.issuer in found:
-            raise ValueError(f"The identity provider {each.issuer} is listed twice.")
-        found[each.issuer] = each
-    return found
-
-
-def client_config(
+@suggest_keywords
+def client(
     id: str,
     *,
-    name: str,
-    redirect_uris: Collection[str],
-    secret: str,
-    jwks: str | Mapping[str, Any],
-    scopes: Collection[str],
+    name: str = "",
+    redirect_uris: Names = (),
+    secret: str = "",
+    jwks: str | Mapping[str, Any] = "",
+    scopes: Names = (),
 ) -> OAuthClient:
-    """Return a client. Arguments are those of ``auth.client``.
+    """Return a preconfigured client for `issuer`.
+
+    Args:
+        id: Client id.
+        name: Name shown to users.
+        redirect_uris: Allowed redirect URIs; a client without any only acts for itself.
+        secret: Client secret of at least 32 bytes; read it from the environment.
+        jwks: Public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
+        scopes: Allowed scopes when it acts for itself (client credentials), which requires a secret or keys.
 
     Raises:
         ValueError: An argument is invalid.
+
+    Example:
+        >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])
     """
     if not _ID.fullmatch(id):
         raise ValueError(f"{id!r} isn't a valid client id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
@@ -256,3 +260,54 @@ def check_options(where: str, given: Collection[str]) -> None:
         TypeError: An option is unknown; the message suggests a similar one.
     """
     refuse_unknown(where, given, (*_OWN, *IssuerOptions.__annotations__), {})
+
+
+AUTHORIZE, TOKEN, REGISTER = "/authorize", "/token", "/register"
+REVOKE, INTROSPECT, KEYS = "/revoke", "/introspect", "/.well-known/jwks.json"
+CALLBACK = "/sign-in/callback/"
+OAUTH, OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
+SHARED = (TOKEN, REGISTER, REVOKE, KEYS, OPENID, OAUTH)
+"""Paths that pages of any origin may request, because they ignore cookies."""
+
+
+def places(config: IssuerConfig) -> list[str]:
+    """Return the paths where clients look for this issuer's metadata."""
+    path = config.path
+    return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
+
+
+def metadata(config: IssuerConfig, known: Callable[[], Collection[str]]) -> dict[str, Any]:
+    """Return the metadata document."""
+    base = config.base
+    scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}
+    algorithms = [each for each in ASYMMETRIC if each != "EdDSA"]
+    methods = list(METHODS)
+    members: dict[str, Any] = {
+        "issuer": config.url,
+        "authorization_endpoint": base + AUTHORIZE,
+        "token_endpoint": base + TOKEN,
+        "jwks_uri": base + KEYS,
+        "revocation_endpoint": base + REVOKE,
+        "introspection_endpoint": base + INTROSPECT,
+        "scopes_supported": sorted(scopes),
+        "response_types_supported": ["code"],
+        "response_modes_supported": ["query"],
+        "grant_types_supported": [CODE, REFRESH, CLIENT],
+        "token_endpoint_auth_methods_supported": methods,
+        "token_endpoint_auth_signing_alg_values_supported": algorithms,
+        "revocation_endpoint_auth_methods_supported": methods,
+        "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
+        "introspection_endpoint_auth_methods_supported": methods[1:],
+        "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
+        "code_challenge_methods_supported": ["S256"],
+        "authorization_response_iss_parameter_supported": True,
+    }
+    if config.metadata_documents:
+        members["client_id_metadata_document_supported"] = True
+    if config.identities:
+        members["grant_types_supported"].append(ASSERTED)
+        members["authorization_grant_profiles_supported"] = [PROFILE]
+    if config.registration:
+        members["registration_endpoint"] = base + REGISTER
+    return members

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
-from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import (
     REFRESH,
     AuthorizationRequest,
@@ -26,6 +26,7 @@ from millstream.auth._authorization_server.records import (
     new_secret,
 )
 from millstream.auth._authorization_server.signing import TOMBSTONE, TokenSigner, Vault, read
+from millstream.auth.providers import User
 
 CODE_SECONDS = 60.0
 GRACE = 60.0
@@ -57,14 +58,13 @@ class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
     secret: str
 
 
-class Grants:
+class Grants(Struct, frozen=True):
     """All grants."""
 
-    def __init__(self, config: IssuerConfig, vault: Vault, signing: TokenSigner, clients: Clients) -> None:
-        self._config = config
-        self._vault = vault
-        self._signing = signing
-        self._clients = clients
+    config: IssuerConfig
+    vault: Vault
+    signing: TokenSigner
+    clients: Clients
 
     # Codes
 
@@ -73,14 +73,14 @@ class Grants:
     ) -> str:
         """Create a code for a request that a user has approved."""
         code = new_secret()
-        until = self._vault.clock() + CODE_SECONDS
+        until = self.vault.clock() + CODE_SECONDS
         kept = Code(authorization, new_secret()[:22], user.subject, user.name, login, user.since, scopes, until)
-        await self._vault.put(_code_key(code), kept, _USED_SECONDS)
+        await self.vault.put(_code_key(code), kept, _USED_SECONDS)
         return code
 
     async def peek(self, code: str) -> tuple[Code, bytes] | None:
         """Return a code's record and its stored bytes; None for an unknown code."""
-        raw = await self._vault.kv.get(_code_key(code))
+        raw = await self.vault.kv.get(_code_key(code))
         kept = read(raw, Code)
         return None if raw is None or kept is None else (kept, raw)
 
@@ -97,11 +97,11 @@ class Grants:
             OAuthError: The code has expired.
         """
         used = msgspec.structs.replace(kept, used=True)
-        if kept.used or not await self._vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
+        if kept.used or not await self.vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
             raise await self._handle_reuse(kept.grant, kept.subject, "The code has already been used.")
-        if kept.until < self._vault.clock():
+        if kept.until < self.vault.clock():
             raise OAuthError("invalid_grant", "The code has expired.")
-        client = await self._clients.find(kept.authorization.client)
+        client = await self.clients.find(kept.authorization.client)
         refreshable = client is not None and REFRESH in client.grant_types
         secret = new_secret() if refreshable else ""
         grant = Grant(
@@ -115,27 +115,27 @@ class Grants:
             kept.since,
         )
         ttl = REFRESH_SECONDS if secret else ACCESS_SECONDS * 2
-        if not await self._vault.exchange(_grant_key(kept.grant), None, grant, ttl):
+        if not await self.vault.exchange(_grant_key(kept.grant), None, grant, ttl):
             raise TokenReuse("The code has already been used.", ended=True)
         return kept.grant, grant, self._refresh_token(kept.grant, 0, secret) if secret else ""
 
     async def add(self, grant: Grant) -> str:
         """Store a grant for a single access token, and return its id."""
         id = new_secret()[:22]
-        await self._vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
+        await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
         return id
 
     # Refresh tokens
 
     async def find(self, token: str) -> tuple[RefreshToken, Grant] | None:
         """Return the content and grant of a refresh token of any generation; None if it's unknown or revoked."""
-        said = self._vault.open(_REFRESH_KIND, token.removeprefix(_PREFIX), RefreshToken)
+        said = self.vault.open(_REFRESH_KIND, token.removeprefix(_PREFIX), RefreshToken)
         grant = await self.get(said.grant) if said is not None else None
         return None if said is None or grant is None or not fits(said.secret, grant.proof) else (said, grant)
 
     async def get(self, id: str) -> Grant | None:
         """Return a grant; None if it was revoked or has expired."""
-        return await self._vault.get(_grant_key(id), Grant)
+        return await self.vault.get(_grant_key(id), Grant)
 
     async def rotate(self, said: RefreshToken) -> str:
         """Return the successor of a refresh token.
@@ -145,7 +145,7 @@ class Grants:
             OAuthError: The token was replaced and its grace period is over, or the grant was revoked.
         """
         for _ in range(_TRIES):
-            raw, now = await self._vault.kv.get(_grant_key(said.grant)), self._vault.clock()
+            raw, now = await self.vault.kv.get(_grant_key(said.grant)), self.vault.clock()
             grant = read(raw, Grant)
             if raw is None or grant is None:
                 break
@@ -157,40 +157,40 @@ class Grants:
                 text = "The refresh token has already been used. Its grant and all tokens are revoked. Sign in again."
                 raise await self._handle_reuse(said.grant, grant.subject, text)
             after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated_at=now)
-            if await self._vault.exchange(_grant_key(said.grant), raw, after, REFRESH_SECONDS):
+            if await self.vault.exchange(_grant_key(said.grant), raw, after, REFRESH_SECONDS):
                 return self._refresh_token(said.grant, after.generation, said.secret)
         raise OAuthError("invalid_grant", "The refresh token is no longer valid. Sign in again.")
 
     def _refresh_token(self, grant: str, generation: int, secret: str) -> str:
-        return _PREFIX + self._vault.seal(_REFRESH_KIND, RefreshToken(grant, generation, secret))
+        return _PREFIX + self.vault.seal(_REFRESH_KIND, RefreshToken(grant, generation, secret))
 
     # Revocation
 
     async def _handle_reuse(self, id: str, subject: str, text: str) -> TokenReuse:
-        raw = await self._vault.kv.get(_grant_key(id))
+        raw = await self.vault.kv.get(_grant_key(id))
         there = raw is not None and read(raw, Grant) is not None
-        ended = there and await self._vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
+        ended = there and await self.vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
         await self.end(id, subject)
         return TokenReuse(text, ended=ended)
 
     def report_reuse(self, address: str) -> None:
         """Report the address that reused a code or refresh token."""
-        self._vault.refused(address)
+        self.vault.refused(address)
 
     async def end(self, id: str, subject: str) -> None:
         """Revoke a grant. Its tokens become invalid on all workers within a second."""
         # A tombstone makes a concurrent redemption of the code fail.
-        await self._vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
-        await self._vault.bus.publish(ENDED, f"{id} {subject}".encode())
+        await self.vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
+        await self.vault.bus.publish(ENDED, f"{id} {subject}".encode())
 
     async def revoke_token(self, jti: str, subject: str, until: float) -> None:
         """Revoke an access token without a grant."""
-        await self._vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self._vault.clock() + 120))
-        await self._vault.bus.publish(ENDED, f"- {subject}".encode())
+        await self.vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self.vault.clock() + 120))
+        await self.vault.bus.publish(ENDED, f"- {subject}".encode())
 
     async def is_revoked(self, jti: str) -> bool:
         """Return whether an access token without a grant was revoked."""
-        return await self._vault.kv.get(f"oauth-revoked:{jti}") is not None
+        return await self.vault.kv.get(f"oauth-revoked:{jti}") is not None
 
     # Access tokens
 
@@ -205,10 +205,10 @@ class Grants:
         more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Create an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
-        now = int(self._vault.clock())
+        now = int(self.vault.clock())
         claims: dict[str, Any] = {name: value for name, value in (more or {}).items() if name not in _RESERVED}
         claims |= {
-            "iss": self._config.url,
+            "iss": self.config.url,
             "sub": subject,
             "aud": resources[0] if len(resources) == 1 else list(resources),
             "client_id": client.id,
@@ -220,7 +220,7 @@ class Grants:
         if grant:
             claims["grant_id"] = grant
         return {
-            "access_token": await self._signing.sign(claims),
+            "access_token": await self.signing.sign(claims),
             "token_type": "Bearer",
             "expires_in": ACCESS_SECONDS,
             "scope": " ".join(scopes),

@@ -15,13 +15,12 @@ from secrets import token_hex
 
 from millstream._backoff import retry_delay
 from millstream._http.message import peer_network
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Rate, StoreLimiter
 from millstream._stores.rates import ConcurrencySlot
-from millstream.auth._authorization_server.login_methods import SignInFailed, User
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.users import Accounts
-from millstream.auth._single_flight import PATIENCE
+from millstream.auth._method import PATIENCE
+from millstream.auth.providers import SignInFailed, User
 
 _MAX_WAITING = 256
 """Maximum waiting attempts per key; people don't make more."""
@@ -43,7 +42,7 @@ class FailureLimiter:
     """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
 
     def __init__(self, rates: Mapping[str, Rate], vault: Vault, *, patience: float = PATIENCE) -> None:
-        self._failures = tuple(Limiter(name, rate, pool=lambda: vault.pool) for name, rate in rates.items())
+        self._failures = tuple(vault.limiter(name, rate) for name, rate in rates.items())
         self._patience = patience
         self._vault = vault
         # State of one event loop

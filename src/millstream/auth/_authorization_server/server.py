@@ -5,30 +5,32 @@ once a minute, and after each revocation, that the grant of a token is still val
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
+from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import StoreLimiter
 from millstream._override import override
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.principal import Principal
+from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
+from millstream._server.functions.description import Names
+from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError
-from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
-from millstream.auth._authorization_server.client_proof import ClientProof
-from millstream.auth._authorization_server.clients import Clients, RegistrationEndpoint
-from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.documents import Documents
-from millstream.auth._authorization_server.grants import ENDED, Grants
-from millstream.auth._authorization_server.identities import Identities
-from millstream.auth._authorization_server.login_methods import Callback
-from millstream.auth._authorization_server.login_throttle import LoginThrottle
-from millstream.auth._authorization_server.metadata import (
+from millstream.auth._authorization_server.authorize import (
+    CONSENT_RATE,
+    AuthorizationEndpoint,
+    AuthorizationRequests,
+    Targets,
+)
+from millstream.auth._authorization_server.client_proof import ClientProof, Identities
+from millstream.auth._authorization_server.clients import Clients, Documents, RegistrationEndpoint
+from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
     INTROSPECT,
@@ -37,17 +39,24 @@ from millstream.auth._authorization_server.metadata import (
     REVOKE,
     SHARED,
     TOKEN,
+    IssuerConfig,
+    check_issuer_url,
+    login_methods_of,
     metadata,
     places,
 )
-from millstream.auth._authorization_server.page_login import PageLogin
-from millstream.auth._authorization_server.records import Grant
-from millstream.auth._authorization_server.signing import TokenSigner, Vault
-from millstream.auth._authorization_server.tickets import PendingLogin, PendingLogins, Tickets
+from millstream.auth._authorization_server.grants import ENDED, Grants
+from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
+from millstream.auth._authorization_server.records import Grant, OAuthClient
+from millstream.auth._authorization_server.signing import TokenSigner, Vault, pack, read
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
 from millstream.auth._authorization_server.token import IssuedTokens, TokenEndpoint
-from millstream.auth._authorization_server.users import Accounts, UserFile
-from millstream.auth._jose import TokenRules, judge
-from millstream.auth._method import Identity, Prefetchable, Unavailable, prefetch_all
+from millstream.auth._authorization_server.users import LOCAL, Accounts, UserFile
+from millstream.auth._jose import TokenRules, judge, scopes_of
+from millstream.auth._key_file import check_scopes
+from millstream.auth._method import Identity, NotAdmitted, PageMethod, Prefetchable, Unavailable, prefetch_all
+from millstream.auth._tokens import inclusions, rules_of, several
+from millstream.auth.providers import Callback, LoginMethod, Provider, SignInFailed, User
 
 logger = logging.getLogger("millstream")
 
@@ -60,11 +69,10 @@ _ALL_PRINCIPALS = ""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
-class Issuer:
+class Issuer(Struct, frozen=True):
     """An authorization server that isn't running yet. Created by ``auth.issuer(…)``."""
 
-    def __init__(self, config: IssuerConfig) -> None:
-        self.config = config
+    config: IssuerConfig
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningIssuer":
         """Return the authorization server of a running server.
@@ -77,8 +85,10 @@ class Issuer:
         return RunningIssuer(self.config, services, name, known)
 
 
-class RunningIssuer(PageLogin):
+class RunningIssuer(PageMethod):
     """A running authorization server, in one event loop."""
+
+    recalls = True
 
     def __init__(
         self, config: IssuerConfig, services: Services, name: str, known: Callable[[], Collection[str]]
@@ -88,15 +98,18 @@ class RunningIssuer(PageLogin):
         targets = Targets(config, self.resource, lambda: frozenset(known()))
         throttle, tickets = LoginThrottle(accounts, vault), Tickets(vault, secure=config.secure)
         pending_logins = PendingLogins(vault, tickets, config.base)
-        super().__init__(
-            config,
-            accounts,
-            TokenRules(config.url, self.resource, config.implied),
-            targets.scopes,
-            throttle=throttle,
-            tickets=tickets,
-            pending_logins=pending_logins,
-        )
+        self._config = config
+        self._accounts = accounts
+        self._throttle = throttle
+        self._tickets = tickets
+        self._pending_logins = pending_logins
+        self._rules = TokenRules(config.url, self.resource, config.implied)
+        self._there = targets.scopes
+        """All current scopes."""
+        # The client that providers see; no other client has the issuer's identifier as its id.
+        self._pages = OAuthClient(config.url, "The pages of this server")
+        self.by_password: bool = config.passwords is not None
+        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
         self.issuers: tuple[str, ...] = (config.url,)
         self.scopes: tuple[str, ...] = config.scopes
         self._clock = vault.clock
@@ -123,6 +136,7 @@ class RunningIssuer(PageLogin):
             tickets=tickets,
             pending_logins=pending_logins,
             brand=lambda: (name, self.icon),
+            consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
         self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""
@@ -240,20 +254,74 @@ class RunningIssuer(PageLogin):
 
     # PageMethod
 
+    @override
+    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
+        """See `PageMethod.admit`."""
+        device = self._tickets.device(request, name)
+        user = await self._throttle.check(request.peer, name, password, device=device)
+        if isinstance(user, str):
+            raise NotAdmitted(user, 429 if user == SLOW else 403, wrong=user == WRONG)
+        kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
+        return kept, self._tickets.keep_device(name)
+
+    @override
+    def forget(self) -> bytes:
+        """See `PageMethod.forget`. The consent page asks for the password again."""
+        return self._tickets.forget()
+
+    @override
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
+        """See `PageMethod.redirect_to_login`."""
+        upstream = self._accounts.upstreams.get(login)
+        if upstream is None:
+            raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
+        check_here(request, self._config.base, page)
+        try:
+            return await self._pending_logins.begin(request, upstream, page=page)
+        except SignInFailed as exc:
+            raise NotAdmitted(str(exc), 503, wrong=False) from None
+
     async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         if pending.authorization is not None:
             return await self._authorize.handle_callback(request, pending, pending.authorization, callback)
         return await self._finish_login(request, pending, callback)
 
+    async def _finish_login(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
+        """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
+        landing = self.landing
+        if landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+        try:
+            user = await self._accounts.upstreams[pending.login].finish(callback)
+        except SignInFailed as exc:
+            return landing.refuse(request, pending.page, str(exc))
+        who = self._accounts.from_upstream(pending.login, user)
+        grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
+        return landing.complete(request, pending.page, pack(grant))
+
     @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
-        found = await self._open_cookie(kept)
-        if found is None:
+        grant = read(kept, Grant)
+        user = self._accounts.user_of_grant(grant) if grant is not None else None
+        if grant is None or user is None:
             return None
-        identity, grant = found
-        self._remember_grant(identity.principal.id, grant)
-        return identity
+        scopes = await self._scopes(user)
+        claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
+        # The account may have been removed in the meantime, and the result is cached.
+        if self._accounts.user_of_grant(grant) != user:
+            return None
+        said = {**claims, "iss": self._config.url, "sub": user.subject}
+        principal = Principal(user.subject, self._config.url, scopes=scopes, claims=said)
+        self._remember_grant(principal.id, grant)
+        return Identity(principal, self._rules.believed)
+
+    async def _scopes(self, user: User) -> frozenset[str]:
+        wanted = self._there().union(user.scopes)
+        granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
+        found = scopes_of({"scope": list(granted)}, self._config.implied)
+        # A user gets `*` only if no scope was denied.
+        return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
     # HTTP
 
@@ -304,3 +372,69 @@ def _catch_errors(handler: Handler) -> Handler:
             return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")
 
     return answer
+
+
+@suggest_keywords
+def issuer(  # noqa: PLR0913  the options of an issuer
+    url: str,
+    *,
+    users: LoginMethod | Sequence[LoginMethod],
+    clients: Sequence[OAuthClient] = (),
+    audience: str = "",
+    resources: Names = (),
+    scopes: Names = (),
+    scope_descriptions: Mapping[str, str] | None = None,
+    scope_includes: Mapping[str, Names] | None = None,
+    registration: bool = True,
+    metadata_documents: bool = True,
+    provider: Provider | None = None,
+) -> Issuer:
+    """Make this server an OAuth authorization server that issues its own tokens.
+
+    Any MCP client can connect: it describes itself at a URL or registers, the user signs in and consents in a browser,
+    and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an
+    organization's identity provider.
+
+    Args:
+        url: The server's public URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
+            exact issuer identifier.
+        users: Who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
+        clients: Clients that don't need to register, from `client`.
+        audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
+        resources: URLs of other servers for which it may issue tokens.
+        scopes: Scopes that every user gets, and that every caller needs.
+        scope_descriptions: Descriptions of scopes for users: ``{"orders:write": "order books"}``.
+        scope_includes: Mapping of a scope to the scopes that it includes.
+        registration: Whether clients may register themselves. Clients with a metadata document don't need to.
+        metadata_documents: Whether clients may describe themselves at a URL, which this server fetches. Set it to False
+            if the server has no access to the internet, so that clients such as Claude Code register instead.
+        provider: Custom decisions; see `millstream.auth.providers`.
+
+    Raises:
+        ValueError: An argument is invalid.
+
+    Example:
+        ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
+    """
+    check_issuer_url(url)
+    passwords, upstreams, identities = login_methods_of(url, users)
+    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
+        raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")
+    config = IssuerConfig(
+        url=url,
+        audience=audience,
+        resources=several("resources", resources),
+        scopes=check_scopes(several("scopes", scopes)),
+        described=dict(scope_descriptions or {}),
+        implied=inclusions(scope_includes),
+        passwords=passwords,
+        upstreams=upstreams,
+        clients={each.id: each for each in clients},
+        registration=registration,
+        provider=provider or Provider(),
+        metadata_documents=metadata_documents,
+        identities=identities,
+    )
+    for each in (audience or url, *resources):
+        rules_of(url, each, scopes, scope_includes)
+    return Issuer(config)

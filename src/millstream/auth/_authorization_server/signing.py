@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map
 from millstream._stores.rates import share_for
@@ -31,7 +31,7 @@ from millstream.auth._jose import (
     select_keys,
     sign,
 )
-from millstream.auth._single_flight import SingleFlight
+from millstream.auth._method import SingleFlight
 
 _MAX_SHARE = 12
 """Length of a share's name."""
@@ -53,6 +53,10 @@ class Vault:
         """Limiter shared between workers; None with a single worker."""
         self.refused: Callable[[str], None] = lambda address: None
         """Called with the address after each failed password or client authentication."""
+
+    def limiter(self, name: str, rate: Rate) -> Limiter:
+        """Return a limiter that workers share."""
+        return Limiter(name, rate, pool=lambda: self.pool)
 
     async def get(self, key: str, kind: type[T]) -> T | None:
         """Return a value; None if it's missing or malformed."""

@@ -20,16 +20,17 @@ from millstream._http.message import Handler, HttpRequest, Response, peer_networ
 from millstream._limits.limiters import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth._authorization_server.config import CALLBACK
+from millstream.auth._authorization_server.records import AuthorizationRequest, new_secret
+from millstream.auth._authorization_server.signing import Vault, new_state
+from millstream.auth._method import NotAdmitted
+from millstream.auth._pages import cookie_of, is_at
+from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
     UpstreamWithPrompt,
     User,
 )
-from millstream.auth._authorization_server.metadata import CALLBACK
-from millstream.auth._authorization_server.records import AuthorizationRequest, new_secret
-from millstream.auth._authorization_server.signing import Vault, new_state
-from millstream.auth._browser import cookie_of
 
 QUESTION_SECONDS = 600.0
 DEVICE_SECONDS = 180 * 86_400.0
@@ -235,3 +236,13 @@ class PendingLogins:
 
     def _callback(self, name: str) -> str:
         return f"{self._base}{CALLBACK}{name}"
+
+
+def check_here(request: HttpRequest, base: str, page: str) -> None:
+    """Check that the browser uses the host of the callback.
+
+    Raises:
+        NotAdmitted: The browser uses another host, such as another name of this machine.
+    """
+    if not is_at(request, base):
+        raise NotAdmitted(f"You can only sign in at {base}{page}. Open that address.", 400, wrong=False)

@@ -10,50 +10,42 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
 from millstream.auth._authorization_server.authorize import Targets
-from millstream.auth._authorization_server.client_proof import ClientProof
+from millstream.auth._authorization_server.client_proof import ClientProof, Identities
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.grants import Grants, TokenReuse
-from millstream.auth._authorization_server.identities import Identities
-from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
 from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._authorization_server.users import Accounts
 from millstream.auth._jose import InvalidToken, read_header, verify_any
+from millstream.auth.providers import User
 
 
-class IssuedTokens:
+class IssuedTokens(Struct, frozen=True):
     """The introspection and revocation endpoints, and the guard's check of our own tokens."""
 
-    def __init__(
-        self,
-        config: IssuerConfig,
-        proof: ClientProof,
-        grants: Grants,
-        signing: TokenSigner,
-        accounts: Accounts,
-        clock: Callable[[], float],
-    ) -> None:
-        self._config = config
-        self._proof = proof
-        self._grants = grants
-        self._signing = signing
-        self._accounts = accounts
-        self._clock = clock
+    config: IssuerConfig
+    proof: ClientProof
+    grants: Grants
+    signing: TokenSigner
+    accounts: Accounts
+    clock: Callable[[], float]
 
     async def grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
         """Return the grant of an access token, True for a token without one, or False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
-            grant = await self._grants.get(str(id))
-            return grant if grant is not None and self._accounts.user_of_grant(grant) is not None else False
+            grant = await self.grants.get(str(id))
+            return grant if grant is not None and self.accounts.user_of_grant(grant) is not None else False
         client = str(claims.get("client_id"))
-        known = self._config.clients.get(client) or await self._config.provider.find_client(client)
-        return known is not None and not await self._grants.is_revoked(str(claims.get("jti")))
+        known = self.config.clients.get(client) or await self.config.provider.find_client(client)
+        return known is not None and not await self.grants.is_revoked(str(claims.get("jti")))
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active. Configured clients may query any token, others only their own."""
@@ -68,27 +60,27 @@ class IssuedTokens:
     async def _read(self, request: HttpRequest) -> tuple[OAuthClient, str]:
         """Return the authenticated client of a request, and the token that it names."""
         form = form_of(request)
-        client = await self._proof.client(request, form)
+        client = await self.proof.client(request, form)
         token = form.get("token")
         if not token:
             raise OAuthError("invalid_request", "token is missing.")
         return client, token
 
     async def _claims_of(self, token: str) -> dict[str, Any] | None:
-        found = await self._grants.find(token)
+        found = await self.grants.find(token)
         if found is not None:
             said, grant = found
-            if said.generation != grant.generation or self._accounts.user_of_grant(grant) is None:
+            if said.generation != grant.generation or self.accounts.user_of_grant(grant) is None:
                 return None
             return {
                 "client_id": grant.client,
                 "sub": grant.subject,
                 "scope": " ".join(grant.scopes),
-                "iss": self._config.url,
+                "iss": self.config.url,
                 "token_type": "refresh_token",
             }
         claims = await self.claims(token)
-        if claims is None or claims["exp"] <= self._clock() or await self.grant_of(claims) is False:
+        if claims is None or claims["exp"] <= self.clock() or await self.grant_of(claims) is False:
             return None
         return {**claims, "token_type": "Bearer"}
 
@@ -100,8 +92,8 @@ class IssuedTokens:
             return None
         if header.alg != "ES256" or header.typ != "at+jwt":
             return None
-        claims = verify_any(token, await self._signing.find(header.kid, header.alg), header.alg)
-        return claims if claims is not None and claims.get("iss") == self._config.url else None
+        claims = verify_any(token, await self.signing.find(header.kid, header.alg), header.alg)
+        return claims if claims is not None and claims.get("iss") == self.config.url else None
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Succeeds for unknown tokens, too."""
@@ -109,19 +101,19 @@ class IssuedTokens:
         return reply({})
 
     async def _revoke(self, client: OAuthClient, token: str) -> None:
-        found = await self._grants.find(token)
+        found = await self.grants.find(token)
         if found is not None:
             said, grant = found
             if grant.client == client.id:
-                await self._grants.end(said.grant, grant.subject)
+                await self.grants.end(said.grant, grant.subject)
             return
         claims = await self.claims(token)
         if claims is None or claims.get("client_id") != client.id:
             return
         if "grant_id" in claims:
-            await self._grants.end(str(claims["grant_id"]), str(claims["sub"]))
+            await self.grants.end(str(claims["grant_id"]), str(claims["sub"]))
         else:
-            await self._grants.revoke_token(str(claims["jti"]), str(claims["sub"]), float(claims["exp"]))
+            await self.grants.revoke_token(str(claims["jti"]), str(claims["sub"]), float(claims["exp"]))
 
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
@@ -129,33 +121,16 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 _Answer = Mapping[str, object]
 
 
-class TokenEndpoint:
+class TokenEndpoint(Struct, frozen=True):
     """The token endpoint."""
 
-    def __init__(
-        self,
-        config: IssuerConfig,
-        proof: ClientProof,
-        clients: Clients,
-        grants: Grants,
-        targets: Targets,
-        accounts: Accounts,
-        *,
-        identities: Identities,
-    ) -> None:
-        self._config = config
-        self._proof = proof
-        self._clients = clients
-        self._grants = grants
-        self._targets = targets
-        self._accounts = accounts
-        self._identities = identities
-        self._by_type: dict[str, Callable[[OAuthClient, Parameters], Awaitable[_Answer]]] = {
-            CODE: self._from_code,
-            REFRESH: self._from_refresh_token,
-            CLIENT: self._from_client,
-            **({ASSERTED: self._from_identity} if config.identities else {}),
-        }
+    config: IssuerConfig
+    proof: ClientProof
+    clients: Clients
+    grants: Grants
+    targets: Targets
+    accounts: Accounts
+    identities: Identities
 
     async def post(self, request: HttpRequest) -> Response:
         """Return a token."""
@@ -163,58 +138,64 @@ class TokenEndpoint:
         kind = form.get("grant_type")
         if not kind:
             raise OAuthError("invalid_request", "grant_type is missing.")
-        give = self._by_type.get(kind)
+        by_type: dict[str, Callable[[OAuthClient, Parameters], Awaitable[_Answer]]] = {
+            CODE: self._from_code,
+            REFRESH: self._from_refresh_token,
+            CLIENT: self._from_client,
+            **({ASSERTED: self._from_identity} if self.config.identities else {}),
+        }
+        give = by_type.get(kind)
         if give is None:
-            raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(self._by_type)}.")
-        client = await self._proof.client(request, form)
+            raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(by_type)}.")
+        client = await self.proof.client(request, form)
         if kind not in client.grant_types:
             raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
         try:
             return reply(await give(client, form))
         except TokenReuse as exc:
             if exc.ended:  # log once per grant, so that repeated attempts don't fill the log
-                self._grants.report_reuse(request.peer)
+                self.grants.report_reuse(request.peer)
             raise
 
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:
         code = form.get("code")
         if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
             raise OAuthError("invalid_request", "Send code, and a code_verifier of 43 to 128 characters.")
-        found = await self._grants.peek(code)
+        found = await self.grants.peek(code)
         if found is None or found[0].authorization.client != client.id:
             raise OAuthError("invalid_grant", "The code is unknown.")
         kept, raw = found
         check_redirect(kept.authorization.redirect_uri, form, named=kept.authorization.named_redirect)
         check_verifier(form, kept.authorization.challenge)
         resources = self._select_resources(form, kept.authorization.resources)
-        id, grant, refresh = await self._grants.redeem(code, kept, raw)
-        await self._clients.renew(client)
+        id, grant, refresh = await self.grants.redeem(code, kept, raw)
+        await self.clients.renew(client)
         return await self._answer(client, id, grant, grant.scopes, resources, refresh=refresh)
 
     async def _from_refresh_token(self, client: OAuthClient, form: Parameters) -> _Answer:
-        found = await self._grants.find(form.get("refresh_token"))
+        found = await self.grants.find(form.get("refresh_token"))
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown or no longer valid. Sign in again.")
         said, grant = found
-        user = self._accounts.user_of_grant(grant)
+        user = self.accounts.user_of_grant(grant)
         if user is None:
-            await self._grants.end(said.grant, grant.subject)
+            await self.grants.end(said.grant, grant.subject)
             raise OAuthError("invalid_grant", "The user may no longer sign in.")
         scopes = tuple(dict.fromkeys(form.get("scope").split())) or grant.scopes
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         resources = self._select_resources(form, grant.resources)
-        scopes = await self._accounts.grantable(user, client, scopes)
-        refresh = await self._grants.rotate(said)
-        await self._clients.renew(client)
+        scopes = await self.accounts.grantable(user, client, scopes)
+        refresh = await self.grants.rotate(said)
+        await self.clients.renew(client)
         return await self._answer(client, said.grant, grant, scopes, resources, refresh=refresh)
 
     async def _from_client(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
         scopes = self._grantable_scopes(form.get("scope"), client.scopes)
-        resources = self._targets.resources(form.all("resource"))
-        return await self._grants.access_token(client, client.id, scopes, resources)
+        resources = self.targets.resources(form.all("resource"))
+        return await self.grants.access_token(client, client.id, scopes, resources)
 
     async def _from_identity(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
@@ -224,30 +205,30 @@ class TokenEndpoint:
         assertion = form.get("assertion")
         if not assertion:
             raise OAuthError("invalid_request", "assertion is missing.")
-        said = await self._identities.read(assertion, client)
-        provider = self._config.identities[said.provider]
-        granted = self._targets.resources(said.resources)
+        said = await self.identities.read(assertion, client)
+        provider = self.config.identities[said.provider]
+        granted = self.targets.resources(said.resources)
         resources = self._select_resources(form, granted)
-        asked, there = form.get("scope").split(), self._targets.scopes()
-        if asked and {*said.scopes, *self._config.scopes}.isdisjoint(asked):
+        asked, there = form.get("scope").split(), self.targets.scopes()
+        if asked and {*said.scopes, *self.config.scopes}.isdisjoint(asked):
             raise OAuthError("invalid_scope", "The identity provider's grant has none of these scopes.")
         wanted = [each for each in said.scopes if each in there and (not asked or each in asked)]
         user = User(said.subject, said.name, provider.scopes, provider.number)
-        scopes = await self._accounts.grantable(user, client, tuple(dict.fromkeys((*self._config.scopes, *wanted))))
-        await self._identities.count(said)
+        scopes = await self.accounts.grantable(user, client, tuple(dict.fromkeys((*self.config.scopes, *wanted))))
+        await self.identities.count(said)
         grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
-        return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="")
+        return await self._answer(client, await self.grants.add(grant), grant, scopes, resources, refresh="")
 
     def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
         """Return the default scopes and the requested ones that are allowed, or all allowed ones if none are requested.
 
         Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
         """
-        wanted = self._targets.requested_scopes(asked) if asked else allowed
-        most = {*self._config.scopes, *allowed}
+        wanted = self.targets.requested_scopes(asked) if asked else allowed
+        most = {*self.config.scopes, *allowed}
         if asked and most.isdisjoint(asked.split()):
             raise OAuthError("invalid_scope", "This client may not have these scopes.")
-        return tuple(each for each in dict.fromkeys((*self._config.scopes, *wanted)) if each in most)
+        return tuple(each for each in dict.fromkeys((*self.config.scopes, *wanted)) if each in most)
 
     async def _answer(
         self,
@@ -259,18 +240,18 @@ class TokenEndpoint:
         *,
         refresh: str,
     ) -> _Answer:
-        user = self._accounts.user_of_grant(grant)
-        more = dict(await self._config.provider.claims(user, client)) if user is not None else {}
+        user = self.accounts.user_of_grant(grant)
+        more = dict(await self.config.provider.claims(user, client)) if user is not None else {}
         if grant.name:
             more.setdefault("name", grant.name)
-        token = await self._grants.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
+        token = await self.grants.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 
     def _select_resources(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:
         """Return the resources of the token: the requested ones, or all granted ones (RFC 8707 §2.2)."""
         if not form.all("resource"):
             return granted
-        asked = self._targets.resources(form.all("resource"))
+        asked = self.targets.resources(form.all("resource"))
         if not set(asked) <= set(granted):
             raise OAuthError("invalid_target", "The grant isn't valid for this resource.")
         return asked

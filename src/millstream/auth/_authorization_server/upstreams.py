@@ -12,25 +12,27 @@ The access token is used only to get claims that the ID token lacks from the use
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from millstream._http.client.fetch import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
+from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlist
-from millstream.auth._authorization_server.code_flow import CodeFlow, ask, code_of, text
-from millstream.auth._authorization_server.login_methods import (
+from millstream.auth._authorization_server.config import CALLBACK, IssuerOptions, check_options
+from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._authorization_server.server import Issuer, issuer
+from millstream.auth._oidc import CodeFlow, ask, code_of, text
+from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
     SignInFailed,
     UpstreamLogin,
     User,
 )
-from millstream.auth._authorization_server.metadata import CALLBACK
-from millstream.auth._authorization_server.records import new_secret
 
 HERE = "https://github.com"
 ORGANIZATION = "org:"
@@ -245,23 +247,52 @@ KNOWN = {
 }
 
 
-def upstream_of(
-    who: str, *, allow: Allow, client_id: str, client_secret: str, name: str, title: str, at: str
+@suggest_keywords
+def login_provider(
+    provider: str,
+    *,
+    allow: Allow,
+    client_id: str = "",
+    client_secret: str = "",
+    name: str = "",
+    title: str = "",
+    base_url: str = "",
 ) -> UpstreamLogin:
-    """Return an upstream. Arguments and errors are those of ``auth.upstream``."""
-    known = KNOWN.get(who)
+    """Return an upstream for `issuer`: users sign in with Google, GitHub, or any OpenID provider.
+
+    Register this server with it as a web application with the redirect URI ``URL/sign-in/callback/NAME``.
+
+    Args:
+        provider: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
+        allow: Who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
+            for everyone with an account there. For GitHub, also a login, ``"octocat"``, or an organization,
+            ``"org:example"``. To let users grant scopes to clients, map entries to scopes:
+            ``{"@example.com": ["orders:write"]}``. The first matching entry applies.
+        client_id: Client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
+        client_secret: Secret for `client_id`; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
+        name: Name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
+        title: Name on the button; by default the issuer's host.
+        base_url: Base URL, for a GitHub Enterprise server or a test double of Google.
+
+    Raises:
+        ValueError: An argument is missing or invalid.
+
+    Example:
+        ``users=[auth.users(file="users.json"), auth.login_provider("google", allow=["@example.com"])]``
+    """
+    known = KNOWN.get(provider)
     if known is None:
         try:
-            host = check_url(who).hostname or ""
+            host = check_url(provider).hostname or ""
         except OutboundError as exc:
             raise ValueError(
-                f"{who!r} isn't an upstream. Use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
+                f"{provider!r} isn't an upstream. Use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
             ) from None
-        known, name = KnownService(title or host, who), name or "openid"
-    name, title, at = name or who, title or known.title, at or known.at
-    client_id, client_secret = _credentials(who, name, client_id, client_secret)
+        known, name = KnownService(title or host, provider), name or "openid"
+    name, title, at = name or provider, title or known.title, base_url or known.at
+    client_id, client_secret = _credentials(provider, name, client_id, client_secret)
     allowlist = Allowlist(allow, at, form=known.form, examples=known.examples)
-    if who == "github":
+    if provider == "github":
         return GitHubUpstream(at, client_id=client_id, client_secret=client_secret, allowlist=allowlist, name=name)
     return OpenIdUpstream(
         check_url(at).geturl(),
@@ -288,4 +319,48 @@ def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tup
     title = KNOWN[who].title if who in KNOWN else who
     raise ValueError(
         f"Register this server with {title}, using the redirect URI YOUR-SERVER{CALLBACK}{name}. Then {said}."
+    )
+
+
+def google(
+    url: str, *, allow: Allow, client_id: str = "", client_secret: str = "", **more: Unpack[IssuerOptions]
+) -> Issuer:
+    """Return an `issuer` whose users sign in with Google.
+
+    Args:
+        url: The public URL of this server.
+        allow: Who may sign in: verified addresses, or ``@example.com`` for everyone with an address there. See
+            `login_provider`.
+        client_id: Id of the OAuth client that you registered at Google; by default ``$GOOGLE_CLIENT_ID``.
+        client_secret: Its secret; by default ``$GOOGLE_CLIENT_SECRET``.
+        more: Options of `issuer`, such as ``scopes``.
+
+    Example:
+        ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
+    """
+    check_options("auth.google", more)
+    return issuer(
+        url, users=login_provider("google", allow=allow, client_id=client_id, client_secret=client_secret), **more
+    )
+
+
+def github(
+    url: str, *, allow: Allow, client_id: str = "", client_secret: str = "", **more: Unpack[IssuerOptions]
+) -> Issuer:
+    """Return an `issuer` whose users sign in with GitHub.
+
+    Args:
+        url: The public URL of this server.
+        allow: Who may sign in: a login, an organization as ``org:example``, or a verified address. See
+            `login_provider`.
+        client_id: Id of the OAuth application that you registered at GitHub; by default ``$GITHUB_CLIENT_ID``.
+        client_secret: Its secret; by default ``$GITHUB_CLIENT_SECRET``.
+        more: Options of `issuer`, such as ``scopes``.
+
+    Example:
+        ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``
+    """
+    check_options("auth.github", more)
+    return issuer(
+        url, users=login_provider("github", allow=allow, client_id=client_id, client_secret=client_secret), **more
     )

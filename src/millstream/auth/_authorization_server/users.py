@@ -14,7 +14,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
-from millstream._files import Stamp, stamp_of, write_private
-from millstream._protocol.errors import LocalError
+from millstream._override import override
+from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.login_methods import Selective, SignInFailed, UpstreamLogin, User
 from millstream.auth._authorization_server.records import Grant, OAuthClient
-from millstream.auth._key_file import check_scopes, lock, read_file
+from millstream.auth._key_file import RecordFile, check_scopes
+from millstream.auth.providers import Selective, SignInFailed, UpstreamLogin, User
 
 LOCAL = ""
 """Login method of users who have a password on this server."""
@@ -137,34 +137,25 @@ class _Users(Struct, forbid_unknown_fields=True):
     users: tuple[StoredUser, ...] = ()
 
 
-_decode = msgspec.json.Decoder(_Users).decode
+class UserFile(RecordFile[StoredUser]):
+    """The file as a login method (`millstream.auth.providers.Passwords`)."""
 
-
-class UserFile:
-    """The file as a login method (`login_methods.Passwords`)."""
+    kind = "user"
+    contents = _Users
 
     def __init__(self, path: Path) -> None:
-        """Create the object; `load` reads the file."""
-        self.path = path
+        super().__init__(path)
         self.users: dict[str, StoredUser] = {}
-        self._seen: Stamp | None = None
+        """Records by case-folded name."""
         self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._waiting = 0
         self._epoch = 0
 
-    def load(self) -> None:
-        """Read the file.
-
-        Raises:
-            LocalError: The file is missing or malformed, or other users may write to it.
-        """
-        raw, stamp = read_file(self.path, "user file", "millstream users add NAME")
-        try:
-            users = _decode(raw).users
-        except msgspec.DecodeError as exc:
-            raise LocalError(f"{self.path} isn't a user file: {exc}. `millstream users add NAME` writes one.") from exc
-        self.users = {each.name.casefold(): each for each in users}
-        self._seen = stamp
+    @override
+    def use(self, records: tuple[StoredUser, ...]) -> None:
+        """Use these records until the file is read again."""
+        super().use(records)
+        self.users = {each.name.casefold(): each for each in records}
 
     # As a login method
 
@@ -202,7 +193,7 @@ class UserFile:
 
     def epoch(self) -> int:
         """Return the number of changes to the file. While the file is unreadable, its users count as removed."""
-        if self._seen != stamp_of(self.path) or self._seen is None:
+        if self.has_changed():
             try:
                 self.load()
                 self._epoch += 1
@@ -210,7 +201,7 @@ class UserFile:
                 if self.users:
                     logger.error("%s Users can't sign in until this is fixed.", exc)
                     self._epoch += 1
-                self.users = {}
+                self.use(())
         return self._epoch
 
     # Used by ``millstream users``
@@ -227,13 +218,10 @@ class UserFile:
                 f"{name!r} isn't a valid user name. Use up to 64 letters, digits, dots, dashes, @, + and _."
             )
         user = StoredUser(name, hash_password(password), now, check_scopes(scopes))
-
-        def put(users: dict[str, StoredUser]) -> None:
-            if name.casefold() in users:
+        with self.change() as users:
+            if _index(users, name) is not None:
                 raise ValueError(f"The user {name!r} already exists. Choose another name.")
-            users[name.casefold()] = user
-
-        self._change(put)
+            users.append(user)
 
     def remove(self, name: str) -> None:
         """Remove a user and revoke their grants.
@@ -242,12 +230,8 @@ class UserFile:
             ValueError: The user doesn't exist.
             LocalError: The file can't be used.
         """
-
-        def take(users: dict[str, StoredUser]) -> None:
-            _find_user(users, name)
-            del users[name.casefold()]
-
-        self._change(take)
+        with self.change() as users:
+            del users[_find_user(users, name)]
 
     def set_password(self, name: str, password: str, now: float) -> None:
         """Change a user's password and revoke their grants.
@@ -257,25 +241,33 @@ class UserFile:
             LocalError: The file can't be used.
         """
         hashed = hash_password(password)
-
-        def put(users: dict[str, StoredUser]) -> None:
-            users[name.casefold()] = msgspec.structs.replace(_find_user(users, name), password=hashed, since=now)
-
-        self._change(put)
-
-    def _change(self, change: Callable[[dict[str, StoredUser]], None]) -> None:
-        with lock(self.path):
-            if self.path.exists():
-                self.load()
-            users = dict(self.users)
-            change(users)
-            body = msgspec.json.format(msgspec.json.encode(_Users(tuple(users.values()))), indent=2)
-            write_private(self.path, body + b"\n")
-            self.users = users
+        with self.change() as users:
+            at = _find_user(users, name)
+            users[at] = msgspec.structs.replace(users[at], password=hashed, since=now)
 
 
-def _find_user(users: dict[str, StoredUser], name: str) -> StoredUser:
-    found = users.get(name.casefold())
+def _index(users: list[StoredUser], name: str) -> int | None:
+    return next((at for at, each in enumerate(users) if each.name.casefold() == name.casefold()), None)
+
+
+def _find_user(users: list[StoredUser], name: str) -> int:
+    """Return the position of a user."""
+    found = _index(users, name)
     if found is None:
         raise ValueError(f"There is no user {name!r}. See: millstream users list")
+    return found
+
+
+@suggest_keywords
+def users(*, file: str | Path) -> UserFile:
+    """Return the accounts in a file, for `issuer`: ``issuer(users(file="users.json"))``.
+
+    Args:
+        file: The file that ``millstream users`` writes. Running servers read changes within a second.
+
+    Raises:
+        LocalError: The file can't be read.
+    """
+    found = UserFile(Path(file))
+    found.load()
     return found

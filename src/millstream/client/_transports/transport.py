@@ -21,8 +21,8 @@ from millstream._backoff import retry_delay
 from millstream._http.client.body import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
+from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, read, split_batch
-from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks

@@ -77,7 +77,12 @@ class OAuthClientInformationFull(OAuthClientMetadata):
 
 
 def construct_redirect_uri(redirect_uri_base: str, **params: str | None) -> str:
-    """Return a URI with parameters added to its query, without those that are None."""
+    """Return a URI with parameters added to its query, without those that are None.
+
+    Args:
+        redirect_uri_base: The client's redirect URI.
+        params: Parameters to add, such as ``code="…"``.
+    """
     parts = urlsplit(redirect_uri_base)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     pairs += [(name, value) for name, value in params.items() if value is not None]
@@ -173,7 +178,11 @@ class TokenVerifier(Protocol):
     """Verifies tokens."""
 
     async def verify_token(self, token: str) -> Any:
-        """Return the `AccessToken`; None for an invalid token."""
+        """Return the `AccessToken`; None for an invalid token.
+
+        Args:
+            token: The token from the ``Authorization`` header.
+        """
         ...
 
 
@@ -186,34 +195,76 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
     """Issues tokens. A provider without `authorize` only verifies them."""
 
     async def get_client(self, client_id: str) -> Any:
-        """Return a registered client; None for an unknown one."""
+        """Return a registered client; None for an unknown one.
+
+        Args:
+            client_id: Id that the client sent.
+        """
 
     async def register_client(self, client_info: Any) -> None:
-        """Store a client."""
+        """Store a client.
+
+        Args:
+            client_info: The client, as `OAuthClientInformationFull`, with its new id.
+        """
 
     async def authorize(self, client: Any, params: AuthorizationParams) -> str:
-        """Return the URL of the page where the user signs in."""
+        """Return the URL of the page where the user signs in.
+
+        Args:
+            client: The registered client.
+            params: The authorization request, already checked.
+        """
         ...
 
     async def load_authorization_code(self, client: Any, authorization_code: str) -> CodeT | None:
-        """Return an issued code; None for an unknown one."""
+        """Return an issued code; None for an unknown one.
+
+        Args:
+            client: The registered client.
+            authorization_code: The code that the client sent.
+        """
 
     async def exchange_authorization_code(self, client: Any, authorization_code: CodeT) -> OAuthToken:
-        """Return tokens for a code."""
+        """Return tokens for a code.
+
+        Args:
+            client: The registered client.
+            authorization_code: The result of `load_authorization_code`.
+        """
         ...
 
     async def load_refresh_token(self, client: Any, refresh_token: str) -> RefreshT | None:
-        """Return an issued refresh token; None for an unknown one."""
+        """Return an issued refresh token; None for an unknown one.
+
+        Args:
+            client: The registered client.
+            refresh_token: The token that the client sent.
+        """
 
     async def exchange_refresh_token(self, client: Any, refresh_token: RefreshT, scopes: list[str]) -> OAuthToken:
-        """Return new tokens for a refresh token."""
+        """Return new tokens for a refresh token.
+
+        Args:
+            client: The registered client.
+            refresh_token: The result of `load_refresh_token`.
+            scopes: Scopes that the client requests, all among those of the refresh token.
+        """
         ...
 
     async def load_access_token(self, token: str) -> AccessT_co | None:
-        """Return a valid access token; None for any other."""
+        """Return a valid access token; None for any other.
+
+        Args:
+            token: The token from the ``Authorization`` header.
+        """
 
     async def revoke_token(self, token: Any) -> None:
-        """Revoke a token."""
+        """Revoke a token.
+
+        Args:
+            token: An access token or a refresh token, as this provider loaded it.
+        """
 
 
 class ProviderTokenVerifier:
@@ -223,7 +274,11 @@ class ProviderTokenVerifier:
         self._provider = provider
 
     async def verify_token(self, token: str) -> Any:
-        """Return the provider's record of a token."""
+        """Return the provider's record of a token.
+
+        Args:
+            token: The token from the ``Authorization`` header.
+        """
         return await self._provider.load_access_token(token)
 
 

@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.limiters import Limiter
-from millstream._limits.store_limiter import StoreLimiter
+from millstream._limits.limiters import StoreLimiter
 from millstream._override import override
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
@@ -32,14 +31,21 @@ from millstream.auth._authorization_server.answers import (
 )
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
-from millstream.auth._authorization_server.clients import RATE, Clients, read_metadata
-from millstream.auth._authorization_server.config import IssuerConfig, canonical
-from millstream.auth._authorization_server.documents import RedirectRefused, client_of
-from millstream.auth._authorization_server.metadata import AUTHORIZE, REGISTER, REVOKE, TOKEN, metadata, places
-from millstream.auth._authorization_server.provider import Provider
+from millstream.auth._authorization_server.clients import RATE, Clients, RedirectRefused, client_of, read_metadata
+from millstream.auth._authorization_server.config import (
+    AUTHORIZE,
+    REGISTER,
+    REVOKE,
+    TOKEN,
+    IssuerConfig,
+    canonical,
+    metadata,
+    places,
+)
 from millstream.auth._authorization_server.records import CODE, REFRESH, OAuthClient, digest, new_secret
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.token import check_redirect, check_verifier
+from millstream.auth.providers import Provider
 from millstream.compat.fastmcp._auth import (
     AuthorizationParams,
     OAuthClientInformationFull,
@@ -122,7 +128,7 @@ class RunningProvider(VerifierMethod):
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
         # State
-        self._registrations = Limiter("register", RATE, pool=lambda: vault.pool)
+        self._registrations = vault.limiter("register", RATE)
         self._changes = 0
         """Number of `epoch` calls that found revocations, from any worker."""
         self._ended: set[str] = set()

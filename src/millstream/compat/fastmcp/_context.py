@@ -98,13 +98,24 @@ class ServerSession:
         )
 
     def check_client_capability(self, capability: types.ClientCapabilities) -> bool:
-        """Return whether the client declared a capability."""
+        """Return whether the client declared a capability.
+
+        Args:
+            capability: The capability, such as ``ClientCapabilities(sampling=SamplingCapability())``.
+        """
         return declares(self.engine.client.capabilities, to_wire(capability))
 
     async def send_log_message(
         self, level: types.LoggingLevel, data: Any, logger: str | None = None, related_request_id: Any = None
     ) -> None:
-        """Send a log message."""
+        """Send a log message.
+
+        Args:
+            level: Severity of the message.
+            data: Text or JSON data.
+            logger: Name of the logger.
+            related_request_id: Ignored. Messages always belong to this call.
+        """
         await self.engine.log(level, data, logger)
 
     async def send_progress_notification(
@@ -115,7 +126,15 @@ class ServerSession:
         message: str | None = None,
         related_request_id: Any = None,
     ) -> None:
-        """Report progress of the call. Always uses the request's own token."""
+        """Report progress of the call. Always uses the request's own token.
+
+        Args:
+            progress_token: Ignored. The request's own token is used.
+            progress: Progress so far, which must increase with each report.
+            total: Value of `progress` at the end, if it's known.
+            message: What the call is doing, for the user.
+            related_request_id: Ignored. Messages always belong to this call.
+        """
         await self.engine.progress(progress, total, message)
 
     async def send_tool_list_changed(self) -> None:
@@ -131,11 +150,20 @@ class ServerSession:
         self._emit(ServerChange("prompts"))
 
     async def send_resource_updated(self, uri: Any) -> None:
-        """Notify the subscribers of a resource that it has changed."""
+        """Notify the subscribers of a resource that it has changed.
+
+        Args:
+            uri: URI of the resource.
+        """
         self._emit(ServerChange("updated", str(uri)))
 
     async def send_elicit_complete(self, elicitation_id: str, related_request_id: Any = None) -> None:
-        """Notify the client that the user has completed a URL elicitation (2025-11-25)."""
+        """Notify the client that the user has completed a URL elicitation (2025-11-25).
+
+        Args:
+            elicitation_id: Id that was sent with the URL.
+            related_request_id: Ignored. Messages always belong to this call.
+        """
         if self.call.revision.elicitation_ids:
             params = {"elicitationId": elicitation_id}
             await self.call.send_to_caller(notification_message("notifications/elicitation/complete", params))
@@ -146,7 +174,14 @@ class ServerSession:
         requestedSchema: dict[str, Any],  # noqa: N803  the SDK's name
         related_request_id: Any = None,
     ) -> types.ElicitResult:
-        """Ask the user to fill in a form."""
+        """Ask the user to fill in a form.
+
+        Args:
+            message: The question.
+            requestedSchema: JSON Schema of the form: an object whose properties are text, numbers, booleans, or
+                choices.
+            related_request_id: Ignored. Messages always belong to this call.
+        """
         action, content = await _ask(self.engine.elicit(message, requestedSchema))
         return types.ElicitResult(action=action, content=content)
 
@@ -155,7 +190,14 @@ class ServerSession:
     async def elicit_url(
         self, message: str, url: str, elicitation_id: str = "", related_request_id: Any = None
     ) -> types.ElicitResult:
-        """Ask the user to open a URL."""
+        """Ask the user to open a URL.
+
+        Args:
+            message: Why the user should open the URL.
+            url: The URL.
+            elicitation_id: Id for `send_elicit_complete`; empty if you don't call it.
+            related_request_id: Ignored. Messages always belong to this call.
+        """
         action, _ = await _ask(self.engine.elicit_url(message, url, id=elicitation_id))
         return types.ElicitResult(action=action)
 
@@ -172,7 +214,19 @@ class ServerSession:
         tool_choice: Any = None,
         **ignored: Any,
     ) -> types.CreateMessageResult:
-        """Have the client's model continue a conversation."""
+        """Have the client's model continue a conversation.
+
+        Args:
+            messages: The conversation, as `SamplingMessage` objects.
+            max_tokens: Maximum tokens of the reply.
+            system_prompt: System prompt for the model.
+            temperature: Randomness of the reply. Its range depends on the model.
+            stop_sequences: Texts at which the reply ends.
+            model_preferences: Which model to prefer, as `ModelPreferences`.
+            tools: Tools that the model may call. The program runs them.
+            tool_choice: Whether the model must call a tool, such as ``{"mode": "required"}``.
+            ignored: The SDK's other arguments, which have no effect.
+        """
         result = await self.engine.sample(
             [msgspec.convert(to_wire(each), Message) for each in messages],
             max_tokens=max_tokens,
@@ -264,7 +318,11 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         return self._session
 
     async def run_in_thread(self, function: Callable[[], Any]) -> Any:
-        """Run a plain function in a worker thread of the server."""
+        """Run a plain function in a worker thread of the server.
+
+        Args:
+            function: A function without parameters.
+        """
         if self._session is None:
             return await asyncio.to_thread(function)
         call = self._session.call
@@ -275,29 +333,62 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     async def log(
         self, level: types.LoggingLevel, message: Any, *, logger_name: str | None = None, extra: Any = None
     ) -> None:
-        """Send a log message. With `extra`, send an object with `message` and the members of `extra`."""
+        """Send a log message. With `extra`, send an object with `message` and the members of `extra`.
+
+        Args:
+            level: Severity of the message.
+            message: Text or JSON data.
+            logger_name: Name of the logger.
+            extra: Members to send beside the message.
+        """
         if self._session is not None:
             data = message if extra is None else {"message": message, **extra}
             await self._engine.log(level, data, logger_name)
 
     async def debug(self, message: Any, **extra: Any) -> None:
-        """Send a log message at level debug."""
+        """Send a log message at level debug.
+
+        Args:
+            message: Text or JSON data.
+            extra: `logger_name` and `extra`, as in `log`.
+        """
         await self.log("debug", message, **extra)
 
     async def info(self, message: Any, **extra: Any) -> None:
-        """Send a log message at level info."""
+        """Send a log message at level info.
+
+        Args:
+            message: Text or JSON data.
+            extra: `logger_name` and `extra`, as in `log`.
+        """
         await self.log("info", message, **extra)
 
     async def warning(self, message: Any, **extra: Any) -> None:
-        """Send a log message at level warning."""
+        """Send a log message at level warning.
+
+        Args:
+            message: Text or JSON data.
+            extra: `logger_name` and `extra`, as in `log`.
+        """
         await self.log("warning", message, **extra)
 
     async def error(self, message: Any, **extra: Any) -> None:
-        """Send a log message at level error."""
+        """Send a log message at level error.
+
+        Args:
+            message: Text or JSON data.
+            extra: `logger_name` and `extra`, as in `log`.
+        """
         await self.log("error", message, **extra)
 
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, if the client requested it."""
+        """Report progress, if the client requested it.
+
+        Args:
+            progress: Progress so far, which must increase with each report.
+            total: Value of `progress` at the end, if it's known.
+            message: What the call is doing, for the user.
+        """
         if self._session is not None:
             await self._engine.progress(progress, total, message)
 
@@ -308,11 +399,19 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     # Questions
 
     async def read_resource(self, uri: Any) -> Any:
-        """Return the contents of a resource of this server."""
+        """Return the contents of a resource of this server.
+
+        Args:
+            uri: URI of a resource, or one that matches a template.
+        """
         return await self.fastmcp.read_resource(uri)
 
     async def elicit(self, message: str, schema: type[BaseModel]) -> Any:
         """Ask the user to fill in the fields of a model.
+
+        Args:
+            message: The question.
+            schema: A pydantic model whose fields are text, numbers, booleans, or choices.
 
         Returns:
             `AcceptedElicitation` with `data`, `DeclinedElicitation`, or `CancelledElicitation`.
@@ -324,7 +423,13 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         return AcceptedElicitation[Any](data=data) if action == "accept" else _REFUSALS[action]()
 
     async def elicit_url(self, message: str, url: str, elicitation_id: str = "") -> Any:
-        """Ask the user to open a URL."""
+        """Ask the user to open a URL.
+
+        Args:
+            message: Why the user should open the URL.
+            url: The URL.
+            elicitation_id: Id for `ServerSession.send_elicit_complete`; empty if you don't call it.
+        """
         action, _ = await _ask(self._engine.elicit_url(message, url, id=elicitation_id))
         return AcceptedUrlElicitation() if action == "accept" else _REFUSALS[action]()
 
@@ -335,7 +440,14 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         temperature: float | None = None,
         max_tokens: int = 512,
     ) -> Any:
-        """Have the client's model continue a conversation, and return the content of its reply."""
+        """Have the client's model continue a conversation, and return the content of its reply.
+
+        Args:
+            messages: The conversation: text, or texts and `SamplingMessage` objects.
+            system_prompt: System prompt for the model.
+            temperature: Randomness of the reply. Its range depends on the model.
+            max_tokens: Maximum tokens of the reply.
+        """
         given = [messages] if isinstance(messages, str) else messages
         result = await self.session.create_message(
             [Message("user", each) if isinstance(each, str) else each for each in given],

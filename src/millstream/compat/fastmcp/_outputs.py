@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from millstream._server.functions import outputs
-from millstream._server.functions.arguments import decode_json_texts
+from millstream._server.functions import msgspec_engine
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import Engine, engine_of
 from millstream._server.functions.parameters import parameter_of
+from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
 from millstream._server.functions.pydantic_engine import output_of as engine_output_of
 from millstream.compat import types
@@ -161,7 +161,7 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 class Output(Struct, frozen=True):
     """The output type of a tool."""
 
-    output: outputs.Output
+    output: msgspec_engine.Output
     wrapped: bool
     """Whether values are wrapped in `result`."""
 

@@ -93,6 +93,13 @@ class Prompt:
     ) -> "Prompt":
         """Create a prompt from a function.
 
+        Args:
+            fn: The function.
+            name: Name of the prompt; by default that of the function.
+            title: Title that clients show.
+            description: Description for the model; by default the docstring.
+            icons: Icons that clients show.
+
         Raises:
             InvalidSignature, ValueError: The function's signature isn't supported.
         """
@@ -107,6 +114,10 @@ class Prompt:
 
     async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> list[Any]:
         """Return the messages.
+
+        Args:
+            arguments: Values of the arguments, as text.
+            context: Value of the context parameter.
 
         Raises:
             ValueError: Arguments are missing or invalid, or the function raised.
@@ -125,7 +136,11 @@ class Prompt:
         return description_of(self, arguments=to_wire(self.arguments) or None)
 
     def item(self, server: Any) -> "PromptItem":
-        """Return the prompt for the registry of a server."""
+        """Return the prompt for the registry of a server.
+
+        Args:
+            server: The `FastMCP` server.
+        """
 
         async def run(arguments: dict[str, Any], call: Call) -> list[EngineMessage]:
             with errors_as(partial(as_protocol_error, code=INVALID_PARAMS)):
@@ -196,6 +211,16 @@ class Tool:
     ) -> "Tool":
         """Create a tool from a function.
 
+        Args:
+            fn: The function.
+            name: Name of the tool; by default that of the function.
+            title: Title that clients show.
+            description: Description for the model; by default the docstring.
+            annotations: Hints for clients, as `ToolAnnotations`.
+            icons: Icons that clients show.
+            meta: Members of ``_meta`` in the list.
+            structured_output: Whether results have structured content. By default, the return annotation decides.
+
         Raises:
             InvalidSignature, ValueError: The function's signature isn't supported.
         """
@@ -246,6 +271,9 @@ class Tool:
     def convert(self, value: Any) -> ToolOutput:
         """Convert a function's value to a result.
 
+        Args:
+            value: The value that the function returned.
+
         Raises:
             LocalError: The value doesn't match the output schema.
         """
@@ -262,7 +290,11 @@ class Tool:
         return description_of(self, inputSchema=self.parameters, outputSchema=self.output_schema)
 
     def item(self, server: Any) -> "ToolItem":
-        """Return the tool for the registry of a server."""
+        """Return the tool for the registry of a server.
+
+        Args:
+            server: The `FastMCP` server.
+        """
 
         async def run(arguments: dict[str, Any], call: Call) -> ToolOutput:
             with tool_errors():

@@ -53,7 +53,11 @@ class Resource(BaseModel, abc.ABC):
         """Return the content: text, bytes, or a value for JSON."""
 
     async def read_for(self, context: Any) -> str | bytes:
-        """Return the content for one call."""
+        """Return the content for one call.
+
+        Args:
+            context: Context of the call.
+        """
         return _to_content(await self.read())
 
     def describe(self) -> dict[str, Any]:
@@ -61,7 +65,11 @@ class Resource(BaseModel, abc.ABC):
         return description_of(self, uri=str(self.uri), mimeType=self.mime_type)
 
     def item(self, server: Any) -> "ResourceItem":
-        """Return the resource for the registry of a server."""
+        """Return the resource for the registry of a server.
+
+        Args:
+            server: The `FastMCP` server.
+        """
 
         async def run(arguments: Any, call: Call) -> Any:
             with errors_as(as_protocol_error):
@@ -102,6 +110,12 @@ class FunctionResource(Resource):
         cls, fn: Callable[..., Any], uri: str, name: str | None = None, **options: Any
     ) -> "FunctionResource":
         """Create a resource from a function without parameters other than the context.
+
+        Args:
+            fn: The function.
+            uri: URI of the resource.
+            name: Name of the resource; by default that of the function.
+            options: Other fields of `Resource`.
 
         Raises:
             ValueError: The function is a lambda without a name.
@@ -203,6 +217,12 @@ class ResourceTemplate:
     ) -> "ResourceTemplate":
         """Create a template from a function.
 
+        Args:
+            fn: The function, with a parameter for each variable.
+            uri_template: URI with ``{variables}``.
+            name: Name of the template; by default that of the function.
+            options: `title`, `description`, `mime_type`, `icons`, `annotations`, `meta`.
+
         Raises:
             ValueError: The parameters don't match the variables of the URI.
         """
@@ -217,16 +237,29 @@ class ResourceTemplate:
         return description_of(self, uriTemplate=self.uri_template, mimeType=self.mime_type)
 
     def matches(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables in a URI; None if it doesn't match."""
+        """Return the values of the variables in a URI; None if it doesn't match.
+
+        Args:
+            uri: URI that a client wants to read.
+        """
         return self._pattern.match(uri)
 
     async def read_for(self, variables: Mapping[str, Any], context: Any) -> str | bytes:
-        """Return the content for variables' values. Raises ValueError if the function fails."""
+        """Return the content for variables' values. Raises ValueError if the function fails.
+
+        Args:
+            variables: Values of the variables.
+            context: Context of the call.
+        """
         with errors_as(lambda error: ValueError(f"Error creating resource from template: {error}")):
             return await _read_value(self.signature, self.signature.read(variables), context)
 
     def item(self, server: Any) -> "TemplateItem":
-        """Return the template for the registry of a server."""
+        """Return the template for the registry of a server.
+
+        Args:
+            server: The `FastMCP` server.
+        """
 
         async def run(variables: dict[str, Any], call: Call) -> Any:
             with errors_as(as_protocol_error):

@@ -145,7 +145,17 @@ class FastMCP(Generic[LifespanT]):
         meta: dict[str, Any] | None = None,
         structured_output: bool | None = None,
     ) -> Any:
-        """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool("name")``, or ``@mcp.tool``."""
+        """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool("name")``, or ``@mcp.tool``.
+
+        Args:
+            name: Name of the tool; by default that of the function.
+            title: Title that clients show.
+            description: Description for the model; by default the docstring.
+            annotations: Hints for clients, as `ToolAnnotations`.
+            icons: Icons that clients show.
+            meta: Members of ``_meta`` in the list.
+            structured_output: Whether results have structured content. By default, the return annotation decides.
+        """
 
         def register(function: Any, name: str | None) -> Any:
             self.add_tool(
@@ -163,12 +173,23 @@ class FastMCP(Generic[LifespanT]):
         return _decorate(name, register)
 
     def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **options: Any) -> None:
-        """Register a function as a tool. Takes the same arguments as `tool`."""
+        """Register a function as a tool. Takes the same arguments as `tool`.
+
+        Args:
+            fn: The function.
+            name: Name of the tool; by default that of the function.
+            *args: The other arguments of `tool`, by position.
+            **options: The other arguments of `tool`, by keyword.
+        """
         tool = Tool.from_function(fn, name, *args, **options)
         self._add("tools", tool.name, tool, self._tools)
 
     def remove_tool(self, name: str) -> None:
-        """Remove a tool. Raises ToolError if it doesn't exist."""
+        """Remove a tool. Raises ToolError if it doesn't exist.
+
+        Args:
+            name: Name of the tool.
+        """
         if self._tools.pop(name, None) is None:
             raise ToolError(f"Unknown tool: {name}")
         self.engine.definition.remove("tools", name)
@@ -198,7 +219,11 @@ class FastMCP(Generic[LifespanT]):
         return decorate
 
     def add_resource(self, resource: Resource) -> None:
-        """Register a resource."""
+        """Register a resource.
+
+        Args:
+            resource: A resource, such as ``TextResource(uri="notes://today", text="…")``.
+        """
         self._add("resources", str(resource.uri), resource, self._resources)
 
     def prompt(
@@ -208,7 +233,14 @@ class FastMCP(Generic[LifespanT]):
         description: str | None = None,
         icons: Sequence[Any] | None = None,
     ) -> Any:
-        """Register a function as a prompt. `tool` shows the forms of the decorator."""
+        """Register a function as a prompt. `tool` shows the forms of the decorator.
+
+        Args:
+            name: Name of the prompt; by default that of the function.
+            title: Title that clients show.
+            description: Description for the model; by default the docstring.
+            icons: Icons that clients show.
+        """
 
         def register(function: Any, name: str | None) -> Any:
             self.add_prompt(Prompt.from_function(function, name, title, description, icons))
@@ -217,7 +249,11 @@ class FastMCP(Generic[LifespanT]):
         return _decorate(name, register)
 
     def add_prompt(self, prompt: Prompt) -> None:
-        """Register a prompt."""
+        """Register a prompt.
+
+        Args:
+            prompt: A prompt, from `Prompt.from_function`.
+        """
         self._add("prompts", prompt.name, prompt, self._prompts)
 
     def completion(self) -> Callable[[Any], Any]:
@@ -259,6 +295,12 @@ class FastMCP(Generic[LifespanT]):
 
         The route doesn't require authentication.
 
+        Args:
+            path: Path, which may have ``{variables}``.
+            methods: HTTP methods, such as ``["GET"]``.
+            name: Name of the route in `streamable_http_app` and `sse_app`.
+            include_in_schema: Whether Starlette lists the route in an OpenAPI schema.
+
         Raises:
             ValueError: The path or HTTP method is invalid.
             LocalError: The server is already running.
@@ -297,6 +339,10 @@ class FastMCP(Generic[LifespanT]):
     async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         """Call a tool. Return its content, or content and structured content if it has an output schema.
 
+        Args:
+            name: Name of the tool.
+            arguments: JSON data for the arguments.
+
         Raises:
             ToolError: The tool doesn't exist or failed.
         """
@@ -308,6 +354,9 @@ class FastMCP(Generic[LifespanT]):
 
     async def read_resource(self, uri: Any) -> list[ReadResourceContents]:
         """Return the contents of a resource.
+
+        Args:
+            uri: URI of a resource, or one that matches a template.
 
         Raises:
             ResourceError: The resource doesn't exist or can't be read.
@@ -329,6 +378,10 @@ class FastMCP(Generic[LifespanT]):
 
     async def get_prompt(self, name: str, arguments: dict[str, Any] | None = None) -> types.GetPromptResult:
         """Return the messages of a prompt.
+
+        Args:
+            name: Name of the prompt.
+            arguments: Values of the arguments, as text.
 
         Raises:
             ValueError: The prompt doesn't exist or failed.
@@ -357,7 +410,11 @@ class FastMCP(Generic[LifespanT]):
         return self._app(Route(self.settings.streamable_http_path, endpoint=self.engine))
 
     def sse_app(self, mount_path: str | None = None) -> Starlette:
-        """Return the server as a Starlette application with HTTP+SSE."""
+        """Return the server as a Starlette application with HTTP+SSE.
+
+        Args:
+            mount_path: Path prefix for the URLs that clients receive.
+        """
         if mount_path is not None:
             self.settings.mount_path = mount_path
         self._configure()
@@ -421,7 +478,11 @@ class FastMCP(Generic[LifespanT]):
         await self._run_async("stdio")
 
     async def run_sse_async(self, mount_path: str | None = None) -> None:
-        """Serve HTTP+SSE in the running event loop."""
+        """Serve HTTP+SSE in the running event loop.
+
+        Args:
+            mount_path: Path prefix for the URLs that clients receive.
+        """
         await self._run_async("sse", mount_path)
 
     async def run_streamable_http_async(self) -> None:

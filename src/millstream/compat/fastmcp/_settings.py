@@ -20,7 +20,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream.compat import types
-from millstream.gateway._programs.classes import hosts_and_origins
+from millstream.gateway._programs import hosts_and_origins
 
 
 class FastMCPError(Exception):

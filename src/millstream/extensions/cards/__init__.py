@@ -1,5 +1,179 @@
-"""Server cards (SEP-2127, a draft): name, address, and features of a server, for clients to discover."""
+"""Server cards (SEP-2127, a draft): name, address, and features of a server, for clients to discover.
 
-from millstream.extensions.cards._extension import CardError, CardIdentity, Cards, catalog, registry_entry, server_card
+`Cards` serves the card of a server, and a catalog with it, at their well-known paths. `registry_entry` returns the
+server's entry for the MCP registry.
+
+https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.
+"""
+
+import re
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from millstream._override import override
+from millstream.extensions import Extension, ServerHost
+from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, encode
 
 __all__ = ["CardError", "CardIdentity", "Cards", "catalog", "registry_entry", "server_card"]
+
+CARD_TYPE = "application/mcp-server-card+json"
+CATALOG_TYPE = "application/ai-catalog+json"
+CARD_SCHEMA = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
+MAX_TEXT = 100
+"""Maximum characters of a title or description."""
+_NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
+_MAX_NAME = 200
+_OPTIONAL_FIELDS = ("title", "websiteUrl", "icons")
+
+
+class CardError(ValueError):
+    """A document can't be generated. The message names the setting to change."""
+
+
+class CardIdentity(Struct, frozen=True):
+    """The public name and address of a server."""
+
+    name: str
+    """``com.example.shop/bookshop``: the host in reverse, a slash, and the server's name."""
+    url: str
+    """URL of the MCP endpoint; empty if there is none."""
+
+    @property
+    def urn(self) -> str:
+        """The name in a catalog, ``urn:air:shop.example.com:mcp:bookshop``."""
+        publisher, _, name = self.name.partition("/")
+        return f"urn:air:{'.'.join(reversed(publisher.split('.')))}:mcp:{name}"
+
+
+def identify(server: str, url: str, name: str = "") -> CardIdentity:
+    """Return the identity of a server.
+
+    Args:
+        server: Name of the server.
+        url: Public URL of its MCP endpoint, or empty.
+        name: Name in reverse DNS format; by default derived from the URL and the server's name.
+
+    Raises:
+        CardError: The URL or the name is invalid, or both are missing.
+    """
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+            raise CardError(
+                f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp"
+            )
+        name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise CardError(
+            f"The name {name!r} is invalid. Use your domain in reverse, and a name: com.example/{server or 'shop'}"
+        )
+    return CardIdentity(name, url.rstrip("/"))
+
+
+def _publisher(host: str) -> str:
+    try:
+        ip_address(host)
+    except ValueError:
+        return ".".join(reversed(host.rstrip(".").split(".")))
+    raise CardError(f"card_url has the IP address {host}, so no name can be derived from it. Set card_name as well.")
+
+
+def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
+    """Return the card of a server.
+
+    Args:
+        identity: Public name and address of the server.
+        about: The server's description of itself, see `ServerHost.about`.
+        needs_key: Whether callers need a key.
+    """
+    remote: dict[str, Any] = {
+        "type": "streamable-http",
+        "url": identity.url,
+        "supportedProtocolVersions": REVISIONS[1:],
+    }
+    if needs_key:
+        remote["headers"] = [_KEY_HEADER]
+    return {"$schema": CARD_SCHEMA, **_common_fields(identity, about), "remotes": [remote]}
+
+
+_KEY_HEADER = {
+    "name": "Authorization",
+    "description": "Bearer, a space, and a key of this server.",
+    "isRequired": True,
+    "isSecret": True,
+}
+
+
+def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
+    text = str(about.get("description") or about.get("title") or about["name"])
+    optional = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
+    if "title" in optional:
+        optional["title"] = str(optional["title"])[:MAX_TEXT]
+    return {
+        "name": identity.name,
+        "version": str(about["version"])[:255],
+        "description": text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…",
+        **optional,
+    }
+
+
+def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
+    """Return a catalog with one server.
+
+    Args:
+        identity: Name and addresses of the server.
+        card_url: URL of its card.
+    """
+    return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
+
+
+def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
+    """Return the `server.json` of a server for the MCP registry.
+
+    Args:
+        identity: Name and addresses of the server.
+        about: What it says about itself: `title`, `description`, `version`, and others.
+        repository: URL of the source code.
+    """
+    entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
+    if repository:
+        host = urlsplit(repository).hostname or ""
+        entry["repository"] = {"url": repository, "source": host.removesuffix(".com").removesuffix(".org")}
+    if identity.url:
+        entry["remotes"] = [{"type": "streamable-http", "url": identity.url}]
+    return entry
+
+
+CATALOG_PATH = "/.well-known/ai-catalog.json"
+OLD_CARD_PATH = "/.well-known/mcp/server-card.json"
+"""Path in earlier drafts."""
+
+
+class Cards(Extension):
+    """Serves the card and the catalog of a server that has the setting `card_url`."""
+
+    name = "io.modelcontextprotocol/server-card"
+    settings: Mapping[str, Any] | None = None
+
+    @override
+    async def open(self, host: ServerHost) -> None:
+        """Register the paths.
+
+        Raises:
+            CardError: The settings lack the server's name or address.
+        """
+        settings = host.settings
+        identity = identify(str(host.about["name"]), settings.card_url, settings.card_name)
+
+        def card() -> bytes:
+            return encode(server_card(identity, host.about, needs_key=host.needs_key))
+
+        host.serve_document(f"{settings.path.rstrip('/')}/server-card", card, CARD_TYPE)
+        host.serve_document(
+            CATALOG_PATH, lambda: encode(catalog(identity, f"{identity.url}/server-card")), CATALOG_TYPE
+        )
+        host.serve_document(OLD_CARD_PATH, card, "application/json")

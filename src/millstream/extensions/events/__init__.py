@@ -1,11 +1,266 @@
 """Events of a server that clients subscribe to (SEP-3415, a draft).
 
+The tool `get_recent_events` is for clients that an event wakes up without its data.
+
 Example:
     ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``, and
     ``@events.event("order.paid")`` over the class of the payload.
 """
 
-from millstream.extensions.events._catalog import MAX_BODY, EventType
-from millstream.extensions.events._extension import EventOptions, Events
+import ssl
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
+
+from millstream import Context, Principal, ProtocolError, ToolError
+from millstream._override import override
+from millstream.extensions import Extension, ServerHost, scopes_of
+from millstream.extensions.events._catalog import MAX_BODY, EventCatalog, EventType, Match, sees
+from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
+from millstream.extensions.events._event_methods import (
+    EventMethods,
+    Reader,
+    check_admission,
+    read_occurrence,
+)
+from millstream.extensions.events._feed import Notice
+from millstream.extensions.events._subscriptions import SubscriptionStore
+from millstream.extensions.events._webhook import MIN_TTL, WebhookMethods, WebhookSender
+from millstream.extensions.http_post import allow_any, is_public
+from millstream.hub import Hub, PublishResult
+from millstream.protocol import PER_REQUEST, encode
+
+if TYPE_CHECKING:
+    from millstream import Server
 
 __all__ = ["MAX_BODY", "EventOptions", "EventType", "Events"]
+
+MAX_EVENTS = 50
+_MAX_SCANNED = 200
+"""Maximum events of one channel to search."""
+
+
+async def _newest_events(
+    kind: EventType, hub: Hub, principal: Principal | None, arguments: dict[str, Any]
+) -> list[Notice]:
+    try:
+        check_admission(hub, kind.name, principal)
+    except ProtocolError:
+        return []
+    try:
+        reader = Reader(kind, kind.read_arguments(encode(arguments)), principal)
+    except ProtocolError as error:
+        raise ToolError(str(error)) from error
+    events = await hub.history(kind.name, _MAX_SCANNED)
+    notices = [Notice("event", each.id, each.offset, each.timestamp, each.data or b"") for each in events]
+    return [notice for notice in notices if reader.accepts(notice)]
+
+
+def tool_of(catalog: EventCatalog, hub_of: Callable[[], Hub]) -> Callable[..., Any]:
+    """Return the function of the tool. ``hub_of()`` returns the hub of the running server."""
+
+    async def get_recent_events(
+        ctx: Context,
+        event_name: str = "",
+        event_id: str = "",
+        arguments: dict[str, Any] | None = None,
+        limit: int = 5,
+    ) -> dict[str, Any]:
+        """Return the newest events of this server with their data, newest first.
+
+        Call it when an event of this server woke you up and you can't see its data.
+
+        Args:
+            event_name: Only events of this type.
+            event_id: Only the event with this id.
+            arguments: The arguments of your subscription, to see only what it receives; needs event_name.
+            limit: How many events, 1 to 50.
+        """
+        if arguments and not event_name:
+            raise ToolError("arguments require event_name, because they belong to one event type.")
+        scopes = scopes_of(ctx.principal)
+        kinds = [kind for kind in catalog if sees(kind, scopes) and event_name in ("", kind.name)]
+        if event_name and not kinds:
+            raise ToolError(f"There is no event {event_name[:200]!r}.")
+        found = [
+            (notice.at, read_occurrence(kind.name, notice))
+            for kind in kinds
+            for notice in await _newest_events(kind, hub_of(), ctx.principal, arguments or {})
+            if event_id in ("", notice.id)
+        ]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return {"events": [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]}
+
+    return get_recent_events
+
+
+P = TypeVar("P", bound=type[Any])
+Draft = Literal["SEP-3415"]
+MAX_TTL = 24 * 3600.0
+
+
+class EventOptions(TypedDict, total=False):
+    """Options of `Events.event`."""
+
+    arguments: Any
+    """Class of the subscriptions' arguments. By default, every field of the payload is a filter."""
+    match: Match
+    """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block.
+
+    By default, each argument must equal the field of the payload with its name.
+    """
+    description: str
+    """Description for clients; by default the docstring of the class."""
+    scopes: Collection[str]
+    """Scopes that a caller needs to see the event type."""
+
+
+class Events(Extension):
+    """Events that clients receive by polling, by streams, or by signed webhooks.
+
+    The extension follows the draft SEP-3415, so names and codes may still change. It requires the hub.
+
+    Args:
+        draft: ``"SEP-3415"``, to confirm that you want a draft.
+        webhooks: Deliver to callback URLs of authenticated callers.
+        recent_events_tool: Add the tool `get_recent_events`.
+        poll_pause: Seconds between two polls of a client.
+        max_ttl: Maximum lifetime of a webhook subscription without a refresh, in seconds.
+        max_subscriptions: Maximum webhook subscriptions in total.
+        max_subscriptions_each: Maximum webhook subscriptions of one principal.
+        private_callbacks: Also deliver to private addresses, such as those of your own network.
+        tls: Context with the trusted certificates of callbacks; the system's by default.
+        retry_delay: Returns the seconds before the next attempt, by the number of attempts so far.
+
+    Raises:
+        ValueError: `draft` has another value, or a number is out of range.
+
+    Example:
+        ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``.
+    """
+
+    name = "io.modelcontextprotocol/events"
+    needs: Collection[str] = ("hub",)
+
+    def __init__(
+        self,
+        *,
+        draft: Draft,
+        webhooks: bool = True,
+        recent_events_tool: bool = False,
+        poll_pause: float = 10.0,
+        max_ttl: float = MAX_TTL,
+        max_subscriptions: int = 10_000,
+        max_subscriptions_each: int = 100,
+        private_callbacks: bool = False,
+        tls: ssl.SSLContext | None = None,
+        retry_delay: Callable[[int], float] = retry_delay,
+    ) -> None:
+        if draft not in get_args(Draft):
+            raise ValueError(f'Events follows the draft SEP-3415, not {draft!r}. Write Events(draft="SEP-3415").')
+        if max_ttl < MIN_TTL:
+            raise ValueError(f"max_ttl is {max_ttl:g}. It must be at least {MIN_TTL:g} seconds.")
+        if max_subscriptions < 1 or max_subscriptions_each < 1:
+            raise ValueError(
+                "max_subscriptions and max_subscriptions_each must be at least 1. webhooks=False disables webhooks."
+            )
+        self.catalog: EventCatalog = EventCatalog()
+        self._webhooks = webhooks
+        self._recent_events_tool = recent_events_tool
+        self._poll_pause = poll_pause
+        self._max_ttl = max_ttl
+        self._limits = {"most": max_subscriptions, "most_each": max_subscriptions_each}
+        self._private_callbacks = private_callbacks
+        self._tls = tls
+        self._retry_delay = retry_delay
+        self._hub: Hub
+        self._outbox: Outbox | None = None
+
+    # Declarations
+
+    def event(self, name: str, **options: Unpack[EventOptions]) -> Callable[[P], P]:
+        """Declare an event type: ``@events.event("order.paid")`` on the class of its payload. Return the class.
+
+        Each message on the hub channel with this name that matches the payload is an event of this type.
+
+        Args:
+            name: Name of the event and of its hub channel.
+            options: See `EventOptions`.
+
+        Raises:
+            ValueError: The name is taken.
+            TypeError: A class isn't an object, or has no JSON schema.
+        """
+        if callable(name):
+            raise TypeError('event requires a name: @events.event("order.paid")')
+
+        def declare(payload: P) -> P:
+            self.catalog.add(
+                EventType(
+                    name,
+                    payload,
+                    arguments=options.get("arguments"),
+                    match=options.get("match"),
+                    description=options.get("description", ""),
+                    scopes=frozenset(options.get("scopes", ())),
+                )
+            )
+            return payload
+
+        return declare
+
+    async def publish(self, event: Any, data: Any = None, *, id: str | None = None) -> PublishResult:
+        """Publish an event: ``await events.publish(OrderPaid(order="7"))``.
+
+        Args:
+            event: An instance of a payload class, or the name of an event.
+            data: The payload, if `event` is a name.
+            id: Id for deduplication. A second event with this id within two minutes isn't published.
+
+        Raises:
+            LocalError: The event isn't declared, the data doesn't match it, or the server isn't running.
+        """
+        kind = self.catalog.find(event)
+        written = kind.encode(data if isinstance(event, str) else event)
+        return await self.server.hub.publish(kind.name, written.decode(), id=id)
+
+    # The server
+
+    @override
+    def register(self, server: "Server") -> None:
+        """Add the tool if `recent_events_tool` is set."""
+        if self._recent_events_tool:
+            server.tool(tool_of(self.catalog, lambda: self._hub))
+
+    @override
+    async def open(self, host: ServerHost) -> None:
+        """Register the methods and start the deliveries."""
+        self._hub = host.hub
+        self._hub.admission.restrict(self.catalog.allows_channel)
+        modes = ["poll", "push"]
+        if self._webhooks:
+            modes.insert(0, "webhook")
+        methods = EventMethods(self.catalog, host, modes, pause=self._poll_pause)
+        host.capability({}, name="events", member="")  # for clients of an earlier draft
+        host.method("events/list", methods.list_types)
+        host.method("events/poll", methods.poll)
+        host.method("events/stream", methods.stream, revisions=PER_REQUEST)
+        if not self._webhooks:
+            return
+        sender = WebhookSender(judge=allow_any if self._private_callbacks else is_public, tls=self._tls)
+        subscriptions = SubscriptionStore(host, **self._limits)
+        webhooks = WebhookMethods(self.catalog, host, subscriptions, sender, max_ttl=self._max_ttl)
+        host.method("events/subscribe", webhooks.subscribe)
+        host.method("events/unsubscribe", webhooks.unsubscribe)
+        self._outbox = outbox = Outbox(sender, host.now, self._retry_delay)
+        jobs = [EventDelivery(kind, host, subscriptions, outbox) for kind in self.catalog]
+        for job in jobs:
+            host.on_revocation(job.recheck)
+        outbox.open(jobs)
+        host.on_drain(outbox.close)
+
+    @override
+    async def close(self) -> None:
+        """Stop the deliveries."""
+        if self._outbox is not None:
+            await self._outbox.close()
+        self._outbox = None

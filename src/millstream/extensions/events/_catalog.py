@@ -33,11 +33,6 @@ def invalid(reason: str) -> ProtocolError:
     return ProtocolError(INVALID_PARAMS, f"Invalid params: {reason}")
 
 
-def unknown_event(name: str) -> ProtocolError:
-    """Return the error for an event type that doesn't exist or is hidden from the caller."""
-    return ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}", {"kind": "event"})
-
-
 def unknown_subscription() -> ProtocolError:
     """Return the error for ending a subscription that doesn't exist."""
     return ProtocolError(NOT_FOUND, "There is no such subscription", {"kind": "subscription"})
@@ -161,8 +156,8 @@ class EventType:
         Raises:
             ProtocolError: INVALID_PARAMS; the message names the invalid argument.
         """
-        text = bytes(raw) or b"{}"
-        if text == b"null":
+        text = bytes(raw)
+        if text in (b"", b"null"):
             text = b"{}"
         try:
             values = _decode_object(text)
@@ -387,7 +382,7 @@ class EventCatalog:
         """
         kind = self._by_name.get(name)
         if kind is None or not sees(kind, scopes):
-            raise unknown_event(name)
+            raise ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}", {"kind": "event"})
         return kind
 
     def allows_channel(self, principal: Principal | None, channel: str) -> bool:

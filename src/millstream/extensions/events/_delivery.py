@@ -12,9 +12,10 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
@@ -51,7 +52,7 @@ _STATUS_INTERVAL = 60.0
 """Minimum seconds between two successful status updates."""
 _YIELD_INTERVAL = 500
 
-_TERMINATED: Final[dict[str, Any]] = {
+_TERMINATED: dict[str, Any] = {
     "type": "terminated",
     "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
 }
@@ -129,52 +130,35 @@ class Target:
         return events if self.gap is None else [*events, self.gap]
 
 
-class OutgoingMessage:
-    """One message for one subscription.
+class OutgoingMessage(Struct, eq=False):
+    """One message for one subscription."""
 
-    Args:
-        job: Sends the message.
-        target: The subscription.
-        content: An event, or a control message.
-        is_replay: Whether it belongs to the initial replay of the subscription.
-    """
+    job: "EventDelivery"
+    """Sends the message."""
+    target: Target
+    content: Notice | dict[str, Any]
+    """An event, or a control message."""
+    is_replay: bool = False
+    """Whether it belongs to the initial replay of the subscription."""
+    attempts: int = 0
+    first_attempt_at: float = 0.0
+    """Unix time of the first attempt."""
+    timer: asyncio.TimerHandle | None = None
+    """Starts the next attempt."""
+    is_running: bool = False
+    is_stored: bool = False
+    """Whether it's in the store. Until then, the position of the event type waits for it."""
+    due: float = 0.0
+    """Unix time of the next attempt, or of the event."""
+    id: str = ""
+    offset: int = -1
 
-    __slots__ = (
-        "attempts",
-        "content",
-        "due",
-        "first_attempt_at",
-        "id",
-        "is_replay",
-        "is_running",
-        "is_stored",
-        "job",
-        "offset",
-        "target",
-        "timer",
-    )
-
-    def __init__(
-        self, job: "EventDelivery", target: Target, content: Notice | dict[str, Any], *, is_replay: bool = False
-    ) -> None:
-        self.job = job
-        self.target = target
-        self.content = content
-        self.is_replay = is_replay
-        self.attempts: int = 0
-        self.first_attempt_at: float = 0.0
-        """Unix time of the first attempt."""
-        self.timer: asyncio.TimerHandle | None = None
-        """Starts the next attempt."""
-        self.is_running: bool = False
-        self.is_stored: bool = False
-        """Whether it's in the store. Until then, the position of the event type waits for it."""
-        self.due: float = 0.0
-        """Unix time of the next attempt, or of the event."""
+    def __post_init__(self) -> None:
+        content = self.content
         if isinstance(content, Notice):
             self.id, self.offset, self.due = content.id, content.offset, content.at
         else:
-            self.id, self.offset = f"msg_{content['type']}_{secrets.token_hex(12)}", -1
+            self.id = f"msg_{content['type']}_{secrets.token_hex(12)}"
 
     def body(self) -> bytes:
         """Return the message."""

@@ -47,44 +47,31 @@ class ReadParams(Struct, rename="camel"):
     max_events: int | None = None
 
 
-class Reader:
-    """Filters and formats the events of one subscription.
+class Reader(Struct, eq=False):
+    """Filters the events of one subscription."""
 
-    Args:
-        kind: The event type.
-        arguments: Arguments of the subscription.
-        principal: The subscriber.
-        oldest: Events published before this Unix time are skipped.
-    """
-
-    __slots__ = ("_kind", "_oldest", "_principal", "arguments", "has_skipped")
-
-    def __init__(self, kind: EventType, arguments: Arguments, principal: Principal | None, oldest: float = 0.0) -> None:
-        self._kind = kind
-        self.arguments: Arguments = arguments
-        self._principal = principal
-        self._oldest = oldest
-        self.has_skipped: bool = False
-        """Whether an event was skipped because it was too old."""
+    kind: EventType
+    arguments: Arguments
+    principal: Principal | None
+    oldest: float = 0.0
+    """Events published before this Unix time are skipped."""
+    has_skipped: bool = False
+    """Whether an event was skipped because it was too old."""
 
     def accepts(self, notice: Notice) -> bool:
         """Return whether the subscription receives an event. Data that doesn't match the schema is ignored."""
-        if notice.at < self._oldest:
+        if notice.at < self.oldest:
             self.has_skipped = True
             return False
         try:
-            payload, data = self._kind.read(notice.data), _decode_data(notice.data)
+            payload, data = self.kind.read(notice.data), _decode_data(notice.data)
         except MALFORMED:
             return False
-        return self._kind.matches(payload, data, self.arguments, self._principal)
-
-    def occurrence(self, notice: Notice, cursor: str | None) -> dict[str, Any]:
-        """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
-        return occurrence(self._kind.name, notice, cursor)
+        return self.kind.matches(payload, data, self.arguments, self.principal)
 
 
 def occurrence(name: str, notice: Notice, cursor: str | None) -> dict[str, Any]:
-    """Return an event in the wire format."""
+    """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
     written = {"eventId": notice.id, "name": name, "timestamp": timestamp(notice.at), "data": Raw(notice.data)}
     return written if cursor is None else {**written, "cursor": cursor}
 
@@ -205,7 +192,7 @@ async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator
         elif notice.kind == "place":
             yield f"{PREFIX}heartbeat", {"cursor": cursor}
         if counts:
-            yield f"{PREFIX}event", reader.occurrence(notice, cursor)
+            yield f"{PREFIX}event", occurrence(reader.kind.name, notice, cursor)
 
 
 def oldest_time(max_age_ms: int | None, cursor: str | None, now: float) -> float:

@@ -207,6 +207,8 @@ class Page(_Closable):
         accepts: Returns whether to include an event.
     """
 
+    buffered: int = 0
+
     def __init__(self, hub: Hub, *, most: int, max_bytes: int, accepts: Callable[[Notice], bool]) -> None:
         super().__init__()
         self._hub = hub
@@ -220,11 +222,6 @@ class Page(_Closable):
         """Whether events before the first one are missing."""
         self.more: bool = False
         """Whether there are more events after `cursor`."""
-
-    @property
-    def buffered(self) -> int:
-        """Always 0."""
-        return 0
 
     def write(self, data: bytes) -> None:
         """Add a notice."""

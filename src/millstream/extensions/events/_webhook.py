@@ -112,17 +112,13 @@ def sign(message_id: str, seconds: int, body: bytes, keys: Sequence[bytes]) -> s
     return " ".join("v1," + b64encode(hmac.digest(key, signed, sha256)).decode() for key in keys)
 
 
-class WebhookSender:
-    """Sends signed messages.
+class WebhookSender(Struct, frozen=True):
+    """Sends signed messages."""
 
-    Args:
-        judge: Returns whether an address is allowed.
-        tls: Context with the trusted certificates; the system's by default.
-    """
-
-    def __init__(self, *, judge: AddressCheck = is_public, tls: ssl.SSLContext | None = None) -> None:
-        self._judge = judge
-        self._tls = tls
+    judge: AddressCheck = is_public
+    """Returns whether an address is allowed."""
+    tls: ssl.SSLContext | None = None
+    """Context with the trusted certificates; the system's by default."""
 
     async def send(
         self,
@@ -155,7 +151,7 @@ class WebhookSender:
             "x-mcp-subscription-id": subscription,
         }
         try:
-            reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=TIMEOUT, owner=owner)
+            reply = await post(url, headers, body, judge=self.judge, tls=self.tls, seconds=TIMEOUT, owner=owner)
         except PostFailed as failed:
             return AttemptResult(reason=failed.reason)
         if 200 <= reply.status < 300:

@@ -4,8 +4,261 @@
 ``await client.skills()`` lists the skills of a server.
 """
 
-from millstream.extensions.skills._extension import Skills
-from millstream.extensions.skills._function import SkillOptions
-from millstream.protocol import Skill, SkillResource
+import asyncio
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from urllib.parse import unquote
+
+from msgspec import Struct
+
+from millstream import EmbeddedResource, ProtocolError, ResourceContents
+from millstream._override import override
+from millstream.extensions import Extension, method
+from millstream.extensions.skills._sources import (
+    FunctionSkill,
+    SkillError,
+    SkillFolder,
+    SkillOptions,
+    media_type,
+    skill_of,
+)
+from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, Skill, SkillResource, shorten
+
+if TYPE_CHECKING:
+    from millstream import Server
+    from millstream.extensions import ServerHost
 
 __all__ = ["Skill", "SkillOptions", "SkillResource", "Skills"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_TEMPLATE = "skill://{path*}"
+
+
+class _Page(Struct):
+    cursor: str | None = None
+
+
+class _Uri(Struct):
+    uri: str
+    cursor: str | None = None
+
+
+class Skills(Extension):
+    """The skills of a server.
+
+    Example:
+        ``skills = mcp.extend(Skills())``, then ``skills.add("skills/")`` or ``@skills.skill`` on a function.
+    """
+
+    name = SKILLS
+    settings: Mapping[str, Any] | None = {"directoryRead": True}
+
+    def __init__(self) -> None:
+        self._folders: list[SkillFolder] = []
+        self._functions: dict[str, FunctionSkill] = {}
+        """URI of the `SKILL.md` -> skill."""
+        self._page_size = 0
+        self._hints: dict[str, Any] = {}
+
+    @override
+    def register(self, server: "Server") -> None:
+        """Serve all files through one resource template."""
+        server.resource(_TEMPLATE, name="skills", description="Files of the skills of this server.")(
+            self._read_resource
+        )
+
+    @override
+    async def open(self, host: "ServerHost") -> None:
+        """Read the settings."""
+        self._page_size = host.settings.page_size
+        scope = "private" if host.private else "public"
+        self._hints = {"ttlMs": host.settings.list_ttl_ms, "cacheScope": scope}
+
+    # Registration
+
+    def add(self, folder: str | PathLike[str], *, prefix: str = "") -> None:
+        """Offer the skills of a folder: every directory in it with a `SKILL.md`, or the folder itself.
+
+        Changes to the files show within a second. Hidden files, and files outside of the folder, even through symbolic
+        links, aren't read. A skill has at most 512 files and 16 MiB.
+
+        Args:
+            folder: Path of the folder, relative to the current directory.
+            prefix: Beginning of the URIs, after ``skill://``.
+
+        Raises:
+            ValueError: The folder doesn't exist, contains no skill, or contains an invalid one.
+            MissingExtra: The extra ``skills`` isn't installed.
+
+        Example:
+            ``skills.add("skills/")``
+        """
+        added = SkillFolder(fspath(folder), prefix)
+        self._add(added.snapshot().skills.values())
+        self._folders.append(added)
+
+    @overload
+    def skill(self, function: F, /) -> F: ...
+    @overload
+    def skill(self, /, **options: Unpack[SkillOptions]) -> Callable[[F], F]: ...
+    def skill(self, function: Any = None, /, **options: Unpack[SkillOptions]) -> Any:
+        """Offer a skill whose instructions a function returns: ``@skills.skill``, or ``@skills.skill(name="refunds")``.
+
+        Keyword options: see `SkillOptions`.
+
+        Args:
+            function: The function, without parameters. It returns the text of the `SKILL.md`.
+            options: The options of `SkillOptions`, such as ``name`` and ``description``.
+
+        Raises:
+            ValueError: The skill is invalid, or there is one with its URI.
+            TypeError: The function takes arguments, or doesn't return text.
+        """
+
+        def register(function: F) -> F:
+            added = skill_of(function, options)
+            self._add([added.skill])
+            self._functions[added.skill.uri] = added
+            return function
+
+        return register if function is None else register(function)
+
+    def _add(self, skills: Collection[Skill]) -> None:
+        for skill in skills:
+            if self._find(skill.uri) is not None:
+                raise SkillError(f"There is already a skill {skill.uri}. Give one of them a prefix.")
+        for skill in skills:
+            self._list(skill)
+
+    def _list(self, skill: Skill) -> None:
+        """List a `SKILL.md` as a resource, for clients without the skills extension."""
+
+        async def read_skill() -> EmbeddedResource | None:
+            return await self._read_resource(unquote(skill.uri.removeprefix("skill://")))
+
+        self.server.resource(
+            skill.uri, name=skill.name, description=skill.description, mime_type=media_type(SKILL_FILE)
+        )(read_skill)
+
+    # Methods
+
+    @method("skills/list")
+    async def list_skills(self, params: _Page) -> dict[str, Any]:
+        """Return a page of the skills, sorted by URI.
+
+        Args:
+            params: The cursor of the page.
+        """
+        skills = await asyncio.to_thread(self._all)
+        page, more = self._page(sorted(skills), params.cursor)
+        return {"skills": [skills[uri] for uri in page], **more, **self._hints}
+
+    @method("skills/get")
+    async def get_skill(self, params: _Uri) -> dict[str, Any]:
+        """Return one skill.
+
+        Args:
+            params: The URI of the skill.
+        """
+        skill = await asyncio.to_thread(self._find, params.uri)
+        if skill is None:
+            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(params.uri)}")
+        return {"skill": skill, **self._hints}
+
+    @method("resources/directory/read")
+    async def read_directory(self, params: _Uri) -> dict[str, Any]:
+        """Return a page of the entries of a directory, sorted by name.
+
+        Args:
+            params: The URI of the directory, and the cursor of the page.
+        """
+        children = await asyncio.to_thread(self._children, params.uri)
+        if children is None:
+            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
+        page, more = self._page(sorted(children), params.cursor)
+        return {"resources": [children[uri] for uri in page], **more}
+
+    def _page(self, uris: list[str], cursor: str | None) -> tuple[list[str], dict[str, str]]:
+        """Return a page of sorted URIs, and the cursor of the next one: the last URI of the page."""
+        if cursor is not None and "://" not in cursor:
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
+        remaining = uris if cursor is None else [uri for uri in uris if uri > cursor]
+        page = remaining[: self._page_size]
+        return page, {"nextCursor": page[-1]} if len(page) < len(remaining) else {}
+
+    # Contents
+
+    def _all(self) -> dict[str, Skill]:
+        found = {uri: each.skill for uri, each in self._functions.items()}
+        for folder in self._folders:
+            found |= folder.snapshot().skills
+        return found
+
+    def _find(self, uri: str) -> Skill | None:
+        skill_of_function = self._functions.get(uri)
+        if skill_of_function is not None:
+            return skill_of_function.skill
+        return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
+
+    def _files(self) -> dict[str, int | None]:
+        """Return the URI and size of every file; the size is None for generated content."""
+        files: dict[str, int | None] = {}
+        for folder in self._folders:
+            files |= {uri: file.size for uri, file in folder.snapshot().files.items()}
+        for uri, skill in self._functions.items():
+            files |= {each: len(data) for each, data in skill.content.items()}
+            files.setdefault(uri, None)
+        return files
+
+    def _children(self, uri: str) -> dict[str, dict[str, Any]] | None:
+        """Return the entries of a directory by URI; None if it doesn't exist."""
+        base = f"{uri}/"
+        skills = self._all()
+        found: dict[str, dict[str, Any]] = {}
+        for each, size in self._files().items():
+            if not each.startswith(base):
+                continue
+            first, below, _ = each[len(base) :].partition("/")
+            child = base + first
+            if below:
+                found[child] = {"uri": child, "name": unquote(first), "mimeType": DIRECTORY}
+                continue
+            entry = {"uri": child, "name": unquote(first), "mimeType": media_type(first)}
+            skill = skills.get(child)
+            if skill is not None:
+                entry |= {"name": skill.name, "description": skill.description}
+            found[child] = entry if size is None else {**entry, "size": size}
+        return found if found and uri.startswith("skill://") and not uri.endswith("/") else None
+
+    # Reading
+
+    async def _read_resource(self, path: str) -> EmbeddedResource | None:
+        """Return the contents of a file; None if there's none at the path."""
+        for uri, skill in self._functions.items():
+            root = unquote(uri.removesuffix(SKILL_FILE).removeprefix("skill://"))
+            if path.startswith(root):
+                return await _read_function(skill, path, root)
+        for folder in self._folders:
+            result = await asyncio.to_thread(folder.read, path)
+            if result is not None:
+                return _contents(*result)
+        return None
+
+
+async def _read_function(skill: FunctionSkill, path: str, root: str) -> EmbeddedResource | None:
+    if skill.make is not None and path == f"{root}{SKILL_FILE}":
+        text = skill.make()
+        return _contents((await text if inspect.isawaitable(text) else text).encode(), media_type(SKILL_FILE))
+    found = next((each for each in skill.content if unquote(each.removeprefix("skill://")) == path), None)
+    return None if found is None else _contents(skill.content[found], media_type(path))
+
+
+def _contents(data: bytes, kind: str) -> EmbeddedResource:
+    try:
+        contents = ResourceContents("", kind, text=data.decode())
+    except UnicodeDecodeError:
+        binary = "application/octet-stream" if kind.startswith("text/") else kind
+        contents = ResourceContents("", binary, blob=data)
+    return EmbeddedResource(resource=contents)

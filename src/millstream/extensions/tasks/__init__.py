@@ -1,5 +1,195 @@
-"""The tasks extension, `io.modelcontextprotocol/tasks`: calls that outlive their connection."""
+"""The tasks extension, `io.modelcontextprotocol/tasks`: calls that outlive their connection.
 
-from millstream.extensions.tasks._extension import TasksExtension
+`TasksExtension` serves its methods, and its filter of `subscriptions/listen`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream import Context, Principal, ProtocolError
+from millstream._override import override
+from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
+from millstream.extensions.tasks._records import CHANGE_TOPIC, TaskRecord, TaskRecords, name_of
+from millstream.extensions.tasks._runner import TaskRunner
+from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS
 
 __all__ = ["TasksExtension"]
+
+logger = logging.getLogger("millstream")
+
+NOTIFICATION = "notifications/tasks"
+
+
+class TaskParams(Struct, frozen=True, rename={"task_id": "taskId"}):
+    """The params of `tasks/get` and `tasks/cancel`."""
+
+    task_id: str
+
+
+class UpdateParams(TaskParams, frozen=True, rename={"task_id": "taskId", "input_responses": "inputResponses"}):
+    """The params of `tasks/update`."""
+
+    input_responses: dict[str, Raw]
+
+
+class TasksExtension(Extension):
+    """Serves tasks. A server has this extension if a tool allows tasks, or if it's a gateway."""
+
+    name: str = TASKS
+    settings: Mapping[str, Any] | None = None
+    revisions: Collection[str] = PER_REQUEST
+
+    def __init__(self) -> None:
+        self._host: ServerHost
+        self._runner: TaskRunner
+        self._records: TaskRecords
+        self._followers: set[_Follower] = set()
+
+    @override
+    async def open(self, host: ServerHost) -> None:
+        """Announce the extension, and settle the tasks of dead workers.
+
+        Raises:
+            ValueError: The server already runs in another event loop.
+        """
+        if host.serves("tasks/get"):
+            raise ValueError(
+                "This server already runs in another event loop. With tasks or upstreams, it can run in only one."
+            )
+        self._host = host
+        self._records = TaskRecords(host)
+        self._runner = runner = TaskRunner(host, self._records)
+        if host.has_task_tools:
+            host.capability({})
+        host.method("tasks/get", self._get, header="taskId", declared=True)
+        host.method("tasks/update", self._update, header="taskId", declared=True)
+        host.method("tasks/cancel", self._cancel, header="taskId", declared=True)
+        host.listen("taskIds", self._follow)
+        host.on_task_call(self._begin)
+        runner.open()
+        host.on_drain(runner.drain)
+        host.on_close(host.bus.subscribe(CHANGE_TOPIC, self._on_change, interrupted=self._on_change))
+        host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
+
+    @override
+    async def close(self) -> None:
+        """Stop running tasks."""
+        for follower in self._followers:
+            follower.task.cancel()
+        await self._runner.close()
+
+    # Calls
+
+    def _begin(self, call: PendingCall) -> Awaitable[bytes] | None:
+        """Turn a call into a task if its client supports tasks."""
+        return None if call.handshake or TASKS not in call.client.extensions else self._task(call)
+
+    async def _task(self, call: PendingCall) -> bytes:
+        if call.rules.deferred and (answer := await call.run()) is not None:
+            return answer
+        record = await self._runner.start(call)
+        raise CustomResult({"resultType": "task", **record.describe(detailed=False)})
+
+    # Methods
+
+    async def _get(self, params: TaskParams, ctx: Context) -> dict[str, Any]:
+        record = await self._runner.get(name_of(params.task_id, ctx.principal))
+        if record is None:
+            raise _unknown_task()
+        return record.describe()
+
+    async def _update(self, params: UpdateParams, ctx: Context) -> None:
+        responses: dict[str, bytes] = {}
+        for key, response in params.input_responses.items():
+            responses[key] = raw = bytes(response)
+            if not raw.startswith(b"{"):
+                raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {key[:100]!r} must be an object")
+        if not await self._runner.answer(name_of(params.task_id, ctx.principal), responses):
+            raise _unknown_task()
+
+    async def _cancel(self, params: TaskParams, ctx: Context) -> None:
+        if not await self._runner.cancel(name_of(params.task_id, ctx.principal)):
+            raise _unknown_task()
+
+    # Notifications
+
+    async def _follow(self, wanted: Any, subscription: ListenSubscription, ctx: Context) -> list[str]:
+        """Start pushing the states of tasks. Return the ids of the caller's tasks."""
+        try:
+            ids = list(dict.fromkeys(msgspec.convert(wanted, list[str])))
+        except msgspec.ValidationError as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid taskIds: {exc}") from exc
+        limit = self._host.settings.max_subscriptions
+        if len(ids) > limit:
+            raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks")
+        existing = await self._find_existing(ids, ctx.principal)
+        if existing:
+            follower = _Follower(self._runner.get, subscription, existing)
+            self._followers.add(follower)
+            subscription.closes.append(partial(self._unfollow, follower))
+        return list(existing.values())
+
+    def _unfollow(self, follower: "_Follower") -> None:
+        follower.task.cancel()
+        self._followers.discard(follower)
+
+    async def _find_existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
+        """Return the tasks that exist, as name -> id."""
+        names = {name_of(each, principal): each for each in ids}
+        return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
+
+    def _on_change(self, data: bytes = b"") -> None:
+        """Push the state of a task, or of all tasks, because change messages may have been lost."""
+        for follower in self._followers:
+            follower.notify(data.decode())
+
+
+class _Follower:
+    """Pushes the latest states of tasks to one subscription."""
+
+    def __init__(
+        self,
+        get: Callable[[str], Awaitable[TaskRecord | None]],
+        subscription: ListenSubscription,
+        names: Collection[str],
+    ) -> None:
+        self._get = get
+        self._subscription = subscription
+        self._names = frozenset(names)
+        self._changed_names = dict.fromkeys(names, True)
+        """Names of tasks with a state to push, in order."""
+        self._change_event = asyncio.Event()
+        self._change_event.set()
+        self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._run())
+        """Pushes the current states, and each later change."""
+
+    def notify(self, name: str) -> None:
+        """Push the state of a task if the subscription includes it, or of all its tasks without a name."""
+        changed = self._names.intersection((name,)) if name else self._names
+        if changed:
+            self._changed_names.update(dict.fromkeys(changed, True))
+            self._change_event.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._change_event.wait()
+            self._change_event.clear()
+            changed, self._changed_names = self._changed_names, {}
+            for name in changed:
+                try:
+                    record = await self._get(name)
+                except LocalError:
+                    logger.debug("A changed task can't be read", exc_info=True)
+                    continue
+                if record is not None and not self._subscription.push(NOTIFICATION, record.describe()):
+                    return
+
+
+def _unknown_task() -> ProtocolError:
+    return ProtocolError(INVALID_PARAMS, "Unknown task. Its id is wrong, or it has expired.")

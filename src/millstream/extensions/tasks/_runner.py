@@ -6,12 +6,13 @@ task runs again if its tool allows that. Otherwise it fails with an error that s
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream import ProtocolError
 from millstream.extensions import (
@@ -33,6 +34,7 @@ from millstream.extensions.tasks._records import (
     HANDED_OVER,
     INPUT_REQUIRED,
     WORKING,
+    Change,
     TaskRecord,
     TaskRecords,
     name_of,
@@ -61,41 +63,35 @@ _TOOL_MISSING = "The server no longer has this tool."
 _RESULT_TOO_LARGE = "The store has no room for the result of this task."
 
 
-class _Run:
+class _Run(Struct, eq=False):
     """A task on this worker."""
 
-    __slots__ = (
-        "call",
-        "lease_lost",
-        "name",
-        "record",
-        "release_seats",
-        "saved_call",
-        "seats",
-        "status_message",
-        "status_task",
-        "task",
-    )
-
-    def __init__(self, name: str, record: TaskRecord, saved_call: SavedCall, seats: Seats | None) -> None:
-        self.name = name
-        self.record = record
-        self.saved_call = saved_call
-        self.seats = seats
-        """Seats of the task; None while a task of a dead worker waits for them."""
-        self.call: CallRun
-        self.task: asyncio.Task[None] | None = None
-        self.lease_lost = False
-        """Whether another worker may have settled the task, because this worker's lease has expired."""
-        self.status_message = ""
-        self.status_task: asyncio.Task[None] | None = None
-        self.release_seats: Callable[[], object] | None = None
-        """Releases the seats of the call that became this task."""
+    name: str
+    record: TaskRecord
+    saved_call: SavedCall
+    call: CallRun
+    seats: Seats | None
+    """Seats of the task; None while a task of a dead worker waits for them."""
+    release_seats: Callable[[], object]
+    """Releases the seats of the call that became this task."""
+    task: asyncio.Task[None] | None = None
+    lease_lost: bool = False
+    """Whether another worker may have settled the task, because this worker's lease has expired."""
+    status_message: str = ""
+    status_task: asyncio.Task[None] | None = None
 
     def owns(self, record: TaskRecord) -> bool:
         """Return whether the record still belongs to this run."""
         own = self.record
         return record.worker == own.worker and record.attempts == own.attempts and record.status == WORKING
+
+    def change(self, **fields: Any) -> Change:
+        """Return a change of the record while it belongs to this run."""
+        return lambda record: replace(record, **fields) if self.owns(record) else None
+
+    def fail(self, code: int, message: str, data: Any = None) -> Change:
+        """Return the change of the record for a failed run."""
+        return lambda record: _fail(record, code, message, data) if self.owns(record) else None
 
 
 class TaskRunner:
@@ -108,17 +104,15 @@ class TaskRunner:
             host: Runs the calls.
             records: Tasks in the store.
         """
-        # Configuration
         self._host = host
         self._settings = host.settings
         self._records = records
-        # Process
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
         self._sweep_needed = False
         self._sweep_task: asyncio.Task[None] | None = None
-        self._background_tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -144,12 +138,9 @@ class TaskRunner:
     async def close(self) -> None:
         """End the tasks that `drain` left."""
         self._closing = True
-        tasks = [*self._background_tasks, *(run.task for run in self._running.values() if run.task is not None)]
-        if self._sweep_task is not None:
-            tasks.append(self._sweep_task)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # Requests of clients
 
@@ -205,7 +196,7 @@ class TaskRunner:
             return False
         seats = await self._take_seats(record.id, saved.owner, saved)
         me = self._me
-        await self._records.mark(name, msgspec.structs.replace(record, worker=me))
+        await self._records.mark(name, replace(record, worker=me))
 
         def change(record: TaskRecord) -> TaskRecord | None:
             accepted = {key: response for key, response in valid.items() if key in record.requests}
@@ -214,10 +205,8 @@ class TaskRunner:
             rest = {key: request for key, request in record.requests.items() if key not in accepted}
             answers = {**record.responses, **accepted}
             if rest:
-                return msgspec.structs.replace(record, requests=rest, responses=answers)
-            return msgspec.structs.replace(
-                record, status=WORKING, message="", worker=me, requests={}, responses=answers
-            )
+                return replace(record, requests=rest, responses=answers)
+            return replace(record, status=WORKING, message="", worker=me, requests={}, responses=answers)
 
         changed = None
         try:
@@ -238,7 +227,7 @@ class TaskRunner:
         def change(record: TaskRecord) -> TaskRecord:
             nonlocal worker
             worker = record.worker
-            return msgspec.structs.replace(
+            return replace(
                 record, status=CANCELLED, message="Cancelled by the client.", worker="", requests={}, responses={}
             )
 
@@ -306,15 +295,14 @@ class TaskRunner:
         record: TaskRecord,
         saved: SavedCall,
         seats: Seats | None,
-        release: Callable[[], object] | None = None,
+        release: Callable[[], object] = lambda: None,
     ) -> None:
         """Run a task claimed by this worker."""
-        run = self._running[name] = _Run(name, record, saved, seats)
-        run.release_seats = release
-        run.call = self._host.run_call(
-            saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, run)
+        call = self._host.run_call(
+            saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, name)
         )
-        run.task = asyncio.get_running_loop().create_task(self._work(run))
+        run = self._running[name] = _Run(name, record, saved, call, seats, release)
+        run.task = self._spawn(self._work(run))
 
     async def _work(self, run: _Run) -> None:
         call, name = run.call, run.name
@@ -332,8 +320,7 @@ class TaskRunner:
             if self._running.get(name) is run:
                 del self._running[name]
             self._host.release_slots(run.seats or ())
-            if run.release_seats is not None:
-                run.release_seats()
+            run.release_seats()
 
     async def _wait_for_seats(self, run: _Run) -> None:
         """Wait until the limits have free seats for the task of a dead worker, and take them."""
@@ -355,7 +342,7 @@ class TaskRunner:
                     written = await self._finish(run, change)
                 except StoreFull:
                     logger.warning("%s: the store has no room for the result of the task", run.saved_call.tool)
-                    change = _fail_if_owned(run, OVERLOADED, _RESULT_TOO_LARGE)
+                    change = run.fail(OVERLOADED, _RESULT_TOO_LARGE)
                     continue
             if not trouble.lasts:
                 break
@@ -363,10 +350,10 @@ class TaskRunner:
         if written is not None and written.worker == HANDED_OVER:
             await self._host.bus.publish(ORPHAN_TOPIC, b"")
 
-    async def _finish(self, run: _Run, change: Callable[[TaskRecord], TaskRecord | None]) -> TaskRecord | None:
+    async def _finish(self, run: _Run, change: Change) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
         if self._hands_over(run):
-            await self._records.mark(name, msgspec.structs.replace(run.record, worker=HANDED_OVER))
+            await self._records.mark(name, replace(run.record, worker=HANDED_OVER))
         written = await self._records.update(name, change)
         await self._records.unmark(name, worker)
         if written is not None and written.over:
@@ -376,55 +363,39 @@ class TaskRunner:
     def _hands_over(self, run: _Run) -> bool:
         return run.record.retry and (run.call.halted or run.lease_lost)
 
-    def _record_change(self, run: _Run, outcome: RunOutcome) -> Callable[[TaskRecord], TaskRecord | None]:
+    def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
         """Return the change of the record for the outcome of a run."""
-        call, error = run.call, outcome.error
+        error = outcome.error
         if self._hands_over(run):
-            return lambda record: msgspec.structs.replace(record, worker=HANDED_OVER) if run.owns(record) else None
+            return run.change(worker=HANDED_OVER)
         if run.lease_lost:
-            return _fail_if_owned(run, INTERNAL_ERROR, _WORKER_STOPPED)
-        if call.halted:
-            return _fail_if_owned(run, OVERLOADED, _SERVER_STOPPED)
+            return run.fail(INTERNAL_ERROR, _WORKER_STOPPED)
+        if run.call.halted:
+            return run.fail(OVERLOADED, _SERVER_STOPPED)
         if error is not None:
-            return _fail_if_owned(run, error.code, error.message, error.data)
+            return run.fail(error.code, error.message, error.data)
         if outcome.requests:
-            state, requests = outcome.state, dict(outcome.requests)
-            return lambda record: (
-                msgspec.structs.replace(
-                    record, status=INPUT_REQUIRED, worker="", state=state, requests=requests, responses={}
-                )
-                if run.owns(record)
-                else None
-            )
-        result = outcome.result
-        if not result:  # canceled, as the record already shows
+            requests = dict(outcome.requests)
+            return run.change(status=INPUT_REQUIRED, worker="", state=outcome.state, requests=requests, responses={})
+        if not outcome.result:  # canceled, as the record already shows
             return lambda record: None
-        return lambda record: (
-            msgspec.structs.replace(
-                record, status=COMPLETED, message="", worker="", state=None, responses={}, payload=result
-            )
-            if run.owns(record)
-            else None
-        )
+        return run.change(status=COMPLETED, message="", worker="", state=None, responses={}, payload=outcome.result)
 
     # Status messages
 
-    def _report(self, run: _Run, message: bytes) -> None:
+    def _report(self, name: str, message: bytes) -> None:
         """Save the latest status message of the function, once per `_STATUS_INTERVAL`."""
-        if not (text := status_text(message)):
-            return
-        run.status_message = text
-        if run.status_task is None or run.status_task.done():
-            run.status_task = asyncio.get_running_loop().create_task(self._save_status(run))
-            self._background_tasks.add(run.status_task)
-            run.status_task.add_done_callback(self._background_tasks.discard)
+        run, text = self._running.get(name), status_text(message)
+        if run is not None and text:
+            run.status_message = text
+            if run.status_task is None or run.status_task.done():
+                run.status_task = self._spawn(self._save_status(run))
 
     async def _save_status(self, run: _Run) -> None:
         while run.status_message:
             text, run.status_message = run.status_message, ""
-            change = partial(_set_message, run, text)
             try:
-                await self._records.update(run.name, change)
+                await self._records.update(run.name, run.change(message=text))
             except LocalError:
                 logger.debug("The status message of a task couldn't be stored", exc_info=True)
             await asyncio.sleep(_STATUS_INTERVAL)
@@ -443,7 +414,11 @@ class TaskRunner:
 
     async def _stop_cancelled(self) -> None:
         for run in list(self._running.values()):
-            record = await self._records.get(run.name)
+            try:
+                record = await self._records.get(run.name)
+            except (LocalError, OSError):
+                logger.debug("A running task can't be read", exc_info=True)
+                return
             if record is None or not run.owns(record):
                 run.call.cancel()
 
@@ -456,16 +431,17 @@ class TaskRunner:
                 run.call.stop_for_shutdown()
         self._sweep_soon()
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(_run_quietly(work))
-        self._background_tasks.add(task)
-        task.add_done_callback(self._background_tasks.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _sweep_soon(self) -> None:
         """Start to search for tasks of dead workers."""
         self._sweep_needed = True
         if not self._closing and (self._sweep_task is None or self._sweep_task.done()):
-            self._sweep_task = asyncio.get_running_loop().create_task(self._sweep())
+            self._sweep_task = self._spawn(self._sweep())
 
     async def _sweep(self) -> None:
         trouble = LogOnce(logger, "Tasks of other workers can't be read; trying again", "Tasks can be read again.")
@@ -513,13 +489,11 @@ class TaskRunner:
             return
         me = self._me
         attempts = record.attempts + (worker != HANDED_OVER)
-        await self._records.mark(name, msgspec.structs.replace(record, worker=me))
+        await self._records.mark(name, replace(record, worker=me))
         updated = await self._records.update(
             name,
             lambda record: (
-                msgspec.structs.replace(record, worker=me, attempts=attempts, message="")
-                if record.worker == worker
-                else None
+                replace(record, worker=me, attempts=attempts, message="") if record.worker == worker else None
             ),
         )
         if updated is None:
@@ -530,15 +504,11 @@ class TaskRunner:
         self._run(name, updated, saved, None)
 
 
-def _set_message(run: _Run, text: str, record: TaskRecord) -> TaskRecord | None:
-    return msgspec.structs.replace(record, message=text) if run.owns(record) else None
-
-
 def _fail(record: TaskRecord, code: int, message: str, data: Any = None) -> TaskRecord:
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         error["data"] = data
-    return msgspec.structs.replace(
+    return replace(
         record,
         status=FAILED,
         message=message[:500],
@@ -548,14 +518,3 @@ def _fail(record: TaskRecord, code: int, message: str, data: Any = None) -> Task
         responses={},
         payload=encode(error),
     )
-
-
-def _fail_if_owned(run: _Run, code: int, message: str, data: Any = None) -> Callable[[TaskRecord], TaskRecord | None]:
-    return lambda record: _fail(record, code, message, data) if run.owns(record) else None
-
-
-async def _run_quietly(work: Any) -> None:
-    try:
-        await work
-    except (LocalError, OSError):
-        logger.debug("Tasks work for tasks failed", exc_info=True)

@@ -7,24 +7,22 @@ a caller's credentials never appear on another caller's connection.
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream.client import AccessDenied, ClientError, TargetError
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._oauth.discovery import Outbound, read_challenges
-from millstream.gateway._credentials.options import Secret, is_scope
+from millstream.gateway._credentials import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
-
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
+from millstream.parts import Call
+from millstream.protocol import LocalError
 
 T = TypeVar("T")
 logger = logging.getLogger("millstream.gateway")
@@ -77,7 +75,7 @@ class UpstreamCredentials:
 
     # Used by calls
 
-    def link_key(self, call: "Call") -> str:
+    def link_key(self, call: Call) -> str:
         """Return the part of a connection's key that identifies its credentials, before each call.
 
         Raises:
@@ -109,14 +107,14 @@ class UpstreamCredentials:
     def avoid_lister(self, link_key: str) -> None:
         """Prefer other connections for the next lists, because they couldn't be read with this one."""
 
-    async def prepare(self, call: "Call") -> None:
+    async def prepare(self, call: Call) -> None:
         """Ensure that a call has credentials, asking the user for them if necessary.
 
         Raises:
             ToolError, ProtocolError, InputRequired: The call has no credentials yet.
         """
 
-    async def recover(self, call: "Call", denied: AccessDenied) -> bool:
+    async def recover(self, call: Call, denied: AccessDenied) -> bool:
         """Return whether to retry a call that the upstream denied, after asking the user.
 
         Raises:
@@ -135,7 +133,7 @@ class UpstreamCredentials:
 
     # For subclasses
 
-    def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
+    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
         """Return the link key and the caller of a call."""
         return "", LinkCaller({})
 
@@ -155,7 +153,7 @@ class UpstreamCredentials:
         """Store a nonce for proofs. See `Auth.learn_nonce`."""
         return False
 
-    def forwarded_headers(self, call: "Call") -> dict[str, str]:
+    def forwarded_headers(self, call: Call) -> dict[str, str]:
         """Return the headers of a call to forward."""
         headers = call.headers
         if not self._forward or not headers:
@@ -163,29 +161,28 @@ class UpstreamCredentials:
         return {name: headers[raw].decode("latin-1") for raw, name in self._forward if raw in headers}
 
 
-class LinkAuth:
+class LinkAuth(Struct, eq=False):
     """The headers of one connection (`Auth` of the client)."""
 
-    def __init__(self, credentials: UpstreamCredentials, caller: LinkCaller) -> None:
-        self._credentials = credentials
-        self._caller = caller
-        self._last_headers: Mapping[str, str] = {}
+    credentials: UpstreamCredentials
+    caller: LinkCaller
+    last_headers: Mapping[str, str] = {}
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
-        caller, credentials = self._caller, self._credentials
-        sent = self._last_headers = await self._await(credentials.headers_of(caller, method, url.origin + target))
-        forwarded = self._caller.headers
+        work = self.credentials.headers_of(self.caller, method, url.origin + target)
+        sent = self.last_headers = await self._await(work)
+        forwarded = self.caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """See `Auth.learn_nonce`."""
-        return self._credentials.learn_nonce(url, nonce, challenge)
+        return self.credentials.learn_nonce(url, nonce, challenge)
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
         return status == 401 and await self._await(
-            self._credentials.replace_refused(self._caller, status, self._last_headers)
+            self.credentials.replace_refused(self.caller, status, self.last_headers)
         )
 
     async def _await(self, work: Awaitable[T]) -> T:
@@ -195,12 +192,12 @@ class LinkAuth:
             raise
         except ClientError as exc:
             raise NoCredentials(
-                f"There are no credentials for {self._credentials.upstream!r} at the moment. {exc}"
+                f"There are no credentials for {self.credentials.upstream!r} at the moment. {exc}"
             ) from exc
 
     @override
     def __repr__(self) -> str:
-        return f"LinkAuth({self._credentials.upstream!r})"
+        return f"LinkAuth({self.credentials.upstream!r})"
 
 
 class FixedCredentials(UpstreamCredentials):

@@ -1,1 +1,43 @@
-"""Server objects of other libraries as upstreams: ``mcp`` 1.x and 2.x, and fastmcp 2 to 4."""
+"""Server objects of other libraries as upstreams: ``mcp`` 1.x and 2.x, and fastmcp 2 to 4.
+
+This module finds their classes and settings without importing them: their objects exist only where the program has
+imported them.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+_CLASSES: Mapping[tuple[str, str], str] = {
+    ("fastmcp.server", "FastMCP"): "fastmcp",
+    ("mcp.server.mcpserver", "MCPServer"): "mcp",
+    ("mcp.server.fastmcp", "FastMCP"): "mcp",
+    ("mcp.server.lowlevel", "Server"): "mcp",
+}
+"""Module and name of a class -> distribution."""
+
+
+class ProgramError(ValueError):
+    """A program can't run here; the message says why and what to do."""
+
+
+class UnsupportedVersion(ProgramError):
+    """The installed version of a program's library can't be run here."""
+
+
+def library_of(value: object) -> str:
+    """Return the library that a server object belongs to; empty for any other object."""
+    for (module, name), library in _CLASSES.items():
+        found = getattr(sys.modules.get(module), name, None)
+        if isinstance(found, type) and isinstance(value, found):
+            return library
+    return ""
+
+
+def hosts_and_origins(security: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the hosts, without ports, and origins that the SDK's `TransportSecuritySettings` allow."""
+    hosts: dict[str, None] = {}
+    for host in security.allowed_hosts:
+        name, _, port = host.rpartition(":")
+        hosts[name if name and (port == "*" or port.isdigit()) else host] = None
+    return tuple(hosts), tuple(each for each in security.allowed_origins if not each.endswith(":*"))

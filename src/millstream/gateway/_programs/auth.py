@@ -11,13 +11,12 @@ from typing import Any, cast
 
 from starlette.requests import HTTPConnection
 
+from millstream import Principal
 from millstream._http.asgi.hosted_application import HostedApplication
-from millstream._http.message import Handler, HttpRequest
 from millstream._override import override
-from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
-from millstream.gateway._programs.http import SIGN_IN, HttpSide, OwnPath
-from millstream.gateway._programs.program import TOKEN, Program, caller_of
+from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of
+from millstream.parts import Handler, HttpRequest
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -84,7 +83,7 @@ class ProgramAuth(AuthMethod):
         issuer = str(_claim(token, "iss") or "")
         scopes = frozenset(map(str, credentials.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
-        self._program.remember(caller_of(principal), user)
+        self._program.users.keep(caller_of(principal), user)
         return Identity(principal, seconds)
 
     @override

@@ -1,11 +1,12 @@
 """A server object of another library, as a target for clients in this process.
 
-Adapters that run the server objects of each library through its public interface.
+Adapters run the server objects of each library through its public interface. `HttpSide` is what a program serves over
+HTTP: its token check, and its paths besides MCP.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context, copy_context
 from functools import partial
@@ -18,17 +19,15 @@ from anyio import BrokenResourceError, ClosedResourceError, create_memory_object
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from msgspec import Struct
 
+from millstream import Principal
 from millstream._override import override
-from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
 from millstream.client import ConnectFailed, ConnectionLost
 from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
-from millstream.gateway._programs.classes import ProgramError, UnsupportedVersion, library_of
-from millstream.gateway._programs.http import HttpSide
+from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 from millstream.gateway._programs.single_exchange import Messages, SingleExchange
-from millstream.protocol import METHOD_NOT_FOUND, Envelope, encode
+from millstream.protocol import METHOD_NOT_FOUND, Envelope, Revision, encode
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -37,6 +36,90 @@ _MAX_QUEUED = 1000
 _GRACE = 2.0
 """Seconds for a session to end by itself."""
 _NO_DISCOVERY = encode({"code": METHOD_NOT_FOUND, "message": "Method not found"})
+
+
+SIGN_IN = "/.well-known/oauth-"
+"""Prefix of the sign-in metadata paths."""
+_KNOWN_MIDDLEWARE = frozenset(
+    (
+        "AuthContextMiddleware",
+        "AuthenticationMiddleware",
+        "CORSMiddleware",
+        "HostOriginGuardMiddleware",
+        "RequestContextMiddleware",
+    )
+)
+"""Middleware that may wrap MCP. This server replaces it: it checks tokens, Host, and Origin, and sends CORS headers
+to the origins that the program allows.
+"""
+
+
+class OwnPath(Struct, frozen=True):
+    """A path of the program besides MCP."""
+
+    path: str
+    methods: frozenset[str]
+    """HTTP methods; empty for all."""
+    below: bool
+    """Whether it includes everything below the path."""
+
+
+class HttpSide:
+    """The application that a program would serve over HTTP, inspected through Starlette's public attributes."""
+
+    def __init__(self, application: Any) -> None:
+        """Inspect an application.
+
+        Args:
+            application: Starlette application that the library creates.
+        """
+        self.application: Any = application
+        self._mcp: Any = next((route for route in application.routes if _holder_of(route) is not None), None)
+        self.mcp_path: str = getattr(self._mcp, "path", "")
+        """Path of MCP."""
+        endpoint = getattr(self._mcp, "endpoint", None)
+        self.required_scopes: tuple[str, ...] = tuple(getattr(endpoint, "required_scopes", None) or ())
+        """Scopes that every caller needs."""
+        options: list[Mapping[str, Any]] = [each.kwargs for each in application.user_middleware]
+        backends = [each["backend"] for each in options if hasattr(each.get("backend"), "authenticate")]
+        self.backend: Any = backends[0] if backends else None
+        """Starlette's `AuthenticationBackend` that checks tokens; None if the program doesn't."""
+        self.protected: bool = hasattr(endpoint, "app") or self.backend is not None
+        """Whether callers need a token."""
+        self.cors_origins: tuple[str, ...] = tuple(
+            str(origin) for each in options for origin in each.get("allow_origins", ())
+        )
+        """Origins that the program's CORS middleware allows."""
+        names = [str(getattr(each.cls, "__name__", each.cls)) for each in application.user_middleware]
+        self.unknown_middleware: list[str] = [name for name in names if name not in _KNOWN_MIDDLEWARE]
+        """Names of middleware classes that can't run in front of MCP here."""
+
+    @property
+    def session_manager(self) -> Any:
+        """The object that serves sessions; None if the library doesn't expose it."""
+        return getattr(_holder_of(self._mcp), "session_manager", None)
+
+    @property
+    def low_level(self) -> Any:
+        """The low-level server behind the application; None if the library doesn't expose it."""
+        return getattr(self.session_manager, "app", None)
+
+    def own_paths(self) -> Iterator[OwnPath]:
+        """Yield the paths besides MCP: sign-in metadata, and the program's own."""
+        for route in self.application.routes:
+            if route is self._mcp or not hasattr(route, "path"):
+                continue
+            below = not hasattr(route, "methods")  # Starlette's `Mount`
+            yield OwnPath(route.path or "/", frozenset(getattr(route, "methods", None) or ()), below)
+
+
+def _holder_of(route: Any) -> Any:
+    """Return the endpoint of a route that has a session manager, unwrapping a token check."""
+    endpoint = getattr(route, "endpoint", None)
+    for each in (endpoint, getattr(endpoint, "app", None)):
+        if hasattr(each, "session_manager"):
+            return each
+    return None
 
 
 class _Input(ObjectReceiveStream[Any]):
@@ -121,7 +204,7 @@ class ProgramTransport(DuplexTransport):
         context = self._run.context.copy()
         if self._caller:
             user_variable: Any = import_module("mcp.server.auth.middleware.auth_context").auth_context_var
-            context.run(user_variable.set, self._program.user_of(self._caller))
+            context.run(user_variable.set, self._program.users.get(self._caller))
         return context
 
     async def _serve(self, messages: ObjectReceiveStream[tuple[Context, Any]]) -> None:
@@ -297,26 +380,14 @@ class Program:
         self.handshake_only: bool = handshake_only
         self.messages: Messages = Messages()
         self._open = open
-        self._users: Recent[str, Any] = Recent(MAX_USERS)
+        self.users: Recent[str, Any] = Recent(MAX_USERS)
+        """The library's user objects for the sessions of callers, see `caller_of`."""
         self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = WeakKeyDictionary()
 
     @property
     def protected(self) -> bool:
         """Whether callers need a token, so that each of them needs a separate session."""
         return self.side is not None and self.side.protected
-
-    def remember(self, caller: str, user: Any) -> None:
-        """Store the library's user object for the sessions of a caller.
-
-        Args:
-            caller: See `caller_of`.
-            user: User object of the library.
-        """
-        self._users.keep(caller, user)
-
-    def user_of(self, caller: str) -> Any:
-        """Return what `remember` stored last; None for an unknown caller."""
-        return self._users.get(caller)
 
     def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
         """Return a transport to an anonymous session."""

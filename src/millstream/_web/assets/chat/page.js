@@ -218,7 +218,7 @@ function hearPresence(channel, event) {
   }
   show(channel, {
     kind: "event",
-    text: `${member.name || "Somebody"} ${event.event === "join" ? "joined" : "left"}`,
+    text: `${member.name || "Someone"} ${event.event === "join" ? "joined" : "left"}`,
     left: event.event === "leave" ? member.name : null,
     when: Date.now(),
     day: last?.day
@@ -240,7 +240,7 @@ setInterval(showTyping, 1_000);
 function hearTyping(channel, event) {
   const { name, from } = JSON.parse(event.data);
   if (from === me.id || typeof name !== "string") return;
-  rooms.get(channel)?.typing.set(name.slice(0, 80) || "Somebody", Date.now() + TYPED_MS);
+  rooms.get(channel)?.typing.set(name.slice(0, 80) || "Someone", Date.now() + TYPED_MS);
   showTyping();
 }
 

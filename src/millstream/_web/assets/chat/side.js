@@ -9,7 +9,7 @@ export function drawPeople(members, own) {
   write($("people-count"), people.length);
   $("members").replaceChildren(
     ...people.map((member) => {
-      const name = member.name || "Somebody";
+      const name = member.name || "Someone";
       const mine = own.has(member.client_id);
       const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
       return element(

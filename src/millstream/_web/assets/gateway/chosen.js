@@ -50,7 +50,7 @@ let seen = "";
 export function open(row) {
   const other = current?.name !== row.name;
   current = row;
-  showContentOrEmpty($("chosen"), $("nothing"), true);
+  $("chosen").hidden = false;
   write($("chosen-title"), row.name);
   write($("chosen-state"), upstreamState(row));
   $("chosen-state").className = `badge ${LOOKS[row.state] ?? ""}`;
@@ -65,12 +65,6 @@ export function open(row) {
     $("quarantine").replaceChildren();
     load();
   }
-}
-
-/** Deselect the upstream. */
-export function closeChosen() {
-  current = null;
-  showContentOrEmpty($("chosen"), $("nothing"), false);
 }
 
 /** Reload the lists if they have changed. */

@@ -7,7 +7,7 @@ import { fetchJson } from "../shell/fetch-json.js";
 import { showLost, showReconnected } from "../shell/connection.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
-import { LOOKS, closeChosen, ms, open, refresh, size, upstreamState } from "./chosen.js";
+import { LOOKS, ms, open, refresh, size, upstreamState } from "./chosen.js";
 
 const EVERY_MS = 2_000;
 
@@ -78,16 +78,18 @@ const table = new LiveTable($("upstreams"), {
   ]
 });
 
-const chosen = () => new URLSearchParams(location.hash.slice(1)).get("upstream") ?? "";
+let first = ""; // shown until one is selected: a problem, if there was one
 
-function choose(row) {
-  location.hash = row.name === chosen() ? "" : `upstream=${encodeURIComponent(row.name)}`;
+const named = (wanted) => upstreams.find(({ name }) => name === wanted);
+const chosen = () => named(new URLSearchParams(location.hash.slice(1)).get("upstream"))?.name ?? first;
+
+function choose({ name }) {
+  location.hash = `upstream=${encodeURIComponent(name)}`;
 }
 
 function drawChosen() {
-  const row = upstreams.find(({ name }) => name === chosen());
+  const row = named(chosen());
   if (row) open(row);
-  else closeChosen();
   table.draw(false);
 }
 
@@ -132,6 +134,9 @@ async function load() {
   if (found) {
     showReconnected();
     upstreams = found.upstreams;
+    const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
+    if (!named(first)) first = worst?.name;
+    $("upstreams").style.setProperty("--rows", upstreams.length);
     write($("server-name"), found.title);
     write($("server-version"), found.version);
     document.title = `${found.title} · Gateway`;

@@ -1,0 +1,534 @@
+"""A worker's slot: how a process detects that it's a worker, and its connection to the parent.
+
+A worker is started with the command line of its parent, so everything up to serving is the same: the interpreter's
+options, the arguments, the user's code. An environment variable names an inherited socket and identifies it. Programs
+that a worker starts may inherit the variable, but never the socket, so they aren't workers.
+
+Messages between the parent and a worker: JSON lines on a private pair of sockets.
+
+The end of the stream is a message, too: it tells a worker that the parent is gone, for whatever reason.
+
+The sockets that workers accept from: opened once by the parent, and kept until shutdown.
+
+On Linux, the kernel spreads connections over sockets that share a port, so each worker has its own. Connections in a
+socket's queue survive the death of its worker, because the parent holds the socket, too, and the replacement continues
+with it. Elsewhere, all workers share one socket (macOS lets them share a port, but assigns all connections to one).
+
+A worker from its parent's perspective: a process, a connection to it, and its state.
+
+Restart delays of workers, so that a crash loop doesn't consume the machine.
+
+The command line that starts this program again, for workers, which are distinguished by an environment variable.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.listen_sockets import listen
+from millstream._override import override
+from millstream._stores.workers import use_parent
+
+CHUNK = 64 * 1024
+BEATS = 4
+"""Heartbeats of a worker per watchdog timeout."""
+
+
+class WorkerMessage(Struct, frozen=True, tag_field="type", tag=str.lower):
+    """Base class of the messages, tagged with the name of the class."""
+
+
+class Hello(WorkerMessage, frozen=True, kw_only=True):
+    """Parent to worker, sent first: its role."""
+
+    worker: int
+    """Number of the worker, from 1. Its replacement has the same number."""
+    workers: int
+    host: str
+    port: int
+    listeners: list[int]
+    """Descriptors of the sockets that it accepts from."""
+    others: dict[int, list[int]] = {}
+    """Descriptors of the sockets that the other workers accept from, by worker."""
+    run: int
+    """Number of the ``run()`` call that the worker serves, from 1."""
+    reloads: bool = False
+    """Whether a developer's changes restart the workers."""
+    key: str
+    """Secret shared by all workers, for programs without one."""
+    store: str = ""
+    """Address of the parent's store, if it serves one."""
+
+
+class Drain(WorkerMessage, frozen=True):
+    """Parent to worker: finish running calls, and exit."""
+
+    replaced: bool = False
+    """Whether another process already accepts from the same socket."""
+
+
+class Force(WorkerMessage, frozen=True):
+    """Parent to worker: exit now."""
+
+
+class WorkerState(Struct, frozen=True):
+    """One worker, as shown by `/health`."""
+
+    worker: int
+    pid: int
+    state: str
+    restarts: int
+    """Number of times that it died and was replaced."""
+
+
+class WorkerStates(WorkerMessage, frozen=True):
+    """Parent to worker: the state of all workers, whenever it changes."""
+
+    seats: list[WorkerState]
+
+
+class Ready(WorkerMessage, frozen=True):
+    """Worker to parent: it accepts connections."""
+
+    facts: Facts
+    patience: float
+    """Maximum seconds for it to exit after a stop request."""
+    watchdog: float = 0.0
+    """Seconds without a heartbeat after which it's killed; 0 for never."""
+
+
+class Alive(WorkerMessage, frozen=True):
+    """Worker to parent, periodically with a watchdog: its event loop is running."""
+
+
+class Departure(WorkerMessage, frozen=True):
+    """Worker to parent: it's exiting, and accepts no more connections."""
+
+
+class StartFailure(WorkerMessage, frozen=True):
+    """Worker to parent: it can't start. Parent to worker: the changed program can't; empty once it has changed again.
+
+    Contains the parts of a `CommandError`.
+    """
+
+    what: str
+    why: str = ""
+    fix: str = ""
+    detail: str = ""
+
+
+ToWorker = Hello | Drain | Force | WorkerStates | StartFailure
+ToParent = Ready | Alive | Departure | StartFailure
+FOR_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
+FOR_PARENT: msgspec.json.Decoder[ToParent] = msgspec.json.Decoder(ToParent)
+Heard = TypeVar("Heard")
+
+
+class MessageChannel(Generic[Heard]):
+    """One end of the pair of sockets."""
+
+    def __init__(self, end: socket.socket, decoder: msgspec.json.Decoder[Heard]) -> None:
+        self.end = end
+        self._decoder = decoder
+        self._buffer = b""
+
+    def tell(self, message: Any) -> None:
+        """Send a message, dropping it if the peer is gone or has been unresponsive for long."""
+        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self.end.sendall(msgspec.json.encode(message) + b"\n")
+
+    def read(self) -> list[Heard] | None:
+        """Return the messages received so far; None if the peer has closed the socket or sent an invalid message."""
+        try:
+            data = self.end.recv(CHUNK)
+            if not data:
+                return None
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            return [self._decoder.decode(each) for each in lines]
+        except BlockingIOError:
+            return []
+        except (ConnectionResetError, msgspec.MsgspecError):
+            return None
+
+
+VARIABLE = "_MILLSTREAM_WORKER"
+"""Not a setting, hence the underscore."""
+
+
+class WorkerSlot:
+    """The parent's messages, and the connection for replies."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.line = MessageChannel(end, FOR_WORKER)
+        first = self.line.read()
+        while first == []:
+            first = self.line.read()
+        if not first or not isinstance(first[0], Hello):
+            raise SystemExit(1)  # the parent is gone
+        self.hello = first[0]
+        self.early = first[1:]
+        """Descriptors that were passed along."""
+        self.die_with_parent(True)
+        self.seats: list[WorkerState] = []
+        """State of all workers."""
+
+    def die_with_parent(self, on: bool) -> None:
+        """Have the kernel end this process when the parent closes the connection or sends a message, because a program
+        that hangs during its import can't react, and would block the port forever.
+        """
+        import fcntl  # noqa: PLC0415  workers are processes of POSIX
+
+        end = self.line.end
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(end, fcntl.F_GETFL)
+        fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+
+    @contextmanager
+    def report_errors(self) -> Generator[None, None, None]:
+        """Report errors inside the block to the parent, which shows them.
+
+        Raises:
+            SystemExit: There was an error.
+        """
+        try:
+            yield
+        except CommandError as exc:
+            self.line.tell(StartFailure(exc.what, exc.why, exc.fix, exc.detail))
+            sys.exit(1)
+
+    def mark_logs(self) -> None:
+        """Add the worker's name to every log line."""
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(self._mark)
+
+    def _mark(self, record: logging.LogRecord) -> bool:
+        if self.hello.workers > 1:
+            record.worker = self.hello.worker
+        return True
+
+
+class _ClaimedSlot:
+    place: WorkerSlot | None = None
+    failure: StartFailure | None = None
+    runs = 0
+    """Number of times that this process has begun to serve over HTTP."""
+
+
+def begin_run() -> int:
+    """Count a ``run()`` call, because a worker serves the same one as its parent."""
+    _ClaimedSlot.runs += 1
+    return _ClaimedSlot.runs
+
+
+def note_failure(failure: StartFailure) -> None:
+    """Record why the changed program can't start, or with an empty one, that it has changed again."""
+    _ClaimedSlot.failure = failure if failure.what else None
+
+
+def failed_restart() -> StartFailure | None:
+    """Return why the changed program can't start; None if there's no newer version."""
+    return _ClaimedSlot.failure
+
+
+def claim() -> WorkerSlot | None:
+    """Return the slot of this process; None if it isn't a worker."""
+    text = os.environ.pop(VARIABLE, "")
+    if text:
+        descriptor, _, inode = text.partition(":")
+        if _is_socket(int(descriptor), int(inode)):
+            if threading.current_thread() is threading.main_thread():
+                # The parent decides how to handle Ctrl-C and the end of a terminal.
+                for name in ("SIGINT", "SIGHUP"):
+                    signal.signal(getattr(signal, name), signal.SIG_IGN)
+            _ClaimedSlot.place = place = WorkerSlot(take_socket(int(descriptor)))
+            if place.hello.store:
+                use_parent(place.hello.store)
+    return _ClaimedSlot.place
+
+
+def _is_socket(descriptor: int, inode: int) -> bool:
+    try:
+        info = os.fstat(descriptor)
+    except OSError:
+        return False
+    return stat.S_ISSOCK(info.st_mode) and info.st_ino == inode
+
+
+def take_socket(descriptor: int) -> socket.socket:
+    """Return an inherited socket, and don't pass it to the programs that this one starts."""
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
+logger = logging.getLogger("millstream")
+
+SPREADS = sys.platform == "linux"
+"""Whether the kernel spreads connections over several sockets of one port."""
+
+
+def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
+    """Return sockets for the workers: one for each, or fewer, which they share.
+
+    Raises:
+        CommandError: The address or port can't be used.
+    """
+    if workers == 1 or not SPREADS:
+        if workers > 1:
+            logger.info(
+                "All workers accept from one socket on this platform, so some may get more connections than others."
+            )
+        return [listen(host, port)]
+    # An unshared bind detects existing listeners; a shared one keeps the port that the kernel has picked.
+    with listen(host, port, shared=not port) as first:
+        if port:
+            first.close()
+        else:
+            port = first.getsockname()[1]
+        return [listen(host, port, shared=True) for _ in range(workers)]
+
+
+FIRST = 0.5
+LONGEST = 30.0
+WELL = 5.0
+"""Seconds of service after which a worker counts as healthy, which resets the delay. A start takes about one second of
+a core, which bounds the load of a crash loop.
+"""
+
+
+class BackOff:
+    """The restart delays of one worker: none for the first crash of a healthy one, then growing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        """When the newest process began to serve; the time before that says nothing about its health."""
+        self._deaths = 0
+
+    def serves(self) -> None:
+        """Record that a process serves from now on."""
+        self._since = self._clock()
+
+    def record_death(self) -> float:
+        """Record that the process has ended, and return the seconds to wait before the next one."""
+        if self._since is not None and self._clock() - self._since >= WELL:
+            self._deaths = 0
+        self._since = None
+        self._deaths += 1
+        return 0.0 if self._deaths == 1 else min(LONGEST, FIRST * 2.0 ** (self._deaths - 2))
+
+
+def own_command() -> list[str]:
+    """Return the interpreter, its options, and the program's arguments, as they were given.
+
+    Raises:
+        CommandError: The program isn't in a file that could run again.
+    """
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    _, *arguments = sys.orig_argv
+    if file is None and spec is None and "-c" not in arguments:
+        raise CommandError(
+            "Several workers require a program that can be started again.",
+            why="This program isn't in a file. It was typed in, or came from standard input.",
+            fix="Put it into a file and start that file.",
+        )
+    if file is not None and spec is None:
+        # The program may have changed its directory since; Python has made the file name absolute.
+        name = Path(file).name
+        place = next((index for index, each in enumerate(arguments) if Path(each).name == name), None)
+        if place is not None:
+            arguments[place] = str(Path(file).absolute())
+    return [sys.executable, *arguments]
+
+
+STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
+PATIENCE = 30.0
+"""Seconds for a process that hasn't said how long it may take to exit."""
+
+
+_BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+"""Signals of a person, or of the kernel for lack of memory. Other signals are the program's own fault."""
+
+
+KILLED = "Another process killed it, or the kernel for lack of memory."
+
+
+class NotStarted(Exception):
+    """A worker has ended before it served, with or without an error message."""
+
+    def __init__(self, error: CommandError, *, killed: bool = False) -> None:
+        super().__init__(error.what)
+        self.error = error
+        self.killed = killed
+        """Whether it was killed from outside, so its program may be fine."""
+
+
+class WorkerProcess:
+    """One process. Its replacement is another object."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        hello: Hello,
+        *,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start the process.
+
+        Args:
+            command: Program that becomes a worker through what it inherits.
+            hello: Its role.
+            environment: Environment variables in addition to the parent's.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.hello = hello
+        self.state = STARTING
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self.left = asyncio.Event()
+        """Set when it accepts no more connections."""
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        """Exit status, negative for a signal."""
+        self.leaves = False
+        """Whether it's stopping, and has been replaced if necessary."""
+        self.patience = PATIENCE
+        self.watchdog = 0.0
+        self.heard = 0.0
+        """Time of the last heartbeat of its event loop."""
+        self._failed: StartFailure | None = None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            self._process = subprocess.Popen(  # noqa: S603  the command of this very program
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(number, *hello.listeners, *(each for numbers in hello.others.values() for each in numbers)),
+                env={**os.environ, **environment, VARIABLE: f"{number}:{os.fstat(number).st_ino}"},
+                # Ctrl-C signals the whole process group of a terminal, but only the parent decides how to handle it.
+                process_group=0,
+            )
+        self.pid = self._process.pid
+        self._line = MessageChannel(ours, FOR_PARENT)
+        self._line.tell(hello)
+        ours.setblocking(False)
+        self._loop.add_reader(ours.fileno(), self._hear)
+        # asyncio's own waiting needs a child watcher on Python 3.11, which the program may have replaced.
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        status = self._process.wait()
+        with suppress(RuntimeError):  # the loop was ended by force
+            self._loop.call_soon_threadsafe(self._end, status)
+
+    def _hear(self) -> None:
+        messages = self._line.read()
+        if messages is None:
+            self._loop.remove_reader(self._line.end.fileno())
+            return
+        for message in messages:
+            if isinstance(message, Ready):
+                self.state, self.patience, self.watchdog = READY, message.patience, message.watchdog
+                self.heard = self._loop.time()
+                self._ready.set_result(message)
+            elif isinstance(message, Alive):
+                self.heard = self._loop.time()
+            elif isinstance(message, StartFailure):
+                self._failed = message
+            else:
+                self.state, self.leaves = LEAVING, True
+                self.left.set()
+
+    def _end(self, status: int) -> None:
+        self._hear()  # its last messages
+        self._loop.remove_reader(self._line.end.fileno())
+        self._line.end.close()
+        self.state, self.leaves = GONE, True
+        self.left.set()
+        if not self._ready.done():
+            killed = self._failed is None and -status in _BY_OTHERS
+            self._ready.set_exception(NotStarted(self._why(status, killed=killed), killed=killed))
+            self._ready.exception()  # avoids a warning if there's no waiter
+        self.ended.set_result(status)
+
+    async def ready(self) -> Ready:
+        """Wait until it serves. Several callers may wait, and each may be canceled separately.
+
+        Raises:
+            NotStarted: It ended before.
+        """
+        return await asyncio.shield(self._ready)
+
+    def _why(self, status: int, *, killed: bool) -> CommandError:
+        if self._failed is not None:
+            failed = self._failed
+            return CommandError(failed.what, why=failed.why, fix=failed.fix, detail=failed.detail)
+        return CommandError(
+            f"Worker {self.hello.worker} {how(status)} before it served.",
+            why=KILLED if killed else "A worker runs your program up to run(). See its output above.",
+        )
+
+    async def stands_still(self) -> bool:
+        """Wait while its event loop responds. Return True once it has been silent for too long, and False when it
+        stops.
+        """
+        late = 0
+        while self.state == READY:
+            await asyncio.sleep(self.watchdog / BEATS)
+            # Twice in a row: if this process itself was stopped, messages from that time must be read first.
+            late = late + 1 if self._loop.time() - self.heard > self.watchdog else 0
+            if late == 2:
+                return self.state == READY
+        return False
+
+    def drain(self, *, replaced: bool) -> None:
+        """Let it finish running calls, and exit."""
+        if self.state == GONE:
+            return
+        self.leaves = True
+        if self.state == STARTING:
+            self.signal(signal.SIGTERM)  # it may not read our messages yet
+        self._line.tell(Drain(replaced))
+
+    def force(self) -> None:
+        """Make it exit at once, but cleanly."""
+        if self.state != GONE:
+            self.leaves = True
+            self._line.tell(Force())
+
+    def tell(self, message: WorkerStates | StartFailure) -> None:
+        """Send it the state of all workers, or why the changed program can't start."""
+        if self.state in (READY, LEAVING):
+            self._line.tell(message)
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it's still running."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    @override
+    def __str__(self) -> str:
+        return f"Worker {self.hello.worker} (process {self.pid})"
+
+
+def how(status: int) -> str:
+    """Return how a process ended, in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

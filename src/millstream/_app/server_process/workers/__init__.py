@@ -1,1 +1,0 @@
-"""Several workers on one machine: a parent that doesn't run user code, and the processes that serve."""

@@ -1,0 +1,318 @@
+"""``millstream keys``: create, list, revoke, and rotate API keys in a file that running servers reload.
+
+``millstream users``: add, list, and remove users in a file that running servers reload.
+
+``millstream audit``: verify an audit log.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from millstream._app.server_process.errors import CommandError
+from millstream._cli.program import Json, finite
+from millstream._cli.tables import ask_password, print_json, print_rows, report
+from millstream._config import PREFIX
+from millstream._protocol.errors import LocalError
+from millstream._telemetry.audit import BrokenAuditLog
+from millstream._telemetry.audit import verify as verify_file
+from millstream.auth._key_file import KeyFile, StoredKey
+
+if TYPE_CHECKING:
+    from millstream.auth._authorization_server.users import UserFile
+
+
+KEY_FILE = "millstream-keys.json"
+_DAY = 86_400
+
+keys = App(name="keys", help="Create, list, revoke, and rotate API keys.")
+
+KeyFileOption = Annotated[
+    Path | None,
+    Parameter(
+        name="--file",
+        metavar="FILE",
+        help="The file of keys.",
+        show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {KEY_FILE}",
+    ),
+]
+Owner = Annotated[str, Parameter(name="NAME", help="Owner of the key: the caller's subject in tools.")]
+
+
+def _file(given: Path | None) -> KeyFile:
+    return KeyFile(given or Path(os.environ.get(f"{PREFIX}AUTH_KEYS") or KEY_FILE))
+
+
+@contextmanager
+def convert_errors() -> Generator[None, None, None]:
+    """Convert errors to errors of the command line."""
+    try:
+        yield
+    except (ValueError, LocalError) as exc:
+        raise CommandError(str(exc)) from exc
+
+
+@keys.command(name="add")
+def add_key(
+    name: Owner,
+    /,
+    *,
+    scope: Annotated[
+        list[str] | None, Parameter(metavar="SCOPE", help="Scope of the key; repeat it, or use '*' for all.")
+    ] = None,
+    days: Annotated[
+        float,
+        Parameter(
+            metavar="DAYS",
+            help="Days until it expires; 0 means never.",
+            validator=(finite, Number(gte=0, lte=36_500)),
+        ),
+    ] = 0,
+    file: KeyFileOption = None,
+    json: Json = False,
+) -> None:
+    """Create a key, and print it once.
+
+    **Examples**
+
+    - `millstream keys add ada`
+
+    - `millstream keys add robot --scope orders:write --days 30`
+    """
+    key_file, now = _file(file), time.time()
+    with convert_errors():
+        key = key_file.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
+    if json:
+        print_json({"name": name, "key": key, "file": str(key_file.path)})
+        return
+    print(f"Added {name} to {key_file.path}. The key won't be shown again:", file=sys.stderr)
+    print(key)
+
+
+@keys.command(name="list")
+def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
+    """List the keys: names, scopes, and times. Only hashes of the keys are stored.
+
+    **Example**
+
+    - `millstream keys list --file keys.json`
+    """
+    key_file = _file(file)
+    with convert_errors():
+        key_file.load()
+    if json:
+        found = [
+            {"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
+            for each in key_file.records
+        ]
+        print_json({"keys": found})
+        return
+    rows = [
+        [each.name, " ".join(each.scopes) or "no scopes", day(each.created), _end(each)] for each in key_file.records
+    ]
+    print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
+
+
+@keys.command
+def revoke(name: Owner, /, *, file: KeyFileOption = None, json: Json = False) -> None:
+    """Revoke a key. Running servers refuse it within a second, and close its streams.
+
+    **Example**
+
+    - `millstream keys revoke ada`
+    """
+    key_file = _file(file)
+    with convert_errors():
+        key_file.revoke(name)
+    report(f"Revoked {name}.", {"revoked": name}, json=json)
+
+
+@keys.command
+def rotate(
+    name: Owner,
+    /,
+    *,
+    grace: Annotated[
+        float,
+        Parameter(
+            metavar="HOURS",
+            help="Hours for which the old key still works.",
+            validator=(finite, Number(gte=0, lte=87_600)),
+        ),
+    ] = 24,
+    file: KeyFileOption = None,
+    json: Json = False,
+) -> None:
+    """Replace a key with a new one with the same scopes, and print it once.
+
+    **Example**
+
+    - `millstream keys rotate ada --grace 2`
+    """
+    key_file = _file(file)
+    with convert_errors():
+        key = key_file.rotate(name, time.time(), grace * 3600)
+    if json:
+        print_json({"name": name, "key": key, "graceHours": grace})
+        return
+    print(
+        f"Rotated {name}. The old key works for {grace:g} more hours. The new one won't be shown again:",
+        file=sys.stderr,
+    )
+    print(key)
+
+
+def day(at: float) -> str:
+    """Return a Unix time as text, to the minute."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _end(key: StoredKey) -> str:
+    if key.expires is None:
+        return "never"
+    return f"{day(key.expires)}{'' if key.valid(time.time()) else ' (expired)'}"
+
+
+USER_FILE = "users.json"
+
+users = App(name="users", help="Add, list, and remove users.")
+
+UserFileOption = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
+UserName = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller's subject in tools.")]
+
+
+def _people(file: Path) -> "UserFile":
+    from millstream.auth._authorization_server.users import UserFile  # noqa: PLC0415  loads cryptography
+
+    return UserFile(file)
+
+
+def _password() -> str:
+    """Read a password: twice without echo from a terminal, or else from the first line of standard input."""
+    if sys.stdin.isatty():
+        return ask_password()
+    line = sys.stdin.readline()
+    if not line:
+        raise CommandError(
+            "There is no password: the input is empty.", fix="Run this on a terminal, or pipe a password to it."
+        )
+    return line.rstrip("\r\n")
+
+
+@users.command(name="add")
+def add_user(
+    name: UserName,
+    /,
+    *,
+    scope: Annotated[
+        list[str] | None,
+        Parameter(metavar="SCOPE", help="Scope that they may grant to clients; repeat it, or use '*' for all."),
+    ] = None,
+    file: UserFileOption = Path(USER_FILE),
+    json: Json = False,
+) -> None:
+    """Add a user. The password is read from the terminal, or from the first line of standard input.
+
+    **Examples**
+
+    - `millstream users add ada`
+
+    - `millstream users add grace --scope orders:write`
+    """
+    with convert_errors():
+        _people(file).add(name, _password(), tuple(scope or ()), time.time())
+    report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
+
+
+@users.command(name="list")
+def list_users(*, file: UserFileOption = Path(USER_FILE), json: Json = False) -> None:
+    """List the users: names and scopes.
+
+    **Example**
+
+    - `millstream users list --file users.json`
+    """
+    user_file = _people(file)
+    with convert_errors():
+        user_file.load()
+    if json:
+        people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in user_file.users.values()]
+        print_json({"users": people})
+        return
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", day(each.since)] for each in user_file.users.values()]
+    print_rows(rows, ["NAME", "SCOPES", "SINCE"])
+
+
+@users.command
+def remove(name: UserName, /, *, file: UserFileOption = Path(USER_FILE), json: Json = False) -> None:
+    """Remove a user. Running servers refuse their tokens within a second, and close their streams.
+
+    **Example**
+
+    - `millstream users remove ada`
+    """
+    with convert_errors():
+        _people(file).remove(name)
+    report(f"Removed {name}.", {"removed": name}, json=json)
+
+
+@users.command
+def password(name: UserName, /, *, file: UserFileOption = Path(USER_FILE), json: Json = False) -> None:
+    """Change a user's password. Clients that the user has approved have to sign in again.
+
+    **Example**
+
+    - `millstream users password ada`
+    """
+    with convert_errors():
+        _people(file).set_password(name, _password(), time.time())
+    report(f"{name} has a new password.", {"changed": name}, json=json)
+
+
+audit = App(name="audit", help="Check audit logs.")
+
+
+@audit.command
+def verify(
+    file: Annotated[Path, Parameter(name="FILE", help="The audit log.")],
+    /,
+    *,
+    last: Annotated[
+        str, Parameter(metavar="HASH", help="The expected hash of the last line, which you noted earlier.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Check that no line was changed, removed, or inserted, and print the hash of the last one.
+
+    To detect lines removed from the end, note the hash of the last line elsewhere, and pass it with `--last`.
+
+    **Example**
+
+    - `millstream audit verify audit.jsonl --last HASH`
+    """
+    try:
+        count, found = verify_file(file)
+    except OSError as exc:
+        raise CommandError(f"{file} can't be read: {exc.strerror}.") from exc
+    except BrokenAuditLog as exc:
+        raise CommandError(
+            str(exc), why="Each line contains the hash of the previous line.", fix="Compare the file with a copy."
+        ) from exc
+    if last and last != found:
+        raise CommandError(
+            f"The last line of {file} doesn't have the expected hash.",
+            why=f"Its last line has the hash {found}.",
+            fix="If lines were added since you noted it, check a copy from that time.",
+        )
+    if json:
+        print_json({"lines": count, "hash": found})
+        return
+    print(f"{count} lines, none changed. The last one has the hash {found}")

@@ -1,0 +1,173 @@
+"""``millstream dev``: serve a file while you write it, with an inspector."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import webbrowser
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from millstream._app.server_process.errors import CommandError, report
+from millstream._app.server_process.facts import Facts, show
+from millstream._app.server_process.supervisor import can_supervise, changes
+from millstream._cli.load import folder_of
+from millstream._cli.program import Editable, EnvFile, Packages, Port
+from millstream._cli.run import Inspect
+from millstream._cli.serve import run_with, serve_http, use_file
+
+INSPECTOR = "@modelcontextprotocol/inspector"
+NODE = 22
+"""Oldest major version of Node.js that the MCP Inspector supports."""
+
+
+def dev(
+    target: Annotated[
+        str,
+        Parameter(name="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
+    ],
+    /,
+    *,
+    port: Port = None,
+    no_open: Annotated[bool, Parameter(help="Don't open a browser.")] = False,
+    mcp_inspector: Annotated[
+        bool, Parameter(help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
+    ] = False,
+    packages: Packages = None,
+    editable: Editable = None,
+    env_file: EnvFile = None,
+    inspect: Inspect = None,
+) -> None:
+    """Serve a file while you write it.
+
+    The server restarts when a Python file in the folder changes. If your change fails, it shows the error and keeps the
+    last working version running. It opens `/inspect`, a page for trying your tools. Only this machine can reach it.
+
+    **Examples**
+
+    - `millstream dev shop.py`
+
+    - `millstream dev shop.py --with pandas --no-open`
+
+    - `millstream dev shop.py --mcp-inspector`: with the MCP Inspector
+    """
+    command = npx() if mcp_inspector else ""
+    run_with(packages or (), editable or ())
+    use_file(env_file)
+    beside = _Beside(command, opens=not no_open)
+    try:
+        while not _serve(target, port, beside, inspect):
+            pass
+    finally:
+        beside.close()
+
+
+def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
+    """Serve until stopped. If the file can't be served, wait for a change, and return False.
+
+    Raises:
+        CommandError: The error isn't in the program.
+    """
+    changed = changes(folder_of(target))  # watches from before the import
+    try:
+        serve_http(
+            target,
+            "127.0.0.1",
+            port,
+            reload=True,
+            told=beside.on_ready,
+            web=True,
+            settings={"inspect_urls": tuple(inspect) if inspect else None, "show_errors": True},
+        )
+    except CommandError as exc:
+        if not exc.detail or not can_supervise():
+            raise
+        report(exc)
+        sys.stderr.write("Waiting for a change …\n")
+        asyncio.run(_first(changed))
+        return False
+    return True
+
+
+async def _first(changed: AsyncIterator[None]) -> None:
+    async for _ in changed:
+        return
+
+
+def npx() -> str:
+    """Return the program that starts Node packages.
+
+    Raises:
+        CommandError: Node.js isn't installed, or is too old.
+    """
+    found = shutil.which("npx")
+    if found is None:
+        raise CommandError(
+            "--mcp-inspector requires Node.js, which isn't installed: there is no npx on the PATH.",
+            why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
+            fix="Install Node.js 22 or newer, or use /inspect, without --mcp-inspector.",
+        )
+    _check_node()
+    return found
+
+
+def _check_node() -> None:
+    """Check that Node.js is new enough for the MCP Inspector, which exits silently on older versions.
+
+    Raises:
+        CommandError: Node.js is too old.
+    """
+    node = shutil.which("node")
+    if node is None:
+        return
+    try:
+        output = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    major = output.strip().removeprefix("v").partition(".")[0]
+    if major.isdigit() and int(major) < NODE:
+        raise CommandError(
+            f"--mcp-inspector requires Node.js {NODE} or newer, but this is {output.strip()}.",
+            why=f"The MCP Inspector, {INSPECTOR}, doesn't run on older versions.",
+            fix="Install a newer Node.js, or use /inspect, without --mcp-inspector.",
+        )
+
+
+class _Beside:
+    """The inspector: a page in the browser, or the MCP Inspector."""
+
+    def __init__(self, npx: str, *, opens: bool) -> None:
+        self._npx = npx
+        self._opens = opens
+        self._inspector: subprocess.Popen[bytes] | None = None
+
+    def on_ready(self, facts: Facts) -> None:
+        """Open it, once the server is ready."""
+        show(facts)
+        if self._npx:
+            words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", facts.url]
+            environment = {**os.environ, "MCP_AUTO_OPEN_ENABLED": "true" if self._opens else "false"}
+            self._inspector = subprocess.Popen(words, env=environment)  # noqa: S603  no shell, and no user input
+            return
+        page = next(each for each in facts.pages if each.endswith("/inspect"))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"Try your tools at {page}\n")
+        if self._opens and has_browser():
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the MCP Inspector."""
+        if self._inspector is not None:
+            self._inspector.terminate()
+            self._inspector.wait()
+
+
+def has_browser() -> bool:
+    """Return whether there's a graphical browser. Otherwise, Python would open a text browser in this terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))

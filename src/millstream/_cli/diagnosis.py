@@ -1,0 +1,574 @@
+"""``millstream info`` and ``millstream ping``: describe a server, and measure its response time.
+
+``millstream doctor``: connect step by step, and show which step fails.
+
+``millstream tokens``: estimate how many tokens a tool list takes in a model's context.
+
+A token is estimated as four characters of the JSON that a model receives (name, description, and input schema).
+Tokenizers differ by up to a third for such text, so the figures are for comparing tools.
+
+``millstream watch``: print changes and log messages of a server as they happen.
+
+``millstream channel``: forward events of a server to a Claude Code session.
+"""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from msgspec import Struct
+
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    FAILED,
+    ConnectOptions,
+    Target,
+    Timeout,
+    list_items,
+    pairs,
+    run_to_exit,
+    status_of,
+    version_of,
+    with_client,
+)
+from millstream._cli.items import check_resource
+from millstream._cli.program import Json, finite
+from millstream._cli.signals import stop_without_reader
+from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
+from millstream._http.client.url import Url, proxy_for
+from millstream._protocol.notifications import ToolDescription
+from millstream._protocol.revisions import BY_DATE
+from millstream.client._client import Client
+from millstream.client._endpoint import Endpoint
+from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
+from millstream.client._server_messages import Change, Notification
+from millstream.client._targets import Remote, find
+
+_PINGS = 5
+
+
+async def latency_ms(client: Client) -> float:
+    """Ping the server, and return the milliseconds until the response."""
+    begun = time.perf_counter()
+    await client.ping()
+    return (time.perf_counter() - begun) * 1000
+
+
+def info(
+    target: Target,
+    /,
+    *,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Show a server's identity, protocol, items, and response time (the median of five).
+
+    **Example**
+
+    - `millstream info "uvx mcp-server-time"`
+    """
+
+    async def work(client: Client) -> None:
+        times = sorted([await latency_ms(client) for _ in range(_PINGS)])
+        found = {
+            "name": client.server.name,
+            **({"version": version} if (version := version_of(client)) else {}),
+            "revision": client.revision,
+            "transport": client.transport,
+            "capabilities": dict(client.capabilities),
+            "instructions": client.instructions,
+            "latencyMs": round(times[_PINGS // 2], 3),
+        }
+        if json:
+            print_json(found)
+            return
+        shown = {
+            **found,
+            "capabilities": ", ".join(client.capabilities) or "none",
+            "latencyMs": f"{found['latencyMs']} ms",
+        }
+        names = {"latencyMs": "latency"}
+        print_rows([[names.get(name, name), str(value)] for name, value in shown.items() if value], ["WHAT", "VALUE"])
+
+    with_client(target, options, work)
+
+
+def ping(
+    target: Target,
+    /,
+    *,
+    count: Annotated[
+        int,
+        Parameter(
+            name=("--count", "-c"),
+            metavar="N",
+            help="Number of pings.",
+            validator=Number(gte=1),
+        ),
+    ] = 1,
+    interval: Annotated[
+        float,
+        Parameter(
+            metavar="SECONDS",
+            help="Seconds between two pings.",
+            validator=(finite, Number(gte=0)),
+        ),
+    ] = 1.0,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Check whether a server responds, and how fast, not including the time to connect.
+
+    **Example**
+
+    - `millstream ping http://127.0.0.1:8000/mcp --count 5 --interval 0.2`
+    """
+
+    async def work(client: Client) -> None:
+        times: list[float] = []
+        for number in range(count):
+            if number:
+                await asyncio.sleep(interval)
+            times.append(await latency_ms(client))
+            if not json:
+                print_text(f"{one_line(client.server.name) or target}: {times[-1]:.2f} ms")
+        if json:
+            print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
+
+    with_client(target, options, work)
+
+
+class DiagnosticStep(Struct, frozen=True):
+    """One step, and its result."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PatientOptions(ConnectOptions):
+    timeout: Timeout = 20
+
+
+_DEFAULTS = _PatientOptions()
+
+
+def doctor(
+    target: Target,
+    /,
+    *,
+    options: _PatientOptions = _DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Diagnose why a connection fails.
+
+    It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
+    checks the headers that browsers need. It doesn't call tools. The exit status is that of the first failed step.
+
+    **Example**
+
+    - `millstream doctor https://example.com/mcp`
+    """
+
+    async def work() -> int:
+        steps: list[DiagnosticStep] = []
+        failed: ClientError | None = None
+        try:
+            async for step in examine(target, options):
+                steps.append(step)
+                if not json:
+                    show(step)
+        except ClientError as exc:
+            failed = exc
+            steps.append(
+                DiagnosticStep(
+                    "connection",
+                    ok=False,
+                    found=exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc),
+                    remedy=remedy_of(exc),
+                )
+            )
+            if not json:
+                show(steps[-1])
+        well = all(step.ok for step in steps)
+        if json:
+            print_json({"server": target, "ok": well, "steps": steps})
+        return status_of(failed) if failed is not None else 0 if well else FAILED
+
+    run_to_exit(work)
+
+
+def show(step: DiagnosticStep) -> None:
+    """Print one line, and another one with the remedy."""
+    print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
+    if step.remedy:
+        print_text(f"      Fix: {step.remedy}")
+
+
+async def examine(target: str, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
+    """Yield the steps of a connection.
+
+    Raises:
+        ClientError: A step failed; later steps are skipped.
+    """
+    place = find(target, env={}, cwd=None)
+    if isinstance(place, Remote):
+        url = place.url
+        proxy = proxy_for(url)
+        if proxy is not None:
+            yield DiagnosticStep("proxy", ok=True, found=f"{url.host} is reached through {proxy}, from the environment")
+        else:
+            yield await looked_up(url, options.timeout)
+        if url.secure and proxy is None:
+            yield await check_certificate(url, options.timeout)
+    begun = time.perf_counter()
+    async with options.client(target) as client:
+        took = (time.perf_counter() - begun) * 1000
+        yield DiagnosticStep(
+            "protocol",
+            ok=True,
+            found=f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)",
+        )
+        yield await count_items(client)
+        if client.transport == "stdio" and BY_DATE[client.revision].handshake:
+            yield DiagnosticStep(
+                "questions",
+                ok=True,
+                found="questions and log messages on stdio don't say which call they belong to",
+                remedy='In a gateway for several people, set isolation = "per_principal" for it if its tools ask.',
+            )
+    if isinstance(place, Remote) and place.url.scheme.startswith("http"):
+        async for step in seen_by_browsers(place.url, {**place.headers, **options.headers(target)}, options.timeout):
+            yield step
+
+
+async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
+    """Resolve a host.
+
+    Raises:
+        ConnectFailed: The host has no address, or the resolver timed out.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(seconds):
+            known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except TimeoutError as exc:
+        raise ConnectFailed(f"The name {url.host} couldn't be resolved within {seconds:g} seconds.") from exc
+    except OSError as exc:
+        raise ConnectFailed(f"The name {url.host} can't be resolved: {os_error_text(exc)}.") from exc
+    addresses = sorted({str(each[4][0]) for each in known})
+    found = (
+        f"{url.host} is already an address"
+        if addresses == [url.host]
+        else f"{url.host} resolves to {', '.join(addresses)}"
+    )
+    return DiagnosticStep("name", ok=True, found=found)
+
+
+async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
+    """Check the certificate of a server.
+
+    Raises:
+        ConnectFailed: The server isn't responding.
+        TlsFailed: The certificate isn't trusted.
+    """
+    context = ssl.create_default_context()
+    try:
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+    except TimeoutError as exc:
+        hint = "Use http:// instead of https:// if that's intended."
+        raise ConnectFailed(f"{url.origin} sent no certificate within {seconds:g} seconds. {hint}") from exc
+    except ssl.SSLCertVerificationError as exc:
+        raise tls_error(url, exc) from exc
+    except ssl.SSLError as exc:
+        raise TlsFailed(
+            f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy="Use http:// if the server has no TLS."
+        ) from exc
+    except OSError as exc:
+        raise connect_error(url, exc) from exc
+    certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
+    writer.close()
+    return DiagnosticStep(
+        "certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'an unknown date')}"
+    )
+
+
+async def count_items(client: Client) -> DiagnosticStep:
+    """Count the tools, resources, templates, and prompts."""
+    counts = {
+        "tool": len(await list_items(client.tools)),
+        "resource": len(await list_items(client.resources)),
+        "template": len(await list_items(client.templates)),
+        "prompt": len(await list_items(client.prompts)),
+    }
+    text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+    nothing = not any(counts.values())
+    return DiagnosticStep(
+        "offers", ok=not nothing, found=text, remedy="Register something, or sign in." if nothing else ""
+    )
+
+
+async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:
+    """Check CORS for browsers, and report proxies, which may compress or buffer."""
+    pool = ConnectionPool(url, max_connections=2, max_body=1 << 20, connect_timeout=seconds, tls=None)
+    endpoint = Endpoint(url, headers, pool)
+    ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"
+    try:
+        async with asyncio.timeout(seconds):
+            reply = await endpoint.send("OPTIONS", ask, repeatable=True)
+        yield cors(reply)
+        proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]
+        if proxies:
+            shown = ", ".join(name.decode() for name in proxies)
+            remedy = "Turn off buffering and compression for event streams: in nginx, proxy_buffering off."
+            yield DiagnosticStep("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
+    except (ClientError, TimeoutError) as exc:
+        how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
+        yield DiagnosticStep(
+            "browsers", ok=True, found=f"preflight requests {how}: pages of other origins can't use it"
+        )
+    finally:
+        await pool.close()
+
+
+def cors(reply: HttpReply) -> DiagnosticStep:
+    """Check whether pages of other origins may use the server."""
+    allowed = reply.header(b"access-control-allow-origin")
+    text = f"pages of {allowed} may use it" if allowed else "pages of other origins can't use it, which is safe"
+    return DiagnosticStep("browsers", ok=True, found=text)
+
+
+def remedy_of(error: ClientError) -> str:
+    """Return the remedy of an error, or the usual one for its type."""
+    if isinstance(error, NotMcp | TlsFailed) and error.remedy:
+        return error.remedy
+    remedies: list[tuple[type[ClientError], str]] = [
+        (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
+        (
+            ConnectFailed,
+            "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only.",
+        ),
+        (AccessDenied, "Sign in with --login, or send a valid key: --auth KEY."),
+        (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
+    ]
+    return next((text for kind, text in remedies if isinstance(error, kind)), "")
+
+
+_CHARACTERS = 4
+
+
+def cost(tool: ToolDescription) -> int:
+    """Estimate how many tokens a tool takes in a model's context."""
+    return _cost(tool.name, tool.description or "", tool.input_schema)
+
+
+def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
+    shown = {"name": name, "description": description, "input_schema": schema}
+    return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS)
+
+
+def tokens(
+    target: Target,
+    /,
+    *,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Show the cost of a server's tools in tokens, the most expensive first.
+
+    The estimate is one token for four characters of names, descriptions, schemas, and instructions. The last row is the
+    cost with tool search (MILLSTREAM_TOOL_SEARCH=true).
+
+    **Example**
+
+    - `millstream tokens shop.py`
+    """
+
+    async def work(client: Client) -> None:
+        from millstream.gateway._search import (  # noqa: PLC0415  other commands do without a gateway
+            CALL,
+            CALL_DESCRIPTION,
+            SEARCH,
+            SEARCH_DESCRIPTION,
+        )
+
+        costs = sorted(((cost(tool), tool.name) for tool in await client.tools()), reverse=True)
+        instructions = -(-len(client.instructions) // _CHARACTERS)
+        total = sum(each for each, _ in costs) + instructions
+        both = ((SEARCH, SEARCH_DESCRIPTION), (CALL, CALL_DESCRIPTION))
+        searched = instructions + sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
+        if json:
+            tools = [{"name": name, "tokens": each} for each, name in costs]
+            print_json({"tools": tools, "instructions": instructions, "total": total, "with_search": searched})
+            return
+        shown = [*costs, (instructions, "(instructions)"), (total, "(all)")]
+        if SEARCH not in {name for _, name in costs}:
+            shown.append((searched, "(all, with tool search)"))
+        rows = [[f"{each:,}", f"{100 * each / (total or 1):.0f}%", name] for each, name in shown]
+        print_rows(rows, ["TOKENS", "SHARE", "TOOL"])
+
+    with_client(target, options, work)
+
+
+_SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowledged"
+
+
+WatchLevel = StrEnum("WatchLevel", "debug info notice warning error critical alert emergency")
+
+
+def watch(
+    target: Target,
+    /,
+    *uris: Annotated[str, Parameter(name="URI", help="Resources to watch.")],
+    count: Annotated[
+        int,
+        Parameter(
+            name=("--count", "-c"),
+            metavar="N",
+            help="Stop after this many changes; 0 for no limit.",
+            validator=Number(gte=0),
+        ),
+    ] = 0,
+    level: Annotated[
+        WatchLevel, Parameter(metavar="LEVEL", help="Minimum severity of log messages.")
+    ] = WatchLevel.info,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Print changes and log messages of a server, until Ctrl-C.
+
+    Changes of the server's lists are always shown. `again` means that the connection was lost and restored, so changes
+    may have been missed. With --json, each line is one object.
+
+    **Examples**
+
+    - `millstream watch http://127.0.0.1:8000/mcp`
+
+    - `millstream watch http://127.0.0.1:8000/mcp shop://news --count 1`: wait for one change
+    """
+
+    async def work(client: Client) -> None:
+        for uri in uris:
+            await check_resource(client, uri)  # a missing resource would never change
+        with stop_without_reader() as wrap:
+            client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
+            async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
+                if not json:
+                    name = one_line(client.server.name) or target
+                    print_text(f"Watching {name} ({client.revision}, {client.transport}).")
+                seen = 0
+                async for change in changes:
+                    show_change(change, as_json=json)
+                    seen += 1
+                    if seen == count:
+                        return
+
+    with suppress(asyncio.CancelledError):
+        with_client(target, options, work, log_level=level)
+
+
+def show_change(change: Change, *, as_json: bool) -> None:
+    """Print one line for a change."""
+    if as_json:
+        print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
+    else:
+        print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
+
+
+def show_notification(notification: Notification, *, as_json: bool) -> None:
+    """Print one line for a notification that isn't a change."""
+    if notification.method.endswith(_SHOWN_AS_CHANGES):
+        return
+    try:
+        params = msgspec.json.decode(notification.params)
+    except (ValueError, RecursionError):
+        return  # it can't be decoded
+    if as_json:
+        print_json({"method": notification.method, "params": params})
+    elif notification.method == "notifications/message":
+        print_text(f"log\t{one_line(str(params.get('level')))}\t{one_line(str(params.get('data')))}")
+    else:
+        print_text(f"{one_line(notification.method.removeprefix('notifications/'))}\t{one_line(str(params))}")
+
+
+def channel(
+    target: Target,
+    /,
+    *,
+    event: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME", help="Forward this event; repeat it."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME=VALUE", help="Forward only events with this argument; repeat it."),
+    ] = None,
+    options: ConnectOptions = DEFAULTS,
+) -> None:
+    """Forward events of a server to Claude Code, as a channel on standard input and output.
+
+    Claude Code starts this command: add it to `.mcp.json`, and start Claude Code with
+    `--dangerously-load-development-channels server:NAME`.
+
+    **Examples**
+
+    - `millstream channel https://shop.example/mcp --event order.paid --where customer=ada --auth KEY`
+    """
+    from millstream._app import Server  # noqa: PLC0415  the other commands are clients
+    from millstream.extensions.events._channel import (  # noqa: PLC0415
+        INSTRUCTIONS,
+        ClaudeChannel,
+        select_events,
+    )
+
+    arguments = {name: _value(text) for name, text in pairs(where or [], "=", "--where must be NAME=VALUE").items()}
+
+    async def work(client: Client) -> None:
+        chosen = await select_events(client, event or [], arguments)
+        name = client.server.name or target
+        async with AsyncExitStack() as stack:
+            events = [await stack.enter_async_context(each) for each in chosen]
+            bridge = ClaudeChannel(events)
+            server = Server("events", instructions=INSTRUCTIONS.format(name=name), extensions=[bridge])
+            serving = asyncio.create_task(server.run_async("stdio"))
+            forwarding = asyncio.create_task(bridge.forward())
+            try:
+                await asyncio.wait({serving, forwarding}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                forwarding.cancel()
+            if serving.done():
+                serving.result()
+                return
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+            try:
+                forwarding.result()
+            except BaseExceptionGroup as group:
+                raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
+
+    with suppress(asyncio.CancelledError):
+        with_client(target, options, work)
+
+
+def _value(text: str) -> Any:
+    """Return the value of JSON, or other text unchanged."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text

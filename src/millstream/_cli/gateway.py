@@ -1,0 +1,206 @@
+"""``millstream gateway``: serve the upstreams of a file, and accept changed definitions."""
+
+import asyncio
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from millstream._app.server_process.errors import CommandError
+from millstream._cli.program import EnvFile, Port, Yes
+from millstream._cli.run import LogLevel, TransportChoice
+from millstream._cli.serve import serve_http, use_file
+from millstream._cli.stdio import serve_stdio
+from millstream._cli.tables import print_json, print_text
+from millstream._protocol.errors import LocalError, escape, suggest
+from millstream.client._client import Client
+from millstream.client._errors import ClientError
+from millstream.client._negotiation import Options
+from millstream.gateway import _catalog as catalog
+from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
+from millstream.gateway._config import ConfigError, GatewayConfig, load_file
+from millstream.gateway._questions import ALL_ABILITIES
+from millstream.gateway._upstream import UpstreamConfig
+
+gateway = App(
+    name="gateway",
+    usage="Usage: millstream gateway [OPTIONS] FILE",
+    help="""Serve other MCP servers and APIs at one address.
+
+    Every client can use every server of the file, regardless of revisions and transports.
+
+    **Examples**
+
+    - `millstream gateway servers.json`: http://127.0.0.1:8000/mcp
+
+    - `millstream gateway gateway.toml --port 9000 --serve web`: with a policy, credentials, and pages
+
+    - `millstream gateway ~/.cursor/mcp.json --transport stdio`: one server for a desktop client
+    """,
+)
+
+File = Annotated[Path, Parameter(name="FILE", help="A gateway.toml, or a JSON file with mcpServers or servers.")]
+
+
+@gateway.default
+def serve(  # noqa: PLR0913  the options of the command
+    file: File,
+    /,
+    *,
+    host: Annotated[
+        str | None, Parameter(metavar="ADDRESS", help="Address to listen on.", show_default=lambda _: "127.0.0.1")
+    ] = None,
+    port: Port = None,
+    transport: Annotated[
+        TransportChoice, Parameter(metavar="NAME", help="http, or stdio to communicate with the parent program.")
+    ] = TransportChoice.http,
+    store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
+    serve: Annotated[
+        str,
+        Parameter(
+            metavar="PARTS",
+            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
+        ),
+    ] = "",
+    workers: Annotated[int, Parameter(metavar="N", help="Number of processes.", validator=Number(gte=1))] = 1,
+    auth_keys: Annotated[
+        str | None, Parameter(metavar="FILE", help="A file of keys, created by `millstream keys add`.")
+    ] = None,
+    allow_anonymous: Annotated[bool, Parameter(help="Let anyone who can reach the address call every tool.")] = False,
+    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Serve the upstreams of a file."""
+    if not file.is_file():
+        raise CommandError(f"There is no file {file}.", fix="Use a gateway.toml, or a JSON file with mcpServers.")
+    if file.suffix not in (".toml", ".json"):
+        raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
+    use_file(env_file)
+    if transport is TransportChoice.stdio:
+        serve_stdio(str(file), log_level or "", settings={})
+        return
+    serve_http(
+        str(file),
+        host,
+        port,
+        workers=workers,
+        serve=serve,
+        store=store,
+        settings={
+            "auth_keys": auth_keys,
+            "allow_anonymous": allow_anonymous or None,
+            "log_level": log_level,
+        },
+    )
+
+
+@gateway.command(usage="Usage: millstream gateway accept [OPTIONS] FILE UPSTREAM [TOOL]")
+def accept(
+    file: File,
+    upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
+    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item. By default, all changed ones.")] = "",
+    /,
+    *,
+    yes: Yes = False,
+    json: Annotated[bool, Parameter(help="Print changes as JSON; accept them with --yes.")] = False,
+) -> None:
+    """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
+
+    Shows each definition that differs from the accepted one, and adds those that you accept to gateway.lock, beside
+    FILE. Running gateways reload it.
+
+    **Example**
+
+    - `millstream gateway accept gateway.toml shop order`
+    """
+    try:
+        config = _upstream(load_file(file), upstream, file)
+        pins = config.policy.pins if config.policy is not None else ""
+        if config.trust != "pin" or not pins:
+            raise CommandError(f"{upstream} isn't pinned.", fix=f'Write trust = "pin" under [upstreams.{upstream}].')
+        kept = AcceptedFile(pins)
+        found = asyncio.run(_lists(config))
+        changed = {
+            (kind, name): definition
+            for kind, name, definition in pinned_items(found)
+            if (not tool or name == tool) and not _same(kept.of(upstream).get(kind, {}).get(name), definition)
+        }
+        if tool and all(name != tool for _, name, _ in pinned_items(found)):
+            names = tuple(name for _, name, _ in pinned_items(found))
+            raise CommandError(f"{upstream} has no {tool}.", fix=f"{suggest(tool, names)}.".capitalize())
+        rows: list[dict[str, object]] = []
+        for (kind, name), definition in changed.items():
+            before = kept.of(upstream).get(kind, {}).get(name)
+            rows.append({"kind": kind, "name": name, "accepted": before, "offered": definition})
+            if not json:
+                _show(kind, name, before, definition)
+            if yes or (not json and _confirm()):
+                kept.accept(upstream, kind, {name: definition})
+                if not json:
+                    print(f"Accepted {escape(name)}.")
+    except (ConfigError, LocalError, ClientError, OSError) as exc:
+        raise CommandError(str(exc)) from exc
+    if json:
+        print_json({"changed": rows, "written": yes and bool(rows)})
+    elif not rows:
+        print("Nothing has changed.")
+
+
+def _upstream(config: GatewayConfig, name: str, file: Path) -> UpstreamConfig:
+    for each in config.upstreams:
+        if each.name == name:
+            return each
+    names = tuple(each.name for each in config.upstreams)
+    raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, names)}.".capitalize())
+
+
+async def _lists(config: UpstreamConfig) -> catalog.Catalog:
+    if config.openapi is not None or config.auth is not None:
+        raise CommandError(
+            f"This command can't list {config.name}, because it's an API or needs its own credentials.",
+            fix='Use new_items = "accept", and restart the gateway with an empty store to accept everything.',
+        )
+    options = Options(
+        env=config.env,
+        cwd=config.cwd,
+        connect_timeout=config.connect_timeout,
+        cache=False,
+        extra_capabilities=msgspec.json.decode(
+            ALL_ABILITIES
+        ),  # as the gateway does, because servers list by capabilities
+    )
+    async with Client(
+        config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision
+    ) as client:
+        return await catalog.fetch(
+            client.conversation,
+            max_bytes=config.max_catalog_bytes,
+            warn=lambda text: print_text(text, sys.stderr),
+        )
+
+
+def _same(accepted: catalog.Description | None, definition: catalog.Description) -> bool:
+    return accepted is not None and digest_of(accepted) == digest_of(definition)
+
+
+def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:
+    print(f"{kind} {escape(name)}:")
+    lines = difflib.unified_diff(_lines(before), _lines(after), "accepted", "offered", lineterm="")
+    print("\n".join(lines if before is not None else _lines(after)))
+
+
+def _lines(definition: catalog.Description | None) -> list[str]:
+    text = msgspec.json.format(msgspec.json.encode(definition, order="sorted"), indent=2).decode()
+    return [] if definition is None else [escape(line) for line in text.splitlines()]
+
+
+def _confirm() -> bool:
+    if not sys.stdin.isatty():
+        raise CommandError(
+            "Nothing was accepted, because there's no terminal to ask on.", fix="Review the change, then use --yes."
+        )
+    return input("Accept? [y/N] ").strip().lower() in ("y", "yes")

@@ -1,1 +1,0 @@
-"""Adds MCP servers to the configuration of applications, and removes them."""

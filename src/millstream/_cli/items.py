@@ -1,0 +1,524 @@
+"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use the items of a server.
+
+The user's file of tasks that were started on this machine.
+
+Calls as tasks, for `millstream call --task` and `millstream tasks`.
+
+``millstream tasks``: show, wait for, or cancel tasks started with ``millstream call --task``.
+"""
+
+import json as json_module
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import msgspec
+from cyclopts import Parameter
+from msgspec import Struct
+
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    FAILED,
+    ConnectOptions,
+    Target,
+    list_items,
+    pairs,
+    person,
+    unknown,
+    with_client,
+)
+from millstream._cli.errors import UsageError
+from millstream._cli.program import Json
+from millstream._cli.signals import stop_without_reader
+from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
+from millstream._files import write_private
+from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
+from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
+from millstream._protocol.json_schema import members
+from millstream._protocol.notifications import PromptDescription, ToolDescription
+from millstream.client._client import Client
+from millstream.client._errors import ClientError, ServerError
+from millstream.client._results import Result
+from millstream.client._tasks import Task
+
+_USAGE = "Arguments must be NAME=VALUE"
+_NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
+
+
+def list_(
+    target: Target,
+    /,
+    *,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Show the tools, resources, templates, prompts, and skills of a server.
+
+    In a pipe, each line has the kind, the name or URI, and the description, separated by tabs.
+
+    **Examples**
+
+    - `millstream list shop.py`
+
+    - `millstream list https://example.com/mcp --login`
+    """
+
+    async def work(client: Client) -> None:
+        tools, resources = await list_items(client.tools), await list_items(client.resources)
+        templates, prompts = await list_items(client.templates), await list_items(client.prompts)
+        skills = await list_items(client.skills)  # no request without the extension
+        if json:
+            offers = {"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts}
+            print_json({**offers, "skills": skills} if skills else offers)
+            return
+        signed = sys.stdout.isatty()  # in a pipe, print only the name
+        rows = [
+            ["tool", signature_of(each) if signed else each.name, each.description or each.title or ""]
+            for each in tools
+        ]
+        rows += [["resource", each.uri, each.description or each.name] for each in resources]
+        rows += [["template", each.uri_template, each.description or each.name] for each in templates]
+        rows += [
+            ["prompt", _prompt_of(each) if signed else each.name, each.description or each.title or ""]
+            for each in prompts
+        ]
+        rows += [["skill", each.uri, each.description] for each in skills]
+        print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
+
+    with_client(target, options, work)
+
+
+def call(
+    target: Target,
+    tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
+    /,
+    *arguments: Annotated[
+        str, Parameter(name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema.")
+    ],
+    input: Annotated[
+        str,
+        Parameter(
+            metavar="JSON",
+            allow_leading_hyphen=True,
+            help="All arguments as one JSON object; - reads it from standard input.",
+        ),
+    ] = "",
+    task: Annotated[
+        bool,
+        Parameter(help="Let the server run the call as a task, which continues after this command ends."),
+    ] = False,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Call a tool, and print its result. Progress goes to standard error.
+
+    Values are converted to the types in the tool's schema: `copies=2` becomes a number or text. Write lists and
+    objects as JSON; a list of words can also be separated by commas. The exit status is 1 if the tool reports an
+    error.
+
+    **Examples**
+
+    - `millstream call shop.py order isbn=978-0 copies=2`
+
+    - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
+
+    - `millstream call https://example.com/mcp report year=2026 --task`
+    """
+    bare, given = _split(arguments)
+    values = _object(input)
+
+    async def work(client: Client) -> int:
+        schemas: dict[str, Any] = {}
+        if bare:
+            tools = {each.name: each for each in await client.tools()}
+            fields = members(tools[tool].input_schema.get("properties")) if tool in tools else {}
+            open_ = [each for each in fields if each not in {**values, **given}]
+            raise unknown("tool", tool, list(tools)) or _unnamed_error(bare, tool, open_)
+        if given:
+            found = next((each for each in await client.tools() if each.name == tool), None)
+            schemas = members(found.input_schema.get("properties")) if found is not None else {}
+        typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
+        try:
+            result = await _call(client, target, tool, {**values, **typed}, task=task)
+        except ServerError as exc:
+            names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
+            if tool not in names and "://" in tool:
+                remedy = f"To read a resource: millstream read {target} {tool}"
+                raise ClientError(f"The server has no tool {tool!r}. {remedy}") from exc
+            raise (unknown("tool", tool, names) or exc) from exc
+        return print_result(result, as_json=json)
+
+    with_client(target, options, work, elicit=person())
+
+
+async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any], *, task: bool) -> Result:
+    if task and client.tasks.supported:
+        return await follow(client, await start(client, server, tool, arguments))
+    if task:
+        print_text(
+            "The server doesn't support tasks, so this is a plain call, which Ctrl-C cancels. "
+            'To allow tasks: @mcp.tool(task="allowed")',
+            sys.stderr,
+        )
+    progress = Progress()
+    try:
+        with stop_without_reader() as wrap:
+            return await client.call(tool, arguments, progress=wrap(progress.step), raise_on_error=False)
+    finally:
+        progress.close()
+
+
+def print_result(result: Result, *, as_json: bool) -> int:
+    """Print the result of a tool, and return the exit status."""
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        for block in result.content:
+            print_block(describe(block), sys.stderr if result.is_error else None)
+    return FAILED if result.is_error else 0
+
+
+def read(
+    target: Target,
+    uri: Annotated[str, Parameter(name="URI", help="URI of the resource.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content to this file.")
+    ] = None,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Print a resource, or save it to a file. Binary content is only printed to a pipe.
+
+    **Examples**
+
+    - `millstream read shop.py book://978-0`
+
+    - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
+    """
+
+    async def work(client: Client) -> None:
+        try:
+            contents = await client.read(uri)
+        except ServerError as exc:
+            raise (await no_such_resource(client, uri) if exc.code in _NOT_FOUND else None) or exc from exc
+        if json:
+            print_json({"contents": contents})
+        elif output is not None:
+            _save(output, b"".join(_bytes(each) for each in contents))
+        else:
+            for each in contents:
+                _print_content(each)
+
+    with_client(target, options, work)
+
+
+def prompt(
+    target: Target,
+    name: Annotated[str, Parameter(name="NAME", help="Name of the prompt.")],
+    /,
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the prompt.")],
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """Print the messages of a prompt.
+
+    **Example**
+
+    - `millstream prompt shop.py pitch title=Emma`
+    """
+    bare, given = _split(arguments)
+
+    async def work(client: Client) -> None:
+        if bare:
+            prompts = {each.name: each.arguments or () for each in await client.prompts()}
+            open_ = [each.name for each in prompts.get(name, ()) if each.name not in given]
+            raise unknown("prompt", name, list(prompts)) or _unnamed_error(bare, name, open_)
+        try:
+            result = await client.prompt(name, given)
+        except ServerError as exc:
+            names = [each.name for each in await client.prompts()] if exc.code == INVALID_PARAMS else [name]
+            raise (unknown("prompt", name, names) or exc) from exc
+        if json:
+            print_json({"description": result.description, "messages": result.messages})
+            return
+        for message in result.messages:
+            for block in message.blocks:
+                print_text(f"{message.role}: {describe(block)}")
+
+    with_client(target, options, work)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments without names, and the others."""
+    named = [word for word in arguments if "=" in word]
+    return [word for word in arguments if word not in named], pairs(named, "=", _USAGE)
+
+
+def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
+    """Return the error for arguments without names, with a guess of the names."""
+    named = [f"{name}={word}" for name, word in zip(names, words, strict=False)]
+    remedy = f": {item} {shlex.join(named)}" if len(named) == len(words) else ""
+    return UsageError(f"{_USAGE}, not {words[0]!r}{remedy}.")
+
+
+def _object(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    source = sys.stdin.read() if text == "-" else text
+    try:
+        found = json_module.loads(source)
+    except (ValueError, RecursionError) as exc:
+        raise UsageError(f"--input isn't JSON: {exc}.") from exc
+    if not isinstance(found, dict):
+        raise UsageError("--input must be a JSON object.")
+    return cast("dict[str, Any]", found)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
+    if isinstance(result.structured_content, msgspec.Raw):
+        shown["structuredContent"] = result.data
+    return shown
+
+
+def signature_of(tool: ToolDescription) -> str:
+    """Return a tool in the form of a call: ``order(isbn, copies: integer = 1)``."""
+    schema = tool.input_schema
+    required = schema.get("required")
+    wanted = cast("list[object]", required) if isinstance(required, list) else []
+    words: list[str] = []
+    for name, given in members(schema.get("properties")).items():
+        field = members(given)
+        kind = field.get("type")
+        word = f"{name}: {kind}" if isinstance(kind, str) and kind != "string" else name
+        if name not in wanted:
+            word += f"={json_module.dumps(field['default'], ensure_ascii=False)}" if "default" in field else "?"
+        words.append(word)
+    return f"{tool.name}({', '.join(words)})"
+
+
+def _prompt_of(prompt: PromptDescription) -> str:
+    words = [each.name if each.required else f"{each.name}?" for each in prompt.arguments or ()]
+    return f"{prompt.name}({', '.join(words)})"
+
+
+def describe(block: Any) -> str:
+    """Return the text of a block, or a description."""
+    if isinstance(block, Text):
+        return block.text
+    if isinstance(block, Image | Audio):
+        return f"[{block.mime_type}, {len(block.data):,} bytes]"
+    if isinstance(block, ResourceLink):
+        return f"[{block.uri}] {block.description or block.name}"
+    if isinstance(block, EmbeddedResource) and block.resource is not None:
+        resource = block.resource
+        return resource.text if resource.text is not None else f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
+    return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
+
+
+async def check_resource(client: Client, uri: str) -> None:
+    """Check that a resource is listed, matches a template, or can be read.
+
+    Raises:
+        ClientError: The resource doesn't exist.
+    """
+    missing = await no_such_resource(client, uri)
+    if missing is None:
+        return
+    if "resources" in client.capabilities:
+        try:
+            await client.read(uri)
+        except ServerError as exc:
+            if exc.code not in _NOT_FOUND:
+                raise
+        else:
+            return
+    raise missing
+
+
+async def no_such_resource(client: Client, uri: str) -> ClientError | None:
+    """Return the error for a URI that isn't listed and matches no template, or None."""
+    templates = [each.uri_template for each in await list_items(client.templates)]
+    if any(uri.startswith(each.partition("{")[0]) for each in templates):
+        return None
+    return unknown("resource", uri, [*(each.uri for each in await list_items(client.resources)), *templates])
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as exc:
+        raise ClientError(f"{path} can't be written: {exc.strerror}. Use another file: --output FILE") from exc
+
+
+def _bytes(content: ResourceContents) -> bytes:
+    return content.blob if content.blob is not None else (content.text or "").encode()
+
+
+def _print_content(content: ResourceContents) -> None:
+    if content.blob is None:
+        print_text(content.text or "")
+    elif sys.stdout.isatty():
+        size = len(content.blob)
+        print_text(f"[{content.mime_type or 'bytes'}, {size:,} bytes: use --output FILE or a pipe]")
+    else:
+        sys.stdout.buffer.write(content.blob)
+        sys.stdout.buffer.flush()
+
+
+_MOST = 500
+"""Maximum number of tasks in the file. The oldest are removed first."""
+_UNLIMITED = 30 * 86400.0
+"""Seconds to keep a task without a time to live."""
+
+
+class StartedTask(Struct):
+    """A task that was started on this machine."""
+
+    server: str
+    id: str
+    tool: str
+    started: float
+    """Unix time."""
+    until: float
+    """Unix time after which the server may have deleted it."""
+
+
+def path_of_tasks() -> Path:
+    """Return the path of the file."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "millstream" / "tasks.json"
+
+
+def read_tasks() -> list[StartedTask]:
+    """Return the tasks that may still exist, oldest first, or none if the file can't be read."""
+    try:
+        found = msgspec.json.decode(path_of_tasks().read_bytes(), type=list[StartedTask])
+    except (OSError, ValueError, RecursionError):
+        return []
+    now = time.time()
+    return [each for each in found if each.until > now]
+
+
+def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
+    """Add a task to the file.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    now = time.time()
+    until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
+    tasks = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
+    write_private(path_of_tasks(), msgspec.json.encode(tasks))
+
+
+async def start(client: Client, server: str, tool: str, arguments: Mapping[str, Any]) -> Task:
+    """Start a task, save its id, and print the command that waits for it."""
+    started = await client.tasks.start(tool, arguments)
+    if started.task_id and server.startswith(("http://", "https://", "ws://", "wss://")):
+        words = shlex.join(["millstream", "tasks", server, started.task_id])
+        print_text(
+            f"Started task {started.task_id}. It continues after Ctrl-C. To wait for it again: {words} --wait",
+            sys.stderr,
+        )
+        try:
+            keep_task(server, started.task_id, tool, started.ttl_ms)
+        except OSError as exc:
+            print_text(f"The id can't be saved ({exc.strerror}). Note it yourself.", sys.stderr)
+    return started
+
+
+async def follow(client: Client, task: str | Task) -> Result:
+    """Wait for a task, and show its status messages."""
+    progress = Progress()
+    try:
+        with stop_without_reader() as wrap:
+            return await client.tasks.wait(task, progress=wrap(progress.step), raise_on_error=False)
+    finally:
+        progress.close()
+
+
+def tasks(
+    target: Target,
+    task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
+    /,
+    *,
+    wait: Annotated[bool, Parameter(help="Wait until the task ends.")] = False,
+    cancel: Annotated[bool, Parameter(help="Cancel the task.")] = False,
+    options: ConnectOptions = DEFAULTS,
+    json: Json = False,
+) -> None:
+    """List the tasks that were started on this machine, or show, wait for, or cancel one.
+
+    `millstream call --task` starts them. With an id, it prints the state of that task, or its result
+    once it's completed. The exit status is 1 if the tool reports an error.
+
+    **Examples**
+
+    - `millstream tasks https://example.com/mcp`
+
+    - `millstream tasks https://example.com/mcp ID --wait`
+    """
+    if not task and (wait or cancel):
+        raise UsageError("--wait and --cancel require a task: millstream tasks SERVER ID")
+
+    async def work(client: Client) -> int:
+        if not task:
+            await _show_all(client, target, as_json=json)
+            return 0
+        if cancel:
+            await client.tasks.cancel(task)
+            print_text(f"Canceled {task}.", sys.stderr)
+            return 0
+        if wait:
+            return print_result(await follow(client, task), as_json=json)
+        return _show(await client.tasks.get(task), as_json=json)
+
+    with_client(target, options, work, elicit=person())
+
+
+async def _show_all(client: Client, server: str, *, as_json: bool) -> None:
+    rows: list[list[str]] = []
+    found: list[Task] = []
+    for each in read_tasks():
+        if each.server != server:
+            continue
+        try:
+            now = await client.tasks.get(each.id)
+        except ServerError as exc:
+            if exc.code != INVALID_PARAMS:
+                raise
+            continue  # the server has deleted it
+        found.append(now)
+        started = datetime.fromtimestamp(each.started, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        rows.append([each.id, each.tool, now.status, started, now.status_message])
+    if as_json:
+        print_json([_plain(each) for each in found])
+    elif not rows:
+        print_text(
+            "No task of this server was started on this machine. Start one with `millstream call SERVER TOOL --task`.",
+            sys.stderr,
+        )
+    else:
+        print_rows(rows, ["TASK", "TOOL", "STATUS", "STARTED", "MESSAGE"])
+
+
+def _show(task: Task, *, as_json: bool) -> int:
+    if task.over and not as_json:
+        return print_result(task.outcome(), as_json=False)
+    if as_json:
+        print_json(_plain(task))
+    else:
+        print_text(f"{task.status}: {task.status_message}" if task.status_message else task.status)
+    return FAILED if task.status in ("failed", "cancelled") else 0
+
+
+def _plain(task: Task) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(task))

@@ -1,0 +1,250 @@
+"""``millstream init``: create a project with a server and a passing test, without network access.
+
+Templates are examples: the wheel has them in `_templates`, a clone in `examples`.
+
+``millstream publish``: print a server's entry for the MCP registry.
+"""
+
+import json as json_module
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from millstream._app.server_process.errors import CommandError
+from millstream._cli.load import load
+from millstream._cli.program import Json
+from millstream._cli.tables import print_json, print_text
+from millstream._version import __version__
+from millstream.extensions.cards import CardError, identify, registry_entry
+
+_SERVER = '''\
+"""{title}: an MCP server."""
+
+from millstream import Server
+
+mcp = Server("{name}")
+
+
+@mcp.tool
+def greet(name: str) -> str:
+    """Greet a person."""
+    return f"Hello, {{name}}!"
+
+
+@mcp.resource("greeting://{{name}}")
+def greeting(name: str) -> str:
+    """The greeting of one person."""
+    return greet(name)
+
+
+if __name__ == "__main__":
+    mcp.run({run})
+'''
+_TEST = '''\
+"""Tests of the server through a client in memory, without a port or process."""
+
+import asyncio
+
+import server
+from millstream import Client
+
+
+def test_greets_by_name() -> None:
+    async def talk() -> str:
+        async with Client(server.mcp) as client:
+            return await client.call("greet", name="Ada", result_type=str)
+
+    assert asyncio.run(talk()) == "Hello, Ada!"
+'''
+_PROJECT = """\
+[project]
+name = "{package}"
+version = "0.1.0"
+description = "An MCP server."
+requires-python = ">=3.11"
+dependencies = {dependencies}
+
+[dependency-groups]
+dev = ["pytest>=9"]
+
+[tool.pytest.ini_options]
+pythonpath = ["."]
+"""
+_README = """\
+# {title}
+
+An MCP server. `server.py` has the tools; `test_server.py` tests them.
+
+| command | what it does |
+|---|---|
+| `millstream dev server.py` | serve it while you write it, and open a page to try it |
+{start}
+| `millstream install server.py --client claude` | add it to an application; `millstream install --help` lists them |
+| `pytest` | run the tests |
+
+`pip install millstream pytest` installs both programs. With uv, run `uv sync`, and put `uv run` before each command.
+"""
+_STARTS = {
+    "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",
+    "stdio": "| `millstream run server.py --transport stdio` | serve over stdio, as desktop applications start it |",
+}
+_PACKAGE = Path(__file__).resolve().parents[1]
+Template = Literal["agent", "broadcast", "greet", "math", "mounted", "orders"]
+_EXAMPLES: dict[str, str] = {"agent": "time_agent", "math": "streaming_math"}
+"""Template -> its folder in `examples`, unless that has the same name."""
+_IGNORED = """\
+.env
+.pytest_cache/
+.venv/
+__pycache__/
+"""
+
+
+def init(
+    folder: Annotated[
+        Path, Parameter(name="DIR", help="Folder for the project; created if it doesn't exist.")
+    ] = Path(),
+    /,
+    *,
+    http: Annotated[
+        bool,
+        Parameter(
+            negative="--stdio",
+            help="Serve HTTP (the default), or communicate with the program that starts it.",
+            show_default=False,
+        ),
+    ] = True,
+    name: Annotated[
+        str,
+        Parameter(
+            metavar="NAME",
+            help="Name of the server.",
+            show_default=lambda _: "the folder",
+        ),
+    ] = "",
+    template: Annotated[
+        Template | None, Parameter(help="A whole system to start from, instead of a single server.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Create a new project: a server, a passing test, and their dependencies.
+
+    Existing files aren't overwritten.
+
+    **Examples**
+
+    - `millstream init shop`
+
+    - `millstream init --stdio`: in this folder, for a desktop application
+
+    - `millstream init news --template broadcast`: an event stream, a WebSocket, and pages
+    """
+    if template and not http:
+        raise CommandError("--stdio and --template can't be combined.", fix="Leave out one of them.")
+    if folder.is_file():
+        raise CommandError(f"{folder} is a file, not a folder.", fix="Use another folder: millstream init DIR")
+    server_name = name or folder.resolve().name or "server"
+    files = copy_template(server_name, template) if template else project(server_name, "http" if http else "stdio")
+    existing = [each for each in files if (folder / each).exists()]
+    if existing:
+        raise CommandError(
+            f"{folder.resolve()} already has {', '.join(existing)}.",
+            why="Nothing was written, so that your files aren't overwritten.",
+            fix="Use another folder: millstream init DIR",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each, text in files.items():
+            (folder / each).parent.mkdir(exist_ok=True)
+            (folder / each).write_text(text, "utf-8", newline="\n")
+    except OSError as exc:
+        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
+    if json:
+        print_json({"folder": str(folder.resolve()), "name": server_name, "files": list(files)})
+        return
+    print_text(f"Created {server_name} in {folder.resolve()}: {', '.join(files)}.")
+    change_folder = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    if template:
+        print_text(f"Next: {change_folder}pip install -r requirements.txt. README.md says how to start it.")
+    else:
+        print_text(f"Next: {change_folder}millstream dev server.py")
+
+
+def copy_template(name: str, template: str) -> dict[str, str]:
+    """Return the files of a template, with the requirements in a project file as well, for uv: name -> text."""
+    source = _PACKAGE / "_templates" / template
+    if not source.is_dir():
+        source = _PACKAGE.parents[1] / "examples" / _EXAMPLES.get(template, template)
+    files = {
+        path.relative_to(source).as_posix(): path.read_text("utf-8")
+        for path in sorted(source.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc" and path.name != ".env"
+    }
+    return {
+        **files,
+        "pyproject.toml": _project_file(name, files["requirements.txt"].split()),
+        ".gitignore": _IGNORED,
+    }
+
+
+def _project_file(name: str, requirements: list[str]) -> str:
+    package = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "server"
+    return _PROJECT.format(package=package, dependencies=json_module.dumps(requirements))
+
+
+def project(name: str, transport: str) -> dict[str, str]:
+    """Return the files of a new project: name -> text."""
+    quoted = json_module.dumps(name)[1:-1]
+    version = __version__.partition("+")[0]
+    title = " ".join(name.split())
+    return {
+        "server.py": _SERVER.format(
+            title=quoted, name=quoted, run="" if transport == "http" else f'transport="{transport}"'
+        ),
+        "test_server.py": _TEST,
+        "pyproject.toml": _project_file(name, [f"millstream>={version}"]),
+        "README.md": _README.format(title=title, start=_STARTS[transport]),
+        ".gitignore": _IGNORED,
+    }
+
+
+def publish(
+    target: Annotated[str, Parameter(name="FILE", help="A .py file (FILE:OBJECT for one of several), or a module.")],
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(help="Print the entry without sending it. Required.")] = False,
+    name: Annotated[str, Parameter(metavar="NAME", help="Name in the registry: com.example/shop.")] = "",
+    url: Annotated[str, Parameter(metavar="URL", help="Public URL of the MCP endpoint.")] = "",
+    repository: Annotated[str, Parameter(metavar="URL", help="URL of the source code.")] = "",
+    json: Annotated[bool, Parameter(help="Print JSON in one line.")] = False,
+) -> None:
+    """Print the `server.json` of a server for the MCP registry.
+
+    Name, version, title, description, website, and icons come from the program. `--url` and `--name` default to the
+    settings `card_url` and `card_name`. Publish the file with the registry's `mcp-publisher`.
+
+    **Example**
+
+    - `millstream publish shop.py --dry-run --url https://shop.example.com/mcp > server.json`
+    """
+    if not dry_run:
+        raise CommandError(
+            "Millstream doesn't send anything to the registry.",
+            fix="Add --dry-run, write the output into server.json, and publish it with mcp-publisher.",
+        )
+    definition = load(target).definition
+    url, name = url or definition.settings.card_url, name or definition.settings.card_name
+    if not url and not name:
+        raise CommandError(
+            f"{target} needs a name in the registry, such as com.example/shop.",
+            why="Names in the registry begin with the domain of the owner.",
+            fix="Set the name with --name, or derive it from the public URL: --url https://shop.example.com/mcp",
+        )
+    try:
+        identity = identify(definition.name, url, name)
+    except CardError as exc:
+        raise CommandError(str(exc), fix="Set --url, --name, or both.") from exc
+    entry = registry_entry(identity, definition.describe(), repository=repository)
+    print(json_module.dumps(entry, ensure_ascii=False, indent=None if json else 2))

@@ -1,0 +1,412 @@
+"""``millstream record``: forward messages between a client and a server, and write them to a file.
+
+A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
+
+It only handles the parts of MCP that Streamable HTTP repeats in headers
+(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and tool
+arguments. A broken stream isn't resumed.
+
+Lines of standard input for an event loop, on all systems, with backpressure.
+
+Recordings in JSON Lines, each with the time, the sender, and the original message.
+
+``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session contains its start and its server.
+Text that isn't a message is in ``text``. A file may contain several sessions.
+
+Forwarding of standard input and output between a client and a server process, with a recording of every line.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from msgspec import Struct
+
+from millstream._app.server_process.errors import CommandError
+from millstream._cli.connect_options import Header, Login, pairs, run_to_exit
+from millstream._cli.errors import UsageError
+from millstream._cli.tables import one_line, safe
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.connection import lines as lines_of
+from millstream._http.client.pool import ConnectionPool
+from millstream._protocol.errors import INTERNAL_ERROR
+from millstream._protocol.json_schema import members, value_at
+from millstream._protocol.jsonrpc import LineSplitter
+from millstream._protocol.metadata import VERSION_KEY
+from millstream._protocol.notifications import ToolDescription
+from millstream._protocol.param_headers import encode_value
+from millstream._protocol.revisions import HANDSHAKE
+from millstream._tasks import Tasks
+from millstream._transports.stdio import open_reader
+from millstream._version import __version__
+from millstream.client._endpoint import Auth, Endpoint
+from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
+from millstream.client._negotiation import ToolHeaders
+from millstream.client._targets import Remote, find
+from millstream.client._transports.stdio import Command
+from millstream.client._transports.transport import EventReader
+
+
+def record(
+    file: Annotated[Path, Parameter(name="FILE", help="The recording, in JSON Lines; an existing file is extended.")],
+    /,
+    *server: Annotated[
+        str,
+        Parameter(name="SERVER", help="A command, a URL, a .py or .js file, or FILE.json#NAME."),
+    ],
+    header: Header = None,
+    login: Login = False,
+) -> None:
+    """Record the messages between a client and a server.
+
+    The recorder is a server on standard input and output that forwards every message to the real one. Put it before
+    the server's command in a client's configuration, or use it with a URL. Only you can read the file, because
+    messages may contain secrets.
+
+    **Examples**
+
+    - `millstream call "millstream record shop.jsonl shop.py" order isbn=978-0`: one call
+
+    - `millstream record time.jsonl -- uvx mcp-server-time --local-timezone UTC`: as an application's command
+
+    - `millstream record web.jsonl https://example.com/mcp`: for a server at a URL
+    """
+
+    if not server:
+        raise UsageError("Name the server: a command, a URL, or a file.")
+
+    async def work() -> int:
+        place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
+        if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
+            raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
+        writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
+        try:
+            if isinstance(place, Remote):
+                headers = pairs(header or [], ":", '--header must be "Name: value"')
+                auth = None
+                if login:
+                    from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only for logins
+
+                    auth = OAuth()
+                return await Bridge(place, headers, writer, auth).run()
+            if not isinstance(place, Command):
+                raise TargetError("Only commands and URLs can be recorded.")
+            return await tap(place, writer)
+        finally:
+            writer.close()
+
+    if sys.stdin.isatty():
+        print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
+    run_to_exit(work)
+
+
+MAX_LINE = 64 * 1024 * 1024
+"""Maximum bytes of a line; longer ones aren't valid messages."""
+
+
+async def lines() -> AsyncIterator[bytes]:
+    """Yield each line without its end, skipping blank and overlong lines."""
+    read, close = await open_reader(0)
+    splitter, data = LineSplitter(MAX_LINE), b"-"
+    try:
+        while data:
+            data = await read(65536)
+            for line in splitter.feed(data) if data else splitter.end():
+                if line is not None:
+                    yield line
+    finally:
+        close()
+
+
+async def write_stdout(data: bytes) -> None:
+    """Write to standard output. A slow reader blocks a thread, not the loop."""
+
+    def write() -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    await asyncio.to_thread(write)
+
+
+MAX_BYTES = 256 * 1024 * 1024
+"""Maximum bytes of a recording. Above it, messages are still forwarded."""
+
+
+class Writer:
+    """Appends a session to a file that only you can read, because messages may contain secrets."""
+
+    def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, warn: Callable[[str], None]) -> None:
+        """Open the file.
+
+        Args:
+            path: The file, created if it doesn't exist.
+            server: Description of the server for the first line.
+            max_bytes: Maximum size of the recording.
+            warn: Called with a message when the recording stops.
+
+        Raises:
+            CommandError: The file can't be written.
+        """
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)  # if it already existed
+        except OSError as exc:
+            raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
+        self._file = os.fdopen(descriptor, "ab")
+        self._left = max_bytes
+        self._warn = warn
+        self._begun = time.monotonic()
+        self._write(session={"millstream": __version__, "recorded": round(time.time(), 3), "server": server})
+
+    def line(self, who: str, line: bytes) -> None:
+        """Record one line."""
+        try:
+            message: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            self.text(who, line.decode("utf-8", "replace"))
+        else:
+            self._write(**{"from": who, "message": message})
+
+    def text(self, who: str, text: str) -> None:
+        """Record text that isn't a message, such as standard error."""
+        self._write(**{"from": who, "text": text})
+
+    def _write(self, **entry: Any) -> None:
+        if self._left < 0:
+            return
+        at = round(time.monotonic() - self._begun, 6)
+        data = json.dumps({"at": at, **entry}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        self._left -= len(data)
+        if self._left < 0:
+            self._warn("The recording has reached its maximum size. Later messages aren't recorded.")
+            return
+        self._file.write(data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+_GOODBYE = 2.0
+_TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+
+
+class _Result(Struct, rename="camel"):
+    """The relevant members of a result."""
+
+    protocol_version: str = ""
+    tools: list[ToolDescription] = []
+
+
+class _Answer(Struct):
+    result: _Result
+
+
+_decode_result = msgspec.json.Decoder(_Answer).decode
+
+
+class Bridge:
+    """One client's connection to one server."""
+
+    def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
+        # Configuration
+        pool = ConnectionPool(place.url, max_connections=100, max_body=MAX_LINE, connect_timeout=10.0, tls=None)
+        self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
+        self._writer = writer
+        # State
+        self._session = ""
+        self._revision = ""
+        self._tools = ToolHeaders()
+        self._tasks = Tasks()
+
+    async def run(self) -> int:
+        """Run until the client disconnects."""
+        try:
+            async for line in lines():
+                await self._take(line)
+        finally:
+            await self._tasks.close()
+            if self._session:
+                with suppress(ClientError, TimeoutError):
+                    async with asyncio.timeout(_GOODBYE):
+                        await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
+            await self._endpoint.close()
+        return 0
+
+    async def _take(self, line: bytes) -> None:
+        self._writer.line("client", line)
+        try:
+            found: Any = json.loads(line)
+        except ValueError:
+            found = None
+        message = members(found)
+        posting = self._post(line, message)
+        if message.get("method") in ("initialize", "notifications/initialized"):
+            await posting  # later messages depend on it
+        else:
+            self._tasks.spawn(posting)
+        if message.get("method") == "notifications/initialized":
+            self._tasks.spawn(self._listen())
+
+    async def _post(self, line: bytes, message: dict[str, Any]) -> None:
+        try:
+            reply = await self._endpoint.send("POST", self._headers(message), line, repeatable=False)
+            if message.get("method") == "initialize":
+                self._session = reply.header(b"mcp-session-id")
+            await self._answer(reply)
+        except ClientError as exc:
+            if "id" in message and "method" in message:
+                error = {"code": INTERNAL_ERROR, "message": str(exc)}
+                answer = {"jsonrpc": "2.0", "id": message["id"], "error": error}
+                await self._pass_on(json.dumps(answer, ensure_ascii=False).encode())
+
+    def _headers(self, message: dict[str, Any]) -> str:
+        method = str(message.get("method") or "")
+        fields = members(message.get("params"))
+        head = f"{_TAKES}Mcp-Method: {encode_value(method)}\r\n" if method else _TAKES
+        name = fields.get("name") or fields.get("uri")
+        if isinstance(name, str):
+            head += f"Mcp-Name: {encode_value(name)}\r\n"
+        if method == "tools/call":
+            head += lines_of(self._tools.of(str(name), members(fields.get("arguments"))))
+        version = value_at(fields, ("_meta", VERSION_KEY))
+        return head + self._about(str(version or self._revision))
+
+    def _about(self, version: str) -> str:
+        about = f"MCP-Protocol-Version: {encode_value(version)}\r\n" if version else ""
+        return f"{about}Mcp-Session-Id: {self._session}\r\n" if self._session else about
+
+    async def _answer(self, reply: HttpReply) -> None:
+        if reply.stream is not None:
+            await self._follow(reply)
+        elif reply.body.lstrip()[:1] in (b"{", b"["):
+            await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
+        elif reply.status >= 300 or reply.body:
+            kind = reply.media_type or "nothing"
+            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responds with {reply.status} and {kind}.")
+
+    async def _follow(self, reply: HttpReply) -> None:
+        assert reply.stream is not None  # noqa: S101  checked by the caller
+        reader = EventReader(MAX_LINE)
+        reader.attach(reply.stream)
+        try:
+            while (event := await reader.event()) is not None:
+                if event.data and event.event == "message":
+                    await self._pass_on(event.data.replace("\r", " ").replace("\n", " ").encode())
+        finally:
+            reader.close()
+
+    async def _listen(self) -> None:
+        """Read the stand-alone stream of the handshake era. Servers without one respond with 405."""
+        try:
+            extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
+            reply = await self._endpoint.send("GET", extra, repeatable=True)
+            if reply.stream is not None:
+                await self._follow(reply)
+        except (ClientError, InvalidResponse):
+            return
+
+    async def _pass_on(self, line: bytes) -> None:
+        self._note(line)
+        self._writer.line("server", line)
+        await write_stdout(line + b"\n")
+
+    def _note(self, line: bytes) -> None:
+        """Store the revision and the tools' header annotations, for the headers of later requests."""
+        try:
+            result = _decode_result(line).result
+            if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:
+                self._revision = result.protocol_version
+            self._tools.learn(result.tools)
+        except msgspec.MsgspecError:
+            return  # another kind of message
+
+
+_GRACE = 2.0
+
+
+async def tap(command: Command, writer: Writer) -> int:
+    """Run until either side ends, and return the server's exit status.
+
+    Raises:
+        TargetError: The server can't be started.
+    """
+    program = shutil.which(command.argv[0])
+    if program is None:
+        raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
+    try:
+        # Pass on all variables, because the client chose them for the server.
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *command.argv[1:],
+            cwd=command.cwd,
+            env={**os.environ, **command.env},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as exc:
+        raise TargetError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
+    inward = asyncio.create_task(_from_client(process, writer))
+    outward = [asyncio.create_task(_from_server(process, writer)), asyncio.create_task(_from_stderr(process, writer))]
+    try:
+        await asyncio.wait((inward, *outward[:1]), return_when=asyncio.FIRST_COMPLETED)
+        for end in (process.terminate, process.kill):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE):
+                    await process.wait()
+            if process.returncode is None:
+                end()
+        await asyncio.gather(*outward)
+    finally:
+        inward.cancel()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0
+
+
+async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stdin = process.stdin
+    assert stdin is not None  # noqa: S101  it's a pipe
+    with suppress(ConnectionError):
+        async for line in lines():
+            writer.line("client", line)
+            stdin.write(line + b"\n")
+            await stdin.drain()
+    stdin.close()
+
+
+async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stdout = process.stdout
+    assert stdout is not None  # noqa: S101  it's a pipe
+    splitter = LineSplitter(MAX_LINE)
+    while data := await stdout.read(65536):
+        for line in splitter.feed(data):
+            if line is None:
+                writer.text("server", "[a line of more than 64 MiB]")
+            else:
+                writer.line("server", line)
+        await write_stdout(data)
+
+
+async def _from_stderr(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stderr = process.stderr
+    assert stderr is not None  # noqa: S101  it's a pipe
+    while data := await stderr.read(65536):
+        text = data.decode("utf-8", "replace")
+        writer.text("server", text)
+        sys.stderr.write(safe(text))
+        sys.stderr.flush()

@@ -1,0 +1,206 @@
+"""``millstream run``: serve a file or module over HTTP, or over standard input and output.
+
+Without options that only this module knows, servers start without it and the command-line library, to be quick
+(`millstream._cli.main`). It imports a server only to run one, so that help is quick.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from millstream._cli.program import Editable, EnvFile, Packages, Port
+from millstream._cli.stdio import serve_stdio
+
+LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
+
+
+class TransportChoice(StrEnum):
+    http = "http"
+    stdio = "stdio"
+    sse = "sse"
+    streamable_http = "streamable-http"
+
+
+LogLevel = StrEnum("LogLevel", "debug info warning error")
+
+
+Inspect = Annotated[
+    list[str] | None,
+    Parameter(name="--inspect", metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
+]
+
+
+def run(  # noqa: PLR0913  the options of the command
+    target: Annotated[
+        str,
+        Parameter(
+            name="FILE[:OBJECT]",
+            help=(
+                "A Python file or module, with OBJECT if it has several servers; or a command or URL of another server."
+            ),
+        ),
+    ],
+    /,
+    *,
+    host: Annotated[
+        str | None,
+        Parameter(
+            metavar="ADDRESS",
+            group=LISTEN,
+            help="Address to listen on; 0.0.0.0 means every address of this machine.",
+            show_default=lambda _: "127.0.0.1",
+        ),
+    ] = None,
+    port: Annotated[Port, Parameter(group=LISTEN)] = None,
+    transport: Annotated[
+        TransportChoice,
+        Parameter(
+            metavar="NAME",
+            group=LISTEN,
+            help="http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program.",
+        ),
+    ] = (TransportChoice.http),
+    no_sessions: Annotated[
+        bool, Parameter(group=MCP, help="Handle each request separately, without sessions.")
+    ] = False,
+    json_response: Annotated[
+        bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")
+    ] = False,
+    path: Annotated[
+        str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
+    ] = "",
+    store: Annotated[
+        str,
+        Parameter(
+            group=MCP, metavar="URL", help="Where to store streams and records.", show_default=lambda _: "memory://"
+        ),
+    ] = "",
+    serve: Annotated[
+        str,
+        Parameter(
+            metavar="PARTS",
+            group=MCP,
+            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
+        ),
+    ] = "",
+    workers: Annotated[
+        int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1))
+    ] = 1,
+    reload: Annotated[bool, Parameter(help="Restart when a Python file in the program's folder changes.")] = False,
+    dev: Annotated[
+        bool, Parameter(help="Send errors of your code to callers, and log a line for each message.")
+    ] = False,
+    fd: Annotated[
+        int | None,
+        Parameter(
+            group=LISTEN,
+            metavar="N",
+            help="A listening socket to use instead of --host and --port.",
+            validator=Number(gte=0),
+        ),
+    ] = None,
+    auth_key: Annotated[
+        str | None,
+        Parameter(
+            name="--auth",
+            group=SECURITY,
+            metavar="KEY",
+            help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it.",
+        ),
+    ] = None,
+    auth_keys: Annotated[
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
+    ] = None,
+    tls_cert: Annotated[
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="Serve https with this certificate chain.")
+    ] = None,
+    tls_key: Annotated[
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="The key of the certificate.")
+    ] = None,
+    allow_anonymous: Annotated[
+        bool,
+        Parameter(
+            group=SECURITY,
+            help="Let anyone who can reach the address call every tool.",
+        ),
+    ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        Parameter(
+            metavar="LEVEL",
+            help="Minimum log level: debug, info, warning, or error.",
+            show_default=lambda _: "info",
+        ),
+    ] = None,
+    env_file: EnvFile = None,
+    packages: Packages = None,
+    editable: Editable = None,
+    inspect: Inspect = None,
+) -> None:
+    """Serve the MCP server in a file or module.
+
+    The server is the object you name, or the only `Server`, or the one called `mcp`, `server`, or `app`.
+
+    **Examples**
+
+    - `millstream run shop.py`: http://127.0.0.1:8000/mcp
+
+    - `millstream run shop.py:admin --port 9000`: one of several servers
+
+    - `millstream run shop.py --transport stdio`: for a desktop client
+
+    - `millstream run shop.py --host 0.0.0.0 --auth KEY`: for callers with a key, from anywhere
+
+    - `millstream run shop.py --with pandas`: with a package that isn't installed
+
+    - `millstream run "uvx mcp-server-git"`: another server, for clients of every revision and transport
+
+    All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
+    """
+    from millstream._app.server_process.errors import CommandError  # noqa: PLC0415  help does without a server
+    from millstream._cli.serve import run_with, serve_http, use_file  # noqa: PLC0415
+    from millstream._config import DEV_SETTINGS  # noqa: PLC0415
+
+    secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
+    for name, value in secured.items():
+        if value == "":  # perhaps from an unset variable
+            option = "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"{option} is empty.",
+                why="The server would be less protected than you intend. Perhaps a variable isn't set.",
+                fix=f"Set a value for {option}, or leave it out.",
+            )
+    run_with(packages or (), editable or ())
+    use_file(env_file)
+    if transport is TransportChoice.stdio:
+        for name, enabled in {"workers": workers > 1, "reload": reload}.items():
+            if enabled:
+                raise CommandError(
+                    f"--{name} requires HTTP: on stdio, each client starts its own process.",
+                    fix=f"Leave out --{name}, or --transport stdio.",
+                )
+        serve_stdio(target, log_level or "", settings=DEV_SETTINGS if dev else {})
+    else:
+        serve_http(
+            target,
+            host,
+            port,
+            descriptor=fd,
+            workers=workers,
+            reload=reload,
+            serve=serve,
+            store=store,
+            web=bool(inspect),
+            settings={
+                "sessions": False if no_sessions else None,
+                "json_only": json_response or None,
+                "path": "/" + path.strip("/") if path else None,
+                **secured,
+                "allow_anonymous": allow_anonymous or None,
+                "log_level": log_level,
+                "inspect_urls": tuple(inspect) if inspect else None,
+                **(DEV_SETTINGS if dev else {}),
+            },
+        )

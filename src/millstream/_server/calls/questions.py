@@ -1,0 +1,407 @@
+"""The questions of a server to a client, for every revision: `Elicit`, `ElicitUrl`, `Sample`, and `Roots`.
+
+Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
+`client_questions` sends them, as a request or in an `input_required` result.
+
+A form (``requestedSchema``) is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25,
+client/elicitation). Other types are refused before the client is asked. Constraints that a form can't express
+(``pattern``, exclusive bounds) are checked on the answer.
+
+The conversation of a sampling request is validated before it's sent: tool uses and results must balance, and a message
+with results has no other content. The function that asks gets the error for a conversation that breaks these rules
+(https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.content import (
+    Audio,
+    EmbeddedResource,
+    Message,
+    ResourceLink,
+    ToolResultBlock,
+    ToolUse,
+)
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError, shorten
+from millstream._protocol.json_schema import Schema, drop_null, is_integral, is_object
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, too_many_members
+from millstream._protocol.notifications import (
+    CreateMessageRequestParams,
+    ElicitRequestParams,
+    ElicitResult,
+    ListRootsResult,
+    Params,
+    SampleResult,
+)
+from millstream._protocol.revisions import Revision
+from millstream._server.functions.engine import VALUE, Engine, engine_of_type
+from millstream._server.functions.problems import Problem, explain, find_problems
+
+TEXTS = ("type", "title", "description", "default")
+KEYWORDS = {
+    "string": (*TEXTS, "minLength", "maxLength", "format", "enum", "enumNames", "oneOf"),
+    "integer": (*TEXTS, "minimum", "maximum"),
+    "number": (*TEXTS, "minimum", "maximum"),
+    "boolean": TEXTS,
+    "array": (*TEXTS, "minItems", "maxItems", "items"),
+}
+"""The keywords of each kind of field, from PrimitiveSchemaDefinition of the specification."""
+FORMATS = frozenset(("email", "uri", "date", "date-time"))
+FIELDS = "a form can contain only strings, numbers, booleans, dates, choices of strings, and lists of such choices"
+
+
+class Form(Struct, frozen=True, eq=False):
+    """The form for a type, and the decoder of its answers."""
+
+    schema: Schema
+    engine: Engine
+    plain: bool
+    """Whether the form asks for a single value, such as a `str` or enum, in the field `VALUE`."""
+
+
+@lru_cache(256)
+def form_of(answer: Any) -> Form:
+    """Return the form for a type: a dataclass, Struct, TypedDict, or pydantic model, or a single value.
+
+    Raises:
+        TypeError: The type isn't flat. The text names the field.
+    """
+    engine = engine_of_type(answer)
+    schema: Schema = engine.input_schema["properties"][VALUE]
+    plain = schema.get("type") != "object"
+    schema = engine.input_schema if plain else schema
+    properties = {name: _form_field(name, node) for name, node in schema.get("properties", {}).items()}
+    return Form({"type": "object", "properties": properties, "required": schema.get("required", [])}, engine, plain)
+
+
+def requested_schema(answer: Any) -> Schema:
+    """Return the form for a type, or a schema unchanged. Raises the errors of `form_of`."""
+    return answer if is_object(answer) else form_of(answer).schema
+
+
+def _form_field(name: str, node: Schema) -> Schema:
+    node = drop_null(node)
+    if "const" in node:
+        node = {**node, "enum": [node["const"]]}
+    kind = node.get("type")
+    problem = f"a form can't contain the field {name!r}: {FIELDS}"
+    if not isinstance(kind, str) or kind not in KEYWORDS or ("enum" in node and kind != "string"):
+        raise TypeError(problem)
+    choices = _choices_of(node.get("items")) if kind == "array" else {}
+    if choices is None:
+        raise TypeError(problem)
+    if node.get("format", "date") not in FORMATS or "contentEncoding" in node:
+        raise TypeError(problem)
+    field = {key: value for key, value in _inclusive(node).items() if key in KEYWORDS[kind]}
+    if field.get("default", 0) is None:
+        del field["default"]  # `x: str = None`: optional, and null isn't text
+    if choices:
+        field["items"] = choices
+    elif "oneOf" in field:
+        field.pop("enum", None)
+    return field
+
+
+def _choices_of(items: Any) -> Schema | None:
+    """Return the items of a multi-selection: titled constants or an enum of strings. None for anything else."""
+    if not is_object(items) or items.get("type") != "string" or "enum" not in items:
+        return None
+    titled = items.get("oneOf") or items.get("anyOf")
+    return {"anyOf": titled} if titled else {"type": "string", "enum": items["enum"]}
+
+
+def _inclusive(node: Schema) -> Schema:
+    """Replace exclusive bounds of integers with inclusive ones."""
+    if node["type"] != "integer":
+        return node
+    bounds: Schema = {}
+    if "exclusiveMinimum" in node:
+        bounds["minimum"] = node["exclusiveMinimum"] + 1
+    if "exclusiveMaximum" in node:
+        bounds["maximum"] = node["exclusiveMaximum"] - 1
+    return bounds | node
+
+
+def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
+    """Return a form for an older revision.
+
+    Args:
+        schema: A schema of `requested_schema`.
+        rich_enums: Whether the revision has titled choices and multi-selection. Otherwise these become ``enum`` with
+            ``enumNames``, and a single choice (which `parse_answer` reads as a list of one).
+        defaults_all: Whether every field can have a default. Otherwise only booleans can.
+    """
+    if rich_enums and defaults_all:
+        return schema
+    properties: Schema = {}
+    for name, node in schema.get("properties", {}).items():
+        field: Schema = dict(node)
+        if not rich_enums:
+            if field.get("type") == "array":
+                texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
+                field = {"type": "string", **texts, **field.get("items", {})}
+            choices: list[Schema] = field.get("oneOf") or field.get("anyOf") or []
+            if choices and all("const" in choice for choice in choices):  # others of a handwritten form stay unchanged
+                field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
+                field["enum"] = [choice["const"] for choice in choices]
+                field["enumNames"] = [choice.get("title", choice["const"]) for choice in choices]
+        if not defaults_all and field.get("type") != "boolean":
+            field.pop("default", None)
+        properties[name] = field
+    return {**schema, "properties": properties}
+
+
+def parse_answer(content: dict[str, Any], answer: Any) -> Any:
+    """Return the answer as the type that was asked for, or unchanged for a schema.
+
+    Raises:
+        ProtocolError: The answer doesn't fit the form.
+    """
+    schema = requested_schema(answer)
+    properties: dict[str, Schema] = schema.get("properties", {})
+    content = {
+        name: [value]
+        if properties.get(name, {}).get("type") == "array" and isinstance(value, str)
+        else is_integral(value)
+        for name, value in content.items()
+    }
+    if isinstance(answer, dict):
+        if problems := list(find_problems(schema, content)):
+            raise _wrong_answer(problems, schema)
+        return content
+    form = form_of(answer)
+    values = content if form.plain else {VALUE: content}
+    try:
+        return getattr(form.engine.convert(values), VALUE)
+    except msgspec.ValidationError as error:
+        problems = form.engine.problems(error, values)
+        if not form.plain:
+            problems = [each._replace(path=each.path[1:]) for each in problems]
+        raise _wrong_answer(problems, schema) from error
+
+
+def _wrong_answer(problems: list[Problem], schema: Schema) -> ProtocolError:
+    why = shorten(explain(problems, schema))
+    return ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}")
+
+
+def conversation(given: str | Message | Sequence[Message | str]) -> list[Message]:
+    """Return the messages in order. Strings become user messages."""
+    several = [given] if isinstance(given, str | Message) else given
+    return [Message("user", each) if isinstance(each, str) else each for each in several]
+
+
+def check_conversation(messages: Sequence[Message]) -> None:
+    """Check the rules that hold in every revision.
+
+    Raises:
+        ValueError: A message breaks a rule. The text names it and says what to do.
+    """
+    asked: Counter[str] = Counter()
+    for number, message in enumerate(messages, 1):
+        uses, results = _tools_of(message, f"Message {number} of the conversation")
+        if results != asked:
+            raise ValueError(
+                f"Message {number} of the conversation must answer the tool uses of the previous message, which "
+                f"are {_ids(asked)}, but its tool results are for {_ids(results)}. Put one tool result for each "
+                "tool use, and no other content, into the user's next message."
+            )
+        asked = uses
+    if asked:
+        raise ValueError(f"The conversation ends before the tool uses {_ids(asked)} have tool results. Add them.")
+
+
+def _tools_of(message: Message, where: str) -> tuple[Counter[str], Counter[str]]:
+    """Return the ids of a message's tool uses and tool results."""
+    blocks = message.blocks
+    for block in blocks:
+        if isinstance(block, ResourceLink | EmbeddedResource):
+            raise ValueError(f"{where} contains a resource, which can't be sent to a model. Use its text instead.")
+        speaker = "assistant" if isinstance(block, ToolUse) else "user"
+        if isinstance(block, ToolUse | ToolResultBlock) and message.role != speaker:
+            raise ValueError(f"{where} contains a {type(block).__name__}, so its role must be {speaker!r}.")
+    uses = Counter(block.id for block in blocks if isinstance(block, ToolUse))
+    results = Counter(block.tool_use_id for block in blocks if isinstance(block, ToolResultBlock))
+    if results and results.total() != len(blocks):
+        raise ValueError(f"{where} mixes tool results with other content. Put the other content into a later message.")
+    return uses, results
+
+
+def _ids(counted: Counter[str]) -> str:
+    return ", ".join(map(repr, counted.elements())) or "none"
+
+
+def project_conversation(messages: Sequence[Message], revision: Revision) -> list[Message]:
+    """Return messages for a revision. A message with several blocks can become several messages of the same role.
+
+    Raises:
+        ToolError: The revision doesn't support a block.
+    """
+    if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
+        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} doesn't have.")
+    if revision.sampling_tools:
+        return list(messages)
+    return [each for message in messages for each in message.one_by_one()]
+
+
+class Elicit(Struct, frozen=True):
+    """A form for the user: ``Elicit("Where to?", Address)``.
+
+    `answer` is a dataclass, Struct, TypedDict, or pydantic model with flat primitive fields, or a JSON Schema object.
+    The result is a value of that type, or a dict for a schema.
+    """
+
+    message: str
+    answer: Any
+
+
+class ElicitUrl(Struct, frozen=True):
+    """A URL for the user to open, for secrets and payments: ``ElicitUrl("Please pay", url)``.
+
+    Accepting means consent to open it, not completion.
+    """
+
+    message: str
+    url: str
+    id: str = ""
+    """The id of the question, for revisions that have one. The default is random."""
+
+
+class Sample(Struct, frozen=True):
+    """A conversation for the client's model to continue: ``Sample("Say hello", max_tokens=50)``."""
+
+    messages: str | Message | Sequence[Message | str]
+    max_tokens: int = 1024
+    system: str | None = None
+    temperature: float | None = None
+    stop_sequences: Sequence[str] | None = None
+    preferences: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+class Roots(Struct, frozen=True):
+    """A request for the folders that the user opened: ``await ctx.ask(folders=Roots())``."""
+
+
+Question = Elicit | ElicitUrl | Sample | Roots
+
+
+_METHODS: Mapping[type, str] = {
+    Elicit: "elicitation/create",
+    ElicitUrl: "elicitation/create",
+    Sample: "sampling/createMessage",
+    Roots: "roots/list",
+}
+
+
+def method_of(question: Question) -> str:
+    """Return the method of a question."""
+    return _METHODS[type(question)]
+
+
+def capability_of(question: Question) -> dict[str, Any]:
+    """Return the client capabilities that a question needs, as a ClientCapabilities object."""
+    if isinstance(question, Elicit):
+        return {"elicitation": {"form": {}}}
+    if isinstance(question, ElicitUrl):
+        return {"elicitation": {"url": {}}}
+    if isinstance(question, Sample):
+        return {"sampling": {"tools": {}} if _with_tools(question) else {}}
+    return {"roots": {}}
+
+
+def _with_tools(question: Sample) -> bool:
+    blocks = (block for message in conversation(question.messages) for block in message.blocks)
+    return bool(question.tools or question.tool_choice) or any(isinstance(b, ToolUse | ToolResultBlock) for b in blocks)
+
+
+def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:
+    """Return the parameters of a question for a revision.
+
+    Args:
+        question: The question.
+        revision: The client's revision.
+        elicitation_id: The id for URL questions, in revisions that have one.
+
+    Raises:
+        TypeError: The form isn't flat.
+        ValueError: The conversation breaks the rules of sampling.
+        ToolError: The revision doesn't support the question.
+    """
+    if isinstance(question, Elicit):
+        schema = project(
+            requested_schema(question.answer), rich_enums=revision.rich_forms, defaults_all=revision.rich_forms
+        )
+        mode = "form" if "url" in revision.elicitation_modes else None
+        return ElicitRequestParams(mode=mode, message=question.message, requested_schema=schema)
+    if isinstance(question, ElicitUrl):
+        known = elicitation_id if revision.elicitation_ids else None
+        return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
+    if isinstance(question, Sample):
+        return _sample_params(question, revision)
+    return Params()
+
+
+def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequestParams:
+    messages = conversation(question.messages)
+    check_conversation(messages)
+    if _with_tools(question) and not revision.sampling_tools:
+        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} doesn't have.")
+    return CreateMessageRequestParams(
+        messages=project_conversation(messages, revision),
+        max_tokens=question.max_tokens,
+        system_prompt=question.system,
+        temperature=question.temperature,
+        stop_sequences=question.stop_sequences,
+        model_preferences=question.preferences,
+        metadata=question.metadata,
+        tools=question.tools,
+        tool_choice=question.tool_choice,
+    )
+
+
+_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
+_decode_sample = msgspec.json.Decoder(SampleResult).decode
+_decode_roots = msgspec.json.Decoder(ListRootsResult).decode
+
+
+def read_answer(question: Question, raw: bytes) -> Any:
+    """Return the answer of a question.
+
+    Raises:
+        Declined: The user declined.
+        Cancelled: The user dismissed the question.
+        ProtocolError: INVALID_PARAMS, for an answer of the wrong shape.
+    """
+    try:
+        if isinstance(question, Sample):
+            return _decode_sample(raw)
+        if isinstance(question, Roots):
+            return _decode_roots(raw).roots
+        result = _decode_elicit(raw)
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shorten(str(exc))}") from exc
+    if result.action == "decline":
+        raise Declined("The user declined to answer.")
+    if result.action == "cancel":
+        raise Cancelled("The user dismissed the question.")
+    if result.action != "accept":
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
+    if isinstance(question, ElicitUrl):
+        return None
+    raw = bytes(result.content)
+    if too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content has more than {MAX_MEMBERS:,} members")
+    try:
+        content = msgspec.json.decode(raw or b"null", type=dict[str, Any])
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content must be an object ({exc})") from exc
+    return parse_answer(content, question.answer)

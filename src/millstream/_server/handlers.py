@@ -1,0 +1,497 @@
+"""Handlers of requests, one for each method. Each takes a `Call` and returns the members of the result for the call's
+revision.
+"""
+
+import inspect
+from collections.abc import Awaitable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from millstream._protocol.admission import require_capabilities
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    REQUIRES_CAPABILITIES,
+    RESOURCE_NOT_FOUND,
+    ProtocolError,
+    ToolError,
+    shorten,
+)
+from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, encode, too_many_members
+from millstream._protocol.metadata import LOG_LEVELS, declares
+from millstream._protocol.notifications import (
+    CallToolRequestParams,
+    CompleteRequestParams,
+    Completion,
+    GetPromptRequestParams,
+    InputResponseRequestParams,
+    PaginatedRequestParams,
+    ReadResourceRequestParams,
+    Reference,
+    ResourceRequestParams,
+    SetLevelRequestParams,
+)
+from millstream._protocol.param_headers import check
+from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
+from millstream._server.calls.client_questions import read_responses
+from millstream._server.calls.context import call_binding, open_rounds, shared_context
+from millstream._server.calls.services import Services
+from millstream._server.calls.sessions import Session, SessionRecord
+from millstream._server.dispatch import ServerDescription
+from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
+from millstream._server.features.registry import MAX_URI, Handler, Registry
+from millstream._server.features.resources import Prompt, Resource, Template
+from millstream._server.features.sources import CompleterFunction
+from millstream._server.features.tools import Tool, run_with_timeout
+from millstream._server.functions.plan import ArgumentError
+
+S = TypeVar("S")
+
+
+def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """Decode the parameters of a call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS.
+    """
+    try:
+        return decoder.decode(call.params or b"{}")
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """Decode parameters with an object of texts, each of which becomes an object.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, also for too many members.
+    """
+    if too_many_members(call.params):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
+    return read(decoder, call)
+
+
+def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
+    """Store the answers and state of earlier rounds, in the era that has them. The call must already have its name.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, also for a state that is invalid or belongs to another call.
+    """
+    if call.revision.handshake:
+        return
+    if params.input_responses is not UNSET:
+        call.responses = read_responses(bytes(params.input_responses))
+    if not isinstance(params.request_state, str):
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestState must be a string")
+    call.state = params.request_state
+    if call.state:
+        open_rounds(call)
+
+
+def sees(call: Call, item: Any) -> bool:
+    """Return whether the caller sees a registered item. A hidden item looks like a missing one."""
+    return item.visible is None or bool(item.visible(call.principal))
+
+
+MAX_VALUES = 100
+_MAX_KEPT_PARAMS = 16 * 1024
+"""Maximum bytes of parameters that a call keeps while its tool runs."""
+_NONE = frozenset[str]()
+_page_decoder = msgspec.json.Decoder(PaginatedRequestParams)
+_complete_decoder = msgspec.json.Decoder(CompleteRequestParams)
+_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
+_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
+_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
+_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
+_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+class Handlers:
+    """The handlers of all methods but `subscriptions/listen`."""
+
+    def __init__(self, registry: Registry, services: Services, announcement: ServerDescription) -> None:
+        self._registry = registry
+        self._services = services
+        self._announcement = announcement
+        services.read_resource = self._read_inside
+
+    def table(self) -> Mapping[str, Handler]:
+        """Return the handlers by method."""
+        return {
+            "tools/list": partial(self._list, "tools"),
+            "tools/call": self._call_tool,
+            "prompts/list": partial(self._list, "prompts"),
+            "prompts/get": self._get_prompt,
+            "resources/list": partial(self._list, "resources"),
+            "resources/templates/list": partial(self._list, "templates"),
+            "resources/read": self._read_resource,
+            "resources/subscribe": self._subscribe,
+            "resources/unsubscribe": self._unsubscribe,
+            "completion/complete": self._complete,
+            "server/discover": self._discover,
+            "ping": self._ping,
+            "logging/setLevel": self._set_level,
+        }
+
+    async def _list(self, kind: str, call: Call) -> bytes:
+        """Return one page of the descriptions of a kind: the cached page, or one created for the call."""
+        registry = self._registry
+        return registry.page(
+            kind,
+            call.revision,
+            read(_page_decoder, call).cursor,
+            granted_scopes(call) if registry.has_scopes else None,
+            registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
+        )
+
+    async def _call_tool(self, call: Call) -> bytes:
+        """Run a tool. Prepared calls skip this handler."""
+        tool = self._open_tool(call)
+        tasks = self._services.tasks
+        if tool.task is not None and tasks is not None and (task := tasks(call, tool, self._run_tool)) is not None:
+            return await task
+        return await self._run_tool(call, tool)
+
+    async def _run_tool(self, call: Call, tool: Tool) -> bytes:
+        """Run a tool whose arguments are read."""
+        if self._services.attach_stream is not None:
+            self._services.attach_stream(call)
+        if len(call.params) > _MAX_KEPT_PARAMS:
+            if not call.revision.handshake:
+                call_binding(call)  # while the arguments are still available
+            # The arguments have been read, and the tool can take long.
+            call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
+        timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
+        if timeout:
+            value = await run_with_timeout(tool.run, call, call.arguments, timeout)
+        else:
+            value = await tool.run(call.arguments, call)
+        return tool.encode(value, call)
+
+    def _open_tool(self, call: Call) -> Tool:
+        """Find the tool and decode its arguments.
+
+        Raises:
+            ProtocolError: The tool is unknown, headers differ from the arguments, or (older revisions) the arguments
+                are invalid.
+            ToolError: The arguments are invalid. The text tells the model what to fix.
+        """
+        params = read(_call_decoder, call)
+        tool = self._registry.tools.get(params.name)
+        call.name = params.name if tool is not None else params.name[:128]
+        if tool is None or not sees(call, tool):
+            call.name = call.name[:128]
+            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
+        # Before the arguments are read, because an error about them would reveal the schema.
+        check_scopes(call, tool.scopes)
+        if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
+            raise ToolError(f"{REQUIRES_CAPABILITIES} {', '.join(tool.requires)}.")
+        if tool.visible is not None and not call.revision.handshake and tool.requires:
+            require_capabilities(call.client.capabilities, tool.requires)
+        take_rounds(call, params)
+        raw = bytes(params.arguments) or b"{}"
+        if raw == b"null":
+            raw = b"{}"
+        if self._services.attach_stream is not None and b'"client_id"' in raw:
+            raw = _take_client_id(tool, call, raw)
+        if tool.headers and call.revision.routing_headers and call.headers is not None:
+            check(tool.headers, call.headers, _object(raw))
+        if call.arguments is None:  # otherwise REST has already read them, to tell invalid arguments from a failed tool
+            try:
+                call.arguments = tool.read(raw)
+            except ArgumentError as exc:
+                if call.revision.argument_errors_in_result:
+                    raise ToolError(str(exc)) from exc
+                raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+        return tool
+
+    async def _get_prompt(self, call: Call) -> bytes:
+        params = read_texts(_get_decoder, call)
+        prompt = self._registry.prompts.get(params.name)
+        if prompt is None or not sees(call, prompt):
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
+        check_scopes(call, prompt.scopes)
+        call.name = params.name
+        take_rounds(call, params)
+        try:
+            call.arguments = prompt.read(params.arguments or {})
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+        return prompt.encode(await prompt.run(call.arguments, call), call)
+
+    async def _read_resource(self, call: Call) -> bytes:
+        params = read(_read_decoder, call)
+        call.name = params.uri
+        take_rounds(call, params)
+        source, value = await self._read(params.uri, call)
+        return source.encode(value, params.uri, call)
+
+    async def _read_inside(self, uri: str, call: Call) -> Any:
+        """Return the value of a resource, for a function that serves a call."""
+        source, value = await self._read(uri, call)
+        return source.unwrap(value)
+
+    async def _read(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
+        source, arguments = self._find_readable(uri, call)
+        value = await source.run(arguments, call)
+        if value is None:
+            raise _not_found(uri)
+        return source, value
+
+    def _find_readable(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
+        found, variables = self._registry.find_readable(uri, partial(sees, call))
+        if found is None:
+            raise _not_found(uri)
+        check_scopes(call, found.scopes)
+        try:
+            return found, found.read(variables)
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
+
+    async def _subscribe(self, call: Call) -> bytes:
+        """Subscribe the session to changes of one resource."""
+        uri = read(_uri_decoder, call).uri
+
+        def add(record: SessionRecord) -> SessionRecord | None:
+            if uri in record.subscriptions:
+                return None
+            if len(record.subscriptions) >= self._services.settings.max_subscriptions:
+                raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
+            self._find_readable(uri, call)
+            self._services.changes.check_room(call.owner, (uri,))
+            return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
+
+        await self._services.records.change(_session(call), add)
+        self._follow(_session(call))
+        await self._services.changes.wait_until_followed((uri,))
+        return b""
+
+    async def _unsubscribe(self, call: Call) -> bytes:
+        """End the session's subscription to one resource."""
+        uri = read(_uri_decoder, call).uri
+
+        def drop(record: SessionRecord) -> SessionRecord | None:
+            if uri not in record.subscriptions:
+                return None
+            return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
+
+        await self._services.records.change(_session(call), drop)
+        self._follow(_session(call))
+        return b""
+
+    def _follow(self, session: Session) -> None:
+        """Follow the subscriptions of a connection's session. Streamable HTTP sessions have a stream for this."""
+        if session.record is not None:
+            self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
+
+    async def _complete(self, call: Call) -> bytes:
+        """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
+        params = read_texts(_complete_decoder, call)
+        if self._registry.completes is not None:
+            return b'"completion":%b' % encode(await self._registry.completes(call, params))
+        item, reference = self._find_completed(params.ref, call)
+        if params.argument.name not in item.parameters:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
+        members = await item.complete(params, call)
+        if members is not None:
+            return members
+        known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
+        completer = self._registry.completers.get((reference, params.argument.name))
+        if completer is None:
+            values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
+        else:
+            values = await self._ask_completer(completer, params.argument.value, known, call)
+        shown = values[:MAX_VALUES]
+        return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
+
+    def _find_completed(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
+        item: Prompt | Template | None
+        if reference.type == "ref/prompt":
+            noun, name, item = "prompt", reference.name, self._registry.prompts.get(reference.name)
+        elif reference.type == "ref/resource":
+            noun, name, item = "resource template", reference.uri, self._registry.templates.get(reference.uri)
+        else:
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+        if item is None or not sees(call, item):
+            raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")
+        check_scopes(call, item.scopes)
+        return item, name
+
+    async def _ask_completer(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
+        if isinstance(completer, CompleterFunction):
+            found = await completer.run(value, known, call)
+        elif inspect.iscoroutinefunction(completer):
+            found = await completer(value, known)
+        else:
+            found = await self._services.threads.run(completer, value, known, owner=call.owner)
+        return [str(each) for each in found]
+
+    async def _discover(self, call: Call) -> bytes:
+        """Return versions, capabilities, and instructions."""
+        call.meta = self._announcement.discover_meta(call.revision)
+        return self._announcement.discover(call.revision)
+
+    async def _ping(self, call: Call) -> bytes:
+        """Return an empty result."""
+        return b""
+
+    async def _set_level(self, call: Call) -> bytes:
+        """Set the minimum severity of log messages for this session. Without a session, do nothing."""
+        level = read(_level_decoder, call).level
+        if level not in LOG_LEVELS:
+            raise ProtocolError(
+                INVALID_PARAMS, f"Unknown log level {level[:32]!r}. Use one of {', '.join(LOG_LEVELS)}."
+            )
+        if call.session is not None:
+            await self._services.records.change(
+                call.session, lambda record: None if record.log_level == level else replace(record, log_level=level)
+            )
+        return b""
+
+
+def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
+    """Return the arguments without the client id of a streamed call, if the tool has no such parameter."""
+    if "stream" not in tool.parameters or "client_id" in tool.parameters:
+        return raw
+    arguments = _object(raw)
+    client_id = arguments.pop("client_id", None)
+    if isinstance(client_id, str) and not call.client_id:
+        call.client_id = client_id
+    return encode(arguments)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        return _object_decoder.decode(raw)
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
+
+
+def _session(call: Call) -> Session:
+    if call.session is None:
+        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
+    return call.session
+
+
+def _not_found(uri: str) -> ProtocolError:
+    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
+
+
+_LISTS = {
+    "tools/list": ("tools", "tools", "name"),
+    "prompts/list": ("prompts", "prompts", "name"),
+    "resources/list": ("resources", "resources", "uri"),
+    "resources/templates/list": ("templates", "resourceTemplates", "uriTemplate"),
+}
+"""Method -> (kind, member of the result, member that identifies an item)."""
+
+
+class MiddlewareChain:
+    """The hooks of a running server and of its mounted servers, around the handlers."""
+
+    def __init__(self, hooks: Hooks, registry: Registry) -> None:
+        self._hooks = hooks
+        self._registry = registry
+
+    async def __call__(self, call: Call, handler: Handler) -> bytes:
+        """Return the members of the result of a call."""
+        if call.method in _LISTS:
+            handler = self._wrap_list_handler(handler)
+        params = read(_object_decoder, call)
+        hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
+        if not hooks:
+            return await handler(call)
+
+        async def inside(request: MessageRequest) -> dict[str, Any]:
+            if request.params is not params or encode(params) != before:
+                call.params, call.arguments = encode(request.params), None
+            return _members(await handler(call))
+
+        before = encode(params)
+        chain: Next = inside
+        for each, hook in reversed(hooks):
+            chain = partial(_step, hook, chain, call, each.home)
+        return _encode_result(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
+
+    def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
+        """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
+        item: Any = None
+        method, registry, name = call.method, self._registry, params.get("name")
+        if method in ("tools/call", "prompts/get") and isinstance(name, str):
+            item = (registry.tools if method == "tools/call" else registry.prompts).get(name)
+        elif method == "completion/complete":
+            item = _completion_target(registry, params.get("ref"))
+        elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
+            # Find the item like the handler does: the first matching one that is visible to the caller.
+            item, _ = registry.find_readable(uri, lambda each: each.visible is None or each.visible(call.principal))
+        return (self._hooks,) if item is None else item.path or (self._hooks,)
+
+    def _wrap_list_handler(self, handler: Handler) -> Handler:
+        """Return a list handler with the hooks for lists around it."""
+
+        async def handle_list(call: Call) -> bytes:
+            kind, member, key = _LISTS[call.method]
+            result = _members(await handler(call))
+
+            async def inside(request: ListRequest) -> list[dict[str, Any]]:
+                return await self._project_mounted(result[member], kind, key, call)
+
+            chain = chain_hooks(self._hooks.list, inside)
+            result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
+            return _encode_result(result)
+
+        return handle_list
+
+    async def _project_mounted(
+        self, items: list[dict[str, Any]], kind: str, key: str, call: Call
+    ) -> list[dict[str, Any]]:
+        """Return the items as their mounted servers describe them."""
+        registered: dict[str, Any] = getattr(self._registry, kind)
+        shown: dict[Hooks, None] = {}
+        for each in registered.values():
+            shown |= dict.fromkeys(hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks)
+        for hooks in shown:
+            own = {name for name, each in registered.items() if hooks in each.path}
+            theirs = [each for each in items if each[key] in own]
+            if theirs:
+                at = items.index(theirs[0])
+                left = await chain_hooks(hooks.list, partial(_give, theirs))(
+                    ListRequest(kind, shared_context(call, hooks.home))
+                )
+                items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
+        return items
+
+
+_ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))
+
+
+def _completion_target(registry: Registry, reference: Any) -> Any:
+    """Return the prompt or template whose argument a request completes."""
+    if not is_object(reference):
+        return None
+    if reference.get("type") == "ref/prompt":
+        return registry.prompts.get(str(reference.get("name")))
+    return registry.templates.get(str(reference.get("uri")))
+
+
+def _step(hook: Hook, inside: Next, call: Call, home: object, request: MessageRequest) -> Awaitable[Any]:
+    """Run a hook with the context of its own server."""
+    return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)
+
+
+async def _give(items: list[dict[str, Any]], request: ListRequest) -> list[dict[str, Any]]:
+    return items
+
+
+def _members(members: bytes) -> dict[str, Any]:
+    return _object_decoder.decode(b"{%b}" % members)
+
+
+def _encode_result(result: dict[str, Any]) -> bytes:
+    return encode(result)[1:-1]

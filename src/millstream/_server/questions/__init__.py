@@ -1,1 +1,0 @@
-"""Questions of a server to a client: forms, sampling conversations, and pending answers."""

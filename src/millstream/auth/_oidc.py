@@ -1,0 +1,393 @@
+"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer.
+
+The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
+signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may sign
+in.
+
+HTTP helpers for upstreams: redirects, callbacks, and JSON requests.
+
+URLs come from the operator or the upstream's metadata, so they may be on a private network.
+"""
+
+import hmac
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.client.fetch import OutboundError, check_url, fetch
+from millstream._http.client.pool import allow_any
+from millstream._http.message import Handler, HttpRequest, Response
+from millstream._oauth import authorization_url, basic_credentials, s256
+from millstream._override import override
+from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import MALFORMED
+from millstream._server.calls.services import Services
+from millstream._server.functions.description import Names
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.config import CALLBACK
+from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
+from millstream.auth._discovery import Discovery, ask_issuer, issuer_keys
+from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
+from millstream.auth._method import AuthMethod, NotAdmitted, PageMethod, Unavailable, Unbound
+from millstream.auth._tokens import Keys, TokenMethod, rules_of, several
+from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
+
+logger = logging.getLogger("millstream")
+
+_MAX_TEXT = 256
+_ERROR = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+_decode = msgspec.json.Decoder(Any).decode
+
+
+async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, headers: Mapping[str, str]) -> Any:
+    """Return the JSON at a URL, or the response to a form.
+
+    Raises:
+        SignInFailed: The request failed. The reason is logged; the message contains only `title`, the upstream's name.
+    """
+    body = None if form is None else urlencode(form).encode()
+    try:
+        return _decode((await fetch(url, form=body, headers=headers, is_allowed=allow_any)).body)
+    except (OutboundError, *MALFORMED) as exc:
+        logger.error("A sign-in request to %s failed: %s", url, exc)
+        raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None
+
+
+def code_of(query: Mapping[str, str], title: str) -> str:
+    """Return the code in a callback's query.
+
+    Raises:
+        SignInFailed: The query has an error, or no code.
+    """
+    error, code = query.get("error", ""), query.get("code", "")
+    if error == "access_denied":
+        raise SignInFailed(f"You didn't allow {title} to identify you. Start again to sign in.")
+    if error or not code:
+        said = error if _ERROR.fullmatch(error) else "no code"
+        logger.error("A sign-in with %s failed: %s", title, said)
+        raise SignInFailed(f"{title} didn't sign you in ({said}). Start again, or contact the operator of this server.")
+    return code
+
+
+def text(value: object) -> str:
+    """Return an untrusted string; empty if it isn't a string or is too long. Truncation could change its meaning."""
+    return value if isinstance(value, str) and len(value) <= _MAX_TEXT else ""
+
+
+_TYPES = frozenset(("jwt", ""))
+
+
+class _FlowState(Struct, frozen=True):
+    """State of a pending login, for the callback."""
+
+    nonce: str
+    verifier: str
+
+
+class CodeResult(Struct, frozen=True):
+    """The issuer's response to a code."""
+
+    claims: Mapping[str, Any]
+    """Claims of the ID token."""
+    access_token: object
+    metadata: Mapping[str, Any]
+    """Metadata of the issuer."""
+
+
+class CodeFlow:
+    """The code flow with one issuer."""
+
+    def __init__(
+        self,
+        issuer: str,
+        *,
+        client_id: str,
+        client_secret: str,
+        title: str,
+        parameters: Mapping[str, str] | None = None,
+        also: Mapping[str, str] | None = None,
+    ) -> None:
+        """Create the flow. `parameters` go to the authorization endpoint; `also` goes to it and the token endpoint."""
+        # Configuration
+        self._title = title
+        self._issuer = issuer
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._also = dict(also or {})
+        self._parameters = {**(parameters or {}), **self._also}
+        # State
+        self._discovery = Discovery(issuer)
+        keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
+        self._tokens = TokenMethod(TokenRules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
+
+    async def prefetch(self) -> None:
+        """Fetch the issuer's metadata before anyone signs in."""
+        try:
+            await self._discovery.metadata()
+        except Unavailable as exc:
+            self._discovery.retry()
+            logger.warning(
+                "Users can't sign in with %s at the moment, because it doesn't respond. %s", self._title, exc.why
+            )
+
+    # Redirect
+
+    async def begin(self, callback: str, state: str, scope: str, prompt: str = "") -> AuthorizationRedirect:
+        """Return the redirect. `prompt` applies unless the flow's own parameters set one.
+
+        Raises:
+            SignInFailed: The issuer isn't available.
+        """
+        endpoint = self.endpoint(await self.metadata(), "authorization_endpoint")
+        kept = _FlowState(new_secret(), new_secret())
+        asked = {
+            "response_type": "code",
+            "client_id": self._client_id,
+            "redirect_uri": callback,
+            "scope": scope,
+            "state": state,
+            "nonce": kept.nonce,
+            "code_challenge": s256(kept.verifier),
+            "code_challenge_method": "S256",
+            **({"prompt": prompt} if prompt else {}),
+            **self._parameters,
+        }
+        return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
+
+    async def metadata(self) -> dict[str, Any]:
+        """Return the issuer's metadata.
+
+        Raises:
+            SignInFailed: It isn't available.
+        """
+        try:
+            return await self._discovery.metadata()
+        except Unavailable as exc:
+            raise SignInFailed(f"{self._title} isn't responding. Try again later.") from exc
+
+    def endpoint(self, metadata: Mapping[str, Any], name: str) -> str:
+        """Return the URL of an endpoint.
+
+        Raises:
+            SignInFailed: The metadata has no valid URL for it.
+        """
+        url = metadata.get(name)
+        try:
+            return check_url(url if isinstance(url, str) else "").geturl()
+        except OutboundError as exc:
+            logger.error("The metadata of %s has no usable %s: %s", self._issuer, name, exc)
+            raise SignInFailed(f"{self._title} isn't available. Try again later.") from None
+
+    # Callback
+
+    async def finish(self, callback: Callback) -> CodeResult:
+        """Exchange the code of a callback for tokens.
+
+        Raises:
+            SignInFailed: The exchange failed, or the response failed verification.
+        """
+        metadata = await self.metadata()
+        self._check_issuer(metadata, callback.query)
+        code = code_of(callback.query, self._title)
+        kept = msgspec.json.decode(callback.state_data, type=_FlowState)
+        given = await self._exchange(metadata, code, callback.url, kept.verifier)
+        return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
+
+    def _check_issuer(self, metadata: Mapping[str, Any], query: Mapping[str, str]) -> None:
+        """Check `iss`, so that another server's response isn't accepted for this request (RFC 9207 §2.4)."""
+        said = query.get("iss")
+        if said is None and metadata.get("authorization_response_iss_parameter_supported") is not True:
+            return
+        if said != self._issuer:
+            raise SignInFailed(f"The response isn't from {self._title}. Start again.")
+
+    async def _exchange(
+        self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str
+    ) -> Mapping[str, Any]:
+        """Return the token response for a code."""
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": callback,
+            "code_verifier": verifier,
+            **self._also,
+        }
+        headers: dict[str, str] = {}
+        methods = metadata.get("token_endpoint_auth_methods_supported")
+        if not self._client_secret:
+            form["client_id"] = self._client_id
+        elif not is_array(methods) or "client_secret_basic" in methods:
+            headers["authorization"] = basic_credentials(self._client_id, self._client_secret)
+        else:
+            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+        found = await ask(self.endpoint(metadata, "token_endpoint"), self._title, form=form, headers=headers)
+        return found if is_object(found) else {}
+
+    async def _open(self, token: object, nonce: str) -> Mapping[str, Any]:
+        """Return the claims of an ID token."""
+        try:
+            found = await self._tokens.identify(token) if isinstance(token, str) else None
+        except Unavailable as exc:
+            raise SignInFailed(f"{self._title} isn't responding. Try again later.") from exc
+        claims = found.principal.claims if found is not None else {}
+        if (
+            not claims
+            or not self._is_ours(claims)
+            or not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode())
+        ):
+            logger.error("%s returned an ID token that failed verification.", self._issuer)
+            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+        return claims
+
+    def _is_ours(self, claims: Mapping[str, Any]) -> bool:
+        """Return whether a token is for this client; with several audiences, `azp` decides."""
+        several = isinstance(claims.get("aud"), list) and len(claims["aud"]) > 1
+        return bool(claims.get("azp", None if several else self._client_id) == self._client_id)
+
+
+NAME = "oidc"
+"""Name in the redirect URI: ``…/sign-in/callback/oidc``."""
+
+
+class OidcAtPages(Struct, frozen=True, kw_only=True):
+    """The method before the server starts. Created by ``auth.oidc(…, client_id=…)``."""
+
+    rules: TokenRules
+    keys: Keys
+    algorithms: Collection[str]
+    scopes: Collection[str]
+    client: tuple[str, str]
+    """This server's client id and secret at the issuer; the secret may be empty."""
+
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningOidc":
+        """Return the method of a running server."""
+        return RunningOidc(self, services, known)
+
+
+class RunningOidc(TokenMethod, PageMethod):
+    """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages."""
+
+    def __init__(self, config: OidcAtPages, services: Services, known: Callable[[], Collection[str]]) -> None:
+        rules = config.rules
+        super().__init__(rules, config.keys, algorithms=config.algorithms, scopes=config.scopes)
+        self.name: str = NAME
+        title = urlsplit(rules.issuer).netloc
+        self.label: str = f"Continue with {title}"
+        self.logins = {NAME: self.label}
+        self._title = title
+        self._known = known
+        parts = urlsplit(rules.audience)
+        self._base = f"{parts.scheme}://{parts.netloc}" + parts.path.rstrip("/").removesuffix(
+            services.settings.path.rstrip("/")
+        )
+        vault = Vault(services)
+        self._clock = vault.clock
+        self._flow = CodeFlow(
+            rules.issuer,
+            client_id=config.client[0],
+            client_secret=config.client[1],
+            title=title,
+            also={"resource": rules.audience},  # RFC 8707
+        )
+        self._pending_logins = PendingLogins(vault, Tickets(vault, secure=parts.scheme == "https"), self._base)
+
+    # HTTP
+
+    @override
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """Return the callback's handler, below the server's path and at the root."""
+        handler = self._pending_logins.callback_handler(NAME, self._handle_callback)
+        prefixes = {"", urlsplit(self._base).path}
+        return {f"{prefix}{CALLBACK}{NAME}": {"GET": handler} for prefix in prefixes}
+
+    # At the server's own pages
+
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
+        """Return the redirect, with the scopes of our metadata."""
+        wanted = ("openid", *self.scopes, *sorted(self._known()))
+        return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
+
+    @override
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
+        """See `PageMethod.redirect_to_login`."""
+        check_here(request, self._base, page)
+        try:
+            return await self._pending_logins.begin(request, self, page=page)
+        except SignInFailed as exc:
+            raise NotAdmitted(str(exc), 503, wrong=False) from None
+
+    async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
+        landing = self.landing
+        if landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+        try:
+            token, seconds = await self._token(callback)
+        except SignInFailed as exc:
+            return landing.refuse(request, pending.page, str(exc))
+        return landing.complete(request, pending.page, token.encode(), seconds)
+
+    async def _token(self, callback: Callback) -> tuple[str, float]:
+        """Return the user's token and its remaining lifetime.
+
+        Raises:
+            SignInFailed: The token isn't valid here.
+        """
+        token = (await self._flow.finish(callback)).access_token
+        try:
+            found = await self.identify(token) if isinstance(token, str) else None
+        except Unavailable as exc:
+            raise SignInFailed(str(exc)) from None
+        if found is None or not isinstance(token, str):
+            raise SignInFailed(f"The token from {self._title} isn't valid for this server. Contact its operator.")
+        if not found.principal.has(self.scopes):
+            raise SignInFailed("Your account lacks permissions that this server requires. Contact its operator.")
+        return token, float(found.principal.claims["exp"]) - self._clock()
+
+
+@suggest_keywords
+def oidc(
+    issuer: str,
+    *,
+    audience: str,
+    algorithms: Names = (),
+    scopes: Names = (),
+    scope_includes: Mapping[str, Names] | None = None,
+    client_id: str = "",
+    client_secret: str = "",
+) -> AuthMethod | Unbound:
+    """Accept signed tokens from an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
+
+    Args:
+        issuer: As for `jwt`.
+        audience: As for `jwt`.
+        algorithms: As for `jwt`.
+        scopes: As for `jwt`.
+        scope_includes: As for `jwt`.
+        client_id: This server's client id at the issuer, which lets people sign in to the server's pages. Register it
+            with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must return signed tokens for
+            `audience` when it's requested as ``resource`` (RFC 8707).
+        client_secret: Secret for `client_id`; public clients have none.
+
+    Raises:
+        ValueError: An argument is missing or invalid.
+
+    Example:
+        ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
+    """
+    rules = rules_of(issuer, audience, scopes, scope_includes)
+    keys = issuer_keys(issuer)
+    allowed = several("algorithms", algorithms) or ASYMMETRIC
+    if client_secret and not client_id:
+        raise ValueError("auth.oidc() requires client_id= with client_secret=")
+    if not client_id:
+        return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
+    return OidcAtPages(rules=rules, keys=keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))

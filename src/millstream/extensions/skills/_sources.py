@@ -1,0 +1,314 @@
+"""Skills in a folder, and skills in code.
+
+A skill in a folder is every directory with a `SKILL.md`, and the files below it. Paths come from clients. A file is
+served only if it's inside the folder after all links are resolved. Names that start with a dot aren't served.
+
+A skill in code is a function that returns the instructions.
+"""
+
+import inspect
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from mimetypes import guess_type
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from millstream._frontmatter import FrontmatterError, read_frontmatter
+from millstream.protocol import (
+    MAX_SKILL_BYTES,
+    MAX_SKILL_FILES,
+    SKILL_FILE,
+    Skill,
+    SkillResource,
+    digest_of,
+    encode,
+    name_problem,
+)
+
+MAX_WALKED = 10_000
+"""Maximum number of files to list in a folder. Further ones aren't served."""
+FRESH_SECONDS = 1.0
+"""Minimum seconds for which a listing is cached; a slow one is cached for ten times its duration."""
+_logger = logging.getLogger("millstream")
+
+
+class SkillError(ValueError):
+    """A skill is invalid. The message names the skill and the problem."""
+
+
+class File(Struct, frozen=True):
+    """A file of a skill, at the time of the last listing."""
+
+    place: Path
+    digest: str
+    size: int
+    stamp: tuple[int, int, int]
+    """Modification time, size, and inode. The digest is valid while they stay the same."""
+
+
+class Snapshot(Struct, frozen=True):
+    """The contents of a folder at one point in time."""
+
+    skills: dict[str, Skill]
+    """URI of the `SKILL.md` -> entry, sorted."""
+    files: dict[str, File]
+    """URI -> file."""
+
+
+class SkillFolder:
+    """The skills in a folder. Thread-safe."""
+
+    def __init__(self, folder: str, prefix: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the folder.
+
+        Args:
+            folder: Folder of skills, or of one skill.
+            prefix: Start of the URIs, after ``skill://``.
+            clock: Monotonic clock in seconds.
+
+        Raises:
+            ValueError: The folder doesn't exist, contains no skill, or contains an invalid one.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}")
+        self._root = path.resolve()
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        self._snapshot = self._look(Snapshot({}, {}), strict=True)
+        self._until = clock() + FRESH_SECONDS
+        if not self._snapshot.skills:
+            raise SkillError(f"{folder!r} contains no skill. A skill is a folder with a {SKILL_FILE}.")
+
+    def snapshot(self) -> Snapshot:
+        """Return the contents of the folder, possibly cached."""
+        with self._lock:
+            if self._clock() >= self._until:
+                began = self._clock()
+                self._snapshot = self._look(self._snapshot, strict=False)
+                now = self._clock()
+                self._until = now + max(FRESH_SECONDS, 10 * (now - began))
+            return self._snapshot
+
+    def read(self, path: str) -> tuple[bytes, str] | None:
+        """Return the bytes and the media type of a file by the rest of its URI; None if it isn't served."""
+        uri = f"skill://{quote(path)}"
+        snapshot = self.snapshot()
+        file = snapshot.files.get(uri)
+        resolved = None if file is None else self._find(file.place)
+        if resolved is None:
+            return None
+        with suppress(OSError), resolved.open("rb") as opened:
+            data = opened.read(MAX_SKILL_BYTES + 1)
+            return (data, media_type(resolved.name)) if len(data) <= MAX_SKILL_BYTES else None
+        return None
+
+    # Listing
+
+    def _look(self, before: Snapshot, *, strict: bool) -> Snapshot:
+        walked = list(self._walk())
+        roots = [path.parent for path in walked if path.name == SKILL_FILE]
+        files: dict[str, File] = {}
+        skills: dict[str, Skill] = {}
+        for root in roots:
+            try:
+                inside = [path for path in walked if path.is_relative_to(root)]
+                skill = self._skill(root, inside, before, files)
+                skills[skill.uri] = skill
+            except (SkillError, FrontmatterError, OSError) as exc:
+                self._refuse(f"The skill {root.relative_to(self._root.parent)} can't be served: {exc}", strict=strict)
+        return Snapshot(dict(sorted(skills.items())), files)
+
+    def _refuse(self, problem: str, *, strict: bool) -> None:
+        if strict:
+            raise SkillError(problem)
+        if problem not in self._warned and len(self._warned) < MAX_WALKED:
+            self._warned.add(problem)
+            _logger.warning("%s", problem)
+
+    def _walk(self) -> Iterator[Path]:
+        """Yield the files by their paths below the root, with unresolved links."""
+        remaining = MAX_WALKED
+        for directory, folders, names in os.walk(self._root):
+            folders[:] = sorted(each for each in folders if not each.startswith("."))
+            for name in sorted(names):
+                remaining -= 1
+                if remaining < 0:
+                    return
+                path = Path(directory, name)
+                if not name.startswith(".") and self._find(path) is not None:
+                    yield path
+
+    def _find(self, path: Path) -> Path | None:
+        """Return the file at a path; None if it's outside the folder, hidden, or not a file."""
+        try:
+            found = path.resolve()
+            below = found.relative_to(self._root)
+        except (OSError, ValueError, RuntimeError):
+            return None  # outside, or a loop of links
+        return found if not any(each.startswith(".") for each in below.parts) and found.is_file() else None
+
+    def _skill(self, root: Path, paths: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
+        if len(paths) > MAX_SKILL_FILES:
+            raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_SKILL_FILES}")
+        below = root.relative_to(self._root).as_posix()
+        # A folder that is a skill itself has its own name.
+        path = self._prefix + (self._root.name if below == "." else below)
+        base = f"skill://{quote(path)}"
+        resources: list[SkillResource] = []
+        total = 0
+        for file_path in paths:
+            uri = f"{base}/{quote(file_path.relative_to(root).as_posix())}"
+            file = files.get(uri) or self._digest(file_path, before.files.get(uri), MAX_SKILL_BYTES - total)
+            files[uri] = file
+            total += file.size
+            resources.append(SkillResource(uri, file.digest, file.size))
+        frontmatter = self._frontmatter(root / SKILL_FILE, path.rpartition("/")[2])
+        return Skill(f"{base}/{SKILL_FILE}", frontmatter, resources)
+
+    def _digest(self, path: Path, before: File | None, max_bytes: int) -> File:
+        resolved = self._find(path)
+        if resolved is None:
+            raise SkillError(f"{path.name} no longer exists")
+        stat = resolved.stat()
+        stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if before is not None and before.stamp == stamp:
+            return before
+        with resolved.open("rb") as file:
+            if stat.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
+                raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
+        return File(path, digest_of(data), len(data), stamp)
+
+    def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
+        resolved = self._find(path)
+        if resolved is None:
+            raise SkillError(f"{SKILL_FILE} no longer exists")
+        try:
+            frontmatter = read_frontmatter(resolved.read_bytes()[: MAX_SKILL_BYTES + 1].decode())
+        except UnicodeDecodeError as exc:
+            raise SkillError(f"{SKILL_FILE} isn't UTF-8") from exc
+        check_frontmatter(frontmatter, name)
+        return frontmatter
+
+
+def check_frontmatter(frontmatter: dict[str, object], folder: str) -> None:
+    """Check the required members of a skill's frontmatter.
+
+    Raises:
+        SkillError: The name or description is missing, or the name differs from the folder's.
+    """
+    name, description = frontmatter.get("name"), frontmatter.get("description")
+    if problem := name_problem(name):
+        raise SkillError(problem)
+    if name != folder:
+        raise SkillError(f"its name is {name!r}, but its folder is {folder!r}. They must be the same")
+    if not isinstance(description, str) or not description.strip():
+        raise SkillError("its frontmatter has no description")
+
+
+def media_type(name: str) -> str:
+    """Return the media type of a file by its name."""
+    if name.endswith(".md"):
+        return "text/markdown"
+    return guess_type(name)[0] or "text/plain"
+
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,.'/()-]*")
+_FILE = re.compile(r"(?!\.)[^/\\\x00]+(?:/(?!\.)[^/\\\x00]+)*")
+
+
+class SkillOptions(TypedDict, total=False):
+    """Options of `Skills.skill`."""
+
+    name: str
+    """Name; by default the function's, with hyphens."""
+    description: str
+    """Description; by default the docstring."""
+    prefix: str
+    """Start of the URI, after ``skill://``."""
+    files: Mapping[str, str | bytes]
+    """Path -> content of the files next to `SKILL.md`."""
+    frontmatter: Mapping[str, Any]
+    """Further members of the frontmatter, such as ``license``."""
+    dynamic: bool
+    """Whether to call the function at each read. Such a skill has no manifest, and hosts may reject it."""
+
+
+class FunctionSkill(Struct, frozen=True):
+    """A skill defined by a function."""
+
+    skill: Skill
+    content: Mapping[str, bytes]
+    """URI -> content of static files."""
+    make: Callable[[], Any] | None
+    """Generates `SKILL.md` at each read; plain or asynchronous."""
+
+
+def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSkill:
+    """Return the skill of a function.
+
+    Raises:
+        ValueError: The skill is invalid.
+        TypeError: The function takes arguments, or doesn't return text.
+    """
+    if not callable(function):
+        raise TypeError("@skills.skill decorates a function that returns the instructions")
+    if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
+        raise TypeError(f"{function.__name__}: the function of a skill can't have parameters")
+    name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
+    description = options.get("description") or inspect.getdoc(function) or ""
+    frontmatter: dict[str, Any] = {"name": name, "description": description, **options.get("frontmatter", {})}
+    try:
+        check_frontmatter(frontmatter, name)
+    except SkillError as exc:
+        raise SkillError(f"The skill {name!r} is invalid: {exc}") from exc
+    head = _head(frontmatter)
+    prefix = options.get("prefix", "").strip("/")
+    base = f"skill://{quote(f'{prefix}/{name}' if prefix else name)}"
+    uri = f"{base}/{SKILL_FILE}"
+    files = _files(name, base, options.get("files", {}))
+    if options.get("dynamic"):
+
+        async def make() -> str:
+            body = function()
+            return head + _text(await body if inspect.isawaitable(body) else body, name)
+
+        return FunctionSkill(Skill(uri, frontmatter, "dynamic"), files, make)
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{name}: the function runs once, at the start, so it can't be async. Use def, or set dynamic=True."
+        )
+    content = {uri: (head + _text(function(), name)).encode(), **files}
+    resources = [SkillResource(each, digest_of(data), len(data)) for each, data in content.items()]
+    return FunctionSkill(Skill(uri, frontmatter, resources), content, None)
+
+
+def _text(body: Any, name: str) -> str:
+    if not isinstance(body, str):
+        raise TypeError(f"{name}: the function of a skill must return text, not {type(body).__name__}")
+    return body if body.endswith("\n") else f"{body}\n"
+
+
+def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    content: dict[str, bytes] = {}
+    for path, data in files.items():
+        if not _FILE.fullmatch(path) or path == SKILL_FILE:
+            raise SkillError(f"The skill {name!r} has a file {path!r}. Write a relative path, such as 'a/b.md'.")
+        content[f"{base}/{quote(path)}"] = data.encode() if isinstance(data, str) else data
+    return content
+
+
+def _head(frontmatter: Mapping[str, Any]) -> str:
+    """Return frontmatter as JSON, which is valid YAML."""
+    lines = "".join(f"{encode(name).decode()}: {encode(value).decode()}\n" for name, value in frontmatter.items())
+    return f"---\n{lines}---\n\n"
