@@ -1,5 +1,6 @@
 """A book shop that gives out its own tokens: people sign in with a password, and any MCP client connects."""
 
+# region: server
 import os
 
 from millstream import Context, Server, auth
@@ -7,7 +8,6 @@ from millstream import Context, Server, auth
 URL = os.environ.get("SHOP_URL", "http://127.0.0.1:8000")
 USERS = os.environ.get("SHOP_USERS", "users.json")
 
-# region: server
 mcp = Server(
     "Book shop",
     auth=auth.issuer(

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState as UvicornState
 from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
-from millstream._http.asgi.adapter import AsgiAdapter
+from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import HostPolicy, TrustedProxies
 from millstream._http.message import Handler, HttpLimits
 from millstream._http.server import Endpoints

@@ -8,11 +8,11 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
-from millstream._http.asgi.adapter import AsgiAdapter
+from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpLimits, HttpRequest, Response
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes
+from millstream._transports.rest import TOOLS_PATH, RestRoutes
 from millstream._web.pages import pages
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -26,11 +26,11 @@ LAYERS = [
     "_files",
     "_oauth",
     "_protocol",
+    "_frontmatter",
     "protocol",
     "_config",
     "_env_file",
     "_jsonc",
-    "_frontmatter",
     "_http",
     "_telemetry",
     "_stores",
@@ -165,9 +165,7 @@ def test_imports_point_down() -> None:
 
 
 PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
-    "extensions": {
-        "_frontmatter": "FrontmatterError read_frontmatter",
-    },
+    "extensions": {},
     "agent": {
         "_env_file": "EnvFileError read_env_file",
         "_protocol.errors": "suggest_keywords SuggestionMeta",
@@ -176,7 +174,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_backoff": "retry_delay",
         "_config": "Cap RateText Seconds",
         "_files": "stamp_of write_private",
-        "_http.asgi.hosted_application": "HostedApplication",
+        "_http.hosted_application": "HostedApplication",
         "_http.client.body": "ArrivingBytes Inflow RateMeter",
         "_http.client.fetch": "tls",
         "_http.client.pool": "ConnectionPool guard_dial is_public is_this_machine",
@@ -216,18 +214,17 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "client._endpoint": "Auth check_headers Endpoint",
         "client._errors": "TooMuchArriving",
         "client._negotiation": "headers_of",
-        "client._oauth.browser_login": "answer_of PendingAuthorization",
         "client._oauth.discovery": "fetch find_issuer IssuerMetadata Outbound parse_secure read_challenges",
-        "client._oauth.dpop": "Proofs wants_nonce",
-        "client._oauth.endpoints": "ask_token TokenResponse",
+        "client._oauth.endpoints": "ask_token Proofs TokenResponse wants_nonce",
+        "client._oauth.grants": "answer_of PendingAuthorization",
         "client._oauth.signing": "check_key",
         "client._oauth.store": "PRIVATE_KEY_JWT Registration Tokens",
         "client._requests": "Ask",
         "client._server_messages": "Notification",
         "client._targets": "find Remote",
-        "client._transports.in_process": "RunningServer TransportFactory",
         "client._transports.stdio": "Command StdioTransport",
-        "client._transports.transport": "DuplexTransport Listener Transport TransportRequest",
+        "client._transports.transport": "DuplexTransport Listener RunningServer Transport TransportFactory "
+        "TransportRequest",
     },
     "_web": {
         "_http.client.connection": "HttpReply lines",
@@ -237,7 +234,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
             "Handler header_lines HttpRequest JSON_HEAD last_event_id plain_problem query_value query_values "
             "refusal Response Sink STREAM_HEAD"
         ),
-        "_http.websocket.socket": "Socket TRY_AGAIN_LATER",
+        "_http.websocket": "Socket TRY_AGAIN_LATER",
         "_parts": "Route RouteRegistry WATCH",
         "_protocol": "sse",
         "_protocol.jsonrpc": "check_text",
@@ -254,7 +251,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "auth._guard": "AuthGuard",
         "auth._jose": "InvalidToken read_payload",
         "auth._pages": "continue_page cookie_of is_own quote_foreign turned_back",
-        "client._oauth.browser_login": "answer_of PendingAuthorization",
+        "client._oauth.grants": "answer_of PendingAuthorization",
         "client._oauth.store": "Registration Tokens",
         "client._transports.memory": "MemoryTransport",
         "client._transports.transport": "Listener",

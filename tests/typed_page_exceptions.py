@@ -199,7 +199,7 @@ PAGES = {
         },
         untyped={
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
-            "millstream gateway servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
+            "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
             'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
             "The upstream warehouse can't be reached": "tests/gateway/test_blame.py reads such errors.",
             "The server 'warehouse'": "The same.",
@@ -304,7 +304,7 @@ PAGES = {
             "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
         },
         places={'"http://127.0.0.1:8000","authorization_endpoint":"http://127.0.0.1:8000/authorize"': "…"},
-        untyped={"sign_in.py": EXCERPT},
+        untyped={"auth=[auth.issuer": "It's a part of a line. tests/auth/test_sign_in_anywhere.py has such a server."},
     ),
     "docs/guides/asgi-servers.md": Page(
         untyped={

@@ -78,6 +78,8 @@ _ELSEWHERE = {
     "MCPServer": _NEW,
     "McpError": "Use ProtocolError for methods and ToolError for tools.",
     "Millstream": _NEW,
+    "run": "Write mcp.run().",
+    "server": _NEW,
 }
 """Names that aren't here -> what to write instead."""
 

@@ -182,9 +182,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
-    """Subscribers of the hub; 0 means no cap besides `max_connections`. ``MAX_CONNECTIONS`` also sets it."""
+    """Maximum subscribers of the hub; 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
     hub_subscribers_per_channel: Cap = 0
-    """0 means no cap besides `max_connections`."""
+    """Maximum subscribers of one channel; 0 means that only `max_connections` applies."""
     hub_history: Size = 1_000
     """Number of events per channel that a new or returning subscriber can get."""
     hub_history_age: Seconds = 3600.0

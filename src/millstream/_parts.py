@@ -177,7 +177,8 @@ class Host:
         """Whether the server has stopped accepting new work."""
         self.stack: AsyncExitStack = AsyncExitStack()
         """Closes the parts and their resources."""
-        self._pool: StoreLimiter | None = None
+        self.open_pool: StoreLimiter | None = None
+        """The limiter `pool`, or None if it hasn't been created."""
         # What parts offer to other parts
         self.metrics: Metrics | None = None
         """The registry of metrics, or None if none are served."""
@@ -376,21 +377,16 @@ class Host:
     @property
     def pool(self) -> "StoreLimiter":
         """The limiter whose rates are in the store, created on first use."""
-        if self._pool is None:
+        if self.open_pool is None:
             from millstream._limits.limiters import StoreLimiter  # noqa: PLC0415  only where something is limited
 
-            self._pool = StoreLimiter(self.store.rates)
-        return self._pool
-
-    @property
-    def open_pool(self) -> "StoreLimiter | None":
-        """The same limiter, or None if it hasn't been created."""
-        return self._pool
+            self.open_pool = StoreLimiter(self.store.rates)
+        return self.open_pool
 
     async def close(self) -> None:
         """Release the limits that calls hold. The runtime calls this after closing every part."""
-        if self._pool is not None:
-            await self._pool.close()
+        if self.open_pool is not None:
+            await self.open_pool.close()
 
 
 def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) -> list[Part]:

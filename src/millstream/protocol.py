@@ -6,6 +6,7 @@ Example:
     >>> raise ProtocolError(INVALID_PARAMS, f"There is no book {shorten(params.isbn)!r}.")
 """
 
+from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     INSUFFICIENT_SCOPE,
@@ -133,6 +134,7 @@ __all__ = [
     "ElicitResult",
     "EmptyResult",
     "Envelope",
+    "FrontmatterError",
     "GetPromptResult",
     "Implementation",
     "InputRequest",
@@ -171,6 +173,7 @@ __all__ = [
     "name_problem",
     "notification_message",
     "present",
+    "read_frontmatter",
     "repair_schema",
     "shorten",
     "suggest",

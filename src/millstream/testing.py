@@ -13,7 +13,7 @@ import msgspec
 
 from millstream._app.server import Server
 from millstream._protocol.content import Text
-from millstream._protocol.errors import suggest
+from millstream._protocol.errors import suggest, suggest_keywords
 from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import BY_DATE, NEWEST
@@ -83,6 +83,7 @@ class _SignedIn:
         return MemoryTransport(self._server, listener, background, pipe=self._pipe)
 
 
+@suggest_keywords
 @asynccontextmanager
 async def connect(
     server: Server,

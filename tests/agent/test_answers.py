@@ -8,7 +8,7 @@ from agent.shop import make
 from agent_world import ScriptedModel, calls, collect, hangs, model, of, repeats, says
 from cases import for_each
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
-from millstream._cli.chat.conversation import Slash
+from millstream._cli.chat.conversation import run_slash_command
 from millstream.agent import (
     Agent,
     AgentError,
@@ -285,7 +285,7 @@ async def test_refused_lists_of_a_server_do_not_hide_those_of_others() -> None:
     with ScriptedModel(says("Great book!")) as api:
         async with misbehaving(behave) as server, Agent(model(api), [server.url, make()]) as agent:
             for command, found in (("/prompt", "shop:pitch title= [tone=]"), ("/read", "shop:book://{isbn}")):
-                rows = await Slash(agent).run(command)
+                rows = await run_slash_command(agent, command)
                 assert isinstance(rows, list)
                 assert found in [first for first, _ in rows]
                 assert "Not here" in rows[0][1]

@@ -14,9 +14,9 @@ from cases import for_each
 from fleet import until
 from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, key_set, run_issuer, token
 from millstream import auth
-from millstream.auth._discovery import Discovery, ask_issuer, places
 from millstream.auth._jose import FetchedKeys
 from millstream.auth._method import Unavailable
+from millstream.auth._tokens import Discovery, ask_issuer, places
 from wire import encode_headers, encode_request, request
 
 PING = request("ping", id=5)

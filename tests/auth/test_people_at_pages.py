@@ -147,7 +147,7 @@ async def test_wrong_passwords_share_one_counter() -> None:
         assert (await send(world, ADA)).status == 429
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]
-        said = await running._authorize._throttle.check("127.0.0.1", **ADA)
+        said = await running._authorize.throttle.check("127.0.0.1", **ADA)
         assert said == "Too many attempts. Wait a minute, then try again."
         assert (await send(world, {"key": ROOT})).status == 303
 

@@ -111,7 +111,7 @@ async def test_sign_outs_are_rate_limited_per_user() -> None:
         assert counts == [True] * 60 + [False]
 
 
-async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
+async def test_one_user_cannot_block_sign_outs_from_an_address() -> None:
     async with run_guarded() as world:
         jar, mine = await cookie(world), [await cookie(world, BOB) for _ in range(61)]
         for sent in [f"{jar}x"] * 61 + mine:

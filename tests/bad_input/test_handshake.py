@@ -295,7 +295,7 @@ async def test_bodies_over_the_limit_get_413(way: str) -> None:
         await alive(wire, headers)
 
 
-async def test_short_keys_stop_the_start() -> None:
+async def test_short_keys_prevent_the_start() -> None:
     with pytest.raises((ValueError, LocalError), match="secret"):
         async with make_shop(secret_key="short").running():
             pass

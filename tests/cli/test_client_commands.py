@@ -145,6 +145,8 @@ class TestInAPipe:
 
     def test_call_converts_values_by_schema(self) -> None:
         assert json.loads(printed("call", SHOP, "order", "isbn=9780", "copies=2")) == {"isbn": "9780", "copies": 2}
+        in_json = printed("call", SHOP, "order", '{"isbn": "a=b", "copies": 2}')
+        assert json.loads(in_json) == {"isbn": "a=b", "copies": 2}
         result = as_json("call", SHOP, "count", "a=1", "b=2")
         assert (result["isError"], result["content"][0]["text"]) == (False, "3")
 

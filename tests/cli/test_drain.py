@@ -10,8 +10,9 @@ import pytest
 
 from millstream import Settings
 from millstream._http.message import HttpLimits
-from millstream._http.server.drain import LINGER, ConnectionDrainer, DrainTimes
+from millstream._http.server import LINGER, DrainTimes
 from millstream._http.server.guard import ConnectionGuard, ServerState
+from millstream._http.server.listener import ConnectionDrainer
 from patience import WAIT
 from processes import free_port, run_command
 from workers_world import PROGRAM, Client, call, start_program, until_async, until_running, wait_until_refused

@@ -211,7 +211,7 @@ def test_entries_for_other_files_are_printed(key: str, home: Path) -> None:
     assert not path.exists()
 
 
-def test_install_reports_as_json(home: Path) -> None:
+def test_install_prints_a_report_in_json(home: Path) -> None:
     first = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
     assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
     again = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)

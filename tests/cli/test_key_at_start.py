@@ -25,7 +25,7 @@ def bad_key(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
-def test_unusable_key_files_stop_the_start(
+def test_unusable_key_files_prevent_the_start(
     folder: Path,
     bad_key: Path,
     monkeypatch: pytest.MonkeyPatch,

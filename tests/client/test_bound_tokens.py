@@ -21,7 +21,7 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import parse
 from millstream.client import AccessDenied, IdentityProvider, MemoryTokenStore, OAuth, WorkloadIdentity
 from millstream.client._endpoint import Endpoint
-from millstream.client._oauth.dpop import Proofs, challenged_for_proofs, wants_nonce
+from millstream.client._oauth.endpoints import Proofs, challenged_for_proofs, wants_nonce
 from millstream.client._oauth.signing import ProofKey
 from patience import WAIT
 

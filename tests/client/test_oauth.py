@@ -22,7 +22,6 @@ from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
 from millstream.client._negotiation import Options
 from millstream.client._oauth import discovery
-from millstream.client._oauth.browser_login import Loopback, answer_of, code_of
 from millstream.client._oauth.discovery import (
     MAX_LENGTH,
     IssuerMetadata,
@@ -33,6 +32,7 @@ from millstream.client._oauth.discovery import (
 )
 from millstream.client._oauth.endpoints import method_of
 from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.grants import Loopback, answer_of, code_of
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, StoredCredentials, Tokens
 from patience import WAIT
 

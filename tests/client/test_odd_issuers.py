@@ -19,8 +19,8 @@ from client.misbehaving_servers import DONE, ReceivedRequest, assert_readable, m
 from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
-from millstream.client._oauth.browser_login import Loopback, answer_of
 from millstream.client._oauth.flow import default_store
+from millstream.client._oauth.grants import Loopback, answer_of
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from patience import WAIT
 

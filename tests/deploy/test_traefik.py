@@ -1,5 +1,6 @@
 """The example for Traefik, read and served by Traefik itself."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from fronted import Fronted, check_events, check_sessions_and_paths, check_websockets, two_servers
 from processes import ROOT
 from proxies import traefik
+from redis_parts import until
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -22,7 +24,14 @@ def fronted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronted]:
         routes = routes.replace("Host(`mcp.example.com`)", "Host(`127.0.0.1`)")
         static = (ROOT / "examples" / "traefik" / "traefik.yaml").read_text("utf-8")
         with traefik(folder, static, routes) as port:
-            yield Fronted(port, ports)
+            proxy = Fronted(port, ports)
+            asyncio.run(until(lambda: has_routes(proxy)))
+            yield proxy
+
+
+async def has_routes(fronted: Fronted) -> bool:
+    """Return whether Traefik, which listens before it reads its routes, has them."""
+    return await fronted.status("/readyz") == 200
 
 
 async def test_traefik_shares_sessions_and_blocks_private_paths(fronted: Fronted) -> None:

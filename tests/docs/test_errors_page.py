@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from millstream._http import websocket as socket
 from millstream._http.message import KINDS
-from millstream._http.websocket import socket
 from millstream._protocol import errors
 from millstream._transports import open_streams
 from millstream._transports.websocket import dialect

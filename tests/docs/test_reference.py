@@ -34,7 +34,7 @@ from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.listen import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
-from millstream._transports.streamable.batch import MAX_ITEMS
+from millstream._transports.connection import MAX_ITEMS
 from millstream._transports.streamable.sessions import MAX_DELETES
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors

@@ -18,6 +18,7 @@ from examples import (
     guards,
     inventory,
     library,
+    mounted,
     notes,
     parcels,
     planner,
@@ -278,3 +279,9 @@ async def test_weather_failures_reach_the_model(monkeypatch: pytest.MonkeyPatch)
     async with connect(weather.mcp) as client:
         with pytest.raises(ToolFailed, match="Try again in a minute"):
             await client.call("what_to_wear", city="Oslo")
+
+
+async def test_mounted_tools_have_a_prefix() -> None:
+    async with connect(mounted.mcp) as client:
+        assert await names(client) == ["stock_find", "opening_hours"]
+        assert (await client.call("stock_find", words="mo")).data == ["Momo"]

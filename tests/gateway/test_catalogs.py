@@ -84,6 +84,19 @@ async def test_lists_follow_the_upstream() -> None:
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
 
 
+async def test_lists_are_in_the_order_of_the_configuration() -> None:
+    first, second, gateway = Server("first"), Server("second"), Server("gateway")
+    second.tool(lambda: "two", name="two")
+    gateway.upstream("first", first)
+    gateway.upstream("second", second)
+    gateway.tool(lambda: "own", name="own")
+    async with asyncio.timeout(WAIT), Client(gateway, timeout=WAIT) as client, client.watch(tools=True) as changes:
+        assert [tool.name for tool in await client.tools()] == ["own", "second_two"]
+        first.tool(lambda: "one", name="one")
+        assert await anext(changes) == Change("tools")
+        assert [tool.name for tool in await client.tools(fresh=True)] == ["own", "first_one", "second_two"]
+
+
 def test_constant_changes_are_listed_once_a_second() -> None:
     assert [refresh_pause(each) for each in (0.01, 0.5, 60)] == [1, 2, 5]
 

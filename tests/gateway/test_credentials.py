@@ -113,7 +113,7 @@ async def test_rotated_secret_files_apply_without_a_restart(tmp_path: Path) -> N
         assert other.refusals == 1
 
 
-async def test_invalid_credential_options_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_credential_options_prevent_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_THERE", raising=False)
     url = "http://127.0.0.1:9/mcp"
     for options, words in (

@@ -124,7 +124,7 @@ async def test_new_losses_are_reported_after_old_ones() -> None:
         assert (outlet.gaps, outlet.data) == (["expired"], [])
 
 
-async def test_unread_messages_are_not_missing() -> None:
+async def test_unread_messages_are_not_reported_as_missing() -> None:
     store = MemoryStore()
     async with open_hub(store) as one, open_hub(store) as two:
         await one.send("me", "1")

@@ -16,9 +16,8 @@ from identity_world import Identity, Visitor, browser, find_continue_link, ident
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
 from millstream.auth._authorization_server.upstreams import KNOWN
-from millstream.auth._discovery import Discovery, ask_issuer
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
-from millstream.auth._tokens import TokenMethod
+from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer
 from millstream.client._errors import AccessDenied
 from millstream.client._negotiation import Options
 from millstream.client._oauth.flow import OAuth

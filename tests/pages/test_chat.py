@@ -269,7 +269,7 @@ def test_another_user_with_your_name_is_distinguished(hub: str, open_page: OpenP
 
 
 @pytest.mark.parametrize("time", ['"x"', "1e300", "{}", "[1]", "true"])
-def test_invalid_message_times_hide_nothing(hub: str, open_page: OpenPage, time: str) -> None:
+def test_messages_with_invalid_times_are_shown(hub: str, open_page: OpenPage, time: str) -> None:
     mark = f"odd {time}:"
     for text in (f"{mark} before", f'{{"message":{json.dumps(mark + " itself")},"time":{time}}}', f"{mark} after"):
         call(hub, "send_sse_message", {"message": text, "channel": "broadcast"})

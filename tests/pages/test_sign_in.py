@@ -235,6 +235,20 @@ def test_account_menu_says_who_is_signed_in_and_signs_out_here(shop: Shop, open_
         expect(page.get_by_label("Password")).to_be_visible()
 
 
+def test_docs_say_how_callers_sign_in(shop: Shop, plain: str, open_page: OpenPage) -> None:
+    page = open_page(f"{shop.url}/docs", fresh=True, lossy=True)
+    sign_in(page)
+    page.wait_for_url(f"{shop.url}/docs")
+    expect(page.locator("#sign-in")).to_contain_text("authorization: Bearer KEY. This page calls tools as you.")
+    page.goto(f"{shop.url}/docs#tool=order")
+    code = page.get_by_label("Code", exact=True)
+    for language in ("curl", "Python", "TypeScript"):
+        page.get_by_role("button", name=language, exact=True).click()
+        expect(code).to_contain_text("Bearer KEY")
+    page = open_page(f"{plain}/docs#tool=greet")
+    expect(page.get_by_label("Code", exact=True)).not_to_contain_text("Bearer")
+
+
 @pytest.mark.parametrize(("button", "left"), [("Sign out here", False), ("Sign out everywhere", True)])
 def test_signing_out_everywhere_ends_the_other_browser(
     shop: Shop, open_page: OpenPage, button: str, left: bool

@@ -42,6 +42,12 @@ mcp = Server(
 )
 
 
+@mcp.tool
+async def order(title: str) -> str:
+    """Order a book."""
+    return title
+
+
 @mcp.route("/notes/{name}", methods=["GET", "POST"])
 async def notes(request: Request) -> Response:
     """A private page of the program, with a form and a request of its script."""

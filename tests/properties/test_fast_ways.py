@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream._http.asgi.adapter import AsgiSink
+from millstream._http.asgi import AsgiSink
 from millstream._http.message import HttpRequest, Response
 from millstream._transports.streamable.post import Streamable, serve_exactly
 from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint

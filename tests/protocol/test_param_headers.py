@@ -120,7 +120,7 @@ def test_plain_values_are_sent_unchanged(value: str) -> None:
 
 
 @for_each("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
-def test_other_values_are_sent_in_the_sentinel(value: str) -> None:
+def test_values_that_headers_cannot_hold_are_sent_encoded(value: str) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert encode_value(value) == f"=?base64?{b64encode(value.encode()).decode()}?="
     assert decode_value(encode_value(value).encode()) == value

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream._transports.rest.routes import RestRoutes
+from millstream._transports.rest import RestRoutes
 from property_settings import examples
 from rest_world import post, routes, world
 from strategies import json_values

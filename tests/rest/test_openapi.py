@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from cases import for_each
 from millstream._protocol.json_schema import schema_of
-from millstream._transports.rest.openapi import example_of
+from millstream._transports.openapi import example_of
 from rest_world import post, routes, world
 
 

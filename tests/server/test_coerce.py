@@ -37,7 +37,7 @@ SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]',
 
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
-async def test_lenient_tools_accept_arguments_as_hosts_send_them(revision: str) -> None:
+async def test_lenient_tools_accept_text_where_hosts_send_it(revision: str) -> None:
     by_option, by_setting = Server("one"), Server("all", settings=Settings(coerce_arguments=True))
     register(by_option, coerce=True)
     register(by_setting)

@@ -23,7 +23,7 @@ from millstream._protocol.jsonrpc import (
 )
 from millstream._server.calls.questions import Elicit, read_answer
 from millstream._server.functions.plan import MAX_BUILT, MAX_VALUES, ArgumentError, plan, read_arguments
-from millstream._transports.rest.routes import _read_envelope
+from millstream._transports.rest import _read_envelope
 from wire import POST, per_request, request, routing, run_wire
 
 MIB = 1024 * 1024

@@ -7,7 +7,7 @@ import pytest
 from cases import for_each
 from http_peer import WAIT
 from millstream._config import Settings
-from millstream._http.asgi.adapter import AsgiAdapter, header_list, header_lists
+from millstream._http.asgi import AsgiAdapter, header_list, header_lists
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import STREAM_HEAD, Handler, HttpLimits, HttpRequest, Response
 

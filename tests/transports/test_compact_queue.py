@@ -1,6 +1,6 @@
 import asyncio
 
-from millstream._http.websocket.socket import CompactEvent, CompactQueue
+from millstream._http.websocket import CompactEvent, CompactQueue
 from patience import WAIT
 
 

@@ -13,7 +13,7 @@ from guard_peer import Start, expect_refusal, run_guarded_servers
 from http_peer import HEAD, WAIT, ToyApp, request, serve
 from millstream import Context, Server
 from millstream._config import Settings
-from millstream._http.asgi.adapter import AsgiAdapter, AsgiExchange
+from millstream._http.asgi import AsgiAdapter, AsgiExchange
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server.connection import MAX_PIPELINE

@@ -12,11 +12,11 @@ from msgspec import structs
 from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
+from millstream._http import server
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest, Response
-from millstream._http.server import fast_head
+from millstream._http.server import HeaderLineCache
 from millstream._http.server.exchange import BODY, FAST_BODY, IDLE
-from millstream._http.server.fast_head import HeaderLineCache
 from millstream._http.server.listener import HttpProtocol, SocketListener
 from property_settings import examples
 from strategies import bytewise, cuts
@@ -211,7 +211,7 @@ ODD = [
 
 
 @for_each("odd", ODD, ids=["get", "chunked", "no space", "pipelined", "expect", "upgrade"])
-async def test_usual_requests_after_another_one_bypass_the_parser(odd: bytes) -> None:
+async def test_ordinary_requests_after_another_one_bypass_the_parser(odd: bytes) -> None:
     await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())
@@ -232,7 +232,7 @@ async def test_usual_requests_after_another_one_bypass_the_parser(odd: bytes) ->
     assert parser.fed == 0
 
 
-async def test_connections_with_usual_requests_only_make_no_parser() -> None:
+async def test_connections_with_ordinary_requests_only_make_no_parser() -> None:
     await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())
@@ -312,14 +312,14 @@ async def test_last_requests_bypass_the_parser() -> None:
 
 
 @for_each("cut", [list, bytewise], ids=["whole", "bytewise"])
-def test_usual_requests_are_answered_with_any_segmentation(cut: Callable[[Any], Any]) -> None:
+def test_ordinary_requests_are_answered_with_any_segmentation(cut: Callable[[Any], Any]) -> None:
     data = message([*USUAL, b"content-length: 2"], b"{}")
     written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
     assert written.endswith(b"\r\n\r\n{}")
     assert len(heard) == 2
 
 
-def test_body_may_follow_a_usual_head_later() -> None:
+def test_body_may_follow_an_ordinary_head_later() -> None:
     head = message([*USUAL, b"content-length: 4"], b"")
     written, _, heard = compare([head, b"ab", b"cd", head + b"efgh"])
     assert written.count(b"HTTP/1.1 200") == 2
@@ -350,7 +350,7 @@ def test_ambiguous_lines_are_left_to_the_parser(line: bytes) -> None:
         assert not written.endswith(b"\r\n\r\nhello")
 
 
-def test_usual_heads_have_the_same_limits() -> None:
+def test_ordinary_heads_have_the_same_limits() -> None:
     names = [
         b"accept-encoding",
         b"accept-language",
@@ -378,7 +378,7 @@ def test_line_cache_reads_only_plain_content_lengths() -> None:
 
 
 def test_line_cache_is_bounded_and_holds_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_head, "_MAX_LINES", 1024)
+    monkeypatch.setattr(server, "_MAX_LINES", 1024)
     lines = HeaderLineCache()
     for number in range(5000):
         assert lines[b"mcp-name: %d" % number] == (b"mcp-name", b"%d" % number)

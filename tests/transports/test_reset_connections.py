@@ -31,13 +31,14 @@ async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
             send_and_reset(running.port, request())
         peer = await running.connect(request())
         assert (await peer.reply())[0] == 200
-        assert owners == (["127.0.0.1"] if way == "lane" else ["reset"] * 5 + ["127.0.0.1"])
+        # Our own server knows the address since it accepted the connection.
+        assert set(owners) == {"127.0.0.1"} if way == "lane" else owners == ["reset"] * 5 + ["127.0.0.1"]
         peer.close()
         await asyncio.wait_for(running.state.connections.shrink(0), WAIT)  # type: ignore[attr-defined]
 
 
 @for_each("way", TRANSPORTS)
-async def test_reset_handshakes_are_dropped(way: str) -> None:
+async def test_reset_handshakes_do_not_bypass_limits(way: str) -> None:
     peers: list[str] = []
 
     async def note(request: HttpRequest) -> None:
@@ -47,4 +48,4 @@ async def test_reset_handshakes_are_dropped(way: str) -> None:
         head = b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % UPGRADE
         send_and_reset(app.running.port, head)
         await app.raw()
-        assert peers == (["127.0.0.1"] if way == "lane" else ["reset", "127.0.0.1"])
+        assert set(peers) == {"127.0.0.1"} if way == "lane" else peers == ["reset", "127.0.0.1"]

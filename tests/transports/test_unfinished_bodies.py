@@ -9,7 +9,7 @@ from cases import for_each
 from guard_peer import Start, echo, expect_refusal, make_endpoints, run_guarded_servers
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._config import Settings
-from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
+from millstream._http.asgi import MAX_PIECES, AsgiAdapter
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import MAX_FRAMING, Handler, HttpLimits, HttpRequest, Response
 from millstream._http.server.listener import SocketListener

@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidStatus
 
 from cases import for_each
 from fleet import until
-from millstream._http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER, QueuedSocket
+from millstream._http.websocket import GOING_AWAY, SLOW, TRY_AGAIN_LATER, QueuedSocket
 from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits

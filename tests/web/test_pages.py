@@ -7,7 +7,7 @@ from importlib import resources
 import pytest
 
 from cases import for_each
-from millstream._web.pages import add_digests, asset, get, page_names, pages
+from millstream._web.pages import add_digests, asset, asset_handler, page_names, pages
 from rest_world import post
 
 HEADERS = ("content-security-policy", "x-content-type-options", "referrer-policy", "content-type", "cache-control")
@@ -85,7 +85,7 @@ FONTS = {
 """Variable fonts from npm, latin subset: @fontsource-variable/inter 5.3.0, @fontsource-variable/geist-mono 5.3.0."""
 
 
-def test_fonts_match_their_digests_and_are_served_for_good() -> None:
+def test_fonts_match_their_digests_and_are_cached_forever() -> None:
     folder = resources.files("millstream._web") / "assets" / "vendor"
     assert {each.name for each in folder.iterdir() if each.name.endswith(".woff2")} == set(FONTS)
     styles = asset("/assets/fonts.css").body.decode()
@@ -156,10 +156,10 @@ def test_changed_modules_get_new_names() -> None:
 async def test_unchanged_files_get_304() -> None:
     """RFC 9110 §13.1.2."""
     tag = headers(asset("/docs").head)["etag"]
-    held = await get(post("/docs", b"", if_none_match=f'"other", {tag}'))
+    held = await asset_handler()(post("/docs", b"", if_none_match=f'"other", {tag}'))
     assert (held.status, held.body) == (304, b"")
     assert headers(held.head)["etag"] == tag
-    assert (await get(post("/docs", b"", if_none_match='"other"'))).status == 200
+    assert (await asset_handler()(post("/docs", b"", if_none_match='"other"'))).status == 200
 
 
 @for_each(

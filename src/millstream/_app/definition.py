@@ -103,7 +103,7 @@ def make_parts(definition: "Definition") -> "list[Part]":
             module, _, kind = entry.place.partition(":")
             part = getattr(import_module(module), kind)
             if entry.extension:
-                from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  few servers have some
+                from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  few servers have some
 
                 made.append(ExtensionPart(part()))
             else:
@@ -327,13 +327,13 @@ class Definition:
 
     def find_tagged(self, tag: str) -> "list[tuple[str, str]]":
         """Return kind and name of each item with a tag, enabled or not."""
-        return [
-            (kind, key)
-            for kind in KINDS
-            for items in (getattr(self.registry, kind), self.registry.disabled[kind])
-            for key, item in items.items()
-            if tag in item.tags
-        ]
+        return [(kind, key) for kind, key, item, _ in self._items() if tag in item.tags]
+
+    def _items(self) -> "Iterator[tuple[str, str, Any, bool]]":
+        """Yield kind, name, and item, and whether it's enabled."""
+        for kind in KINDS:
+            for on, items in ((True, getattr(self.registry, kind)), (False, self.registry.disabled[kind])):
+                yield from ((kind, key, item, on) for key, item in items.items())
 
     def complete(self, reference: str, argument: str, function: Completer) -> None:
         """Register the completion of an argument of a prompt or template.
@@ -423,12 +423,7 @@ class Definition:
             LocalError: The server runs in several workers, and only this one would have the items.
         """
         self._check_mounted(other)
-        items = [
-            (kind, key, item, on)
-            for kind in KINDS
-            for on, named in ((True, getattr(other.registry, kind)), (False, other.registry.disabled[kind]))
-            for key, item in named.items()
-        ]
+        items = list(other._items())
         for kind, key, *_ in items:
             self._check_free(kind, prefix_name(kind, key, prefix))
         if prefix and not works_everywhere(prefix):

@@ -95,24 +95,27 @@ class Folder:
             return None  # a loop of links, or an invalid file name
 
 
-class OfferedFolder:
-    """The functions for a folder's list, files, and completion."""
+def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:
+    """Register the list and the files.
 
-    def __init__(self, files: Folder, uri: str) -> None:
-        self._files = files
-        self._uri = uri
+    Raises:
+        ValueError: The folder doesn't exist, or the URI is invalid.
+    """
+    if not uri.endswith("/") or "{" in uri:
+        raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables")
+    files = Folder(folder)
 
-    def list_files(self) -> list[dict[str, Any]]:
+    def list_files() -> list[dict[str, Any]]:
         """Return the files, with their sizes in bytes."""
         listed: list[dict[str, Any]] = []
-        for path, place in self._files.files():
+        for path, place in files.files():
             with suppress(OSError):  # it was deleted since the scan
-                listed.append({"uri": self._uri + quote(path), "path": path, "size": place.stat().st_size})
+                listed.append({"uri": uri + quote(path), "path": path, "size": place.stat().st_size})
         return listed
 
-    def read_file(self, path: str) -> EmbeddedResource | None:
+    def read_file(path: str) -> EmbeddedResource | None:
         """Return one of the files."""
-        place = self._files.find(path)
+        place = files.find(path)
         if place is None:
             return None
         with place.open("rb") as file:
@@ -126,23 +129,11 @@ class OfferedFolder:
             contents = ResourceContents("", kind or "application/octet-stream", blob=data)
         return EmbeddedResource(resource=contents)
 
-    async def complete(self, value: str, arguments: dict[str, str]) -> list[str]:
+    async def complete(value: str, arguments: dict[str, str]) -> list[str]:
         """Return paths that begin with `value`."""
-        return await asyncio.to_thread(lambda: list(islice(self._files.matching_paths(value), MAX_COMPLETED)))
+        return await asyncio.to_thread(lambda: list(islice(files.matching_paths(value), MAX_COMPLETED)))
 
-
-def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:
-    """Register the list and the files.
-
-    Raises:
-        ValueError: The folder doesn't exist, or the URI is invalid.
-    """
-    if not uri.endswith("/") or "{" in uri:
-        raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables")
-    offered = OfferedFolder(Folder(folder), uri)
     name, template = Path(folder).resolve().name or "files", f"{uri}{{path*}}"
-    definition.add("resources", uri, resource_of(uri, offered.list_files, home=definition, name=name, **options))
-    definition.add(
-        "templates", template, resource_of(template, offered.read_file, home=definition, name=name, **options)
-    )
-    definition.complete(template, "path", completer_of(offered.complete, home=definition))
+    definition.add("resources", uri, resource_of(uri, list_files, home=definition, name=name, **options))
+    definition.add("templates", template, resource_of(template, read_file, home=definition, name=name, **options))
+    definition.complete(template, "path", completer_of(complete, home=definition))

@@ -182,8 +182,8 @@ class Replicas:
     def _welcome(self, message: WorkerStart, worker: str) -> None:
         if self._added:
             _logger.warning(
-                "Another worker has started without what was added here since the start: %s. Register it before "
-                "the server runs, or in its lifespan",
+                "Another worker started without what this one has registered since its start: %s. Register it before "
+                "the server runs, or in its lifespan.",
                 ", ".join(self._added),
             )
         self._inform(worker)
@@ -297,7 +297,9 @@ class Runtime:
             )
             install(self.dispatcher)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
-            self.dispatcher.around = _wide_middleware(definition)
+            if definition.has_wide_hooks():
+                hooks = definition.hooks or Hooks(definition)
+                self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
@@ -464,10 +466,3 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
             f"; the same goes for {more} other {'tool' if more == 1 else 'tools'} (--log-level debug)" if more else ""
         )
         logger.info("%s: %s%s", name, text, others)
-
-
-def _wide_middleware(definition: Definition) -> MiddlewareChain | None:
-    """Return the middleware for messages and lists; None if neither this server nor one mounted on it has any."""
-    if not definition.has_wide_hooks():
-        return None
-    return MiddlewareChain(definition.hooks or Hooks(definition), definition.registry)

@@ -11,7 +11,7 @@ from os import PathLike, fspath
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
 
-from millstream._app.definition import Definition, Info, choose_parts
+from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._override import override
@@ -268,7 +268,7 @@ class Server:
         added: tuple[Extension, ...] = ()
         hooked: list[Extension] = []
         if extensions != ():
-            from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+            from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
             added = check_extensions(extensions)
             hooked = [each for each in added if has_hooks(each)]
@@ -307,7 +307,7 @@ class Server:
             ValueError: An extension with that identifier exists.
             LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
-        from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+        from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
         check_extensions([*self._extensions, extension])
         self.definition.check_extensible(extension.name, hooks=has_hooks(extension))
@@ -325,7 +325,7 @@ class Server:
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
     def _plug_in(self, extension: "Extension") -> None:
-        from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  as above
+        from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  as above
 
         self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
@@ -333,8 +333,7 @@ class Server:
 
     @override
     def __repr__(self) -> str:
-        kinds = ("tools", "resources", "templates", "prompts")
-        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in kinds)}>"
+        return f"<Server {self.name!r}: {', '.join(f'{len(getattr(self.registry, each))} {each}' for each in KINDS)}>"
 
     @property
     def name(self) -> str:
@@ -367,7 +366,7 @@ class Server:
     def tool(self, function: F, /) -> F: ...
     @overload
     def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
-    def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
+    def tool(self, function: Any = None, /, *more: object, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
         The tool's name is the function's, its description the docstring, and its schemas come from the annotations
@@ -376,6 +375,7 @@ class Server:
         Args:
             function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
                 thread.
+            more: Nothing, because options have names.
             options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
                 ``annotations``, ``timeout`` in seconds, ``scopes``, ``limit``, and ``task``.
 
@@ -384,6 +384,8 @@ class Server:
             TypeError: An annotation has no schema, or an option is unknown.
             LocalError: Other workers are running.
         """
+        if more:
+            raise TypeError("mcp.tool takes one function. Write its options by name: @mcp.tool(name=…, description=…)")
         if self.settings.coerce_arguments:
             options.setdefault("coerce", True)
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
@@ -673,7 +675,7 @@ class Server:
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
     @suggest_keywords
-    def mount(self, other: "Server", *, prefix: str = "") -> None:
+    def mount(self, other: "Server", prefix: str = "") -> None:
         """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
@@ -713,7 +715,7 @@ class Server:
     # Running
 
     @asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:
         """Run the server inside the ``async with`` block; the ``lifespan`` for an application that it's mounted in.
 
         Args:
@@ -816,7 +818,7 @@ class Server:
 
         Args:
             function: The function.
-            options: See `tool`.
+            options: Options of `tool`.
         """
         return self.tool(**options)(function)
 
@@ -826,9 +828,9 @@ class Server:
         If callers have to sign in, this path requires it as well, unless ``public=True``.
 
         Args:
-            path: The path.
-            methods: Its HTTP methods.
-            options: See `route`.
+            path: The path, which begins with ``/``.
+            methods: The HTTP methods.
+            options: Options of `route`.
         """
         return self.route(path, methods=methods, **options)
 
@@ -861,7 +863,7 @@ class Server:
         """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
 
         Args:
-            mount_path: Path at which other packages would serve it; it has no effect.
+            mount_path: Ignored, because the paths are relative to wherever the server is mounted.
         """
         return self
 

@@ -25,7 +25,7 @@ from starlette.requests import Request as PageRequest
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
-from millstream._http.asgi.hosted_application import Application, BrokenReply, HostedApplication
+from millstream._http.hosted_application import Application, BrokenReply, HostedApplication
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
@@ -35,50 +35,46 @@ from millstream._telemetry.logs import shown_error, with_user_frames
 from millstream._web.error_pages import error_page
 
 
-class Files:
-    """An ASGI application that serves a folder."""
+def _files(folder: str, *, max_age: int, shared: bool) -> Application:
+    """Return an ASGI application that serves a folder.
 
-    def __init__(self, folder: str, *, max_age: int, max_ranges: int, shared: bool) -> None:
-        """Create the application.
+    Args:
+        folder: Folder of the files, all of which are accessible to every permitted caller.
+        max_age: Seconds for which clients cache a file without revalidation.
+        shared: Whether shared caches may store the files.
 
-        Args:
-            folder: Folder of the files, all of which are accessible to every permitted caller.
-            max_age: Seconds for which clients cache a file without revalidation.
-            max_ranges: Maximum ranges per request.
-            shared: Whether shared caches may store the files.
+    Raises:
+        ValueError: The folder doesn't exist.
+    """
+    from starlette.staticfiles import StaticFiles  # noqa: PLC0415  only for programs with files of their own
 
-        Raises:
-            ValueError: The folder doesn't exist.
-        """
-        from starlette.staticfiles import StaticFiles  # noqa: PLC0415  only for programs with files of their own
+    place = Path(folder).absolute()
+    if not place.is_dir():
+        raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
+    files = StaticFiles(directory=place, html=True)
+    whose = b"public" if shared else b"private"
+    kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose
 
-        place = Path(folder).absolute()
-        if not place.is_dir():
-            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
-        self._files = StaticFiles(directory=place, html=True)
-        whose = b"public" if shared else b"private"
-        self._kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose
-        self._max_ranges = max_ranges
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI 3."""
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
         inside = scope["path"].removeprefix(scope["root_path"])
         # A file has one path here. Another spelling could bypass the prefix that is guarded.
         if "//" in inside or any(part.startswith(".") for part in inside.replace("\\", "/").split("/")):
             raise HTTPException(404)
         headers = scope["headers"]
-        if any(name == b"range" and value.count(b",") >= self._max_ranges for name, value in headers):
+        if any(name == b"range" and value.count(b",") >= MAX_RANGES for name, value in headers):
             scope = {**scope, "headers": [pair for pair in headers if pair[0] != b"range"]}
 
         async def add_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 more = [(b"x-content-type-options", b"nosniff")]
                 if message["status"] in (200, 206, 304):
-                    more.append((b"cache-control", self._kept))
+                    more.append((b"cache-control", kept))
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        await self._files(scope, receive, add_headers)
+        await files(scope, receive, add_headers)
+
+    return serve
 
 
 logger = logging.getLogger("millstream")
@@ -138,8 +134,8 @@ class UserRoute(Struct, frozen=True, eq=False):
     """Compiled pattern, if the path has parameters."""
     below: bool
     """Whether it includes everything below the path."""
-    make: Callable[[str, Callable[[], bool]], Handler]
-    """Creates the handler: ``make(path, show_errors)``, with the prefix of its mounted server."""
+    host: Callable[[str], HostedApplication]
+    """Returns the application behind it, given the prefix of its mounted server."""
     fixed: bool = False
     """Whether mounting leaves it unchanged. It replaces a built-in page, but not MCP or a sign-in path. Of two with the
     same path, the first one stays.
@@ -176,11 +172,8 @@ class UserRoutes(RouteRegistry):
         """The exact paths that replace built-in pages."""
         mcp = {each.rstrip("/") for each in served}
         for before, each in routes:
-            made = Route(
-                dict.fromkeys(sorted(each.methods), each.make("" if each.fixed else before, show_errors)),
-                public=each.public,
-                own=True,
-            )
+            handler = _report_failures(each.host("" if each.fixed else before).serve, show_errors)
+            made = Route(dict.fromkeys(sorted(each.methods), handler), public=each.public, own=True)
             if not each.fixed:
                 self._put(before, each, made, mcp)
             elif each.path.rstrip("/") not in mcp:
@@ -253,18 +246,17 @@ def route_of(
         )
     pattern, _, convertors = compile_path(path)
 
-    def make(before: str, show_errors: Callable[[], bool]) -> Handler:
+    def host(before: str) -> HostedApplication:
         def parameters(request: HttpRequest) -> dict[str, Any]:
             found = pattern.match(request.path.removeprefix(before))
             values = {} if found is None else found.groupdict()
             return {name: convertors[name].convert(each) for name, each in values.items()}
 
-        hosted = HostedApplication(_page(function), parameters=parameters if convertors else None)
-        return _report_failures(hosted.serve, show_errors)
+        return HostedApplication(_page(function), parameters=parameters if convertors else None)
 
     if "GET" in chosen:
         chosen |= {"HEAD"}
-    return UserRoute(path, chosen, public, pattern if convertors else None, False, make, fixed)
+    return UserRoute(path, chosen, public, pattern if convertors else None, False, host, fixed)
 
 
 def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRoute:
@@ -276,12 +268,12 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     check_path(path.rstrip("/") + "/" if path != "/" else "/")
     if "{" in path:
         raise ValueError(f"static({path!r}): the path can't have parameters")
-    files = Files(folder, max_age=max_age, max_ranges=MAX_RANGES, shared=public)
+    files, path = _files(folder, max_age=max_age, shared=public), path.rstrip("/")
 
-    def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _report_failures(HostedApplication(files, mount_path=before + path.rstrip("/")).serve, show_errors)
+    def host(before: str) -> HostedApplication:
+        return HostedApplication(files, mount_path=before + path)
 
-    return UserRoute(path.rstrip("/") or "/", frozenset(("GET", "HEAD")), public, None, True, make)
+    return UserRoute(path or "/", frozenset(("GET", "HEAD")), public, None, True, host)
 
 
 def application_at(path: str, application: Application, *, methods: Collection[str], below: bool) -> UserRoute:
@@ -299,11 +291,8 @@ def application_at(path: str, application: Application, *, methods: Collection[s
     elif "{" not in path:
         pattern = None
 
-    def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _report_failures(HostedApplication(application).serve, show_errors)
-
     chosen = frozenset(methods) & METHODS or METHODS
-    return UserRoute(path, chosen, True, pattern, False, make, True)
+    return UserRoute(path, chosen, True, pattern, False, lambda _: HostedApplication(application), True)
 
 
 def check_form(path: str) -> None:

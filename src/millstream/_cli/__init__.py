@@ -68,11 +68,11 @@ def _obey(arguments: Sequence[str]) -> None:
         serve_http(target, host, port, settings={"log_level": level})
         return
     with gc_paused():
-        from millstream._cli.program import help_of, program  # noqa: PLC0415 - see above
+        from millstream._cli.program import print_help, program  # noqa: PLC0415 - see above
 
         command = program(arguments[0])
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if {"--help", "-h"} & set(words) and arguments[0] in command and not sys.stdout.isatty():
-        sys.stdout.write(help_of(command, arguments))
+    if {"--help", "-h"} & set(words) and arguments[0] in command:
+        print_help(command, arguments)
         return
     run_command(command, arguments)

@@ -52,7 +52,7 @@ def _file(given: Path | None) -> KeyFile:
 
 
 @contextmanager
-def convert_errors() -> Generator[None, None, None]:
+def convert_errors() -> Generator[None]:
     """Convert errors to errors of the command line."""
     try:
         yield

@@ -137,19 +137,24 @@ class System(Struct, frozen=True, kw_only=True):
         return Path(self.variables.get("XDG_CONFIG_HOME") or self.home / ".config") / linux
 
 
+def _command(name: str, launch: Launch) -> dict[str, Any]:
+    entry: dict[str, Any] = {"command": launch.command, "args": list(launch.args)}
+    return {**entry, "env": dict(launch.env)} if launch.env else entry
+
+
 class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """One application."""
 
     title: str
     place: Callable[[System], Path]
     """Its configuration file."""
-    under: str
+    under: str = "mcpServers"
     """Member of its configuration that contains the servers."""
     project: str = ""
     """Configuration file of one folder, relative to it."""
     snippet: Callable[[str, str, dict[str, Any]], str] | None = None
     """Formats an entry for a file that isn't JSON, from `under`, the server's name, and the entry. The user adds it."""
-    local: Callable[[str, Launch], dict[str, Any]]
+    local: Callable[[str, Launch], dict[str, Any]] = _command
     """Creates the entry for a command, from the name of the server and the launch."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
     """Creates the entry for a URL. None if the application can only start programs."""
@@ -163,11 +168,6 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
         if not launch.url:
             return self.local(name, launch)
         return self.remote(name, launch) if self.remote is not None else self.local(name, launch.by_remote())
-
-
-def _command(name: str, launch: Launch) -> dict[str, Any]:
-    entry: dict[str, Any] = {"command": launch.command, "args": list(launch.args)}
-    return {**entry, "env": dict(launch.env)} if launch.env else entry
 
 
 def _typed_command(name: str, launch: Launch) -> dict[str, Any]:
@@ -187,27 +187,13 @@ def _url_as(
 _GOOSE_SECONDS = 300
 
 
-def _goose_command(name: str, launch: Launch) -> dict[str, Any]:
-    return {
-        "name": name,
-        "type": "stdio",
-        "enabled": True,
-        "cmd": launch.command,
-        "args": list(launch.args),
-        "envs": dict(launch.env),
-        "timeout": _GOOSE_SECONDS,
-    }
-
-
-def _goose_url(name: str, launch: Launch) -> dict[str, Any]:
-    return {
-        "name": name,
-        "type": "streamable_http",
-        "enabled": True,
-        "uri": launch.url,
-        "headers": dict(launch.headers),
-        "timeout": _GOOSE_SECONDS,
-    }
+def _goose(name: str, launch: Launch) -> dict[str, Any]:
+    kind, way = (
+        ("streamable_http", {"uri": launch.url, "headers": dict(launch.headers)})
+        if launch.url
+        else ("stdio", {"cmd": launch.command, "args": list(launch.args), "envs": dict(launch.env)})
+    )
+    return {"name": name, "type": kind, "enabled": True, **way, "timeout": _GOOSE_SECONDS}
 
 
 def _in_toml(under: str, name: str, entry: dict[str, Any]) -> str:
@@ -242,8 +228,6 @@ APPLICATIONS = {
             "Library/Application Support/Claude/claude_desktop_config.json",
             "Claude/claude_desktop_config.json",
         ),
-        under="mcpServers",
-        local=_command,
         named=str,
         afterwards="Quit Claude Desktop and start it again.",
     ),
@@ -252,7 +236,6 @@ APPLICATIONS = {
         title="Claude Code",
         place=_in_home(".claude.json"),
         project=".mcp.json",
-        under="mcpServers",
         local=_typed_command,
         remote=_url_as("url", kind={"type": "http"}),
         afterwards="Start Claude Code again, and type /mcp to see the server.",
@@ -262,7 +245,6 @@ APPLICATIONS = {
         title="Cursor",
         place=_in_home(".cursor", "mcp.json"),
         project=".cursor/mcp.json",
-        under="mcpServers",
         local=_typed_command,
         remote=_url_as("url"),
         afterwards="Switch the server on in Cursor's settings, under MCP.",
@@ -284,8 +266,6 @@ APPLICATIONS = {
     "windsurf": ConfigurableApp(
         title="Windsurf",
         place=_in_home(".codeium", "windsurf", "mcp_config.json"),
-        under="mcpServers",
-        local=_command,
         remote=_url_as("serverUrl"),
         afterwards="Press Refresh in Cascade's list of MCP servers.",
     ),
@@ -294,8 +274,6 @@ APPLICATIONS = {
         title="Devin",
         place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
         project=".devin/mcp_config.json",
-        under="mcpServers",
-        local=_command,
         remote=_url_as("url", kind={"transport": "http"}),
         afterwards="Start a new session in Devin Desktop, or in the Devin CLI.",
     ),
@@ -305,7 +283,6 @@ APPLICATIONS = {
         place=lambda system: system.folder(linux="zed", macos=".config/zed", windows="Zed") / "settings.json",
         project=".zed/settings.json",
         under="context_servers",
-        local=_command,
         remote=_url_as("url"),
         afterwards="Zed reloads its settings. Its status is in Settings, AI, MCP Servers.",
     ),
@@ -318,8 +295,8 @@ APPLICATIONS = {
         under="extensions",
         snippet=_in_yaml,
         named=lambda name: hyphenate(name).lower(),
-        local=_goose_command,
-        remote=_goose_url,
+        local=_goose,
+        remote=_goose,
         afterwards="Start a new Goose session.",
     ),
     # https://github.com/google-gemini/gemini-cli/blob/main/docs/tools/mcp-server.md
@@ -327,8 +304,6 @@ APPLICATIONS = {
         title="Gemini CLI",
         place=_in_home(".gemini", "settings.json"),
         project=".gemini/settings.json",
-        under="mcpServers",
-        local=_command,
         remote=_url_as("httpUrl"),
         afterwards="Start Gemini CLI again, and type /mcp to see the server.",
     ),
@@ -339,7 +314,6 @@ APPLICATIONS = {
         project=".codex/config.toml",
         under="mcp_servers",
         snippet=_in_toml,
-        local=_command,
         remote=_url_as("url", headers="http_headers"),
         afterwards="Start Codex again, and type /mcp to see the server.",
     ),

@@ -11,9 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 from cyclopts import Group, Parameter
-from msgspec import Struct
 
 from millstream._cli.errors import UsageError, as_json, close_stderr, tell
 from millstream._cli.program import more_than_nothing
@@ -22,6 +20,7 @@ from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
+from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._endpoint import Auth
 from millstream.client._errors import (
@@ -97,7 +96,7 @@ class ConnectOptions:
 
     def headers(self, target: str = "") -> dict[str, str]:
         """Return the headers of each request to a server."""
-        found = pairs(self.header or [], ":", '--header must be "Name: value"')
+        found = pairs(self.header, ":", '--header must be "Name: value"')
         key = self.auth_key or ("" if self.login else _key_for(target))
         if key and not any(name.lower() == "authorization" for name in found):
             found["Authorization"] = f"Bearer {key}"
@@ -106,7 +105,7 @@ class ConnectOptions:
     @property
     def variables(self) -> dict[str, str]:
         """Environment variables of a server that the command starts."""
-        return pairs(self.env or [], "=", "--env must be NAME=VALUE")
+        return pairs(self.env, "=", "--env must be NAME=VALUE")
 
     def auth(self) -> Auth | None:
         """Return the login, if requested."""
@@ -186,10 +185,10 @@ def version_of(client: Client) -> str:
     return "" if client.server.version == "0" else client.server.version
 
 
-def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
+def pairs(words: Sequence[str] | None, mark: str, usage: str) -> dict[str, str]:
     """Parse ``NAME=VALUE`` words into a dict."""
     found: dict[str, str] = {}
-    for word in words:
+    for word in words or ():
         name, sign, value = word.partition(mark)
         if not sign or not name.strip():
             raise UsageError(f"{usage}, not {word!r}.")
@@ -248,16 +247,9 @@ def text_of(error: ClientError) -> str:
     return str(error)
 
 
-class _MissingCapabilities(Struct):
-    needed: dict[str, Any] = msgspec.field(name="requiredCapabilities")
-
-
 def _cannot(error: ServerError) -> str:
     """Return the message for missing client capabilities."""
-    try:
-        names = list(msgspec.convert(error.data, _MissingCapabilities).needed)
-    except msgspec.ValidationError:
-        names = []
+    names = list(members(members(error.data).get("requiredCapabilities")))
     if names == ["elicitation"]:
         return "The server has a question for the user, but there's no terminal. Run this command on a terminal."
     return (

@@ -14,7 +14,8 @@ from cyclopts import Parameter
 
 from millstream._app.server_process.errors import CommandError, report
 from millstream._app.server_process.facts import Facts, show
-from millstream._app.server_process.supervisor import can_supervise, changes
+from millstream._app.server_process.over_http import can_supervise
+from millstream._app.server_process.supervisor import changes
 from millstream._cli.load import folder_of
 from millstream._cli.program import Editable, EnvFile, Packages, Port
 from millstream._cli.run import Inspect

@@ -154,8 +154,8 @@ class DiagnosticStep(Struct, frozen=True):
     """One step, and its result."""
 
     name: str
-    ok: bool
     found: str
+    ok: bool = True
     remedy: str = ""
 
 
@@ -197,8 +197,8 @@ def doctor(
             steps.append(
                 DiagnosticStep(
                     "connection",
+                    exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc),
                     ok=False,
-                    found=exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc),
                     remedy=remedy_of(exc),
                 )
             )
@@ -230,7 +230,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         url = place.url
         proxy = proxy_for(url)
         if proxy is not None:
-            yield DiagnosticStep("proxy", ok=True, found=f"{url.host} is reached through {proxy}, from the environment")
+            yield DiagnosticStep("proxy", f"{url.host} is reached through {proxy}, from the environment")
         else:
             yield await looked_up(url, options.timeout)
         if url.secure and proxy is None:
@@ -240,15 +240,13 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
             "protocol",
-            ok=True,
-            found=f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)",
+            f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)",
         )
         yield await count_items(client)
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
             yield DiagnosticStep(
                 "questions",
-                ok=True,
-                found="questions and log messages on stdio don't say which call they belong to",
+                "questions and log messages on stdio don't say which call they belong to",
                 remedy='In a gateway for several people, set isolation = "per_principal" for it if its tools ask.',
             )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
@@ -276,7 +274,7 @@ async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
         if addresses == [url.host]
         else f"{url.host} resolves to {', '.join(addresses)}"
     )
-    return DiagnosticStep("name", ok=True, found=found)
+    return DiagnosticStep("name", found)
 
 
 async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
@@ -303,9 +301,7 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
         raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
-    return DiagnosticStep(
-        "certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'an unknown date')}"
-    )
+    return DiagnosticStep("certificate", f"trusted until {certificate.get('notAfter', 'an unknown date')}")
 
 
 async def count_items(client: Client) -> DiagnosticStep:
@@ -318,9 +314,7 @@ async def count_items(client: Client) -> DiagnosticStep:
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     nothing = not any(counts.values())
-    return DiagnosticStep(
-        "offers", ok=not nothing, found=text, remedy="Register something, or sign in." if nothing else ""
-    )
+    return DiagnosticStep("offers", text, ok=not nothing, remedy="Register something, or sign in." if nothing else "")
 
 
 async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:
@@ -336,12 +330,10 @@ async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float)
         if proxies:
             shown = ", ".join(name.decode() for name in proxies)
             remedy = "Turn off buffering and compression for event streams: in nginx, proxy_buffering off."
-            yield DiagnosticStep("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
+            yield DiagnosticStep("proxy", f"there is one ({shown})", remedy=remedy)
     except (ClientError, TimeoutError) as exc:
         how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
-        yield DiagnosticStep(
-            "browsers", ok=True, found=f"preflight requests {how}: pages of other origins can't use it"
-        )
+        yield DiagnosticStep("browsers", f"preflight requests {how}: pages of other origins can't use it")
     finally:
         await pool.close()
 
@@ -350,7 +342,7 @@ def cors(reply: HttpReply) -> DiagnosticStep:
     """Check whether pages of other origins may use the server."""
     allowed = reply.header(b"access-control-allow-origin")
     text = f"pages of {allowed} may use it" if allowed else "pages of other origins can't use it, which is safe"
-    return DiagnosticStep("browsers", ok=True, found=text)
+    return DiagnosticStep("browsers", text)
 
 
 def remedy_of(error: ClientError) -> str:
@@ -536,7 +528,7 @@ def channel(
         select_events,
     )
 
-    arguments = {name: _value(text) for name, text in pairs(where or [], "=", "--where must be NAME=VALUE").items()}
+    arguments = {name: _value(text) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
 
     async def work(client: Client) -> None:
         chosen = await select_events(client, event or [], arguments)

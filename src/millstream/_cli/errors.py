@@ -82,6 +82,14 @@ _ARGUMENT = re.compile(r'Unknown option: "?--([\w-]+)')
 """The error for an argument of a tool that's written as an option."""
 
 
+_WORDS = (
+    (
+        re.compile(r'Invalid value for (\S+): unable to convert "(.*)" into int\.'),
+        r'Invalid value "\2" for \1. Write a whole number.',
+    ),
+    (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
+)
+"""Sentences of the command-line library -> ours."""
 _RED_ERROR = "\x1b[1;31mError:\x1b[0m"
 
 
@@ -106,7 +114,8 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     try:
         program(list(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as exc:
-        _fail(f"Unexpected argument: {' '.join(exc.unused_tokens or ())}.", arguments)
+        extra = " ".join(exc.unused_tokens or ())
+        _fail(f"Unexpected argument: {extra}. Write a value with blanks in quotes, and a list with commas.", arguments)
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:
@@ -127,6 +136,9 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
 def _unknown(arguments: Sequence[str]) -> str:
     """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
     word, other = arguments[0], _OTHER_NAMES.get(arguments[0])
+    if word.startswith("-"):
+        command = next((each for each in arguments if any(each in group for group in COMMANDS.values())), "run")
+        return f"{word} comes after the command: millstream {command} {word}"
     if word in _OTHER_SUBCOMMANDS and len(arguments) > 1:
         command, word = word, arguments[1]
         other = _OTHER_SUBCOMMANDS[command].get(word)
@@ -139,6 +151,8 @@ def _unknown(arguments: Sequence[str]) -> str:
 
 
 def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> None:
+    for pattern, ours in _WORDS:
+        text = pattern.sub(ours, text)
     command = " ".join(chain) or (arguments[0] if any(arguments[0] in group for group in COMMANDS.values()) else "")
     remedy = f"millstream {command} --help" if command else "millstream --help"
     if command in _LISTED and len(arguments) == 2:  # the server alone

@@ -8,11 +8,21 @@ from typing import Annotated
 
 import msgspec
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.program import EnvFile, Port, Yes
-from millstream._cli.run import LogLevel, TransportChoice
+from millstream._cli.program import EnvFile, Yes
+from millstream._cli.run import (
+    Anonymous,
+    Host,
+    KeyFiles,
+    ListenPort,
+    MinLevel,
+    Parts,
+    Store,
+    Transport,
+    TransportChoice,
+    Workers,
+)
 from millstream._cli.serve import serve_http, use_file
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
@@ -28,7 +38,6 @@ from millstream.gateway._upstream import UpstreamConfig
 
 gateway = App(
     name="gateway",
-    usage="Usage: millstream gateway [OPTIONS] FILE",
     help="""Serve other MCP servers and APIs at one address.
 
     Every client can use every server of the file, regardless of revisions and transports.
@@ -51,27 +60,15 @@ def serve(  # noqa: PLR0913  the options of the command
     file: File,
     /,
     *,
-    host: Annotated[
-        str | None, Parameter(metavar="ADDRESS", help="Address to listen on.", show_default=lambda _: "127.0.0.1")
-    ] = None,
-    port: Port = None,
-    transport: Annotated[
-        TransportChoice, Parameter(metavar="NAME", help="http, or stdio to communicate with the parent program.")
-    ] = TransportChoice.http,
-    store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
-    serve: Annotated[
-        str,
-        Parameter(
-            metavar="PARTS",
-            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
-        ),
-    ] = "",
-    workers: Annotated[int, Parameter(metavar="N", help="Number of processes.", validator=Number(gte=1))] = 1,
-    auth_keys: Annotated[
-        str | None, Parameter(metavar="FILE", help="A file of keys, created by `millstream keys add`.")
-    ] = None,
-    allow_anonymous: Annotated[bool, Parameter(help="Let anyone who can reach the address call every tool.")] = False,
-    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
+    host: Host = None,
+    port: ListenPort = None,
+    transport: Transport = TransportChoice.http,
+    store: Store = "",
+    serve: Parts = "",
+    workers: Workers = 1,
+    auth_keys: KeyFiles = None,
+    allow_anonymous: Anonymous = False,
+    log_level: MinLevel = None,
     env_file: EnvFile = None,
 ) -> None:
     """Serve the upstreams of a file."""
@@ -98,7 +95,7 @@ def serve(  # noqa: PLR0913  the options of the command
     )
 
 
-@gateway.command(usage="Usage: millstream gateway accept [OPTIONS] FILE UPSTREAM [TOOL]")
+@gateway.command
 def accept(
     file: File,
     upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
@@ -118,23 +115,17 @@ def accept(
     - `millstream gateway accept gateway.toml shop order`
     """
     try:
-        config = _upstream(load_file(file), upstream, file)
-        pins = config.policy.pins if config.policy is not None else ""
-        if config.trust != "pin" or not pins:
-            raise CommandError(f"{upstream} isn't pinned.", fix=f'Write trust = "pin" under [upstreams.{upstream}].')
-        kept = AcceptedFile(pins)
+        config, kept = _pinned(load_file(file), upstream, file)
         found = asyncio.run(_lists(config))
-        changed = {
-            (kind, name): definition
-            for kind, name, definition in pinned_items(found)
-            if (not tool or name == tool) and not _same(kept.of(upstream).get(kind, {}).get(name), definition)
-        }
-        if tool and all(name != tool for _, name, _ in pinned_items(found)):
-            names = tuple(name for _, name, _ in pinned_items(found))
+        items = list(pinned_items(found))
+        names = tuple(name for _, name, _ in items)
+        if tool and tool not in names:
             raise CommandError(f"{upstream} has no {tool}.", fix=f"{suggest(tool, names)}.".capitalize())
         rows: list[dict[str, object]] = []
-        for (kind, name), definition in changed.items():
+        for kind, name, definition in items:
             before = kept.of(upstream).get(kind, {}).get(name)
+            if (tool and name != tool) or (before is not None and digest_of(before) == digest_of(definition)):
+                continue
             rows.append({"kind": kind, "name": name, "accepted": before, "offered": definition})
             if not json:
                 _show(kind, name, before, definition)
@@ -150,12 +141,16 @@ def accept(
         print("Nothing has changed.")
 
 
-def _upstream(config: GatewayConfig, name: str, file: Path) -> UpstreamConfig:
-    for each in config.upstreams:
-        if each.name == name:
-            return each
-    names = tuple(each.name for each in config.upstreams)
-    raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, names)}.".capitalize())
+def _pinned(config: GatewayConfig, name: str, file: Path) -> tuple[UpstreamConfig, AcceptedFile]:
+    """Return a pinned upstream, and its accepted definitions."""
+    upstreams = {each.name: each for each in config.upstreams}
+    if name not in upstreams:
+        raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, tuple(upstreams))}.".capitalize())
+    found = upstreams[name]
+    pins = found.policy.pins if found.policy is not None else ""
+    if found.trust != "pin" or not pins:
+        raise CommandError(f"{name} isn't pinned.", fix=f'Write trust = "pin" under [upstreams.{name}].')
+    return found, AcceptedFile(pins)
 
 
 async def _lists(config: UpstreamConfig) -> catalog.Catalog:
@@ -181,10 +176,6 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
             max_bytes=config.max_catalog_bytes,
             warn=lambda text: print_text(text, sys.stderr),
         )
-
-
-def _same(accepted: catalog.Description | None, definition: catalog.Description) -> bool:
-    return accepted is not None and digest_of(accepted) == digest_of(definition)
 
 
 def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:

@@ -1,6 +1,10 @@
-"""The output of ``millstream --help``: all commands by purpose. Imports nothing, so that it's instant."""
+"""The output of ``millstream --help``, all commands by purpose, and of ``millstream COMMAND --help``.
+
+On a terminal, it loads rich; otherwise, it imports nothing, so that it's instant.
+"""
 
 import sys
+from collections.abc import Mapping
 
 from millstream._version import __version__
 
@@ -41,7 +45,13 @@ COMMANDS = {
 }
 """Heading -> command -> description."""
 
-_EXAMPLES = """\
+_OVERVIEW = (
+    """\
+Millstream: one MCP server for every client, and one client for every server.
+
+Usage: millstream COMMAND [OPTIONS]""",
+    COMMANDS,
+    """
 Examples
   millstream dev shop.py
   millstream run shop.py
@@ -49,7 +59,10 @@ Examples
   millstream call shop.py order isbn=978-0 copies=2
   millstream call "uvx mcp-server-time" get_current_time timezone=Europe/Berlin
   millstream info https://example.com/mcp --auth KEY
-"""
+
+For details of a command: millstream COMMAND --help
+""",
+)
 
 
 def print_version(*, as_json: bool) -> None:
@@ -58,9 +71,25 @@ def print_version(*, as_json: bool) -> None:
 
 
 def print_overview() -> None:
-    """Print all commands, in panels on a terminal or else as plain text."""
+    """Print all commands."""
+    show(*_OVERVIEW)
+
+
+def overview() -> str:
+    """Return the overview as text."""
+    return as_text(*_OVERVIEW)
+
+
+def show(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") -> None:
+    """Print help, in panels on a terminal or else as plain text.
+
+    Args:
+        before: Text above the panels.
+        panels: Heading -> name of a command or option -> description.
+        after: Text below the panels.
+    """
     if not sys.stdout.isatty():
-        sys.stdout.write(overview())
+        sys.stdout.write(as_text(before, panels, after))
         return
     from rich.console import Console  # noqa: PLC0415  only on a terminal
     from rich.panel import Panel  # noqa: PLC0415
@@ -68,27 +97,27 @@ def print_overview() -> None:
     from rich.text import Text  # noqa: PLC0415
 
     console = Console(highlight=False)
-    console.print(Text.assemble(("Usage: ", ""), ("millstream COMMAND [OPTIONS]", "bold")))
-    console.print("\nMillstream: one MCP server for every client, and one client for every server.\n")
-    width = max(len(name) for group in COMMANDS.values() for name in group)
-    for heading, group in COMMANDS.items():
+    text = Text(before)
+    text.highlight_regex("(?m)^Usage: .*|^Examples?$", "bold")
+    text.highlight_regex("`[^`]+`", "cyan")
+    console.print(text)
+    for heading, rows in panels.items():
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="cyan", min_width=width, no_wrap=True)
+        table.add_column(min_width=_width(panels))
         table.add_column()
-        for name, what in group.items():
-            table.add_row(name, Text(what))
+        for name, what in rows.items():
+            table.add_row(Text(name, style="cyan"), Text(what))
         console.print(Panel(table, title=heading, title_align="left"))
-    console.print(Text(_EXAMPLES.rstrip(), style=""))
-    console.print("\nFor details of a command: [bold]millstream COMMAND --help[/bold]")
+    console.print(Text(after), end="")
 
 
-def overview() -> str:
-    """Return the overview as text."""
-    width = max(len(name) for group in COMMANDS.values() for name in group) + 2
-    lines = ["Millstream: one MCP server for every client, and one client for every server.", ""]
-    lines += ["Usage: millstream COMMAND [OPTIONS]", ""]
-    for heading, group in COMMANDS.items():
-        lines.append(heading)
-        lines += [f"  {name.ljust(width)}{what}" for name, what in group.items()]
-        lines.append("")
-    return "\n".join(lines) + "\n" + _EXAMPLES + "\nFor details of a command: millstream COMMAND --help\n"
+def as_text(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") -> str:
+    """Return help as plain text."""
+    width, lines = _width(panels) + 2, [before]
+    for heading, rows in panels.items():
+        lines += ["", heading, *(f"  {name:{width}}{what}" for name, what in rows.items())]
+    return "\n".join([*lines, after])
+
+
+def _width(panels: Mapping[str, Mapping[str, str]]) -> int:
+    return max(len(name) for rows in panels.values() for name in rows)

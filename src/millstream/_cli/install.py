@@ -323,11 +323,11 @@ def install(  # noqa: PLR0913  the options of the command
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
-    env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--env must be NAME=VALUE")}
+    env = {**(read_file(env_file) if env_file else {}), **pairs(variable, "=", "--env must be NAME=VALUE")}
     launch = launch_of(
         target,
         env=env,
-        headers=pairs(header or [], ":", '--header must be "Name: value"'),
+        headers=pairs(header, ":", '--header must be "Name: value"'),
         packages=packages or (),
         editable=editable or (),
     )

@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -39,7 +40,7 @@ from millstream._cli.tables import Progress, print_block, print_json, print_rows
 from millstream._files import write_private
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
-from millstream._protocol.json_schema import members
+from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, ServerError
@@ -98,7 +99,10 @@ def call(
     tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
     /,
     *arguments: Annotated[
-        str, Parameter(name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema.")
+        str,
+        Parameter(
+            name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema, or one JSON object."
+        ),
     ],
     input: Annotated[
         str,
@@ -129,20 +133,18 @@ def call(
 
     - `millstream call https://example.com/mcp report year=2026 --task`
     """
+    if len(arguments) == 1 and arguments[0].startswith("{") and not input:
+        input, arguments = arguments[0], ()  # as for --input
     bare, given = _split(arguments)
     values = _object(input)
 
     async def work(client: Client) -> int:
-        schemas: dict[str, Any] = {}
+        tools = {each.name: each.input_schema for each in await client.tools()} if arguments else {}
+        fields = members(tools.get(tool, {}).get("properties"))
         if bare:
-            tools = {each.name: each for each in await client.tools()}
-            fields = members(tools[tool].input_schema.get("properties")) if tool in tools else {}
             open_ = [each for each in fields if each not in {**values, **given}]
             raise unknown("tool", tool, list(tools)) or _unnamed_error(bare, tool, open_)
-        if given:
-            found = next((each for each in await client.tools() if each.name == tool), None)
-            schemas = members(found.input_schema.get("properties")) if found is not None else {}
-        typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
+        typed = {name: value_of(text, fields.get(name)) for name, text in given.items()}
         try:
             result = await _call(client, target, tool, {**values, **typed}, task=task)
         except ServerError as exc:
@@ -165,12 +167,8 @@ async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any
             'To allow tasks: @mcp.tool(task="allowed")',
             sys.stderr,
         )
-    progress = Progress()
-    try:
-        with stop_without_reader() as wrap:
-            return await client.call(tool, arguments, progress=wrap(progress.step), raise_on_error=False)
-    finally:
-        progress.close()
+    with progress_shown() as progress:
+        return await client.call(tool, arguments, progress=progress, raise_on_error=False)
 
 
 def print_result(result: Result, *, as_json: bool) -> int:
@@ -292,7 +290,7 @@ def signature_of(tool: ToolDescription) -> str:
     """Return a tool in the form of a call: ``order(isbn, copies: integer = 1)``."""
     schema = tool.input_schema
     required = schema.get("required")
-    wanted = cast("list[object]", required) if isinstance(required, list) else []
+    wanted = required if is_array(required) else ()
     words: list[str] = []
     for name, given in members(schema.get("properties")).items():
         field = members(given)
@@ -435,14 +433,21 @@ async def start(client: Client, server: str, tool: str, arguments: Mapping[str, 
     return started
 
 
-async def follow(client: Client, task: str | Task) -> Result:
-    """Wait for a task, and show its status messages."""
+@contextmanager
+def progress_shown() -> Generator[Callable[[float, float | None, str | None], None]]:
+    """Yield a progress handler that shows the progress on standard error inside the block."""
     progress = Progress()
     try:
         with stop_without_reader() as wrap:
-            return await client.tasks.wait(task, progress=wrap(progress.step), raise_on_error=False)
+            yield wrap(progress.step)
     finally:
         progress.close()
+
+
+async def follow(client: Client, task: str | Task) -> Result:
+    """Wait for a task, and show its status messages."""
+    with progress_shown() as progress:
+        return await client.tasks.wait(task, progress=progress, raise_on_error=False)
 
 
 def tasks(

@@ -23,7 +23,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -55,12 +55,15 @@ def load(target: str) -> Server:
         CommandError: The file, module, or object doesn't exist, can't be imported, or is ambiguous, or an environment
             variable is invalid.
     """
-    if is_elsewhere(target):
-        return _load_upstream(target)
     source, name = split_target(target)
-    _check_source(source)
-    if Path(source).suffix in _CONFIGURATIONS:
-        return _load_gateway(Path(source))
+    try:
+        if is_elsewhere(target):
+            return _load_upstream(target)
+        _check_source(source)
+        if Path(source).suffix in _CONFIGURATIONS:
+            return _load_gateway(Path(source))
+    except VariableError as exc:
+        raise _import_failure(source, exc) from exc
     with compatible_imports() as imports:
         try:
             return _import(source, name)
@@ -209,13 +212,12 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
         fix=_mount_hint(source, hosts[0])
         if hosts
         else f'If a function creates its server, run it as a command: millstream run "python {source}"'
-        if any(_library(value) in ("mcp", "mcp_types", "fastmcp") for value in namespace.values())
+        if any(
+            str(getattr(value, "__module__", "")).startswith(("mcp.", "mcp_types.", "fastmcp."))
+            for value in namespace.values()
+        )
         else 'Create one at the top level of the file: mcp = Server("my-server")',
     )
-
-
-def _library(value: object) -> str:
-    return str(getattr(value, "__module__", "")).partition(".")[0]
 
 
 def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
@@ -252,8 +254,8 @@ def _load_upstream(target: str) -> Server:
         raise CommandError(f"There is no program {program!r}.", fix="Check its name, and that it is on the PATH.")
     try:
         return server_of_upstream([target] if is_program else target)
-    except VariableError as exc:
-        raise _import_failure("millstream", exc) from exc
+    except VariableError:
+        raise
     except ValueError as exc:
         raise CommandError(str(exc)) from exc
 
@@ -265,8 +267,6 @@ def _load_gateway(path: Path) -> Server:
     _check_file(path)
     try:
         return server_of_file(path)
-    except VariableError as exc:
-        raise _import_failure(path.name, exc) from exc
     except ConfigError as exc:
         raise CommandError(str(exc)) from exc
 
@@ -320,10 +320,12 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix="Correct it or unset it; help(millstream.Settings) lists all settings.",
         )
     frames = user_frames(exc)
+    where = place_of(exc, frames)
+    place = where[:1].upper() + where[1:]
     if isinstance(exc, MissingExtra):
-        return CommandError(exc.what, why=f"{_sentence(place_of(exc, frames))} requires it.", fix=f"Run: {exc.remedy}")
+        return CommandError(exc.what, why=f"{place} requires it.", fix=f"Run: {exc.remedy}")
     if isinstance(exc, LocalError):
-        return CommandError(str(exc), why=f"{_sentence(place_of(exc, frames))} needs it.")
+        return CommandError(str(exc), why=f"{place} needs it.")
     detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name and exc.name.startswith("millstream."):
         found = re.search(r"import (\w+)", frames[-1].line or "") if frames else None
@@ -349,11 +351,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             detail=detail,
         )
     what = f"{source} can't be imported: {type(exc).__name__}."
-    return CommandError(what, fix=f"Correct {place_of(exc, frames)}.", detail=detail)
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    return CommandError(what, fix=f"Correct {where}.", detail=detail)
 
 
 _PACKAGES = ("mcp", "mcp.server")
@@ -431,6 +429,8 @@ class CompatibleImports(MetaPathFinder, Loader):
         names = getattr(found, "__all__", None) or [name for name in vars(found) if not name.startswith("_")]
         vars(module).update({name: getattr(found, name) for name in names})
         if not self._told:
+            from importlib import metadata  # noqa: PLC0415  takes a tenth of a server's start
+
             self._told = True
             reason = (
                 f"mcp {metadata.version('mcp')} can't run this program, so it"

@@ -9,6 +9,7 @@ Options of several commands, and validators for numbers.
 
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,9 +17,9 @@ from inspect import cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
-from millstream._cli.help import COMMANDS, print_version
+from millstream._cli.help import print_version, show
 
 MODULES = {
     name: module
@@ -38,7 +39,6 @@ MODULES = {
     for name in names.split()
 }
 """Command -> its module, in `millstream._cli`. Each is imported for its own commands only."""
-OPTIONS = Group("Options")
 
 
 def program(only: str = "") -> App:
@@ -47,29 +47,18 @@ def program(only: str = "") -> App:
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
         default_parameter=Parameter(negative=(), show_default=_show_default),
-        group_parameters=OPTIONS,
         help_flags=("--help", "-h"),
-        help_format="markdown",
         result_action="return_value",
         version_flags=(),
     )
     for name in [only] if only in MODULES and only != "completion" else MODULES:
         module = import_module(f"millstream._cli.{MODULES[name]}")
-        command: Any = getattr(module, "list_" if name == "list" else name)
-        group = next(heading for heading, commands in COMMANDS.items() if name in commands)
-        if isinstance(command, App):
-            command.group = group
-            subcommands: list[App] = [command[word] for word in [*command] if not word.startswith("-")]
-            for each in (command, *subcommands):
-                each.group_parameters = OPTIONS
-            app.command(command, name=name)
-        else:
-            app.command(command, name=name, group=group, usage=_usage(f"millstream {name}", command))
+        app.command(getattr(module, "list_" if name == "list" else name), name=name)
     return app
 
 
-def help_of(app: App, words: Sequence[str]) -> str:
-    """Return the help of a command as text, without rich, which takes three times as long to load as everything else.
+def print_help(app: App, words: Sequence[str]) -> None:
+    """Print the help of a command. cyclopts' own help takes a quarter of a second, because it renders Markdown.
 
     Args:
         app: The program.
@@ -80,31 +69,28 @@ def help_of(app: App, words: Sequence[str]) -> str:
         if word.startswith("-") or word not in app:
             break
         name, app = f"{name} {word}", app[word]
-    panels: dict[str, list[tuple[str, str]]] = {}
-    commands = [(word, app[word].help.partition("\n")[0]) for word in app if not word.startswith("-")]
-    if commands:
-        panels["Commands"] = commands
+    panels: dict[str, dict[str, str]] = {}
+    for word in app:
+        if not word.startswith("-"):
+            panels.setdefault("Commands", {})[word] = app[word].help.partition("\n")[0]
     arguments = () if app.default_command is None else app.assemble_argument_collection(default_parameter=default)
     for each in (one for one in arguments if one.show):
         option: Any = each.parameter
-        text, choices = option.help, each.get_choices()
+        text, choices, group = option.help, each.get_choices(), option.group[0].name
         if choices:
             text += f" [choices: {', '.join(choices)}]"
         if option.show_default and not each.required and (shown := option.show_default(each.field_info.default)):
             text += f" [default: {shown}]"
-        label = f"{' '.join(each.names)} {option.metavar or ''}".strip()
-        panels.setdefault(option.group[0].name, []).append((label, text))
-    usage = app.usage or (_usage(name, app.default_command) if app.default_command else f"Usage: {name} COMMAND")
-    lines = [usage, "", cleandoc(app.help).replace("**", "")]
-    width = max(len(label) for rows in panels.values() for label, _ in rows) + 2
-    for heading, rows in panels.items():
-        lines += ["", heading, *(f"  {label:{width}}{text}" for label, text in rows)]
-    return "\n".join(lines) + "\n"
+        group = "Options" if group == "Parameters" else group
+        panels.setdefault(group, {})[f"{' '.join(each.names)} {option.metavar or ''}".strip()] = text
+    usage = f"{name} COMMAND" if app.default_command is None else _usage(name, app.default_command)
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(app.help).replace("**", ""))
+    show(f"Usage: {usage}\n\n{text}", panels)
 
 
 def _usage(name: str, command: Any) -> str:
-    """Return the usage of a command with its arguments, the optional ones of which cyclopts would show as ARGS."""
-    words = [f"Usage: {name} [OPTIONS]"]
+    """Return the usage of a command, with its arguments."""
+    words = [name, "[OPTIONS]"]
     for each in signature(command).parameters.values():
         if each.kind is not each.KEYWORD_ONLY:
             names = (part.name for part in get_args(each.annotation) if isinstance(part, Parameter))

@@ -92,7 +92,7 @@ def record(
         writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
         try:
             if isinstance(place, Remote):
-                headers = pairs(header or [], ":", '--header must be "Name: value"')
+                headers = pairs(header, ":", '--header must be "Name: value"')
                 auth = None
                 if login:
                     from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only for logins

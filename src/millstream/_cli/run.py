@@ -26,9 +26,52 @@ class TransportChoice(StrEnum):
 LogLevel = StrEnum("LogLevel", "debug info warning error")
 
 
+Host = Annotated[
+    str | None,
+    Parameter(
+        metavar="ADDRESS",
+        group=LISTEN,
+        help="Address to listen on; 0.0.0.0 means every address of this machine.",
+        show_default=lambda _: "127.0.0.1",
+    ),
+]
+ListenPort = Annotated[Port, Parameter(group=LISTEN)]
+Transport = Annotated[
+    TransportChoice,
+    Parameter(
+        metavar="NAME",
+        group=LISTEN,
+        help="http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program.",
+    ),
+]
+Store = Annotated[
+    str,
+    Parameter(group=MCP, metavar="URL", help="Where to store streams and records.", show_default=lambda _: "memory://"),
+]
+Parts = Annotated[
+    str,
+    Parameter(
+        metavar="PARTS",
+        group=MCP,
+        help="What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all.",
+    ),
+]
+Workers = Annotated[int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1))]
+KeyFiles = Annotated[
+    str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
+]
+Anonymous = Annotated[bool, Parameter(group=SECURITY, help="Let anyone who can reach the address call every tool.")]
+MinLevel = Annotated[
+    LogLevel | None,
+    Parameter(
+        metavar="LEVEL",
+        help="Minimum log level: debug, info, warning, or error.",
+        show_default=lambda _: "info",
+    ),
+]
 Inspect = Annotated[
     list[str] | None,
-    Parameter(name="--inspect", metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
+    Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
 ]
 
 
@@ -44,24 +87,9 @@ def run(  # noqa: PLR0913  the options of the command
     ],
     /,
     *,
-    host: Annotated[
-        str | None,
-        Parameter(
-            metavar="ADDRESS",
-            group=LISTEN,
-            help="Address to listen on; 0.0.0.0 means every address of this machine.",
-            show_default=lambda _: "127.0.0.1",
-        ),
-    ] = None,
-    port: Annotated[Port, Parameter(group=LISTEN)] = None,
-    transport: Annotated[
-        TransportChoice,
-        Parameter(
-            metavar="NAME",
-            group=LISTEN,
-            help="http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program.",
-        ),
-    ] = (TransportChoice.http),
+    host: Host = None,
+    port: ListenPort = None,
+    transport: Transport = TransportChoice.http,
     no_sessions: Annotated[
         bool, Parameter(group=MCP, help="Handle each request separately, without sessions.")
     ] = False,
@@ -71,23 +99,9 @@ def run(  # noqa: PLR0913  the options of the command
     path: Annotated[
         str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
     ] = "",
-    store: Annotated[
-        str,
-        Parameter(
-            group=MCP, metavar="URL", help="Where to store streams and records.", show_default=lambda _: "memory://"
-        ),
-    ] = "",
-    serve: Annotated[
-        str,
-        Parameter(
-            metavar="PARTS",
-            group=MCP,
-            help=("What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."),
-        ),
-    ] = "",
-    workers: Annotated[
-        int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1))
-    ] = 1,
+    store: Store = "",
+    serve: Parts = "",
+    workers: Workers = 1,
     reload: Annotated[bool, Parameter(help="Restart when a Python file in the program's folder changes.")] = False,
     dev: Annotated[
         bool, Parameter(help="Send errors of your code to callers, and log a line for each message.")
@@ -110,30 +124,15 @@ def run(  # noqa: PLR0913  the options of the command
             help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it.",
         ),
     ] = None,
-    auth_keys: Annotated[
-        str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
-    ] = None,
+    auth_keys: KeyFiles = None,
     tls_cert: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="Serve https with this certificate chain.")
     ] = None,
     tls_key: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="The key of the certificate.")
     ] = None,
-    allow_anonymous: Annotated[
-        bool,
-        Parameter(
-            group=SECURITY,
-            help="Let anyone who can reach the address call every tool.",
-        ),
-    ] = False,
-    log_level: Annotated[
-        LogLevel | None,
-        Parameter(
-            metavar="LEVEL",
-            help="Minimum log level: debug, info, warning, or error.",
-            show_default=lambda _: "info",
-        ),
-    ] = None,
+    allow_anonymous: Anonymous = False,
+    log_level: MinLevel = None,
     env_file: EnvFile = None,
     packages: Packages = None,
     editable: Editable = None,

@@ -19,7 +19,6 @@ from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
 from millstream._app.server_process.slot import claim
-from millstream._app.server_process.supervisor import supervise
 from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
 from millstream._env_file import EnvFileError, read_env_file
@@ -61,6 +60,8 @@ def serve_http(  # noqa: PLR0913  the options of commands
     host, port = chosen_address(host, port)
     place = claim()
     if place is None and is_supervisor(workers, reload=reload):
+        from millstream._app.server_process.supervisor import supervise  # noqa: PLC0415  only for several workers
+
         check_target(target)
         set_up_logs(_settings(), str(settings.get("log_level") or ""))
         watched = folder_of(target) if reload else None

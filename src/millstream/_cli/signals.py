@@ -112,7 +112,7 @@ _signals = _Signals()
 
 
 @contextmanager
-def ending_in_order() -> Generator[None, None, None]:
+def ending_in_order() -> Generator[None]:
     """Exit gracefully on signals inside the block. Ignored signals (`nohup`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -137,7 +137,7 @@ def ending_in_order() -> Generator[None, None, None]:
 
 
 @contextmanager
-def _repeat_signals() -> Generator[None, None, None]:
+def _repeat_signals() -> Generator[None]:
     """Repeat signals inside the block until they're handled, on systems that can signal a thread."""
     if not hasattr(signal, "pthread_kill"):
         yield
@@ -164,7 +164,7 @@ def _repeat_signals() -> Generator[None, None, None]:
 
 
 @contextmanager
-def interrupt_reads() -> Generator[None, None, None]:
+def interrupt_reads() -> Generator[None]:
     """Let every signal end a read from the terminal inside the block.
 
     Raises:

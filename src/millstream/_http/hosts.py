@@ -111,7 +111,7 @@ class HostNames:
             return True
         if port is not None and f"{name}:{port.decode()}" in self.exact:
             return True
-        return name.endswith(self.suffixes) if self.suffixes else False
+        return name.endswith(self.suffixes)
 
 
 class HostPolicy:

@@ -220,7 +220,7 @@ class HttpRequest(Struct, eq=False):
         raise RuntimeError(f"{self.method} {self.path} doesn't support a streamed reply.")
 
 
-def tagged(body: bytes, head: bytes) -> Callable[[HttpRequest], Response]:
+def respond_with_tag(body: bytes, head: bytes) -> Callable[[HttpRequest], Response]:
     """Return a function that answers requests for a document, with 304 to clients that have it (RFC 9110 §13.1.2)."""
     tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
     head += b"etag: %b\r\n" % tag

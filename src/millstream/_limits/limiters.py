@@ -87,7 +87,7 @@ class StoreLimiter:
         return decision
 
     def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
-        """Return seats in the background."""
+        """Return slots in the background."""
         for seat in seats:
             self._leaving[seat.key, seat.holder] = seat
         if self._leaving and (self._task is None or self._task.done()):

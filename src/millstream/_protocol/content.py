@@ -22,6 +22,8 @@ class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
 class Annotations(Wire, frozen=True, metaclass=SuggestionMeta):
     """Hints for the client: intended audience, importance, and time of the last change.
 
+    See MCP 2025-11-25, server/resources#annotations.
+
     Example:
         ``Annotations(audience=["user"], priority=0.5)``
     """
@@ -51,7 +53,10 @@ class AnnotationsDict(TypedDict, total=False):
 
 
 class ToolAnnotations(Wire, frozen=True, metaclass=SuggestionMeta):
-    """Hints about a tool's behavior, which clients must not rely on: ``ToolAnnotations(read_only_hint=True)``."""
+    """Hints about a tool's behavior: ``ToolAnnotations(read_only_hint=True)``.
+
+    Clients must not rely on the hints of a server that they don't trust (MCP 2025-11-25, server/tools).
+    """
 
     title: str | None = None
     read_only_hint: bool | None = None

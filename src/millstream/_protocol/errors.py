@@ -42,7 +42,7 @@ SERVER_ERROR = -32000
 _BAD_REQUESTS = frozenset({HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION})
 """Codes that the per-request era always sends with status 400, even if a handler raises them.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/transports
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http
 """
 
 MAX_SHOWN = 200
@@ -148,7 +148,7 @@ FEW = 16
 
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
-    """Return the closest name, or None if none is similar.
+    """Return the closest name, one that begins with the given name, or None if none is similar.
 
     Args:
         name: The name that was given.
@@ -159,6 +159,7 @@ def closest_name(name: str, names: Collection[str]) -> str | None:
     """
     by_case = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1)
+    near += [each for each in by_case if len(name) > 2 and each.startswith(name.lower())]
     return by_case[near[0]] if near else None
 
 

@@ -159,7 +159,9 @@ class SubscriptionsListenRequestParams(Params):
 
 
 class EmptyResult(Wire, frozen=True, kw_only=True):
-    """A result without members, and the base of all others. Older revisions have only complete results.
+    """A result without members, and the base of all others.
+
+    Before 2026-07-28, all results are complete (MCP 2026-07-28, schema#result).
 
     Example:
         ``EmptyResult()``

@@ -68,7 +68,7 @@ def binding_hash(principal: bytes, method: str, name: str, arguments: bytes) -> 
     """Return the hash that binds a state to its request.
 
     Args:
-        principal, method, name: Of the call.
+        principal, method, name: The caller, the method, and the name of the item.
         arguments: Raw JSON from the client, hashed in a canonical form. Large arguments are hashed as they are.
     """
     if arguments in (b"", b"null"):

@@ -395,7 +395,7 @@ class Peers:
                     self._hear_alone(waiting)
             return False
         if self._mute:
-            _logger.warning("Messages to all workers can be sent again.")
+            _logger.warning("Messages to other workers are being delivered again.")
         self._mute = False
         return True
 

@@ -393,7 +393,7 @@ class Backend(Protocol):
         ...
 
     async def degraded_reason(self) -> str:
-        """Return why the store may lose data although it answers, or an empty string."""
+        """Return why the store may lose data although it responds, or an empty string."""
         ...
 
     async def open(self) -> None:

@@ -21,7 +21,7 @@ BOUND_SECONDS = 0.5
 PAUSE = 1.0
 """Seconds before a retry after a store failure."""
 _KEY = "health"
-"""A key that is never written. Any answer means that the store is up."""
+"""A key that is never written. Any response means that the store is up."""
 
 logger = logging.getLogger("millstream")
 

@@ -212,8 +212,8 @@ class Metrics:
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
     """Return the quantile `q` from the counts between bounds, or None if all counts are 0.
 
-    Values in a bucket are assumed to be spread evenly on a logarithmic scale, in the first bucket evenly from 0. Values
-    above all bounds count as the last bound.
+    Values in a bucket are assumed to be spread evenly on a logarithmic scale, and those in the first bucket evenly
+    from 0. Values above all bounds count as the last bound.
     """
     number = sum(counts)
     if number == 0:

@@ -3,10 +3,13 @@
 The era is decided per message: one with the per-request envelope is served on its own, all others belong to the
 connection's handshake session. Framing is left to the transport.
 
+A batch of 2025-03-26 is an array of messages, decoded here. Each transport answers it in its own way.
+
 The in-memory transport: a client and a server in one process and event loop. For tests and embedding.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
@@ -22,7 +25,15 @@ from millstream._protocol.admission import (
     read_initialize,
 )
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
+from millstream._protocol.jsonrpc import (
+    Envelope,
+    check_text,
+    error_message,
+    notification_message,
+    read,
+    result_message,
+    split_batch,
+)
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
@@ -30,7 +41,6 @@ from millstream._server.calls.services import SESSION_OVER, Broadcast, ServerCha
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._tasks import has_failed
-from millstream._transports.streamable.batch import is_batch, read_batch, refuse_batch, settle_task
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer is gone or was cut for reading too slowly."""
@@ -147,7 +157,7 @@ class ClientConnection:
         return await self._dispatcher.call(call, self.id)
 
     def _open(self, message: Envelope) -> Call | None:
-        """Return the call for a message, or None if it needs no answer."""
+        """Return the call for a message, or None if it needs no response."""
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.control.answer(message, self.id)
@@ -219,7 +229,7 @@ class ClientConnection:
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _batch(self, data: bytes) -> None:
-        """Answer a batch of 2025-03-26 with an array."""
+        """Respond to a batch of 2025-03-26 with an array."""
         try:
             if not self._revision().batches:
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
@@ -381,3 +391,45 @@ class MemoryPipe:
         """Disconnect the client."""
         self.closed = True
         await self._connection.close()
+
+
+MAX_ITEMS = 50
+
+
+async def settle_task() -> None:
+    """Consume a cancellation that a function left behind for its task, so the task can still return its result."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+
+def is_batch(body: bytes) -> bool:
+    """Return whether a body is a JSON array."""
+    return body.lstrip(b" \t\r\n")[:1] == b"["
+
+
+def refuse_batch(why: str) -> ProtocolError:
+    """Return the error for an array that isn't an allowed batch."""
+    return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
+
+
+def read_batch(body: bytes) -> list[Envelope | ProtocolError]:
+    """Return the messages of a batch, or an error for each invalid one.
+
+    Raises:
+        ProtocolError: The batch is empty or too large, or it contains `initialize` or a message of another era.
+    """
+    messages: list[Envelope | ProtocolError] = []
+    for item in split_batch(body, MAX_ITEMS):
+        try:
+            message = read(item)
+        except ProtocolError as exc:
+            messages.append(exc)
+            continue
+        if message.method == "initialize":
+            raise refuse_batch("initialize must not be in a batch")
+        if message.method and is_per_request(message):
+            raise refuse_batch("this revision has no batches")
+        messages.append(message)
+    return messages

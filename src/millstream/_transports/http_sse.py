@@ -95,7 +95,7 @@ class HttpSse:
         return None
 
     async def post(self, request: HttpRequest) -> Response:
-        """Process one message. The answer goes to the stream."""
+        """Process one message. The response is sent on the stream."""
         reply = await self._take(request)
         if reply is not _ACCEPTED:
             self._dispatcher.services.note("", "sse", status=str(reply.status))

@@ -26,17 +26,17 @@ from msgspec.structs import replace
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD, HttpRequest, Response, Sink, header_lines, plain_problem, refusal
+from millstream._http.message import HttpRequest, Response, Sink, header_lines, plain_problem, refusal
 from millstream._server.calls.services import Services, expiry_of, principal_id
 from millstream._transports.open_streams import OpenStreams
+from millstream._web.live import reply
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
 from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
-from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
+from millstream.client._oauth.grants import PendingAuthorization, answer_of
 from millstream.client._oauth.store import Registration, Tokens
-from millstream.protocol import encode
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -48,7 +48,6 @@ _TIMEOUT = 30.0
 _REFRESH_MARGIN = 30.0
 _MAX_FORM = 16 * 1024
 _STATE, _PENDING = b"inspect state", "inspect-pending"
-_HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
 _NOT_OWN_PAGE = plain_problem(
     403, "This request must come from the inspector's own page. Reload the page and try again."
 )
@@ -121,7 +120,7 @@ class SignIns:
         await self._save(key, state)  # the client may be registered there by now
         pending = PendingSignIn(str(url), principal_id(request.principal), key, authorization, state.client)
         await self._vault.put_pending(_PENDING, authorization.state, pending, _PENDING_TTL)
-        return Response(encode({"url": authorization.url}), 200, _HEAD + cookie)
+        return reply({"url": authorization.url}, head=cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
         """Handle `GET /inspect/callback`. Each state is valid once, in the browser that began the sign-in."""
@@ -155,12 +154,11 @@ class SignIns:
         state = await self._load(key)
         await self._vault.kv.delete(_state_key(key))
         revoked = state is not None and await _revoke(request, state, url)
-        return Response(encode({"revoked": revoked}), 200, _HEAD)
+        return reply({"revoked": revoked})
 
     async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
         """Return the signed-in user for a server: ``who``, ``issuer``, and ``scopes``."""
-        state = await self._own_state(request, url)
-        tokens = None if state is None else state.credentials.tokens.get(str(url))
+        tokens = await self._own_tokens(request, url)
         if tokens is None:
             return None
         return {"who": _display_name(tokens.access_token), "issuer": tokens.issuer, "scopes": tokens.scope.split()}
@@ -175,8 +173,7 @@ class SignIns:
             url: URL of the server.
             rejected: Value that the server rejected, to be replaced.
         """
-        state = await self._own_state(request, url)
-        tokens = None if state is None else state.credentials.tokens.get(str(url))
+        tokens = await self._own_tokens(request, url)
         if tokens is None:
             return ""
         soon = 0 < tokens.expires_at < time.time() + _REFRESH_MARGIN
@@ -210,10 +207,11 @@ class SignIns:
 
     # Stored state
 
-    async def _own_state(self, request: HttpRequest, url: Url) -> SignInState | None:
-        """Return the state for a request from our own page. Browsers send cookies with other pages' requests, too."""
+    async def _own_tokens(self, request: HttpRequest, url: Url) -> Tokens | None:
+        """Return the tokens for a request from our own page. Browsers send cookies with other pages' requests, too."""
         browser = cookie_of(request, _COOKIE)
-        return await self._load(_key(request, browser, url)) if browser and is_own(request) else None
+        state = await self._load(_key(request, browser, url)) if browser and is_own(request) else None
+        return None if state is None else state.credentials.tokens.get(str(url))
 
     async def _load(self, key: str) -> SignInState | None:
         return self._open(key, await self._vault.kv.get(_state_key(key)))
@@ -360,8 +358,7 @@ class Inspector:
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.signed_in_user(request, url)}
             for name, url in self._urls.items()
         ]
-        about = {"servers": known, "log": self._shows_log, "tags": self._tags()}
-        return Response(encode(about), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+        return reply({"servers": known, "log": self._shows_log, "tags": self._tags()})
 
     async def sign_in(self, request: HttpRequest) -> Response:
         """Handle `POST` to begin a sign-in at one server, and `DELETE` to sign out."""
@@ -381,17 +378,17 @@ class Inspector:
         request.cancel_on_disconnect = True
         pool = ConnectionPool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
         try:
-            reply = await self._send(request, url, pool)
-            if reply.stream is not None:
-                return await self._relay_stream(request, reply)
+            found = await self._send(request, url, pool)
+            if found.stream is not None:
+                return await self._relay_stream(request, found)
         except ClientError as exc:
             return refusal(502, str(exc))
         finally:
             await pool.close()
-        if 300 <= reply.status < 400:
-            location = reply.header(b"location")
+        if 300 <= found.status < 400:
+            location = found.header(b"location")
             return refusal(502, f"{url} redirects to {location[:500]}. If you trust that server, use its URL.")
-        return Response(reply.body, reply.status, _head(reply))
+        return Response(found.body, found.status, _head(found))
 
     async def _send(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
         """Forward a request with the page's key or the operator's sign-in; renew a rejected token once."""

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 _MAX_WORDS = 200
 
 
-def reply(data: Any, status: int = 200) -> Response:
+def reply(data: Any, status: int = 200, head: bytes = b"") -> Response:
     """Return data as JSON that isn't cached."""
-    return Response(encode(data), status, JSON_HEAD + b"cache-control: no-store\r\n")
+    return Response(encode(data), status, JSON_HEAD + b"cache-control: no-store\r\n" + head)
 
 
 def audit_handler(path: str) -> Handler:

@@ -145,12 +145,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
         shown: Names of the pages to serve and link; by default all.
     """
     names = None if shown is None else frozenset(shown)
-
-    async def handler(request: HttpRequest) -> Response:
-        known = request.headers.get(b"if-none-match", b"")
-        return asset(request.path, query=request.query, known=known, shown=names)
-
-    handlers = {"GET": handler}
+    handlers = {"GET": asset_handler(shown=names)}
     return {
         path: Route(handlers, public=True)
         if path.startswith("/assets/")
@@ -196,9 +191,14 @@ def redirect_to(page: str) -> Handler:
     return handler
 
 
-async def get(request: HttpRequest) -> Response:
-    """Handle `GET` of a page or one of its files."""
-    return asset(request.path, query=request.query, known=request.headers.get(b"if-none-match", b""))
+def asset_handler(path: str = "", *, shown: frozenset[str] | None = None) -> Handler:
+    """Return the GET handler of a page or file; by default, of those whose path is requested."""
+
+    async def get(request: HttpRequest) -> Response:
+        known = request.headers.get(b"if-none-match", b"")
+        return asset(path or request.path, query=request.query, known=known, shown=shown)
+
+    return get
 
 
 def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset[str] | None = None) -> Response:
@@ -273,16 +273,8 @@ def _assemble_page(name: str, body: bytes, files: Mapping[str, bytes], shown: fr
     others = dict.fromkeys(each for module in named for each in imports_of(module, files) if each not in named)
     preloads = "".join(f'  <link rel="modulepreload" href="assets/{each}">\n' for each in others)
     whole = whole.replace(b"</head>", preloads.encode() + b"</head>", 1)
-    return _LINK.sub(lambda found: _add_digest(found, files), whole)
-
-
-def _add_digest(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
-    """Return a reference with the digest of its file, so a changed file has a new URL.
-
-    Raises:
-        KeyError: The page references a file that doesn't exist.
-    """
-    return b"%b?%b" % (link[0], _digest(files[link[1].decode()]))
+    # A changed file has a new URL.
+    return _LINK.sub(lambda found: b"%b?%b" % (found[0], _digest(files[found[1].decode()])), whole)
 
 
 @cache

@@ -18,13 +18,14 @@ import msgspec
 from msgspec import Struct
 
 from millstream import Principal, ProtocolError
-from millstream._http.message import JSON_HEAD, HttpRequest, Response
-from millstream._http.websocket.socket import TRY_AGAIN_LATER, Socket
+from millstream._http.message import HttpRequest, Response
+from millstream._http.websocket import TRY_AGAIN_LATER, Socket
 from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
 from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
+from millstream._web.live import reply
 from millstream.agent import (
     Agent,
     AgentError,
@@ -126,8 +127,6 @@ class Playground:
         guard: "AuthGuard | None",
         *,
         is_local: Callable[[str, Mapping[bytes, bytes]], bool],
-        environment: Mapping[str, str] | None = None,
-        file: str = ".env",
     ) -> None:
         """Read the configuration of the model. The first message connects.
 
@@ -137,8 +136,6 @@ class Playground:
             dispatcher: Executes the calls.
             guard: Guard in front of every path; None if callers don't sign in.
             is_local: Returns whether a peer address and headers belong to a program on this machine.
-            environment: Variables that configure the model, as for `millstream chat`.
-            file: `.env` file with further variables.
         """
         self._name = name
         self._server = dict(server)
@@ -146,11 +143,10 @@ class Playground:
         self._guard = guard
         self._is_local = is_local
         self._configuration_error = ""
-        environment = os.environ if environment is None else environment
         try:
-            self._configuration = Configuration.load(file, environment)
+            self._configuration = Configuration.load(".env", os.environ)
         except ConfigurationError as exc:
-            self._configuration = Configuration({}, environment)
+            self._configuration = Configuration({}, os.environ)
             self._configuration_error = str(exc)
         self._open_counts: Counter[str] = Counter()
 
@@ -178,7 +174,7 @@ class Playground:
             else:
                 found = {"state": "ready", "model": model.name}
         found["server"] = self._server
-        return Response(encode(found), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+        return reply(found)
 
     async def admit(self, request: HttpRequest) -> Principal | Response | None:
         """Return the caller of a WebSocket handshake, or the response that rejects it."""
@@ -286,8 +282,10 @@ class PlaygroundConversation:
 
     async def _answer(self, text: str) -> None:
         try:
-            agent = self._agent = self._agent or await self._connect_agent()
-            async with aclosing(agent.say(text)) as events:
+            if self._agent is None:
+                agent = Agent(self._model(), [self._server], approve=self._approve, elicit=self._elicit, limits=LIMITS)
+                self._agent = await agent.__aenter__()
+            async with aclosing(self._agent.say(text)) as events:
                 async for event in events:
                     self._send_event(event)
                     await self._outbox.drain()
@@ -306,16 +304,6 @@ class PlaygroundConversation:
             self._open_questions.clear()
             self._start_times.clear()
             self._send({"type": "idle"})
-
-    async def _connect_agent(self) -> Agent:
-        agent = Agent(
-            self._model(),
-            [self._server],
-            approve=self._approve,
-            elicit=self._elicit,
-            limits=LIMITS,
-        )
-        return await agent.__aenter__()
 
     def _send_event(self, event: Event) -> None:
         if isinstance(event, ToolStart):

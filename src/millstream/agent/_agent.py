@@ -17,6 +17,8 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, Self
 
+from msgspec import Struct
+
 from millstream import ProtocolError, SampleResult, Text
 from millstream._protocol.errors import suggest_keywords
 from millstream.agent._context import (
@@ -111,27 +113,16 @@ _STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fu
 _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 
 
-class Turn:
+class Turn(Struct, frozen=True):
     """One answer of an `Agent` to a message."""
 
-    def __init__(
-        self,
-        model: Model,
-        toolbox: Toolbox,
-        caller: ToolCaller,
-        limits: Limits,
-        emit: Emit,
-        *,
-        system: Sequence[Message],
-        messages: list[Message],
-    ) -> None:
-        self._model = model
-        self._toolbox = toolbox
-        self._caller = caller
-        self._limits = limits
-        self._emit = emit
-        self._system = list(system)
-        self._messages = messages
+    model: Model
+    toolbox: Toolbox
+    caller: ToolCaller
+    limits: Limits
+    emit: Emit
+    system: Sequence[Message]
+    messages: list[Message]
 
     async def run(self) -> None:
         """Run rounds until there's an answer.
@@ -140,42 +131,42 @@ class Turn:
             ModelError: The model gave no answer.
         """
         tokens = 0
-        for number in range(1, self._limits.max_model_requests + 1):
-            await self._emit(RoundStart(number, len(self._messages), len(self._toolbox)))
+        for number in range(1, self.limits.max_model_requests + 1):
+            await self.emit(RoundStart(number, len(self.messages), len(self.toolbox)))
             reply = await self._ask()
             tokens += reply.tokens
             if reply.text:
-                await self._emit(AssistantMessage(reply.text))
+                await self.emit(AssistantMessage(reply.text))
             if not reply.tool_calls:
                 self._say(reply.text)
-                await self._emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
+                await self.emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
                 return
             await self._call_all(reply)
-            if 0 < self._limits.max_tokens <= tokens:
+            if 0 < self.limits.max_tokens <= tokens:
                 await self._stop("tokens", number, tokens)
                 return
-        await self._stop("rounds", self._limits.max_model_requests, tokens)
+        await self._stop("rounds", self.limits.max_model_requests, tokens)
 
     async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
         self._say(f"(Stopped at the limit of {limit}.)")
-        await self._emit(AnswerEnd(limit, rounds, tokens))
+        await self.emit(AnswerEnd(limit, rounds, tokens))
 
     def _say(self, text: str) -> None:
         """Add a message of the assistant, because many models require alternating turns."""
-        self._messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "assistant", "content": text})
 
     async def _ask(self) -> ModelResponse:
         """Return one reply, retrying if necessary."""
-        request = ModelRequest(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
+        request = ModelRequest(messages=[*self.system, *self.messages], tools=self.toolbox.specs)
         for attempt in count(1):
             chunks: list[str] = []
             try:
                 return await self._listen(request, chunks)
             except ModelError as exc:
-                pause = pause_before(exc, attempt, self._limits)
+                pause = pause_before(exc, attempt, self.limits)
                 if pause is None:
                     raise
-                await self._emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(chunks)))
+                await self.emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(chunks)))
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
                 self._say("".join(chunks) or "(The user stopped this answer.)")
@@ -183,12 +174,12 @@ class Turn:
         raise AssertionError("unreachable")
 
     async def _listen(self, request: ModelRequest, chunks: list[str]) -> ModelResponse:
-        async with contextlib.aclosing(self._model.stream(request)) as pieces:
+        async with contextlib.aclosing(self.model.stream(request)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, ModelResponse):
                     return piece
                 chunks.append(piece)
-                await self._emit(TextDelta(piece))
+                await self.emit(TextDelta(piece))
         raise ModelError("The model ended its answer without a reply.")
 
     async def _call_all(self, reply: ModelResponse) -> None:
@@ -196,7 +187,7 @@ class Turn:
         tasks: list[asyncio.Task[CallOutcome]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._caller.call(call)) for call in reply.tool_calls]
+                tasks = [group.create_task(self.caller.call(call)) for call in reply.tool_calls]
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
         finally:
@@ -215,14 +206,14 @@ class Turn:
             }
             for call, each in zip(reply.tool_calls, outcomes, strict=True)
         ]
-        self._messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
+        self.messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
         parts: list[Part] = []
         for call, each in zip(reply.tool_calls, outcomes, strict=True):
-            self._messages.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
+            self.messages.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
             if each.parts:
                 parts += [text_part(f"From {call.name}:"), *each.parts]
         if parts:
-            self._messages.append({"role": "user", "content": parts})
+            self.messages.append({"role": "user", "content": parts})
 
 
 def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
@@ -329,7 +320,7 @@ class Agent:
 
     async def tools(self) -> Toolbox:
         """Return the tools that are currently available to the model."""
-        lists = await asyncio.gather(*(_all(server.client.tools()) for server in self.servers))
+        lists = await asyncio.gather(*(server.client.tools() for server in self.servers))
         return Toolbox(list(zip(self.servers, lists, strict=True)))
 
     async def read(self, server: str, uri: str) -> list[Part]:
@@ -368,8 +359,8 @@ class Agent:
             revision=place.revision,
             headers=place.headers,
             timeout=place.timeout,
-            elicit=fill_in if self._person.fills_in else None,
-            sample=complete if self._person.approves else None,
+            elicit=fill_in if self._person.elicit else None,
+            sample=complete if self._person.approve else None,
             roots=roots,
             options=place.options,
         )
@@ -411,17 +402,12 @@ class Agent:
         try:
             await self._emit(await begin())
             toolbox = await self.tools()
-            caller = ToolCaller(toolbox, self._person, self.limits, self._emit)
-            turn = Turn(
-                self.model,
-                toolbox,
-                caller,
-                self.limits,
-                self._emit,
-                system=self._system_message(),
-                messages=self.messages,
+            caller = ToolCaller(
+                toolbox, self._person, self.limits, self._emit, asyncio.Semaphore(self.limits.max_parallel)
             )
-            await turn.run()
+            await Turn(
+                self.model, toolbox, caller, self.limits, self._emit, self._system_message(), self.messages
+            ).run()
         except ModelError:
             del self.messages[before:]
             self._beside = beside
@@ -433,7 +419,3 @@ class Agent:
         manuals = ((each.name, each.client.instructions) for each in self.servers)
         texts += [f"How to use the tools of {name}: {instructions}" for name, instructions in manuals if instructions]
         return [{"role": "system", "content": "\n\n".join(texts)}] if texts else []
-
-
-async def _all(listing: Any) -> Any:
-    return await listing

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from millstream import ToolAnnotations
 from millstream.agent._events import ConfigurationError
 from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
 
@@ -41,47 +40,29 @@ Elicit = Callable[[str, Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 """Answers forms: ``elicit(server, question)``, with the answers of `Client`."""
 
 
-class Person:
+class Person(Struct, frozen=True):
     """The callbacks of an `Agent`."""
 
-    def __init__(self, approve: Approve | None, elicit: Elicit | None) -> None:
-        self._approve = approve
-        self._elicit = elicit
-        self._lock = asyncio.Lock()
-
-    @property
-    def approves(self) -> bool:
-        """Whether there's a callback for approvals."""
-        return self._approve is not None
-
-    @property
-    def fills_in(self) -> bool:
-        """Whether there's a callback for forms."""
-        return self._elicit is not None
+    approve: Approve | None
+    elicit: Elicit | None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the user is asked."""
 
     async def allows(self, request: Approval) -> bool:
         """Ask for approval. Without a callback, return False."""
-        if self._approve is None:
+        if self.approve is None:
             return False
-        async with self._lock:
-            answer = self._approve(request)
+        async with self.lock:
+            answer = self.approve(request)
             return bool(await answer if inspect.isawaitable(answer) else answer)
 
     async def answer(self, server: str, question: Question) -> ElicitAnswer:
         """Ask the user to fill in a server's form. Without a callback, decline."""
-        if self._elicit is None:
+        if self.elicit is None:
             return "decline"
-        async with self._lock:
-            answer = self._elicit(server, question)
+        async with self.lock:
+            answer = self.elicit(server, question)
             return await answer if inspect.isawaitable(answer) else answer
-
-
-def needs_approval(annotations: ToolAnnotations | None) -> bool:
-    """Return whether a tool isn't marked as read-only (MCP 2025-11-25, ToolAnnotations).
-
-    The hints come from the server, so connect an agent only to servers that you trust.
-    """
-    return annotations is None or annotations.read_only_hint is not True
 
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")

@@ -17,7 +17,7 @@ from msgspec import Struct
 from millstream.agent._context import Part, cut, show_result
 from millstream.agent._events import Emit, Limits, Outcome, ToolEnd, ToolProgress, ToolStart
 from millstream.agent._model import ToolCall
-from millstream.agent._servers import Approval, ConnectedServer, Person, needs_approval
+from millstream.agent._servers import Approval, ConnectedServer, Person
 from millstream.client import ClientError
 from millstream.protocol import (
     MALFORMED,
@@ -106,21 +106,21 @@ class Unreadable(Exception):
     """The model's arguments aren't a JSON object."""
 
 
-class ToolCaller:
+class ToolCaller(Struct, frozen=True):
     """Executes the tool calls of one answer."""
 
-    def __init__(self, toolbox: Toolbox, person: Person, limits: Limits, emit: Emit) -> None:
-        self._toolbox = toolbox
-        self._person = person
-        self._limits = limits
-        self._emit = emit
-        self._room = asyncio.Semaphore(limits.max_parallel)
+    toolbox: Toolbox
+    person: Person
+    limits: Limits
+    emit: Emit
+    room: asyncio.Semaphore
+    """Limits concurrent calls."""
 
     async def call(self, call: ToolCall) -> CallOutcome:
         """Execute a call. The outcome's text says why, if it can't be executed."""
-        tool = self._toolbox.get(call.name)
+        tool = self.toolbox.get(call.name)
         if tool is None:
-            names = ", ".join(each.name for each in self._toolbox) or "none"
+            names = ", ".join(each.name for each in self.toolbox) or "none"
             return await self._invalid(call, "", f"There is no tool {call.name!r}. The tools are: {names}.")
         try:
             arguments = read_arguments(call.arguments)
@@ -130,10 +130,11 @@ class ToolCaller:
         described = tool.description
         origin = members(described.meta).get(ORIGIN_KEY)
         upstream = next((str(each) for each in origin), "") if is_array(origin) else ""
-        read_only = not needs_approval(described.annotations)
+        # The hints come from the server, so connect an agent only to servers that you trust.
+        read_only = described.annotations is not None and described.annotations.read_only_hint is True
         trusts = tool.server.trusts_hints
         trusted = read_only and (not upstream if trusts is None else trusts(described.name))
-        if not trusted and not await self._person.allows(
+        if not trusted and not await self.person.allows(
             Approval(
                 kind="tool",
                 server=tool.server.name,
@@ -146,32 +147,32 @@ class ToolCaller:
         ):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
             return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "refused")
-        async with self._room:
-            await self._emit(ToolStart(call.id, tool.server.name, tool.description.name, arguments))
+        async with self.room:
+            await self.emit(ToolStart(call.id, tool.server.name, tool.description.name, arguments))
             return await self._carry_out(call, tool, arguments, encoded)
 
     async def _carry_out(self, call: ToolCall, tool: AgentTool, arguments: dict[str, Any], encoded: str) -> CallOutcome:
         async def progress(value: float, total: float | None, message: str | None) -> None:
-            await self._emit(ToolProgress(call.id, value, total, message))
+            await self.emit(ToolProgress(call.id, value, total, message))
 
         try:
             result = await tool.server.client.call(
                 tool.description.name, arguments, progress=progress, raise_on_error=False
             )
         except ClientError as exc:
-            text = cut(f"The call failed: {exc}", self._limits.max_result)
+            text = cut(f"The call failed: {exc}", self.limits.max_result)
             return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "error")
-        shown = show_result(result, self._limits.max_result)
+        shown = show_result(result, self.limits.max_result)
         text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
         outcome: Outcome = "error" if result.is_error else "done"
         return await self._finish(call, tool, CallOutcome(text, shown.parts, encoded), outcome)
 
     async def _finish(self, call: ToolCall, tool: AgentTool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
-        await self._emit(ToolEnd(call.id, tool.server.name, tool.description.name, called.text, outcome))
+        await self.emit(ToolEnd(call.id, tool.server.name, tool.description.name, called.text, outcome))
         return called
 
     async def _invalid(self, call: ToolCall, server: str, text: str) -> CallOutcome:
-        await self._emit(ToolEnd(call.id, server, call.name, text, "invalid"))
+        await self.emit(ToolEnd(call.id, server, call.name, text, "invalid"))
         return CallOutcome(text)
 
 

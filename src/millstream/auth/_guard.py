@@ -4,11 +4,12 @@ Verdicts are cached under the raw value of the ``Authorization`` header, so late
 Handlers behind the guard see only the principal. A request with an invalid credential is refused, never treated as
 anonymous.
 
-Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people.
+Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people. They don't depend on
+the credential, so they reveal nothing about it.
 
-Responses don't depend on the credential, so they reveal nothing about it.
-
-Checks of token rules in a program's arguments, when the server is created.
+Protected resource metadata says where clients get a token for this server (RFC 9728). Clients of revision 2025-03-26
+instead request the authorization server's metadata at this server's origin, and get a copy. Both documents are public,
+for all origins.
 """
 
 import re
@@ -18,14 +19,14 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
-from millstream._http.server.fast_head import HeaderLineCache
+from millstream._http.server import HeaderLineCache
 from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream.auth._discovery import Discovery
 from millstream.auth._method import AuthMethod, Identity, KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._tokens import Discovery
 from millstream.auth._verdicts import SignedOut, Verdict, Verdicts
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
@@ -89,13 +90,6 @@ class ChallengeResponses:
     def unavailable(self, text: str) -> Response:
         """Respond while credentials can't be verified."""
         return plain_problem(503, text, b"retry-after: 5\r\n" + _NO_STORE)
-
-    @staticmethod
-    def too_many_failures(head: bytes) -> Response:
-        """Respond to an address with too many invalid credentials."""
-        return plain_problem(
-            429, "Too many failed sign-ins from your address. Wait a minute, then try again.", head + _NO_STORE
-        )
 
     def insufficient(self, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
@@ -266,7 +260,8 @@ class AuthGuard:
         """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
-        if _is_repeated(request):
+        names = [name for name, _ in request.raw_headers] if len(request.headers) != len(request.raw_headers) else ()
+        if names.count(b"authorization") > 1:  # another parser could use the other value
             return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
@@ -354,7 +349,10 @@ class AuthGuard:
         """Return the refusal for an address with too many invalid credentials; None if it may try again."""
         key = peer_network(address)
         wait = self._failures.wait(key)
-        return None if wait <= 0 else self.challenges.too_many_failures(self._failures.header_lines(key, wait))
+        if wait <= 0:
+            return None
+        text = "Too many failed sign-ins from your address. Wait a minute, then try again."
+        return plain_problem(429, text, self._failures.header_lines(key, wait) + _NO_STORE)
 
     def record_failure(self, address: str) -> None:
         """Count an invalid credential from an address."""
@@ -416,11 +414,3 @@ class AuthGuard:
         for on_revoked in self.on_revocation:
             on_revoked()
         return True
-
-
-def _is_repeated(request: HttpRequest) -> bool:
-    """Return whether the header is repeated; another parser could use the other value."""
-    return (
-        len(request.headers) != len(request.raw_headers)
-        and sum(name == b"authorization" for name, _ in request.raw_headers) > 1
-    )

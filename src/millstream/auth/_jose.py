@@ -49,10 +49,10 @@ class TokenRules(Struct, frozen=True):
 
 def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity | None:
     """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature."""
-    subject, expires = claims.get("sub"), claims.get("exp")
+    subject, expires, audience = claims.get("sub"), claims.get("exp"), claims.get("aud")
     if (
         claims.get("iss") != rules.issuer
-        or not _is_for(claims.get("aud"), rules.audience)
+        or rules.audience not in (audience if isinstance(audience, list) else (audience,))
         or not _is_text(subject)
         or not is_time(expires)
         # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
@@ -87,10 +87,6 @@ def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]])
         waiting += more
     # An issuer's scope `*` has no special meaning here.
     return frozenset(found - {EVERYTHING})
-
-
-def _is_for(audience: Any, wanted: str) -> bool:
-    return audience == wanted or (isinstance(audience, list) and wanted in audience)
 
 
 def _is_text(value: Any) -> bool:
@@ -252,8 +248,10 @@ def _read_key(raw: Any) -> PublicKey | None:
         # Drop private members, and members that restrict what the library may do with the key.
         kept = {name: value for name, value in values.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
-        if kind == "RSA" and not _is_usual(cast("Any", key).public_key):
-            return None
+        if kind == "RSA":  # strong enough, and fast to verify with
+            public: Any = cast("Any", key).public_key
+            if public.key_size < _MIN_RSA_BITS or public.public_numbers().e.bit_length() > _MAX_EXPONENT_BITS:
+                return None
     except (JoseError, ValueError, TypeError, KeyError):
         return None
     kid, alg = values.get("kid"), values.get("alg")
@@ -274,11 +272,6 @@ def from_pem(text: str) -> dict[str, Any]:
     raise ValueError(
         "The public key must be an EC, RSA, or Ed25519 key in PEM, starting with -----BEGIN PUBLIC KEY-----."
     )
-
-
-def _is_usual(key: Any) -> bool:
-    """Return whether an RSA key is strong enough and fast to verify with."""
-    return bool(key.key_size >= _MIN_RSA_BITS and key.public_numbers().e.bit_length() <= _MAX_EXPONENT_BITS)
 
 
 def shared_secret(secret: str) -> PublicKey:
@@ -332,17 +325,15 @@ _MIN_INTERVAL = 30.0
 _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
 
 
-class FixedKeys:
+class FixedKeys(Struct):
     """Fixed keys."""
 
-    epoch = 0
-
-    def __init__(self, keys: list[PublicKey]) -> None:
-        self._keys = keys
+    keys: list[PublicKey]
+    epoch: int = 0
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """Return the keys that may have made a signature."""
-        return select_keys(self._keys, kid, algorithm)
+        return select_keys(self.keys, kid, algorithm)
 
     async def prefetch(self) -> None:
         """Do nothing."""

@@ -1,11 +1,9 @@
-"""A file of API keys: names, scopes, expiry, and the SHA-256 of each key. The keys themselves aren't stored.
+"""API keys: fixed ones, and a file of names, scopes, expiry, and the SHA-256 of each key. Keys aren't stored.
 
 Keys are made from 32 random bytes, so a plain hash is sufficient.
 
-Files that one program writes and others read: replaced atomically, under a lock, and protected from other users.
-
-Changes are written to a temporary file that replaces the original under a lock, so readers never see half a file and
-concurrent commands never undo each other.
+Files that commands change and servers read, protected from other users. Changes are written to a temporary file that
+replaces the original under a lock, so readers never see half a file and concurrent commands never undo each other.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """The interface of auth methods: keys, signed tokens, or an introspection endpoint.
 
 A method verifies one kind of credential, independently of HTTP. The guard tries a server's methods in order, and caches
-their verdicts.
+their verdicts. Concurrent checks share their work by key, and wait in a fair and bounded queue, so an unresponsive
+issuer can't block every caller.
 """
 
 import asyncio

@@ -1,12 +1,11 @@
-"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer.
+"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer, and sign-in to the pages with it.
 
 The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
 signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may sign
-in.
+in. URLs come from the operator or the upstream's metadata, so they may be on a private network.
 
-HTTP helpers for upstreams: redirects, callbacks, and JSON requests.
-
-URLs come from the operator or the upstream's metadata, so they may be on a private network.
+For the pages, the issuer returns an access token, which gets the same checks and scopes as in an API request. The
+cookie contains the sealed token, as if the user had entered it in the sign-in form.
 """
 
 import hmac
@@ -34,10 +33,9 @@ from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
-from millstream.auth._discovery import Discovery, ask_issuer, issuer_keys
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, NotAdmitted, PageMethod, Unavailable, Unbound
-from millstream.auth._tokens import Keys, TokenMethod, rules_of, several
+from millstream.auth._tokens import Discovery, Keys, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -196,19 +194,15 @@ class CodeFlow:
             SignInFailed: The exchange failed, or the response failed verification.
         """
         metadata = await self.metadata()
-        self._check_issuer(metadata, callback.query)
+        # Another server's response isn't accepted for this request (RFC 9207 §2.4).
+        named = callback.query.get("iss")
+        announced = metadata.get("authorization_response_iss_parameter_supported") is True
+        if named != self._issuer and (announced or named is not None):
+            raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
         given = await self._exchange(metadata, code, callback.url, kept.verifier)
         return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
-
-    def _check_issuer(self, metadata: Mapping[str, Any], query: Mapping[str, str]) -> None:
-        """Check `iss`, so that another server's response isn't accepted for this request (RFC 9207 §2.4)."""
-        said = query.get("iss")
-        if said is None and metadata.get("authorization_response_iss_parameter_supported") is not True:
-            return
-        if said != self._issuer:
-            raise SignInFailed(f"The response isn't from {self._title}. Start again.")
 
     async def _exchange(
         self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str

@@ -1,4 +1,4 @@
-"""The HTML pages for signing in. They work without scripts.
+"""The HTML pages for signing in, which work without scripts, and the headers that only the browser sets.
 
 Jinja2 escapes all untrusted text, and the content security policy allows only our own style sheets. The links of the
 authorization server are relative, so its pages work below any path.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import parse_qsl, quote, unquote
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
@@ -274,13 +275,12 @@ class SignIn:
         return self._form(request, page, text, 403)
 
 
-class _SignInLanding:
+class _SignInLanding(Struct, frozen=True):
     """The last step of one method's logins; see `PageLanding`."""
 
-    def __init__(self, sign_in: SignIn, kind: bytes, bound: bytes) -> None:
-        self._sign_in = sign_in
-        self._kind = kind
-        self._bound = bound
+    sign_in: SignIn
+    kind: bytes
+    bound: bytes
 
     def complete(self, request: HttpRequest, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
         """See `PageLanding.complete`."""
@@ -291,12 +291,12 @@ class _SignInLanding:
                 request, page, "Your identity doesn't fit in a cookie. Sign in with a key or token instead."
             )
         seconds = int(min(seconds, LIFETIME))
-        sealed = self._sign_in.seal(self._kind, kept, self._bound, seconds)
-        return continue_page(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
+        sealed = self.sign_in.seal(self.kind, kept, self.bound, seconds)
+        return continue_page(request, self.sign_in.target(page), _cookie_line(request, sealed, seconds))
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """See `PageLanding.refuse`."""
-        return self._sign_in.refuse(request, page, text)
+        return self.sign_in.refuse(request, page, text)
 
 
 def _login_options(server: str, icon: str, methods: Collection[AuthMethod]) -> LoginOptions:

@@ -92,7 +92,7 @@ class SignedOut:
         """Principal id -> the time at which the user signed out everywhere; the oldest are dropped first."""
         self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_ENTRIES)
         """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
-        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._on_gap)
+        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._drop)
         """Unsubscribes from announcements."""
 
     async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
@@ -169,12 +169,11 @@ class SignedOut:
         if (known := _key(name)) in self._verdicts:
             del self._verdicts[known]
 
-    def _on_gap(self) -> None:
-        """Handle possibly missed announcements: close all streams opened with cookies, and query the store again."""
-        self._drop()
-
     def _drop(self, owner: str | None = None) -> None:
-        """Close the streams opened with cookies, of one owner or of all, and check those cookies again."""
+        """Close the streams opened with cookies, of one owner or of all, and check those cookies again.
+
+        All are closed after announcements may have been missed.
+        """
         for key, until in [each for each in self._in_use.items() if owner in (None, each[0][0])]:
             self._to_close.keep((key[0], until), None)
             del self._in_use[key]

@@ -1,77 +1,61 @@
 """The MCP client: one class for servers of every revision and transport. See `Client`.
 
-``from millstream.client import Options, OAuth`` imports only the modules that those names need.
+``from millstream.client import Options, OAuth`` imports only the modules that those names need, and the errors.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from millstream.client._errors import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    InvalidResponse,
+    NotMcp,
+    NotSupported,
+    RequestTimeout,
+    ServerError,
+    SessionLost,
+    SkillMismatch,
+    TargetError,
+    TlsFailed,
+    TooLarge,
+    ToolFailed,
+    TooManyMessages,
+    UnknownVersion,
+)
+
 if TYPE_CHECKING:
     from millstream.client._blocking_client import BlockingClient
     from millstream.client._client import Client
-    from millstream.client._errors import (
-        AccessDenied,
-        ClientError,
-        ConnectFailed,
-        ConnectionLost,
-        InvalidResponse,
-        NotMcp,
-        NotSupported,
-        RequestTimeout,
-        ServerError,
-        SessionLost,
-        SkillMismatch,
-        TargetError,
-        TlsFailed,
-        TooLarge,
-        ToolFailed,
-        TooManyMessages,
-        UnknownVersion,
-    )
     from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._negotiation import Options
     from millstream.client._oauth.flow import OAuth
-    from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
+    from millstream.client._oauth.grants import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
 
 _HOMES = {
-    "AccessDenied": "_errors",
-    "InvalidResponse": "_errors",
     "BlockingClient": "_blocking_client",
     "Client": "_client",
-    "ClientError": "_errors",
-    "ConnectFailed": "_errors",
-    "ConnectionLost": "_errors",
     "ElicitAnswer": "_questions",
     "EventSubscription": "_events",
-    "ServerError": "_errors",
     "FileTokenStore": "_oauth.store",
-    "TooManyMessages": "_errors",
-    "IdentityProvider": "_oauth.identity",
+    "IdentityProvider": "_oauth.grants",
     "MemoryTokenStore": "_oauth.store",
-    "RequestTimeout": "_errors",
-    "NotMcp": "_errors",
-    "NotSupported": "_errors",
     "OAuth": "_oauth.flow",
     "Options": "_negotiation",
     "Question": "_questions",
     "Result": "_results",
     "Roots": "_questions",
     "ServerEvent": "_events",
-    "SessionLost": "_errors",
-    "SkillMismatch": "_errors",
     "StoredCredentials": "_oauth.store",
     "Target": "_targets",
-    "TargetError": "_errors",
-    "TlsFailed": "_errors",
     "TokenStore": "_oauth.store",
-    "TooLarge": "_errors",
-    "ToolFailed": "_errors",
-    "UnknownVersion": "_errors",
-    "WorkloadIdentity": "_oauth.identity",
+    "WorkloadIdentity": "_oauth.grants",
     "mcp_servers": "_targets",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, overload
 
+import msgspec
+
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import (
     INVALID_PARAMS,
@@ -16,7 +18,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import decoder, encode
+from millstream._protocol.jsonrpc import decoder, encode, notification_message
 from millstream._protocol.notifications import (
     CompleteRequestParams,
     CompleteResult,
@@ -31,18 +33,19 @@ from millstream._protocol.notifications import (
     ReadResourceResult,
     Reference,
     ResourceDescription,
+    SubscriptionFilter,
     TemplateDescription,
     ToolDescription,
 )
-from millstream.client._conversation import Conversation, decode_tools, logger, raw_ask
+from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, ServerError
-from millstream.client._negotiation import Options, ServerInfo
+from millstream.client._negotiation import Options, ServerInfo, with_meta
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import Ask
 from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
-from millstream.client._watches import Changes, make_filter
+from millstream.client._watches import Changes
 
 if TYPE_CHECKING:
     from millstream._protocol.skills import Skill
@@ -78,6 +81,8 @@ _ELSEWHERE = {
 """Name in other packages -> what to write here."""
 
 
+_METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
+"""Methods whose name or URI is also sent in a header."""
 _HANDLERS = ("on_progress", "progress_callback", "progress_handler")
 """Names of `progress` in other packages."""
 
@@ -502,8 +507,15 @@ class Client:
             ServerError: The server responded with an error.
             ClientError: There was no response.
         """
-        ask = raw_ask(method, dict(params or {}), progress, timeout)
-        ask.name = name or ask.name
+        given = dict(params or {})
+        named = given.get("name") or given.get("uri") if method in _METHODS_WITH_NAME else ""
+        ask = Ask(
+            method=method,
+            params=encode(given),
+            name=name or (named if isinstance(named, str) else ""),
+            timeout=timeout,
+            progress=progress,
+        )
         return read(method, _decode_json, await self.conversation.requests.ask(ask))
 
     async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
@@ -516,12 +528,15 @@ class Client:
         Raises:
             ClientError: It can't be sent.
         """
-        await self.conversation.notify_custom(method, params or {})
+        requests = self.conversation.requests
+        connection = await requests.connect()
+        body = msgspec.Raw(with_meta(encode(params or {}), connection.meta))
+        await requests.notify(connection.transport, notification_message(method, body), method)
 
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds: ``await client.ping(timeout=5)``.
 
-        Sends a ping, or `server/discover` in revisions without one.
+        Sends a ping (MCP 2025-11-25, basic/utilities/ping), or `server/discover` in revisions without one.
 
         Args:
             timeout: Seconds to wait; 0 for the client's `timeout`.
@@ -535,6 +550,8 @@ class Client:
     async def set_log_level(self, level: str) -> None:
         """Set the minimum severity of log messages for the session: ``await client.set_log_level("warning")``.
 
+        See MCP 2025-11-25, server/utilities/logging.
+
         Args:
             level: One of debug, info, notice, warning, error, critical, alert, and emergency.
 
@@ -547,7 +564,9 @@ class Client:
         """Notify the server that the roots have changed. Does nothing in revisions that ask for roots with each
         request.
         """
-        await self.conversation.notify("notifications/roots/list_changed")
+        conversation, method = self.conversation, "notifications/roots/list_changed"
+        if method in conversation.negotiated.revision.notifications:
+            await conversation.requests.notify(conversation.transport, notification_message(method), method)
 
     def watch(self, *uris: str, tools: bool = False, prompts: bool = False, resources: bool = False) -> Changes:
         """Subscribe to changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.
@@ -558,7 +577,10 @@ class Client:
             prompts: Whether to watch the list of prompts.
             resources: Whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
-        return self.conversation.watch(make_filter(uris, tools=tools, prompts=prompts, resources=resources))
+        everything = not (uris or tools or prompts or resources)
+        return self.conversation.watch(
+            SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris))
+        )
 
     # Names in other MCP libraries. New programs should use the short names: `call`, `tools`, `read`, `prompt`.
 

@@ -1,6 +1,6 @@
 """Connecting and negotiating: tries the per-request era first, then the handshake, then HTTP+SSE.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle. Only a `DiscoverResult`, or an error that
+https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning. Only a `DiscoverResult`, or an error that
 names revisions of the per-request era, proves that era; after any other response, the client tries a handshake. The
 result is cached per target, so the next client starts with the right request.
 """
@@ -43,12 +43,11 @@ from millstream.client._negotiation import (
     request_body,
     with_meta,
 )
-from millstream.client._server_messages import ServerMessages
+from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
-from millstream.client._transports.in_process import TransportFactory
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 from millstream.client._transports.streamable import StreamableTransport
-from millstream.client._transports.transport import Transport, TransportRequest, log_message
+from millstream.client._transports.transport import Transport, TransportFactory, TransportRequest, log_message
 
 _MAX_LINES = 256
 """Maximum number of lines to compare with a second start."""
@@ -106,36 +105,22 @@ class _RequiredCapabilities(Struct, rename="camel"):
     required_capabilities: dict[str, Any]
 
 
-class Connector:
+class Connector(Struct, kw_only=True):
     """Opens and reopens connections to one target."""
 
-    def __init__(
-        self,
-        place: Place,
-        me: LocalPeer,
-        options: Options,
-        listener: ServerMessages,
-        background: Tasks,
-        *,
-        ids: Iterator[int],
-        revision: Revision | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
-        inflow: Inflow | None = None,
-    ) -> None:
-        self._place = place
-        self._inflow = inflow or Inflow()
-        self._self = me
-        self._options = options
-        self._listener = listener
-        self._background = background
-        self._ids = ids
-        self._pinned = revision
-        self._headers = headers or {}
-        self._timeout = timeout
-        self._stderr_lines: list[str] = []
-        """Standard error of the server since the connection was opened."""
-        self.era: Era = Era()
+    place: Place
+    me: LocalPeer
+    options: Options
+    listener: ServerMessages
+    background: Tasks
+    ids: Iterator[int]
+    pinned: Revision | None
+    headers: Mapping[str, str]
+    timeout: float
+    inflow: Inflow
+    stderr_lines: list[str] = []
+    """Standard error of the server since the connection was opened."""
+    era: Era = msgspec.field(default_factory=Era)
 
     async def open(self) -> Connection:
         """Connect and negotiate.
@@ -143,13 +128,13 @@ class Connector:
         Raises:
             ClientError: The connection failed; the message says why.
         """
-        place = self._place
+        place = self.place
         if not isinstance(place, Remote):
             return await self._connect_with(self._local)
         if place.url.scheme in ("ws", "wss"):
             return await self._connect_with(self._websocket)
         only_sse = place.kind == "sse"
-        if only_sse or (self._pinned is None and self.era.name == "http+sse"):
+        if only_sse or (self.pinned is None and self.era.name == "http+sse"):
             try:
                 return await self._connect_with(self._http_sse)
             except ClientError:
@@ -164,32 +149,32 @@ class Connector:
                 raise
             except ClientError:
                 raise exc from None
-            if self._pinned is None:
+            if self.pinned is None:
                 self.era.name = "http+sse"
             return connection
 
     # Transports
 
     def _local(self) -> Transport:
-        place = self._place
+        place = self.place
         if isinstance(place, Command):
-            options = self._options
+            options = self.options
             show = line_printer(options.stderr)
             if show is not None and place.ours:  # readable logs, although stderr is a pipe
                 place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
             show = self._without_repeats(show) if show is not None else None
-            return StdioTransport(place, self._listener, self._background, options.max_bytes, show=show)
+            return StdioTransport(place, self.listener, self.background, options.max_bytes, show=show)
         if isinstance(place, TransportFactory):
-            return place.new_transport(self._listener, self._background)
+            return place.new_transport(self.listener, self.background)
         from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - loads the server
 
         assert not isinstance(place, Remote)  # noqa: S101  checked in `open`
-        return MemoryTransport(place, self._listener, self._background)
+        return MemoryTransport(place, self.listener, self.background)
 
     def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
         """Skip lines that a second start of the server repeats, such as a traceback."""
-        before, self._stderr_lines = self._stderr_lines, []
-        shown = self._stderr_lines
+        before, self.stderr_lines = self.stderr_lines, []
+        shown = self.stderr_lines
 
         def line(text: str) -> None:
             if len(shown) < _MAX_LINES:
@@ -202,46 +187,38 @@ class Connector:
         return line
 
     def _endpoint(self) -> Endpoint:
-        place = self._place
+        place = self.place
         assert isinstance(place, Remote)  # noqa: S101  checked in `open`
-        options = self._options
+        options = self.options
         pool = ConnectionPool(
             place.url,
             max_connections=options.max_connections,
             max_body=options.max_bytes,
             connect_timeout=options.connect_timeout,
             tls=options.tls,
-            inflow=self._inflow,
+            inflow=self.inflow,
         )
-        headers = {**place.headers, **self._headers}
-        return Endpoint(place.url, headers, pool, options.auth, self._listener.pause_timeouts)
+        headers = {**place.headers, **self.headers}
+        return Endpoint(place.url, headers, pool, options.auth, self.listener.pause_timeouts)
 
     def _streamable(self) -> Transport:
-        return StreamableTransport(self._endpoint(), self._listener, self._background, self._options.max_bytes)
+        return StreamableTransport(self._endpoint(), self.listener, self.background, self.options.max_bytes)
 
     def _http_sse(self) -> Transport:
         from millstream.client._transports.http_sse import HttpSseTransport  # noqa: PLC0415 - rarely needed
 
-        options = self._options
+        options = self.options
         return HttpSseTransport(
-            self._endpoint(), self._listener, self._background, options.max_bytes, options.connect_timeout
+            self._endpoint(), self.listener, self.background, options.max_bytes, options.connect_timeout
         )
 
     def _websocket(self) -> Transport:
         from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
 
-        place, options = self._place, self._options
+        place = self.place
         assert isinstance(place, Remote)  # noqa: S101  checked in `open`
         return WebSocketTransport(
-            place.url,
-            {**place.headers, **self._headers},
-            self._listener,
-            self._background,
-            max_bytes=options.max_bytes,
-            connect_timeout=options.connect_timeout,
-            tls=options.tls,
-            auth=options.auth,
-            inflow=self._inflow,
+            place.url, {**place.headers, **self.headers}, self.listener, self.background, self.options, self.inflow
         )
 
     # Negotiation
@@ -251,9 +228,9 @@ class Connector:
 
         A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
         """
-        era, pinned = self.era, self._pinned
+        era, pinned = self.era, self.pinned
         handshake = pinned is None and era.name != ""
-        self._stderr_lines = []
+        self.stderr_lines = []
         for attempt in (0, 1):
             transport = make()
             try:
@@ -265,7 +242,7 @@ class Connector:
                     raise
                 era.name = ""
                 if isinstance(exc, ConnectionLost):
-                    again = transport.lost and not getattr(self._place, "ours", False)
+                    again = transport.lost and not getattr(self.place, "ours", False)
                 else:
                     again = handshake and isinstance(exc, NO_HANDSHAKE)
                 if attempt or not again:
@@ -275,11 +252,11 @@ class Connector:
                 revision = agreement.revision
                 if pinned is None and revision.handshake:
                     era.name = era.name or "handshake"
-                return Connection(transport, agreement, self._self.meta(revision))
+                return Connection(transport, agreement, self.me.meta(revision))
         raise AssertionError
 
     async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiation:
-        pinned = self._pinned
+        pinned = self.pinned
         if pinned is not None:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
@@ -306,7 +283,7 @@ class Connector:
 
     async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
         """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
-        seconds = self._options.connect_timeout + self._options.probe_timeout
+        seconds = self.options.connect_timeout + self.options.probe_timeout
         for _ in (0, 1):
             try:
                 result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
@@ -339,9 +316,9 @@ class Connector:
         return None
 
     async def _initialize(self, transport: Transport, revision: Revision) -> Negotiation:
-        capabilities = msgspec.Raw(encode(self._self.capabilities(revision)))
-        params = encode(InitializeRequestParams(revision.date, capabilities, self._self.about))
-        raw = await self._ask(transport, "initialize", params, revision, self._timeout)
+        capabilities = msgspec.Raw(encode(self.me.capabilities(revision)))
+        params = encode(InitializeRequestParams(revision.date, capabilities, self.me.about))
+        raw = await self._ask(transport, "initialize", params, revision, self.timeout)
         try:
             result = _decode_initialize(raw)
         except MALFORMED as exc:
@@ -354,13 +331,13 @@ class Connector:
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.set_revision(agreed)
-        message, filters = notification_message("notifications/initialized"), self._listener.filters
+        message, filters = notification_message("notifications/initialized"), self.listener.filters
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 if filters is None or (message := filters.filter_outgoing(message)):
                     await transport.send(message, "notifications/initialized")
         except TimeoutError as exc:
-            raise RequestTimeout(f"The server didn't complete the handshake within {self._timeout:g} seconds.") from exc
+            raise RequestTimeout(f"The server didn't complete the handshake within {self.timeout:g} seconds.") from exc
         return Negotiation(
             revision=agreed,
             capabilities=present(result.capabilities),
@@ -369,25 +346,51 @@ class Connector:
         )
 
     async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
-        request_id = next(self._ids)
-        body = request_body(request_id, method, with_meta(params, self._self.meta(revision)))
+        request_id = next(self.ids)
+        body = request_body(request_id, method, with_meta(params, self.me.meta(revision)))
         request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
-        listener = self._listener
-        pending = listener.running[request_id] = listener.deadlines.begin(seconds, self._options.max_call_seconds, None)
-        try:
-            log_message("sent", body)
-            answer = await transport.exchange(request)
-            log_message("received", answer.error or answer.result)
-        except asyncio.CancelledError as exc:
-            if pending.end():
-                raise RequestTimeout(f"The server didn't respond to {method} within {seconds:g} seconds.") from exc
-            raise
-        finally:
-            pending.end()
-            listener.running.pop(request_id, None)
-        if answer.error:
-            raise failure(answer.error)
-        return answer.result
+        return await exchange(self.listener, transport, request, seconds, self.options.max_call_seconds)
+
+
+async def exchange(
+    incoming: ServerMessages,
+    transport: Transport,
+    request: TransportRequest,
+    seconds: float,
+    longest: float,
+    progress: OnProgress | None = None,
+) -> bytes:
+    """Send a request, and return its result.
+
+    Args:
+        incoming: Receives messages about the request, such as progress.
+        transport: An open transport.
+        request: The request.
+        seconds: Timeout without a response.
+        longest: Maximum seconds in total, even with progress.
+        progress: Handler for progress reports.
+
+    Raises:
+        ServerError: The server responded with an error.
+        ClientError: There was no response.
+    """
+    pending = incoming.running[request.id] = incoming.deadlines.begin(seconds, longest, progress)
+    try:
+        log_message("sent", request.body)
+        answer = await transport.exchange(request)
+        log_message("received", answer.error or answer.result)
+    except asyncio.CancelledError as exc:
+        if pending.end():
+            raise RequestTimeout(f"The server didn't respond to {request.method} within {seconds:g} seconds.") from exc
+        raise
+    finally:
+        pending.end()
+        incoming.running.pop(request.id, None)
+    if progress is not None:
+        await incoming.wait_for_handlers()
+    if answer.error:
+        raise failure(answer.error)
+    return answer.result
 
 
 def _about(info: Any) -> ServerInfo:

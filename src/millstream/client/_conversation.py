@@ -5,12 +5,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import msgspec
-
 from millstream._http.client.body import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import encode, notification_message
+from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.notifications import (
     ListToolsResult,
@@ -30,7 +28,6 @@ from millstream.client._negotiation import (
     Negotiation,
     Options,
     ToolHeaders,
-    with_meta,
 )
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
@@ -45,25 +42,10 @@ L = TypeVar("L", bound=PaginatedResult)
 
 logger = logging.getLogger(__name__)
 decode_tools = foreign_decoder(ListToolsResult, logger.warning)
-_METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
-"""Methods whose name or URI is also sent in a header."""
 
 
 class Conversation:
     """The state of one `Client`, which creates it."""
-
-    __slots__ = (
-        "_background",
-        "_cache",
-        "_options",
-        "_watches",
-        "connector",
-        "incoming",
-        "log_level",
-        "questions",
-        "requests",
-        "tool_headers",
-    )
 
     def __init__(
         self,
@@ -92,18 +74,18 @@ class Conversation:
         )
         ids = itertools.count(1)
         self.connector: Connector = Connector(
-            find(target, env=options.env, cwd=options.cwd),
-            LocalPeer(options, questions, declared),
-            options,
-            self.incoming,
-            self._background,
+            place=find(target, env=options.env, cwd=options.cwd),
+            me=LocalPeer(options, questions, declared),
+            options=options,
+            listener=self.incoming,
+            background=self._background,
             ids=ids,
-            revision=BY_DATE[revision] if revision is not None else None,
+            pinned=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
-            inflow=inflow,
+            inflow=inflow or Inflow(),
         )
-        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids=ids, timeout=timeout)
+        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids, timeout)
         self.requests.on_reconnect = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
@@ -207,17 +189,6 @@ class Conversation:
         await self.requests.ask(Ask(method="logging/setLevel", params=encode({"level": level})))
         self.log_level = level
 
-    async def notify(self, method: str) -> None:
-        """Send a notification without parameters, if the revision has it."""
-        if method in self.negotiated.revision.notifications:
-            await self.requests.notify(self.transport, notification_message(method), method)
-
-    async def notify_custom(self, method: str, params: Mapping[str, Any]) -> None:
-        """Send a notification of an extension."""
-        connection = await self.requests.connect()
-        body = msgspec.Raw(with_meta(encode(params), connection.meta))
-        await self.requests.notify(connection.transport, notification_message(method, body), method)
-
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """Return a subscription that isn't open yet."""
         return self._watches.of(wanted)
@@ -262,10 +233,3 @@ class Conversation:
         if cache is not None:
             cache.put(ask.method, ask.params, result, result.ttl_ms)
         return result
-
-
-def raw_ask(method: str, params: dict[str, Any], progress: OnProgress | None, timeout: float) -> Ask:
-    """Return a request with exactly these parameters."""
-    name: Any = params.get("name") or params.get("uri") or ""
-    named = name if method in _METHODS_WITH_NAME and isinstance(name, str) else ""
-    return Ask(method=method, params=encode(params), name=named, timeout=timeout, progress=progress)

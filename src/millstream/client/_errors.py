@@ -53,7 +53,7 @@ class AccessDenied(ClientError):
         remedy: What to do, in one sentence.
     """
 
-    def __init__(self, message: str, status: int, challenge: str = "", *, remedy: str = "") -> None:
+    def __init__(self, message: str, status: int = 401, challenge: str = "", *, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.status = status
         self.challenge = challenge

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from msgspec import Struct
+
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, NotificationFilter, NotificationFilters, Run, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
@@ -25,16 +27,13 @@ _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *rev
 _decode = decoder(dict[str, Any])
 
 
-class OutgoingRequest:
+class OutgoingRequest(Struct):
     """A request of the client, before it's sent."""
 
-    __slots__ = ("client", "method", "params")
-
-    def __init__(self, method: str, params: dict[str, Any], client: "Client") -> None:
-        self.method: str = method
-        self.params: dict[str, Any] = params
-        """The parameters to send, including ``_meta``."""
-        self.client: Client = client
+    method: str
+    params: dict[str, Any]
+    """The parameters to send, including ``_meta``."""
+    client: "Client"
 
 
 Outgoing = Callable[[OutgoingRequest], Awaitable[dict[str, Any]]]

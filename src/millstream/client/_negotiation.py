@@ -108,21 +108,22 @@ class DeclaredCapability(Struct, frozen=True):
     """Dates of the revisions that have it; empty for all."""
 
 
-class LocalPeer:
+class LocalPeer(Struct, frozen=True):
     """The client's identity and capabilities."""
 
-    def __init__(
-        self, options: Options, questions: QuestionHandler, declared: Sequence[DeclaredCapability] = ()
-    ) -> None:
-        self._options = options
-        self._questions = questions
-        self._declared = declared
-        self.about: Implementation = Implementation(options.name, options.version or __version__)
+    options: Options
+    questions: QuestionHandler
+    declared: Sequence[DeclaredCapability] = ()
+
+    @property
+    def about(self) -> Implementation:
+        """Name and version of the client."""
+        return Implementation(self.options.name, self.options.version or __version__)
 
     def capabilities(self, revision: Revision) -> dict[str, Any]:
         """Return the capabilities to declare in a revision."""
-        capabilities = self._questions.capabilities(revision, self._options.extra_capabilities)
-        for each in self._declared:
+        capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
+        for each in self.declared:
             if not each.revisions or revision.date in each.revisions:
                 capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
         return capabilities
@@ -136,8 +137,8 @@ class LocalPeer:
             CAPABILITIES_KEY: self.capabilities(revision),
             CLIENT_KEY: self.about,
         }
-        if self._options.log_level:
-            found[LOG_LEVEL_KEY] = self._options.log_level
+        if self.options.log_level:
+            found[LOG_LEVEL_KEY] = self.options.log_level
         return encode(found)[1:-1]
 
 

@@ -5,16 +5,17 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from millstream._backoff import retry_delay
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
-from millstream.client._connector import Connector, failure
+from millstream.client._connector import Connector, exchange
 from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
 from millstream.client._negotiation import Connection, Options, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
@@ -60,34 +61,22 @@ class Ask(Struct, kw_only=True):
     """The caller against whose share the reply counts while it arrives, if there are several."""
 
 
-class Requests:
+class Requests(Struct):
     """Sends the requests for one server."""
 
-    def __init__(
-        self,
-        opening: Connector,
-        incoming: ServerMessages,
-        questions: QuestionHandler,
-        options: Options,
-        *,
-        ids: Iterator[int],
-        timeout: float,
-    ) -> None:
-        # Configuration
-        self._connector = opening
-        self._incoming = incoming
-        self._questions = questions
-        self._options = options
-        self._timeout = timeout
-        self.on_reconnect: OnReconnect | None = None
-        self.around: Callable[[Ask], Awaitable[bytes]] | None = None
-        """Hooks of extensions around each request."""
-        # Connection
-        self.ids: Iterator[int] = ids
-        self.connection: Connection | None = None
-        self.last: Connection | None = None
-        """The newest connection, even after it was lost."""
-        self._lock = asyncio.Lock()
+    connector: Connector
+    incoming: ServerMessages
+    questions: QuestionHandler
+    options: Options
+    ids: Iterator[int]
+    timeout: float
+    on_reconnect: OnReconnect | None = None
+    around: Callable[[Ask], Awaitable[bytes]] | None = None
+    """Hooks of extensions around each request."""
+    connection: Connection | None = None
+    last: Connection | None = None
+    """The newest connection, even after it was lost."""
+    lock: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
     async def connect(self) -> Connection:
         """Return the connection, reconnecting if the last one was lost."""
@@ -98,15 +87,13 @@ class Requests:
 
     async def _renew(self, old: Connection | None) -> Connection:
         """Return a connection other than `old`. The first of concurrent callers opens it."""
-        async with self._lock:
+        async with self.lock:
             if self.connection is not None and self.connection is not old:
                 return self.connection
             reconnecting = self.last is not None
             if self.connection is not None:
                 ended, self.connection = self.connection, None
-                self._incoming.on_interruption(
-                    ended.transport, SessionLost("The next request reconnects, if possible.")
-                )
+                self.incoming.on_interruption(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
             connection = self.connection = self.last = await self._open(_MAX_RESTARTS if reconnecting else 0)
         if reconnecting and self.on_reconnect is not None:
@@ -117,15 +104,15 @@ class Requests:
     async def _open(self, more: int) -> Connection:
         for attempt in range(more):
             try:
-                return await self._connector.open()
+                return await self.connector.open()
             except ConnectionLost:
                 await asyncio.sleep(retry_delay(2 * attempt, _MIN_WAIT, _MAX_WAIT))
-        return await self._connector.open()
+        return await self.connector.open()
 
     async def close(self) -> None:
         """Close the session and the connection."""
         connection, self.connection, self.last = self.connection, None, None
-        self._incoming.deadlines.close()
+        self.incoming.deadlines.close()
         if connection is not None:
             await connection.transport.close()
 
@@ -152,13 +139,13 @@ class Requests:
             if not required.input_requests and required.request_state is None:
                 raise InvalidResponse(f"The server requires input for {ask.method}, but sent no questions.")
             rounds += 1
-            if rounds > self._options.max_rounds:
+            if rounds > self.options.max_rounds:
                 raise InvalidResponse(
                     f"The server asked {rounds} times without returning a result (Options.max_rounds)."
                 )
             now = asyncio.get_running_loop().time()
             since = 0.0 if required.input_requests else since or now
-            if since and now - since > (ask.timeout or self._timeout):  # rounds without questions
+            if since and now - since > (ask.timeout or self.timeout):  # rounds without questions
                 raise RequestTimeout(f"The server postponed its response to {ask.method} {rounds} times.")
             extra = await self._answers(required, rounds, ask.id)
 
@@ -167,7 +154,7 @@ class Requests:
         members: dict[str, Any] = {}
         if required.input_requests:
             members["inputResponses"] = await answer_all(
-                self._questions, required.input_requests, "The server", request_id
+                self.questions, required.input_requests, "The server", request_id
             )
         else:
             await asyncio.sleep(retry_delay(rounds, _MIN_WAIT, _MAX_WAIT))
@@ -198,18 +185,18 @@ class Requests:
             RequestTimeout: The server didn't accept it in time.
             ClientError: It couldn't be sent.
         """
-        filters = self._incoming.filters
+        filters = self.incoming.filters
         if filters is not None and not (message := filters.filter_outgoing(message)):
             return
         try:
             log_message("sent", message)
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await transport.send(message, method)
         except TimeoutError as exc:
-            raise RequestTimeout(f"The server didn't accept {method} within {self._timeout:g} seconds.") from exc
+            raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
 
-    async def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> bytes:
-        """Send one request on one connection."""
+    def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
+        """Send one request on one connection, and return its result."""
         request_id = ask.id or next(self.ids)
         params = ask.params
         if extra:
@@ -219,27 +206,14 @@ class Requests:
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
         request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner)
-        seconds = ask.timeout or self._timeout
-        incoming = self._incoming
-        pending = incoming.running[request_id] = incoming.deadlines.begin(
-            seconds, self._options.max_call_seconds, ask.progress
+        return exchange(
+            self.incoming,
+            connection.transport,
+            request,
+            ask.timeout or self.timeout,
+            self.options.max_call_seconds,
+            ask.progress,
         )
-        try:
-            log_message("sent", body)
-            answer = await connection.transport.exchange(request)
-            log_message("received", answer.error or answer.result)
-        except asyncio.CancelledError as exc:
-            if pending.end():
-                raise RequestTimeout(f"The server didn't respond to {ask.method} within {seconds:g} seconds.") from exc
-            raise
-        finally:
-            pending.end()
-            incoming.running.pop(request_id, None)
-        if ask.progress is not None:
-            await self._incoming.wait_for_handlers()
-        if answer.error:
-            raise failure(answer.error)
-        return answer.result
 
 
 def _input_required(result: bytes) -> InputRequiredResult | None:

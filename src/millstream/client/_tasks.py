@@ -139,18 +139,18 @@ class ClientTasks:
             ServerError: There's no such task, for example because it has expired.
             ClientError: There was no response.
         """
-        return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout, repeatable=True))
+        return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout))
 
     async def update(self, task_id: str, answers: Mapping[str, Any], *, timeout: float = 0) -> None:
         """Answer questions of a task: ``await client.tasks.update(task_id, {key: {"action": "decline"}})``.
 
         `wait` does this with the client's handlers. Raises the same errors as `get`.
         """
-        await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout, repeatable=True)
+        await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout)
 
     async def cancel(self, task_id: str, *, timeout: float = 0) -> None:
         """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises like `get`."""
-        await self._ask("tasks/cancel", task_id, {}, timeout, repeatable=True)
+        await self._ask("tasks/cancel", task_id, {}, timeout)
 
     async def wait(
         self, task: str | Task, *, progress: OnProgress | None = None, timeout: float = 0, raise_on_error: bool = True
@@ -220,16 +220,14 @@ class ClientTasks:
             await asyncio.sleep(retry_delay(attempt, _MIN_PAUSE, _MAX_RETRY_PAUSE))
         raise AssertionError
 
-    async def _ask(
-        self, method: str, task_id: str, params: Mapping[str, Any], timeout: float, *, repeatable: bool
-    ) -> bytes:
+    async def _ask(self, method: str, task_id: str, params: Mapping[str, Any], timeout: float) -> bytes:
         meta = await self._extension_meta()
         ask = Ask(
             method=method,
             params=encode({"taskId": task_id, **params}),
             name=task_id,
             timeout=timeout,
-            repeatable=repeatable,
+            repeatable=True,
             meta=meta,
         )
         return await self._conversation.requests.ask(ask)

@@ -1,6 +1,6 @@
 """Subscriptions to changes at a server, in both eras.
 
-See https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. Broken
+See https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions. Broken
 subscriptions and watched connections of the handshake era are reopened with backoff, followed by a change of the kind
 `again`: changes may have been missed. If the server refuses permanently, the watch ends with an error.
 """
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -299,7 +299,7 @@ class Watches:
         for changes in list(self._open):
             changes.fail(fault)
         if self._always:
-            _logger.warning("Changes at the server can no longer be received. %s", fault)
+            _logger.warning("The subscription to changes on the server ended. %s", fault)
         self._incoming.subscribed.clear()
 
     @property
@@ -339,9 +339,3 @@ def is_temporary(fault: ClientError) -> bool:
 def retry_pause(failures: int) -> float:
     """Return the seconds until the next attempt, with jitter."""
     return retry_delay(failures, _FIRST_WAIT, _LONGEST_WAIT)
-
-
-def make_filter(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:
-    """Return the subscription filter for the arguments; without any, all lists."""
-    everything = not (uris or tools or prompts or resources)
-    return SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Raw, Struct
 
 from millstream._config import Settings
-from millstream._http.message import HttpRequest, Response, tagged
+from millstream._http.message import HttpRequest, Response, respond_with_tag
 from millstream._limits.limiters import concurrency_limits, hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
@@ -357,7 +357,7 @@ class ServerHost:
 
         def register() -> None:
             head = f"content-type: {media_type}\r\ncache-control: public, max-age=3600\r\n"
-            document = tagged(make(), f"{head}access-control-expose-headers: ETag\r\n".encode())
+            document = respond_with_tag(make(), f"{head}access-control-expose-headers: ETag\r\n".encode())
 
             async def answer(request: HttpRequest) -> Response:
                 return document(request)
@@ -456,7 +456,7 @@ class ServerHost:
         return CallRun(self._host.dispatcher, call)
 
     async def acquire_slots(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
-        """Take one seat of every limit, or none at all. If the worker dies, its seats become free.
+        """Take one slot of every limit, or none at all. If the worker dies, its slots become free.
 
         Args:
             holder: Identifier that is unique among the seats of this worker.
@@ -464,7 +464,7 @@ class ServerHost:
             call: Also take the seats that this call would occupy as a request.
 
         Raises:
-            LimitReached: A limit has no free seat.
+            LimitReached: A limit has no free slot.
         """
         seat_limits = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
@@ -479,7 +479,7 @@ class ServerHost:
         return seats
 
     def release_slots(self, seats: Seats) -> None:
-        """Release seats in the background.
+        """Release slots in the background.
 
         Args:
             seats: What `acquire_slots` returned.
@@ -491,6 +491,8 @@ class ServerHost:
 
     def listen(self, member: str, open: OpenFilter, *, declared: bool = True) -> None:
         """Serve a member of the filter of `subscriptions/listen`, such as ``taskIds``.
+
+        See MCP 2026-07-28, basic/patterns/subscriptions.
 
         Args:
             member: Name of the member.

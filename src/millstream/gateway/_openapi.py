@@ -299,7 +299,7 @@ class Document:
             if not isinstance(reference, str):
                 return node
             node = value_at_pointer(self._spec, reference)
-        raise LookupError("a reference leads to nothing in the document")
+        raise LookupError("a reference points to nothing in the document")
 
     def _schema(self, schema: dict[str, Any], flag: str) -> dict[str, Any]:
         """Return a schema as JSON Schema 2020-12, with its definitions.
@@ -542,7 +542,7 @@ def _body(operation: Operation, body: Any) -> tuple[bytes, str]:
 
 
 def encode_form(fields: Mapping[str, Any]) -> str:
-    """Return a query or form."""
+    """Return the fields, encoded as a query or form."""
     pairs = [
         (name, "" if each is None else _as_text(each))
         for name, value in fields.items()

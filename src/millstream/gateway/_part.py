@@ -471,7 +471,8 @@ class GatewayPart:
                 upstream.warn(f"skipped {name!r}: {exc}")
         if not removed and not added:
             return False
-        registry.exchange(kind, removed, added)
+        # In the order of the configuration, whichever upstream responds first.
+        registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.config.name) + 1)
         for name in removed:
             del self._items[kind, name]
         for name in added:

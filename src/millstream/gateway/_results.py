@@ -137,7 +137,7 @@ class Redactor:
         return {name: self.value(each) for name, each in value.items()} if is_object(value) else self.value(value)
 
     def json(self, data: bytes) -> bytes:
-        """Return an encoded result or params with matches replaced, see `members`."""
+        """Return an encoded result or params with matches replaced, as `members` describes."""
         return encode(self.members(msgspec.json.decode(data)))
 
     async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:

@@ -71,7 +71,7 @@ async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
 
 
 async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) -> None:
-    throttle, known, new = desk.running._authorize._throttle, Browser(desk), Browser(desk)
+    throttle, known, new = desk.running._authorize.throttle, Browser(desk), Browser(desk)
     id = (await desk.register())["client_id"]
     await desk.sign_in(id, browser=known)
 
@@ -95,7 +95,7 @@ async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) ->
 
 
 async def test_guesses_from_a_few_networks_do_not_keep_out_a_new_browser(desk: Desk) -> None:
-    throttle, guesses = desk.running._authorize._throttle, 0
+    throttle, guesses = desk.running._authorize.throttle, 0
     for number in range(100):
         said = await throttle.check(f"198.51.100.{number % 4}", "ada", "wrong")
         guesses += said == "The name or password is wrong."
@@ -121,7 +121,7 @@ async def test_concurrent_guesses_are_throttled(desk: Desk) -> None:
     browser = Browser(desk)
     page = await browser.open(id)
     forms = [{"name": "ada", "password": f"{number}", "answer": "allow"} for number in range(40)]
-    desk.running._authorize._throttle._attempts._patience = WAIT  # for slow machines
+    desk.running._authorize.throttle._attempts._patience = WAIT  # for slow machines
     guesses = [asyncio.create_task(browser.answer(page, **form)) for form in forms]
     await until(lambda: looked == 10)
     gate.set()

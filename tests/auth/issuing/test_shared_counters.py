@@ -31,10 +31,10 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
 
 async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | User:
     """Try a password, and return the result."""
-    return await desk.running._authorize._throttle.check(peer, name, word)
+    return await desk.running._authorize.throttle.check(peer, name, word)
 
 
-async def test_wrong_passwords_of_an_address_count_across_workers(stores: list[Store]) -> None:
+async def test_wrong_passwords_from_an_address_count_across_workers(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4
@@ -53,10 +53,10 @@ async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Sto
 async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     for desk in desks:
-        desk.running._authorize._throttle._attempts._patience = WAIT  # for slow machines
+        desk.running._authorize.throttle._attempts._patience = WAIT  # for slow machines
     tries = [guess(desks[number % 2], "192.0.2.1", "ada", "correct horse") for number in range(32)]
     assert {type(each) for each in await asyncio.gather(*tries)} == {User}
-    assert not any(len(desk.running._authorize._throttle._attempts) for desk in desks)
+    assert not any(len(desk.running._authorize.throttle._attempts) for desk in desks)
 
 
 async def test_valid_passwords_do_not_count_as_attempts(stores: list[Store]) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import Definition, on_each_worker
+from millstream._override import override
 from millstream._parts import Host, Route
 from millstream._protocol.admission import Handshake
 from millstream._protocol.principal import Principal
@@ -43,6 +44,17 @@ class OwnPart:
 
     async def close(self) -> None:
         """Do nothing."""
+
+
+class HttpPart(OwnPart):
+    """A part that only serves paths. It adds them once HTTP is served, because the lifespan may register some."""
+
+    async def open(self, host: Host) -> None:
+        """Call `serve` once HTTP is served."""
+        host.on_http(lambda: self.serve(host))
+
+    def serve(self, host: Host) -> None:
+        """Add the paths."""
 
 
 class LifespanPart(OwnPart):
@@ -72,16 +84,14 @@ class LifespanPart(OwnPart):
         self.definition.registry.check_completers()
 
 
-class PathsPart(OwnPart):
+class PathsPart(HttpPart):
     """Adds the routes of ``@mcp.route`` and ``mcp.static`` to the paths of earlier parts."""
 
     name: str = "paths"
 
-    async def open(self, host: Host) -> None:
-        """Add the paths once HTTP is served, because the lifespan may register some."""
-        host.on_http(lambda: self._serve(host))
-
-    def _serve(self, host: Host) -> None:
+    @override
+    def serve(self, host: Host) -> None:
+        """Add the paths."""
         definition, settings = self.definition, host.settings
         if any(definition.paths()):
             from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  it loads Starlette
@@ -131,43 +141,42 @@ class LimitsPart(OwnPart):
             )
 
 
-class McpPart(OwnPart):
+class McpPart(HttpPart):
     """Serves the paths of MCP."""
 
     name: str = "mcp"
 
-    async def open(self, host: Host) -> None:
-        """Add the paths once HTTP is served."""
-        host.on_http(lambda: _serve(host))
+    @override
+    def serve(self, host: Host) -> None:
+        """Add the paths."""
+        from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
+        from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
+        from millstream._transports.streamable.post import Streamable  # noqa: PLC0415
+        from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint  # noqa: PLC0415
 
-
-def _serve(host: Host) -> None:
-    from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
-    from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
-    from millstream._transports.streamable.post import Streamable  # noqa: PLC0415
-    from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint  # noqa: PLC0415
-
-    settings, streams = host.settings, host.streams
-    sessions = HttpSessions(host.services) if settings.sessions else None
-    endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
-    sse = HttpSse(host.dispatcher, streams)
-    standing = SessionStreams(endpoint, first=sse.get)
-    mcp = Route(
-        {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete}, stream=True, reserved=True
-    )
-    messages = Route({"POST": sse.post}, reserved=True)
-    path, posts = settings.path, settings.messages_path
-    routes = {
-        path: mcp,
-        path.rstrip("/") + "/": mcp,
-        settings.sse_path: Route({"GET": sse.get}, stream=True, gated=True, reserved=True),
-        posts: messages,
-        posts.rstrip("/") or "/": messages,
-    }
-    if posts == "/messages/":
-        routes.setdefault("/message", messages)  # the name used by other servers and documents
-    for each, route in routes.items():
-        host.routes.add(each, route)
+        settings, streams = host.settings, host.streams
+        sessions = HttpSessions(host.services) if settings.sessions else None
+        endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
+        sse = HttpSse(host.dispatcher, streams)
+        standing = SessionStreams(endpoint, first=sse.get)
+        mcp = Route(
+            {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete},
+            stream=True,
+            reserved=True,
+        )
+        messages = Route({"POST": sse.post}, reserved=True)
+        path, posts = settings.path, settings.messages_path
+        routes = {
+            path: mcp,
+            path.rstrip("/") + "/": mcp,
+            settings.sse_path: Route({"GET": sse.get}, stream=True, gated=True, reserved=True),
+            posts: messages,
+            posts.rstrip("/") or "/": messages,
+        }
+        if posts == "/messages/":
+            routes.setdefault("/message", messages)  # the name used by other servers and documents
+        for each, route in routes.items():
+            host.routes.add(each, route)
 
 
 _MAX_NAME = 1024
@@ -239,17 +248,15 @@ def _note_to(observer: "Observer") -> ObserveMessage:
     return note
 
 
-class RestPart(OwnPart):
+class RestPart(HttpPart):
     """Serves tools as plain HTTP."""
 
     name: str = "rest"
 
-    async def open(self, host: Host) -> None:
-        """Add the paths once HTTP is served."""
-        host.on_http(lambda: self._serve(host))
-
-    def _serve(self, host: Host) -> None:
-        from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
+    @override
+    def serve(self, host: Host) -> None:
+        """Add the paths."""
+        from millstream._transports.rest import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
         from millstream._web.pages import add_pages, redirect_to  # noqa: PLC0415
 
         rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes

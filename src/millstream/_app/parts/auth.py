@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream._http.message import Handler
 from millstream._parts import Host, Route
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING
@@ -61,6 +61,8 @@ class AuthPart(OwnPart):
         host.on_http(lambda: self._serve(host, guard))
 
     def _serve(self, host: Host, guard: "AuthGuard") -> None:
+        from millstream._web.pages import asset_handler  # noqa: PLC0415  only where there are pages
+
         guard.note = host.services.note
         paths: dict[str, Mapping[str, Handler]] = {
             path: {"GET": handler} for path, handler in _metadata(guard, self.definition).items()
@@ -68,11 +70,11 @@ class AuthPart(OwnPart):
         if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)
         if "rest" not in self.definition.parts and self.definition.connects:
-            paths |= {name: {"GET": _style(name)} for name in (*_STYLES, "/assets/mark.svg")}
+            paths |= {name: {"GET": asset_handler(name)} for name in (*_STYLES, "/assets/mark.svg")}
         for each in guard.methods:
             served = each.paths()
             below = {path.removesuffix("/authorize") for path in served if path.endswith("/authorize")}
-            paths |= {prefix + name: {"GET": _style(name)} for prefix in below for name in _STYLES}
+            paths |= {prefix + name: {"GET": asset_handler(name)} for prefix in below for name in _STYLES}
             paths |= served
         for path, handlers in paths.items():
             # Callers don't have a credential yet when they come here.
@@ -168,13 +170,3 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
 
     registry = definition.registry
     return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes).paths(definition.settings.path)
-
-
-def _style(name: str) -> Handler:
-    """Return the handler of a style sheet, for any path."""
-    from millstream._web.pages import asset  # noqa: PLC0415  only where there are pages
-
-    async def get(request: HttpRequest) -> Response:
-        return asset(name, query=request.query, known=request.headers.get(b"if-none-match", b""))
-
-    return get

@@ -149,7 +149,7 @@ class DashboardQueries:
         self._known: set[str] = set()
         """Workers that replied to the last request."""
         self._replies = Tasks()
-        peers.on(StatsRequest, self._reply_to)
+        peers.on(StatsRequest, lambda request, worker: self._replies.spawn(self._reply(request, worker)))
         peers.on(StatsReply, self._take_reply)
 
     async def run(self) -> None:
@@ -254,9 +254,6 @@ class DashboardQueries:
             del self._waiting[number]
         return {self._me: await self._answer(question), **waiting.answers}
 
-    def _reply_to(self, request: StatsRequest, worker: str) -> None:
-        self._replies.spawn(self._reply(request, worker))
-
     async def _reply(self, request: StatsRequest, worker: str) -> None:
         # The other worker may have another version or be gone; its page will ask again.
         with suppress(LocalError, OSError, msgspec.DecodeError):
@@ -324,7 +321,7 @@ class WebPart(OwnPart):
             host.streams,
             info={
                 "name": definition.name,
-                "title": definition.info.title or definition.name,
+                "title": definition.title,
                 "version": definition.version,
                 "started": time.time(),
                 "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": host.settings.path},
@@ -340,7 +337,7 @@ class WebPart(OwnPart):
             "/dashboard/events": feed.events,
         }
         if host.gateway is not None:
-            info = {"title": definition.info.title or definition.name, "version": definition.version}
+            info = {"title": definition.title, "version": definition.version}
             dashboard |= _upstream_handlers(queries, host.gateway, info)
         for path, handler in dashboard.items():
             route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import ServerApplication
-from millstream._http.asgi.adapter import AsgiAdapter, Route
+from millstream._http.asgi import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
 from millstream._http.message import Handler, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server import Endpoints
@@ -118,19 +118,21 @@ def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
 
     def find_handler(method: str, path: str) -> Handler | None:
         handler = find(method, path)
-        return handler if handler is None or path not in EXEMPT else partial(_probe, handler, policy)
+        if handler is None or path not in EXEMPT:
+            return handler
+
+        async def probe(request: HttpRequest) -> Response | Sink | None:
+            origin, check = request.headers.get(b"origin"), policy.check
+            if origin is None or check(request.method, request.headers, request.raw_headers, request.peer) is not None:
+                return await handler(request)
+            reply = policy.preflight(request) or await handler(request)
+            if isinstance(reply, Response):
+                reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
+            return reply
+
+        return probe
 
     return find_handler
-
-
-async def _probe(handler: Handler, policy: HostPolicy, request: HttpRequest) -> Response | Sink | None:
-    origin = request.headers.get(b"origin")
-    if origin is None or policy.check(request.method, request.headers, request.raw_headers, request.peer) is not None:
-        return await handler(request)
-    reply = policy.preflight(request) or await handler(request)
-    if isinstance(reply, Response):
-        reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
-    return reply
 
 
 async def _websocket(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

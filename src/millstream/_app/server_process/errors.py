@@ -26,7 +26,7 @@ class CommandError(Exception):
 
 
 @contextmanager
-def mark_import(source: str) -> Generator[None, None, None]:
+def mark_import(source: str) -> Generator[None]:
     """Mark the import of the user's file by a command that serves its objects itself."""
     _Imports.source = source
     try:
@@ -108,7 +108,7 @@ def check_key(settings: Settings) -> None:
 
 
 @contextmanager
-def convert_start_errors(name: str) -> Generator[None, None, None]:
+def convert_start_errors(name: str) -> Generator[None]:
     """Convert errors while a server starts inside the block.
 
     Raises:

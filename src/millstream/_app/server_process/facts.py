@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import msgspec
 from msgspec import Struct
 
-from millstream._app.definition import Definition
+from millstream._app.definition import KINDS, Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
 from millstream._protocol.json_schema import is_array, members
@@ -64,14 +64,13 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     registry, settings = definition.registry, definition.settings
     scheme = "https" if settings.tls_cert else "http"
     origin = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
-    kinds = ("tools", "resources", "templates", "prompts")
-    public = not is_loopback(host)
+    url, variable, public = origin + settings.path, _variable(definition), not is_loopback(host)
     warned = public and not definition.protected
     clear = NO_TLS if public and not settings.tls_cert else ""
     return Facts(
         name=definition.name,
         version=definition.version,
-        url=origin + settings.path,
+        url=url,
         sse_url=origin + settings.sse_path if settings.sessions else "",
         pages=[
             f"{origin}/{page}"
@@ -79,11 +78,11 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         ],
         counts={
             **({"upstreams": len(definition.upstreams)} if definition.upstreams else {}),
-            **{kind: len(getattr(registry, kind)) for kind in kinds},
+            **{kind: len(getattr(registry, kind)) for kind in KINDS},
         },
         protections=protections(settings, signed_in=definition.protected),
-        curl=curl(origin + settings.path, registry.tools, signed_in=_variable(definition)),
-        call=call(origin + settings.path, registry.tools, signed_in=_variable(definition)),
+        curl=curl(url, registry.tools, signed_in=variable),
+        call=call(url, registry.tools, signed_in=variable),
         warning=NO_AUTH if warned else clear,
     )
 

@@ -14,10 +14,9 @@ from millstream._app.server_process.listen_sockets import Certificate
 from millstream._app.server_process.runner import StopSignals, loop_factory, run
 from millstream._config import Settings
 from millstream._http.hosts import TrustedProxies, is_loopback
-from millstream._http.server import Endpoints
-from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
+from millstream._http.server import DrainTimes, Endpoints
 from millstream._http.server.guard import ServerState
-from millstream._http.server.listener import SocketListener
+from millstream._http.server.listener import TICK, ConnectionDrainer, SocketListener
 
 AFTER_DRAIN = 1
 """Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""

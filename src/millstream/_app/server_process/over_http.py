@@ -12,6 +12,7 @@ Serving over HTTP, shared by ``millstream run`` and ``Server.run()``, with one o
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -42,8 +43,7 @@ from millstream._app.server_process.slot import (
     note_failure,
     take_socket,
 )
-from millstream._app.server_process.supervisor import can_supervise, supervise
-from millstream._http.server.drain import LINGER, DrainTimes
+from millstream._http.server import LINGER, DrainTimes
 from millstream._override import override
 from millstream._server.calls.keys import load_secrets
 
@@ -109,7 +109,7 @@ class SocketTakeover:
                     stop()
             for place in self._wanted - set(self._serving):
                 self._serving[place] = [await accept(each) for each in self._others[place]]
-                logger.info("Also accepting for worker %d until it serves", place)
+                logger.info("Accepting connections for worker %d until it serves.", place)
 
 
 def stands_in(place: int, seats: Collection[WorkerState]) -> int | None:
@@ -188,7 +188,7 @@ class WorkerStops(StopSignals):
 
     @override
     @contextlib.contextmanager
-    def handle(self) -> Generator[None, None, None]:
+    def handle(self) -> Generator[None]:
         """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
 
         Raises:
@@ -264,12 +264,19 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
             serve_worker(place, application)
             sys.exit(0)  # the code after the run() call belongs to the parent
         elif is_supervisor(workers):
+            from millstream._app.server_process.supervisor import supervise  # noqa: PLC0415  only for several workers
+
             supervise(*chosen_address(host, port), workers, run=number)
         else:
             serve_with_panel(application, *chosen_address(host, port))
     except CommandError as exc:
         report(exc)
         sys.exit(1)
+
+
+def can_supervise() -> bool:
+    """Return whether sockets can be passed to another process by their descriptors."""
+    return os.name == "posix"
 
 
 def is_supervisor(workers: int, *, reload: bool = False) -> bool:

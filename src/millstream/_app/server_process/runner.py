@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from millstream._app.runtimes import Runtimes
-from millstream._http.server.drain import DrainTimes
+from millstream._http.server import DrainTimes
 from millstream._telemetry.logs import is_foreign
 
 LAST_SECONDS = 2.0
@@ -79,23 +79,20 @@ def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
     os._exit(status)
 
 
+_AWAITABLES = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
+"""Prefix of the attributes of coroutines and generators -> attribute with what they wait for."""
+
+
 def where(task: asyncio.Task[Any]) -> str:
     """Return the innermost function of the program in which a task waits, with its file and line."""
     frames: list[FrameType] = []
     waiting: Any = task.get_coro()
     while waiting is not None:
-        names = ("cr", "gi", "ag")
-        frame = next((found for name in names if (found := getattr(waiting, f"{name}_frame", None)) is not None), None)
+        kind, below = next((each for each in _AWAITABLES if hasattr(waiting, f"{each[0]}_frame")), ("", ""))
+        frame = getattr(waiting, f"{kind}_frame", None)
         if frame is not None:
             frames.append(frame)
-        waiting = next(
-            (
-                found
-                for name in ("cr_await", "gi_yieldfrom", "ag_await")
-                if (found := getattr(waiting, name, None)) is not None
-            ),
-            None,
-        )
+        waiting = getattr(waiting, below, None)
     for frame in reversed(frames):
         if frame.f_code.co_filename.endswith(".py") and not is_foreign(frame.f_code.co_filename):
             return f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
@@ -109,7 +106,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 @contextlib.contextmanager
 def receive_signals(
     receive: Callable[[int, FrameType | None], None], numbers: Collection[int] = _SIGNALS
-) -> Generator[None, None, None]:
+) -> Generator[None]:
     """Call a function for signals inside the block; only possible in the main thread."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -146,7 +143,7 @@ class StopSignals:
         """True after a second Ctrl-C: the task was canceled without draining."""
 
     @contextlib.contextmanager
-    def handle(self) -> Generator[None, None, None]:
+    def handle(self) -> Generator[None]:
         """Handle signals inside the block; only possible in the main thread.
 
         Raises:
@@ -166,7 +163,10 @@ class StopSignals:
             self._loop.call_soon_threadsafe(self._stop)
         elif number == signal.SIGINT and not self.forced:
             self.forced = True
-            logger.warning("Stopping immediately after a second Ctrl-C: %s cut off", self._calls("is", "are"))
+            logger.warning(
+                "Stopping immediately after a second Ctrl-C: %s cut off",
+                _count(self._runtimes.calls, "call is", "calls are"),
+            )
             last = threading.Timer(LAST_SECONDS, os._exit, (INTERRUPTED,))
             last.daemon = True
             last.start()
@@ -183,9 +183,6 @@ class StopSignals:
     def _force(self) -> None:
         if self._task is not None:
             self._task.cancel()
-
-    def _calls(self, one: str, several: str) -> str:
-        return _count(self._runtimes.calls, f"call {one}", f"calls {several}")
 
 
 def waits_for(runtimes: Runtimes) -> str:

@@ -199,7 +199,7 @@ class WorkerSlot:
         fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
 
     @contextmanager
-    def report_errors(self) -> Generator[None, None, None]:
+    def report_errors(self) -> Generator[None]:
         """Report errors inside the block to the parent, which shows them.
 
         Raises:

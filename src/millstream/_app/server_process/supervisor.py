@@ -500,11 +500,6 @@ def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) ->
     return [Slot(number, sockets, own=False) for number in range(1, workers + 1)]
 
 
-def can_supervise() -> bool:
-    """Return whether sockets can be passed to another process by their descriptors."""
-    return os.name == "posix"
-
-
 def supervise(
     host: str,
     port: int,

@@ -20,6 +20,7 @@ from millstream._cli.chat.screen import (
     PlainScreen,
     Screen,
     Steps,
+    TerminalScreen,
     steps_of_configuration,
     steps_of_connection,
 )
@@ -134,7 +135,8 @@ def chat(  # noqa: PLR0913  the options of the command
         options=Options(env=options.variables, auth=options.auth()),
         revision=options.revision or None,
     )
-    screen = _screen(json=json)
+    terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    screen = JsonScreen() if json else TerminalScreen() if terminal else PlainScreen()
     try:
         if not question and not sys.stdin.isatty():
             raise ConfigurationError(
@@ -142,12 +144,15 @@ def chat(  # noqa: PLR0913  the options of the command
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers(), configuration)
-        if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
-            places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
+        found = find(places[0].target, env={}, cwd=None)
+        remote = isinstance(found, Remote) and not is_loopback(found.url.host)
+        if len(places) > 1 or remote:  # what one of them returns could reach another
+            places = [structs.replace(each, trusts_hints=lambda _: False) for each in places]
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
-        _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
+        agent = partial(Agent, chosen, places, system=system, limits=limits)
+        _talk(agent, chosen, places, question, steps or screen, steps, yes=yes)
     except (ClientError, AgentError) as exc:
         screen.fail(one_line(str(exc)))
         raise SystemExit(_status(exc)) from exc
@@ -158,6 +163,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
 
 def _talk(
+    new_agent: Callable[..., Agent],
     model: LanguageModel,
     places: Sequence[ServerConfig],
     question: str,
@@ -165,9 +171,7 @@ def _talk(
     steps: Steps | None,
     /,
     *,
-    system: str,
     yes: bool,
-    limits: Limits,
 ) -> None:
     """Connect, and answer one question or have a conversation."""
     attended = sys.stdin.isatty() and sys.stderr.isatty()
@@ -176,7 +180,7 @@ def _talk(
     def make() -> Agent:
         elicit = conversation.in_main(prompts.fill_in) if attended else None
         approve = conversation.in_main(prompts.approve)
-        return Agent(model, places, system=system, approve=approve, elicit=elicit, limits=limits)
+        return new_agent(approve=approve, elicit=elicit)
 
     if steps is not None:
         steps.tell_all(steps_of_configuration(model, places))
@@ -212,21 +216,15 @@ def _places(
     places: list[ServerConfig] = []
     for text in servers:
         if text.endswith(".json") and Path(text).is_file():
-            entries = mcp_servers(_read_json(text), text)
+            try:
+                entries = mcp_servers(json_module.loads(Path(text).read_text("utf-8")), text)
+            except (OSError, ValueError) as exc:
+                raise TargetError(f"{text} can't be read as JSON: {exc}.") from exc
             places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
         else:
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(reach(text, "", headers={**key, **headers}))
     return places
-
-
-def _trust_none(tool: str) -> bool:
-    return False
-
-
-def _is_remote(place: ServerConfig) -> bool:
-    found = find(place.target, env={}, cwd=None)
-    return isinstance(found, Remote) and not is_loopback(found.url.host)
 
 
 def _read_line(prompt: str) -> str:
@@ -235,23 +233,6 @@ def _read_line(prompt: str) -> str:
         return ask(prompt)
     with interrupt_reads():
         return input(prompt)
-
-
-def _read_json(path: str) -> object:
-    try:
-        return json_module.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as exc:
-        raise TargetError(f"{path} can't be read as JSON: {exc}.") from exc
-
-
-def _screen(*, json: bool) -> Screen:
-    if json:
-        return JsonScreen()
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        from millstream._cli.chat.screen import TerminalScreen  # noqa: PLC0415 - only for terminals
-
-        return TerminalScreen()
-    return PlainScreen()
 
 
 def _print(rows: Rows) -> None:

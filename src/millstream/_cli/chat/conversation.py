@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from millstream._cli.chat.screen import Screen
 from millstream._cli.signals import TerminationSignal
@@ -101,83 +101,84 @@ Ctrl-C stops an answer."""
 Rows = list[tuple[str, str]]
 
 
-class Slash:
-    """The commands of one conversation. Each returns rows to print, or an answer."""
+async def run_slash_command(agent: Agent, line: str) -> Rows | AgentRun:
+    """Run a line that begins with a slash.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Raises:
+        AgentError: The command is unknown, or failed.
+        ClientError: A server isn't responding.
+    """
+    name, _, rest = line.partition(" ")
+    command = _COMMANDS.get(name)
+    if command is None:
+        raise AgentError(f"There is no command {name}. Type /help for a list.")
+    try:
+        return await command(agent, shlex.split(rest))
+    except ValueError as exc:
+        raise AgentError(f"The command can't be parsed: {exc}.") from exc
 
-    async def run(self, line: str) -> Rows | AgentRun:
-        """Run a line that begins with a slash.
 
-        Raises:
-            AgentError: The command is unknown, or failed.
-            ClientError: A server isn't responding.
-        """
-        name, _, rest = line.partition(" ")
-        command = self._COMMANDS.get(name)
-        if command is None:
-            raise AgentError(f"There is no command {name}. Type /help for a list.")
-        try:
-            return await command(self, shlex.split(rest))
-        except ValueError as exc:
-            raise AgentError(f"The command can't be parsed: {exc}.") from exc
+async def _tools(agent: Agent, words: list[str]) -> Rows:
+    return [(tool.name, one_line(tool.description.description or "")) for tool in await agent.tools()]
 
-    async def _tools(self, words: list[str]) -> Rows:
-        return [(tool.name, one_line(tool.description.description or "")) for tool in await self._agent.tools()]
 
-    async def _prompt(self, words: list[str]) -> Rows | AgentRun:
-        if words:
-            pairs = [word.partition("=") for word in words[1:]]
-            wrong = next((word for word, sign, _ in pairs if not sign), None)
-            if wrong is not None:
-                raise AgentError(f"Prompt arguments must be KEY=VALUE, not {wrong!r}.")
-            return self._agent.prompt(words[0], {name: value for name, _, value in pairs})
-        rows: Rows = []
-        for server in self._agent.servers:
-            for prompt in await _list(server, server.client.prompts(), rows):
-                needs = " ".join(f"{each.name}=" if each.required else f"[{each.name}=]" for each in prompt.arguments)
-                rows.append((f"{server.name}:{prompt.name} {needs}".strip(), one_line(prompt.description or "")))
-        return rows
+async def _prompt(agent: Agent, words: list[str]) -> Rows | AgentRun:
+    if words:
+        pairs = [word.partition("=") for word in words[1:]]
+        wrong = next((word for word, sign, _ in pairs if not sign), None)
+        if wrong is not None:
+            raise AgentError(f"Prompt arguments must be KEY=VALUE, not {wrong!r}.")
+        return agent.prompt(words[0], {name: value for name, _, value in pairs})
+    rows: Rows = []
+    for server in agent.servers:
+        for prompt in await _list(server, server.client.prompts(), rows):
+            needs = " ".join(f"{each.name}=" if each.required else f"[{each.name}=]" for each in prompt.arguments)
+            rows.append((f"{server.name}:{prompt.name} {needs}".strip(), one_line(prompt.description or "")))
+    return rows
 
-    async def _read(self, words: list[str]) -> Rows:
-        if words:
-            server, uri = self._place(words[0])
-            parts = await self._agent.read(server, uri)
-            return [(f"@{server}:{uri}", f"{sum(len(str(part)) for part in parts):,} characters for the model")]
-        rows: Rows = []
-        for each in self._agent.servers:
-            resources = await _list(each, each.client.resources(), rows)
-            rows += [(f"{each.name}:{r.uri}", one_line(r.description or r.name)) for r in resources]
-            templates = await _list(each, each.client.templates(), rows)
-            rows += [(f"{each.name}:{t.uri_template}", one_line(t.description or t.name)) for t in templates]
-        return rows
 
-    def _place(self, word: str) -> tuple[str, str]:
-        """Split ``server:uri``. The server is optional if there's only one."""
-        server, _, uri = word.removeprefix("@").partition(":")
-        names = [each.name for each in self._agent.servers]
-        if server in names:
-            return server, uri
-        if len(names) == 1:
-            return names[0], word
-        raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
+async def _read(agent: Agent, words: list[str]) -> Rows:
+    if words:
+        server, uri = _place(agent, words[0])
+        parts = await agent.read(server, uri)
+        return [(f"@{server}:{uri}", f"{sum(len(str(part)) for part in parts):,} characters for the model")]
+    rows: Rows = []
+    for each in agent.servers:
+        resources = await _list(each, each.client.resources(), rows)
+        rows += [(f"{each.name}:{r.uri}", one_line(r.description or r.name)) for r in resources]
+        templates = await _list(each, each.client.templates(), rows)
+        rows += [(f"{each.name}:{t.uri_template}", one_line(t.description or t.name)) for t in templates]
+    return rows
 
-    async def _save(self, words: list[str]) -> Rows:
-        if len(words) != 1:
-            raise AgentError("Name the file: /save FILE")
-        return [(words[0], f"{self._agent.transcript.save(words[0]):,} lines")]
 
-    async def _help(self, words: list[str]) -> Rows:
-        return [(line, "") for line in HELP.splitlines()]
+def _place(agent: Agent, word: str) -> tuple[str, str]:
+    """Split ``server:uri``. The server is optional if there's only one."""
+    server, _, uri = word.removeprefix("@").partition(":")
+    names = [each.name for each in agent.servers]
+    if server in names:
+        return server, uri
+    if len(names) == 1:
+        return names[0], word
+    raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
 
-    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | AgentRun]]]] = {
-        "/tools": _tools,
-        "/prompt": _prompt,
-        "/read": _read,
-        "/save": _save,
-        "/help": _help,
-    }
+
+async def _save(agent: Agent, words: list[str]) -> Rows:
+    if len(words) != 1:
+        raise AgentError("Name the file: /save FILE")
+    return [(words[0], f"{agent.transcript.save(words[0]):,} lines")]
+
+
+async def _help(agent: Agent, words: list[str]) -> Rows:
+    return [(line, "") for line in HELP.splitlines()]
+
+
+_COMMANDS: dict[str, Callable[[Agent, list[str]], Awaitable[Rows | AgentRun]]] = {
+    "/tools": _tools,
+    "/prompt": _prompt,
+    "/read": _read,
+    "/save": _save,
+    "/help": _help,
+}
 
 
 async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:
@@ -268,8 +269,11 @@ class ChatSession:
         """
         assert self._agent is not None  # noqa: S101  set in `open`
         agent = self._agent
+        self._answer(lambda: agent.say(text))
+
+    def _answer(self, begin: Callable[[], AgentRun]) -> None:
         try:
-            self._wait(self._show(lambda: agent.say(text)))
+            self._wait(self._show(begin))
         finally:
             self._screen.pause()
 
@@ -296,26 +300,18 @@ class ChatSession:
                 self._respond(line, show_rows)
 
     def _respond(self, line: str, show_rows: Callable[[Rows], None]) -> None:
+        assert self._agent is not None  # noqa: S101  set in `open`
         try:
-            if line.startswith("/"):
-                self._command(line, show_rows)
-            else:
+            if not line.startswith("/"):
                 self.answer(line)
+            elif isinstance(found := self._wait(run_slash_command(self._agent, line)), list):
+                show_rows(found)
+            else:
+                self._answer(lambda: found)
         except (ClientError, AgentError) as exc:
             self._screen.fail(str(exc))
         except AnswerStopped:
             self._screen.note("Stopped.")
-
-    def _command(self, line: str, show_rows: Callable[[Rows], None]) -> None:
-        assert self._agent is not None  # noqa: S101  set in `open`
-        found = self._wait(Slash(self._agent).run(line))
-        if isinstance(found, list):
-            show_rows(found)
-            return
-        try:
-            self._wait(self._show(lambda: found))
-        finally:
-            self._screen.pause()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work in the agent's thread. Show its output and ask its questions in this one."""

@@ -50,7 +50,7 @@ class TlsFailed(ConnectFailed):
 
 
 class ConnectionLost(ClientError):
-    """The connection ended before the answer arrived. ``except ConnectionLost: did_it_run = None``"""
+    """The connection closed before the response arrived. ``except ConnectionLost: did_it_run = None``"""
 
 
 class TooLarge(ClientError):

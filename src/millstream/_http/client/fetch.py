@@ -36,7 +36,7 @@ class OutboundError(ValueError):
 
 
 class FetchedDocument(Struct, frozen=True):
-    """An answer with status 200."""
+    """A response with status 200."""
 
     body: bytes
     headers: Mapping[bytes, bytes]
@@ -105,7 +105,7 @@ async def fetch(
     if reply.status != 200:
         raise OutboundError(f"{host} responded with {reply.status}.")
     if reply.stream is not None:
-        raise OutboundError(f"{host} sent a stream instead of a complete answer.")
+        raise OutboundError(f"{host} sent a stream instead of a complete response.")
     if reply.headers.get(b"content-encoding", b"identity") != b"identity":
         raise OutboundError(f"{host} sent an answer with a content coding, which isn't supported.")
     return FetchedDocument(reply.body, reply.headers)

@@ -131,7 +131,7 @@ async def _resolve(host: str, port: int, is_allowed: AddressCheck, owner: str) -
 
 
 async def _look_up(host: str, port: int, owner: str) -> list[Any]:
-    """Look up an untrusted name, whose name server may never answer.
+    """Look up an untrusted name, whose name server may never respond.
 
     A lookup can't be cancelled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
     free for other work, such as hashing passwords.

@@ -21,6 +21,11 @@ from millstream._override import override
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
+def _bracket(host: str) -> str:
+    """Return a host as it's written before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
 class Url(Struct, frozen=True):
     """An absolute URL without a fragment."""
 
@@ -38,7 +43,7 @@ class Url(Struct, frozen=True):
     @property
     def authority(self) -> str:
         """The value of the `Host` header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = _bracket(self.host)
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
@@ -108,7 +113,7 @@ class Proxy(Struct, frozen=True):
 
     @override
     def __str__(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        return f"http://{_bracket(self.host)}:{self.port}"
 
     @property
     def fields(self) -> bytes:
@@ -208,8 +213,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
         transport, asking = await asyncio.get_running_loop().create_connection(_ConnectRequest, proxy.host, proxy.port)
     except OSError as exc:
         raise no_proxy(proxy, exc) from exc
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    place = f"{host}:{url.port}"
+    place = f"{_bracket(url.host)}:{url.port}"
     transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
     try:
         head = await asking.head

@@ -3,14 +3,104 @@
 `Connection` turns bytes into requests without I/O, `HttpProtocol` puts it on a socket, `WebSocketProtocol` continues
 after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `Listener` accepts. `Endpoints`
 connects all of that to an application.
+
+The fast head reader reads head lines without the parser, in one plain form: any name, a colon, a space, and printable
+ASCII (RFC 9112 §5, without folding or further white space). Any other line, and any line that changes how a message is
+framed, raises KeyError. The HTTP parser then reads that request from its beginning. `HeaderLineCache` stores the lines
+that clients send with nearly every request.
+
+Framing has two cases, so a message can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body
+that has arrived whole in one chunk (`read_chunk`). The cache keeps no secrets except valid credentials.
+``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpLimits
-from millstream._http.server.fast_head import HeaderLineCache
+
+_CACHED_NAMES = frozenset({
+    b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"connection", b"content-length",
+    b"content-type", b"host", b"mcp-method", b"mcp-name", b"mcp-protocol-version", b"mcp-session-id", b"origin",
+    b"pragma", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent",
+})  # fmt: skip
+"""Names of lines that a client repeats. All others are read each time."""
+_PARSED_NAMES = frozenset({b"expect", b"proxy-connection", b"upgrade"})
+"""Headers that need another event than a request, or that llhttp takes for such a header. The parser reads them."""
+_HEX = b"0123456789abcdefABCDEF"
+_MAX_HEX = 8
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The characters of a name (RFC 9110 §5.6.2)."""
+_PRINTABLE = bytes(range(0x20, 0x7F))
+_MAX_LINES = 16 * 1024
+"""Maximum number of cached lines. The line of a session id takes about 600 bytes, and the longest line 1.3 KiB."""
+_MAX_LINE = 512
+"""Maximum bytes of a cached line. Session ids have up to 400."""
+_MAX_DIGITS = 15
+_AUTHORIZATION = (b"authorization", b"Authorization")
+_MAX_CREDENTIAL = 2048
+_MAX_CREDENTIALS = 512
+"""Maximum number of cached credential lines, two for each credential. Further ones are read each time."""
+
+
+class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
+    """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._credentials: dict[bytes, tuple[bytes, bytes]] = {}
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
+        spelling, colon, value = line.partition(b": ")
+        name = spelling.lower()
+        if (
+            not (spelling and colon)
+            or spelling.translate(None, _TOKEN)
+            or value != value.strip(b" ")
+            or value.translate(None, _PRINTABLE)
+            or name in _PARSED_NAMES
+            or (name == b"transfer-encoding" and value != b"chunked")
+            or (name == b"content-length" and not (value.isdigit() and len(value) <= _MAX_DIGITS))
+            or (name == b"connection" and value != b"close" and value.lower() != b"keep-alive")
+        ):
+            raise KeyError(line)
+        header = (name, value)
+        if name in _CACHED_NAMES and len(line) <= _MAX_LINE:
+            self[line] = header
+            while len(self) > _MAX_LINES:
+                oldest, its = self.popitem(last=False)
+                if oldest in self._credentials:
+                    self[oldest] = its
+        return header
+
+    def keep_credential(self, value: bytes) -> None:
+        """Cache the ``Authorization`` line of a valid credential until `forget_credentials`."""
+        if len(value) <= _MAX_CREDENTIAL and len(self._credentials) < _MAX_CREDENTIALS:
+            for spelling in _AUTHORIZATION:
+                self._credentials[spelling + b": " + value] = (b"authorization", value)
+            self.update(self._credentials)
+
+    def forget_credentials(self) -> None:
+        """Forget all credentials, because one of them may no longer be valid."""
+        for line in self._credentials:
+            self.pop(line, None)
+        self._credentials.clear()
+
+
+def read_chunk(body: bytes) -> bytes | None:
+    """Return a body that arrived as one chunk and the last chunk, without extensions and trailers (RFC 9112 §7.1), or
+    None for any other.
+    """
+    digits, _, rest = body.partition(b"\r\n")
+    if not 0 < len(digits) <= _MAX_HEX or digits.translate(None, _HEX):
+        return None
+    size = int(digits, 16)
+    return rest[:size] if size and rest[size:] == b"\r\n0\r\n\r\n" else None
+
 
 Target = tuple[Handler, str, str]
 """A handler with its method and its path."""
@@ -58,3 +148,21 @@ class Endpoints:
             HeaderLineCache() if header_lines is None else header_lines
         ).__getitem__
         """Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""
+
+
+LINGER = 2.0
+"""Seconds that an idle connection stays open for one more request, which gets ``connection: close``."""
+
+
+class DrainTimes(Struct, frozen=True):
+    """Time limits for clients and load balancers at shutdown. Calls have their own."""
+
+    delay: float = 0.0
+    """Seconds to keep serving after readiness checks begin to fail, so load balancers notice."""
+    linger: float = 0.0
+    """Seconds that an idle connection stays open after that."""
+
+    @classmethod
+    def for_stop(cls, delay: float) -> "DrainTimes":
+        """Return the times for a server that isn't replaced. Without `delay`, it doesn't linger."""
+        return cls(delay, min(delay, LINGER))

@@ -2,9 +2,9 @@
 
 `receive` takes bytes and returns the next event, `next_event` returns further ones, and `complete` marks the reply to a
 request as written. Requests are answered one at a time, in order of arrival; pipelined requests wait in a queue.
-`states` has the two state tables, one for reading and one for replying.
+`exchange` has the two state tables, one for reading and one for replying.
 
-Most requests are read by the fast head reader (`fast_head`), all others by httptools, of which a connection has a
+Most requests are read by the fast head reader (`HeaderLineCache`), all others by httptools, of which a connection has a
 parser from its first such request on. Between two requests, the parser has no state, so either can read the next one.
 Every limit is checked while a
 request is parsed. A request that exceeds one becomes a `Refusal`, the last event of its connection.
@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from millstream._http.hosts import EXEMPT, TrustedProxies, parse_authority
 from millstream._http.message import MAX_FRAMING, HttpLimits, HttpRequest, Response, failure
-from millstream._http.server import Endpoints
+from millstream._http.server import Endpoints, read_chunk
 from millstream._http.server.exchange import (
     ANSWERING,
     ASKS,
@@ -62,7 +62,6 @@ from millstream._http.server.exchange import (
     UPGRADE_WITH_BODY,
     ServerExchange,
 )
-from millstream._http.server.fast_head import read_chunk
 from millstream._protocol.principal import Share
 
 MAX_PIPELINE = 64

@@ -10,7 +10,7 @@ In addition to RFC 6455, every client is limited:
   whose client doesn't read is aborted after the write timeout.
 
 The server never negotiates compression, so messages can't inflate. The protocol exposes itself to the application as a
-`DirectWire` (`_http.websocket.direct_socket`), which writes messages without waiting for the event loop.
+`DirectWire` (`_http.websocket`), which writes messages without waiting for the event loop.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from millstream._http.hosts import TrustedProxies
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, peer_network
 from millstream._http.server import Endpoints
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
-from millstream._http.websocket.socket import EXTENSION, CompactEvent, CompactQueue, DirectSocket
+from millstream._http.websocket import EXTENSION, CompactEvent, CompactQueue, DirectSocket
 from millstream._override import override
 
 MAX_FRAMES = 512
@@ -374,7 +374,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._schedule_ping()
 
     def _handle_close(self, frame: Frame) -> None:
-        """Handle the client's close frame, or its answer to ours."""
+        """Handle the client's close frame, or its response to ours."""
         self._end_messages()
         if self._closed:
             if self._close_timer is not None:
@@ -572,7 +572,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._watch_unread()
 
     def _fail_handshake(self) -> None:
-        """Refuse a handshake that the application didn't answer."""
+        """Refuse a handshake to which the application didn't respond."""
         if self._denial is None and not self._is_open and not self.transport.is_closing():
             self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
 

@@ -365,7 +365,9 @@ class Context(CallInfo):
 
     @_question
     async def ask(self, **questions: Question) -> dict[str, Any]:
-        """Ask several questions in one round. Before 2026-07-28, the client gets them one after the other.
+        """Ask several questions in one round (MCP 2026-07-28, basic/patterns/mrtr).
+
+        Before that revision, the client gets them one after the other.
 
         Args:
             questions: `Elicit`, `ElicitUrl`, `Sample`, or `Roots`, each under a key of your choice.

@@ -109,8 +109,8 @@ class Registry:
         """(prompt name or URI template, argument name) -> function."""
         self.disabled: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
         """Kind -> registered items that are disabled."""
-        self._places: dict[tuple[str, str], int] = {}
-        """(kind, name) -> position in the order of registration."""
+        self._places: dict[tuple[str, str], tuple[int, int]] = {}
+        """(kind, name) -> group of the item, and its position in the order of registration."""
         self._numbers = count()
         # Caches
         self.fast: dict[bytes, PreparedCall] = {}
@@ -153,7 +153,7 @@ class Registry:
             ValueError: The name is taken.
         """
         self.check_free(kind, key)
-        self._places[kind, key] = next(self._numbers)
+        self._places[kind, key] = 0, next(self._numbers)
         self._offer(kind, key, item)
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
@@ -211,12 +211,15 @@ class Registry:
     def enable(self, kind: str, key: str) -> None:
         """Enable an item again, in its original position. Raises KeyError if it isn't disabled."""
         self._offer(kind, key, self.disabled[kind].pop(key))
+        self._sort(kind)
+
+    def _sort(self, kind: str) -> None:
         items: dict[str, Any] = getattr(self, kind)
         ordered = sorted(items.items(), key=lambda each: self._places[kind, each[0]])
         items.clear()
         items.update(ordered)
 
-    def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any]) -> None:
+    def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any], *, group: int = 0) -> None:
         """Replace many items of a kind in one step, without calling `on_change` and without announcing capabilities.
 
         An item of `added` whose name is in `removed` keeps its position in the order of registration.
@@ -225,6 +228,7 @@ class Registry:
             kind: The kind of items.
             removed: Names of registered items, enabled or disabled.
             added: Name -> item. No other item can have these names.
+            group: Items of a lower group are listed first. Those of `add` are in group 0.
         """
         removed = frozenset(removed)
         items, disabled = getattr(self, kind), self.disabled[kind]
@@ -239,9 +243,10 @@ class Registry:
         if kind in _KINDS_WITH_ARGUMENTS and removed:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] not in removed}
         for name, item in added.items():
-            self._places.setdefault((kind, name), next(self._numbers))
+            self._places.setdefault((kind, name), (group, next(self._numbers)))
             items[name] = item
             self._prepare(kind, name, item)
+        self._sort(kind)
         self._recount(kind)
         self._forget_pages(kind)
 

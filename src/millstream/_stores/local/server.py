@@ -112,7 +112,7 @@ class WorkerConnection(FrameConnection):
     # Calls
 
     def _work(self) -> None:
-        """Answer pending requests in order. Later requests of the worker wait for slow ones."""
+        """Respond to pending requests in order. Later requests of the worker wait for slow ones."""
         waiting, run, left = self._waiting, self._run, AT_ONCE
         while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
             left -= 1

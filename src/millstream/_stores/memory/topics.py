@@ -101,4 +101,4 @@ class Watchers:
 
 
 def never() -> None:
-    """Do nothing. The unsubscribe function for an event that never happens."""
+    """Do nothing. It's the unsubscribe function for an event that never happens."""

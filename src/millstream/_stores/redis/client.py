@@ -112,7 +112,7 @@ class RedisClient:
         # configuration
         self.address = address
         self.reconnected: Callable[[], None] | None = None
-        """Called after a failure, once the server answers again."""
+        """Called after a failure, once the server responds again."""
         self._key = key
         # process
         self._redis: Any = None  # redis-py's types differ between its three kinds of clients
@@ -122,7 +122,7 @@ class RedisClient:
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
         self.degraded_reason = ""
-        """Why a server may lose data although it answers, or an empty string."""
+        """Why a server may lose data although it responds, or an empty string."""
         self._watch_task: asyncio.Task[None] | None = None
 
     @property
@@ -357,7 +357,7 @@ class RedisClient:
         return waiting
 
     async def _reconnect(self) -> None:
-        """Wait until the server answers. None of the queued commands has been sent."""
+        """Wait until the server responds. None of the queued commands has been sent."""
         if isinstance(self._redis, RedisCluster):
             await self._redis.aclose()
             await self._redis.initialize()

@@ -40,9 +40,15 @@ from millstream._server.features.tools import (
     decode_request,
     decode_request_params,
 )
+from millstream._transports.connection import is_batch
 from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, too_many_streams, unknown_session
-from millstream._transports.streamable.batch import is_batch, serve_batch
-from millstream._transports.streamable.sessions import LISTEN, StreamableEndpoint, StreamableExchange, finish
+from millstream._transports.streamable.sessions import (
+    LISTEN,
+    StreamableEndpoint,
+    StreamableExchange,
+    finish,
+    serve_batch,
+)
 
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
@@ -52,7 +58,7 @@ _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 
 
 async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
-    """Answer a POST of any kind."""
+    """Respond to a POST of any kind."""
     exchange = StreamableExchange(endpoint, request)
     turned_away = _check_media(exchange)
     if turned_away is not None:
@@ -164,7 +170,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     if sessions is not None and not opening.sessionless:
         session, sealed = await sessions.mint(opening, request)
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
-    exchange.note("initialize", session, opening=opening)
+    endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
 
 

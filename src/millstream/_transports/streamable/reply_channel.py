@@ -1,7 +1,7 @@
 """The reply to one POST: a single message, or a stream from the first notification on.
 
 A stream of a handshake session is logged as it's sent: its events have ids, the call outlives the connection, and the
-rest can be read on another connection (`resume`). Other streams end with their connection.
+rest can be read on another connection (`Resumption`). Other streams end with their connection.
 """
 
 import asyncio

@@ -2,11 +2,14 @@
 
 A session is its sealed id. Verified ids are cached in a small table, which only saves work.
 
-POST requests to the MCP endpoint: `StreamableExchange` is one request, `StreamableEndpoint` the shared state.
+POST requests to the MCP endpoint: `StreamableExchange` is one request, `StreamableEndpoint` the shared state. The
+calls of a batch run concurrently and share one reply. As for a single call, it becomes a stream when a call sends its
+first message, if the client reads streams. Every answer is then an event of its own.
 """
 
+import asyncio
 import secrets
-from typing import Any
+from typing import Any, cast
 
 from millstream._http.message import (
     JSON_HEAD,
@@ -17,10 +20,10 @@ from millstream._http.message import (
     client_id_of,
     parse_accept,
 )
-from millstream._protocol import sse
+from millstream._protocol import revisions, sse
 from millstream._protocol.admission import Admission, Handshake, check_handshake_header
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.jsonrpc import Envelope, RequestId, error_message
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
@@ -40,6 +43,7 @@ from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.rates import share_for
+from millstream._transports.connection import read_batch, refuse_batch, settle_task
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
 from millstream._transports.streamable.reply_channel import PostReplyChannel
 
@@ -211,7 +215,7 @@ class StreamableEndpoint:
 
 
 async def finish(call: Call, body: bytes) -> Response | None:
-    """Send the answer of a call on its stream, or return it as a single message if no stream is open."""
+    """Send the response to a call on its stream, or return it as a single message if no stream is open."""
     line = call.reply_channel
     if isinstance(line, PostReplyChannel) and line.streaming:
         await line.finish(body)
@@ -223,7 +227,7 @@ async def finish(call: Call, body: bytes) -> Response | None:
 
 
 def _status(call: Call) -> int:
-    """Return the HTTP status of a call's answer. Handshake-era errors have status 200, unless they have a head."""
+    """Return the HTTP status of a call's response. Handshake-era errors have status 200, unless they have a head."""
     error = call.failure.error if call.failure is not None else None
     if error is None or not (call.revision.result_type or error.head):
         return 200
@@ -282,9 +286,9 @@ class StreamableExchange:
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
 
-    def note(self, method: str, session: Session | None = None, status: str = "", **about: Any) -> None:
+    def note(self, method: str, session: Session | None, status: str = "") -> None:
         """Report a message to the observers."""
-        self.endpoint.services.note(method, "http", session, status, principal=self.request.principal, **about)
+        self.endpoint.services.note(method, "http", session, status, principal=self.request.principal)
 
     async def notify(self, message: Envelope, session: Session | None, revision: Revision) -> None:
         """Pass a notification to the extension that handles it, and in the handshake era to a call that it cancels."""
@@ -319,3 +323,85 @@ class StreamableExchange:
             await line.finish(body)
             return None
         return await finish(call, body)
+
+
+async def serve_batch(exchange: StreamableExchange) -> Response | None:
+    """Answer a batch.
+
+    Raises:
+        ProtocolError: The revision has no batches, or the batch is refused as a whole.
+    """
+    messages = read_batch(exchange.request.body)
+    exchange.request.body = b""  # each call has its own part, and can run for a day
+    session, revision = await exchange.session()
+    if not revision.batches:
+        raise refuse_batch(f"revision {revision.date} has no batches")
+    exchange.check_readable()
+    return await _Batch(exchange, session, revision).serve(messages)
+
+
+class _Batch:
+    """The calls of one batch, and their shared reply channel."""
+
+    def __init__(self, exchange: StreamableExchange, session: Session | None, revision: Revision) -> None:
+        self._exchange = exchange
+        self._session = session
+        self._scope = "" if session is None else session.id
+        self._revision = revision
+        self._line: PostReplyChannel | None = None
+
+    async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
+        """Process every message, and answer with an array unless the reply became a stream."""
+        work = [self._take(message) for message in messages]
+        messages.clear()
+        answers = [each for each in await asyncio.gather(*work) if each[1]]
+        line = self._line
+        if line is not None and line.streaming:
+            for request_id, body in answers:
+                await line.send(body, request_id)
+            await line.finish(b"")
+            return None
+        array = b",".join(body for _, body in answers)
+        return self._exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
+
+    async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
+        """Return the id and answer of a request, unless it was answered on the stream."""
+        if isinstance(message, ProtocolError):
+            return None, self._refuse(None, "", message)
+        dispatcher = self._exchange.endpoint.dispatcher
+        if message.is_answer or message.id is None:
+            if not message.is_answer:
+                await self._exchange.notify(message, self._session, self._revision)
+                return None, b""
+            self._exchange.note("response", self._session)
+            try:
+                await dispatcher.control.answer_anywhere(message, self._scope)
+            except ProtocolError as exc:
+                return None, self._refuse(None, "response", exc)
+            return None, b""
+        try:
+            call = self._exchange.handshake_call(message, self._session, self._revision)
+            dispatcher.load.admit(call, call.method)
+            dispatcher.load.take(call, len(call.params))
+        except ProtocolError as exc:
+            return message.id, self._refuse(message.id, message.method, exc)
+        # The request covers the whole batch, but a cancellation is for one call.
+        call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
+        call.open_reply = self._connect
+        body = await dispatcher.call(call, self._scope)
+        await settle_task()
+        if not body or self._line is None or not self._line.streaming:
+            return call.id, body
+        await self._line.send(body, call.id)
+        return call.id, b""
+
+    def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
+        exc = revisions.error(exc, self._revision)
+        self._exchange.note(method, self._session, str(exc.code))
+        return error_message(request_id, exc.code, exc.message)
+
+    def _connect(self, call: Call) -> PostReplyChannel:
+        """Return the shared reply channel, created when the first call needs it."""
+        if self._line is None:
+            self._line = self._exchange.endpoint.open_line(call)
+        return self._line

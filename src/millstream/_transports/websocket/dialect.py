@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._http.message import peer_network
-from millstream._http.websocket.socket import Socket
+from millstream._http.websocket import Socket
 from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json
@@ -229,7 +229,7 @@ class Dialect:
     # Tools
 
     async def start_call(self, message: _CallMessage, id: Raw) -> None:
-        """Call a tool. The answer is sent when it's done."""
+        """Call a tool. The response is sent when it's done."""
         load = self._dispatcher.load
         load.admit(self._peer)
         call = silent_call(
@@ -311,7 +311,7 @@ class Dialect:
         self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
 
     async def ping(self, message: _Ping, id: Raw) -> None:
-        """Answer a ping."""
+        """Respond to a ping."""
         self._reply(id, "pong")
 
 
@@ -334,7 +334,7 @@ _OBSERVED = {
 
 
 def _echo(id: Raw) -> dict[str, Raw]:
-    """Return the id of a message for its answer, if it's a string or number."""
+    """Return the id of a message for its response, if it's a string or number."""
     return {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
 
 

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from millstream._http.asgi.adapter import Receive, Scope, Send, header_list, no_peer
+from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, HttpRequest, Response
-from millstream._http.websocket.socket import (
+from millstream._http.websocket import (
     EXTENSION,
     GOING_AWAY,
     INTERNAL,
@@ -100,7 +100,15 @@ class WebSocketRoute:
             await refuse_handshake(peer, scope, send)
             return
         outbox = self._outbox(scope, send, peer.owner)
-        connection = self._connection(peer, outbox)
+        connection = ClientConnection(
+            self._dispatcher,
+            partial(carry, outbox),
+            outbox.drain,
+            principal=peer.principal,
+            peer=peer.address,
+            headers=peer.headers,
+            transport="websocket",
+        )
         self._sockets[outbox] = asyncio.current_task()
         # Pings of the WebSocket protocol keep the socket alive, so SSE comments aren't needed.
         end = partial(self._end, outbox)
@@ -126,7 +134,7 @@ class WebSocketRoute:
 
     @staticmethod
     async def plain(request: HttpRequest) -> Response:
-        """Answer `GET` without a handshake (RFC 9110 §15.5.22)."""
+        """Respond to `GET` without a handshake (RFC 9110 §15.5.22)."""
         return _NOT_A_PAGE
 
     async def close(self, seconds: float) -> None:
@@ -176,17 +184,6 @@ class WebSocketRoute:
         wire.owner = owner
         return DirectSocket(wire, send, limit=limit, grace=grace)
 
-    def _connection(self, peer: SocketPeer, outbox: Socket) -> ClientConnection:
-        return ClientConnection(
-            self._dispatcher,
-            partial(carry, outbox),
-            outbox.drain,
-            principal=peer.principal,
-            peer=peer.address,
-            headers=peer.headers,
-            transport="websocket",
-        )
-
     async def _serve(
         self, connection: ClientConnection, peer: SocketPeer, outbox: Socket, receive: Receive, *, speaks: bool
     ) -> None:
@@ -204,7 +201,7 @@ class WebSocketRoute:
                 await dialect.close()
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Process messages until the peer is gone. Pause while the peer doesn't read its answers."""
+        """Process messages until the peer is gone. Pause while the peer doesn't read its responses."""
         code, reason = INTERNAL, "Internal error"
         try:
             while True:

@@ -1,6 +1,11 @@
-"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523).
+"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523), and grants from identity providers.
 
 A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
+
+Members of an organization use a client here without a login page:
+draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
+https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx. A grant is
+a JWT signed by a configured provider for this issuer and one client, valid once within a few minutes.
 """
 
 from base64 import b64decode
@@ -21,7 +26,6 @@ from millstream.auth._authorization_server.clients import TOO_MANY, Clients, jud
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import OAuthClient, digest, fits
 from millstream.auth._authorization_server.signing import Vault
-from millstream.auth._discovery import issuer_keys
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
@@ -36,6 +40,7 @@ from millstream.auth._jose import (
     verify_any,
 )
 from millstream.auth._method import KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._tokens import issuer_keys
 from millstream.auth.providers import TrustedIdentityProvider
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

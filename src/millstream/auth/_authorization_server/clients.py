@@ -1,14 +1,16 @@
-"""Lookup of clients by id: configured ones, metadata documents, and registrations.
+"""Clients: configured ones, metadata documents, and registrations. And the list of upstream users who may sign in.
 
-The operator's list of upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone.
+With a metadata document, the client id is the URL of a document that describes the client
+(draft-ietf-oauth-client-id-metadata-document). Documents are fetched over https from public addresses, without
+redirects and with a small size limit. A development server may also fetch from its own machine. Documents are cached
+according to their Cache-Control; failures aren't cached.
 
-An upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one
-of them applies. Only whole names match, without regard to ASCII case.
+`POST /register` is dynamic client registration (RFC 7591). Registered clients are unverified. Unused registrations
+expire after a day, or earlier when the storage for their address is full. They're rate-limited per address.
 
-`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified.
-
-Unused registrations expire after a day, or earlier when the storage for their address is full. Registrations are
-rate-limited per address.
+The operator lists the upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An
+upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one of
+them applies. Only whole names match, without regard to ASCII case.
 """
 
 import re
@@ -22,8 +24,8 @@ from msgspec import Struct
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
-from millstream._http.message import HttpRequest, Response, peer_network
-from millstream._limits.limiters import Rate
+from millstream._http.message import Handler, HttpRequest, Response, peer_network
+from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
@@ -59,11 +61,6 @@ _NO_ACCESS = (
 MAX_REDIRECTS = 16
 MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
-
-
-def is_document(client_id: str) -> bool:
-    """Return whether a client id is the URL of a document."""
-    return "://" in client_id
 
 
 def judge_of(*, here: bool) -> Callable[[str], bool]:
@@ -294,7 +291,7 @@ def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
 
 
 def lower(name: str) -> str:
-    """Return a name in the form for comparison. Only ASCII is lowercased, because some other letters become ASCII."""
+    """Return an ASCII name in lower case. Other names stay, because some of their letters would become ASCII."""
     return name.lower() if name.isascii() else name
 
 
@@ -334,7 +331,7 @@ class Clients:
             return found
         if self._documents is None:
             return None  # the provider finds all clients
-        if is_document(client_id):
+        if "://" in client_id:  # the URL of a metadata document
             if not self._config.metadata_documents:
                 raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
             return await self._documents.find(client_id, may_fetch)
@@ -369,26 +366,12 @@ _MAX_BODY = 16 * 1024
 _decode = decoder(dict[str, Any])
 
 
-class RegistrationEndpoint:
-    """The registration endpoint."""
+def registration_endpoint(config: IssuerConfig, clients: Clients, vault: Vault) -> Handler:
+    """Return the handler that registers clients."""
+    limiter = vault.limiter("register", RATE)
 
-    def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
-        self._config = config
-        self._clients = clients
-        self._vault = vault
-        self._limiter = vault.limiter("register", RATE)
-
-    async def post(self, request: HttpRequest) -> Response:
-        """Register a client."""
-        key = peer_network(request.peer)
-        wait = await self._limiter.charge(key)
-        if wait > 0:
-            raise OAuthError(
-                "temporarily_unavailable",
-                "Too many registrations from your address. Try again later.",
-                429,
-                self._limiter.header_lines(key, wait),
-            )
+    async def post(request: HttpRequest) -> Response:
+        key = await charge_registration(limiter, request)
         said = read_metadata(request)
         secret = new_secret()
         try:
@@ -400,15 +383,35 @@ class RegistrationEndpoint:
                 default="client_secret_basic",
                 secret_hash=digest(secret),
             )
-            await self._config.provider.check_registration(client)
+            await config.provider.check_registration(client)
         except RedirectRefused as exc:
             raise OAuthError("invalid_redirect_uri", str(exc)) from None
         except ValueError as exc:
             raise OAuthError("invalid_client_metadata", str(exc)) from None
         except RegistrationDenied as exc:
             raise OAuthError("access_denied", str(exc), 403) from None
-        await self._clients.add(client)
-        return reply(_describe(client, secret, int(self._vault.clock()), said), 201)
+        await clients.add(client)
+        return reply(_describe(client, secret, int(vault.clock()), said), 201)
+
+    return post
+
+
+async def charge_registration(limiter: Limiter, request: HttpRequest) -> str:
+    """Count a registration, and return the network that it comes from.
+
+    Raises:
+        OAuthError: There were too many from this network.
+    """
+    key = peer_network(request.peer)
+    wait = await limiter.charge(key)
+    if wait > 0:
+        raise OAuthError(
+            "temporarily_unavailable",
+            "Too many registrations from your address. Try again later.",
+            429,
+            limiter.header_lines(key, wait),
+        )
+    return key
 
 
 def read_metadata(request: HttpRequest) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The configuration of an authorization server and its clients: the arguments of ``auth.issuer(…)``, checked."""
+"""The configuration of an authorization server and its clients: the arguments of ``auth.issuer(…)``, checked.
+
+And its metadata (RFC 8414, OpenID Connect Discovery), with the paths of its endpoints.
+"""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -173,10 +173,6 @@ class Grants(Struct, frozen=True):
         await self.end(id, subject)
         return TokenReuse(text, ended=ended)
 
-    def report_reuse(self, address: str) -> None:
-        """Report the address that reused a code or refresh token."""
-        self.vault.refused(address)
-
     async def end(self, id: str, subject: str) -> None:
         """Revoke a grant. Its tokens become invalid on all workers within a second."""
         # A tombstone makes a concurrent redemption of the code fail.

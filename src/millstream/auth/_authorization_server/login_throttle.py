@@ -8,14 +8,14 @@ password releases it. Workers that share a store count together; while it's unav
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from itertools import count
 from secrets import token_hex
 
 from millstream._backoff import retry_delay
 from millstream._http.message import peer_network
-from millstream._limits.limiters import Rate, StoreLimiter
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._stores.rates import ConcurrencySlot
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.users import Accounts
@@ -42,17 +42,16 @@ class FailureLimiter:
     """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
 
     def __init__(self, rates: Mapping[str, Rate], vault: Vault, *, patience: float = PATIENCE) -> None:
-        self._failures = tuple(vault.limiter(name, rate) for name, rate in rates.items())
+        self._failures = tuple(Limiter(name, rate, pool=lambda: vault.pool) for name, rate in rates.items())
         self._patience = patience
         self._vault = vault
         # State of one event loop
         self._trying: Counter[tuple[str, str]] = Counter()
-        self._waiting: Counter[tuple[str, str]] = Counter()
         self._done: dict[tuple[str, str], dict[asyncio.Future[None], None]] = {}
         """Waiting attempts, in order of arrival."""
 
     def __len__(self) -> int:
-        return len(self._trying) + len(self._waiting)
+        return len(self._trying) + len(self._done)
 
     @asynccontextmanager
     async def attempt(self, *keys: str) -> AsyncGenerator[bool, None]:
@@ -69,7 +68,10 @@ class FailureLimiter:
         try:
             yield pool is None or await self._sit(pool, keys, seats, until)
         finally:
-            _less(self._trying, tries)
+            self._trying.subtract(tries)
+            for each in tries:
+                if not self._trying[each]:
+                    del self._trying[each]
             self._wake(tries)
             if pool is not None and seats:
                 await pool.give_back(seats)
@@ -84,17 +86,12 @@ class FailureLimiter:
     async def _begin(self, keys: Sequence[str], tries: frozenset[tuple[str, str]], until: float) -> bool:
         """Start an attempt as soon as it's allowed; return False if it's refused."""
         may = self._may(keys)
-        if may is _May.LATER and all(self._waiting[each] < _MAX_WAITING for each in tries):
-            self._waiting.update(tries)
-            try:
+        if may is _May.LATER and all(len(self._done.get(each, ())) < _MAX_WAITING for each in tries):
+            with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     while may is _May.LATER:
                         await self._end_of_one(tries)
                         may = self._may(keys)
-            except TimeoutError:
-                pass
-            finally:
-                _less(self._waiting, tries)
         if may is _May.NOW:
             self._trying.update(tries)
         return may is _May.NOW
@@ -164,13 +161,6 @@ class FailureLimiter:
             return _May.LATER
         seats += asked
         return _May.NOW
-
-
-def _less(counts: Counter[tuple[str, str]], tries: frozenset[tuple[str, str]]) -> None:
-    counts.subtract(tries)
-    for each in tries:
-        if not counts[each]:
-            del counts[each]
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."

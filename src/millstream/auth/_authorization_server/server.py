@@ -2,6 +2,10 @@
 
 The running issuer is also an auth method of the guard. It verifies its own tokens without network requests. It checks
 once a minute, and after each revocation, that the grant of a token is still valid.
+
+Users also sign in to the server's own pages, by name and password or with an upstream, and get the scopes that they
+could grant to a client. Like a grant, the cookie identifies the account and its state at login. The account and its
+scopes are looked up again for each verdict.
 """
 
 import logging
@@ -29,7 +33,7 @@ from millstream.auth._authorization_server.authorize import (
     Targets,
 )
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients, Documents, RegistrationEndpoint
+from millstream.auth._authorization_server.clients import Clients, Documents, registration_endpoint
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -124,7 +128,7 @@ class RunningIssuer(PageMethod):
             config, proof, self.clients, self.grants, targets, accounts, identities=self._identities
         )
         self._issued = IssuedTokens(config, proof, self.grants, self.signing, accounts, self._clock)
-        self._registration = RegistrationEndpoint(config, self.clients, vault)
+        self._registration = registration_endpoint(config, self.clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
             vault,
@@ -336,7 +340,7 @@ class RunningIssuer(PageMethod):
             KEYS: {"GET": self._keys},
         }
         if self._config.registration:
-            ends[REGISTER] = {"POST": self._registration.post}
+            ends[REGISTER] = {"POST": self._registration}
         for name in self._accounts.upstreams:
             ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self._handle_callback)}
         found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
@@ -389,7 +393,7 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     metadata_documents: bool = True,
     provider: Provider | None = None,
 ) -> Issuer:
-    """Make this server an OAuth authorization server that issues its own tokens.
+    """Make this server an OAuth 2.1 authorization server (draft-ietf-oauth-v2-1) that issues its own tokens.
 
     Any MCP client can connect: it describes itself at a URL or registers, the user signs in and consents in a browser,
     and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an

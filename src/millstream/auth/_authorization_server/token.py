@@ -154,7 +154,7 @@ class TokenEndpoint(Struct, frozen=True):
             return reply(await give(client, form))
         except TokenReuse as exc:
             if exc.ended:  # log once per grant, so that repeated attempts don't fill the log
-                self.grants.report_reuse(request.peer)
+                self.grants.vault.refused(request.peer)
             raise
 
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:

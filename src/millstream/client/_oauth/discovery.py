@@ -142,7 +142,7 @@ def parse_secure(url: str) -> Url:
     """
     where = parse(url)
     if not where.secure and where.host not in _LOOPBACK:
-        raise AccessDenied(f"{url} doesn't use https, so credentials can't be sent there.", 401)
+        raise AccessDenied(f"{url} doesn't use https, so credentials can't be sent there.")
     return where
 
 
@@ -160,7 +160,7 @@ def refuse_local(place: str, named_by: Url) -> str:
         return place  # nothing can be sent there
     if distance < _distance(named_by.host):
         where = ("on this machine", "in a private network")[distance]
-        raise AccessDenied(f"{named_by} refers to {place} {where}, which a remote server may not do.", 401)
+        raise AccessDenied(f"{named_by} refers to {place} {where}, which a remote server may not do.")
     return place
 
 
@@ -248,7 +248,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedRe
         found = await get_json(place, ProtectedResource, outbound)
         if found is not None and found.authorization_servers:
             if not _covers(found.resource, url):
-                raise AccessDenied(f"The metadata of {url} describes another server, {found.resource}.", 401)
+                raise AccessDenied(f"The metadata of {url} describes another server, {found.resource}.")
             return found
     return None
 
@@ -281,7 +281,7 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
         found = await get_json(place, IssuerMetadata, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
-                raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.", 401)
+                raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.")
             return _check_endpoints(found, parse_secure(place))
     return None
 
@@ -294,7 +294,7 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
     found = await get_json(f"{origin}/.well-known/oauth-authorization-server", IssuerMetadata, outbound)
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
-            raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.", 401)
+            raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.")
         return _check_endpoints(found, url)
     return IssuerMetadata(
         issuer=origin,

@@ -1,15 +1,120 @@
-"""Requests to authorization servers: registration, tokens, and revocation (RFC 7591, 6749, and 7009)."""
+"""Requests to authorization servers: registration, tokens, and revocation (RFC 7591, 6749, and 7009).
+
+The client has an identity at each of them: configured, from a metadata document, or registered.
+
+Sender-constrained tokens (DPoP, RFC 9449) come with a proof for every request. A server announces DPoP in its
+challenge or its metadata. The authorization server binds the tokens to our key, so a stolen token is useless without
+the key. Servers may require a nonce in the proofs.
+"""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from millstream._http.client.url import Url
 from millstream._oauth import basic_credentials
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import IssuerMetadata, Outbound, fetch, post_form, read_object
-from millstream.client._oauth.dpop import Proofs
-from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
+from millstream.client._oauth.discovery import (
+    IssuerMetadata,
+    Outbound,
+    ProtectedResource,
+    fetch,
+    post_form,
+    read_challenges,
+    read_object,
+)
+from millstream.client._oauth.store import ES256, PRIVATE_KEY_JWT, Registration, Tokens, TokenStore
+
+if TYPE_CHECKING:
+    from millstream.client._oauth.signing import ProofKey
+
+SCHEME = "DPoP"
+_MAX_NONCE = 1024
+
+
+class Proofs:
+    """The keys of one client, and the nonces that servers currently require."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, ProofKey] = {}
+        """Keys by PEM."""
+        self._nonces: dict[str, str] = {}
+        """Nonces by origin."""
+
+    def new(self) -> str:
+        """Create a key, and return its PEM."""
+        from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
+
+        key = ProofKey()
+        self._keys[key.pem] = key
+        return key.pem
+
+    def headers(self, pem: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
+        """Return the proof header for a request. It's empty if there's no key, or if the key is invalid."""
+        if not pem:
+            return {}
+        from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  see above
+
+        key = self._keys.get(pem)
+        try:
+            key = self._keys[pem] = key or ProofKey(pem)
+        except ValueError:
+            return {}
+        parts = urlsplit(url)
+        nonce = self._nonces.get(f"{parts.scheme}://{parts.netloc}", "")
+        return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
+
+    def authorize(self, tokens: Tokens, method: str, url: str) -> Mapping[str, str]:
+        """Return the headers that send a token, with a proof if it's bound to a key."""
+        proof = self.headers(tokens.proof_key, method, url, tokens.access_token)
+        return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
+
+    def learn(self, url: Url | str, nonce: str) -> bool:
+        """Store the nonce that a server requires from now on. Return whether the nonce is valid."""
+        parts = urlsplit(str(url))
+        if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable():
+            return False
+        self._nonces[f"{parts.scheme}://{parts.netloc}"] = nonce
+        return True
+
+
+def key_for(
+    issuer: IssuerMetadata,
+    resource: ProtectedResource | None,
+    challenge: str,
+    before: Tokens | None,
+    proofs: Proofs,
+    *,
+    wanted: bool,
+) -> str:
+    """Return the private key in PEM to bind a token to, or an empty string for a bearer token.
+
+    A token is bound if the issuer supports DPoP, and the server accepts it or we require it. Reuse the previous key if
+    there is one.
+    """
+    accepted = wanted or (
+        resource is not None
+        and (resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported)
+    )
+    if ES256 not in issuer.dpop_signing_alg_values_supported or not (accepted or challenged_for_proofs(challenge)):
+        return ""
+    known = before.proof_key if before is not None and before.issuer == issuer.issuer else ""
+    return known or proofs.new()
+
+
+def challenged_for_proofs(challenge: str) -> bool:
+    """Return whether a challenge offers DPoP, alone or among other schemes."""
+    return SCHEME.lower() in read_challenges(challenge).schemes
+
+
+def wants_nonce(challenge: str) -> bool:
+    """Return whether a request was refused only because its proof had no nonce or an old one (RFC 9449 §9)."""
+    found = read_challenges(challenge)
+    return SCHEME.lower() in found.schemes and found.parameters.get("error") == "use_dpop_nonce"
+
 
 _MAX_DETAIL = 200
 _REMEDY = "Pass OAuth a client_id that the issuer knows."
@@ -36,10 +141,10 @@ class TokenResponse(Struct):
         token = self.access_token
         if self.error or not token:
             why = brief(self.error_description or self.error or "no reason given")
-            raise AccessDenied(f"{issuer} issued no {wanted}: {why}.", 401)
+            raise AccessDenied(f"{issuer} issued no {wanted}: {why}.")
         if self.token_type.lower() not in ("", "bearer", "dpop") or not (token.isascii() and token.isprintable()):
             kind = brief(self.token_type) or "Bearer"
-            raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.", 401)
+            raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.")
 
 
 def brief(text: str) -> str:
@@ -65,7 +170,7 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
         AccessDenied: The issuer refused.
     """
     if not issuer.registration_endpoint:
-        raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", 401, remedy=_REMEDY)
+        raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", remedy=_REMEDY)
     about = {
         "client_name": name,
         "redirect_uris": [redirect],
@@ -83,17 +188,13 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
     except (ValueError, RecursionError):
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
-        raise _registration_error(issuer.issuer, reply.status)
+        if reply.status == 404:
+            raise AccessDenied(
+                f"There's no authorization server at {issuer.issuer}. The server may require an API key instead."
+            )
+        raise AccessDenied(f"{issuer.issuer} refused to register this client (status {reply.status}).", remedy=_REMEDY)
     # The response doesn't contain our signing key.
     return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
-
-
-def _registration_error(issuer: str, status: int) -> AccessDenied:
-    if status == 404:
-        return AccessDenied(
-            f"There's no authorization server at {issuer}. The server may require an API key instead.", 401
-        )
-    return AccessDenied(f"{issuer} refused to register this client (status {status}).", 401, remedy=_REMEDY)
 
 
 async def ask_token(
@@ -152,3 +253,80 @@ def authenticate(
 
         fields |= assertion(issuer, who)
     return fields, {}
+
+
+class ClientRegistrations(Struct):
+    """The identities of one client, one per issuer."""
+
+    store: TokenStore
+    configured: Registration
+    """The configured identity; its id is empty if none is configured."""
+    metadata_url: str
+    name: str
+    bound_issuer: str = ""
+    """The only issuer that may receive our credentials, or empty before the first one."""
+
+    def sign(self, key: str, key_id: str) -> None:
+        """Authenticate with signatures by a private key.
+
+        Raises:
+            ValueError: The key is invalid, there's no client id, or a client secret is set as well.
+        """
+        if self.configured.client_secret or not (self.configured.client_id or self.metadata_url):
+            raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
+        from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
+
+        changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": check_key(key), "key_id": key_id}
+        self.configured = msgspec.structs.replace(self.configured, **changes)
+
+    def bind(self, url: Url, issuer: str) -> None:
+        """Bind our credentials to an issuer, so that a server can't have them sent to another one.
+
+        Raises:
+            AccessDenied: They're bound to another issuer.
+        """
+        if self.bound_issuer and issuer != self.bound_issuer:
+            raise AccessDenied(f"{url} requires tokens of {issuer}, but these credentials are for {self.bound_issuer}.")
+        if self.configured.client_id:
+            self.bound_issuer = issuer
+
+    def known_at(self, issuer: IssuerMetadata) -> Registration:
+        """Return our identity at an issuer that has issued tokens to us."""
+        return self._static_registration(issuer) or self.store.load().registrations.get(issuer.issuer, self.configured)
+
+    async def register_at(
+        self, issuer: IssuerMetadata, redirect: str, outbound: Outbound, *, reuse: bool
+    ) -> Registration:
+        """Return our identity at an issuer, registering if necessary. Reuse an earlier registration if `reuse` is set.
+
+        Raises:
+            AccessDenied: The issuer refuses to register us.
+        """
+        ours = self._static_registration(issuer)
+        if ours is not None:
+            return ours
+        credentials = self.store.load()
+        known = credentials.registrations.get(issuer.issuer)
+        if known is not None and reuse:
+            return known
+        found = await register(issuer, self.name, redirect, outbound)
+        credentials.registrations[issuer.issuer] = found
+        self.store.save(credentials)
+        return found
+
+    def forget(self, issuer: str) -> None:
+        """Drop our registration at an issuer that issues no token."""
+        credentials = self.store.load()
+        if credentials.registrations.pop(issuer, None) is not None:
+            self.store.save(credentials)
+
+    def _static_registration(self, issuer: IssuerMetadata) -> Registration | None:
+        """Return the identity that needs no dynamic registration, or None."""
+        if self.configured.client_id:
+            return self.configured
+        if self.metadata_url and issuer.client_id_metadata_document_supported:
+            method = self.configured.token_endpoint_auth_method or "none"
+            return msgspec.structs.replace(
+                self.configured, client_id=self.metadata_url, token_endpoint_auth_method=method, client_secret=""
+            )
+        return None

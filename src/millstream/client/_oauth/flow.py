@@ -18,8 +18,6 @@ from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth.browser_login import Loopback, PendingAuthorization, Visit, answer_of
-from millstream.client._oauth.client_registrations import ClientRegistrations
 from millstream.client._oauth.discovery import (
     IssuerMetadata,
     Outbound,
@@ -31,9 +29,16 @@ from millstream.client._oauth.discovery import (
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.dpop import Proofs, key_for, wants_nonce
-from millstream.client._oauth.endpoints import TokenResponse, ask_token, revoke
-from millstream.client._oauth.identity import GrantSource
+from millstream.client._oauth.endpoints import (
+    ClientRegistrations,
+    Proofs,
+    TokenResponse,
+    ask_token,
+    key_for,
+    revoke,
+    wants_nonce,
+)
+from millstream.client._oauth.grants import GrantSource, Loopback, PendingAuthorization, Visit, answer_of
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 
 
@@ -120,7 +125,9 @@ class OAuth:
         return self
 
     def with_private_key(self, key: str | Path, *, key_id: str = "") -> "OAuth":
-        """Authenticate with signatures instead of a secret (`private_key_jwt`). The key never leaves this machine.
+        """Authenticate with signatures instead of a secret (`private_key_jwt`, RFC 7523 §2.2).
+
+        The key never leaves this machine.
 
         Args:
             key: Your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
@@ -146,8 +153,9 @@ class OAuth:
         return self
 
     def with_dpop(self) -> "OAuth":
-        """Request sender-constrained tokens (DPoP) wherever the issuer supports them. Each request then costs a
-        signature.
+        """Request sender-constrained tokens (DPoP, RFC 9449) wherever the issuer supports them.
+
+        Each request then costs a signature.
         """
         self._use_dpop = True
         return self
@@ -271,7 +279,7 @@ class OAuth:
             return False
         issuer = await find_issuer(tokens.issuer, self._outbound)
         if issuer is None:
-            raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.", 401)
+            raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.")
         return await self._refresh(url, issuer, tokens, tokens.resource or str(url))
 
     async def sign_out(self, url: Url) -> bool:
@@ -386,10 +394,10 @@ class OAuth:
     ) -> PendingAuthorization:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(
-                f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen.", 401
+                f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen."
             )
         if not issuer.authorization_endpoint:
-            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.", 401)
+            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.")
         parse_secure(issuer.authorization_endpoint)
         # A local port changes with each login, and the redirect URI with it.
         who = await self._registrations.register_at(
@@ -415,7 +423,7 @@ async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, ou
     named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
     found = await find_issuer(named, outbound)
     if found is None:
-        raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.", 401)
+        raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.")
     return found
 
 

@@ -46,7 +46,7 @@ def assertion(issuer: IssuerMetadata, who: Registration) -> dict[str, str]:
     algorithm = next((each for each in algorithms if not supported or each in supported), "")
     if not algorithm:
         theirs, ours = ", ".join(supported), " or ".join(algorithms)
-        raise AccessDenied(f"{issuer.issuer} accepts {theirs} signatures, but this key signs with {ours}.", 401)
+        raise AccessDenied(f"{issuer.issuer} accepts {theirs} signatures, but this key signs with {ours}.")
     now = int(time.time())
     claims = {
         "iss": who.client_id,

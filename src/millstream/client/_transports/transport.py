@@ -1,10 +1,8 @@
-"""The interface of transports, and the requests that they send.
+"""The interface of transports, and what they have in common.
 
-Matching of responses to requests, for connections that carry whole messages in both directions.
-
-Shared by stdio, WebSocket, HTTP+SSE, and memory. It does no framing and no I/O.
-
-Messages from event streams, across reconnections.
+`DuplexTransport` matches responses to requests on connections that carry whole messages in both directions: stdio,
+WebSocket, HTTP+SSE, and memory. `EventReader` reads messages from event streams, across reconnections. Targets without
+an address are server objects of this process, and objects that create transports.
 """
 
 import asyncio
@@ -13,7 +11,8 @@ import logging
 import re
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -27,6 +26,9 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
+
+if TYPE_CHECKING:
+    from millstream._server.dispatch import Dispatcher
 
 _logger = logging.getLogger(__name__)
 
@@ -294,20 +296,6 @@ _MIN_WAIT = 0.1
 class EventReader:
     """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
 
-    __slots__ = (
-        "_counted_bytes",
-        "_decoder",
-        "_events",
-        "_max",
-        "_request_id",
-        "_retry_ms",
-        "_skip",
-        "_stream",
-        "attempts",
-        "last_event_id",
-        "response",
-    )
-
     def __init__(self, max_bytes: int, skip: SkipLog | None = None, request_id: int = 0) -> None:
         self._max = max_bytes
         self._skip = skip or SkipLog()
@@ -395,3 +383,34 @@ class EventReader:
         if self._retry_ms is not None and self.attempts == 0:
             return max(self._retry_ms / 1000, _MIN_WAIT)
         return max(retry_delay(self.attempts, first, longest), min((self._retry_ms or 0) / 1000, longest))
+
+
+class RunningServer(Protocol):
+    """A running server."""
+
+    @property
+    def dispatcher(self) -> "Dispatcher":
+        """The dispatcher of the server."""
+        ...
+
+
+class ServerObject(Protocol):
+    """A server object, such as `millstream.Server`."""
+
+    def running(self) -> AbstractAsyncContextManager[RunningServer]:
+        """Run the server for the duration of the block."""
+        ...
+
+
+@runtime_checkable
+class TransportFactory(Protocol):
+    """A target that creates the client's transport itself, such as a program of another library."""
+
+    def new_transport(self, listener: Listener, background: Tasks) -> Transport:
+        """Return a transport that isn't open yet.
+
+        Args:
+            listener: Receives what the server sends outside of responses.
+            background: Owns the tasks of the transport.
+        """
+        ...

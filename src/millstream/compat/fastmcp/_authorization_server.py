@@ -15,7 +15,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, HttpRequest, Response, peer_network
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._limits.limiters import StoreLimiter
 from millstream._override import override
 from millstream._server.calls.services import Services
@@ -31,7 +31,14 @@ from millstream.auth._authorization_server.answers import (
 )
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
-from millstream.auth._authorization_server.clients import RATE, Clients, RedirectRefused, client_of, read_metadata
+from millstream.auth._authorization_server.clients import (
+    RATE,
+    Clients,
+    RedirectRefused,
+    charge_registration,
+    client_of,
+    read_metadata,
+)
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     REGISTER,
@@ -306,13 +313,7 @@ class RunningProvider(VerifierMethod):
         return reply({})
 
     async def _register(self, request: HttpRequest) -> Response:
-        key = peer_network(request.peer)
-        wait = await self._registrations.charge(key)
-        if wait > 0:
-            head = self._registrations.header_lines(key, wait)
-            raise OAuthError(
-                "temporarily_unavailable", "Too many registrations from your address. Try again later.", 429, head
-            )
+        await charge_registration(self._registrations, request)
         said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
         options = self._settings.client_registration_options
         try:

@@ -194,16 +194,7 @@ class Events(Extension):
             raise TypeError('event requires a name: @events.event("order.paid")')
 
         def declare(payload: P) -> P:
-            self.catalog.add(
-                EventType(
-                    name,
-                    payload,
-                    arguments=options.get("arguments"),
-                    match=options.get("match"),
-                    description=options.get("description", ""),
-                    scopes=frozenset(options.get("scopes", ())),
-                )
-            )
+            self.catalog.add(EventType(name, payload, **options))
             return payload
 
         return declare

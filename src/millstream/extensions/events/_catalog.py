@@ -8,7 +8,7 @@ Event types: the hub channel, the schema of the payload, and the filter for subs
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -106,12 +106,12 @@ class EventType:
         arguments: Any = None,
         match: Match | None = None,
         description: str = "",
-        scopes: frozenset[str] = frozenset(),
+        scopes: Collection[str] = (),
     ) -> None:
         check_channel(name)
         self.name: str = name
         self.payload: Any = payload
-        self.scopes: frozenset[str] = scopes
+        self.scopes: frozenset[str] = frozenset(scopes)
         self.description: str = description or _summary(payload)
         self._type = JsonType(payload)
         self.payload_schema: dict[str, Any] = _object_schema(self._type, name, "payload")

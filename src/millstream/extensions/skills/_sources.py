@@ -21,16 +21,17 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream.protocol import (
     MAX_SKILL_BYTES,
     MAX_SKILL_FILES,
     SKILL_FILE,
+    FrontmatterError,
     Skill,
     SkillResource,
     digest_of,
     encode,
     name_problem,
+    read_frontmatter,
 )
 
 MAX_WALKED = 10_000

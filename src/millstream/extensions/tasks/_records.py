@@ -101,7 +101,7 @@ _decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 
 
 def new_id() -> str:
-    """Return an id with 192 bits of randomness. It never begins with a hyphen, like an option of a command."""
+    """Return an id with 192 bits of randomness. It never begins with a hyphen, which commands take for an option."""
     return secrets.token_hex(24)
 
 

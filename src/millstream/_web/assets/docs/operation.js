@@ -1,6 +1,6 @@
 // One operation: its description and arguments, example code, and a form that runs it. The result is shown beside the code.
 
-import { element, fold, makeButton, onSubmit, post, pre, pretty, reveal, segments, wrapped } from "../dom.js";
+import { $, element, fold, makeButton, onSubmit, post, pre, pretty, reveal, segments, wrapped } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
 import { markdownBlock } from "../render/markdown.js";
 import { describe } from "../schema/describe.js";
@@ -71,7 +71,7 @@ function examples(url, first) {
   const draw = () => {
     const name = names.includes(localStorage.getItem(LANGUAGE)) ? localStorage.getItem(LANGUAGE) : names[0];
     mark(name);
-    block.textContent = LANGUAGES[name](url, values);
+    block.textContent = LANGUAGES[name](url, values, $("account") !== null);
   };
   draw();
   addEventListener(LANGUAGE, draw); // all opened operations use the same language

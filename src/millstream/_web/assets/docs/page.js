@@ -154,6 +154,7 @@ async function load() {
 
 $("filter").oninput = filter;
 $("filter").addEventListener("keydown", (event) => items.key(event));
+$("sign-in").hidden = !$("account");
 $("back").onclick = () => view("list");
 $("to-overview").onclick = () => location.hash === "#overview" && view("detail");
 addEventListener("hashchange", () => route());

@@ -136,7 +136,7 @@ async function load() {
     upstreams = found.upstreams;
     const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
     if (!named(first)) first = worst?.name;
-    $("upstreams").style.setProperty("--rows", upstreams.length);
+    $("upstreams").style.setProperty("--rows", `${upstreams.length}`);
     write($("server-name"), found.title);
     write($("server-version"), found.version);
     document.title = `${found.title} · Gateway`;

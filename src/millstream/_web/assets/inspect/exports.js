@@ -114,13 +114,23 @@ function quotedJson(values) {
   return (line.length > 48 ? pretty(values) : line).replaceAll("'", "'\\''");
 }
 
-/** Language -> example code that calls an operation. */
+const headers = (guarded) =>
+  Object.entries({ "content-type": "application/json", ...(guarded && { authorization: "Bearer KEY" }) });
+const inJson = (guarded) =>
+  headers(guarded)
+    .map(([name, value]) => `"${name}": "${value}"`)
+    .join(", ");
+
+/** Language -> example code that calls an operation, with a key if callers sign in. */
 export const LANGUAGES = {
-  curl: (url, values) => `curl ${url} \\\n  -H 'content-type: application/json' \\\n  -d '${quotedJson(values)}'\n`,
-  Python: (url, values) =>
-    `import json\nfrom urllib.request import Request, urlopen\n\narguments = ${python(values)}\nrequest = Request(\n    ${JSON.stringify(url)},\n    json.dumps(arguments).encode(),\n    {"content-type": "application/json"},\n)\nwith urlopen(request) as response:\n    print(json.load(response))\n`,
-  TypeScript: (url, values) =>
-    `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "content-type": "application/json" },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`
+  curl: (url, values, guarded) =>
+    `curl ${url} \\\n${headers(guarded)
+      .map(([name, value]) => `  -H '${name}: ${value}' \\\n`)
+      .join("")}  -d '${quotedJson(values)}'\n`,
+  Python: (url, values, guarded) =>
+    `import json\nfrom urllib.request import Request, urlopen\n\narguments = ${python(values)}\nrequest = Request(\n    ${JSON.stringify(url)},\n    json.dumps(arguments).encode(),\n    {${inJson(guarded)}},\n)\nwith urlopen(request) as response:\n    print(json.load(response))\n`,
+  TypeScript: (url, values, guarded) =>
+    `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { ${inJson(guarded)} },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`
 };
 
 /** Download a file. */

@@ -2,7 +2,7 @@
 
 The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) accepts abbreviated JSON-RPC bodies and answers with
 JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the structured result or problem details
-(`problems.py`). `GET /openapi.json` describes these operations.
+(`ProblemKind`). `GET /openapi.json` describes these operations.
 
 Neither supports questions or progress: notifications are dropped, and a tool that asks fails with an error. The dialect
 answers in the handshake era's shape, for which such scripts were written.
@@ -30,7 +30,7 @@ from millstream._http.message import (
     Response,
     client_id_of,
     problem,
-    tagged,
+    respond_with_tag,
 )
 from millstream._protocol import revisions
 from millstream._protocol.errors import (
@@ -47,9 +47,8 @@ from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
-from millstream._transports import open_streams
+from millstream._transports import open_streams, openapi
 from millstream._transports.open_streams import silent_call
-from millstream._transports.rest import openapi
 
 TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
@@ -227,7 +226,7 @@ class RestRoutes:
                 root_path=root,
                 mcp=self._mcp,
             )
-            found = tagged(body, JSON_HEAD + b"cache-control: no-cache\r\n")
+            found = respond_with_tag(body, JSON_HEAD + b"cache-control: no-cache\r\n")
             self._described.keep(key, (page, found))
         return found(request)
 

@@ -41,7 +41,7 @@ class HostedApplication:
         self._parameters = parameters
 
     async def serve(self, request: HttpRequest) -> Response | Sink | None:
-        """Answer one request.
+        """Respond to one request.
 
         Raises:
             BrokenReply: The application failed while it was sending its reply.

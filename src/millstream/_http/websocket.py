@@ -2,7 +2,7 @@
 
 Events and notifications are unsolicited: a peer with too many unread bytes of them is cut as slow. Answers aren't
 counted, because a peer may request much over a slow connection. Instead, reading pauses while a peer doesn't read its
-answers (`drain`). `queued_socket` (ASGI) and `direct_socket` (our own server) implement the sending.
+answers (`drain`). `QueuedSocket` (ASGI) and `DirectSocket` (our own server) implement the sending.
 
 An event and a queue that use little memory while idle.
 
@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from millstream._http.asgi.adapter import Send
+from millstream._http.asgi import Send
 from millstream._http.message import LARGE, CloseSignal, LastFrame
 from millstream._override import override
 
@@ -198,7 +198,7 @@ EXTENSION = "millstream.websocket"
 
 
 class DirectWire(Protocol):
-    """The interface of a connection's protocol class beyond ASGI."""
+    """What a connection's protocol class offers in addition to ASGI."""
 
     transport: asyncio.Transport
     outbox: "DirectSocket | None"
@@ -232,7 +232,7 @@ class DirectSocket(Socket):
         self._wire = wire
         self._transport = wire.transport
         self._asked = 0
-        """Maximum bytes of answers in the transport's buffer."""
+        """Maximum bytes of responses in the transport's buffer."""
         wire.outbox = self
 
     @property

@@ -27,7 +27,6 @@ from millstream._http.message import (
     PROBLEM_TYPE,
     TOOL_ERROR,
     WRONG_TYPE,
-    ProblemKind,
 )
 from millstream._protocol.json_schema import Schema, is_array, is_object, rebase_references
 from millstream._protocol.jsonrpc import encode
@@ -173,7 +172,7 @@ def document(
         made["servers"] = [{"url": root_path}]
     if mcp is not None:
         made["x-mcp"] = mcp
-    return encode({**made, "paths": paths, "components": {"schemas": schemas, "responses": _responses()}})
+    return encode({**made, "paths": paths, "components": {"schemas": schemas, "responses": _RESPONSES}})
 
 
 def _operation(tool: Tool, schemas: Json) -> Json:
@@ -202,7 +201,7 @@ def _operation(tool: Tool, schemas: Json) -> Json:
                 "description": "The structured result of the tool" if result else "The result of the tool",
                 "content": {"application/json": {"schema": _add_component(f"{name}.result", result, schemas)}},
             },
-            **{str(status): {"$ref": f"#/components/responses/{status}"} for status in _BY_STATUS},
+            **{status: {"$ref": f"#/components/responses/{status}"} for status in _RESPONSES},
         },
     }
 
@@ -222,22 +221,11 @@ def _add_component(name: str, schema: Json, schemas: Json) -> Json:
     return {"$ref": place}
 
 
-def _by_status(kinds: Iterable[ProblemKind]) -> dict[int, list[ProblemKind]]:
-    grouped: dict[int, list[ProblemKind]] = {}
-    for kind in kinds:
-        grouped.setdefault(kind.status, []).append(kind)
-    return grouped
-
-
-_BY_STATUS = _by_status((MALFORMED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY))
-_CONTENT_TYPE = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-
-
-def _responses() -> Json:
-    made: Json = {}
-    for status, kinds in _BY_STATUS.items():
-        text = " ".join(kind.meaning for kind in kinds)
-        made[str(status)] = {"description": text, "content": _CONTENT_TYPE}
-        if status == BUSY.status:
-            made[str(status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
-    return made
+_RESPONSES: Json = {}
+for _kind in (MALFORMED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY):
+    _response = _RESPONSES.setdefault(
+        str(_kind.status),
+        {"description": "", "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}},
+    )
+    _response["description"] = f"{_response['description']} {_kind.meaning}".lstrip()
+_RESPONSES[str(BUSY.status)]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}

@@ -70,7 +70,7 @@ class AsgiSink(CloseSignal):
         self._pump = asyncio.create_task(self._run(status, head))
 
     def write(self, data: bytes) -> None:
-        """Queue a chunk. Cut the peer if it's too far behind."""
+        """Queue a chunk. Disconnect the peer if it's too far behind."""
         if self.closed or not data:
             return
         if self.buffered > self._limit:

@@ -1,1 +1,0 @@
-"""Sending to many WebSockets, each with a bounded queue."""

@@ -1,1 +1,0 @@
-"""Tools as plain REST operations, and their OpenAPI description."""
