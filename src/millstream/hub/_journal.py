@@ -37,7 +37,7 @@ class Journal:
         self._limits = limits
         self._clock = clock
         # Process
-        self.epoch = ""
+        self.epoch: str = ""
         self.offset = 0
         """The last offset that this worker has read."""
         self._recent: deque[Event] = deque()

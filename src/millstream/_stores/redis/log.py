@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, zip_longest
@@ -108,7 +108,7 @@ class PushReader:
         return number
 
     @contextmanager
-    def mark(self) -> Iterator[tuple[str, asyncio.Future[None]]]:
+    def mark(self) -> Generator[tuple[str, asyncio.Future[None]]]:
         """Return a message for the `mark_channel`, and a future that's done once it has arrived."""
         text = str(next(self._marks_made))
         arrived = self._marks[text.encode()] = asyncio.get_running_loop().create_future()
