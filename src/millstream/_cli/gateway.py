@@ -115,7 +115,7 @@ def accept(
     - `millstream gateway accept gateway.toml shop order`
     """
     try:
-        config, kept = _pinned(load_file(file), upstream, file)
+        config, kept = _find_pinned(load_file(file), upstream, file)
         found = asyncio.run(_lists(config))
         items = list(pinned_items(found))
         names = tuple(name for _, name, _ in items)
@@ -141,7 +141,7 @@ def accept(
         print("Nothing has changed.")
 
 
-def _pinned(config: GatewayConfig, name: str, file: Path) -> tuple[UpstreamConfig, AcceptedFile]:
+def _find_pinned(config: GatewayConfig, name: str, file: Path) -> tuple[UpstreamConfig, AcceptedFile]:
     """Return a pinned upstream, and its accepted definitions."""
     upstreams = {each.name: each for each in config.upstreams}
     if name not in upstreams:

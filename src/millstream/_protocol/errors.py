@@ -89,9 +89,9 @@ class MissingExtra(ImportError):
     """An optional dependency isn't installed: ``MissingExtra("millstream.compat", "pydantic")``."""
 
     def __init__(self, what: str, extra: str) -> None:
-        self.what = f"{what} needs an extra package."
+        self.what: str = f"{what} needs an extra package."
         """A sentence with the feature that needs the package."""
-        self.remedy = f"pip install 'millstream[{extra}]'"
+        self.remedy: str = f"pip install 'millstream[{extra}]'"
         """The command that installs it."""
         super().__init__(f"{self.what} Install it with: {self.remedy}")
 

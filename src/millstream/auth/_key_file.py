@@ -232,7 +232,7 @@ class KeyFile(RecordFile[StoredKey]):
     """The key file."""
 
     kind = "key"
-    contents = _Keys
+    contents: ClassVar[type[Struct]] = _Keys
 
     def add(self, name: str, scopes: tuple[str, ...], now: float, expires: float | None) -> str:
         """Create and return a key. The file stores only its hash.

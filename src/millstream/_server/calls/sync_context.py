@@ -124,7 +124,7 @@ class SyncContext(CallInfo):
 
     def __init__(self, context: Context, waits: Waits) -> None:
         super().__init__(context._call, context._home)
-        self.state = context.state
+        self.state: dict[str, Any] = context.state
         self._context = context
         self._wait = waits.wait
 

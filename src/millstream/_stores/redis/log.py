@@ -96,7 +96,7 @@ class PushReader:
         """Stop following all channels."""
         self._callbacks = {self.mark_channel.encode(): self._take_mark}
 
-    async def covered(self) -> int:
+    async def wait_until_followed(self) -> int:
         """Wait until a connection receives all channels that are followed now. Return its number."""
         number, asked = self.number, self._asked
         while not (self._is_open and self.number == number and self._confirmed >= asked):
@@ -466,7 +466,7 @@ class RedisLog:
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:
-                    number = await self._pushes.covered()
+                    number = await self._pushes.wait_until_followed()
                     if stream not in self._filtered:
                         return None
                     newest, arrived = await self._mark(stream)

@@ -157,7 +157,7 @@ class RedisBackend:
     async def _restore(self) -> None:
         """Apply the new epoch, then notify all subscribers."""
         self._pushes.restart()
-        await self._pushes.covered()
+        await self._pushes.wait_until_followed()
         self.log.interrupt()
         self._epochs.notify()
 

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 from cryptography.exceptions import InvalidKey
@@ -141,7 +142,7 @@ class UserFile(RecordFile[StoredUser]):
     """The file as a login method (`millstream.auth.providers.Passwords`)."""
 
     kind = "user"
-    contents = _Users
+    contents: ClassVar[type[Struct]] = _Users
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

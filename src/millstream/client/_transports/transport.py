@@ -168,7 +168,7 @@ class DuplexTransport:
         self._background = background
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
         self._last_id = 0
-        self.skip = SkipLog()
+        self.skip: SkipLog = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
 

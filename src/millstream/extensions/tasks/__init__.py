@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -16,12 +15,11 @@ from millstream import Context, Principal, ProtocolError
 from millstream._override import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
 from millstream.extensions.tasks._records import CHANGE_TOPIC, TaskRecord, TaskRecords, name_of
-from millstream.extensions.tasks._runner import TaskRunner
+from millstream.extensions.tasks._runner import TaskRunner, logger
 from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS
 
 __all__ = ["TasksExtension"]
 
-logger = logging.getLogger("millstream")
 
 NOTIFICATION = "notifications/tasks"
 
