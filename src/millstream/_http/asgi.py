@@ -5,9 +5,8 @@ access to the socket (slow headers, connection caps, stalled writes) are left to
 starts no task; one that does gets a watcher for the peer's disconnect. Routing, WebSocket, and lifespan belong to the
 application.
 
-A streamed reply over ASGI: synchronous writes to a bounded buffer, which one task sends in order.
-
-ASGI has no synchronous write and doesn't expose the socket's buffer, so bytes are buffered here. A reader that falls
+ASGI has no synchronous write and doesn't expose the socket's buffer, so a streamed reply has a bounded buffer, which
+one task sends in order. A reader that falls
 more than `limit` bytes behind is cut: the reply ends without its final message, so the peer sees a broken stream.
 """
 

@@ -3,9 +3,8 @@
 The era is decided per message: one with the per-request envelope is served on its own, all others belong to the
 connection's handshake session. Framing is left to the transport.
 
-A batch of 2025-03-26 is an array of messages, decoded here. Each transport answers it in its own way.
-
-The in-memory transport: a client and a server in one process and event loop. For tests and embedding.
+A batch of 2025-03-26 is an array of messages, decoded here. Each transport answers it in its own way. The in-memory
+transport, for tests and embedding, is a client and a server in one process and event loop.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The HTTP/1.1 and WebSocket server that owns its sockets.
 
-`Connection` turns bytes into requests without I/O, `HttpProtocol` puts it on a socket, `WebSocketProtocol` continues
-after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `Listener` accepts. `Endpoints`
-connects all of that to an application.
+`ServerConnection` turns bytes into requests without I/O, `HttpProtocol` puts it on a socket, `WebSocketProtocol`
+continues after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `SocketListener` accepts.
+`Endpoints` connects all of that to an application.
 
 The fast head reader reads head lines without the parser, in one plain form: any name, a colon, a space, and printable
 ASCII (RFC 9112 §5, without folding or further white space). Any other line, and any line that changes how a message is

@@ -133,8 +133,7 @@ class ServerConnection:
         self._scheme = scheme
         self._proxies = proxies
         self.over_cap: Response | None = None
-        """The refusal of a connection above a cap."""
-        """Whether the connection exceeds the cap. It gets one reply: a refusal, unless it's a health probe."""
+        """The refusal of a connection above a cap: its one reply, unless it's a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
         """The table, or None if replies must announce the close, which only the parser's path does."""
         # Connection

@@ -1,13 +1,9 @@
-"""One request and its reply. The hot path, `ServerExchange.run`, is written inline to save Python calls.
+"""One request and its reply, whole or streamed. The hot path, `ServerExchange.run`, is inline to save Python calls.
 
-Reply heads as bytes: status lines, the headers that every reply has, and prepared refusals.
+A connection has two states, `reading` and `replying`, each with a table that maps the state before an event to the
+state after. They change only by a lookup there, so an illegal transition raises KeyError.
 
-The states of a connection: one table for reading, one for replying.
-
-Each event maps the state before to the state after. The connection changes `reading` and `replying` only by a lookup in
-one of these mappings, so an illegal transition raises KeyError.
-
-A streamed reply that writes chunks directly to the transport, under its flow control.
+A stream writes its chunks directly to the transport, under its flow control.
 """
 
 import asyncio
