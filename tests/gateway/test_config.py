@@ -89,6 +89,12 @@ MISTAKES = {
         "line 1: upstreams.a: the upstream has no target: use exactly one of url, command, and openapi"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\ncommand = "b"': "line 1: upstreams.a: the upstream has url and command",
+    '[upstreams.a]\nurl = "http://a/mcp"\nargs = ["b"]': (
+        "line 3: upstreams.a.args: args requires a command, but this upstream has url"
+    ),
+    '[upstreams.a]\nargs = ["b"]\nopenapi = "http://a/openapi.json"': (
+        "line 2: upstreams.a.args: args requires a command, but this upstream has openapi"
+    ),
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
         "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix"
     ),

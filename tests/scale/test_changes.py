@@ -138,7 +138,7 @@ async def test_single_worker_may_add_and_later_workers_are_warned(
         assert "late" in await tools(first)
         async with one_worker(make_shop, shared) as second:
             await until(lambda: first.runtime.shared and second.runtime.shared)
-            assert "without what was added here since the start: late" in caplog.text
+            assert "without what this one has registered since its start: late" in caplog.text
             with pytest.raises(LocalError, match="one worker only"):
                 first.server.tool(late, name="later")  # type: ignore[call-overload]
             await second.die()

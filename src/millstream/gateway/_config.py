@@ -304,11 +304,11 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
         raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi")
+    if args and not command:
+        raise source.error((*where, "args"), f"args requires a command, but this upstream has {present[0]}")
     if api:
         return None, _load_openapi(source, api, (*where, "openapi"))
     if url:
-        if args:
-            raise source.error((*where, "args"), "args requires a command, but this upstream has a url")
         _check_url(source, url, (*where, "url"))
         return url, None
     if isinstance(command, str) and not args:

@@ -97,7 +97,7 @@ class GatewayPart:
         self._name_conflicts: dict[tuple[str, str], str] = {}
         """(kind, name) of upstreams' items that conflict with this server's own -> error message."""
         self._announcement: Announcement = {"id": "", "upstreams": {}}
-        """See `_cycles`."""
+        """See `_names`."""
         self._looping: dict[str, int] = {}
         """Upstream -> number of its items that aren't offered, because they lead back to this gateway."""
         self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}

@@ -257,7 +257,7 @@ class Upstream:
     pins: Pins | None = None
     """Pinned definitions, if any; set before `open`."""
     gateway: str = ""
-    """Id of the gateway, see `_cycles`; set before `open`."""
+    """Id of the gateway, see `_names`; set before `open`."""
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
     lister: LinkKey = SHARED_KEY
