@@ -93,6 +93,9 @@ class Bus:
         else:
             self.outside.subscriber(stream=StreamSub("requests", last_id="0"))(receive)
         await self.outside.start()
+        if self.kind == "nats":
+            # Starting the server blocks this loop. Without a subscription, NATS drops the consumer after five seconds.
+            await self.outside.connection.flush()
 
     async def send(self, data: Any, number: int) -> None:
         """Send a message about order 7."""

@@ -127,6 +127,38 @@ async def test_an_event_that_is_not_done_comes_again() -> None:
         await second.stop()
 
 
+@pytest.mark.parametrize("written", [False, True])
+async def test_an_event_that_is_done_does_not_come_again_after_a_cancellation(
+    written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    save, saving = store.kv.compare_and_set, asyncio.Event()
+
+    async def save_slowly(key: str, *args: Any) -> bool:
+        """Save, but don't return from the first attempt after an event."""
+        if not key.startswith("listener:position.") or not first.data or saving.is_set():
+            return await save(key, *args)
+        if written:
+            await save(key, *args)
+        saving.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(store.kv, "compare_and_set", save_slowly)
+    async with open_hub(store) as hub:
+        first = Program(hub, name="mailer")
+        await position_is_saved(hub, "mailer")
+        await hub.publish("orders.7", "1")
+        async with asyncio.timeout(WAIT):
+            await saving.wait()
+        await first.stop()
+        second = Program(hub, name="mailer")
+        await hub.publish("orders.7", "2")
+        await until(lambda: "2" in second.data)
+        assert (first.data, second.data) == (["1"], ["2"])
+        await second.stop()
+
+
 async def test_events_published_while_no_one_listens_arrive_later() -> None:
     async with open_hub() as hub:
         await hub.publish("orders.7", "before")

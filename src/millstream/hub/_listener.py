@@ -49,6 +49,8 @@ class EventListener:
         """Whether this listener may read: always without a name, or else while it has the lease."""
         self._saved: bytes | None = None
         """The position as it's saved."""
+        self._completed: bytes | None = None
+        """The position to save. It differs from `_saved` while it's being saved."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
             logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."
@@ -85,11 +87,13 @@ class EventListener:
                 renewing.cancel()
                 await asyncio.gather(renewing, return_exceptions=True)
                 with suppress(LocalError, OSError):
+                    if self._completed != self._saved:  # canceled in `_save`
+                        await self._swap()
                     await self._claim.leave()
 
     async def _read(self) -> Sequence[Entry]:
         if self._shared:
-            self._saved = await self._store.kv.get(self._position_key)
+            self._saved = self._completed = await self._store.kv.get(self._position_key)
         if self._saved is None:
             newest = await self._store.log.newest(JOURNAL, 1)
             await self._save(newest[-1].position if newest else None)
@@ -106,17 +110,20 @@ class EventListener:
     async def _save(self, position: Position | None) -> bool:
         """Save a position. Return False if another worker has moved it."""
         value = b"-" if position is None else f"{position.epoch}.{position.offset}".encode()
-        kv = self._store.kv
+        self._completed = value
         while self._shared:
             with self._outage:
-                moved = await kv.compare_and_set(self._position_key, self._saved, value, _POSITION_TTL)
                 # A write that failed before may have succeeded nevertheless.
-                if not moved and await kv.get(self._position_key) != value:
+                if not await self._swap() and await self._store.kv.get(self._position_key) != value:
                     return False
                 break
             await asyncio.sleep(_RETRY)
         self._saved = value
         return True
+
+    async def _swap(self) -> bool:
+        """Replace the saved position, and return whether it was the expected one."""
+        return await self._store.kv.compare_and_set(self._position_key, self._saved, self._completed, _POSITION_TTL)
 
     async def _renew(self) -> None:
         """Keep the lease, or take it once it's free."""
