@@ -146,7 +146,7 @@ class UserFile(RecordFile[StoredUser]):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.users: dict[str, StoredUser] = {}
-        """Records by case-folded name."""
+        """Records by case-folded name. If names differ only in case, the last record counts."""
         self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._waiting = 0
         self._epoch = 0
@@ -154,8 +154,8 @@ class UserFile(RecordFile[StoredUser]):
     @override
     def use(self, records: tuple[StoredUser, ...]) -> None:
         """Use these records until the file is read again."""
-        super().use(records)
         self.users = {each.name.casefold(): each for each in records}
+        super().use(tuple(self.users.values()))
 
     # As a login method
 
