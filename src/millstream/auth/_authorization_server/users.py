@@ -146,7 +146,7 @@ class UserFile(RecordFile[StoredUser]):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.users: dict[str, StoredUser] = {}
-        """Records by case-folded name. If names differ only in case, the last record counts."""
+        """Records by case-folded name."""
         self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._waiting = 0
         self._epoch = 0
@@ -219,7 +219,7 @@ class UserFile(RecordFile[StoredUser]):
             )
         user = StoredUser(name, hash_password(password), now, check_scopes(scopes))
         with self.change() as users:
-            if _index(users, name) is not None:
+            if name.casefold() in self.users:
                 raise ValueError(f"The user {name!r} already exists. Choose another name.")
             users.append(user)
 
@@ -246,13 +246,9 @@ class UserFile(RecordFile[StoredUser]):
             users[at] = msgspec.structs.replace(users[at], password=hashed, since=now)
 
 
-def _index(users: list[StoredUser], name: str) -> int | None:
-    return next((at for at, each in enumerate(users) if each.name.casefold() == name.casefold()), None)
-
-
 def _find_user(users: list[StoredUser], name: str) -> int:
     """Return the position of a user."""
-    found = _index(users, name)
+    found = next((at for at, each in enumerate(users) if each.name.casefold() == name.casefold()), None)
     if found is None:
         raise ValueError(f"There is no user {name!r}. See: millstream users list")
     return found
