@@ -60,6 +60,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("inspect shop.py", 'Unknown command "inspect"', "Use: millstream dev"),
     ("tools shop.py", 'Unknown command "tools"', "Use: millstream list"),
     ("lst shop.py", 'Unknown command "lst"', 'Did you mean "list"?'),
+    ("nothing", "Available commands: init, run, gateway, dev,", "millstream --help"),
     ("shop.py", 'Unknown command "shop.py"', "Use: millstream run shop.py"),
     ("http://127.0.0.1:FREE/mcp", "Unknown command", "Use: millstream list http://127.0.0.1:FREE/mcp"),
     ("run", "Missing argument: FILE[:OBJECT].", "millstream run --help"),

@@ -1,4 +1,6 @@
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,6 +139,35 @@ def test_toml_mistakes_name_file_line_and_fix(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"\{TOKEN\}") as caught:
             load_file(write(tmp_path, f'[upstreams.a]\nurl = "http://a/mcp"\n{line}'), {"TOKEN": "sesame"})
         assert "sesame" not in str(caught.value)
+
+
+def test_lines_of_mistakes_count_line_feeds_only(tmp_path: Path) -> None:
+    for text in (
+        '# \x85\n# \u2028 \u2029\n[upstreams.a]\ncommand = "a"\nbad = 1',
+        '[upstreams.a]\r\n\r\n\r\ncommand = "a\u2028b"\r\nbad = 1',
+        '[upstreams."a]\\""]\nargs = ["]", # [\n\'{\']\ncommand = """"a"""" # "\nbad = 1',
+        "[upstreams.a]\ncommand = '''\n'''''\n\nbad = 1",
+    ):
+        with pytest.raises(ConfigError, match=r"line 5: upstreams\..*\.bad: unknown option"):
+            load_file(write(tmp_path, text), {})
+
+
+def test_the_line_of_a_mistake_is_found_without_parsing_a_long_array_for_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = 0
+    loads = tomllib.loads
+
+    def count(text: str) -> dict[str, Any]:
+        nonlocal parsed
+        parsed += len(text)
+        return loads(text)
+
+    monkeypatch.setattr(tomllib, "loads", count)
+    text = '[upstreams.a]\ncommand = "a"\nargs = [\n' + '"b",\n' * 200 + "]\nbad = 1\n"
+    with pytest.raises(ConfigError, match=r"line 205: upstreams\.a\.bad: unknown option"):
+        load_file(write(tmp_path, text), {})
+    assert parsed < 4 * len(text)
 
 
 CLAUDE = """{"mcpServers": {

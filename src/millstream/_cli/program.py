@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from inspect import cleandoc, signature
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Parameter
 
-from millstream._cli.help import print_version, show
+from millstream._cli.help import COMMANDS, print_version, show
 
 MODULES = {
     name: module
@@ -51,7 +52,9 @@ def program(only: str = "") -> App:
         result_action="return_value",
         version_flags=(),
     )
-    for name in [only] if only in MODULES and only != "completion" else MODULES:
+    for name in [only] if only in MODULES and only != "completion" else chain(*COMMANDS.values()):
+        if name not in MODULES:  # help
+            continue
         module = import_module(f"millstream._cli.{MODULES[name]}")
         app.command(getattr(module, "list_" if name == "list" else name), name=name)
     return app

@@ -301,8 +301,8 @@ def _parse_expression(template: str, at: int, end: int) -> _Expression:
         if not name:
             raise _bad(template, at, "a variable name is missing")
         if bad := _NAME.sub("", name, count=1):
-            what = f"modifier {bad[0]!r} (level 4)" if bad[0] in "*:" else f"{bad[0]!r} here in a variable name"
-            raise _bad(template, at + len(name) - len(bad), f"{what} is not supported")
+            what = f"modifier {bad[0]!r} (level 4) is not supported" if bad[0] in "*:" else f"{bad[0]!r} is not allowed"
+            raise _bad(template, at + len(name) - len(bad), what)
         names.append(name)
         at += len(name) + 1
     return _Expression(

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import tomllib
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from glob import escape
@@ -35,6 +34,12 @@ MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
 _VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOKEN = re.compile(
+    r'''"""(?:[^"\\]++|\\.|"{1,2}+(?!"))*+"{3,5}|"(?:[^"\\\n]++|\\.)*+"|#[^\n]*'''
+    r"""|'{3}(?:[^']++|'{1,2}+(?!'))*+'{3,5}|'[^'\n]*'|[\[\]{}\n]""",
+    re.DOTALL,
+)
+"""A string, comment, bracket, or line break of a TOML document."""
 _SERVER_TABLES = ("mcpServers", "servers")
 """Members of JSON files that list servers: `servers` in VS Code, `mcpServers` in Claude, Cursor, and most others."""
 
@@ -177,26 +182,23 @@ def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
             "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
         )
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    return Source(path, values, partial(_toml_line, text.splitlines(), values), environ)
+    return Source(path, values, partial(_toml_line, text, values), environ)
 
 
-def _toml_line(rows: list[str], values: Any, where: KeyPath) -> int:
+def _toml_line(text: str, values: Any, where: KeyPath) -> int:
     """Return the line of a value in a TOML document. Values in inline tables are on the line of the table."""
     while not _contains(values, where):
         where = where[:-1]
-
-    def parse(count: int) -> Any:
-        try:
-            return tomllib.loads("\n".join(rows[:count]))
-        except tomllib.TOMLDecodeError:  # a value takes several lines
-            return None
-
-    def has_value(count: int) -> bool:
-        complete = next(found for end in range(count, -1, -1) if (found := parse(end)) is not None)
-        return _contains(complete, where)
-
-    last = bisect_left(range(len(rows)), x=True, key=has_value)
-    return next((number for number in range(last, 0, -1) if parse(number - 1) is not None), 1)
+    header, depth, start = "", 0, 0
+    for token in _TOKEN.finditer(text + "\n"):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if token[0] == "\n" and not depth:  # the end of a statement, so that each one is parsed once
+            statement = text[start : token.end()]
+            header = statement if statement.lstrip()[:1] == "[" else header
+            if _contains(tomllib.loads(statement if header is statement else header + statement), where):
+                break
+            start = token.end()
+    return text.count("\n", 0, start) + 1
 
 
 def _contains(values: Any, where: KeyPath) -> bool:

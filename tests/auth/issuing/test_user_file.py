@@ -160,3 +160,20 @@ def test_hashes_of_other_argon2_libraries_are_accepted() -> None:
     assert not verify_password("correct horses", kept)
     for broken in ("", "plain", kept[:-4], kept.replace("argon2id", "argon2i"), kept.replace("m=64", "m=1")):
         assert not verify_password("correct horse", broken)
+
+
+async def test_users_whose_names_differ_only_in_case_are_one_user(path: Path) -> None:
+    users(path, "add", "ada", typed="first password\n")
+    _, first = seen(path)
+    write(path, '{"users": []}')
+    users(path, "add", "Ada", typed="second password\n")
+    _, second = seen(path)
+    entries = ",".join(text[text.index("[") + 1 : text.rindex("]")] for text in (first, second))
+    write(path, f'{{"users": [{entries}]}}')
+    users(path, "password", "ada", typed="third password\n")
+    people = auth.users(file=path)
+    assert await people.check("ada", "second password") is None
+    assert await people.check("ada", "third password") is not None
+    users(path, "remove", "ada")
+    people.epoch()
+    assert people.find("ada") is None

@@ -73,7 +73,7 @@ _ALL_PRINCIPALS = ""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
-class Issuer(Struct, frozen=True):
+class Issuer(Struct, frozen=True, eq=False):
     """An authorization server that isn't running yet. Created by ``auth.issuer(…)``."""
 
     config: IssuerConfig

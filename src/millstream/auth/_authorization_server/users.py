@@ -155,8 +155,8 @@ class UserFile(RecordFile[StoredUser]):
     @override
     def use(self, records: tuple[StoredUser, ...]) -> None:
         """Use these records until the file is read again."""
-        super().use(records)
         self.users = {each.name.casefold(): each for each in records}
+        super().use(tuple(self.users.values()))
 
     # As a login method
 
@@ -220,7 +220,7 @@ class UserFile(RecordFile[StoredUser]):
             )
         user = StoredUser(name, hash_password(password), now, check_scopes(scopes))
         with self.change() as users:
-            if _index(users, name) is not None:
+            if name.casefold() in self.users:
                 raise ValueError(f"The user {name!r} already exists. Choose another name.")
             users.append(user)
 
@@ -247,13 +247,9 @@ class UserFile(RecordFile[StoredUser]):
             users[at] = msgspec.structs.replace(users[at], password=hashed, since=now)
 
 
-def _index(users: list[StoredUser], name: str) -> int | None:
-    return next((at for at, each in enumerate(users) if each.name.casefold() == name.casefold()), None)
-
-
 def _find_user(users: list[StoredUser], name: str) -> int:
     """Return the position of a user."""
-    found = _index(users, name)
+    found = next((at for at, each in enumerate(users) if each.name.casefold() == name.casefold()), None)
     if found is None:
         raise ValueError(f"There is no user {name!r}. See: millstream users list")
     return found
