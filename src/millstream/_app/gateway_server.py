@@ -1,6 +1,6 @@
-"""A server from a configuration file: ``gateway.toml``, or the `mcpServers` of another application.
+"""Servers whose items come from elsewhere: a configuration file, one upstream, or a server object of another library.
 
-A server for one program of another library: its name, items, paths, and token check.
+A configuration file is a ``gateway.toml``, or the `mcpServers` of another application.
 """
 
 import logging

@@ -1,13 +1,7 @@
 """The paths of a running server: those of its parts and its program, behind the required checks.
 
-If callers have to sign in, every path requires a credential unless its route is public. Otherwise, private paths accept
-only programs on the server's own machine (`LocalOnly`).
-
-Restriction of private paths to this machine, if callers don't sign in: the pages, `/publish`, `/metrics`.
-
-A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be anywhere.
-A request counts as local only if the server is bound to a loopback address (or its address is unknown), the peer has
-one, no header says that the request was forwarded, and its Host is a loopback name.
+If callers have to sign in, every path requires a credential unless its route is public. Otherwise, the private paths
+(the pages, `/publish`, `/metrics`) accept only programs on the server's own machine (`LocalOnly`).
 """
 
 from collections.abc import Awaitable, Collection, Mapping
@@ -38,7 +32,12 @@ _REFUSED = Response(
 
 
 class LocalOnly:
-    """Distinguishes programs on this machine from others."""
+    """Distinguishes programs on this machine from others.
+
+    A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be
+    anywhere. A request counts as local only if the server is bound to a loopback address (or its address is unknown),
+    the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
+    """
 
     def __init__(self, loopback: bool | None, note: ObserveMessage) -> None:
         """Create it. `loopback` is whether the server is bound to a loopback address; None if that's unknown."""

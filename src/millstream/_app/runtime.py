@@ -1,13 +1,4 @@
-"""Replication between workers of one server: disabled and removed items, resource updates, and the secret.
-
-Each worker has its own registry, filled by its program. When a list changes, each worker notifies its own clients, so
-messages between workers are needed only for what a single worker knows: removed items and updated resources.
-
-A running server: one `Runtime` for each event loop.
-
-It opens the store, the dispatcher, and the parts of a server, and owns all of their tasks. It can open, drain, and
-close; `runtimes` decides when.
-"""
+"""A running server in one event loop, and the replication of its changes to the other workers."""
 
 import asyncio
 import contextlib
@@ -54,7 +45,12 @@ _logger = logging.getLogger("millstream")
 
 
 class Replicas:
-    """This worker's part of the replication."""
+    """This worker's part of the replication: disabled and removed items, resource updates, and the secret.
+
+    Each worker has its own registry, filled by its program. When a list changes, each worker notifies its own clients.
+    Messages between workers are therefore needed only for what a single worker knows, such as a removed item or an
+    updated resource.
+    """
 
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
@@ -230,7 +226,11 @@ HALT_SECONDS = 1.0
 
 
 class Runtime:
-    """One server, running in one event loop."""
+    """One server, running in one event loop.
+
+    It opens the store, the dispatcher, and the parts of a server, and owns all of their tasks. It can open, drain, and
+    close. `runtimes` decides when.
+    """
 
     def __init__(
         self, definition: Definition, store: Store, *, bind: Bind, on_idle: "Callable[[Runtime], None] | None" = None

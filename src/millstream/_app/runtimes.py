@@ -1,14 +1,4 @@
-"""The life cycle of a server: one `Runtime` for each event loop, opened on demand.
-
-A starter also stops its runtime (our HTTP server, a host's lifespan, an ``async with``). A runtime that was opened by a
-request, because the server is mounted in another application, closes after an idle minute. With a lifespan or a hub, it
-lives until the loop ends or the server is stopped.
-
-``mcp.hub``: the hub of a server, for its program.
-
-It's usable at any time: before the first request, in the lifespan of the server or of the application that it's mounted
-in, and after a long idle time. The first use opens the hub.
-"""
+"""The life cycle of a server: one `Runtime` for each event loop, opened on demand. And ``mcp.hub``, which opens one."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -28,7 +18,12 @@ if TYPE_CHECKING:
 
 
 class Runtimes:
-    """The runtimes of one server."""
+    """The runtimes of one server.
+
+    A starter also stops its runtime: our HTTP server, a host's lifespan, or an ``async with``. A runtime that was
+    opened by a request, because the server is mounted in another application, closes after an idle minute. With a
+    lifespan or a hub, it lives until the loop ends or the server is stopped.
+    """
 
     def __init__(self, definition: Definition) -> None:
         # Configuration
@@ -168,7 +163,11 @@ class ServerApplication(Protocol):
 
 
 class HubAccess:
-    """The hub for programs. Arguments and errors are those of `Hub`."""
+    """The hub for programs (``mcp.hub``). Arguments and errors are those of `Hub`.
+
+    It's usable at any time: before the first request, in the lifespan of the server or of the application that it's
+    mounted in, and after a long idle time. The first use opens the hub.
+    """
 
     def __init__(self, runtimes: Runtimes) -> None:
         self._runtimes = runtimes

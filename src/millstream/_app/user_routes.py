@@ -1,9 +1,4 @@
-"""Static files: Starlette's implementation, without hidden files, and with a limit on ranges.
-
-Starlette resolves paths and refuses those outside of the folder, including symbolic links. It supports entity tags,
-``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
-
-Paths of the program: pages and webhooks (``@mcp.route``), and folders of files (``mcp.static``).
+"""Paths of the program: pages and webhooks (``@mcp.route``), and folders of files (``mcp.static``).
 
 They use Starlette's requests, responses, and files, behind our checks of Host and Origin, our limits, and the guard if
 callers have to sign in. This module loads Starlette, so it's imported only when a path is added.
@@ -36,7 +31,10 @@ from millstream._web.error_pages import error_page
 
 
 def _files(folder: str, *, max_age: int, shared: bool) -> Application:
-    """Return an ASGI application that serves a folder.
+    """Return an ASGI application that serves a folder, without hidden files, and with a limit on ranges.
+
+    Starlette resolves paths, and refuses those outside of the folder, including symbolic links. It supports entity
+    tags, ``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
 
     Args:
         folder: Folder of the files, all of which are accessible to every permitted caller.

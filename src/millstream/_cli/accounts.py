@@ -1,8 +1,6 @@
-"""``millstream keys``: create, list, revoke, and rotate API keys in a file that running servers reload.
+"""``millstream keys``, ``users``, and ``audit``: API keys and users in files, and the check of audit logs.
 
-``millstream users``: add, list, and remove users in a file that running servers reload.
-
-``millstream audit``: verify an audit log.
+Running servers reload both files, so a change needs no restart.
 """
 
 import os

@@ -1,8 +1,7 @@
-"""How an application reaches a server: a command to start, or a URL.
+"""The supported applications: their configuration files, and the entries with which they reach a server.
 
-The supported applications: their configuration files, and the format of their entries.
-
-See the documentation linked at each entry. Paths are per user, except `project`, which is per folder.
+An entry starts a command, or names a URL. See the documentation linked at each application. Paths are per user, except
+`project`, which is per folder.
 """
 
 import json

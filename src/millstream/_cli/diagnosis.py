@@ -1,16 +1,4 @@
-"""``millstream info`` and ``millstream ping``: describe a server, and measure its response time.
-
-``millstream doctor``: connect step by step, and show which step fails.
-
-``millstream tokens``: estimate how many tokens a tool list takes in a model's context.
-
-A token is estimated as four characters of the JSON that a model receives (name, description, and input schema).
-Tokenizers differ by up to a third for such text, so the figures are for comparing tools.
-
-``millstream watch``: print changes and log messages of a server as they happen.
-
-``millstream channel``: forward events of a server to a Claude Code session.
-"""
+"""Commands that examine a server: ``info``, ``ping``, ``doctor``, ``tokens``, ``watch``, and ``channel``."""
 
 import asyncio
 import socket
@@ -365,7 +353,11 @@ _CHARACTERS = 4
 
 
 def cost(tool: ToolDescription) -> int:
-    """Estimate how many tokens a tool takes in a model's context."""
+    """Estimate how many tokens a tool takes in a model's context.
+
+    A token is estimated as four characters of the JSON that a model receives (name, description, and input schema).
+    Tokenizers differ by up to a third for such text, so the figures are for comparing tools.
+    """
     return _cost(tool.name, tool.description or "", tool.input_schema)
 
 

@@ -1,9 +1,6 @@
-"""Reports of failed commands: a sentence on standard error, or an object on standard output with ``--json``.
+"""Failures of commands: wrong arguments, reports on standard error or as JSON, and output that can't be written.
 
-The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are optional,
-and `status` is the exit status. `chat` and `doctor` use other objects.
-
-Standard output that is closed, on a full disk, a pipe without a reader, or limited by its encoding.
+Standard output may be closed, on a full disk, a pipe without a reader, or limited by its encoding.
 """
 
 import errno
@@ -33,7 +30,11 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str = "") -> None:
-    """Print a failure as JSON, or `shown` or the sentences on standard error without ``--json``."""
+    """Print a failure: `shown` or the sentences on standard error, or with ``--json`` an object on standard output.
+
+    The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are
+    optional, and `status` is the exit status. `chat` and `doctor` use other objects.
+    """
     if not as_json.get():
         colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         text = shown or f"{_RED_ERROR if colored else 'Error:'} {error}"

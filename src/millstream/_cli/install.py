@@ -1,9 +1,8 @@
-"""A change of a configuration file, with an atomic write, a backup, and undo.
+"""``millstream install``: add a server to the configuration of an application, or remove it.
 
-The backup is beside the file. Its name contains the server, a digest of the new content, and whether the file existed.
-If the file is unchanged since, undo restores the backup or deletes the file. Otherwise, undo reverts only the entry.
-
-``millstream install``: add a server to the configuration of an application, or remove it.
+Files are written atomically, with a backup beside the file. The name of the backup contains the server, a digest of the
+new content, and whether the file existed. If the file is unchanged since, undo restores the backup or deletes the file.
+Otherwise, undo reverts only the entry.
 """
 
 import difflib

@@ -1,10 +1,6 @@
-"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use the items of a server.
+"""``millstream list``, ``call``, ``read``, ``prompt``, and ``tasks``: use the items of a server, now or as tasks.
 
-The user's file of tasks that were started on this machine.
-
-Calls as tasks, for `millstream call --task` and `millstream tasks`.
-
-``millstream tasks``: show, wait for, or cancel tasks started with ``millstream call --task``.
+``millstream call --task`` saves each task that it starts in a file of the user, for ``millstream tasks``.
 """
 
 import json as json_module

@@ -1,17 +1,8 @@
-"""Finds the server for a target: ``shop.py``, ``shop.py:mcp``, ``shop``, or ``shop:mcp``.
+"""Import of the server for a target: ``shop.py``, ``shop.py:mcp``, ``shop``, or ``shop:mcp``.
 
 A file is imported under a special name, so that ``if __name__ == "__main__"`` doesn't run, and a file such as
-``logging.py`` doesn't hide another module. Errors refer to the user's code, not to the import system.
-
-Imports of programs for other libraries: the compatibility layer, and calls of `run` at the top level.
-
-Programs for the official SDK 1.x run on the compatibility layer, under the SDK's import names, if no SDK is installed,
-one of a version that can't run them, or one that can't be imported, like 1.12 beside pydantic 2.14.
-
-Imports of a changing program from source, ignoring compiled code.
-
-Python reuses compiled code if the file's size and modification second are unchanged. A quick edit of the same length
-would therefore be ignored. Installed packages still use compiled code.
+``logging.py`` doesn't hide another module. Errors refer to the user's code, not to the import system. Programs for
+other libraries can be imported as well: see `compatible_imports`.
 """
 
 import difflib
@@ -388,7 +379,11 @@ _LIBRARIES = ("mcp", "fastmcp")
 
 
 class CompatibleImports(MetaPathFinder, Loader):
-    """Finds the SDK's modules if no other finder does, or instead of them."""
+    """Finds the SDK's modules if no other finder does, or instead of them.
+
+    Programs for the official SDK 1.x run on the compatibility layer, under the SDK's import names, if no SDK is
+    installed, one of a version that can't run them, or one that can't be imported, like 1.12 beside pydantic 2.14.
+    """
 
     def __init__(self) -> None:
         self._before = set(sys.modules)
@@ -518,7 +513,11 @@ class _Finder:
 
 
 def ignore_compiled(folder: Path) -> None:
-    """Import modules in and below this folder from source from now on."""
+    """Import modules in and below this folder from source from now on.
+
+    Python reuses compiled code if the file's size and modification second are unchanged. A quick edit of the same
+    length would therefore be ignored. Installed packages still use compiled code.
+    """
     _folders.append(folder.resolve())
     sys.meta_path.insert(0, _Finder)
 

@@ -1,10 +1,7 @@
-"""The ``millstream`` program, with all commands or only the requested one.
+"""The ``millstream`` program, with all commands or only the requested one, and the options that several commands share.
 
-Options of several commands, and validators for numbers.
-
-``millstream completion``: a script that completes commands, options, and choices in a shell.
-
-``millstream version``. Usually, `millstream._cli.main` handles it without loading this module.
+The commands ``completion`` and ``version`` are here, too. Usually, `millstream._cli.main` handles ``version`` without
+loading this module.
 """
 
 import math

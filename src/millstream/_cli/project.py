@@ -1,8 +1,7 @@
-"""``millstream init``: create a project with a server and a passing test, without network access.
+"""``millstream init`` and ``publish``: create a project, and print a server's entry for the MCP registry.
 
-Templates are examples: the wheel has them in `_templates`, a clone in `examples`.
-
-``millstream publish``: print a server's entry for the MCP registry.
+A project has a server and a passing test, and is created without network access. Templates are examples: the wheel has
+them in `_templates`, a clone in `examples`.
 """
 
 import json as json_module

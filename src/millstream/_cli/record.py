@@ -1,19 +1,10 @@
 """``millstream record``: forward messages between a client and a server, and write them to a file.
 
-A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
+The client is on standard input and output, and the server is a process (`tap`) or at a URL (`Bridge`).
 
-It only handles the parts of MCP that Streamable HTTP repeats in headers
-(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and tool
-arguments. A broken stream isn't resumed.
-
-Lines of standard input for an event loop, on all systems, with backpressure.
-
-Recordings in JSON Lines, each with the time, the sender, and the original message.
-
-``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session contains its start and its server.
-Text that isn't a message is in ``text``. A file may contain several sessions.
-
-Forwarding of standard input and output between a client and a server process, with a recording of every line.
+A recording is in JSON Lines, each with the time, the sender, and the original message: ``{"at": 0.012, "from":
+"client", "message": {…}}``. The first line of each session contains its start and its server. Text that isn't a message
+is in ``text``. A file may contain several sessions.
 """
 
 import asyncio
@@ -115,7 +106,10 @@ MAX_LINE = 64 * 1024 * 1024
 
 
 async def lines() -> AsyncIterator[bytes]:
-    """Yield each line without its end, skipping blank and overlong lines."""
+    """Yield each line of standard input without its end, skipping blank and overlong lines.
+
+    It works in the event loop of any system, with backpressure.
+    """
     read, close = await open_reader(0)
     splitter, data = LineSplitter(MAX_LINE), b"-"
     try:
@@ -218,7 +212,12 @@ _decode_result = msgspec.json.Decoder(_Answer).decode
 
 
 class Bridge:
-    """One client's connection to one server."""
+    """A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
+
+    It only handles the parts of MCP that Streamable HTTP repeats in headers
+    (https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and
+    tool arguments. A broken stream isn't resumed.
+    """
 
     def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
         # Configuration
@@ -338,7 +337,9 @@ _GRACE = 2.0
 
 
 async def tap(command: Command, writer: Writer) -> int:
-    """Run until either side ends, and return the server's exit status.
+    """Forward between the client and a server process, recording every line. Return the server's exit status.
+
+    It runs until either side ends.
 
     Raises:
         TargetError: The server can't be started.

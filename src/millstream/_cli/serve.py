@@ -1,8 +1,6 @@
 """Serving over HTTP for the commands `run`, `dev`, and `gateway`, without the command-line library.
 
-Additional packages for one run. uv adds them without changing the environment.
-
-Environment variables from a file (``--env-file``).
+Before it serves, a command can add packages (``--with``) and environment variables (``--env-file``).
 """
 
 import os
@@ -164,6 +162,8 @@ def with_packages(uv: str, packages: Sequence[str], editable: Sequence[str]) -> 
 
 def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
     """Restart this program with the packages, or return if there are none.
+
+    uv adds the packages for one run, without changing the environment.
 
     Raises:
         CommandError: Uv or a folder doesn't exist.

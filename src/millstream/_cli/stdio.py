@@ -1,9 +1,7 @@
-"""``millstream run FILE`` with few options, without a command-line library.
+"""``millstream run FILE`` with few options, without a command-line library, for a fast start.
 
 Someone waits for the first response, so the simple cases are parsed here. Everything else, such as help or an invalid
 option, is left to `millstream._cli.run`.
-
-Imports without garbage collection, for a faster start.
 """
 
 import gc

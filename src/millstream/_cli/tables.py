@@ -1,6 +1,7 @@
-"""Output of commands: tables on a terminal, tab-separated lines in a pipe, or JSON.
+"""What commands print and ask on the terminal.
 
-Questions of commands on the terminal, on standard error because standard output is for results.
+Results go to standard output: tables on a terminal, tab-separated lines in a pipe, or JSON. Questions therefore go to
+standard error.
 """
 
 import json

@@ -1,10 +1,8 @@
-"""Errors, separated by who caused them, and JSON-RPC error codes (https://modelcontextprotocol.io/specification).
+"""Errors, separated by who caused them, and what their texts contain: a peer's text made safe, and suggested names.
 
-Characters that can't be seen, or that change how others are shown: what text from others may hide.
-
-Suggestions for misspelled names: an error names the closest existing name.
-
-Python only says that an argument is unexpected, and versions before 3.13 suggest nothing.
+The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
+about a misspelled name suggests the closest existing one. Python only says that an argument is unexpected, and versions
+before 3.13 suggest nothing.
 """
 
 import difflib

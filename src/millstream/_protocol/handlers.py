@@ -1,5 +1,7 @@
-"""What extensions do with messages: handlers of custom methods, which are functions with typed parameters that return a
-JSON-serializable result, and filters that see, change, or drop notifications, in both directions and on both sides.
+"""What extensions do with messages, on both sides: handlers of custom methods, and filters of notifications.
+
+A handler is a function with typed parameters that returns a JSON-serializable result. A filter sees, changes, or drops
+notifications in both directions.
 """
 
 import inspect

@@ -3,16 +3,10 @@
 This module decodes only the envelope and keeps `params`, `result`, and `error` as raw bytes. Ids keep their type. It
 has no knowledge of methods or revisions.
 
-Bounds on JSON before it's parsed: nesting depth, and the number of arrays, objects, members, and long numbers.
-
-`exceeds_limits` protects recursive decoders and the event loop. A million empty arrays fit into 4 MiB and take half a
-second to build, because the garbage collector walks them repeatedly. Half a million numbers such as ``1.5e300`` take
-four seconds. The function doesn't validate: if the text isn't JSON, the result is arbitrary, and the decoder rejects
-the text afterward. Each step is one linear pass, without a loop in Python.
-
-Newline-delimited messages of a byte stream, without I/O, for stdio in both directions.
-
-MCP 2025-11-25, basic/transports#stdio: messages end with a newline and don't contain one.
+JSON is bounded before it's parsed: nesting depth, and the number of arrays, objects, members, and long numbers. These
+bounds protect recursive decoders and the event loop. A million empty arrays fit into 4 MiB and take half a second to
+build, because the garbage collector walks them repeatedly. Half a million numbers such as ``1.5e300`` take four
+seconds. Each step is one linear pass, without a loop in Python.
 """
 
 import functools
@@ -54,7 +48,9 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
     """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
-    A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like this.
+    The function doesn't validate: if the text isn't JSON, the result is arbitrary, and the decoder rejects the text
+    afterward. A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like
+    this.
 
     Args:
         body: Undecoded JSON.
@@ -405,10 +401,11 @@ class LineStart(bytes):
 
 
 class LineSplitter:
-    """A splitter of bytes into complete lines.
+    """A splitter of bytes into newline-delimited messages, without I/O, for stdio in both directions.
 
-    A line over the limit is reported once and skipped to its end. Memory is bounded by the limit, for any input. With
-    `clip`, it's reported at its end, as `LineStart`, unless it's much longer.
+    Messages end with a newline and don't contain one (MCP 2025-11-25, basic/transports#stdio). A line over the limit is
+    reported once and skipped to its end. Memory is bounded by the limit, for any input. With `clip`, it's reported at
+    its end, as `LineStart`, unless it's much longer.
     """
 
     def __init__(self, limit: int, *, clip: bool = False) -> None:

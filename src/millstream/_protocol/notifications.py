@@ -1,15 +1,9 @@
-"""Parameters of notifications in both directions, and progress tokens.
-
-Parameters and results of client requests.
+"""Parameters and results of requests, and parameters of notifications, in both directions.
 
 The names are those of the schema, https://modelcontextprotocol.io/specification/2026-07-28/schema, including members
-that only older revisions have. A server reads the parameters and writes most results as prepared bytes; a client
-decodes the results. `metadata.py` reads `_meta`, so parameters don't include it. Requests from the server are in
-`questions.py`.
-
-Parameters and results of requests from a server, sent on their own or in an `InputRequiredResult`.
-
-The names are those of https://modelcontextprotocol.io/specification/2026-07-28/schema, plus members of older revisions.
+that only older revisions have. A server reads the parameters of client requests and writes most results as prepared
+bytes; a client decodes the results. Requests from a server are sent on their own or in an `InputRequiredResult`.
+`metadata.py` reads `_meta`, so parameters don't include it.
 """
 
 from collections.abc import Mapping, Sequence

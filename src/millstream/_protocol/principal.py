@@ -1,6 +1,6 @@
-"""The caller's identity, and protocols that upper layers implement.
+"""The caller's identity, protocols that upper layers implement, and fair shares of what several owners use.
 
-What several owners share (a table, a queue, a number of bytes), so that no owner can use it up for the others.
+A `Share` bounds a table, a queue, or a number of bytes, so that no owner can use it up for the others.
 """
 
 import sys

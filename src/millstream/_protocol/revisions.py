@@ -1,12 +1,11 @@
-"""The five revisions, each defined as its predecessor plus changes, in the order of the specification's changelog.
+"""The five revisions, and the conversion of the newest revision's shapes for older ones.
 
-Only this module contains dates. All other code reads the fields of a `Revision`. `Revision.requests` is the version
-gate: a method that isn't in it is "method not found".
+Each revision is its predecessor plus changes, in the order of the specification's changelog. Only this module contains
+dates. All other code reads the fields of a `Revision`. `Revision.requests` is the version gate: a method that isn't in
+it is "method not found".
 
-Conversion of the newest revision's shapes for older revisions, as pure functions of a `Revision`.
-
-Handlers build what the newest revision defines. These functions drop members, convert content, and wrap structured
-output. They read fields of the revision and never compare dates.
+Handlers build what the newest revision defines. The conversions drop members, convert content, and wrap structured
+output. They are pure functions of a `Revision`, read its fields, and never compare dates.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,8 @@
 """Sealed text, and the session id of the handshake era: the session itself, sealed into at most 400 characters.
 
 Any worker with the key can read a session id, so an idle session takes no memory. Data that doesn't fit (unknown
-capabilities, log level, subscriptions, a tombstone) is a record in the store under the token's `id`.
-
-Only the holder of a key can create, read, or change an AES-256-GCM token. A token is unpadded base64url of key number
-(4 bytes), nonce (12), ciphertext, and tag (16). The nonce is an argument: this module generates no random bytes. Only
-the canonical base64 text opens, so each token has one spelling. NIST SP 800-38D allows 2**32 random nonces per key.
+capabilities, log level, subscriptions, a tombstone) is a record in the store under the token's `id`. The nonce is an
+argument: this module generates no random bytes.
 """
 
 from binascii import a2b_base64, b2a_base64
@@ -51,7 +48,11 @@ _PADDING = (b"", b"", b"==", b"=")
 class KeyRing:
     """Sealing keys, derived from secrets. The first seals, and all of them open.
 
-    A token identifies its key by a number derived from the secret, so secrets can be added, removed, and reordered.
+    Only the holder of a key can create, read, or change an AES-256-GCM token. A token is unpadded base64url of key
+    number (4 bytes), nonce (12), ciphertext, and tag (16). Only the canonical base64 text opens, so each token has one
+    spelling. NIST SP 800-38D allows 2**32 random nonces per key.
+
+    The key number is derived from the secret, so secrets can be added, removed, and reordered.
 
     Raises:
         ValueError: There are no secrets.

@@ -1,9 +1,7 @@
-"""Control of running calls: limits on their number and size, answers to questions, cancellations, and the end of a
-session.
+"""Control of running calls: their limits, answers to their questions, cancellations, and the end of a session.
 
 Transports use this module instead of the call itself, because a call can run on another worker than the one that
-received the message. One caller can use half of each limit. `Notifications` runs the handlers of extensions for client
-notifications, each as a task, within the same limits.
+received the message. The number and size of calls are limited, and one caller can use half of each limit.
 """
 
 import asyncio
@@ -311,9 +309,10 @@ _logger = logging.getLogger("millstream")
 
 
 class Notifications:
-    """The running handlers of one server.
+    """The running handlers of one server: those of extensions for client notifications, each as a task.
 
-    A notification isn't answered. One that exceeds a limit is dropped and logged at debug level.
+    A notification isn't answered. One that exceeds a limit is dropped and logged at debug level. The limits are those
+    of calls.
     """
 
     def __init__(self, registry: Registry, services: Services, load: Load) -> None:

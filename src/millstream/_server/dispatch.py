@@ -1,12 +1,8 @@
-"""Dispatch of calls: `Dispatcher.call` returns the JSON-RPC response, and `Dispatcher.outcome` only the result, for
-transports with their own envelope.
+"""Dispatch of calls: a `Dispatcher` finds the handler by method, and combines its result and the id into a response.
 
-The dispatcher finds the handler by method, combines result and id, and converts every failure to the answer that the
-revision defines. It has no knowledge of the transport.
-
-`ServerDescription` is the server's description of itself, for `initialize` and `server/discover`, encoded once per
-revision. It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count
-shows whether the cache is stale; other changes clear it.
+`Dispatcher.call` returns the JSON-RPC response, and `Dispatcher.outcome` only the result, for transports with their own
+envelope. Every failure is converted to the answer that the revision defines. This module has no knowledge of the
+transport.
 """
 
 import asyncio
@@ -52,7 +48,11 @@ _DISCOVER_TTL_MS = 3_600_000
 
 
 class ServerDescription:
-    """The results of `initialize` and `server/discover` for one server."""
+    """The server's description of itself, for `initialize` and `server/discover`, encoded once per revision.
+
+    It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count shows
+    whether the cache is stale; other changes clear it.
+    """
 
     def __init__(self, registry: Registry, info: dict[str, Any], instructions: str) -> None:
         # Configuration

@@ -1,5 +1,6 @@
-"""Handlers of requests, one for each method. Each takes a `Call` and returns the members of the result for the call's
-revision.
+"""Handlers of requests, one for each method.
+
+Each takes a `Call` and returns the members of the result for the call's revision.
 """
 
 import inspect

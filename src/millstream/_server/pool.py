@@ -1,5 +1,6 @@
-"""Places that several owners use for a while: processes, and worker threads for `def` functions, so that a blocking
-function doesn't stall the event loop.
+"""Places that several owners use for a while: processes, and worker threads for `def` functions.
+
+In a thread, a blocking function doesn't stall the event loop.
 """
 
 import asyncio

@@ -1,5 +1,7 @@
-"""The periodic task of a server: it keeps streams alive, turns silent calls into streams, ends calls over the time
-limit, and reports progress of silent calls.
+"""The periodic task of a server, which checks every running call.
+
+It keeps streams alive, turns silent calls into streams, ends calls over the time limit, and reports progress of silent
+calls.
 """
 
 import asyncio

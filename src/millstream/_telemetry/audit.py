@@ -1,11 +1,8 @@
-"""The audit log: callers, calls, and results as JSON lines in an append-only file.
+"""The audit log: callers, calls, and outcomes as JSON lines in an append-only file.
 
 Every line contains the hash of the previous line, so changing, removing, or inserting a line invalidates all lines
 after it. Truncation is detected only by comparison with a hash recorded elsewhere. Each process writes its own file.
 Arguments and results aren't logged.
-
-The newest lines of a machine's audit logs: the server's file and the numbered files of its other workers. This
-module doesn't verify them. See `audit.verify`.
 """
 
 import os
@@ -186,6 +183,9 @@ _FIELDS = ("method", "target", "subject", "issuer", "client", "address", "transp
 
 def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[dict[str, Any]]:
     """Return the newest lines without their hashes, newest first.
+
+    They come from all audit logs of the machine: the server's file, and the numbered files of its other workers. The
+    lines aren't verified. See `verify`.
 
     Args:
         path: The file configured for the server.

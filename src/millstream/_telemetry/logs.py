@@ -1,19 +1,10 @@
-"""Logs: their format, printed lines, and tracebacks of user code.
+"""Structured logs, printed lines as log records, and tracebacks with only the frames of user code.
 
-Structured logs: JSON lines for machines, short lines for a terminal, always on standard error.
-
-`configure` installs one handler on the root logger, so the program's own loggers and uvicorn's have the same format.
-Values that a peer can influence are never trusted: secrets are replaced by ``***``, recognized by field name and by
-their form in text, control characters are escaped so no value can forge a line, and long values are cut. Standard
-output is rejected, because it carries the protocol on stdio.
-
-Pass printed lines to a log handler, in addition to the original streams. For development, because it slows down each
-print.
-
-Tracebacks of user code, without the frames of Millstream, Python, and installed packages.
-
-To find the failing line in their own file, users don't need the frames between the socket and that line, or those
-of libraries that it called.
+`configure` installs one handler on the root logger, so the program's own loggers and uvicorn's have the same format:
+JSON lines for machines, short lines for a terminal. Values that a peer can influence are never trusted: secrets are
+replaced by ``***``, recognized by field name and by their form in text, control characters are escaped so no value can
+forge a line, and long values are cut. Logs are always on standard error. Standard output is rejected, because it
+carries the protocol on stdio.
 """
 
 import inspect
@@ -333,8 +324,9 @@ _MAX_LINE = 8192
 def capture_prints(listener: logging.Handler) -> Callable[[], None]:
     """Pass each line printed to standard output and standard error to a handler. Return a function that stops it.
 
-    Records have the level INFO, and ``stdout`` or ``stderr`` as the logger name. Existing log handlers keep the
-    original streams, so their lines don't appear twice.
+    Records have the level INFO, and ``stdout`` or ``stderr`` as the logger name. The original streams get the lines,
+    too. Existing log handlers keep them, so their lines don't appear twice. For development, because it slows down each
+    print.
     """
     before = sys.stdout, sys.stderr
     after = cast("TextIO", _Tee(before[0], "stdout", listener)), cast("TextIO", _Tee(before[1], "stderr", listener))
@@ -390,8 +382,9 @@ def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
 def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException], ...] = ()) -> BaseException:
     """Shorten the tracebacks of an exception, and of its causes, to the frames of user code. Return the exception.
 
-    A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in
-    `explained`, whose texts are sufficient, it keeps none.
+    To find the failing line in their own file, users don't need the frames between the socket and that line, or those
+    of libraries that it called. A traceback without user code keeps the frames outside of Millstream, or else all
+    frames. For types in `explained`, whose texts are sufficient, it keeps none.
     """
     for each in _chain(exc):
         each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))

@@ -1,11 +1,9 @@
-"""The access log: one JSON line for each message, written in batches.
+"""The access log: one JSON line for each message, written in batches to a stream that may block.
 
 Lines are written together, after `FLUSH_SECONDS` or when `MAX_PENDING` lines wait, whichever is first. A crash loses at
 most these lines. Lines for a stream that fails or blocks are dropped and counted in `lost`, and nothing waits for them.
 Text from peers is redacted and escaped as in `logs`. Lines that differ only in time, duration, and size share a
 `Frame`, which is encoded once.
-
-Non-blocking text output to a stream with a slow or stalled reader.
 """
 
 import asyncio
@@ -31,7 +29,7 @@ LAST_MS = 1000
 
 
 class TextOutlet:
-    """Writes to a stream and buffers what the reader doesn't take."""
+    """Writes without blocking to a stream with a slow or stalled reader, and buffers what it doesn't take."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,8 +1,8 @@
-"""Counters, gauges, and histograms of the hot path, and `GET /metrics`: those of one process or the sums of several, in
-the format of prometheus_client.
+"""Counters, gauges, and histograms of the hot path, and `GET /metrics`, in the format of prometheus_client.
 
-A series is a tuple of label values, in the order of the metric's labels. Each metric has a maximum number of series,
-because peers choose some values. Further ones are counted together under ``_other``. Not thread-safe.
+The metrics are those of one process, or the sums of several. A series is a tuple of label values, in the order of the
+metric's labels. Each metric has a maximum number of series, because peers choose some values. Further ones are counted
+together under ``_other``. Not thread-safe.
 """
 
 import operator

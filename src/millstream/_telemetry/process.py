@@ -1,14 +1,4 @@
-"""Figures of the process and its event loop, active sessions, and recent activity for live pages.
-
-A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
-without a message. Its duration is the time from the first to the last message. The table is bounded: when it's full,
-the oldest session counts as over.
-
-`History` has the last hour, in a ring of ten-second slots, each with the calls by duration and the errors of each
-operation, and the state of the process. Call `take` once a second. Calls themselves have no overhead. Slots are stored
-packed, which also lets another thread read them. They start at multiples of their length since 1970, so slots of
-several processes can be added up.
-"""
+"""Figures of the process and its event loop, active sessions, and recent activity, for live pages."""
 
 import asyncio
 import gc
@@ -106,7 +96,12 @@ _unpack = msgspec.msgpack.Decoder(HistorySlot).decode
 
 
 class History:
-    """The ring of one process."""
+    """The ring of one process: its last hour, in slots of ten seconds.
+
+    Each slot has the calls by duration and the errors of each operation, and the state of the process. Call `take` once
+    a second. Calls themselves have no overhead. Slots are stored packed, which also lets another thread read them. They
+    start at multiples of their length since 1970, so slots of several processes can be added up.
+    """
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         """Create a history. `bounds` are the bucket bounds of every series passed to `take`."""
@@ -215,7 +210,12 @@ MAX_SESSIONS = 10_000
 
 
 class ActiveSessions:
-    """The times of the first and last message of each session."""
+    """The times of the first and last message of each session.
+
+    A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
+    without a message. Its duration is the time from the first to the last message. The table is bounded: when it's
+    full, the oldest session counts as over.
+    """
 
     def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
         self._ended = ended

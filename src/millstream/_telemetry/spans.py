@@ -1,9 +1,9 @@
-"""OpenTelemetry spans. This is the only module that imports OpenTelemetry. It gets names and values and has no
-knowledge of MCP methods.
+"""OpenTelemetry spans. Import this module only if the program traces.
 
-Import it only if the program traces. The trace context in a message's `_meta` is W3C text (`traceparent`, `tracestate`)
-and becomes the parent; the surrounding span or the HTTP headers are then linked. Without it, they are the parent.
-Invalid values are ignored.
+This is the only module that imports OpenTelemetry. It gets names and values and has no knowledge of MCP methods.
+
+The trace context in a message's `_meta` is W3C text (`traceparent`, `tracestate`) and becomes the parent; the
+surrounding span or the HTTP headers are then linked. Without it, they are the parent. Invalid values are ignored.
 """
 
 from collections.abc import Mapping

@@ -1,16 +1,4 @@
-"""Sign-in to other servers from the inspector: an OAuth client for each server and browser.
-
-The page requests an authorization URL and redirects the user, who returns signed in. Tokens stay on the server side,
-sealed in the store under a key derived from the browser's cookie, the operator, the page's address, and the URL of the
-other server. They never appear in a page, a log, or one of our URLs.
-
-Access of the inspector to other servers: a list of the servers that the operator named, and a proxy for each.
-
-A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP requests
-unchanged, only to URLs given at start-up (`Settings.inspect_urls`), and doesn't follow redirects. It doesn't forward
-headers that browsers send automatically, such as cookies and `Authorization`. Credentials for the other server arrive
-as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
-"""
+"""Access of the inspector to other servers: a proxy for each server that the operator named, and sign-in."""
 
 import asyncio
 import hmac
@@ -89,7 +77,12 @@ class SignInRequest(Struct):
 
 
 class SignIns:
-    """The sign-ins of all users of this server's inspector."""
+    """The sign-ins of all users of this server's inspector: an OAuth client for each server and browser.
+
+    The page requests an authorization URL and redirects the user, who returns signed in. Tokens stay on the server
+    side, sealed in the store under a key derived from the browser's cookie, the operator, the page's address, and the
+    URL of the other server. They never appear in a page, a log, or one of our URLs.
+    """
 
     def __init__(self, services: Services) -> None:
         self._vault = Vault(services)
@@ -323,7 +316,13 @@ _UNKNOWN = refusal(404, "This server can't be inspected. Start this program with
 
 
 class Inspector:
-    """The servers that the inspector can reach, by number."""
+    """The servers that the inspector can reach, by number, and a proxy for each.
+
+    A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP
+    requests unchanged, only to URLs given at start-up (`Settings.inspect_urls`), and doesn't follow redirects. It
+    doesn't forward headers that browsers send automatically, such as cookies and `Authorization`. Credentials for the
+    other server arrive as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
+    """
 
     def __init__(
         self,

@@ -1,12 +1,4 @@
-"""Live data of open pages: the stream of the dashboard, and the members of the chat.
-
-The dashboard's stream sends the server's facts once, then a snapshot each second and new log lines. A snapshot is taken
-and encoded once for all watchers, and only if there are any. This module doesn't depend on the content of a snapshot.
-
-The newest records of the audit log for the dashboard, filtered.
-
-Data for the connect page beyond MCP: the endpoint, and how callers sign in.
-"""
+"""Data of open pages: the dashboard's stream and audit records, the connect page's facts, and the chat's members."""
 
 import asyncio
 import logging
@@ -75,6 +67,8 @@ def connect_handler(
     is_local: Callable[[str, Mapping[bytes, bytes]], bool],
 ) -> Handler:
     """Return the handler of `GET /connect/server`, with both responses prepared.
+
+    It has what the connect page needs beyond MCP: the endpoint, and how callers sign in.
 
     Args:
         settings: Settings of the server.
@@ -186,7 +180,11 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
 
 
 class DashboardFeed:
-    """The handler of `GET /dashboard/events`, and its stream."""
+    """The handler of `GET /dashboard/events`, and its stream.
+
+    It sends the server's facts once, then a snapshot each second and new log lines. A snapshot is taken and encoded
+    once for all watchers, and only if there are any. The feed doesn't depend on the content of a snapshot.
+    """
 
     def __init__(
         self,

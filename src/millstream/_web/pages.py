@@ -2,14 +2,12 @@
 
 A file ``NAME.html`` is served as ``/NAME``, and all others as ``/assets/FILE``. Fragments shared by all pages are in
 `_web/parts`, and are inserted at ``<!-- part -->``; the navigation bar links only the pages that this server serves.
-Pages reference files by relative paths (``assets/base.css``), so they work below any mount point. Each reference has
-the digest of the file as its query, so browsers may cache it for a year. The policy forbids files from other hosts,
-and inline scripts and styles.
+Pages reference files by relative paths (``assets/base.css``), so they work below any mount point. The policy forbids
+files from other hosts, and inline scripts and styles.
 
-Digests in the imports of the pages' modules, and the list of modules that a page imports.
-
-Versioned imports let browsers cache modules for a year. With the list, pages preload all modules at once, instead of
-discovering imports level by level: the imports of the inspector are ten levels deep.
+Each reference has the digest of the file as its query, also in the imports of modules, so browsers may cache files for
+a year. Pages preload all modules that they import at once, instead of discovering imports level by level: the imports
+of the inspector are ten levels deep.
 """
 
 import hashlib

@@ -1,18 +1,7 @@
-"""The built-in parts. `part_table` lists them.
+"""The built-in parts. `definition.TABLE` lists them.
 
-The lifespans of the program: the server's, then those of mounted servers.
-
-The program's own paths and folders.
-
-Parts of every HTTP server: MCP, rate limits, the observer of calls, and REST.
-
-MCP over HTTP: Streamable HTTP and HTTP+SSE.
-
-Rate limits, as gates in front of calls and of the hub's routes.
-
-The observer of calls: metrics, the message log, and traces.
-
-REST: a path for each tool, and their OpenAPI document and page.
+The small ones are here: the lifespans, the program's own paths, MCP over Streamable HTTP and HTTP+SSE, limits, the
+observer of calls, and REST. The others have modules of their own, so a server without them doesn't import them.
 """
 
 import sys
@@ -58,7 +47,10 @@ class HttpPart(OwnPart):
 
 
 class LifespanPart(OwnPart):
-    """Runs the lifespans around the parts that open later. The hub is already open, so they can publish."""
+    """Runs the lifespans around the parts that open later: the server's, then those of mounted servers.
+
+    The hub is already open, so they can publish.
+    """
 
     name: str = "lifespan"
 
@@ -103,7 +95,7 @@ class PathsPart(HttpPart):
 
 
 class LimitsPart(OwnPart):
-    """Charges calls and requests to their callers. Imported only by servers with limits."""
+    """Charges calls, and requests for the hub's routes, to their callers. Without limits, `Throttle` isn't imported."""
 
     name: str = "limits"
 
@@ -183,7 +175,10 @@ _MAX_NAME = 1024
 
 
 class ObservationPart(OwnPart):
-    """Observes calls and messages. Opens after the lifespan, which may set up traces."""
+    """Observes calls and messages for metrics, the message log, and traces.
+
+    It opens after the lifespan, which may set up traces.
+    """
 
     name: str = "observation"
     needs: Collection[str] = ("lifespan",)
@@ -249,7 +244,7 @@ def _note_to(observer: "Observer") -> ObserveMessage:
 
 
 class RestPart(HttpPart):
-    """Serves tools as plain HTTP."""
+    """Serves tools as plain HTTP: a path for each tool, and their OpenAPI document and page."""
 
     name: str = "rest"
 

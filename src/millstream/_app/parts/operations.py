@@ -1,23 +1,4 @@
-"""Parts for operators: the audit log, metrics, and health.
-
-The audit log: every call and publication with its outcome, and every rejected credential.
-
-`/metrics`: the figures of this process, or of all workers on this machine.
-
-Each worker stores its figures with the parent process every second if they changed, and before rendering. The figures
-of a worker that exits are added to a common record, so that counters never decrease.
-
-`/health`, `/livez`, and `/readyz`: the state of the server for operators, orchestrators, and load balancers.
-
-They respond to every client with any Host. Only clients that may read the dashboard get reasons and figures; others get
-the status, and how many workers and upstreams are healthy.
-
-Detection of sibling processes without a shared store, as started by ``uvicorn --workers 4``.
-
-Each of them has its own hub and sessions, and a client reaches one of them at random. They can't find each other
-through a store, but they accept from the same listening socket. Each process claims a name derived from that socket's
-inode in the kernel's abstract namespace, and if it's taken, periodically notifies the owner.
-"""
+"""Parts for operators: the audit log, metrics, health, and a warning about sibling processes without a shared store."""
 
 import asyncio
 import errno
@@ -68,7 +49,10 @@ logger = logging.getLogger("millstream")
 
 
 class AuditPart(OwnPart):
-    """Writes the audit log of one server. Failures to write are logged, and don't stop calls."""
+    """Writes every call and publication with its outcome, and every rejected credential, to the server's audit log.
+
+    Failures to write are logged, and don't stop calls.
+    """
 
     name: str = "audit"
 
@@ -174,7 +158,11 @@ _decode = msgspec.msgpack.Decoder(EndedProcesses).decode
 
 
 class MachineMetrics:
-    """The figures of this worker, combined with the others'."""
+    """The figures of this worker, combined with those of all other workers on this machine.
+
+    Each worker stores its figures with the parent process every second if they changed, and before rendering. The
+    figures of a worker that exits are added to a common record, so counters never decrease.
+    """
 
     def __init__(self, metrics: Metrics, store: Store) -> None:
         """Create it. `store` is shared by all workers of this machine, and by no other process."""
@@ -236,7 +224,7 @@ class MachineMetrics:
 
 
 class MetricsPart(OwnPart):
-    """Opens the metrics registry for the parts after it, and serves it."""
+    """Opens the metrics registry for the parts after it, and serves it as `/metrics`."""
 
     name: str = "metrics"
 
@@ -278,7 +266,11 @@ _LATER = TEXT_HEAD + b"retry-after: 5\r\n"
 
 
 class ProbesPart(OwnPart):
-    """Serves the three paths."""
+    """Serves `/health`, `/livez`, and `/readyz`: the server's state for operators, orchestrators, and load balancers.
+
+    They respond to every client with any Host. Only clients that may read the dashboard get reasons and figures. Others
+    get the status, and how many workers and upstreams are healthy.
+    """
 
     name: str = "probes"
 
@@ -375,7 +367,11 @@ _claimed: set[str] = set()
 
 
 class SiblingsPart(OwnPart):
-    """Reports the server as degraded while sibling processes don't share its store."""
+    """Reports the server as degraded while sibling processes don't share its store.
+
+    ``uvicorn --workers 4`` starts such processes. Each of them has its own hub and sessions, and a client reaches one
+    of them at random.
+    """
 
     name: str = "siblings"
 
@@ -407,7 +403,12 @@ class SiblingsPart(OwnPart):
 
 
 class SiblingWatch:
-    """Claims a name, and detects whether another process has it."""
+    """Claims a name, and detects whether another process has it.
+
+    Siblings can't find each other through a store, but they accept from the same listening socket. Each process claims
+    a name derived from that socket's inode in the kernel's abstract namespace. If the name is taken, the process
+    periodically notifies the owner.
+    """
 
     def __init__(self, name: str, found: Callable[[], None], *, clock: Callable[[], float] = monotonic) -> None:
         """Create it. `found` is called once, when there is a sibling."""

@@ -1,9 +1,7 @@
-"""The pages: dashboard, chat, inspector, and API documents, with their data.
+"""The pages (dashboard, chat, inspector, and API documents) and their data.
 
-Data for the dashboard, of all workers together: figures, history, recent calls, and slow readers.
-
-Each worker keeps its own data. The worker that serves a dashboard queries the others, waits briefly for their replies,
-and adds them up. Without a dashboard, nothing is sent.
+The dashboard shows all workers together, but each worker keeps its own data. The worker that serves a dashboard queries
+the others, waits briefly for their replies, and adds them up. Without a dashboard, nothing is sent.
 """
 
 import asyncio

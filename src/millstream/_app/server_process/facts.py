@@ -1,10 +1,6 @@
-"""Facts about a listening server for people: addresses, items, protections, and an example call.
+"""Start-up messages: the facts about a listening server, as a panel on a terminal or else as one log record.
 
-The start-up panel on a terminal.
-
-Start-up messages: a panel on a terminal, or else one log record with the same facts.
-
-Written to standard error like all logs.
+Both go to standard error, like all logs. The facts are the addresses, items, and protections, and an example call.
 """
 
 import logging

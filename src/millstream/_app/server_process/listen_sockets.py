@@ -1,10 +1,7 @@
-"""The listening socket: opened here, or passed by the process that started the program.
+"""What a server needs before it listens: an address, a bound or inherited socket, protection, and a certificate.
 
-Protection of public addresses: they require sign-in, or an explicit exception.
-
-The TLS certificate, renewed without a restart.
-
-The files are checked once a second. A matching new pair is used for new connections, and a mismatched one is ignored.
+A socket is opened here, or passed by the process that started the program. A public address requires sign-in, or an
+explicit exception.
 """
 
 import asyncio
@@ -159,7 +156,11 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Certificate:
-    """A certificate chain and its key, as files."""
+    """A certificate chain and its key, as files, renewed without a restart.
+
+    The files are checked once a second. A matching new pair is used for new connections, and a mismatched one is
+    ignored.
+    """
 
     def __init__(self, cert: str, key: str) -> None:
         """Load them.

@@ -1,12 +1,6 @@
-"""Serving as a worker on the parent's socket, until the parent stops it or is gone.
+"""Serving over HTTP for ``millstream run`` and ``Server.run()``: as a single process, or as a worker.
 
-Socket takeover: accepting connections for a dead worker until its replacement is ready.
-
-The kernel keeps assigning a share of new connections to the socket of a dead worker, because the parent holds it open.
-They would wait while a process starts. Every worker therefore has the sockets of all others, and the next serving one
-accepts from them in the meantime.
-
-Serving over HTTP, shared by ``millstream run`` and ``Server.run()``, with one or several workers.
+A worker serves on the parent's sockets, until the parent stops it or is gone.
 """
 
 import asyncio
@@ -55,7 +49,12 @@ logger = logging.getLogger("millstream")
 
 
 class SocketTakeover:
-    """Takeover by this worker for the others."""
+    """Accepts connections for a dead worker until its replacement is ready.
+
+    The kernel keeps assigning a share of new connections to the socket of a dead worker, because the parent holds it
+    open. They would wait while a process starts. Every worker therefore has the sockets of all others, and the next
+    serving one accepts from them until the replacement does.
+    """
 
     def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
         """Create it; `begin` starts accepting.

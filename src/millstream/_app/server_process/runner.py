@@ -1,14 +1,4 @@
-"""The event loop of a server, with a deadline for its shutdown.
-
-`asyncio.run` cancels remaining tasks after the main coroutine and waits for them indefinitely, including generators and
-threads. A function that ignores cancellation would keep the process alive after its lifespan has closed. Here it has
-`LAST_SECONDS`; then its location is logged, and the process exits.
-
-Signals that stop a server.
-
-The first SIGINT, SIGTERM, or SIGHUP shuts it down gracefully: calls get time to finish, streams end, lifespans close. A
-second Ctrl-C stops it at once.
-"""
+"""The event loop of a server: the signals that stop it, and a deadline for its shutdown."""
 
 import asyncio
 import contextlib
@@ -34,6 +24,10 @@ logger = logging.getLogger("millstream")
 
 def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     """Run a coroutine like `asyncio.run`, and exit the process if something is still running `LAST_SECONDS` later.
+
+    `asyncio.run` cancels remaining tasks after the main coroutine and waits for them indefinitely, including generators
+    and threads. A function that ignores cancellation would keep the process alive after its lifespan has closed. Here
+    its location is logged before the process exits.
 
     In other threads than the main one, wait like `asyncio.run`, because the process belongs to the caller.
     """
@@ -123,7 +117,11 @@ def receive_signals(
 
 
 class StopSignals:
-    """Handles signals for the task that creates it."""
+    """Handles signals for the task that creates it.
+
+    The first SIGINT, SIGTERM, or SIGHUP shuts the server down gracefully: calls get time to finish, streams end, and
+    lifespans close. A second Ctrl-C stops it at once.
+    """
 
     _numbers: Collection[int] = _SIGNALS
 

@@ -1,24 +1,10 @@
-"""A worker's slot: how a process detects that it's a worker, and its connection to the parent.
+"""Worker processes and their connection to the parent, from both ends.
 
 A worker is started with the command line of its parent, so everything up to serving is the same: the interpreter's
 options, the arguments, the user's code. An environment variable names an inherited socket and identifies it. Programs
 that a worker starts may inherit the variable, but never the socket, so they aren't workers.
 
-Messages between the parent and a worker: JSON lines on a private pair of sockets.
-
-The end of the stream is a message, too: it tells a worker that the parent is gone, for whatever reason.
-
-The sockets that workers accept from: opened once by the parent, and kept until shutdown.
-
-On Linux, the kernel spreads connections over sockets that share a port, so each worker has its own. Connections in a
-socket's queue survive the death of its worker, because the parent holds the socket, too, and the replacement continues
-with it. Elsewhere, all workers share one socket (macOS lets them share a port, but assigns all connections to one).
-
-A worker from its parent's perspective: a process, a connection to it, and its state.
-
-Restart delays of workers, so that a crash loop doesn't consume the machine.
-
-The command line that starts this program again, for workers, which are distinguished by an environment variable.
+Over this private pair of sockets, both sides send messages as JSON lines.
 """
 
 import asyncio
@@ -140,7 +126,10 @@ Heard = TypeVar("Heard")
 
 
 class MessageChannel(Generic[Heard]):
-    """One end of the pair of sockets."""
+    """One end of the pair of sockets.
+
+    The end of the stream is a message, too: it tells a worker that the parent is gone, for whatever reason.
+    """
 
     def __init__(self, end: socket.socket, decoder: msgspec.json.Decoder[Heard]) -> None:
         self.end = end
@@ -282,7 +271,12 @@ SPREADS = sys.platform == "linux"
 
 
 def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
-    """Return sockets for the workers: one for each, or fewer, which they share.
+    """Return sockets for the workers: one for each, or fewer, which they share. The parent keeps them until shutdown.
+
+    On Linux, the kernel spreads connections over sockets that share a port, so each worker has its own. Connections in
+    a socket's queue survive the death of its worker, because the parent holds the socket, too, and the replacement
+    continues with it. Elsewhere, all workers share one socket (macOS lets them share a port, but assigns all
+    connections to one).
 
     Raises:
         CommandError: The address or port can't be used.
@@ -311,7 +305,10 @@ a core, which bounds the load of a crash loop.
 
 
 class BackOff:
-    """The restart delays of one worker: none for the first crash of a healthy one, then growing."""
+    """The restart delays of one worker: none for the first crash of a healthy one, then growing.
+
+    They keep a crash loop from consuming the machine.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -379,7 +376,10 @@ class NotStarted(Exception):
 
 
 class WorkerProcess:
-    """One process. Its replacement is another object."""
+    """A worker from its parent's perspective: one process, a connection to it, and its state.
+
+    Its replacement is another object.
+    """
 
     def __init__(
         self,

@@ -1,17 +1,8 @@
-"""The parent of several workers: it starts, restarts, and stops them.
+"""Serving with several workers: the parent starts, restarts, and stops them.
 
 It doesn't run user code (a script that calls ``run(workers=…)`` has run up to there). The first worker starts alone, so
 that a start-up error appears once; the others follow together. A replacement accepts from the same socket before the
 old worker stops, so no connection is ever refused.
-
-Signals to the parent of workers: stop, stop at once, restart all workers.
-
-SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the kernel,
-the terminal is gone, and a server started in it ends, as it does without workers.
-
-Detection of changed files by polling, which works on every disk and needs no library.
-
-Serving with several workers, from the command line or from ``Server.run(workers=…)``.
 """
 
 import asyncio
@@ -57,7 +48,11 @@ logger = logging.getLogger("millstream")
 
 
 class ParentSignals:
-    """Events that signals set."""
+    """Events that signals to the parent set: stop, stop at once, or restart all workers.
+
+    SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the
+    kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.
+    """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -101,7 +96,10 @@ Seen = dict[str, tuple[int, int]]
 
 
 def changes(folder: Path) -> AsyncIterator[None]:
-    """Yield when Python files below a folder have changed since now, and have stopped changing."""
+    """Yield when Python files below a folder have changed since now, and have stopped changing.
+
+    It polls, which works on every disk and needs no library.
+    """
     return _changes(folder, look(folder))
 
 

@@ -1,12 +1,9 @@
-"""A conversation: user and screen in the main thread, the agent and its connections in another thread.
+"""A conversation on the terminal: answers, slash commands, and questions to the user.
 
-Servers can therefore send messages while the user types, and lines can be edited as in a shell. The agent's thread
-sends output and questions through a queue. Ctrl-C stops an answer. A second Ctrl-C, also at the prompt, ends the
-program.
-
-Questions to the user on the terminal: approval of tools, and forms of servers. Runs in the main thread.
-
-Slash commands in a conversation: ``/tools``, ``/prompt``, ``/read``, ``/save``, ``/help``, ``/quit``.
+User and screen are in the main thread, and so are the questions: approval of tools, and forms of servers. The agent and
+its connections are in another thread, which sends output and questions through a queue. Servers can therefore send
+messages while the user types, and lines can be edited as in a shell. Ctrl-C stops an answer. A second Ctrl-C, also at
+the prompt, ends the program.
 """
 
 import asyncio

@@ -1,11 +1,4 @@
-"""Output of an answer: plain text, or one JSON object per line. See `terminal` for terminals.
-
-``--debug``: numbered steps of the configuration, the connection, and the conversation.
-
-Output of an answer on a terminal: Markdown and tool calls, block by block.
-
-Only the unfinished block is redrawn, so the screen doesn't flicker, and finished text can be copied.
-"""
+"""Output of an answer: plain text, one JSON object per line, Markdown on a terminal, or the steps of ``--debug``."""
 
 import json
 import logging
@@ -167,7 +160,7 @@ def call_of(tool: str, arguments: Mapping[str, Any]) -> str:
 
 
 class Steps:
-    """A screen that also prints each step to standard error."""
+    """A screen for ``--debug``, which also prints each step to standard error."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -247,7 +240,10 @@ _MARKS, _MAX_MARKS = re.compile(r"[*_~`\[\]<]"), 4000
 
 
 class TerminalScreen:
-    """A screen for people on a terminal."""
+    """A screen for people on a terminal: Markdown and tool calls, block by block.
+
+    Only the unfinished block is redrawn, so the screen doesn't flicker, and finished text can be copied.
+    """
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)

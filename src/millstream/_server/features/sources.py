@@ -1,12 +1,7 @@
-"""The data that a registry item works with, and its creation from a Python function.
+"""The data that a registry item works with, its creation from a Python function, and the function's dependencies.
 
 A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three, and
 `source_of` creates it from a function.
-
-The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
-function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
-error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
-error doesn't turn the failure into a success. Completers, ``f(value, arguments)``, can have dependencies, too.
 """
 
 import asyncio
@@ -68,7 +63,13 @@ async def call_with_dependencies(
 
 
 class _Resolution:
-    """The dependencies of one call."""
+    """The dependencies of one call.
+
+    The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
+    function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
+    error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
+    error doesn't turn the failure into a success.
+    """
 
     def __init__(self, call: Call, home: object) -> None:
         self._call = call
@@ -179,7 +180,7 @@ def _override(function: Callable[..., Any]) -> PlannedDependency:
 
 
 class CompleterFunction(Struct, frozen=True, eq=False):
-    """A completer with dependencies."""
+    """A completer, ``f(value, arguments)``, with dependencies."""
 
     run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
 

@@ -1,10 +1,6 @@
 """Tools: their descriptions, arguments, execution, and results.
 
 A tool is built from an `ItemSource` and has no knowledge of functions. Everything is computed at registration.
-
-`PreparedCall` is a decoder for complete `tools/call` messages of the per-request era. The transport finds it by the
-`Mcp-Name` header. It accepts exactly the well-formed common case. For anything else the decoder fails, and
-`protocol.admission` returns the exact error.
 """
 
 import asyncio
@@ -401,7 +397,11 @@ for each would take a millisecond to create.
 
 
 class PreparedCall(Struct, eq=False):
-    """The decoder for calls of one tool."""
+    """The decoder for calls of one tool: complete `tools/call` messages of the per-request era.
+
+    The transport finds it by the `Mcp-Name` header. It accepts exactly the well-formed common case. For anything else
+    the decoder fails, and `protocol.admission` returns the exact error.
+    """
 
     tool: Tool
     decode: Callable[[bytes], Any]

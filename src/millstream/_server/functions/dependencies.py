@@ -1,8 +1,7 @@
-"""Python callables: whether they can be registered, their names, annotations, and context parameters, and `Depends`,
-which fills in a parameter by another function instead of the client.
+"""What a Python callable declares: whether it can be registered, its name, annotations, context, and dependencies.
 
-Dependencies are planned at registration, so mistakes are reported then. `features.sources` resolves them
-per call.
+`Depends` fills in a parameter by another function instead of the client. Dependencies are planned at registration, so
+mistakes are reported then. `features.sources` resolves them per call.
 """
 
 import contextlib

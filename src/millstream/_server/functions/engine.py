@@ -1,10 +1,7 @@
 """The type engine of a function, which reads its arguments and encodes its result.
 
-It's msgspec if msgspec supports every type, and pydantic otherwise.
-
-`SchemaCheck` validates against a handwritten schema. `jsonschema-rs` decides in time that grows with the value and not
-with the number of paths through the schema. Its list of errors has no such bound, so `problems` finds the reasons.
-Nothing is fetched. The library is an extra, loaded when such a schema is registered (docs/decisions/0008).
+It's msgspec if msgspec supports every type, and pydantic otherwise. `SchemaCheck` validates against a handwritten
+schema instead.
 
 Results are encoded as JSON members of the newest result, without braces (``"content":[…]``), so a handler can add
 ``resultType`` and ``_meta`` without encoding again. A tool's return value: `str` is one text; a content block, or a
@@ -166,6 +163,10 @@ MAX_REASONS = 3
 
 class SchemaCheck:
     """A compiled schema.
+
+    `jsonschema-rs` decides in time that grows with the value and not with the number of paths through the schema. Its
+    list of errors has no such bound, so `problems` finds the reasons. Nothing is fetched. The library is an extra,
+    loaded when such a schema is registered (docs/decisions/0008).
 
     Raises:
         ValueError: The schema is invalid. The text says what is wrong and where.
