@@ -1,4 +1,4 @@
-"""User accounts: the login method, current state, and grantable scopes of each user, and a file with passwords."""
+"""User accounts, with each user's login method, state, and grantable scopes, and the file of password hashes."""
 
 import asyncio
 import logging
