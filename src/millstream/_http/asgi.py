@@ -4,10 +4,6 @@ It works under any ASGI server, alone or below a ``Mount``. It limits the size a
 access to the socket (slow headers, connection caps, stalled writes) are left to the server. A call that doesn't suspend
 starts no task; one that does gets a watcher for the peer's disconnect. Routing, WebSocket, and lifespan belong to the
 application.
-
-ASGI has no synchronous write and doesn't expose the socket's buffer, so a streamed reply has a bounded buffer, which
-one task sends in order. A reader that falls
-more than `limit` bytes behind is cut: the reply ends without its final message, so the peer sees a broken stream.
 """
 
 import asyncio
@@ -53,7 +49,12 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
 
 
 class AsgiSink(CloseSignal):
-    """The `Sink` of the ASGI adapter."""
+    """The `Sink` of the ASGI adapter.
+
+    ASGI has no synchronous write and doesn't expose the socket's buffer, so a streamed reply has a bounded buffer,
+    which one task sends in order. A reader that falls more than `limit` bytes behind is cut: the reply ends without its
+    final message, so the peer sees a broken stream.
+    """
 
     __slots__ = ("_buffer", "_limit", "_pump", "_room", "_send", "_wake", "buffered")
 

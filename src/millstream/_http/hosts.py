@@ -1,10 +1,8 @@
-"""Host and Origin checks, shared by all transports: headers in, a refusal or `None` out.
+"""Host and Origin checks, shared by all transports, and the client's address behind a trusted proxy.
 
 DNS rebinding needs a name, so IP literals and loopback names are always accepted as Host, and any other name must be
 listed (status 421, RFC 9110 §7.4). An Origin is accepted if it's listed, if it's the server's own, or if it's a
 loopback Origin and only this machine is served. The CORS lists contain the headers that browser clients send and read.
-
-The client behind a trusted proxy, from ``X-Forwarded-For`` and ``X-Forwarded-Proto``.
 """
 
 import logging
@@ -406,7 +404,7 @@ VARIABLE = "FORWARDED_ALLOW_IPS"
 
 
 class TrustedProxies:
-    """Addresses whose forwarded headers are trusted."""
+    """Addresses whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted to name the client."""
 
     def __init__(self, entries: Iterable[str]) -> None:
         names = [each.strip() for each in entries]

@@ -1,27 +1,12 @@
-"""Requests and replies of transport handlers, with their limits, media types, compression, and errors.
-
-Requests and replies of transport handlers, independent of MCP, sockets, and event loops.
+"""Requests and replies of transport handlers, independent of MCP, sockets, and event loops.
 
 A handler is ``async (HttpRequest) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
 `Sink` with ``request.open(...)``. It either writes to the sink and returns ``None`` at the end of the stream, or
 returns the open sink, so a stream that only listens needs no waiting task. The adapters (ASGI and our own server)
 create the requests and send the replies.
 
-Common parts of reply channels: the close signal, the last frame, and the reply for a failed handler.
-
-gzip for large plain replies (RFC 9110 §12.5.3), and for event streams if configured (docs/decisions/0049).
-
-Small replies, which are the common case, aren't compressed: the adapters check the length first.
-
-Limits of connections and requests.
-
-Parsing of `Accept` and `Content-Type` for the types that this server supports (RFC 9110 §8.3, §12.5.1).
-
-Problem details (RFC 9457) for errors of plain REST operations.
-
-Each kind has one status and one title. Its `type` is a URL in the server's own `/docs` page that explains it. 422 is
-for arguments that don't match the schema, and 409 for a call with valid arguments that can't be done in the current
-state. A caller that generates its arguments from the schema never gets a 422.
+What several handlers and adapters need is here, too: limits, media types (RFC 9110 §8.3, §12.5.1), compression, and
+errors.
 """
 
 import asyncio
@@ -349,6 +334,9 @@ _FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 async def compress(response: Response, request: "HttpRequest", mode: str) -> Response:
     """Compress a reply with a text type if the client accepts gzip. A large one is compressed in a thread.
 
+    Compression is gzip (RFC 9110 §12.5.3), also of event streams if configured (docs/decisions/0049). Small replies,
+    which are the common case, aren't compressed: the adapters check the length first.
+
     Args:
         response: The reply.
         request: Its request.
@@ -482,7 +470,12 @@ _HEAD = b"content-type: application/problem+json\r\n"
 
 
 class ProblemKind(Struct, frozen=True):
-    """A kind of problem."""
+    """A kind of problem details (RFC 9457), for errors of plain REST operations.
+
+    Each kind has one status and one title. Its `type` is a URL in the server's own `/docs` page that explains it. 422
+    is for arguments that don't match the schema, and 409 for a call with valid arguments that can't be done in the
+    current state. A caller that generates its arguments from the schema never gets a 422.
+    """
 
     slug: str
     status: int

@@ -3,24 +3,6 @@
 Events and notifications are unsolicited: a peer with too many unread bytes of them is cut as slow. Answers aren't
 counted, because a peer may request much over a slow connection. Instead, reading pauses while a peer doesn't read its
 answers (`drain`). `QueuedSocket` (ASGI) and `DirectSocket` (our own server) implement the sending.
-
-An event and a queue that use little memory while idle.
-
-`asyncio.Event` has one deque for its waiters and `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of
-thousands of idle connections would have five.
-
-A WebSocket of our own server, which writes frames directly to the transport, under its flow control.
-
-ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Our own protocol
-(`_http.server.websocket`) exposes itself in the scope, under `EXTENSION`. A message is then framed once, and the same
-bytes are written to every subscribed socket, as a `ReplyStream` does with events. The closing handshake uses ASGI.
-
-The transport's buffered bytes measure how far a peer is behind.
-
-A WebSocket over ASGI: a bounded queue of whole text messages, and the writer that empties it.
-
-ASGI doesn't expose the socket, so a peer counts as slow only while a `send` blocks and messages wait behind it. Of
-these, only unsolicited messages are counted.
 """
 
 import asyncio
@@ -37,7 +19,11 @@ Item = TypeVar("Item")
 
 
 class CompactEvent:
-    """An `asyncio.Event` with `notify`, for waiters with other conditions."""
+    """An `asyncio.Event` with `notify`, for waiters with other conditions.
+
+    It uses little memory while idle, and so does `CompactQueue`. `asyncio.Event` has one deque for its waiters and
+    `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of thousands of idle connections would have five.
+    """
 
     __slots__ = ("_open", "_waiters")
 
@@ -223,7 +209,13 @@ _last = LastFrame()
 
 
 class DirectSocket(Socket):
-    """A socket with access to its transport."""
+    """A WebSocket of our own server, which writes frames directly to the transport, under its flow control.
+
+    ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Our own protocol
+    (`_http.server.websocket`) exposes itself in the scope, under `EXTENSION`. A message is then framed once, and the
+    same bytes are written to every subscribed socket, as a `ReplyStream` does with events. The closing handshake uses
+    ASGI. The transport's buffered bytes measure how far a peer is behind.
+    """
 
     __slots__ = ("_asked", "_transport", "_wire")
 
@@ -313,7 +305,11 @@ _HIGH_WATER = 64 * 1024
 
 
 class QueuedSocket(Socket):
-    """A socket whose `run` sends queued messages until it's closed."""
+    """A WebSocket over ASGI: a bounded queue of whole text messages, which `run` sends until the socket is closed.
+
+    ASGI doesn't expose the socket, so a peer counts as slow only while a `send` blocks and messages wait behind it. Of
+    these, only unsolicited messages are counted.
+    """
 
     __slots__ = ("_deadline", "_held", "_news", "_queue", "_room", "_unasked", "_waiting")
 

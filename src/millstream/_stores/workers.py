@@ -1,9 +1,8 @@
 """The workers that share a backend, and the messages between them: leases in the map, messages in short-lived logs.
 
 One record, the roster, contains the leases of all workers. Each worker renews its own lease by compare-and-set, which
-also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log.
-
-A worker gets the address of its parent process, which may keep the store, as text.
+also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log. A
+worker whose parent process keeps the store gets the parent's address as text.
 """
 
 import asyncio

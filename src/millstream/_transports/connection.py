@@ -1,10 +1,8 @@
 """A two-way connection for complete messages, shared by stdio, HTTP+SSE, and in-memory transports.
 
 The era is decided per message: one with the per-request envelope is served on its own, all others belong to the
-connection's handshake session. Framing is left to the transport.
-
-A batch of 2025-03-26 is an array of messages, decoded here. Each transport answers it in its own way. The in-memory
-transport, for tests and embedding, is a client and a server in one process and event loop.
+connection's handshake session. A batch of 2025-03-26 is an array of messages, decoded here. Each transport answers it
+in its own way, and does its own framing.
 """
 
 import asyncio
@@ -336,7 +334,10 @@ _MAX_WAITING = 10_000
 
 
 class MemoryPipe:
-    """An in-memory connection: `send` a message to the server, and `receive` its messages."""
+    """An in-memory connection: `send` a message to the server, and `receive` its messages.
+
+    It's for tests and embedding: client and server run in one process and event loop.
+    """
 
     __slots__ = ("_connection", "_news", "_waiting", "closed")
 

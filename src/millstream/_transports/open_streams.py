@@ -1,8 +1,7 @@
-"""The open event streams: counted against their caps, kept alive by comments, and closed at shutdown.
+"""Open event streams, calls without a stream, and the HTTP error responses of the MCP endpoint.
 
-Calls whose callers receive only the answer: REST, and the JSON dialect of the WebSocket.
-
-HTTP error responses that several handlers of the MCP endpoint share, with JSON-RPC errors.
+Streams are counted against their caps, kept alive by comments, and closed at shutdown. The errors are JSON-RPC errors
+that several handlers share.
 """
 
 import asyncio
@@ -31,7 +30,10 @@ from millstream._stores.memory.log import SLACK, ExpiryHeap
 
 
 class NullReplyChannel:
-    """A reply channel that discards everything."""
+    """A reply channel that discards everything.
+
+    It's for callers that receive only the answer: REST, and the JSON dialect of the WebSocket.
+    """
 
     __slots__ = ()
     asks = False

@@ -2,11 +2,6 @@
 
 OpenAPI 3.1 uses JSON Schema 2020-12, so the schemas for MCP clients are included unchanged, except that references
 inside them are rebased. A pure function: tools in, bytes out.
-
-Example values for JSON Schemas, for the OpenAPI document.
-
-Supports the schemas of function signatures. For anything that can't be guaranteed, such as a pattern, an unknown format
-or keyword, or a recursive type, the result is `UNSET`.
 """
 
 import contextlib
@@ -47,7 +42,11 @@ HARD = ("$ref", "allOf", "contains", "dependentSchemas", "else", "if", "minPrope
 
 
 def example_of(schema: Schema, depth: int = 0) -> Any:
-    """Return a valid value, or `UNSET`. Objects have only their required members."""
+    """Return a valid value for a JSON Schema, or `UNSET`. Objects have only their required members.
+
+    It supports the schemas of function signatures. For anything that can't be guaranteed, such as a pattern, an unknown
+    format or keyword, or a recursive type, the result is `UNSET`.
+    """
     for key in ("examples", "enum"):
         if is_array(schema.get(key)) and schema[key]:
             return schema[key][0]

@@ -1,10 +1,10 @@
 """stdio: one JSON-RPC message per line on stdin and stdout. Nothing else is written to stdout.
 
-https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio
-
 While the server runs, file descriptor 1 points to stderr, so that a `print` in a tool can't break the protocol.
 Messages use a private copy of stdout. The event loop's pipe transports serve pipes, terminals, and sockets; threads
 serve files and other devices, and Windows.
+
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio
 """
 
 import asyncio

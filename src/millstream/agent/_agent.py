@@ -1,11 +1,6 @@
 """`Agent`: a language model, the servers whose tools it uses, and a conversation.
 
-Sampling (`sampling/createMessage`): a server uses the agent's model, if the user approves.
-
-One answer: requests to the model until it stops calling tools, or a limit is reached.
-
-The conversation stays valid for the API: each call has a result, even if the user stops the answer. An error of the
-model leaves the conversation unchanged.
+A server can also use the model by sampling (`sampling/createMessage`), if the user approves.
 """
 
 import asyncio
@@ -114,7 +109,12 @@ _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "conte
 
 
 class Turn(Struct, frozen=True):
-    """One answer of an `Agent` to a message."""
+    """One answer of an `Agent` to a message.
+
+    It sends requests to the model until the model stops calling tools, or a limit is reached. The conversation stays
+    valid for the API: each call has a result, even if the user stops the answer. An error of the model leaves the
+    conversation unchanged.
+    """
 
     model: Model
     toolbox: Toolbox

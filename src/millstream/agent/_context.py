@@ -1,8 +1,7 @@
-"""Context that the user selects: ``@server:uri`` mentions, and the messages of a prompt.
+"""Context for a model: resources and prompts that the user selects, and content from servers, as messages.
 
-Conversion of server content for models: text, with images and audio as message parts.
-
-Tool messages can contain only text, so images and audio of a result are sent in a user message after it.
+The user selects resources by ``@server:uri`` mentions. Content is converted to text, with images and audio as message
+parts. Tool messages can contain only text, so images and audio of a result are sent in a user message after it.
 """
 
 import base64

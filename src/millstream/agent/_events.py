@@ -1,18 +1,9 @@
-"""Events of an answer, in order. Each event is also a line of a transcript, by its `type`.
+"""One answer of an agent: its events, the errors that end it, its limits, and the transcript.
 
-Errors that end an answer. Each message is one or two sentences that a person can act on.
+The events come in order. Each is also a line of a transcript, by its `type`. Events never contain keys.
 
-Errors of tools don't end an answer: the model receives them and continues.
-
-The events of one answer, read with ``async for``. The answer runs in its own task.
-
-It waits for its reader, and stops when the loop ends, the reading task is canceled, or the object is deleted.
-
-Limits of one answer.
-
-Transcripts as JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members.
-
-Text chunks and progress are omitted, because complete answers and results follow. Events never contain keys.
+An error's message is one or two sentences that a person can act on. Errors of tools don't end an answer: the model
+receives them and continues.
 """
 
 import asyncio
@@ -241,7 +232,11 @@ class AnswerQueue:
 
 
 class AgentRun:
-    """The events of one answer: ``async for event in agent.say("Hello"): print(event)``."""
+    """The events of one answer: ``async for event in agent.say("Hello"): print(event)``.
+
+    The answer runs in its own task. It waits for its reader, and stops when the loop ends, the reading task is
+    canceled, or the object is deleted.
+    """
 
     def __init__(self, line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._line = line
@@ -316,7 +311,11 @@ _PASSING = (TextDelta, ToolProgress)
 
 
 class Transcript:
-    """The transcript of one conversation."""
+    """The transcript of one conversation.
+
+    It's JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members. Text chunks and
+    progress are omitted, because complete answers and results follow.
+    """
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []

@@ -1,6 +1,6 @@
-"""The servers of an agent, which have unique names and are connected and closed together.
+"""The servers of an agent, and the callbacks that ask its user for approvals and answers to forms.
 
-Approvals and forms: an agent asks its user one question at a time.
+Servers have unique names, and are connected and closed together. An agent asks its user one question at a time.
 """
 
 import asyncio

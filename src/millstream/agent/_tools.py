@@ -1,8 +1,8 @@
-"""The tools of several servers, renamed for the model's API: up to 64 letters, digits, ``_``, and ``-``.
+"""The tools of several servers, as a model sees and calls them.
 
-Execution of tool calls: from the model's text to a request, and from the outcome to text for the model.
-
-Errors here become text for the model, and don't end the conversation.
+Tools are renamed for the model's API, which accepts up to 64 letters, digits, ``_``, and ``-``. A call goes from the
+model's text to a request, and from the outcome to text for the model. Errors here become text for the model, too, and
+don't end the conversation.
 """
 
 import asyncio

@@ -3,13 +3,6 @@
 Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
 Handlers behind the guard see only the principal. A request with an invalid credential is refused, never treated as
 anonymous.
-
-Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people. They don't depend on
-the credential, so they reveal nothing about it.
-
-Protected resource metadata says where clients get a token for this server (RFC 9728). Clients of revision 2025-03-26
-instead request the authorization server's metadata at this server's origin, and get a copy. Both documents are public,
-for all origins.
 """
 
 import re
@@ -36,7 +29,11 @@ _NO_STORE = b"cache-control: no-store\r\n"
 
 
 class ChallengeResponses:
-    """The challenges and refusals of one server."""
+    """The challenges and refusals of one server.
+
+    They follow RFC 6750 §3 and RFC 9728 §5.1, with problem details for people. They don't depend on the credential, so
+    they reveal nothing about it.
+    """
 
     def __init__(
         self,
@@ -129,7 +126,12 @@ def metadata_url(resource: str, root: str = "") -> str:
 
 
 class ResourceMetadata:
-    """The metadata handlers of one server."""
+    """The metadata handlers of one server.
+
+    Protected resource metadata says where clients get a token for this server (RFC 9728). Clients of revision
+    2025-03-26 instead request the authorization server's metadata at this server's origin, and get a copy. Both
+    documents are public, for all origins.
+    """
 
     def __init__(self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]]) -> None:
         """Prepare the handlers.

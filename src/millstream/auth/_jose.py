@@ -1,15 +1,7 @@
-"""Signatures of JSON Web Tokens (RFC 7515, 7519), with joserfc.
+"""JSON Web Tokens (RFC 7515, 7519) with joserfc: signatures, the rules for claims, and the keys of issuers.
 
 A token is read in two steps: first its header, then its payload with one of the issuer's keys. Keys that a token
 contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
-
-Validation of token claims: issuer, subject, audience, and times (RFC 7519, 8707, 9068).
-
-The public keys of an issuer: fixed, or fetched and cached.
-
-A set is fetched on first use, after ten minutes, and when a token has an unknown key id, because issuers rotate keys;
-but at most every 30 seconds. Concurrent callers share one fetch. While the issuer is unavailable, cached keys stay
-valid for a day.
 """
 
 import logging
@@ -48,7 +40,10 @@ class TokenRules(Struct, frozen=True):
 
 
 def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity | None:
-    """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature."""
+    """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature.
+
+    The rules are about issuer, subject, audience, and times (RFC 7519, 8707, 9068).
+    """
     subject, expires, audience = claims.get("sub"), claims.get("exp"), claims.get("aud")
     if (
         claims.get("iss") != rules.issuer
@@ -340,7 +335,12 @@ class FixedKeys(Struct):
 
 
 class FetchedKeys:
-    """Keys at a URL."""
+    """The public keys of an issuer at a URL, cached.
+
+    The set is fetched on first use, after ten minutes, and when a token has an unknown key id, because issuers rotate
+    keys; but at most every 30 seconds. Concurrent callers share one fetch. While the issuer is unavailable, cached keys
+    stay valid for a day.
+    """
 
     def __init__(
         self,

@@ -1,9 +1,6 @@
 """API keys: fixed ones, and a file of names, scopes, expiry, and the SHA-256 of each key. Keys aren't stored.
 
 Keys are made from 32 random bytes, so a plain hash is sufficient.
-
-Files that commands change and servers read, protected from other users. Changes are written to a temporary file that
-replaces the original under a lock, so readers never see half a file and concurrent commands never undo each other.
 """
 
 import contextlib
@@ -175,7 +172,11 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
 
 
 class RecordFile(Generic[R]):
-    """A file of keys or users, which commands change while servers read it."""
+    """A file of keys or users, which commands change while servers read it.
+
+    It's protected from other users. Changes are written to a temporary file that replaces the original under a lock, so
+    readers never see half a file and concurrent commands never undo each other.
+    """
 
     kind: ClassVar[str]
     """What a record is: ``key`` or ``user``."""

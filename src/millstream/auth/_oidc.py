@@ -1,12 +1,4 @@
-"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer, and sign-in to the pages with it.
-
-The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
-signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may sign
-in. URLs come from the operator or the upstream's metadata, so they may be on a private network.
-
-For the pages, the issuer returns an access token, which gets the same checks and scopes as in an API request. The
-cookie contains the sealed token, as if the user had entered it in the sign-in form.
-"""
+"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer, and sign-in with it."""
 
 import hmac
 import logging
@@ -102,7 +94,12 @@ class CodeResult(Struct, frozen=True):
 
 
 class CodeFlow:
-    """The code flow with one issuer."""
+    """The code flow with one issuer.
+
+    The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
+    signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may
+    sign in. URLs come from the operator or the upstream's metadata, so they may be on a private network.
+    """
 
     def __init__(
         self,
@@ -268,7 +265,11 @@ class OidcAtPages(Struct, frozen=True, kw_only=True):
 
 
 class RunningOidc(TokenMethod, PageMethod):
-    """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages."""
+    """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages.
+
+    For the pages, the issuer returns an access token, which gets the same checks and scopes as in an API request. The
+    cookie contains the sealed token, as if the user had entered it in the sign-in form.
+    """
 
     def __init__(self, config: OidcAtPages, services: Services, known: Callable[[], Collection[str]]) -> None:
         rules = config.rules

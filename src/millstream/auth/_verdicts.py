@@ -1,15 +1,4 @@
-"""Cached verdicts on credentials, and sign-outs from the pages, which end them.
-
-A lookup is one dictionary access; all bookkeeping happens on insertion. A principal with many valid credentials can
-fill the cache, but then evicts only its own entries. Otherwise it could force a signature check or a request to the
-issuer for each request of other callers.
-
-After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a sign-out
-for the cookie's lifetime. A worker queries it for each new cookie, and again every minute; requests without a cookie
-cost nothing. While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies
-again and closes their streams; browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
-invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
-"""
+"""Cached verdicts on credentials, and sign-outs from the pages, which end them."""
 
 import logging
 from collections.abc import Callable
@@ -37,7 +26,12 @@ class Verdict(NamedTuple):
 
 
 class Verdicts(dict[bytes, Verdict]):
-    """Normalized ``Authorization`` value -> verdict, in order of insertion."""
+    """Normalized ``Authorization`` value -> verdict, in order of insertion.
+
+    A lookup is one dictionary access; all bookkeeping happens on insertion. A principal with many valid credentials can
+    fill the cache, but then evicts only its own entries. Otherwise it could force a signature check or a request to the
+    issuer for each request of other callers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +72,16 @@ _EVERYWHERE = "*"
 
 
 class SignedOut:
-    """The sign-outs known to one worker."""
+    """The sign-outs known to one worker.
+
+    After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a
+    sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute; requests
+    without a cookie cost nothing.
+
+    While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies again and
+    closes their streams; browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
+    invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
+    """
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
         """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""

@@ -1,11 +1,6 @@
-"""The negotiated state of a connection, and the encoding of requests.
+"""The options of a client, the state that it negotiates with a server, and the encoding of requests.
 
-Less common settings of a client. The defaults suit a person's own machine.
-
-Arguments that are also sent as headers: the annotations of tools, and the headers of a call.
-
-https://modelcontextprotocol.io/specification/2026-07-28/server/tools. Tools with invalid annotations are left out of
-lists, as required by the specification.
+The options are the less common settings. Their defaults suit a person's own machine.
 """
 
 import logging
@@ -164,7 +159,11 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 
 class ToolHeaders:
-    """Header annotations of the tools that have been listed."""
+    """Header annotations of the tools that have been listed.
+
+    They say which arguments are also sent as headers. Tools with invalid annotations are left out of lists, as the
+    specification requires: https://modelcontextprotocol.io/specification/2026-07-28/server/tools.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[ParamHeader, ...]] = {}

@@ -1,14 +1,4 @@
-"""Results of requests: of tools, from the cache, and of paginated lists.
-
-Results of tools, raw and converted to a type.
-
-A cache of results that carry a time to live, emptied when the server reports a change.
-
-See https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. Each client has its own
-cache, so public and private results are treated the same.
-
-Paginated lists, read as a whole or page by page.
-"""
+"""Results of requests: tool results and their conversion to types, the cache, and paginated lists."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -40,7 +30,12 @@ _LISTS = {
 
 
 class Cache:
-    """A least-recently-used cache of results."""
+    """A least-recently-used cache of results.
+
+    It keeps results that carry a time to live, and is emptied when the server reports a change, see
+    https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. Each client has its own cache, so
+    public and private results are treated the same.
+    """
 
     def __init__(self) -> None:
         self._entries: Recent[tuple[str, bytes], tuple[float, Any]] = Recent(_MAX_ENTRIES)

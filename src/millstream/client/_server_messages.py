@@ -1,11 +1,4 @@
-"""Messages that the server initiates: progress, log messages, changes, and questions of the handshake era.
-
-Handlers run in the order of the messages. Plain functions run immediately; coroutines wait in a bounded queue, and the
-client disconnects a server that overflows it.
-
-One timer serves the timeouts of all requests, which progress and questions extend. Nearly all requests finish long
-before their timeout, so most individual timers would be set up just to be canceled.
-"""
+"""Messages that the server initiates, and the timeouts of requests, which some of these messages extend."""
 
 import asyncio
 import inspect
@@ -41,7 +34,11 @@ Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
 
 
 class Deadlines:
-    """Pending requests of one client, and the timer that times them out."""
+    """Pending requests of one client, and the timer that times them out.
+
+    One timer serves the timeouts of all requests, which progress and questions extend. Nearly all requests finish long
+    before their timeout, so most individual timers would be set up just to be canceled.
+    """
 
     def __init__(self) -> None:
         """Start without pending requests."""
@@ -209,7 +206,12 @@ _decode_plain = foreign_decoder(NotificationParams)
 
 
 class ServerMessages:
-    """Receives the server's requests and notifications, from all connections of a client."""
+    """Receives the server's requests and notifications, from all connections of a client.
+
+    Notifications report progress, log messages, and changes. Requests are questions of the handshake era. Handlers run
+    in the order of the messages. Plain functions run immediately; coroutines wait in a bounded queue, and the client
+    disconnects a server that overflows it.
+    """
 
     def __init__(
         self,

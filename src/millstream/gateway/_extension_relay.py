@@ -1,12 +1,8 @@
-"""Forwarding of extensions: announces the capabilities of upstreams, and forwards their methods.
+"""Forwarding of extensions: the capabilities and methods of upstreams, and their skills as one list.
 
 An extension is forwarded if only one upstream announces it, that upstream has neither a prefix nor a policy, and this
 server doesn't have the extension itself. A prefix would have to be added to params and results of unknown shape, and a
 policy has no rules for unknown methods. Skills have a known shape, so those of all upstreams are merged.
-
-Merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
-
-The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 """
 
 import logging
@@ -59,6 +55,9 @@ _decode_skill_params = decoder(_Params)
 
 class MergedSkills:
     """Answers the methods of the skills extension from several upstreams.
+
+    It merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
+    The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 
     Args:
         hides: See `Hides`.

@@ -1,9 +1,4 @@
-"""Mapping between an upstream's names and URIs and those that clients of the gateway see.
-
-A prefix is added to names (``files_read``) and to URIs (``file://files/…``, ``files+urn:…``). Both can be reversed
-without a table, so any worker can resolve names that another one listed.
-
-Detection of loops between gateways.
+"""Names and URIs of upstream items as clients of the gateway see them, and detection of loops between gateways.
 
 Each gateway has an id. A call carries the ids of the gateways that it passed, and a gateway that finds its own id
 refuses the call. Each gateway announces its id, and by prefix the ids of the gateways among its upstreams. A gateway
@@ -53,7 +48,11 @@ def with_origin(meta: object, upstream: str) -> dict[str, Any]:
 
 
 class Names:
-    """The names of one upstream. Without a prefix, they are unchanged."""
+    """The names of one upstream. Without a prefix, they are unchanged.
+
+    A prefix is added to names (``files_read``) and to URIs (``file://files/…``, ``files+urn:…``). Both can be reversed
+    without a table, so any worker can resolve names that another one listed.
+    """
 
     def __init__(self, prefix: str) -> None:
         """Create the mapping.

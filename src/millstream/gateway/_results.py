@@ -1,17 +1,8 @@
-"""Conversion of upstream results: removes members that each server sets itself, and adds the prefix to URIs.
+"""Upstream results on their way to a client: conversion, redaction, storage of large ones, and tasks.
 
-Only members that change are decoded. Content, including binary data, isn't re-encoded.
-
-Redaction of text by regular expressions. The expressions are the operator's; the text is untrusted.
-
-RE2's run time is linear in the text, whatever the expression (docs/decisions/0037), but the text can have many
-megabytes, so only small messages are redacted on the event loop. It doesn't support look-around and back-references.
-
-Results that were too large for their caller, stored temporarily so that the same caller can read them as resources.
-
-The store key is a hash of the caller and a random id, so no other caller can read a result, even with its link.
-
-Tasks of upstreams, as `_bridge` reads and stores them.
+Conversion removes members that each server sets itself, and adds the prefix to URIs. Only members that change are
+decoded. Content, including binary data, isn't re-encoded. Tasks are those of upstreams, as `_bridge` reads and stores
+them.
 """
 
 import secrets
@@ -67,6 +58,10 @@ class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Sugge
 
 class Redactor:
     """Applies several redactions in order.
+
+    The expressions are the operator's; the text is untrusted. RE2's run time is linear in the text, whatever the
+    expression (docs/decisions/0037), but the text can have many megabytes, so only small messages are redacted on the
+    event loop. RE2 doesn't support look-around and back-references.
 
     Raises:
         ValueError: A pattern isn't a regular expression of RE2, or there are more than 64.
@@ -297,7 +292,11 @@ _decode_object = decoder(dict[str, Any])
 
 
 class StoredResults(Struct, frozen=True):
-    """Stores results under keys that only their callers can compute."""
+    """Stores results that were too large for their caller, so that the same caller can read them as resources.
+
+    They're temporary. The key is a hash of the caller and a random id, so no other caller can read a result, even with
+    its link.
+    """
 
     kv: Map
     names: Names

@@ -1,13 +1,4 @@
-"""Presence: the clients with an id on each channel, across all workers.
-
-Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the
-worker dies, the others report its clients as departed unless another worker has registered them. The store operation
-that changes the group also appends the presence event, so each change is reported once.
-
-Changes are events in a separate stream, so they can't displace published events from the journal. The two streams are
-numbered separately. Each change records the journal position at its delivery, so a subscriber that resumes from a
-journal event gets the later changes.
-"""
+"""Presence: the clients with an id on each channel, across all workers, and the stream of their changes."""
 
 import asyncio
 from collections import deque
@@ -50,7 +41,12 @@ _decode = msgspec.msgpack.Decoder(Member).decode
 
 
 class Presence:
-    """The members of all channels, as registered by one worker."""
+    """The members of all channels, as registered by one worker.
+
+    Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the
+    worker dies, the others report its clients as departed unless another worker has registered them. The store
+    operation that changes the group also appends the presence event, so each change is reported once.
+    """
 
     def __init__(self, store: Store, make_entry: MakeEntry, wait_for_delivery: WaitForDelivery) -> None:
         # configuration
@@ -163,7 +159,12 @@ class PresenceChange(Struct, frozen=True, gc=False):
 
 
 class PresenceChanges:
-    """The newest presence changes, as delivered by one worker."""
+    """The newest presence changes, as delivered by one worker.
+
+    Changes are events in a separate stream, so they can't displace published events from the journal. The two streams
+    are numbered separately. Each change records the journal position at its delivery, so a subscriber that resumes from
+    a journal event gets the later changes.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -2,9 +2,8 @@
 
 A subscriber that reconnects sends an event id. If all later events are available, it gets them once and in order.
 Otherwise it gets a `gap` event and the remaining events. A client that reconnects without an id gets the new messages
-of its mailbox.
-
-A subscriber that waits for its connection keeps only offsets, so thousands of slow ones take little memory.
+of its mailbox. A subscriber that waits for its connection keeps only offsets, so thousands of slow ones take little
+memory.
 """
 
 import asyncio

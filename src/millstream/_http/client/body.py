@@ -1,6 +1,6 @@
-"""Streamed reply bodies with backpressure, and what one server may send.
+"""Streamed reply bodies with backpressure, bounds on what one server may send, and the errors of the client.
 
-Errors of the outbound HTTP engine. Each text says what happened and what to do.
+An error's text says what happened and what to do.
 """
 
 import asyncio

@@ -1,13 +1,4 @@
-"""A pool of connections to one origin. A call takes a free connection, opens a new one, or waits.
-
-A server may close an idle connection at any time, even while a request is being sent (RFC 9112 §9.3.1). A request that
-must not run twice therefore gets a recently used connection or a new one.
-
-Dial functions for connection pools: to any address, or only to addresses that a guard accepts.
-
-The guard is for URLs from untrusted sources (SSRF). It resolves a name once, checks every address, and connects to one
-of the checked addresses, so DNS rebinding has no effect.
-"""
+"""Connections to one origin: a pool, and dial functions that connect to any address or only to permitted ones."""
 
 import asyncio
 import socket
@@ -97,7 +88,8 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
 def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
     """Return a dial function that connects only to addresses that `is_allowed` accepts.
 
-    Lookups count against the share of `owner`, see `Share`.
+    It's for URLs from untrusted sources (SSRF). It resolves a name once, checks every address, and connects to one of
+    the checked addresses, so DNS rebinding has no effect. Lookups count against the share of `owner`, see `Share`.
 
     A name is refused if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
     resolve to loopback addresses only, which `is_public` refuses.
@@ -155,7 +147,11 @@ _MAX_IDLE = 3.0
 
 
 class ConnectionPool:
-    """A pool that sends requests as complete bytes, head and body."""
+    """A pool that sends requests as complete bytes, head and body. A call takes a free connection, opens one, or waits.
+
+    A server may close an idle connection at any time, even while a request is being sent (RFC 9112 §9.3.1). A request
+    that must not run twice therefore gets a recently used connection or a new one.
+    """
 
     def __init__(
         self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None,

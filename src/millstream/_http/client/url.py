@@ -1,6 +1,4 @@
-"""URLs for a client: the address to connect to, and the request target.
-
-Proxies from the environment: selection by URL, forwarding, and tunnels.
+"""URLs for a client: the address to connect to, the request target, and the proxy that the environment selects.
 
 ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, and ``NO_PROXY`` are read like curl does, in upper or lower case
 (https://everything.curl.dev/usingcurl/proxies/env.html). Hosts on this machine never use a proxy. https uses a tunnel

@@ -6,12 +6,9 @@ continues after an upgrade, `ConnectionGuard` enforces every time limit with one
 
 The fast head reader reads head lines without the parser, in one plain form: any name, a colon, a space, and printable
 ASCII (RFC 9112 §5, without folding or further white space). Any other line, and any line that changes how a message is
-framed, raises KeyError. The HTTP parser then reads that request from its beginning. `HeaderLineCache` stores the lines
-that clients send with nearly every request.
-
-Framing has two cases, so a message can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body
-that has arrived whole in one chunk (`read_chunk`). The cache keeps no secrets except valid credentials.
-``tests/transports/test_fast_heads.py`` compares both readers.
+framed, raises KeyError. The HTTP parser then reads that request from its beginning. Framing has two cases, so a message
+can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body that has arrived whole in one chunk
+(`read_chunk`). ``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
 from collections import OrderedDict
@@ -48,7 +45,10 @@ _MAX_CREDENTIALS = 512
 
 
 class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
-    """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded."""
+    """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded.
+
+    It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,8 +6,8 @@ request as written. Requests are answered one at a time, in order of arrival; pi
 
 Most requests are read by the fast head reader (`HeaderLineCache`), all others by httptools, of which a connection has a
 parser from its first such request on. Between two requests, the parser has no state, so either can read the next one.
-Every limit is checked while a
-request is parsed. A request that exceeds one becomes a `Refusal`, the last event of its connection.
+Every limit is checked while a request is parsed. A request that exceeds one becomes a `Refusal`, the last event of its
+connection.
 """
 
 from collections import deque

@@ -2,8 +2,6 @@
 
 A connection has two states, `reading` and `replying`, each with a table that maps the state before an event to the
 state after. They change only by a lookup there, so an illegal transition raises KeyError.
-
-A stream writes its chunks directly to the transport, under its flow control.
 """
 
 import asyncio
@@ -162,7 +160,10 @@ class Channel(Protocol):
 
 
 class HttpReplyStream(CloseSignal):
-    """The `Sink` of our own server. A client more than `limit` bytes behind is cut off."""
+    """The `Sink` of our own server. A client more than `limit` bytes behind is cut off.
+
+    It writes its chunks directly to the transport, under the transport's flow control.
+    """
 
     __slots__ = ("_bodiless", "_chunked", "_limit", "_protocol", "_transport")
 

@@ -1,10 +1,4 @@
-"""Accepting connections, and shutting them down.
-
-The asyncio protocol of an HTTP/1 connection, which executes the events of `ServerConnection`.
-
-Graceful shutdown loses no request: a server announces a close in its last reply (RFC 9112 §9.6). An idle connection has
-no such reply, so it's closed after it has been idle for a while, and never while unread bytes of a request are waiting.
-"""
+"""The listening sockets of a server, the asyncio protocol of their connections, and graceful shutdown."""
 
 import asyncio
 import select
@@ -23,7 +17,10 @@ from millstream._override import override
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection of a `SocketListener`."""
+    """One connection of a `SocketListener`.
+
+    It executes the events of its `ServerConnection`.
+    """
 
     __slots__ = (
         "__weakref__", "_proxies", "_table", "_writable", "connection", "current", "guard", "peer", "read_paused",
@@ -331,7 +328,11 @@ TICK = 0.02
 
 
 class ConnectionDrainer:
-    """Closes the connections of a server that accepts no new ones."""
+    """Closes a stopping server's open connections, without losing a request.
+
+    The server announces the close in its last reply (RFC 9112 §9.6). An idle connection has no such reply, so it's
+    closed after it has been idle for a while, and never while unread bytes of a request are waiting.
+    """
 
     def __init__(self, state: ServerState, guard: ConnectionGuard, clock: Callable[[], float]) -> None:
         self._state = state

@@ -2,9 +2,8 @@
 
 Each method of `Log`, `Map`, and `StoreSession` has one request type, a struct with the method's parameters. A reply
 repeats the id of its request, and its value is decoded as the method's return type. A frame is four bytes of length and
-a MessagePack array of all messages that one side sends in one iteration of its event loop.
-
-The parent's socket is in a private folder. Folders left by killed parents are removed.
+a MessagePack array of all messages that one side sends in one iteration of its event loop. Frames go through a socket
+in a private folder of the parent.
 """
 
 import asyncio

@@ -1,10 +1,9 @@
 """The log in JetStream, with one JetStream stream per kind and one message per entry.
 
 The subject of a message names the stream of the entry and its index: ``<namespace>.log.<kind>.<stream>.<index>.<end>``.
-So a stream and an index are two views of the same messages, and an entry has one position in both. Each view records a
-floor, up to which its entries are dropped. Messages that both views have dropped are purged.
-
-Positions are sequences of the JetStream stream. They increase, but aren't consecutive.
+So a stream and an index are two views of the same messages, and an entry has one position in both: the sequence in the
+JetStream stream, which increases but isn't consecutive. Each view records a floor, up to which its entries are dropped.
+Messages that both views have dropped are purged.
 
 A new leader may briefly answer reads before it has applied everything that the last one acknowledged. If a read doesn't
 find an entry that this worker has appended, received, or been asked to read after, it's repeated behind a barrier: a

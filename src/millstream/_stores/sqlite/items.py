@@ -1,11 +1,4 @@
-"""Values, streams, and their entries as rows. Runs in the writer's thread, inside a transaction.
-
-Each kind of value has its own space. A full kind rejects writes, unless its values are lossy: then it drops the oldest.
-Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
-
-Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
-above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
-"""
+"""Values, streams, and their entries as rows. Runs in the writer's thread, inside a transaction."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -31,7 +24,11 @@ _SWEEP = 10.0
 
 
 class Items:
-    """The values of one file."""
+    """The values of one file.
+
+    Each kind of value has its own space. A full kind rejects writes, unless its values are lossy: then it drops the
+    oldest. Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
+    """
 
     def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration
@@ -156,7 +153,11 @@ class Items:
 
 
 class Streams:
-    """The streams of one file."""
+    """The streams of one file.
+
+    Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
+    above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
+    """
 
     def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration

@@ -1,11 +1,4 @@
-"""GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions.
-
-Resuming a call's broken stream: the log after an event id, then new messages, up to the end.
-
-The stand-alone stream of a session, which carries hints about changed state. The newest GET wins.
-
-Hints aren't logged. A client that resumes gets hints about everything that may have changed while it was away.
-"""
+"""GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions."""
 
 import asyncio
 import secrets
@@ -46,7 +39,10 @@ UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new
 
 
 class Resumption:
-    """The resumed streams of calls on this worker."""
+    """The resumed streams of calls on this worker.
+
+    A resumed stream sends the log after an event id, then new messages, up to the end.
+    """
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
@@ -274,7 +270,11 @@ class _StandaloneStream:
 
 
 class StandaloneStreams:
-    """The stand-alone streams on this worker, one per session."""
+    """The stand-alone streams on this worker, one per session.
+
+    They carry hints about changed state. The newest GET wins. Hints aren't logged. A client that resumes gets hints
+    about everything that may have changed while it was disconnected.
+    """
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint

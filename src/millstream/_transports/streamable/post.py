@@ -1,9 +1,7 @@
 """POST of Streamable HTTP: fast paths for usual tool calls and lists. Everything else takes the exact path.
 
 A usual call of either era is decoded in one or two typed passes and passed to the dispatcher, with no object besides
-the `Call`. Anything unusual is left to `exact`.
-
-The exact path of a POST: media types, JSON, envelope, era, and session. Each error has its code and status.
+the `Call`. Anything unusual is left to `serve_exactly`.
 """
 
 import contextlib
@@ -58,7 +56,10 @@ _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 
 
 async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
-    """Respond to a POST of any kind."""
+    """Respond to a POST of any kind.
+
+    This is the exact path. It checks media types, JSON, envelope, era, and session. Each error has its code and status.
+    """
     exchange = StreamableExchange(endpoint, request)
     turned_away = _check_media(exchange)
     if turned_away is not None:

@@ -1,8 +1,6 @@
-"""Sessions of Streamable HTTP: creating ids, and finding the session of a request.
+"""The sessions of Streamable HTTP, and the exchange of one POST with its session.
 
-A session is its sealed id. Verified ids are cached in a small table, which only saves work.
-
-POST requests to the MCP endpoint: `StreamableExchange` is one request, `StreamableEndpoint` the shared state. The
+`StreamableExchange` is one request to the MCP endpoint, and `StreamableEndpoint` the state that all requests share. The
 calls of a batch run concurrently and share one reply. As for a single call, it becomes a stream when a call sends its
 first message, if the client reads streams. Every answer is then an event of its own.
 """
@@ -56,7 +54,10 @@ _CAPABILITIES_ROOM = 16 * 1024 * 1024
 
 
 class HttpSessions:
-    """Sessions by their sealed ids."""
+    """Sessions by their sealed ids.
+
+    A session is its sealed id. Verified ids are cached in a small table, which only saves work.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services

@@ -1,8 +1,7 @@
-"""Responses of the authorization server: errors and results as JSON, and redirects to the client.
+"""HTTP responses of the authorization server, the parameters of its forms, and the redirect URIs of clients.
 
-Redirect URIs: which ones a client may register, and which ones a request may use (RFC 8252, RFC 9700 §2.1).
-
-URIs are compared as strings. Only the port of a loopback address may differ, because programs listen on any free port.
+Redirect URIs are checked when a client registers them and when a request uses them (RFC 8252, RFC 9700 §2.1). They're
+compared as strings. Only the port of a loopback address may differ, because programs listen on any free port.
 
 An app's private-use scheme should be a reversed domain name (RFC 8252 §7.1), but editors use a plain word followed by a
 host: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves

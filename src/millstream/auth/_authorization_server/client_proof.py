@@ -1,12 +1,4 @@
-"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523), and grants from identity providers.
-
-A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
-
-Members of an organization use a client here without a login page:
-draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
-https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx. A grant is
-a JWT signed by a configured provider for this issuer and one client, valid once within a few minutes.
-"""
+"""Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523), and grants from identity providers."""
 
 from base64 import b64decode
 from collections.abc import Callable, Mapping
@@ -58,7 +50,10 @@ MayFetch = Callable[[], bool]
 
 
 class ClientProof:
-    """Authenticates clients."""
+    """Authenticates clients.
+
+    A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
+    """
 
     def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
         # Configuration
@@ -261,7 +256,13 @@ class IdentityGrant(Struct, frozen=True):
 
 
 class Identities:
-    """Verifies grants."""
+    """Verifies grants from identity providers.
+
+    With a grant, members of an organization use a client here without a login page. It's a JWT signed by a configured
+    provider for this issuer and one client, valid once within a few minutes:
+    draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
+    https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx.
+    """
 
     def __init__(self, own: str, providers: Mapping[str, TrustedIdentityProvider], vault: Vault) -> None:
         self._own = own

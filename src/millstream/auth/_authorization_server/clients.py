@@ -1,16 +1,7 @@
-"""Clients: configured ones, metadata documents, and registrations. And the list of upstream users who may sign in.
+"""The clients of the authorization server, and the list of upstream users who may sign in.
 
-With a metadata document, the client id is the URL of a document that describes the client
-(draft-ietf-oauth-client-id-metadata-document). Documents are fetched over https from public addresses, without
-redirects and with a small size limit. A development server may also fetch from its own machine. Documents are cached
-according to their Cache-Control; failures aren't cached.
-
-`POST /register` is dynamic client registration (RFC 7591). Registered clients are unverified. Unused registrations
-expire after a day, or earlier when the storage for their address is full. They're rate-limited per address.
-
-The operator lists the upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An
-upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one of
-them applies. Only whole names match, without regard to ASCII case.
+The operator configures a client, or the client describes itself: its id is the URL of a metadata document, or it
+registers at `POST /register`.
 """
 
 import re
@@ -71,7 +62,13 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
 
 
 class Documents:
-    """The cached documents of one worker."""
+    """The cached documents of one worker.
+
+    A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
+    Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
+    server may also fetch from its own machine. Documents are cached according to their Cache-Control; failures aren't
+    cached.
+    """
 
     def __init__(self, clock: Callable[[], float], *, here: bool) -> None:
         # Configuration
@@ -239,7 +236,12 @@ class AllowlistEntry(Struct, frozen=True):
 
 
 class Allowlist:
-    """The users who may sign in."""
+    """The users who may sign in.
+
+    The operator lists them: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An upstream returns verified names,
+    such as an e-mail address, its domain, or a login. The first entry that equals one of them applies. Only whole names
+    match, without regard to ASCII case.
+    """
 
     def __init__(self, given: Allow, at: str, *, form: str, examples: str) -> None:
         """Parse the list. `at` is the upstream's URL, `form` the pattern of an entry; `examples` is for error messages.
@@ -367,7 +369,11 @@ _decode = decoder(dict[str, Any])
 
 
 def registration_endpoint(config: IssuerConfig, clients: Clients, vault: Vault) -> Handler:
-    """Return the handler that registers clients."""
+    """Return the handler that registers clients.
+
+    This is dynamic client registration (RFC 7591). Registered clients are unverified. Unused registrations expire after
+    a day, or earlier when the storage for their address is full. They're rate-limited per address.
+    """
     limiter = vault.limiter("register", RATE)
 
     async def post(request: HttpRequest) -> Response:

@@ -1,6 +1,6 @@
-"""The configuration of an authorization server and its clients: the arguments of ``auth.issuer(…)``, checked.
+"""The configuration of an authorization server and its clients, from ``auth.issuer(…)``, and its metadata.
 
-And its metadata (RFC 8414, OpenID Connect Discovery), with the paths of its endpoints.
+The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose paths are defined here.
 """
 
 import re

@@ -1,12 +1,4 @@
-"""The authorization server: `Issuer` is its configuration, `RunningIssuer` the server in one event loop.
-
-The running issuer is also an auth method of the guard. It verifies its own tokens without network requests. It checks
-once a minute, and after each revocation, that the grant of a token is still valid.
-
-Users also sign in to the server's own pages, by name and password or with an upstream, and get the scopes that they
-could grant to a client. Like a grant, the cookie identifies the account and its state at login. The account and its
-scopes are looked up again for each verdict.
-"""
+"""The authorization server: `Issuer` is its configuration, `RunningIssuer` the server in one event loop."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -90,7 +82,15 @@ class Issuer(Struct, frozen=True, eq=False):
 
 
 class RunningIssuer(PageMethod):
-    """A running authorization server, in one event loop."""
+    """A running authorization server, in one event loop.
+
+    It's also an auth method of the guard. It verifies its own tokens without network requests. It checks once a minute,
+    and after each revocation, that the grant of a token is still valid.
+
+    Users also sign in to the server's own pages, by name and password or with an upstream, and get the scopes that they
+    could grant to a client. Like a grant, the cookie identifies the account and its state at login. The account and its
+    scopes are looked up again for each verdict.
+    """
 
     recalls = True
 

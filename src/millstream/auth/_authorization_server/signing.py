@@ -1,14 +1,4 @@
-"""Token signing keys: created on first use, shared in the store, and rotated every month.
-
-A new key is published a day before its first use, and an old one until its tokens have expired, so resource servers can
-cache the public keys for hours. Stored keys are sealed with the server's key ring, so access to the store isn't enough
-to sign.
-
-Typed state of the authorization server in the server's store.
-
-Values that anyone can create without signing in are `lossy`: when the store is full, a flood displaces only values of
-the same kind, and never a user's grants.
-"""
+"""The keys that sign tokens, and the vault in which the authorization server stores its typed state."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -42,7 +32,11 @@ T = TypeVar("T")
 
 
 class Vault:
-    """Typed values in the store."""
+    """Typed values in the store.
+
+    Values that anyone can create without signing in are `lossy`: when the store is full, a flood displaces only values
+    of the same kind, and never a user's grants.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -153,7 +147,12 @@ class SigningKey(Struct, frozen=True):
 
 
 class TokenSigner:
-    """Signs tokens with the current key."""
+    """Signs tokens with the current key.
+
+    Keys are created on first use, shared in the store, and rotated every month. A new key is published a day before its
+    first use, and an old one until its tokens have expired, so resource servers can cache the public keys for hours.
+    Stored keys are sealed with the server's key ring, so access to the store isn't enough to sign.
+    """
 
     def __init__(self, vault: Vault) -> None:
         # Configuration

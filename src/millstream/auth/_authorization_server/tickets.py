@@ -1,12 +1,7 @@
-"""Cookies and sealed form fields of the authorization server: browser ids, logins, known devices, and requests.
+"""State of a browser at the authorization server: sealed cookies and form fields, and pending logins.
 
-They're sealed instead of stored, so opening a page needs no storage. A form is bound to the browser that it was shown
-in; other browsers can't submit it.
-
-Pending logins: the browser is redirected to an upstream with a `state`, and the callback returns it once.
-
-The state is random, valid once within ten minutes, and bound to the browser by a cookie. This prevents login CSRF:
-tricking a user into completing an attacker's login.
+Cookies and form fields (browser ids, logins, known devices, and requests) are sealed instead of stored, so opening a
+page needs no storage. A form is bound to the browser that it was shown in; other browsers can't submit it.
 """
 
 import hmac
@@ -176,7 +171,12 @@ Arrive = Callable[[HttpRequest, PendingLogin, Callback], Awaitable[Response]]
 
 
 class PendingLogins:
-    """Redirects browsers to upstreams, and matches callbacks to pending logins."""
+    """Redirects browsers to upstreams, and matches callbacks to pending logins.
+
+    The browser is redirected with a `state`, and the callback returns it. The state is random, valid once within ten
+    minutes, and bound to the browser by a cookie. This prevents login CSRF: tricking a user into completing an
+    attacker's login.
+    """
 
     def __init__(self, vault: Vault, tickets: Tickets, base: str) -> None:
         """Create the object. `base` is the base URL of the callbacks."""

@@ -1,8 +1,7 @@
-"""`POST /token`: exchanges codes, refresh tokens, and client credentials for access tokens (OAuth 2.1 §3.2).
+"""The token endpoint (OAuth 2.1 §3.2), and those for introspection (RFC 7662) and revocation (RFC 7009).
 
-`POST /introspect` (RFC 7662): whether a token is active, and its claims.
-
-`POST /revoke` (RFC 7009): revoke a token and its grant.
+`POST /token` exchanges codes, refresh tokens, and client credentials for access tokens. `POST /introspect` returns
+whether a token is active, and its claims. `POST /revoke` revokes a token together with its grant.
 """
 
 import hmac

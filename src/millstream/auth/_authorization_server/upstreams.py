@@ -1,13 +1,6 @@
 """The built-in upstreams: Google, GitHub, and any OpenID provider.
 
-Login with GitHub, which supports OAuth but not OpenID Connect: its API identifies the user.
-
-Users are identified by their numeric id, which GitHub never reuses; logins can change owners. The access token has only
-the scopes that `allow` needs, and is discarded after the login.
-
-Login with OpenID Connect, based on the ID token of the code flow.
-
-The access token is used only to get claims that the ID token lacks from the userinfo endpoint, and then discarded.
+An upstream's access token is discarded after the login.
 """
 
 import os
@@ -41,7 +34,11 @@ _TITLE = "GitHub"
 
 
 class GitHubUpstream:
-    """Login with GitHub or a GitHub Enterprise Server."""
+    """Login with GitHub or a GitHub Enterprise Server.
+
+    GitHub supports OAuth but not OpenID Connect, so its API identifies the user: by the numeric id, which GitHub never
+    reuses; logins can change owners. The access token has only the scopes that `allow` needs.
+    """
 
     def __init__(self, at: str, *, client_id: str, client_secret: str, allowlist: Allowlist, name: str) -> None:
         self.name = name
@@ -154,7 +151,11 @@ def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
 
 
 class OpenIdUpstream:
-    """Login with one OpenID provider."""
+    """Login with one OpenID provider.
+
+    The ID token of the code flow identifies the user. The access token is used only to get claims that the ID token
+    lacks from the userinfo endpoint.
+    """
 
     def __init__(
         self,

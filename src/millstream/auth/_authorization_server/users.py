@@ -1,14 +1,4 @@
-"""User accounts: the login method, current state, and grantable scopes of each user.
-
-Password hashes with Argon2id (RFC 9106), in the PHC string format.
-
-A check takes about 50 ms of CPU time and 64 MiB, so checks run in threads, two at a time. Unknown names and wrong
-passwords take the same time.
-
-A file of user accounts: names, scopes, and Argon2 password hashes.
-
-``millstream users`` manages it. Servers apply changes within a second. A removed user's tokens become invalid.
-"""
+"""User accounts, with each user's login method, state, and grantable scopes, and the file of password hashes."""
 
 import asyncio
 import logging
@@ -84,6 +74,9 @@ _MAX_WAITING = 64
 def hash_password(password: str) -> str:
     """Return the hash of a password, with its parameters and salt.
 
+    The hash is Argon2id (RFC 9106), in the PHC string format. A check takes about 50 ms of CPU time and 64 MiB, so
+    checks run in threads, two at a time. Unknown names and wrong passwords take the same time.
+
     Raises:
         ValueError: The password is too short or too long.
     """
@@ -139,7 +132,10 @@ class _Users(Struct, forbid_unknown_fields=True):
 
 
 class UserFile(RecordFile[StoredUser]):
-    """The file as a login method (`millstream.auth.providers.Passwords`)."""
+    """A file of names, scopes, and password hashes, as a login method (`millstream.auth.providers.Passwords`).
+
+    ``millstream users`` manages it. Servers apply changes within a second. A removed user's tokens become invalid.
+    """
 
     kind = "user"
     contents: ClassVar[type[Struct]] = _Users

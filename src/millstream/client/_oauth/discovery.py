@@ -1,14 +1,8 @@
 """Discovery of metadata about servers (RFC 9728) and authorization servers (RFC 8414, OIDC).
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish
-their own metadata; their authorization server is at the root of the same origin.
-
-A linear-time parser for `WWW-Authenticate` (RFC 9110 §11.6.1).
-
-A hostile server can write this header, and the client parses it on its event loop. Every pattern is possessive, so each
-character is examined at most twice.
-
-Requests to authorization servers, and checks of their URLs.
+See https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish
+their own metadata; their authorization server is at the root of the same origin. URLs that another server names are
+checked before a request.
 """
 
 import re
@@ -47,7 +41,11 @@ class ParsedChallenges(Struct, frozen=True):
 
 
 def read_challenges(header: str) -> ParsedChallenges:
-    """Parse a `WWW-Authenticate` header, skipping malformed parts."""
+    """Parse a `WWW-Authenticate` header (RFC 9110 §11.6.1), skipping malformed parts.
+
+    It takes linear time, because a hostile server can write this header, and the client parses it on its event loop.
+    Every pattern is possessive, so each character is examined at most twice.
+    """
     schemes, parameters = set[str](), dict[str, str]()
     position, end = 0, len(header)
     while len(header) <= MAX_LENGTH and position < end:

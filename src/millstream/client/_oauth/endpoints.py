@@ -1,10 +1,6 @@
 """Requests to authorization servers: registration, tokens, and revocation (RFC 7591, 6749, and 7009).
 
-The client has an identity at each of them: configured, from a metadata document, or registered.
-
-Sender-constrained tokens (DPoP, RFC 9449) come with a proof for every request. A server announces DPoP in its
-challenge or its metadata. The authorization server binds the tokens to our key, so a stolen token is useless without
-the key. Servers may require a nonce in the proofs.
+Tokens can be bound to a key of the client, see `Proofs`.
 """
 
 from collections.abc import Mapping
@@ -36,7 +32,12 @@ _MAX_NONCE = 1024
 
 
 class Proofs:
-    """The keys of one client, and the nonces that servers currently require."""
+    """The keys of one client, and the nonces that servers currently require.
+
+    Sender-constrained tokens (DPoP, RFC 9449) come with a proof for every request. A server announces DPoP in its
+    challenge or its metadata. The authorization server binds the tokens to our key, so a stolen token is useless
+    without the key. Servers may require a nonce in the proofs.
+    """
 
     def __init__(self) -> None:
         self._keys: dict[str, ProofKey] = {}
@@ -256,7 +257,10 @@ def authenticate(
 
 
 class ClientRegistrations(Struct):
-    """The identities of one client, one per issuer."""
+    """The identities of one client, one per issuer.
+
+    An identity is configured, from a metadata document, or registered.
+    """
 
     store: TokenStore
     configured: Registration

@@ -1,6 +1,6 @@
 """`OAuth`: a login that obtains and renews its own tokens. Pass it to a client as ``Options(auth=OAuth())``.
 
-The default token store: the system's key ring if available, or else a file.
+By default, it stores tokens in the system's key ring if one is available, or else in a file.
 """
 
 import asyncio

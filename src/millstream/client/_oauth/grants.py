@@ -1,14 +1,14 @@
 """Ways to a token: a login in a browser, and assertions of a third party. Each results in a token request.
 
-A login opens a browser, with a redirect to a local port (RFC 8252), or another URL that the program handles.
+A login opens a browser, with a redirect to a local port (RFC 8252), or another URL that the program handles. Assertions
+need no login page (RFC 7523):
 
-Assertions need no login page (RFC 7523). Enterprise-managed authorization: an organization decides which servers its
-members may use. Its identity provider, where the user has already signed in, exchanges the user's ID token for an
-assertion for one authorization server (ID-JAG, RFC 8693), and that server exchanges the assertion for a token.
-https://github.com/modelcontextprotocol/ext-auth, specification/draft/enterprise-managed-authorization.mdx.
-
-Workload identity federation: the platform that runs a program identifies it, and the authorization server trusts the
-platform. https://github.com/modelcontextprotocol/modelcontextprotocol/issues/1933.
+- Enterprise-managed authorization: an organization decides which servers its members may use. Its identity provider,
+  where the user has already signed in, exchanges the user's ID token for an assertion for one authorization server
+  (ID-JAG, RFC 8693), and that server exchanges the assertion for a token.
+  https://github.com/modelcontextprotocol/ext-auth, specification/draft/enterprise-managed-authorization.mdx.
+- Workload identity federation: the platform that runs a program identifies it, and the authorization server trusts the
+  platform. https://github.com/modelcontextprotocol/modelcontextprotocol/issues/1933.
 """
 
 import asyncio

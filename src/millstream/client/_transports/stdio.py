@@ -1,9 +1,8 @@
 """A server process with one message per line on its standard input and output.
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/stdio. Its standard error goes to
-`Options.stderr`; the last lines also explain an exit in error messages.
-
-Prints the standard error of servers that the client starts, so that tracebacks aren't lost.
+`Options.stderr`, by default to the terminal, so that tracebacks aren't lost. The last lines also explain an exit in
+error messages.
 """
 
 import asyncio

@@ -1,10 +1,8 @@
-"""The output schema of a tool's return annotation, and the conversion of values to structured content.
+"""Functions and their return values: signatures, output schemas, and content blocks.
 
-`Image` and `Audio`, and the conversion of values that functions return to content blocks.
-
-Blocks are recognized by class name, so blocks of an installed ``mcp.types`` work, too.
-
-Signatures of functions: the type engine that decodes arguments, and the context parameter.
+A signature decides which engine decodes the arguments, and which parameter receives the context. The return annotation
+of a tool decides whether its output is structured. Blocks are recognized by class name, so blocks of an installed
+``mcp.types`` work, too.
 """
 
 import base64

@@ -1,7 +1,4 @@
-"""Prompts: functions that return messages.
-
-Tools: functions that models call.
-"""
+"""Prompts and tools: functions that return messages, and functions that models call."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

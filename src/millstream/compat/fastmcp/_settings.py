@@ -1,6 +1,6 @@
-"""Settings with the official SDK's names, and their conversion to ours.
+"""Settings and exceptions with the official SDK's names.
 
-Exceptions that programs raise and catch.
+Settings are converted to ours. Programs raise and catch the exceptions.
 """
 
 import os

@@ -1,8 +1,7 @@
 """Apps (``io.modelcontextprotocol/ui``): HTML views of the results of tools.
 
 ``apps.add("orders/")`` serves the views of a folder, and ``@apps.tool("ui://orders/table")`` links a tool to one. The
-views are resources, with their content security policy and permissions.
-
+views are resources, with their content security policy and permissions. The specification is
 https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.mdx.
 """
 

@@ -1,9 +1,8 @@
 """Server cards (SEP-2127, a draft): name, address, and features of a server, for clients to discover.
 
 `Cards` serves the card of a server, and a catalog with it, at their well-known paths. `registry_entry` returns the
-server's entry for the MCP registry.
-
-https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.
+server's entry for the MCP registry. The draft is https://github.com/modelcontextprotocol/experimental-ext-server-card,
+docs/discovery.md and schema.ts.
 """
 
 import re

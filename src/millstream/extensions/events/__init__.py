@@ -1,6 +1,6 @@
 """Events of a server that clients subscribe to (SEP-3415, a draft).
 
-The tool `get_recent_events` is for clients that an event wakes up without its data.
+Clients that an event wakes up without its data call the tool `get_recent_events`.
 
 Example:
     ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``, and

@@ -1,10 +1,7 @@
-"""The event types that a server declares.
+"""The event types that a server declares, and the errors of the events extension.
 
-Errors of the events extension.
-
-The codes are those that SEP-3415 requests. They are provisional until it's accepted.
-
-Event types: the hub channel, the schema of the payload, and the filter for subscriptions.
+An event type has a hub channel, a schema for the payload, and a filter for subscriptions. The codes of the errors are
+those that SEP-3415 requests. They are provisional until it's accepted.
 """
 
 import logging

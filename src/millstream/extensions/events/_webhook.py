@@ -1,8 +1,8 @@
-"""A signed POST to a callback URL, according to Standard Webhooks.
+"""Webhooks: signed POST requests to callback URLs, and the methods that manage the subscriptions.
 
-https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md.
-
-`events/subscribe` and `events/unsubscribe`: webhook subscriptions, on any worker.
+Signatures follow Standard Webhooks:
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md. Any worker answers
+`events/subscribe` and `events/unsubscribe`.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """Skills in a folder, and skills in code.
 
-A skill in a folder is every directory with a `SKILL.md`, and the files below it. Paths come from clients. A file is
-served only if it's inside the folder after all links are resolved. Names that start with a dot aren't served.
+In a folder, every directory with a `SKILL.md` is a skill, with the files below it. In code, a skill is a function that
+returns the instructions.
 
-A skill in code is a function that returns the instructions.
+Paths come from clients. A file is served only if it's inside the folder after all links are resolved. Names that start
+with a dot aren't served.
 """
 
 import inspect

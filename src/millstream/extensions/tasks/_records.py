@@ -1,9 +1,8 @@
 """Tasks in the store: for each task, a record of its state, the saved call, and a marker of the worker that runs it.
 
 A record changes only by compare-and-set, and never after the task has ended. If several workers settle a task at the
-same time, one succeeds, and a worker that was presumed dead can't overwrite the result of another.
-
-The status message of a task, from its function's notifications.
+same time, one succeeds, and a worker that was presumed dead can't overwrite the result of another. The status message
+in a record comes from the notifications that the task's function sends.
 """
 
 import secrets

@@ -2,10 +2,6 @@
 
 A connection belongs to a principal, an upstream, and the upstream's URL. It's created and removed only on the
 connections page; a call without one asks its user to open the page. Everything stored is sealed.
-
-On the page, a signed-in user connects and disconnects accounts. A login returns in two steps. The callback is a
-cross-site request without the cookie of the user's sign-in, so it only stores the answer for the browser that began the
-login. That browser then opens the page with both cookies, and the answer is used only for the user who began the login.
 """
 
 import asyncio
@@ -490,7 +486,12 @@ class _Row(Struct, frozen=True):
 
 
 class ConnectionsPage:
-    """The page of one running server, for all upstreams that users connect to individually."""
+    """The page of one running server, for all upstreams that users connect to individually.
+
+    A signed-in user connects and disconnects accounts here. A login returns in two steps. The callback is a cross-site
+    request without the cookie of the user's sign-in, so it only stores the answer for the browser that began the login.
+    That browser then opens the page with both cookies, and the answer is used only for the user who began the login.
+    """
 
     def __init__(self, host: Host, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
         """Create the page; `serve` adds its paths.

@@ -1,10 +1,10 @@
 """Access tokens that workers share: sealed in the store, and renewed by one worker at a time.
 
+They are the gateway's own (client credentials), exchanged ones (RFC 8693), or those of users, see `accounts`.
+
 Many refresh tokens can be used only once. A worker takes a lease before it renews, reads the store again, and writes
 with compare-and-set, so of two workers that need a new token, one requests it and the other reads it. A renewal runs in
 its own task, because a canceled caller would otherwise lose the new refresh token.
-
-They are the gateway's own (client credentials), exchanged ones (RFC 8693), or those of users, see `accounts`.
 """
 
 import asyncio

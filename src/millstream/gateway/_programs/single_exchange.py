@@ -1,8 +1,7 @@
-"""Requests of the per-request era to a server of the SDK 2.x: one call each, without a session and its streams.
+"""Requests of the per-request era to a server of the SDK 2.x, and the conversion of messages to the SDK's types.
 
-This is what the SDK's own HTTP transport does, because such a request depends on no earlier one.
-
-Conversion of messages to the MCP SDK's types, which all libraries of this package use on their streams.
+A request becomes one call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP
+transport does the same. The conversion also serves the streams of the other libraries in this package.
 """
 
 import asyncio
