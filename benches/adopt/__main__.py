@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from benches.processes import free_port
 from millstream import Client
+from millstream._protocol.metadata import ORIGIN_KEY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -192,7 +193,11 @@ async def examine(target: Any, revision: str | None, server: Server, workplace: 
         for method in LISTS:
             capability = method.partition("/")[0]
             result = await client.request(method) if capability in client.capabilities else {}
-            lists |= {name: value for name, value in result.items() if isinstance(value, list)}
+            lists |= {
+                name: [without_origin(item) for item in value]
+                for name, value in result.items()
+                if isinstance(value, list)
+            }
         arguments = {name: workplace.fill(value) for name, value in server.call.arguments.items()}
         result = await client.request("tools/call", {"name": server.call.tool, "arguments": arguments})
     text = msgspec.json.encode(result.get("content")).decode()
@@ -203,6 +208,12 @@ async def examine(target: Any, revision: str | None, server: Server, workplace: 
         {name: lists.get(name, []) for name in ("tools", "resources", "resourceTemplates", "prompts")},
         {name: value for name, value in result.items() if name not in VOLATILE},
     )
+
+
+def without_origin(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item without the name of its upstream, which every gateway adds (docs/explanation/gateway.md)."""
+    meta = {name: value for name, value in item.get("_meta", {}).items() if name != ORIGIN_KEY}
+    return {**{name: value for name, value in item.items() if name != "_meta"}, **({"_meta": meta} if meta else {})}
 
 
 def differences(original: Any, found: Any, path: str = "") -> list[str]:
