@@ -123,7 +123,9 @@ async def test_history_has_events_from_before_a_worker_followed(backing: Backing
         for number in range(4):
             await two.publish("news.a", str(number))
         for channel in ("news.a", "news.*", ">"):
-            assert (await listen(one, channel, history=3)).data == ["1", "2", "3"]
+            data = (await listen(one, channel, history=3)).data
+            # A worker that is sent everything may still be at the third event. The fourth one then follows its history.
+            assert data in (["1", "2", "3"], ["0", "1", "2", "3"])
 
 
 async def test_own_ids_published_by_two_workers_without_subscribers_are_stored_once(backing: Backing) -> None:
