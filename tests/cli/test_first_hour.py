@@ -105,6 +105,7 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
         for words, variables, status in (
             ([], {}, 4),
             (["--auth", "secret-key-of-the-shop"], {}, 0),
+            (["--auth", "Bearer secret-key-of-the-shop"], {}, 0),
             ([], {"MCP_SERVER_AUTH_KEY": "secret-key-of-the-shop"}, 0),
         ):
             done = subprocess.run(

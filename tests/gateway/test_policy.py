@@ -273,6 +273,23 @@ async def test_middleware_runs_outside_the_policy() -> None:
     assert seen == [{"isbn": "1"}]
 
 
+async def test_rules_for_names_that_do_not_exist_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    policy = UpstreamPolicy(
+        allow=("*",),
+        deny=("larg", "secret_*", "file:///a"),
+        tools={"ordr": ToolPolicy(scopes=("orders:write",)), "echo": ToolPolicy()},
+        prompts={"zzz": PromptPolicy()},
+    )
+    async with Client(make_gateway(policy)) as client:
+        await client.tools()
+    rules = [each for each in caplog.messages if "the policy has a rule for" in each]
+    assert rules == [
+        "shop: the policy has a rule for 'larg', which isn't one of its tools or prompts. Did you mean 'large'?",
+        "shop: the policy has a rule for 'ordr', which isn't one of its tools or prompts. Did you mean 'order'?",
+        "shop: the policy has a rule for 'zzz', which isn't one of its tools or prompts.",
+    ]
+
+
 async def test_changed_definitions_are_quarantined_until_accepted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

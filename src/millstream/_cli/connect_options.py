@@ -99,7 +99,7 @@ class ConnectOptions:
         found = pairs(self.header, ":", '--header must be "Name: value"')
         key = self.auth_key or ("" if self.login else _key_for(target))
         if key and not any(name.lower() == "authorization" for name in found):
-            found["Authorization"] = f"Bearer {key}"
+            found["Authorization"] = f"Bearer {key.removeprefix('Bearer ')}"
         return found
 
     @property

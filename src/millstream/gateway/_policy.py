@@ -491,6 +491,15 @@ class Policy:
         """Return whether an item is offered at all."""
         return all(layer.allows(self._name_in(layer, kind, name)) for layer in self._layers)
 
+    def unknown_names(self, known: Collection[str]) -> list[str]:
+        """Return names in the upstream's own rules that aren't `known`.
+
+        Patterns may match an item that comes later, and a URI may be one of a template.
+        """
+        own = self._own.policy
+        named = (*own.allow, *own.deny, *own.tools, *own.prompts, *own.resources)
+        return [name for name in named if name not in known and not re.search("[*?[]|://", name)]
+
     def rules_of(self, uri: str) -> ItemRules | None:
         """Return the rules of an unlisted URI, as callers see it; None if it isn't offered.
 
@@ -533,7 +542,7 @@ class _Layer:
     """One policy with its patterns compiled."""
 
     def __init__(self, policy: UpstreamPolicy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._allow = _matcher(policy.allow) if policy.allow else None
         self._deny = _matcher(policy.deny) if policy.deny else None
         self._patterns: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
@@ -549,7 +558,7 @@ class _Layer:
     def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
         some = self._patterns["resources" if kind == "templates" else kind]
-        return [self._policy, *(rules for matches, rules in some if matches(name))]
+        return [self.policy, *(rules for matches, rules in some if matches(name))]
 
 
 def _matcher(patterns: Collection[str]) -> Callable[[str], Any]:

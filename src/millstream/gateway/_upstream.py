@@ -69,6 +69,7 @@ from millstream.protocol import (
     SubscriptionFilter,
     SuggestionMeta,
     UriTemplate,
+    closest_name,
 )
 from millstream.stores import Store
 
@@ -644,6 +645,12 @@ class Upstream:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
             logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
+            known = [name for kind in METHODS for name in getattr(found, kind)]
+            known += [each.name for each in self.quarantined]
+            for name in () if self.policy is None else self.policy.unknown_names(known):
+                near = closest_name(name, known)
+                hint = f" Did you mean {near!r}?" if near else ""
+                self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
         if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self._on_change(self, announced)

@@ -105,10 +105,11 @@ def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
             f"Port {port} is not allowed.", why="Ports below 1024 require a privilege.", fix="Use --port 8000."
         )
     if exc.errno == errno.EADDRINUSE:
+        other = port + 1 if port < MAX_PORT else 8000
         return CommandError(
             f"Port {port} on {host} is in use.",
             why="Another program is listening there, perhaps this server in another window.",
-            fix=f"Stop that one, or use another port: --port {port + 1 if port < MAX_PORT else 8000}",
+            fix=f"Stop that one, or use another port: --port {other}, or run(port={other}) in a program.",
         )
     return CommandError(
         f"Cannot listen on {host} port {port}.",
