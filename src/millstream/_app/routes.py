@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
 _PREFIX = b"x-forwarded"
 _REFUSED = Response(
-    b"This page is for programs on the server's own machine, because nobody has to sign in here. Open it there at a "
+    b"This page is for programs on the server's own machine, because this server has no sign-in. Open it there at a "
     b"loopback address such as http://127.0.0.1:8000, on a server bound to one, and not through a proxy.\n",
     403,
     TEXT_HEAD,

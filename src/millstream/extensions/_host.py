@@ -459,9 +459,9 @@ class ServerHost:
         """Take one slot of every limit, or none at all. If the worker dies, its slots become free.
 
         Args:
-            holder: Identifier that is unique among the seats of this worker.
+            holder: Identifier that is unique among the slots of this worker.
             limits: Limits of this extension.
-            call: Also take the seats that this call would occupy as a request.
+            call: Also take the slots that this call would occupy as a request.
 
         Raises:
             LimitReached: A limit has no free slot.

@@ -340,7 +340,7 @@ class Delivery:
         self.mailboxes: Mailboxes = Mailboxes(store, self.journal, limits)
         self.audience: Audience = Audience(limits)
         self.published: Position | None = None
-        """The position of this worker's last event that nobody here waited for."""
+        """The position of this worker's last event without a subscriber here."""
         self._tasks: list[asyncio.Task[None]] = []
         self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
@@ -376,7 +376,7 @@ class Delivery:
             await self.event_tail.settle()
 
     async def catch_up(self) -> None:
-        """Deliver all new entries of the two streams, and move past those that nobody here follows."""
+        """Deliver all new entries of the two streams, and move past those that aren't followed here."""
         await self.event_tail.settle()
         await self.change_tail.catch_up()
 

@@ -308,7 +308,7 @@ class MemoryLog:
         """Streams by kind. There are few kinds, because the program chooses them, not its clients."""
         self.listeners = Topics[Entry]()
         self._once: Recent[tuple[str, str], float] = Recent(_MAX_ONCE)
-        """When each text that an entry must not repeat expires."""
+        """Text that entries must not repeat -> when that ends."""
 
     @property
     def size(self) -> int:
