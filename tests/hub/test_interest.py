@@ -198,7 +198,6 @@ async def test_uninterested_redis_workers_are_sent_nothing(redis: RedisBacking) 
 
 
 @pytest.mark.server
-@pytest.mark.nightly
 async def test_many_topics_are_followed_at_once(redis: RedisBacking) -> None:
     async with workers(redis, 2) as (one, two):
         outlets = [
