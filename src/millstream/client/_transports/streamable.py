@@ -12,7 +12,8 @@ from functools import lru_cache
 from millstream._http.client.body import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, read_result
+from millstream._protocol.foreign import read_foreign
+from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
@@ -140,7 +141,7 @@ class StreamableTransport:
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
             raise self._error(reply)
         try:
-            message = read(reply.body, allow_null=True)
+            message = read_foreign(reply.body)
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._error(reply) from exc

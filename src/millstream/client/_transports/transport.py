@@ -20,8 +20,9 @@ from millstream._backoff import retry_delay
 from millstream._http.client.body import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
+from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, read, split_batch
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks
@@ -233,7 +234,7 @@ class DuplexTransport:
             return
         for item in items:
             try:
-                self.deliver(read(item, allow_null=True))
+                self.deliver(read_foreign(item))
             except ProtocolError as exc:
                 waiter = self._waiting.get(answered_id(item))
                 if waiter is not None and not waiter.done():
@@ -371,7 +372,7 @@ class EventReader:
                 self.attempts = 0
                 data = event.data.encode()
                 try:
-                    return read(data, allow_null=True)
+                    return read_foreign(data)
                 except ProtocolError as exc:
                     if self._request_id and answered_id(data) == self._request_id:
                         raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
