@@ -148,7 +148,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
     def __post_init__(self) -> None:
         if self.resource is None:
             if not self.uri or (self.text is None) == (self.blob is None):
-                raise TypeError("an embedded resource needs a uri, and either text or blob")
+                raise TypeError("An embedded resource needs a uri, and either text or blob.")
             force_setattr(self, "resource", ResourceContents(self.uri, self.mime_type, self.text, self.blob))
         for name, empty in (("uri", ""), ("text", None), ("blob", None), ("mime_type", None)):
             force_setattr(self, name, empty)

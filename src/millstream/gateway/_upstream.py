@@ -164,20 +164,20 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             ValueError: The configuration is invalid; the message says why.
         """
         if not self.name.strip():
-            raise ValueError("An upstream requires a name")
+            raise ValueError("An upstream requires a name.")
         prefix = self.names.prefix
         if PREFIX.fullmatch(prefix) is None:
             raise ValueError(
                 f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
-                f"{PREFIX_RULE}, or set another prefix="
+                f"{PREFIX_RULE}, or set another prefix."
             )
         if self.revision is not None and self.revision not in BY_DATE:
             raise ValueError(
-                f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}"
+                f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}."
             )
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
-            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}")
+            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
         if self.openapi is not None:
             from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 

@@ -402,11 +402,11 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
     threaded = thread and not plan.is_async
     if wants_context and plan.context_type is SyncContext and not threaded:
-        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread. Annotate ctx: Context")
+        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread. Annotate ctx: Context.")
     if wants_context and plan.context_type is Context and threaded:
         raise TypeError(
             f"{plan.name}: a `def` function runs in a worker thread and can't await. Annotate ctx: SyncContext, "
-            "or make it `async def`"
+            "or make it `async def`."
         )
     if plan.dependencies:
         return _with_dependencies(plan, home, threaded=threaded)

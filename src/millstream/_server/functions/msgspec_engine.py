@@ -270,7 +270,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
             what = f"its default {parameter.default!r} doesn't fit its type: {error}"
-            raise RegistrationError(f"{name}: parameter {parameter.name!r}: {what}") from error
+            raise RegistrationError(f"{name}: parameter {parameter.name!r}: {what}.") from error
         if not isinstance(parameter.default, _IMMUTABLE):
             schema["properties"][parameter.wire]["default"] = value
 

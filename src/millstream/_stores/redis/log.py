@@ -473,7 +473,7 @@ class RedisLog:
                     if arrived and self._pushes.number == number:
                         return newest
         except TimeoutError:
-            raise StoreUnavailable("The store didn't respond in time: it can't be read") from None
+            raise StoreUnavailable("The store didn't respond in time: it can't be read.") from None
 
     async def _mark(self, stream: str) -> tuple[Position | None, bool]:
         """Return the newest position, and whether the pushes of all entries up to it have arrived."""

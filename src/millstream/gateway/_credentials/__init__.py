@@ -239,7 +239,7 @@ def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
     """
     found = {name: secret(value) for name, value in headers.items()}
     if not found or None in found.values():
-        raise ValueError("static_headers() requires headers, each with a value")
+        raise ValueError("static_headers() requires headers, each with a value.")
     return StaticHeaders(headers={name: value for name, value in found.items() if value is not None})
 
 
