@@ -87,7 +87,7 @@ EXCLUSIONS: tuple[tuple[str, str, str, str], ...] = (
     ("resumption", "*", "sse", "the end of the stream is the end of the session"),
     ("resumption", "*", "sessionless", "a log belongs to a session"),
     ("resumption", "*", "json", "there is no stream to take up"),
-    ("resumption", "2026-07-28", "*", "a broken stream is a cancelled call"),
+    ("resumption", "2026-07-28", "*", "a broken stream is a canceled call"),
     ("elicitation", "2024-11-05", "*", "this revision has no elicitation"),
     ("elicitation", "2025-03-26", "*", "this revision has no elicitation"),
     ("url elicitation", "2024-11-05", "*", "this revision has no elicitation"),

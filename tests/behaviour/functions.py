@@ -214,7 +214,7 @@ async def weigh(arguments: dict[str, Any], call: Call) -> list[str | int]:
 
 
 async def waits(key: str, ctx: Context) -> str:
-    """Report progress, then wait until the gate opens or the call is cancelled."""
+    """Report progress, then wait until the gate opens or the call is canceled."""
     await ctx.progress(1)
     note(key, "begun")
     try:

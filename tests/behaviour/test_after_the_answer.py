@@ -75,7 +75,7 @@ async def test_no_messages_about_a_call_follow_its_response() -> None:
         assert (await talk.hear())["id"] == 2
 
 
-async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
+async def test_abandoned_questions_are_canceled_at_the_client() -> None:
     mcp, _ = chatty()
     async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -88,7 +88,7 @@ async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
         assert cancelled["params"]["requestId"] == asked["id"]
 
 
-async def test_timed_out_questions_are_cancelled_at_the_client() -> None:
+async def test_timed_out_questions_are_canceled_at_the_client() -> None:
     mcp, _ = chatty()
     async with run_wire(mcp, "asgi") as wire:
         wire.runtime.services.questions._timeout = 0.0
@@ -180,7 +180,7 @@ async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> 
         await asyncio.gather(*left, return_exceptions=True)
 
 
-async def test_cancelling_a_call_withdraws_its_questions() -> None:
+async def test_canceling_a_call_withdraws_its_questions() -> None:
     mcp, left, _ = forgetful()
     async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -223,7 +223,7 @@ async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
         assert (await talk.hear())["result"]["isError"] is True
 
 
-async def test_subscription_ended_by_the_server_is_cancelled_after_its_result() -> None:
+async def test_subscription_ended_by_the_server_is_canceled_after_its_result() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28"""
     mcp, _ = chatty()
     async with run_wire(mcp, "asgi") as wire:

@@ -20,7 +20,7 @@ async def start_waiting(client: Client, tool: str, key: str) -> int:
 
 
 @in_combinations("explicit cancel")
-async def test_cancelled_calls_stop_without_a_response(connect: Connect, combination: Combination) -> None:
+async def test_canceled_calls_stop_without_a_response(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
     key = f"cancel {combination}"
@@ -58,7 +58,7 @@ async def test_threads_see_the_cancellation(connect: Connect, combination: Combi
 
 
 @in_combinations("handshake", "explicit cancel", "questions", "elicitation")
-async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
+async def test_calls_waiting_for_an_answer_can_be_canceled(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination, answer=lambda method, params: None)
     sent = await client.start("tools/call", {"name": "insists", "arguments": {}})

@@ -177,7 +177,7 @@ async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: J
     assert reply.message["error"]["code"] == -32603
 
 
-async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
+async def test_batch_completes_when_a_tool_awaits_a_canceled_task() -> None:
     async with run_wire(make_server(), "lane") as wire:
         headers = await wire.initialize("2025-03-26")
         bad = request("tools/call", {"name": "waits_for_a_cancelled_task"}, 1)
@@ -188,7 +188,7 @@ async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
     assert answers[2] == {}
 
 
-async def test_connection_transports_answer_cancelled_tools() -> None:
+async def test_connection_transports_answer_canceled_tools() -> None:
     async with make_server().running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
         for name in ("waits_for_a_cancelled_task", "exits", "asks_in_a_group"):

@@ -29,7 +29,7 @@ def endless() -> Server:
 
     @mcp.tool
     async def survives(ctx: Context) -> str:
-        """Wait, and return a result when cancelled."""
+        """Wait, and return a result when canceled."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -38,7 +38,7 @@ def endless() -> Server:
 
     @mcp.tool
     async def asks_again(ctx: Context) -> str:
-        """Wait, and ask when cancelled."""
+        """Wait, and ask when canceled."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -108,7 +108,7 @@ async def test_question_during_shutdown_raises_an_error() -> None:
         assert "The server is stopping" in reply.message["result"]["content"][0]["text"]
 
 
-async def test_cancelled_calls_send_no_questions() -> None:
+async def test_canceled_calls_send_no_questions() -> None:
     async with run_wire(endless(), "asgi") as wire:
         talk = await Talk(wire).opened()
         talk.say(call("asks_again"))
@@ -119,13 +119,13 @@ async def test_cancelled_calls_send_no_questions() -> None:
         assert (await talk.hear())["id"] == 2
 
 
-async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
+async def test_canceled_call_gets_no_response_on_shutdown() -> None:
     """MCP 2025-11-25, cancellation."""
     mcp, stubborn = endless(), asyncio.Event()
 
     @mcp.tool
     async def goes_on() -> str:
-        """Wait, and continue when cancelled."""
+        """Wait, and continue when canceled."""
         try:
             await asyncio.Event().wait()
         finally:

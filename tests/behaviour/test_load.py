@@ -291,7 +291,7 @@ async def test_finished_calls_release_their_slot_at_once() -> None:
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_cancelled_call_that_returns_gets_no_response(way: str) -> None:
+async def test_canceled_call_that_returns_gets_no_response(way: str) -> None:
     mcp, started = make_shop(), asyncio.Event()
 
     @mcp.tool

@@ -192,7 +192,7 @@ async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
         assert (seen, pipe._waiting) == (["", ""], deque())
 
 
-async def test_cancelled_call_that_fails_gets_no_response() -> None:
+async def test_canceled_call_that_fails_gets_no_response() -> None:
     mcp, started = make_server(), asyncio.Event()
 
     @mcp.tool

@@ -186,7 +186,7 @@ class HttpRequest(Struct, eq=False):
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Return whether the peer has disconnected, after the handler's task was cancelled but not its call.
+        """Return whether the peer has disconnected, after the handler's task was canceled but not its call.
 
         If not, the peer is still waiting for a reply.
         """

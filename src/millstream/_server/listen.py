@@ -41,7 +41,7 @@ class Listen:
         self._services = services
 
     async def __call__(self, call: Call) -> bytes:
-        """Acknowledge, then push changes until the call is cancelled or the server closes the reply channel."""
+        """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
         wanted = read(_decoder, call).notifications
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:

@@ -40,7 +40,7 @@ class AnswerMessage(PeerMessage, frozen=True, tag="answer"):
 
 
 class CancelCall(PeerMessage, frozen=True, tag="cancel"):
-    """A client cancelled a call."""
+    """A client canceled a call."""
 
     session: str
     id: bytes
@@ -146,7 +146,7 @@ class WakeCall(PeerMessage, frozen=True, tag="wake"):
 
 
 class LeaveCall(PeerMessage, frozen=True, tag="leave"):
-    """The client that resumed a call cancelled it."""
+    """The client that resumed a call canceled it."""
 
     number: int
 

@@ -112,7 +112,7 @@ class HttpProtocol(asyncio.Protocol):
         exchange.protocol = self
         task = self.guard.start(exchange.run(self))
         if not (exchange.response_complete or exchange.left_open):
-            # From now on, the call can be cancelled, and the server waits for it.
+            # From now on, the call can be canceled, and the server waits for it.
             exchange.task = task
             exchange.cancel = task.cancel
             self.state.tasks.add(task)

@@ -20,7 +20,7 @@ from millstream._server.pool import Jobs, run_carried, work
 
 T = TypeVar("T")
 
-_CALL_CANCELLED = "The caller cancelled the call."
+_CALL_CANCELLED = "The caller canceled the call."
 
 
 class Waits:

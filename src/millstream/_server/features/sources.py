@@ -66,7 +66,7 @@ class _Resolution:
     """The dependencies of one call.
 
     The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
-    function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
+    function is done, before its result is encoded, and also if it failed, was canceled, or stopped for a question. The
     error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
     error doesn't turn the failure into a success.
     """
@@ -129,7 +129,7 @@ class _Resolution:
         threads = self._call.services.threads
 
         async def leave(exc: BaseException | None) -> None:
-            # The closing thread waits until the opening one is done, even if the call is cancelled.
+            # The closing thread waits until the opening one is done, even if the call is canceled.
             if threaded:
                 await threads.run_anyway(slot.leave, exc)
             else:

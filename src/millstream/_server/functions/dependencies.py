@@ -166,7 +166,7 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
 
     The function runs once per call, even if several parameters depend on it. It can have dependencies, take the
     `Context` (or, as a `def` function, the `SyncContext`), and be `async`. If it yields, the code after the ``yield``
-    runs when the call is over. If the call failed or was cancelled, the ``yield`` raises the error. Context managers
+    runs when the call is over. If the call failed or was canceled, the ``yield`` raises the error. Context managers
     work the same way (a function decorated with `contextlib.contextmanager`, or a class).
 
     Args:

@@ -215,7 +215,7 @@ class Observer:
         self._lag = LoopLag(registry)
 
     async def run(self) -> None:
-        """Sample the event loop until cancelled. The runtime owns the task."""
+        """Sample the event loop until canceled. The runtime owns the task."""
         await self._lag.run()
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ class PushReader:
             self._read_task.cancel()
 
     async def run(self) -> None:
-        """Read until cancelled."""
+        """Read until canceled."""
         outage = LogOnce(_logger, "The store can't be read; retrying", "The store can be read again.")
         failures = 0
         try:

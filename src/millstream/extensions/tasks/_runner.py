@@ -228,7 +228,7 @@ class TaskRunner:
             nonlocal worker
             worker = record.worker
             return replace(
-                record, status=CANCELLED, message="Cancelled by the client.", worker="", requests={}, responses={}
+                record, status=CANCELLED, message="Canceled by the client.", worker="", requests={}, responses={}
             )
 
         changed = await self._records.update(name, change)
