@@ -80,7 +80,7 @@ PAGES = {
     ),
     "docs/guides/errors.md": Page(
         untyped={
-            "raise ProtocolError": "tests/behaviour/world.py has tools that raise it.",
+            "raise ProtocolError": "tests/behavior/world.py has tools that raise it.",
             "result = await": "tests/client/test_calls.py does so.",
         },
     ),
@@ -156,7 +156,7 @@ PAGES = {
             "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
             "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
-            "MILLSTREAM_ROOT_PATH": "tests/behaviour/test_root_path.py has such a server.",
+            "MILLSTREAM_ROOT_PATH": "tests/behavior/test_root_path.py has such a server.",
             "curl -s -D -": "tests/transports/test_hosts.py has pages with this origin.",
         },
     ),

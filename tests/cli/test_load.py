@@ -205,10 +205,10 @@ def test_files_named_like_a_library_hide_nothing(folder: Path) -> None:
 
 
 def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
-    (folder / "neighbour.py").write_text("name = 'from next door'\n")
+    (folder / "neighbor.py").write_text("name = 'from next door'\n")
     (folder / "shop.py").write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbour\n"
-        "from millstream import Server\n@dataclass\nclass A:\n    x: int\nmcp = Server(neighbour.name)\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbor\n"
+        "from millstream import Server\n@dataclass\nclass A:\n    x: int\nmcp = Server(neighbor.name)\n"
     )
     assert load("shop.py").name == "from next door"
 

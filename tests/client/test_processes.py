@@ -143,7 +143,7 @@ async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
     "program",
     [
         "sys.exit(0)",
-        "raise SystemExit('no licence')",
+        "raise SystemExit('no license')",
         "say('hello'); sys.exit(1)",
     ],
 )

@@ -44,7 +44,7 @@ STREAM = "hub:journal"
         ("redis://:hunter2@", "has no host"),
         ("redis://:hunter2@host:port", "is invalid"),
         ("redis://:hunter2@host/one", "database number"),
-        ("redis://:hunter2@host/0?colour=hunter2", "Unknown option"),
+        ("redis://:hunter2@host/0?color=hunter2", "Unknown option"),
         ("redis://:hunter2@host/0?prefix={hunter2}", "prefix"),
         ("redis+sentinel://:hunter2@host:26379", "name of the service"),
         ("redis+cluster://:hunter2@host:7000/3", "only database 0"),

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.harness import Json
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.harness import Json
 from millstream._protocol import notifications as ours
 from millstream._protocol.content import Text
 from millstream._protocol.revisions import BY_DATE

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from uvicorn.server import ServerState
 
-from behaviour import world
-from behaviour.combinations import Combination
-from behaviour.exchanges import Http, LaneHttp, serve_http
-from behaviour.harness import EVERYTHING, Answer, Client, Json
-from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
+from behavior import world
+from behavior.combinations import Combination
+from behavior.exchanges import Http, LaneHttp, serve_http
+from behavior.harness import EVERYTHING, Answer, Client, Json
+from behavior.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
 from http_peer import RunningServer
 from millstream import Server
 from processes import RunState
 
-SHARED_PORT = os.environ.get("BEHAVIOUR_PORT", "")
+SHARED_PORT = os.environ.get("BEHAVIOR_PORT", "")
 """Port of a server with several workers, for tests that don't need their own server."""
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
 

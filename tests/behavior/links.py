@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from behaviour.exchanges import Event, Exchange, Http
+from behavior.exchanges import Event, Exchange, Http
 from millstream._app.runtime import Runtime
 from millstream._transports.connection import MemoryPipe
 from patience import WAIT
@@ -26,7 +26,7 @@ Take = Callable[[Json | list[Json], "Json | None", int], None]
 """Message from the server, its request (if the transport relates them), and HTTP status (0 without one)."""
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORLD = "tests/behaviour/world.py"
+WORLD = "tests/behavior/world.py"
 ACCEPT = "application/json, text/event-stream"
 NAME_PARAMS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 VERSION = "io.modelcontextprotocol/protocolVersion"

@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.harness import new_order_uri
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.harness import new_order_uri
 from patience import WAIT
 
 UPDATED = "notifications/resources/updated"

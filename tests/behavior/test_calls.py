@@ -2,9 +2,9 @@ import base64
 import json
 import re
 
-from behaviour.combinations import ALL, EXCLUSIONS, Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.functions import PNG, WAV
+from behavior.combinations import ALL, EXCLUSIONS, Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.functions import PNG, WAV
 from cases import for_each
 
 STRUCTURED = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from behaviour.client_setup import Processes, open_client
-from behaviour.combinations import Combination
-from behaviour.harness import Client
+from behavior.client_setup import Processes, open_client
+from behavior.combinations import Combination
+from behavior.harness import Client
 
 Connect = Callable[..., Awaitable[Client]]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pydantic
 
-from behaviour.boards import GATES, JOURNAL, count_call, notify_waiters, until
+from behavior.boards import GATES, JOURNAL, count_call, notify_waiters, until
 from millstream import (
     Audio,
     Cancelled,

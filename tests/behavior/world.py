@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from behaviour import functions as do
+from behavior import functions as do
 from millstream import Context, Icon, Info, Message, Server, Settings, Text, ToolAnnotations
 from millstream._protocol.content import ToolUse
 from millstream._server.features.tools import Tool
@@ -28,7 +28,7 @@ OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (do.needs_sampling, {"requires": {"sampling": {}}}),
 ]
 WEIGH = {"type": "object", "properties": {"of": {"type": "string"}}, "required": ["of"], "additionalProperties": False}
-THREADS = int(os.environ.get("BEHAVIOUR_THREADS", "2"))
+THREADS = int(os.environ.get("BEHAVIOR_THREADS", "2"))
 """Few by default, so tests can exhaust them. Shared servers need more."""
 ICON = Icon(src="https://example.com/icon.png", mime_type="image/png", sizes=["48x48"])
 
@@ -41,7 +41,7 @@ def build(**settings: Any) -> Server:
         instructions="Ask for anything.",
         info=Info(title="The world", description="All there is.", icons=[ICON], website_url="https://example.com"),
         settings=Settings(
-            **{"page_size": 10, "max_threads": THREADS, "secret_key": "the one key of every behaviour test", **settings}
+            **{"page_size": 10, "max_threads": THREADS, "secret_key": "the one key of every behavior test", **settings}
         ),
     )
     for function in TOOLS:

@@ -1,10 +1,10 @@
 import asyncio
 import json
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.exchanges import WAIT, Event, Exchange
-from behaviour.harness import Client, Json, new_order_uri
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.exchanges import WAIT, Event, Exchange
+from behavior.harness import Client, Json, new_order_uri
 
 
 def request(tool: str, request_id: int = 800, **arguments: str) -> Json:

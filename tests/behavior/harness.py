@@ -10,9 +10,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from behaviour.combinations import Combination
-from behaviour.judge import judge_of
-from behaviour.links import Link, Process, StreamableLink
+from behavior.combinations import Combination
+from behavior.judge import judge_of
+from behavior.links import Link, Process, StreamableLink
 from millstream import Server
 from patience import WAIT
 

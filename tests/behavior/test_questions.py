@@ -1,8 +1,8 @@
 from typing import Any
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.harness import Json, Refuse
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.harness import Json, Refuse
 from cases import for_each
 
 FORMS = {

@@ -15,7 +15,7 @@ ALLOWED = {
     "ISC",
     "MIT",
     "MIT-0",
-    "MPL-2.0",  # certifi: a list of certificates; the licence binds changes to the file itself only
+    "MPL-2.0",  # certifi: a list of certificates; the license binds changes to the file itself only
     "PSF-2.0",
     "Unlicense",
 }
@@ -35,7 +35,7 @@ def locked() -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==[^\s;]+(?: ; (.*?))? \\$", text, re.MULTILINE))
 
 
-def licence_of(package: Distribution) -> str:
+def license_of(package: Distribution) -> str:
     """The SPDX expression, or what the classifiers or the old free-text field amount to."""
     expression = package.metadata.get("License-Expression")
     if expression:
@@ -45,7 +45,7 @@ def licence_of(package: Distribution) -> str:
 
 
 def is_allowed(expression: str) -> bool:
-    """Whether one alternative of an SPDX expression consists of allowed licences only."""
+    """Whether one alternative of an SPDX expression consists of allowed licenses only."""
     inner = re.search(r"\(([^()]*)\)", expression)
     if inner:
         verdict = "MIT" if is_allowed(inner[1]) else "refused"
@@ -59,12 +59,12 @@ def test_runtime_dependencies_have_allowed_licenses() -> None:
     assert {"msgspec", "httptools", "cyclopts"} <= set(packages)
     for name, marker in packages.items():
         try:
-            licence = licence_of(distribution(name))
+            expression = license_of(distribution(name))
         except PackageNotFoundError:
             assert marker, f"{name} is locked for every platform and is not installed"
             continue
-        if not is_allowed(licence):
-            refused[name] = licence
+        if not is_allowed(expression):
+            refused[name] = expression
     assert refused == {}
 
 

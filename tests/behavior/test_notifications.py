@@ -1,7 +1,7 @@
 from typing import Any
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
 from cases import for_each
 
 PROGRESS, LOG = "notifications/progress", "notifications/message"

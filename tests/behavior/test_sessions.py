@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from behaviour import world
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.exchanges import Exchange, serve_http
-from behaviour.harness import Client, Json
-from behaviour.links import ACCEPT
+from behavior import world
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.exchanges import Exchange, serve_http
+from behavior.harness import Client, Json
+from behavior.links import ACCEPT
 
 JSON = {"content-type": "application/json", "accept": ACCEPT}
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'

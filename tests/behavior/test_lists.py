@@ -1,6 +1,6 @@
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.harness import Client, Json
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.harness import Client, Json
 
 MEMBERS = {
     "tools/list": "tools",

@@ -11,10 +11,10 @@ import msgspec
 import pydantic
 import pytest
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.functions import JOURNAL
-from behaviour.harness import Client, Json, Reply
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.functions import JOURNAL
+from behavior.harness import Client, Json, Reply
 from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._transports.connection import MemoryPipe

@@ -33,13 +33,13 @@ ELSEWHERE = {
 
 
 def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
-    """Run the chosen behaviour tests against a port; gives how many have passed."""
-    command = [sys.executable, "-m", "pytest", "tests/behaviour", "-q", "-k", chosen, "-p", "no:cacheprovider"]
+    """Run the chosen behavior tests against a port; gives how many have passed."""
+    command = [sys.executable, "-m", "pytest", "tests/behavior", "-q", "-k", chosen, "-p", "no:cacheprovider"]
     with (folder / "tests").open("wb") as sink:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front), "NIGHTLY": "1"},
+            env={**os.environ, **shared, "BEHAVIOR_PORT": str(front), "NIGHTLY": "1"},
             stdout=sink,
             check=False,
         )
@@ -53,13 +53,13 @@ def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
 def board(folder: Path) -> dict[str, str]:
     """The environment that the server and its judges share."""
     (folder / "board").mkdir()
-    return {"BEHAVIOUR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests"), "BEHAVIOUR_THREADS": "40"}
+    return {"BEHAVIOR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests"), "BEHAVIOR_THREADS": "40"}
 
 
 def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
     port = free_port()
     shared = board(tmp_path)
-    serve = run_command("tests/behaviour/world.py:mcp", port, "--workers", "4")
+    serve = run_command("tests/behavior/world.py:mcp", port, "--workers", "4")
     with run_server(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
         assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 600
 
@@ -72,7 +72,7 @@ def test_clock_skew_of_three_minutes_changes_nothing(tmp_path: Path) -> None:
         redis = stack.enter_context(closing(RedisServer()))
         ports = free_port(), free_port()
         for port, skew in zip(ports, (90, -90), strict=True):
-            serve = run_command("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
+            serve = run_command("tests/behavior/world.py:mcp", port, "--workers", "2", "--store", redis.url)
             clocks = Clocks(tmp_path, str(port))
             clocks.set(skew, [skew])
             stack.enter_context(run_server(serve, port, tmp_path / f"log{port}", **shared, **clocks.environment))

@@ -4,10 +4,10 @@ import asyncio
 import json
 from typing import Any
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.harness import Client, Json
-from behaviour.test_resumption import messages_of, resumed, some
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.harness import Client, Json
+from behavior.test_resumption import messages_of, resumed, some
 from patience import WAIT
 
 

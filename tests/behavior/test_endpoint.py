@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from behaviour.client_setup import server_for
-from behaviour.combinations import Combination, mark_param
-from behaviour.conftest import Connect
-from behaviour.exchanges import Http, serve_http
-from behaviour.judge import judge_of
-from behaviour.links import ACCEPT, SseLink
+from behavior.client_setup import server_for
+from behavior.combinations import Combination, mark_param
+from behavior.conftest import Connect
+from behavior.exchanges import Http, serve_http
+from behavior.judge import judge_of
+from behavior.links import ACCEPT, SseLink
 from cases import for_each
 
 JSON = {"content-type": "application/json", "accept": ACCEPT}

@@ -1,9 +1,9 @@
 import base64
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.functions import WAV
-from behaviour.harness import Client, Json
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.functions import WAV
+from behavior.harness import Client, Json
 from cases import for_each
 from millstream import Server, Settings
 

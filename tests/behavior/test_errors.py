@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
 from cases import for_each
 from patience import WAIT
 

@@ -3,10 +3,10 @@
 https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints
 """
 
-from behaviour.combinations import Combination, in_combinations
-from behaviour.conftest import Connect
-from behaviour.functions import CONVERSATIONS
-from behaviour.harness import Json
+from behavior.combinations import Combination, in_combinations
+from behavior.conftest import Connect
+from behavior.functions import CONVERSATIONS
+from behavior.harness import Json
 from cases import for_each
 
 SAMPLE: Json = {"role": "assistant", "content": {"type": "text", "text": "word"}, "model": "m"}

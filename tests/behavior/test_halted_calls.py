@@ -3,7 +3,7 @@ import json
 from typing import Any
 
 from bad_input.shop import make_shop
-from behaviour.test_after_the_answer import FORM, INITIALIZE, Talk
+from behavior.test_after_the_answer import FORM, INITIALIZE, Talk
 from cases import for_each
 from millstream import Context, Server
 from wire import POST, Reply, Wire, open_sse, per_request, request, routing, run_wire

@@ -1,6 +1,6 @@
 """Shared state of the behavior tests' functions: journals, gates, and call counts.
 
-It's kept in this process, or with several workers, in the folder `BEHAVIOUR_FOLDER`.
+It's kept in this process, or with several workers, in the folder `BEHAVIOR_FOLDER`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 
 from patience import WAIT
 
-FOLDER = os.environ.get("BEHAVIOUR_FOLDER")
+FOLDER = os.environ.get("BEHAVIOR_FOLDER")
 _NEWS: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 """Event loops and events that wait for a journal or a gate."""
 
