@@ -90,7 +90,7 @@ async def test_health_counts_open_streams_by_transport() -> None:
         assert (await facts(server))["streams_by_transport"] == {"events": 0}
 
 
-async def test_health_and_metrics_count_connections_of_the_own_server() -> None:
+async def test_health_and_metrics_count_connections_to_this_server() -> None:
     foreign, server = Server("shop"), Server("shop", serve="metrics")
     async with foreign.running():
         assert "connections" not in await facts(foreign)

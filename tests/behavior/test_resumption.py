@@ -58,7 +58,9 @@ async def test_resume_continues_after_any_event(connect: Connect, combination: C
 
 
 @in_combinations("resumption")
-async def test_resume_of_a_running_call_receives_later_events(connect: Connect, combination: Combination) -> None:
+async def test_resumed_streams_of_running_calls_receive_later_events(
+    connect: Connect, combination: Combination
+) -> None:
     client = await connect(combination)
     for late in (False, True):
         key = f"cut {combination} {late}"

@@ -160,7 +160,7 @@ def test_the_room_fits_whatever_is_in_it(
     assert found == [], "\n".join(found)
 
 
-def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_page: OpenPage) -> None:
+def test_an_open_question_cannot_be_collapsed(shop: Callable[..., str], open_page: OpenPage) -> None:
     page = open_page(shop(calls(("burn", '{"isbn": "1"}')), says("Gone.")))
     ask(page, "Burn it")
     card = page.locator(".call")

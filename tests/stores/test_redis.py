@@ -281,7 +281,7 @@ async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) 
 
 async def test_missing_databases_and_server_modes_are_named(server: RedisServer) -> None:
     for url, said in (
-        (f"{server.url}/99", "rejects the connection"),
+        (f"{server.url}/99", "rejected the connection"),
         (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),
     ):
         with pytest.raises(LocalError, match=said):

@@ -60,7 +60,7 @@ class Folder:
             return self._walked
 
     def matching_paths(self, start: str) -> Iterator[str]:
-        """Yield the paths that begin with a text, scanning only folders that can contain them."""
+        """Yield the paths that begin with a string, scanning only folders that can contain them."""
         folder, _, name = start.rpartition("/")
         place = self._root / folder
         try:

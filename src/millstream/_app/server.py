@@ -424,7 +424,7 @@ class Server:
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt: ``@mcp.prompt``. Return the function.
 
-        It returns a text, which the user says, a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
+        It returns text, which the user says, a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
 
         Args:
             function: The function. Clients send its arguments as strings.

@@ -334,7 +334,7 @@ _FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 async def compress(response: Response, request: "HttpRequest", mode: str) -> Response:
     """Compress a reply with a text type if the client accepts gzip. A large one is compressed in a thread.
 
-    Compression is gzip (RFC 9110 §12.5.3), also of event streams if configured (docs/decisions/0049). Small replies,
+    Compression is gzip (RFC 9110 §12.5.3), including event streams if configured (docs/decisions/0049). Small replies,
     which are the common case, aren't compressed: the adapters check the length first.
 
     Args:

@@ -95,14 +95,14 @@ class Text(Block, frozen=True, tag="text"):
 
 
 class Image(Block, frozen=True, tag="image"):
-    """A picture: ``Image(png, "image/png")``."""
+    """An image: ``Image(png, "image/png")``."""
 
     data: bytes
     mime_type: str
 
 
 class Audio(Block, frozen=True, tag="audio"):
-    """A sound: ``Audio(wav, "audio/wav")``."""
+    """Audio: ``Audio(wav, "audio/wav")``."""
 
     data: bytes
     mime_type: str

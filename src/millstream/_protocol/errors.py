@@ -1,4 +1,4 @@
-"""Errors, separated by who caused them, and what their texts contain: a peer's text made safe, and suggested names.
+"""Errors, separated by who caused them, and what their messages contain: a peer's text made safe, and suggested names.
 
 The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
 about a misspelled name suggests the closest existing one. Python only says that an argument is unexpected, and versions

@@ -148,7 +148,7 @@ class _Pushes:
 
     def __init__(self) -> None:
         self._early: dict[bytes, None] = {}
-        """Messages to push afterwards, each once."""
+        """Pending messages, each of which is pushed once."""
         self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""

@@ -186,7 +186,7 @@ Message = (
 LEEWAY = 60.0
 """Seconds for which data sealed by one worker still opens on another after its expiry."""
 WINDOW = 300.0
-"""Maximum difference in seconds between a message's time and ours. After a change of the store's clock, the stamps of
+"""Maximum difference in seconds between a message's time and ours. After a change to the store's clock, the stamps of
 workers differ by that much until each has noticed.
 """
 PAUSE = 1.0

@@ -1,4 +1,4 @@
-"""Tokens of an issuer as auth methods: signed ones (JSON Web Tokens), and ones that only it can verify (RFC 7662).
+"""Tokens from an issuer as auth methods: signed ones (JSON Web Tokens), and ones that only it can verify (RFC 7662).
 
 An issuer publishes its metadata: RFC 8414, or OpenID Connect Discovery. Requests go to issuers that the operator
 configured. They may be on a private network.
@@ -160,7 +160,7 @@ class Keys(Protocol):
 
 
 class IssuerMethod(AuthMethod):
-    """A method for the tokens of one issuer."""
+    """A method for the tokens from one issuer."""
 
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Callable[[], float]) -> None:
         self._rules = rules
@@ -176,7 +176,7 @@ class IssuerMethod(AuthMethod):
 
 
 class TokenMethod(IssuerMethod):
-    """The signed tokens of one issuer."""
+    """The signed tokens from one issuer."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ _decode = decoder(dict[str, Any])
 
 
 class IntrospectedMethod(IssuerMethod):
-    """The tokens of one issuer, which only it can verify."""
+    """The tokens from one issuer, which only it can verify."""
 
     shows = True
 
@@ -313,7 +313,7 @@ def rules_of(
     *,
     believed: float = 60.0,
 ) -> TokenRules:
-    """Return the rules for tokens of an issuer, from the arguments of ``auth.jwt``.
+    """Return the rules for an issuer's tokens, from the arguments of ``auth.jwt``.
 
     Raises:
         ValueError: The issuer, the audience, or a scope is invalid.

@@ -319,7 +319,7 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
 
 
 def _check_url(source: Source, url: str, where: KeyPath) -> None:
-    """Raise a `ConfigError` unless a text is a URL, because the client would run any other text as a command."""
+    """Raise a `ConfigError` unless a string is a URL, because the client would run any other string as a command."""
     try:
         parse(url)
     except TargetError:

@@ -139,7 +139,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @override
     def __repr__(self) -> str:
-        """Return a text without potential secrets: headers, variables, and targets."""
+        """Return text without potential secrets: headers, variables, and targets."""
         return f"UpstreamConfig(name={self.name!r})"
 
     @property
@@ -154,7 +154,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """The target as a text that is the same in all workers; empty for a server object of this process."""
+        """The target as a string that is the same in all workers; empty for a server object of this process."""
         return "" if hasattr(self.target, "running") else repr(self.target)
 
     def check(self) -> None:
@@ -269,7 +269,7 @@ class Upstream:
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
     changed_at: float = 0.0
-    """Unix time of the last change of its lists; 0 before the first one."""
+    """Unix time of the last change to its lists; 0 before the first one."""
     _plain_catalog: Catalog | None = None
     _is_plain = False
     """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""

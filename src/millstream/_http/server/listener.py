@@ -312,7 +312,7 @@ class SocketListener:
         self._servers.clear()
 
     async def shut_down(self, seconds: float) -> None:
-        """Close every connection after its pending reply. After `seconds`, cancel the calls that still run."""
+        """Close every connection after its pending reply. After `seconds`, cancel the calls that are still running."""
         for connection in list(self.state.connections):
             connection.shutdown()
         try:

@@ -268,7 +268,7 @@ class _HookRun(Request):
 
 
 def _texts(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a prompt or resource, which arrive as text or lists of texts."""
+    """Return the arguments of a prompt or resource, which arrive as strings or lists of strings."""
     return {
         name: value if isinstance(value, str | list) else encode(value).decode()
         for name, value in arguments.items()

@@ -214,7 +214,7 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
 
 
 Read = Callable[[Any], Any]
-"""Reads arguments: the JSON of a tool, or the texts of a prompt or template. Raises `ArgumentError` if they're
+"""Reads arguments: the JSON of a tool, or the strings of a prompt or template. Raises `ArgumentError` if they're
 invalid.
 """
 

@@ -101,7 +101,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "scopes": (
         lambda value: _are_texts(value) and all(map(_SCOPE.fullmatch, value)),
-        "a list of scopes without blanks or quotes",
+        "a list of scopes without spaces or quotes",
     ),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "timeout": (

@@ -226,7 +226,7 @@ class MsgspecEngine:
         return arguments
 
     def _check_exactly(self, values: Any, *, lax: bool = False) -> None:
-        """Refuse texts that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
+        """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
         for problem in find_problems(self.input_schema, values, lax=lax, steps=inf):
             raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
@@ -276,7 +276,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
 
 
 def has_decimals(schema: Schema) -> bool:
-    """Return whether a schema has decimal numbers. Python's `Decimal` reads more texts than JSON readers."""
+    """Return whether a schema has decimal numbers. Python's `Decimal` reads more than JSON readers do."""
     return repr(DECIMAL) in repr(schema)
 
 

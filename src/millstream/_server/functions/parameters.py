@@ -197,7 +197,7 @@ def members_of(kind: type) -> list[Any]:
 
 
 def has_meta(kind: Any) -> bool:
-    """Return whether a class has bounds or texts of our `Field` in its fields, at any depth."""
+    """Return whether a class has bounds or descriptions of our `Field` in its fields, at any depth."""
     return any(isinstance(item, Meta) for _, item in parts_of(kind))
 
 
@@ -370,7 +370,7 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
 
 
 def is_slow_to_build(schema: Any, *, many: bool = False) -> bool:
-    """Return whether a schema has values that are slow to build: sets of texts, or many texts with a pattern.
+    """Return whether a schema has values that are slow to build: sets of strings, or many strings with a pattern.
 
     Args:
         schema: The schema, or a part of one.

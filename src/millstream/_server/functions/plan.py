@@ -1,7 +1,7 @@
 """The plan of a function: everything about calling it that is known at registration.
 
 A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
-possible. Only that closure runs per call, after its arguments are read from JSON or texts.
+possible. Only that closure runs per call, after its arguments are read from JSON or strings.
 
 Arguments that the decoder refuses are examined again. Large ones are never walked in Python.
 """
@@ -368,7 +368,7 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
     """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
 
     Raises:
-        ArgumentError: A text doesn't fit its parameter.
+        ArgumentError: A string doesn't fit its parameter.
     """
     try:
         return plan.engine.convert(values, lax=True)
@@ -481,7 +481,7 @@ def decode_json_texts(schema: Schema, values: dict[str, Any]) -> None:
     """Decode JSON strings where the schema expects no text, in place.
 
     Raises:
-        msgspec.DecodeError: A text looks like JSON but isn't.
+        msgspec.DecodeError: A string looks like JSON but isn't.
     """
     properties: Schema = schema.get("properties", {})
     for name, value in values.items():

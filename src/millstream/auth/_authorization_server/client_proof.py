@@ -205,7 +205,7 @@ class ClientProof:
 
 
 def _audience_of(claims: Mapping[str, Any]) -> Any:
-    """Return the audience, also of a list with nothing else."""
+    """Return the audience, given as a string or as a list of one."""
     audience = claims.get("aud")
     return audience[0] if is_array(audience) and len(audience) == 1 else audience
 

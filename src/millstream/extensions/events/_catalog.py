@@ -375,7 +375,7 @@ class EventCatalog:
             scopes: The caller's scopes; None for a caller without restrictions.
 
         Raises:
-            ProtocolError: NOT_FOUND, also for event types that are hidden from the caller.
+            ProtocolError: NOT_FOUND, including for event types that are hidden from the caller.
         """
         kind = self._by_name.get(name)
         if kind is None or not sees(kind, scopes):
