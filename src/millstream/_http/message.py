@@ -409,7 +409,7 @@ class HttpLimits(Struct, frozen=True):
 
 
 class AcceptedTypes(Struct, frozen=True, gc=False):
-    """The reply types, of the two that the server sends, that a client accepts."""
+    """The reply types that a client accepts, out of the two that the server sends."""
 
     json: bool
     stream: bool

@@ -205,7 +205,7 @@ class Dispatcher:
             scope: The session or connection whose later messages can name the call. Ids are unique in it.
 
         Returns:
-            The complete JSON-RPC response. Empty if the caller canceled; send no answer then.
+            The complete JSON-RPC response. Empty if the caller canceled the call, which gets no answer.
         """
         key = (scope, call.id)
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):

@@ -68,7 +68,7 @@ _VALUE_TYPES: Mapping[str, Any] = {
 _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
 ))  # fmt: skip
-"""Keywords that mean something else, or nothing, where a definition is moved to."""
+"""Keywords that have another meaning, or none, at the place to which a definition is moved."""
 MAX_LOGGED = 20
 """Maximum skipped operations to log by name."""
 _MAX_ROUTE = 200
