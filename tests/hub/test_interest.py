@@ -131,7 +131,7 @@ async def test_history_has_events_from_before_a_worker_followed(backing: Backing
             assert data in (["1", "2", "3"], ["0", "1", "2", "3"])
 
 
-async def test_own_ids_published_by_two_workers_without_subscribers_are_stored_once(backing: Backing) -> None:
+async def test_publisher_ids_from_two_workers_without_subscribers_are_stored_once(backing: Backing) -> None:
     async with workers(backing, 3) as (one, two, three):
         start = (await listen(three, "a")).last_id
         for number in range(10):
@@ -144,7 +144,7 @@ async def test_own_ids_published_by_two_workers_without_subscribers_are_stored_o
                 assert (await listen(hub, channel, last_event_id="id 4")).data == wanted[5:]
 
 
-async def test_stalled_workers_read_what_they_were_not_sent() -> None:
+async def test_stalled_workers_read_messages_that_were_not_pushed() -> None:
     backing = LocalBacking()
     try:
         async with workers(backing, 2) as (slow, busy):

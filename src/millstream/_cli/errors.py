@@ -116,7 +116,10 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         program(list(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())
-        _fail(f"Unexpected argument: {extra}. Write a value with blanks in quotes, and a list with commas.", arguments)
+        _fail(
+            f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.",
+            arguments,
+        )
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:

@@ -294,7 +294,7 @@ class Bridge:
             await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
         elif reply.status >= 300 or reply.body:
             kind = reply.media_type or "nothing"
-            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responds with {reply.status} and {kind}.")
+            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status} and {kind}.")
 
     async def _follow(self, reply: HttpReply) -> None:
         assert reply.stream is not None  # noqa: S101  checked by the caller

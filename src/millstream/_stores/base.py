@@ -120,7 +120,7 @@ class Index(Struct, frozen=True, gc=False, array_like=True):
 
 
 class CoAppend(Struct, frozen=True, gc=False, array_like=True):
-    """An entry that announces a change of members."""
+    """An entry that announces a change in members."""
 
     stream: str
     data: bytes
@@ -315,7 +315,7 @@ class Log(Protocol):
     ) -> Callable[[], None]:
         """Call `hear` in the event loop with each entry that any worker appends. Return a function that stops it.
 
-        Entries arrive in stream order, also those of several topics, without gaps since `wait_until_listening` returned
+        Entries arrive in stream order, even those of several topics, without gaps since `wait_until_listening` returned
         or since the last call of `interrupted`. An entry may arrive twice. If the store can't guarantee that (a lost
         connection, a dropped message, an entry out of order), it calls `interrupted` instead, and the listener reads
         the stream. A store that can't push entries at all may call `interrupted` for each append. Use
@@ -510,7 +510,7 @@ class Members(Protocol):
 class Workers(Protocol):
     """The workers that share the store. Each has a lease, which the store renews while it's open.
 
-    A worker whose lease ended while it was stopped gets a new name. State under the old name is void.
+    A worker whose lease ended while it was stopped gets a new name. State under the old name is ignored.
     """
 
     @property

@@ -45,7 +45,7 @@ class Tail:
     Example:
         >>> tail = Tail(store.log, "stream", position, take, lost)
         >>> await tail.catch_up()  # existing entries
-        >>> await tail.run()  # new entries, until cancelled
+        >>> await tail.run()  # new entries, until canceled
     """
 
     __slots__ = (
@@ -179,7 +179,7 @@ class Tail:
                 raise
 
     async def run(self) -> None:
-        """Deliver entries until cancelled. Retry after store failures."""
+        """Deliver entries until canceled. Retry after store failures."""
         if not self._listens:
             self._news.set()
         await run_on(self._news, self.catch_up, self._log_once)

@@ -338,7 +338,7 @@ class Inspector:
         Args:
             urls: URLs from the operator.
             services: Services of this server, which store the sign-ins.
-            streams: Open streams of this server; streams from other servers count towards their limit.
+            streams: Open streams of this server; streams from other servers count toward their limit.
             shows_log: Whether this server sends its log to the page, as in development.
             tags: Returns the tags of tools, which aren't part of the protocol's tool list.
 

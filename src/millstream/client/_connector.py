@@ -328,7 +328,7 @@ class Connector(Struct, kw_only=True):
         if result.protocol_version in PER_REQUEST:
             # A server of the per-request era whose response to the probe was lost or late.
             dates = {"supported": [result.protocol_version]}
-            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake", dates)
+            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.set_revision(agreed)

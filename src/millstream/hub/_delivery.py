@@ -190,7 +190,7 @@ def _group(subscriptions: Iterable[Subscription]) -> FanOut:
 
 
 _COUNTS_PER_LIMIT = 4
-"""How often the unread bytes are counted while as many bytes as the bound are written."""
+"""Number of counts of the unread bytes while a write of the maximum size is in progress."""
 
 
 class UnreadBacklog:

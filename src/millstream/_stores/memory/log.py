@@ -308,7 +308,7 @@ class MemoryLog:
         """Streams by kind. There are few kinds, because the program chooses them, not its clients."""
         self.listeners = Topics[Entry]()
         self._once: Recent[tuple[str, str], float] = Recent(_MAX_ONCE)
-        """Text that entries must not repeat -> when that ends."""
+        """Text that entries must not repeat -> the time until which that's so."""
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Listeners in this process, for a topic or for changes of one value."""
+"""Listeners in this process, for a topic or for changes to one value."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar

@@ -266,7 +266,7 @@ class NatsLog:
                 break
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS rejected a change of a stream's floor: {exc}.") from exc
+                    raise StoreUnavailable(f"NATS rejected a change to a stream's floor: {exc}.") from exc
         await self._purge(view, floor.seq)
 
     async def _purge(self, view: View, upto: int) -> None:
@@ -418,7 +418,7 @@ class NatsLog:
         try:
             await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
         except JetStreamError as exc:
-            raise StoreUnavailable(f"NATS rejected a change of a stream's time to live: {exc}.") from exc
+            raise StoreUnavailable(f"NATS rejected a change to a stream's time to live: {exc}.") from exc
 
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)

@@ -73,7 +73,7 @@ class PushReader:
         self._commands = asyncio.Queue[tuple[str | bytes, ...]]()
         """Commands to send on this connection."""
         self._asked = self._confirmed = 0
-        """Changes of channels on this connection, and how many of them Redis has confirmed."""
+        """Changes to the channels of this connection, and how many of them Redis has confirmed."""
         self._changed = asyncio.Event()
         self._marks: dict[bytes, asyncio.Future[None]] = {}
         self._marks_made = count()
@@ -122,7 +122,7 @@ class PushReader:
             self._read_task.cancel()
 
     async def run(self) -> None:
-        """Read until cancelled."""
+        """Read until canceled."""
         outage = LogOnce(_logger, "The store can't be read; retrying", "The store can be read again.")
         failures = 0
         try:
@@ -200,7 +200,7 @@ class PushReader:
         elif kind in (b"ssubscribe", b"sunsubscribe"):
             self._confirmed += 1
             if self._confirmed > self._asked:
-                raise ConnectionError("Another server has the channels now.")
+                raise ConnectionError("The channels have moved to another server.")
             if self._confirmed == self._asked and not self._is_complete:
                 self._is_complete = True
                 if self.number > 1:
@@ -221,7 +221,7 @@ class RedisState:
         """The identifier of this connection in retry detection."""
         self.epoch = ""
         self.renewed: Callable[[], None] = lambda: None
-        """Callback for changes of `epoch`."""
+        """Callback for changes to `epoch`."""
         self._numbers = count(1)
         self._free: list[int] = []
         self._places = count()
@@ -241,7 +241,7 @@ class RedisState:
         return self._free.pop() if self._free else next(self._places), next(self._numbers)
 
     def free_place(self, place: int) -> None:
-        """Release the place of a finished attempt."""
+        """Release the slot of a finished attempt."""
         self._free.append(place)
 
     def set_time(self, microseconds: int, asked: float) -> None:
@@ -335,7 +335,7 @@ class RedisLog:
         """Streams that were listened to by topic."""
         self._append = script("append")
         self._batches: dict[str, _Batch] = {}
-        """Appends that are under way, the last one of each stream."""
+        """Pending appends, the last one of each stream."""
         self._read_script = script("read")
 
     async def append(
@@ -469,7 +469,7 @@ class RedisLog:
                     if arrived and self._pushes.number == number:
                         return newest
         except TimeoutError:
-            raise StoreUnavailable("The store didn't respond in time: it can't be read") from None
+            raise StoreUnavailable("The store didn't respond in time: it can't be read.") from None
 
     async def _mark(self, stream: str) -> tuple[Position | None, bool]:
         """Return the newest position, and whether the pushes of all entries up to it have arrived."""

@@ -367,7 +367,7 @@ class OAuth:
     ) -> str:
         """Return the scopes to request: the configured, challenged, or supported ones.
 
-        If the server refused our token for its scopes, add those that it has.
+        If the server refused our token for lack of scopes, include those that the token has.
         """
         lacking = status == 403 and before is not None and before.issuer == issuer.issuer
         current = before.scope.split() if before is not None and lacking else []

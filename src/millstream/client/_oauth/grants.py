@@ -274,7 +274,7 @@ class WorkloadIdentity:
             outbound: Not used, because the token comes from the platform.
         """
         if issuer.issuer != self._issuer:
-            why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
+            why = f"The server requires tokens from {issuer.issuer}, but this program's identity is for {self._issuer}."
             raise AccessDenied(why)
         if not isinstance(self._token, Path):
             return _bearer(await _text(self._token), resource, scope)

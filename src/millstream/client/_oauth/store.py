@@ -30,7 +30,7 @@ class Registration(Struct, omit_defaults=True):
 
 
 class Tokens(Struct, omit_defaults=True):
-    """Tokens of one issuer for one server."""
+    """Tokens from one issuer for one server."""
 
     access_token: str
     issuer: str = ""

@@ -387,7 +387,7 @@ class StdioTransport(DuplexTransport):
 
 
 _SENTENCE_STARTS = ("Cause:", "Fix:")
-"""Starts of lines that begin a new sentence, even if the line before lacks a period."""
+"""Prefixes of lines that begin a new sentence, even if the previous line has no period."""
 
 
 def _last_sentence(output: str) -> str:

@@ -41,7 +41,7 @@ _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
 _DELETE_TIMEOUT = 2.0
-"""Seconds for the DELETE of a session."""
+"""Seconds that the DELETE request of a session may take."""
 
 
 class StreamableTransport:
@@ -160,13 +160,13 @@ class StreamableTransport:
             return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
-            what = f"{url} isn't an MCP endpoint: it responds with {reply.status} and {kind}."
+            what = f"{url} isn't an MCP endpoint: it responded with {reply.status} and {kind}."
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.is_temporary:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         detail = "" if kind == "application/json" else f" and {kind}, not JSON"
-        return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{detail}.")
+        return NotMcp(f"{url} isn't an MCP endpoint: it responded with {reply.status}{detail}.")
 
     # Streams
 

@@ -50,7 +50,7 @@ _TOPIC = "gateway-token"
 
 
 class StoredGrant(Struct, frozen=True):
-    """Tokens of an authorization server for one upstream and one owner."""
+    """Tokens from an authorization server for one upstream and one owner."""
 
     tokens: Tokens
     renew_at: float = 0.0
@@ -298,7 +298,7 @@ _TOKEN_SECONDS = 3600.0
 
 
 class _TokenCredentials(UpstreamCredentials):
-    """Tokens of a configured authorization server."""
+    """Tokens from a configured authorization server."""
 
     def __init__(
         self, upstream: str, forward: Sequence[str], url: Url, options: ClientCredentials | TokenExchange,
