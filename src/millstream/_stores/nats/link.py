@@ -229,7 +229,9 @@ class NatsLink:
             JetStreamError: JetStream rejected it.
         """
         headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")
-        await ensure()
+        created = self._streams.get(stream)
+        if created is None or not created.done() or has_failed(created):
+            await ensure()
 
         async def again() -> None:
             self._streams.pop(stream, None)

@@ -156,6 +156,7 @@ class NatsLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         link, view = self._link, self._main(stream)
