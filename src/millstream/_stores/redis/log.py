@@ -348,6 +348,7 @@ class RedisLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRY:
