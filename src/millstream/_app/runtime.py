@@ -348,7 +348,7 @@ class Runtime:
                 if host.metrics is not None:
                     text = "Connections cut because the client left too many bytes of replies unread."
                     host.metrics.read("counter", "millstream_connections_cut_total", text, lambda: {(): state.cut})
-            host.report("workers", lambda: list(bind.seats) or None)
+            host.report("workers", lambda: list(bind.workers) or None)
             for register in host.http:
                 register()
             self.routes = Routes(

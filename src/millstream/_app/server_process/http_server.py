@@ -38,7 +38,7 @@ class HttpServer:
         on_listen: Callable[[Accept], None] | None = None,
         on_drain: Callable[[], None] | None = None,
         stops: Callable[[Runtimes, Callable[[DrainTimes], None]], StopSignals] = StopSignals,
-        seats: Collection[object] = (),
+        workers: Collection[object] = (),
     ) -> None:
         """Create the server; `run` or `run_here` serves.
 
@@ -48,7 +48,7 @@ class HttpServer:
             on_listen: Called when the server listens, with a function that makes it accept from one more socket.
             on_drain: Called when it stops accepting connections.
             stops: Source of stop requests.
-            seats: State of the workers of this address, for `/health`.
+            workers: State of the workers of this address, for `/health`.
 
         Raises:
             CommandError: The certificate can't be used.
@@ -64,7 +64,7 @@ class HttpServer:
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
-        self._runtimes.bind = Bind(is_loopback(host), self._state, seats)
+        self._runtimes.bind = Bind(is_loopback(host), self._state, workers)
 
     def run(self, listeners: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped.

@@ -88,9 +88,9 @@ class SocketTakeover:
         for listener in (each for listeners in self._others.values() for each in listeners):
             listener.close()
 
-    def look(self, seats: Collection[WorkerState]) -> None:
+    def look(self, workers: Collection[WorkerState]) -> None:
         """Update the state of all workers."""
-        self._wanted = frozenset(place for place in self._others if stands_in(place, seats) == self._me)
+        self._wanted = frozenset(place for place in self._others if stands_in(place, workers) == self._me)
         self._go()
 
     def _go(self) -> None:
@@ -111,11 +111,11 @@ class SocketTakeover:
                 logger.info("Accepting connections for worker %d until it serves.", place)
 
 
-def stands_in(place: int, seats: Collection[WorkerState]) -> int | None:
+def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
     """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
     itself.
     """
-    ready = sorted({seat.worker for seat in seats if seat.state == READY})
+    ready = sorted({each.worker for each in workers if each.state == READY})
     if place in ready or not ready:
         return None
     return next((each for each in ready if each > place), ready[0])
@@ -162,7 +162,7 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
 
         stops = partial(WorkerStops, place, stand_in)
         server = HttpServer(
-            application, hello.host, on_listen=on_listen, on_drain=on_drain, stops=stops, seats=place.seats
+            application, hello.host, on_listen=on_listen, on_drain=on_drain, stops=stops, workers=place.workers
         )
         try:
             server.run(listeners)
@@ -226,8 +226,8 @@ class WorkerStops(StopSignals):
             self.forced = True
             self._force()
         elif isinstance(message, WorkerStates):
-            self._place.seats[:] = message.seats
-            self._stand_in.look(message.seats)
+            self._place.workers[:] = message.workers
+            self._stand_in.look(message.workers)
         elif isinstance(message, StartFailure):
             note_failure(message)
 
