@@ -407,7 +407,7 @@ class Runtime:
         await self.sweep.close()
         self._end_subscriptions()
         calls = self.dispatcher.calls
-        listening = [call for call in calls if call.long_lived or call.method == "subscriptions/listen"]
+        listening = [call for call in calls if call.long_lived]
         await wait_for(listening, calls, self.sweep.clock, 1.0)
         self.streams.close()
         for drain in self.host.drains:

@@ -20,7 +20,6 @@ from millstream._server.calls.services import Services, expiry_of
 from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed
 from millstream._transports.open_streams import OpenStreams, too_many_streams
 
-_LISTEN = "subscriptions/listen"
 _HIGH_WATER = 64 * 1024
 _LOST = "The store was unavailable while this call ran, so a part of its stream is lost. Try again."
 
@@ -51,7 +50,7 @@ class PostReplyChannel:
         self._id = call.id
         self._revision = call.revision
         self._session = call.session
-        self._caller = request if call.long_lived or call.method == _LISTEN else None
+        self._caller = request if call.long_lived else None
         """The caller whose cap the stream counts against. Calls have their own cap, and subscriptions count as
         streams.
         """

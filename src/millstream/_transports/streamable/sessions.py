@@ -209,7 +209,7 @@ class StreamableEndpoint:
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))
-        can_stream = readable.stream and (not self.json_only or call.long_lived or call.method == LISTEN)
+        can_stream = readable.stream and (not self.json_only or call.long_lived)
         return PostReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
         )
