@@ -13,7 +13,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Server, Settings, auth
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.server_process.http_server import HttpServer
+from millstream._app.server_process.over_http import HttpServer
 from millstream._app.server_process.slot import WorkerState
 from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import SERVABLE, Bind, Definition, make_parts
 from millstream._http.hosts import HostPolicy
 from millstream._parts import Host, order_parts
-from millstream._server.call_log import TTL as LOG_TTL
-from millstream._server.calls.keys import agree
+from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
@@ -33,6 +32,7 @@ from millstream._stores.base import Store
 from millstream._stores.health import LogOnce, StoreHealth
 from millstream._tasks import cancel_all
 from millstream._transports.open_streams import OpenStreams
+from millstream._transports.streamable import TTL as LOG_TTL
 
 if TYPE_CHECKING:
     from millstream._app.routes import Routes

@@ -43,7 +43,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._stores.rates import share_for
 from millstream._transports.connection import read_batch, refuse_batch, settle_task
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
-from millstream._transports.streamable.reply_channel import PostReplyChannel
+from millstream._transports.streamable import PostReplyChannel
 
 MAX_CACHED_SESSIONS = 16 * 1024
 """Maximum number of cached sessions. Each takes about 1.1 KiB."""
