@@ -20,7 +20,7 @@ from starlette.requests import Request as PageRequest
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
-from millstream._http.hosted_application import Application, BrokenReply, HostedApplication
+from millstream._http.asgi import Application, BrokenReply, HostedApplication
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal

@@ -432,29 +432,29 @@ class Backend(Protocol):
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
-        A charge above the whole count waits until the whole count is free. Taking a seat that the worker already has
+        A charge above the whole count waits until the whole count is free. Taking a slot that the worker already has
         changes nothing. If this raises, the charges may have been taken or not.
 
-        Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
+        Quotas live as long as values of `kv`. Paces and slots may start over when the store is opened again or loses
         data. A store with very many paces may drop the oldest ones of the most frequent kind:
         `ChargeResults.reset_seconds_ago`.
 
         Args:
-            worker: Id of the worker that takes seats.
+            worker: Id of the worker that takes slots.
             charges: What to take. Their keys are distinct.
-            dead: Workers whose seats are free.
+            dead: Workers whose slots are free.
 
         Raises:
             StoreUnavailable: The store didn't respond in time.
         """
         ...
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        """Give seats back. A seat that the worker doesn't have isn't an error.
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
+        """Give slots back. A slot that the worker doesn't have isn't an error.
 
         Args:
             worker: Id of the worker that has them.
-            seats: The seats.
+            slots: The slots.
 
         Raises:
             StoreUnavailable: The store didn't respond in time. Call it again.

@@ -115,8 +115,8 @@ class BackendRates:
         charged = await self._backend.charge(workers.me, charges, workers.dead)
         return Decision(charged.results, max(1, len(workers.live)), charged.reset_seconds_ago)
 
-    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
-        await self._backend.release(self._workers.me, seats)
+    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
+        await self._backend.release(self._workers.me, slots)
 
 
 class BackendStore:

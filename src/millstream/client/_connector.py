@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, shorten

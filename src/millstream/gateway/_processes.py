@@ -22,7 +22,7 @@ from typing import cast
 from msgspec import Struct, field, structs
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import RateMeter
+from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import ArrivingBytes, Inflow
+from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import cancel_all

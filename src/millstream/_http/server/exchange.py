@@ -402,7 +402,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 protocol.count_unsent(len(body))
         self.response_complete = True
         protocol.current = None
-        # `ServerConnection.complete`, inline.
+        # `ServerConnection.complete`, inline (tests/transports/test_inlined_code.py).
         connection = protocol.connection
         connection.replying = COMPLETES[connection.replying]
         connection.since = protocol.guard.clock

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from functools import lru_cache
 
-from millstream._http.client.body import Body
+from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign

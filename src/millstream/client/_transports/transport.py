@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from msgspec import UNSET, Struct, UnsetType
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import Body
+from millstream._http.client import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._http.client.connection import too_large
 from millstream._http.client.pool import connect_error, tls_error
 from millstream._http.client.url import Url, parse, proxy_for
