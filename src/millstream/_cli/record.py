@@ -44,8 +44,8 @@ from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
 from millstream.client._negotiation import ToolHeaders
 from millstream.client._targets import Remote, find
+from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
-from millstream.client._transports.transport import EventReader
 
 
 def record(

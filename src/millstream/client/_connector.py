@@ -45,9 +45,9 @@ from millstream.client._negotiation import (
 )
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
+from millstream.client._transports import Transport, TransportFactory, TransportRequest, log_message
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 from millstream.client._transports.streamable import StreamableTransport
-from millstream.client._transports.transport import Transport, TransportFactory, TransportRequest, log_message
 
 _MAX_LINES = 256
 """Maximum number of lines to compare with a second start."""

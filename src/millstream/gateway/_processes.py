@@ -28,8 +28,8 @@ from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all
 from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
+from millstream.client._transports import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.client._transports.stdio import Command, StdioTransport
-from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
 from millstream.parts import Pool
 from millstream.protocol import Envelope, Share

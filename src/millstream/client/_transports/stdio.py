@@ -25,7 +25,7 @@ from millstream._protocol.errors import INVISIBLE
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
-from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
+from millstream.client._transports import DuplexTransport, Listener, TransportRequest
 
 _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")

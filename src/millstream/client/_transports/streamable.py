@@ -27,7 +27,7 @@ from millstream.client._errors import (
     NotMcp,
     SessionLost,
 )
-from millstream.client._transports.transport import EventReader, Listener, SkipLog, TransportRequest
+from millstream.client._transports import EventReader, Listener, SkipLog, TransportRequest
 
 _ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 _ACCEPT_EVENTS = "Accept: text/event-stream\r\n"

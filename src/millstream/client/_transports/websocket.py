@@ -31,7 +31,7 @@ from millstream.client._errors import (
     TooLarge,
 )
 from millstream.client._negotiation import Options
-from millstream.client._transports.transport import DuplexTransport, Listener
+from millstream.client._transports import DuplexTransport, Listener
 
 _MESSAGE_TOO_BIG = 1009
 _CLOSE_TIMEOUT = 2.0
