@@ -2,9 +2,16 @@
 
 import { page } from "./host.js";
 import { Client } from "../mcp/client.js";
-import { Http, HttpSse, isUnauthorized } from "../mcp/http.js";
-import { WebSocketTransport } from "../mcp/websocket.js";
-import { HttpError, RpcError, checkServer, wait } from "../mcp/wire.js";
+import {
+  checkServer,
+  Http,
+  HttpError,
+  HttpSse,
+  isUnauthorized,
+  RpcError,
+  wait,
+  WebSocketTransport
+} from "../mcp/transports.js";
 import { showLost, showReconnected } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
