@@ -17,6 +17,7 @@ import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
 
+const RETRY_MS = 1_000;
 const WAITS_MS = [100, 500, 1_000, 2_000, 4_000]; // at first, for a restart by `millstream dev`
 
 export const TRANSPORTS = {
@@ -38,6 +39,7 @@ export const session = {
 
 let opening = null; // the pending connection attempt
 let failures = 0;
+let waiting = 0; // runs that wait for a connection
 const lost = new WeakSet(); // clients
 
 const target = () =>
@@ -108,7 +110,7 @@ async function establish(mine) {
 async function fail(mine, error) {
   if (lost.has(mine)) return;
   lost.add(mine);
-  cease();
+  if (!waiting) cease();
   opening = null;
   if (session.via && asksToSignIn(error)) {
     page.state("Not signed in", "warn");
@@ -127,8 +129,23 @@ async function fail(mine, error) {
   }
 }
 
-/** Return the connected client. Reconnects immediately if the connection is lost. */
-export const connected = async () => opening ?? (lost.has(session.client) ? connect() : session.client);
+/**
+ * Return the connected client. Reconnects immediately if the connection is lost, and once more a second later, because
+ * the network may be on its way back.
+ */
+export async function connected() {
+  waiting += 1;
+  try {
+    const usable = () => opening ?? (lost.has(session.client) ? connect() : session.client);
+    return await Promise.resolve(usable()).catch(async (error) => {
+      if (!(error instanceof TypeError)) throw error;
+      await wait(RETRY_MS);
+      return usable();
+    });
+  } finally {
+    waiting -= 1;
+  }
+}
 
 /** Send a request over the current connection. */
 export const request = async (...message) => (await connected()).request(...message);
