@@ -79,7 +79,7 @@ class Route(Struct, frozen=True):
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
     stream: bool = False
-    """Whether a GET opens a stream. HEAD requests, pages of other sites, and WebSockets are refused."""
+    """Whether a GET opens a stream. Pages of other sites and WebSockets are refused, and HEAD opens none."""
     public: bool = False
     """Whether callers need no sign-in."""
     scope: str = ""

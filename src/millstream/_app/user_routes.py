@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as PageRequest
@@ -359,7 +360,9 @@ async def _finish(background: Any) -> None:
 
 
 def _refuse(request: HttpRequest, reply: Response) -> Response:
-    return error_page(request, reply) if wants_page(request) else reply
+    if wants_page(request):
+        return error_page(request, reply)
+    return replace(reply, head=reply.head + b"vary: accept\r\n")
 
 
 def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:

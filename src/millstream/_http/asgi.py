@@ -347,7 +347,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         head = response.head + self.cors
         headers = header_lists.get(head) or header_list(head)
         body = response.body
-        if response.status not in (204, 304):
+        if response.status not in (204, 304) and (body or self.method != "HEAD"):
             headers = [*headers, (b"content-length", b"%d" % len(body))]
         if self.method == "HEAD":
             body = b""

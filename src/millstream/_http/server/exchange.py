@@ -64,7 +64,7 @@ class ReplyHeads:
             self.make(response.status),
             response.head,
             cors,
-            b"" if response.status in _BODILESS else b"content-length: %d\r\n" % len(body),
+            b"" if response.status in _BODILESS or (bodiless and not body) else b"content-length: %d\r\n" % len(body),
             b"" if keep_alive else CLOSE,
             b"" if bodiless else body,
         )

@@ -18,7 +18,7 @@ from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
-from millstream.client._endpoint import Endpoint
+from millstream.client._endpoint import Endpoint, problem_detail
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -160,12 +160,13 @@ class StreamableTransport:
             return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
-            what = f"{url} isn't an MCP endpoint: it responded with {reply.status} and {kind}."
+            why = problem_detail(reply) or f" and {kind}"
+            what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{why}."
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.is_temporary:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
-        detail = "" if kind == "application/json" else f" and {kind}, not JSON"
+        detail = problem_detail(reply) or ("" if kind == "application/json" else f" and {kind}, not JSON")
         return NotMcp(f"{url} isn't an MCP endpoint: it responded with {reply.status}{detail}.")
 
     # Streams
