@@ -74,7 +74,7 @@ def record(
     """
 
     if not server:
-        raise UsageError("Name the server: a command, a URL, or a file.")
+        raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
 
     async def work() -> int:
         place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
