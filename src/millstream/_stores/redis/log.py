@@ -70,7 +70,7 @@ class PushReader:
         self._is_open = False
         self._is_complete = False
         """Whether this connection has received all channels."""
-        self._commands = asyncio.Queue[tuple[str | bytes, ...]]()
+        self._commands: asyncio.Queue[tuple[str | bytes, ...]] = asyncio.Queue()
         """Commands to send on this connection."""
         self._asked = self._confirmed = 0
         """Changes to the channels of this connection, and how many of them Redis has confirmed."""

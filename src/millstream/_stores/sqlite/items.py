@@ -188,7 +188,7 @@ class Streams:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
-        **_: str,
+        **_: object,
     ) -> Position:
         """See `Log.append`."""
         now = self._clock()
