@@ -62,7 +62,7 @@ SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "mess
 LOGGING = {"debug", "info", "warning", "error", "exception", "critical"}
 CODE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*?$|<!--.*?-->", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"``.+?``|`[^`]*`|\]\([^)]*\)|https?://\S+", re.DOTALL)
-SOURCES = ("src", "examples", "tests", "benches", "scripts", "docs", "deploy", "site", ".github")
+SOURCES = ("src", "examples", "tests", "benches", "scripts", "docs", "deploy", ".github")
 SUFFIXES = {".py", ".md", ".js", ".mjs", ".ts", ".html", ".css", ".toml", ".yml", ".yaml", ".sh"}
 FOREIGN = {"node_modules", "schemas", "target", "prose.py", "test_prose.py"}
 """Names of folders and files with words that aren't ours, or that name the spellings."""

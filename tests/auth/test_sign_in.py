@@ -145,6 +145,17 @@ async def test_cookie_works_only_for_same_origin_requests(method: str, path: str
         assert b"result" not in reply.body
 
 
+async def test_ignored_cookies_are_explained() -> None:
+    async with run_guarded() as world:
+        jar = await cookie(world)
+        for path in ("/openapi.json", "/metrics"):
+            reply = await world.ask(None, "GET", path, cookie=jar)
+            assert (reply.status, "Sec-Fetch-Site: same-origin" in reply.body.decode()) == (401, True)
+            assert reply.headers[b"www-authenticate"] == b"Bearer"
+            without = await world.ask(None, "GET", path, cookie="other=1")
+            assert "Sec-Fetch-Site" not in without.body.decode()
+
+
 async def test_dashboard_requests_work_with_the_cookie() -> None:
     async with run_guarded(make_server(auth.keys(ROOT))) as world:
         known = await cookie(world)

@@ -13,7 +13,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Server, Settings, auth
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.server_process.http_server import HttpServer
+from millstream._app.server_process.over_http import HttpServer
 from millstream._app.server_process.slot import WorkerState
 from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError
@@ -121,7 +121,7 @@ async def test_unreachable_store_degrades_health_only() -> None:
 
 async def test_only_readers_of_the_dashboard_see_details() -> None:
     server = Server("shop")
-    server.runtimes.bind = Bind(seats=[WorkerState(1, 10, "ready", 0), WorkerState(2, 11, "starting", 0)])
+    server.runtimes.bind = Bind(workers=[WorkerState(1, 10, "ready", 0), WorkerState(2, 11, "starting", 0)])
     guarded = Server("shop", auth=auth.keys(named_keys={"root": (ROOT, ["millstream:watch"]), "ada": ADA}))
     remote, root, ada = {"x_forwarded_for": "192.0.2.1"}, bearer(ROOT), bearer(ADA)
     for shop, readers, others in ((server, [{}], [remote]), (guarded, [root], [{}, ada, bearer("x" * 32), remote])):
@@ -195,6 +195,6 @@ async def test_every_fact_of_the_server_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## `/health`")[2].partition("\n## ")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     server = Server("shop", serve="all")
-    server.runtimes.bind = Bind(state=ServerState(), seats=[WorkerState(1, 10, "ready", 0)])
+    server.runtimes.bind = Bind(state=ServerState(), workers=[WorkerState(1, 10, "ready", 0)])
     async with server.running():
         assert set(await facts(server)) == listed

@@ -173,6 +173,21 @@ def test_every_command_has_help(name: str) -> None:
 
 
 @pytest.mark.server
+def test_groups_of_commands_print_their_help() -> None:
+    shown = [start("keys", *more, stdout=subprocess.PIPE) for more in ([], ["--help"])]
+    assert shown[0].stdout == shown[1].stdout != b""
+
+
+@pytest.mark.server
+def test_help_is_wrapped() -> None:
+    for columns, width in (("60", 60), ("", 80), ("0", 80)):
+        env = {**os.environ, "COLUMNS": columns}
+        shown = start("record", "--help", stdout=subprocess.PIPE, env=env).stdout.decode()
+        assert width - 10 < max(map(len, shown.splitlines())) <= width
+        assert "inspect._empty" not in shown
+
+
+@pytest.mark.server
 def test_help_accepts_a_command_name() -> None:
     shown = start("help", "keys", "add", stdout=subprocess.PIPE).stdout
     assert b"Usage: millstream keys add" in shown

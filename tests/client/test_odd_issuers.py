@@ -19,9 +19,9 @@ from client.misbehaving_servers import DONE, ReceivedRequest, assert_readable, m
 from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
+from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from millstream.client._oauth.flow import default_store
 from millstream.client._oauth.grants import Loopback, answer_of
-from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from patience import WAIT
 
 GOOD = {"access_token": "good", "token_type": "Bearer"}

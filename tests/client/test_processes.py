@@ -192,6 +192,13 @@ async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:
         assert (await client.call("pid")).text
 
 
+async def test_message_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    script = write(tmp_path, "sys.stdout.write('\\ufeff')\n" + textwrap.dedent(LOOP))
+    async with asyncio.timeout(WAIT), Client(script) as client:
+        assert client.revision == "2026-07-28"
+        assert (await client.call("pid")).text
+
+
 async def test_process_that_ignores_signals_is_killed(tmp_path: Path) -> None:
     child = tmp_path / "child"
     program = f"""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import OpenPage, find_overflow, run_axe
 from processes import free_port, run_command, run_server
@@ -227,6 +227,26 @@ def test_network_loss_is_reported_and_survived(hub: str, open_page: OpenPage) ->
     run(page)
     expect(result(page)).to_contain_text("The server can't be reached.")
     page.context.set_offline(False)
+    run(page)
+    expect(result(page)).to_contain_text("Hello, world!")
+
+
+def test_clicks_just_before_the_network_is_back_are_answered(hub: str, open_page: OpenPage) -> None:
+    page = inspect(hub, open_page, "2025-11-25", lossy=True)
+    choose(page, "Tools", "greet")
+    back: list[bool] = []
+
+    def drop(route: Route) -> None:
+        """Drop everything up to the first `initialize`, which the click causes: the page itself waits for `livez`."""
+        if back:
+            route.fallback()
+            return
+        back.extend([True] if '"initialize"' in (route.request.post_data or "") else [])
+        route.abort("connectionfailed")
+
+    page.route("**/*", drop)
+    run(page)
+    expect(result(page)).to_contain_text("The server can't be reached.")
     run(page)
     expect(result(page)).to_contain_text("Hello, world!")
 

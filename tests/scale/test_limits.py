@@ -107,7 +107,7 @@ async def test_canceled_call_releases_its_slot() -> None:
         call.cancel()
         reply.cancel()
         await asyncio.gather(reply, return_exceptions=True)
-        await until(lambda: not first.store._shared.tally._seats and not first.runtime.dispatcher.calls)
+        await until(lambda: not first.store._shared.tally._slots and not first.runtime.dispatcher.calls)
         second.server.go.set()  # type: ignore[attr-defined]
         assert await count([second], "waits", 2) == 2
 

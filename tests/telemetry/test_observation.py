@@ -10,7 +10,7 @@ from millstream import Principal, Server, ToolError
 from millstream._app.parts.web import DashboardQueries
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
-from millstream._server.observability.figures import dashboard_values
+from millstream._server.observability import dashboard_values
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers

@@ -112,7 +112,7 @@ async def test_the_address_names_the_mcp_url_if_pages_are_off(*, lane: bool) -> 
     for settings, where in ((Settings(), "/mcp"), (Settings(path="/shop/mcp", auth_key=KEY), "/shop/mcp")):
         found = await texts(Server("shop", settings=settings), "/", "/nowhere", lane=lane)
         told = f"MCP is served at {where}. Give that address to an MCP client.\n"
-        assert found == [(404, told), (404, "Not found.\n")]
+        assert found == [(404, told), (404, f"Not found. MCP is served at {where}.\n")]
 
 
 async def outer(request: Request) -> Response:
@@ -125,6 +125,10 @@ async def test_the_address_below_a_mount_point_names_the_mcp_url_and_hides_no_ot
     mcp = Server("shop")
     app = Starlette(routes=[Route("/", outer), Mount("/in", mcp)])
     assert await texts(mcp, "/", "/in/", app=app) == [(200, "outer"), (404, told)]
+    wrong = (("GET", "/in/rpc"), ("POST", "/in/mcp/sse"), ("HEAD", "/in/rpc"), ("GET", "/in/message"))
+    for each in await ask(mcp, *wrong, app=app):
+        assert each.status_code in (404, 405)
+        assert each.request.method == "HEAD" or "MCP is served at /in/mcp." in each.text
     app = Starlette(routes=[Route("/page", outer), Mount("/", mcp)])
     assert await texts(mcp, "/page", "/", app=app) == [(200, "outer"), (404, told.replace("/in", ""))]
     (tmp_path / "index.html").write_text("home")

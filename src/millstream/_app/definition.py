@@ -147,7 +147,7 @@ class Bind(Struct, frozen=True):
     """Whether only this machine can reach it; None if its address is unknown."""
     state: "ServerState | None" = None
     """State of our own HTTP server; None under another one."""
-    seats: Collection[object] = ()
+    workers: Collection[object] = ()
     """State of each worker for `/health`, with several workers."""
 
 

@@ -14,13 +14,14 @@ from secrets import token_hex
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as PageRequest
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
-from millstream._http.hosted_application import Application, BrokenReply, HostedApplication
+from millstream._http.asgi import Application, BrokenReply, HostedApplication
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
@@ -359,7 +360,9 @@ async def _finish(background: Any) -> None:
 
 
 def _refuse(request: HttpRequest, reply: Response) -> Response:
-    return error_page(request, reply) if wants_page(request) else reply
+    if wants_page(request):
+        return error_page(request, reply)
+    return replace(reply, head=reply.head + b"vary: accept\r\n")
 
 
 def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:

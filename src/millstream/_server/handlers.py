@@ -188,7 +188,8 @@ class Handlers:
         call.name = params.name if tool is not None else params.name[:128]
         if tool is None or not sees(call, tool):
             call.name = call.name[:128]
-            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
+            text = f"Unknown tool: {call.name!r}" if params.name else 'Invalid params: add the "name" of a tool'
+            raise ProtocolError(INVALID_PARAMS, text)
         # Before the arguments are read, because an error about them would reveal the schema.
         check_scopes(call, tool.scopes)
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):

@@ -10,7 +10,7 @@ before its first colon. Each kind has its own space, so a full kind never takes 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, Required, TypedDict
 
 from msgspec import Struct
 
@@ -117,6 +117,18 @@ class Index(Struct, frozen=True, gc=False, array_like=True):
     stream: str
     ttl: float
     max_entries: int
+
+
+class AppendOptions(TypedDict, total=False):
+    """The named arguments of `Log.append`."""
+
+    ttl: Required[float]
+    max_entries: Required[int]
+    index: Index | None
+    seal: bool
+    once: str
+    owner: str
+    topic: str
 
 
 class CoAppend(Struct, frozen=True, gc=False, array_like=True):
@@ -229,6 +241,7 @@ class Log(Protocol):
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         """Append an entry and return its position. Create the stream if it doesn't exist.
@@ -248,6 +261,7 @@ class Log(Protocol):
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
             once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
                 append nothing. Empty text repeats nothing. A full store may forget texts earlier.
+            owner: Who chose `once`, such as a principal. A store that forgets texts forgets none for another owner's.
             topic: What the entry is about, for listeners that don't want all entries. Dots separate segments.
 
         Raises:
@@ -418,29 +432,29 @@ class Backend(Protocol):
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
-        A charge above the whole count waits until the whole count is free. Taking a seat that the worker already has
+        A charge above the whole count waits until the whole count is free. Taking a slot that the worker already has
         changes nothing. If this raises, the charges may have been taken or not.
 
-        Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
+        Quotas live as long as values of `kv`. Paces and slots may start over when the store is opened again or loses
         data. A store with very many paces may drop the oldest ones of the most frequent kind:
         `ChargeResults.reset_seconds_ago`.
 
         Args:
-            worker: Id of the worker that takes seats.
+            worker: Id of the worker that takes slots.
             charges: What to take. Their keys are distinct.
-            dead: Workers whose seats are free.
+            dead: Workers whose slots are free.
 
         Raises:
             StoreUnavailable: The store didn't respond in time.
         """
         ...
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        """Give seats back. A seat that the worker doesn't have isn't an error.
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
+        """Give slots back. A slot that the worker doesn't have isn't an error.
 
         Args:
             worker: Id of the worker that has them.
-            seats: The seats.
+            slots: The slots.
 
         Raises:
             StoreUnavailable: The store didn't respond in time. Call it again.

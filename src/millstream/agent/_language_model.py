@@ -63,17 +63,18 @@ class LanguageModel:
     def __init__(
         self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
     ) -> None:
-        if find_spec("pydantic_ai") is None:
-            raise ConfigurationError(
-                "The package pydantic-ai-slim isn't installed. Install it with: pip install 'millstream[agent]'"
-            )
+        provider = "" if url else provider_of(name)
+        for module, package in (("pydantic_ai", "pydantic-ai-slim"), ("" if provider else "openai", "openai")):
+            if module and find_spec(module) is None:
+                raise ConfigurationError(
+                    f"The package {package} isn't installed. Install it with: pip install 'millstream[agent]'"
+                )
         if azure_version and not url:
             raise ConfigurationError("Azure OpenAI requires the endpoint: https://NAME.openai.azure.com")
         if url and not _is_url(url):
             raise ConfigurationError(f"{url!r} isn't the URL of an API. Use one like https://api.example.com/v1.")
         if not (key.isascii() and key.isprintable()) and key:
             raise ConfigurationError("The API key contains invalid characters. Copy it again.")
-        provider = "" if url else provider_of(name)
         self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
         """URL of the API, or name of the provider."""
         # Configuration

@@ -27,7 +27,7 @@ from millstream._protocol.notifications import (
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, TooManyMessages
 from millstream.client._questions import QuestionHandler
-from millstream.client._transports.transport import Transport
+from millstream.client._transports import Transport
 
 Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
 """Progress callback: ``report(progress, total, message)``."""

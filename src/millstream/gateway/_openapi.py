@@ -149,8 +149,12 @@ class Document:
 
     @property
     def url(self) -> str:
-        """URL of the API; empty if the document has none."""
-        return next((str(members(each).get("url", "")) for each in _items(self._spec.get("servers"))), "")
+        """URL of the API, in which variables have their default values; empty if the document has none."""
+        server = members(next(iter(_items(self._spec.get("servers"))), None))
+        values = members(server.get("variables"))
+        return re.sub(
+            "{(.*?)}", lambda name: str(members(values.get(name[1])).get("default", "")), str(server.get("url", ""))
+        )
 
     @property
     def title(self) -> str:

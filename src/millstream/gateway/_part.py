@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 
 from millstream._files import stamp_of
-from millstream._http.client.body import ArrivingBytes
+from millstream._http.client import ArrivingBytes
 from millstream._http.client.url import Url, parse
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere

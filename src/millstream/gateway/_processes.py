@@ -22,14 +22,14 @@ from typing import cast
 from msgspec import Struct, field, structs
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import RateMeter
+from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all
 from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
+from millstream.client._transports import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.client._transports.stdio import Command, StdioTransport
-from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
 from millstream.parts import Pool
 from millstream.protocol import Envelope, Share

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import ArrivingBytes, Inflow
+from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import cancel_all
@@ -34,8 +34,8 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import TooMuchArriving
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
+from millstream.client._transports import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
-from millstream.client._transports.transport import RunningServer, TransportFactory
 from millstream.gateway._catalog import METHODS, STORED_SECONDS, Catalog, Pins, QuarantinedItem, StoredCatalog, fetch
 from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.body import ClientError, ConnectionLost, InvalidResponse, TargetError, TooLarge
+from millstream._http.client import ClientError, ConnectionLost, InvalidResponse, TargetError, TooLarge
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import (
     AddressCheck,

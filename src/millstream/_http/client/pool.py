@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Lock
 from typing import Any, TypeVar, cast
 
-from millstream._http.client.body import ConnectFailed, ConnectionLost, Inflow, TlsFailed
+from millstream._http.client import ConnectFailed, ConnectionLost, Inflow, TlsFailed
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import Proxy, Url, no_proxy, proxy_error, proxy_for, tunnel
 from millstream._protocol.principal import Share

@@ -64,7 +64,7 @@ class ReplyHeads:
             self.make(response.status),
             response.head,
             cors,
-            b"" if response.status in _BODILESS else b"content-length: %d\r\n" % len(body),
+            b"" if response.status in _BODILESS or (bodiless and not body) else b"content-length: %d\r\n" % len(body),
             b"" if keep_alive else CLOSE,
             b"" if bodiless else body,
         )
@@ -402,7 +402,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 protocol.count_unsent(len(body))
         self.response_complete = True
         protocol.current = None
-        # `ServerConnection.complete`, inline.
+        # `ServerConnection.complete`, inline (tests/transports/test_inlined_code.py).
         connection = protocol.connection
         connection.replying = COMPLETES[connection.replying]
         connection.since = protocol.guard.clock

@@ -93,7 +93,7 @@ class HttpProtocol(asyncio.Protocol):
         event = connection.receive(data)
         if event is not None:
             if type(event) is ServerExchange:
-                # `_begin`, inline.
+                # `_begin`, inline (tests/transports/test_inlined_code.py).
                 self.current = event
                 event.protocol = self
                 task = self.guard.start(event.run(self))
@@ -242,11 +242,8 @@ class HttpProtocol(asyncio.Protocol):
         connection = self.connection
         if self.transport.is_closing():
             return  # Over TLS, it waits for the client; a second close() would raise an error for its callers.
-        newest = connection.newest
-        if newest is None or newest.response_complete or (connection.reading == DONE and not connection.busy):
+        if (connection.reading == DONE and not connection.busy) or not connection.close_after_newest():
             self.transport.close()
-        else:
-            newest.keep_alive = False
         if self.current is not None and self.current.sink is not None:
             self.current.sink.close()
 

@@ -64,7 +64,7 @@ def _are_texts(value: Any) -> bool:
 
 
 MAX_COST = 1_000_000
-MAX_SEATS = 10_000
+MAX_SLOTS = 10_000
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
@@ -96,8 +96,8 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
     "concurrency": (
-        lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
-        f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SEATS}",
+        lambda value: type(value) is int and 1 <= value <= MAX_SLOTS,
+        f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SLOTS}",
     ),
     "scopes": (
         lambda value: _are_texts(value) and all(map(_SCOPE.fullmatch, value)),

@@ -24,7 +24,7 @@ from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, params_of, value_of
-from millstream._server.observability.figures import Figures, OperationFigures
+from millstream._server.observability import Figures, OperationFigures
 from millstream._telemetry.logs import redact_text
 from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog, session_hash
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series

@@ -39,6 +39,9 @@ class Topics(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_topic)
 
+    def __len__(self) -> int:
+        return len(self._by_topic)
+
     def notify(self, topic: str, item: T) -> None:
         """Call all listeners in the order they were added."""
         for listener in self._by_topic.get(topic, ()):

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -71,9 +70,8 @@ class PushReader:
         self._is_open = False
         self._is_complete = False
         """Whether this connection has received all channels."""
-        self._commands: deque[tuple[str | bytes, ...]] = deque()
+        self._commands = asyncio.Queue[tuple[str | bytes, ...]]()
         """Commands to send on this connection."""
-        self._has_commands = asyncio.Event()
         self._asked = self._confirmed = 0
         """Changes to the channels of this connection, and how many of them Redis has confirmed."""
         self._changed = asyncio.Event()
@@ -145,6 +143,8 @@ class PushReader:
     async def _read(self) -> None:
         self._is_complete = False
         async with self._client.connection(self._key) as connection:
+            if self._read_task is None:  # `run` has ended, and redis-py ignored the cancellation
+                return
             self._begin()
             sending = asyncio.create_task(self._send(connection))
             sending.add_done_callback(has_failed)
@@ -162,15 +162,14 @@ class PushReader:
                         self._command("PING")
             finally:
                 self._is_open = False
-                while not sending.done():
-                    sending.cancel()  # redis-py ignores it while it connects
-                    await asyncio.wait([sending], timeout=_CANCEL)
+                sending.cancel()
+                await asyncio.wait([sending])
 
     def _begin(self) -> None:
         self.number += 1
         self._is_open = True
         self._asked = self._confirmed = 0
-        self._commands.clear()
+        self._commands = asyncio.Queue()
         channels = list(self._callbacks)
         for start in range(0, len(channels), _MOST_CHANNELS):
             self._ask("SSUBSCRIBE", channels[start : start + _MOST_CHANNELS])
@@ -182,15 +181,12 @@ class PushReader:
             self._command(command, *channels)
 
     def _command(self, *command: str | bytes) -> None:
-        self._commands.append(command)
-        self._has_commands.set()
+        self._commands.put_nowait(command)
 
     async def _send(self, connection: Any) -> None:
-        while True:
-            while self._commands:
-                await connection.send_command(*self._commands.popleft(), check_health=False)
-            self._has_commands.clear()
-            await self._has_commands.wait()
+        number = self.number
+        while self._is_open and self.number == number:  # a timeout of redis-py can swallow a cancellation
+            await connection.send_command(*await self._commands.get(), check_health=False)
 
     def _take(self, message: Any) -> None:
         kind = message[0]
@@ -352,6 +348,7 @@ class RedisLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRY:

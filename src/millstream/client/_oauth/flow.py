@@ -18,6 +18,7 @@ from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
+from millstream.client._oauth import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 from millstream.client._oauth.discovery import (
     IssuerMetadata,
     Outbound,
@@ -39,7 +40,6 @@ from millstream.client._oauth.endpoints import (
     wants_nonce,
 )
 from millstream.client._oauth.grants import GrantSource, Loopback, PendingAuthorization, Visit, answer_of
-from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 
 
 def default_store() -> TokenStore:

@@ -27,9 +27,9 @@ from msgspec import Struct
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied
+from millstream.client._oauth import Registration
 from millstream.client._oauth.discovery import IssuerMetadata, Outbound, find_issuer
 from millstream.client._oauth.endpoints import ask_token, brief
-from millstream.client._oauth.store import Registration
 
 
 class PendingAuthorization(Struct, frozen=True):

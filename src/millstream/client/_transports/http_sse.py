@@ -11,7 +11,7 @@ from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
-from millstream.client._transports.transport import DuplexTransport, EventReader, Listener
+from millstream.client._transports import DuplexTransport, EventReader, Listener
 
 
 class HttpSseTransport(DuplexTransport):

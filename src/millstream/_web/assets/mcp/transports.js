@@ -1,8 +1,100 @@
+// The transports, their errors, and their headers.
+
+import { events, Parser } from "../sse.js";
+
+// Errors, headers, and helpers shared by transports and the client.
+
+export const META = "io.modelcontextprotocol/";
+const NAME_PARAMS = {
+  "tools/call": "name",
+  "prompts/get": "name",
+  "resources/read": "uri",
+  "tasks/get": "taskId",
+  "tasks/update": "taskId",
+  "tasks/cancel": "taskId"
+};
+
+/** A JSON-RPC error of the server. */
+export class RpcError extends Error {
+  constructor({ code, message, data }, { status = 200, headers = {} } = {}) {
+    super(message);
+    this.name = "RpcError";
+    this.code = code;
+    this.data = data;
+    this.status = status; // of the HTTP response
+    this.challenge = headers["www-authenticate"] ?? "";
+  }
+}
+
+/** An HTTP response without an MCP message, from the server or from a proxy. */
+export class HttpError extends Error {
+  constructor(status, message, challenge = "") {
+    super(message);
+    this.name = "HttpError";
+    this.status = status;
+    this.challenge = challenge; // WWW-Authenticate
+  }
+}
+
+/** Encode a header value: unchanged if that's safe, or else as marked base64. */
+function headerValue(value) {
+  const text = String(value);
+  const plain = /^[\x20-\x7e\t]*$/.test(text) && text.trim() === text && !/^=\?base64\?.*\?=$/.test(text);
+  if (plain) return text;
+  return `=?base64?${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}?=`;
+}
+
+/** Return headers for the arguments whose schema has `x-mcp-header`. */
+function argumentHeaders(schema, values, headers = {}) {
+  for (const [name, part] of Object.entries(schema?.properties ?? {})) {
+    const value = values?.[name];
+    if (value == null) continue;
+    if (part?.["x-mcp-header"]) headers[`Mcp-Param-${part["x-mcp-header"]}`] = headerValue(value);
+    else if (part?.properties) argumentHeaders(part, value, headers);
+  }
+  return headers;
+}
+
+/** Return the headers of a request in the per-request era (2026-07-28). */
+export function requestHeaders(revision, { method, params }, schema) {
+  const headers = { "mcp-protocol-version": revision, "mcp-method": method };
+  if (NAME_PARAMS[method] && params?.[NAME_PARAMS[method]] !== undefined)
+    headers["mcp-name"] = headerValue(params[NAME_PARAMS[method]]);
+  return { ...headers, ...(method === "tools/call" ? argumentHeaders(schema, params?.arguments) : {}) };
+}
+
+/** Check whether this page's server responds. Rejects if it can't be reached. */
+export const checkServer = (signal) => fetch("livez", { cache: "no-store", signal });
+
+export const wait = (ms, signal) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    signal?.addEventListener("abort", stop, { once: true });
+  });
+
+/** Return an error with the message of a response, or its status if it has none. */
+export async function httpError(response) {
+  const text = await response.text().catch(() => "");
+  let message = "";
+  try {
+    const body = JSON.parse(text);
+    message = body.error?.message ?? body.detail ?? body.error_description ?? "";
+  } catch {
+    message = text.length < 400 && !/^\s*</.test(text) ? text.trim() : "";
+  }
+  message ||= `${`The server answered ${response.status} ${response.statusText}`.trim()}.`;
+  return new HttpError(response.status, message, response.headers.get("www-authenticate") ?? "");
+}
+
+/** Return headers as an object. */
+export const headersOf = (headers) => Object.fromEntries(headers.entries());
+
 // Streamable HTTP: each message is a POST, and its response is JSON or a stream. The handshake era adds a session and a
 // stand-alone stream for messages of the server.
-
-import { Parser, events } from "../sse.js";
-import { HttpError, headersOf, httpError, wait } from "./wire.js";
 
 const MAX_RESUMES = 20;
 
@@ -187,3 +279,51 @@ export class HttpSse {
 
 /** Whether an error requires the user to sign in. */
 export const isUnauthorized = (error) => error instanceof HttpError && (error.status === 401 || error.status === 403);
+
+// MCP over a WebSocket: the subprotocol `mcp`, one message per frame. Browsers can't add headers to it.
+
+export class WebSocketTransport {
+  replies = false;
+  session = "";
+  #url;
+  #on;
+  #socket = null;
+  #ended = null;
+
+  /** As for `Http`. */
+  constructor(url, _, on) {
+    this.#url = new URL(url, document.baseURI);
+    this.#url.protocol = this.#url.protocol.replace("http", "ws");
+    this.#on = on;
+  }
+
+  open(signal) {
+    this.#socket = new WebSocket(this.#url, ["mcp"]);
+    this.#ended = new Promise((resolve) => this.#socket.addEventListener("close", resolve));
+    this.#socket.addEventListener("message", ({ data }) => {
+      const received = JSON.parse(data);
+      for (const each of Array.isArray(received) ? received : [received])
+        this.#on.got(each, { how: "WebSocket", headers: {} });
+    });
+    return new Promise((resolve, reject) => {
+      this.#socket.addEventListener("open", resolve);
+      this.#socket.addEventListener("close", () => reject(new TypeError("The WebSocket couldn't be opened.")));
+      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+    });
+  }
+
+  async send(message) {
+    if (this.#socket.readyState !== WebSocket.OPEN) throw new TypeError("The WebSocket is closed.");
+    this.#on.sent(message, { how: `WebSocket ${this.#url.pathname}`, headers: {} });
+    this.#socket.send(JSON.stringify(message));
+  }
+
+  async listen() {
+    const { code, reason } = await this.#ended;
+    throw new Error(`The server closed the connection (${code}${reason ? `: ${reason}` : ""}).`);
+  }
+
+  async close() {
+    this.#socket?.close(1000);
+  }
+}
