@@ -1,4 +1,4 @@
-"""HTTP+SSE, the transport of 2024-11-05: a stream for messages of the server, and a path for messages of the client.
+"""HTTP+SSE, the transport of 2024-11-05: a stream for server messages, and a path for client messages.
 
 `GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id from which any worker
 reads which worker has the stream, and its owner. Closing the stream ends the session. Any handshake revision can be
