@@ -79,7 +79,7 @@ class Route(Struct, frozen=True):
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
     stream: bool = False
-    """Whether a GET opens a stream. HEAD requests, pages of other sites, and WebSockets are refused."""
+    """Whether a GET opens a stream. Pages of other sites and WebSockets are refused, and HEAD opens none."""
     public: bool = False
     """Whether callers need no sign-in."""
     scope: str = ""
@@ -411,7 +411,7 @@ def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) ->
     def visit(part: Part, path: tuple[str, ...]) -> None:
         if part.name in path:
             circle = " needs ".join(repr(each) for each in (*path[path.index(part.name) :], part.name))
-            raise ValueError(f"Parts need each other: {circle}")
+            raise ValueError(f"Parts need each other: {circle}.")
         if part.name in ordered:
             return
         for name in part.needs:

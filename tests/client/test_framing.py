@@ -13,7 +13,7 @@ from millstream import Client, Server, Settings
 from millstream._http.client import LINES_PER_SECOND, Body, Inflow
 from millstream._http.message import MAX_UNREAD, PIECE
 from millstream.client import ConnectionLost, InvalidResponse, Options, TooLarge
-from millstream.client._transports.transport import EventReader
+from millstream.client._transports import EventReader
 from patience import WAIT, advance_clock
 
 MIB = 1024 * 1024

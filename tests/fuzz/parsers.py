@@ -38,7 +38,7 @@ from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.discovery import read_challenges
 from millstream.client._oauth.grants import answer_of
-from millstream.client._transports.transport import EventReader
+from millstream.client._transports import EventReader
 from wire import FakeTransport
 
 Target = Callable[[bytes], None]

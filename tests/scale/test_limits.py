@@ -99,7 +99,7 @@ async def test_concurrency_limits_apply_across_workers(backing: Backing) -> None
                 await settle()
 
 
-async def test_cancelled_call_releases_its_slot() -> None:
+async def test_canceled_call_releases_its_slot() -> None:
     async with fleet(limited, 2, turns=lambda: 5) as (first, second):
         reply = asyncio.ensure_future(ask(first, "waits"))
         await until(lambda: first.store.operations["take"] == 1)

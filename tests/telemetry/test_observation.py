@@ -65,7 +65,7 @@ def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
     assert f"{DURATION}_bucket{labels} 2.0\n" in text
 
 
-def test_cancelled_calls_have_an_outcome() -> None:
+def test_canceled_calls_have_an_outcome() -> None:
     observer = Observer(())
     observer(make_call(cancelled=True), 0.1, b"")
     assert list(counts(observer.registry, DURATION)) == [("ping", "cancelled", NEWEST.date)]

@@ -176,7 +176,7 @@ def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
         (PROGRAM + "\nraise RuntimeError('no shop today')\n", "RuntimeError: no shop today"),
         (PROGRAM + "\nimport nosuchmodule\n", "nosuchmodule, which isn't installed"),
         (PROGRAM + "\nmcp.run()\n", "calls run() while it's being imported"),
-        (PROGRAM + "\nos._exit(7)\n", "ended with status 7 before it served"),
+        (PROGRAM + "\nos._exit(7)\n", "ended with status 7 before it was ready"),
     ],
     ids=["raises", "needs a module", "serves itself", "exits"],
 )

@@ -264,11 +264,11 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     watcher: asyncio.Handle | asyncio.Task[None] | None = None
     """The body's timeout while the body is awaited, then the watcher for the peer's disconnect."""
     cancelled_itself: bool = False
-    """Whether the exchange has cancelled its own task."""
+    """Whether the exchange has canceled its own task."""
     disconnected: bool = False
     finished: bool = False
     interrupted: bool = False
-    """Whether the handler itself or the server cancelled the task."""
+    """Whether the handler itself or the server canceled the task."""
 
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, and send its result."""
@@ -305,7 +305,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         else:
             await self.end(response)
         if self.interrupted:
-            # The reply is sent, but the server that cancelled its task expects the cancellation.
+            # The reply is sent, but the server that canceled its task expects the cancellation.
             raise asyncio.CancelledError
 
     async def work(self, handler: Handler) -> None:
@@ -347,7 +347,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         head = response.head + self.cors
         headers = header_lists.get(head) or header_list(head)
         body = response.body
-        if response.status not in (204, 304):
+        if response.status not in (204, 304) and (body or self.method != "HEAD"):
             headers = [*headers, (b"content-length", b"%d" % len(body))]
         if self.method == "HEAD":
             body = b""
@@ -400,7 +400,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         task.cancel()
 
     def cut_stream(self, task: asyncio.Task[Any]) -> bool:
-        """Cut the stream. Return whether anything besides this exchange cancelled the task."""
+        """Cut the stream. Return whether anything besides this exchange canceled the task."""
         if self.sink is not None:
             self.sink.cut()
         return not self.cancelled_itself or task.cancelling() > 1
@@ -408,7 +408,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     async def stop_watching(self, task: asyncio.Task[Any]) -> None:
         """End the watchers and restore the cancellation state of the server's task."""
         self.finished = True
-        # A cancelled task's traceback refers to this exchange. Dropping the reference to the task avoids a cycle.
+        # A canceled task's traceback refers to this exchange. Dropping the reference to the task avoids a cycle.
         waiting, self.watcher, self.cancel = self.watcher, None, None
         if self.cancelled_itself:
             task.uncancel()

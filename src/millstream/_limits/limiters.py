@@ -82,7 +82,7 @@ class StoreLimiter:
             self._trying = False
         if self.away:
             self.away = False
-            logger.warning("The store responds again. Limits are shared by all workers.")
+            logger.warning("The store is responding again. Limits are shared by all workers.")
         self.workers = decision.workers
         return decision
 

@@ -34,7 +34,7 @@ from millstream.client._requests import Ask, Requests
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find
-from millstream.client._transports.transport import Transport
+from millstream.client._transports import Transport
 from millstream.client._watches import Changes, Watches
 
 T = TypeVar("T")

@@ -140,7 +140,7 @@ class ServerHost:
             LocalError: The server has no hub.
         """
         if self._host.hub is None:
-            raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs")
+            raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs.")
         return self._host.hub
 
     def seal(self, value: bytes, bound: str) -> bytes:

@@ -477,7 +477,7 @@ class WorkerProcess:
             failed = self._failed
             return CommandError(failed.what, why=failed.why, fix=failed.fix, detail=failed.detail)
         return CommandError(
-            f"Worker {self.hello.worker} {how(status)} before it served.",
+            f"Worker {self.hello.worker} {how(status)} before it was ready.",
             why=KILLED if killed else "A worker runs your program up to run(). See its output above.",
         )
 

@@ -125,7 +125,7 @@ async def _resolve(host: str, port: int, is_allowed: AddressCheck, owner: str) -
 async def _look_up(host: str, port: int, owner: str) -> list[Any]:
     """Look up an untrusted name, whose name server may never respond.
 
-    A lookup can't be cancelled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
+    A lookup can't be canceled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
     free for other work, such as hashing passwords.
     """
     with _lock:
@@ -176,7 +176,7 @@ class ConnectionPool:
         self._closed = False
 
     async def send(self, data: bytes, *, repeatable: bool, owner: str = "") -> HttpReply:
-        """Return the reply to one request. Cancelling the wait closes the connection.
+        """Return the reply to one request. Canceling the wait closes the connection.
 
         Args:
             data: The complete request.

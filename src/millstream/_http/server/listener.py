@@ -112,7 +112,7 @@ class HttpProtocol(asyncio.Protocol):
         exchange.protocol = self
         task = self.guard.start(exchange.run(self))
         if not (exchange.response_complete or exchange.left_open):
-            # From now on, the call can be cancelled, and the server waits for it.
+            # From now on, the call can be canceled, and the server waits for it.
             exchange.task = task
             exchange.cancel = task.cancel
             self.state.tasks.add(task)
@@ -309,7 +309,7 @@ class SocketListener:
         self._servers.clear()
 
     async def shut_down(self, seconds: float) -> None:
-        """Close every connection after its pending reply. After `seconds`, cancel the calls that still run."""
+        """Close every connection after its pending reply. After `seconds`, cancel the calls that are still running."""
         for connection in list(self.state.connections):
             connection.shutdown()
         try:

@@ -126,7 +126,7 @@ class ChangeFeed:
             self.source.follow(follower, owner, uris)
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
-        """Wait until changes of the followed resources can't be missed."""
+        """Wait until no change to the followed resources can be missed."""
         if self.source is not None and uris:
             await self.source.wait_until_followed(uris)
 

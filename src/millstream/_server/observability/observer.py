@@ -215,7 +215,7 @@ class Observer:
         self._lag = LoopLag(registry)
 
     async def run(self) -> None:
-        """Sample the event loop until cancelled. The runtime owns the task."""
+        """Sample the event loop until canceled. The runtime owns the task."""
         await self._lag.run()
 
     def close(self) -> None:
@@ -284,7 +284,7 @@ class Observer:
         self._sessions.over(session_id)
 
     def _clean(self, labels: Labels) -> Labels:
-        """Return labels whose number of values is bounded."""
+        """Return labels, each with a bounded number of values."""
         method, tool, outcome, revision = labels
         return (
             method if method in _METHODS else OTHER,

@@ -80,7 +80,7 @@ class Resumption:
         return None
 
     async def _read(self, reader: "_Reader", sink: Sink, stream: str, name: str, position: Position) -> None:
-        """Write log entries and new ones until the stream ends or is taken over."""
+        """Write the logged entries, then new ones, until the stream ends or is taken over."""
         sink.write(sse.COMMENT)
 
         def take(entries: Sequence[Entry]) -> None:

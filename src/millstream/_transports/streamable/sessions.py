@@ -69,7 +69,7 @@ class HttpSessions:
         self._kept = Share(_CAPABILITIES_ROOM)
         """Bytes of capabilities stored in it."""
         self._ended = Share()
-        """Sessions ended in it."""
+        """Sessions that have ended in it."""
         services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:

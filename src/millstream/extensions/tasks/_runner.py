@@ -86,11 +86,11 @@ class _Run(Struct, eq=False):
         return record.worker == own.worker and record.attempts == own.attempts and record.status == WORKING
 
     def change(self, **fields: Any) -> Change:
-        """Return a change of the record while it belongs to this run."""
+        """Return a change to the record while it belongs to this run."""
         return lambda record: replace(record, **fields) if self.owns(record) else None
 
     def fail(self, code: int, message: str, data: Any = None) -> Change:
-        """Return the change of the record for a failed run."""
+        """Return the change to the record for a failed run."""
         return lambda record: _fail(record, code, message, data) if self.owns(record) else None
 
 
@@ -228,7 +228,7 @@ class TaskRunner:
             nonlocal worker
             worker = record.worker
             return replace(
-                record, status=CANCELLED, message="Cancelled by the client.", worker="", requests={}, responses={}
+                record, status=CANCELLED, message="Canceled by the client.", worker="", requests={}, responses={}
             )
 
         changed = await self._records.update(name, change)
@@ -364,7 +364,7 @@ class TaskRunner:
         return run.record.retry and (run.call.halted or run.lease_lost)
 
     def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
-        """Return the change of the record for the outcome of a run."""
+        """Return the change to the record for the outcome of a run."""
         error = outcome.error
         if self._hands_over(run):
             return run.change(worker=HANDED_OVER)
