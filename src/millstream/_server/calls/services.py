@@ -268,7 +268,7 @@ class Services:
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
-        """The open subscriptions, and the open replies of custom methods."""
+        """All open streams and subscriptions, but not the streams of short calls."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
