@@ -29,7 +29,6 @@ LAYERS = [
     "_frontmatter",
     "protocol",
     "_config",
-    "_env_file",
     "_jsonc",
     "_http",
     "_telemetry",
@@ -167,7 +166,7 @@ def test_imports_point_down() -> None:
 PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
     "extensions": {},
     "agent": {
-        "_env_file": "EnvFileError read_env_file",
+        "_files": "EnvFileError read_env_file",
         "_protocol.errors": "suggest_keywords SuggestionMeta",
     },
     "gateway": {
@@ -240,7 +239,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_server.calls.services": "expiry_of principal_id Services",
         "_server.dispatch": "Dispatcher",
         "_tasks": "Tasks",
-        "_telemetry.audit": "newest",
+        "_telemetry.messages": "newest",
         "_telemetry.logs": "JsonLines",
         "_transports.connection": "ClientConnection MemoryPipe",
         "_transports.open_streams": "OpenStreams",
