@@ -129,17 +129,18 @@ class LanguageModel:
     def __init__(
         self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
     ) -> None:
-        if find_spec("pydantic_ai") is None:
-            raise ConfigurationError(
-                "The package pydantic-ai-slim isn't installed. Install it with: pip install 'millstream[agent]'"
-            )
+        provider = "" if url else provider_of(name)
+        for module, package in (("pydantic_ai", "pydantic-ai-slim"), ("" if provider else "openai", "openai")):
+            if module and find_spec(module) is None:
+                raise ConfigurationError(
+                    f"The package {package} isn't installed. Install it with: pip install 'millstream[agent]'"
+                )
         if azure_version and not url:
             raise ConfigurationError("Azure OpenAI requires the endpoint: https://NAME.openai.azure.com")
         if url and not _is_url(url):
             raise ConfigurationError(f"{url!r} isn't the URL of an API. Use one like https://api.example.com/v1.")
         if not (key.isascii() and key.isprintable()) and key:
             raise ConfigurationError("The API key contains invalid characters. Copy it again.")
-        provider = "" if url else provider_of(name)
         self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
         """URL of the API, or name of the provider."""
         # Configuration
@@ -186,7 +187,7 @@ class LanguageModel:
                         yield _without_surrogates(text)
                 response = events.get()
         except exceptions.ContentFilterError as exc:
-            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}") from exc
+            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}.") from exc
         except exceptions.UserError as exc:
             raise ModelAuthError(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
@@ -279,12 +280,12 @@ class LanguageModel:
                 f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
             )
         if not isinstance(exc, exceptions.ModelAPIError):  # raised by a provider's own client while reading the stream
-            return _lost_connection() if started else ModelServerError(f"The model failed: {_short(str(exc))}")
+            return _lost_connection() if started else ModelServerError(f"The model failed: {_short(str(exc))}.")
         if isinstance(exc, exceptions.ModelConnectionError):
             return _lost_connection() if started else self._explain_connection(exc)
         if not started and isinstance(exc.__cause__, ValueError):
             return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
-        return ModelServerError(f"The model failed: {_reason(exc)}", temporary=started)
+        return ModelServerError(f"The model failed: {_reason(exc)}.", temporary=started)
 
     def _explain_connection(self, exc: Exception) -> ModelError:
         root: BaseException = exc
