@@ -315,7 +315,7 @@ class Tail:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             for at, arrived in waiting:
-                if at.offset <= position.offset:
+                if at.epoch == position.epoch and at.offset <= position.offset:
                     _finish(arrived, True)
                 elif not arrived.done():
                     self._waiting.append((at, arrived))
