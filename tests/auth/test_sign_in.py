@@ -405,7 +405,7 @@ async def test_signing_in_leads_to_no_other_server(wanted: str, tmp_path: Path) 
         assert place == (b"/files" if wanted == "/files" else b"/connect")
 
 
-async def test_account_says_who_is_signed_in_and_with_which_scopes() -> None:
+async def test_account_shows_the_signed_in_user_and_scopes() -> None:
     async with run_guarded() as world:
         for key, told in ((ROOT, ("key", ["everything"])), (ALICE, ("alice", ["orders:write", "secrets"]))):
             jar = await cookie(world, key)

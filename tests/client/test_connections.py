@@ -252,7 +252,7 @@ async def test_many_calls_share_few_connections() -> None:
     assert most <= 3
 
 
-async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
+async def test_calls_waiting_for_a_connection_can_be_canceled() -> None:
     go_on = asyncio.Event()
 
     async def behave(asked: ReceivedRequest) -> None:

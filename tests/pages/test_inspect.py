@@ -100,7 +100,7 @@ def test_elicitations_can_be_answered(hub: str, open_page: OpenPage, revision: s
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_questions_can_be_declined_and_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_questions_can_be_declined_and_canceled(hub: str, open_page: OpenPage, revision: str) -> None:
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
     page.get_by_role("textbox", name="item").fill("a lamp")
@@ -134,7 +134,7 @@ def test_sampling_requests_can_be_answered(hub: str, open_page: OpenPage, revisi
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_progress_is_shown_and_calls_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_progress_is_shown_and_calls_can_be_canceled(hub: str, open_page: OpenPage, revision: str) -> None:
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "long_task")
     page.get_by_label("steps").fill("1000")

@@ -180,7 +180,7 @@ async def test_responses_of_the_program_stay_as_they_are() -> None:
         assert (plain.status, plain.body) == (404, b"There is no note <7>.\n")
 
 
-async def test_forms_of_people_who_are_signed_out_or_elsewhere_say_what_is_wrong() -> None:
+async def test_forms_explain_when_the_user_is_signed_out_or_in_another_browser() -> None:
     async with run_guarded(add_routes(make_server())) as world:
         out = await world.ask(None, "POST", "/plain", b"x=1", **OWN, **HTML)
         assert (out.status, "Sign in" in said(out)) == (401, True)

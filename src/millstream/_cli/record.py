@@ -44,8 +44,8 @@ from millstream.client._endpoint import Auth, Endpoint, problem_detail
 from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
 from millstream.client._negotiation import ToolHeaders
 from millstream.client._targets import Remote, find
+from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
-from millstream.client._transports.transport import EventReader
 
 
 def record(
@@ -74,7 +74,7 @@ def record(
     """
 
     if not server:
-        raise UsageError("Name the server: a command, a URL, or a file.")
+        raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
 
     async def work() -> int:
         place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
@@ -295,7 +295,7 @@ class Bridge:
             await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
         elif reply.status >= 300 or reply.body:
             why = problem or f" and {reply.media_type or 'nothing'}"
-            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responds with {reply.status}{why}.")
+            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status}{why}.")
 
     async def _follow(self, reply: HttpReply) -> None:
         assert reply.stream is not None  # noqa: S101  checked by the caller

@@ -67,10 +67,10 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
 
 
 def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
-    """Decode parameters with an object of texts, each of which becomes an object.
+    """Decode parameters with an object of strings, each of which becomes an object.
 
     Raises:
-        ProtocolError: INVALID_PARAMS, also for too many members.
+        ProtocolError: INVALID_PARAMS, including for too many members.
     """
     if too_many_members(call.params):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
@@ -81,7 +81,7 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
     """Store the answers and state of earlier rounds, in the era that has them. The call must already have its name.
 
     Raises:
-        ProtocolError: INVALID_PARAMS, also for a state that is invalid or belongs to another call.
+        ProtocolError: INVALID_PARAMS, including for a state that is invalid or belongs to another call.
     """
     if call.revision.handshake:
         return
@@ -257,7 +257,7 @@ class Handlers:
             raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
 
     async def _subscribe(self, call: Call) -> bytes:
-        """Subscribe the session to changes of one resource."""
+        """Subscribe the session to changes to one resource."""
         uri = read(_uri_decoder, call).uri
 
         def add(record: SessionRecord) -> SessionRecord | None:

@@ -279,7 +279,7 @@ def _read_arguments(tool: Tool, raw: bytes) -> Any:
     """Validate arguments early, because a tool's own errors look the same later.
 
     Raises:
-        ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
+        ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a message that says what to fix.
     """
     try:
         return tool.read(raw)

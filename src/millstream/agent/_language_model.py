@@ -63,17 +63,18 @@ class LanguageModel:
     def __init__(
         self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
     ) -> None:
-        if find_spec("pydantic_ai") is None:
-            raise ConfigurationError(
-                "The package pydantic-ai-slim isn't installed. Install it with: pip install 'millstream[agent]'"
-            )
+        provider = "" if url else provider_of(name)
+        for module, package in (("pydantic_ai", "pydantic-ai-slim"), ("" if provider else "openai", "openai")):
+            if module and find_spec(module) is None:
+                raise ConfigurationError(
+                    f"The package {package} isn't installed. Install it with: pip install 'millstream[agent]'"
+                )
         if azure_version and not url:
             raise ConfigurationError("Azure OpenAI requires the endpoint: https://NAME.openai.azure.com")
         if url and not _is_url(url):
             raise ConfigurationError(f"{url!r} isn't the URL of an API. Use one like https://api.example.com/v1.")
         if not (key.isascii() and key.isprintable()) and key:
             raise ConfigurationError("The API key contains invalid characters. Copy it again.")
-        provider = "" if url else provider_of(name)
         self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
         """URL of the API, or name of the provider."""
         # Configuration
@@ -122,7 +123,7 @@ class LanguageModel:
         except exceptions.ModelAPIError as exc:
             raise self._explain(exc, started=started) from exc
         except exceptions.ContentFilterError as exc:
-            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}") from exc
+            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}.") from exc
         except exceptions.UserError as exc:
             raise ModelAuthError(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
@@ -218,7 +219,7 @@ class LanguageModel:
             return self._explain_connection(exc, started=started)
         if not started and isinstance(exc.__cause__, ValueError):
             return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
-        return ModelServerError(f"The model failed: {_reason(exc)}", temporary=started)
+        return ModelServerError(f"The model failed: {_reason(exc)}.", temporary=started)
 
     def _explain_connection(self, exc: Exception, *, started: bool) -> ModelError:
         if started:
@@ -236,7 +237,7 @@ class LanguageModel:
         """Convert an exception that a provider's own client raised while reading the stream."""
         if started:
             return ModelServerError("The connection to the model was lost.", temporary=True)
-        return ModelServerError(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
+        return ModelServerError(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}.")
 
     def _explain_status(self, exc: "failures.ModelHTTPError") -> ModelError:
         from pydantic_ai import exceptions  # noqa: PLC0415

@@ -131,7 +131,8 @@ def check_key(name: str, key: str) -> None:
             "set the variable."
         )
     if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"The key {name!r} is empty or has invalid characters. Use printable ASCII without spaces.")
+        what = "auth key" if name == "key" else f"key {name!r}"  # the setting's key has no other name
+        raise ValueError(f"The {what} is empty or has invalid characters. Use printable ASCII without spaces.")
 
 
 def is_path(key: str) -> bool:

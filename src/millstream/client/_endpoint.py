@@ -1,5 +1,6 @@
 """One URL of a server, with its fixed headers, its credentials, and redirects within the origin."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -189,7 +190,9 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
         text = f"{url} rejected these credentials (401)."
     elif "insufficient_scope" in challenge:
-        text = f"{url} requires more permissions than these credentials have (403): {_brief(challenge)}."
+        scope = re.search(r'scope="([^"]*)', challenge)
+        text = f"{url} requires more permissions than these credentials have (403)"
+        text += f": {_brief(scope[1])}." if scope else "."
     else:
         reason = problem_detail(reply)
         what = "refused the request" if reason else "rejected these credentials, or this host or origin"

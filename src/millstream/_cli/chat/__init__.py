@@ -30,6 +30,7 @@ from millstream._cli.connect_options import (
     FAILED,
     UNREACHABLE,
     ConnectOptions,
+    explain,
     status_of,
 )
 from millstream._cli.errors import close_stderr
@@ -154,7 +155,8 @@ def chat(  # noqa: PLR0913  the options of the command
         agent = partial(Agent, chosen, places, system=system, limits=limits)
         _talk(agent, chosen, places, question, steps or screen, steps, yes=yes)
     except (ClientError, AgentError) as exc:
-        screen.fail(one_line(str(exc)))
+        text = " ".join(explain(exc)) if isinstance(exc, ClientError) else str(exc)
+        screen.fail(one_line(text))
         raise SystemExit(_status(exc)) from exc
     except BrokenPipeError:  # `millstream chat … | head`
         close_stderr()
