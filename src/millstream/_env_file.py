@@ -24,7 +24,7 @@ def read_env_file(path: Path, label: str = "") -> dict[str, str]:
 
 
 def read_env(text: str, label: str = ".env") -> dict[str, str]:
-    """Return the variables in a text. If a name is repeated, the last value wins.
+    """Return the variables in the text of a file. If a name is repeated, the last value wins.
 
     Raises:
         EnvFileError: A line isn't NAME=VALUE.

@@ -24,8 +24,8 @@ from millstream.client._negotiation import Options
 from millstream.client._questions import Elicit, ObservedQuestion, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
+from millstream.client._transports import Listener
 from millstream.client._transports.memory import MemoryTransport
-from millstream.client._transports.transport import Listener
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 

@@ -110,7 +110,7 @@ async def test_truncated_streams_are_retried() -> None:
 async def test_stream_errors_are_reported() -> None:
     error = await failed(Answer(pieces=[b'data: {"error": {"message": "The model crashed"}}\n\n']))
     assert isinstance(error, ModelServerError)
-    assert str(error) == "The model failed: The model crashed"
+    assert str(error) == "The model failed: The model crashed."
 
 
 async def test_wrong_key_error_does_not_show_the_key() -> None:

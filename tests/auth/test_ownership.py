@@ -168,7 +168,7 @@ async def test_request_state_is_bound_to_its_caller() -> None:
         assert (await world.call(ALICE, "asks", **more)).message["result"]["content"][0]["text"] == "asked"
 
 
-async def test_calls_are_cancelled_only_by_their_session() -> None:
+async def test_calls_are_canceled_only_by_their_session() -> None:
     async with run_guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
         call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, "same")).encode()

@@ -176,7 +176,7 @@ async def test_signing_out_everywhere_ends_every_cookie_and_stream_of_the_user()
         streams[2].close()
 
 
-async def test_foreign_pages_cannot_sign_anybody_out_everywhere() -> None:
+async def test_foreign_pages_cannot_sign_users_out_everywhere() -> None:
     async with run_guarded() as world:
         jar = await cookie(world)
         for headers in ({"origin": "http://127.0.0.1:9"}, {"sec_fetch_site": "same-site"}, {}):

@@ -13,9 +13,9 @@ from keyring.backend import KeyringBackend
 from keyring.backends.fail import Keyring as NoKeyring
 from keyring.errors import KeyringLocked
 
+from millstream.client._oauth import FileTokenStore, Registration, StoredCredentials, Tokens
 from millstream.client._oauth.flow import default_store
 from millstream.client._oauth.keyring_store import KeyringTokenStore
-from millstream.client._oauth.store import FileTokenStore, Registration, StoredCredentials, Tokens
 
 
 class InMemory(KeyringBackend):

@@ -21,7 +21,14 @@ from millstream import Client
 from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
 from millstream.client._negotiation import Options
-from millstream.client._oauth import discovery
+from millstream.client._oauth import (
+    FileTokenStore,
+    MemoryTokenStore,
+    Registration,
+    StoredCredentials,
+    Tokens,
+    discovery,
+)
 from millstream.client._oauth.discovery import (
     MAX_LENGTH,
     IssuerMetadata,
@@ -33,7 +40,6 @@ from millstream.client._oauth.discovery import (
 from millstream.client._oauth.endpoints import method_of
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.grants import Loopback, answer_of, code_of
-from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, StoredCredentials, Tokens
 from patience import WAIT
 
 ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)

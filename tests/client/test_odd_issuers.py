@@ -19,9 +19,9 @@ from client.misbehaving_servers import DONE, ReceivedRequest, assert_readable, m
 from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
+from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from millstream.client._oauth.flow import default_store
 from millstream.client._oauth.grants import Loopback, answer_of
-from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from patience import WAIT
 
 GOOD = {"access_token": "good", "token_type": "Bearer"}
@@ -109,7 +109,7 @@ class World:
         {"token": {"access_token": "good"}},
     ],
 )
-async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
+async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
     odd = World(**world)
     async with asyncio.timeout(WAIT), misbehaving(odd.behave) as server, odd.client(server.url) as client:
         assert (await client.call("x")).text == "done"

@@ -18,9 +18,9 @@ from millstream import Client, auth
 from millstream._http.client.url import parse
 from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
+from millstream.client._oauth import Registration
 from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.signing import assertion
-from millstream.client._oauth.store import Registration
 
 NIGHTLY = ECKey.generate_key("P-256")
 KEYS = {

@@ -32,8 +32,7 @@ from millstream import Client
 from millstream.client import _watches as watching
 from millstream.client._errors import ClientError, ConnectionLost
 from millstream.client._server_messages import Change
-from millstream.client._transports import streamable
-from millstream.client._transports.transport import EventReader
+from millstream.client._transports import EventReader, streamable
 from millstream.client._watches import Changes
 from patience import WAIT
 from processes import free_port, run_command, run_server

@@ -38,8 +38,8 @@ from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
 from millstream.client import ServerError
 from millstream.client._negotiation import Options
+from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore
 from millstream.extensions.events import Events, _webhook
 from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from patience import WAIT

@@ -15,7 +15,7 @@ from httptools import HttpParserError
 
 from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
-from millstream._http.client.body import ArrivingBytes, Inflow
+from millstream._http.client import ArrivingBytes, Inflow
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
@@ -38,7 +38,7 @@ from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.discovery import read_challenges
 from millstream.client._oauth.grants import answer_of
-from millstream.client._transports.transport import EventReader
+from millstream.client._transports import EventReader
 from wire import FakeTransport
 
 Target = Callable[[bytes], None]

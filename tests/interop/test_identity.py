@@ -20,8 +20,8 @@ from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
 from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer
 from millstream.client._errors import AccessDenied
 from millstream.client._negotiation import Options
+from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore
 from processes import ROOT, free_port
 from store_parts import BACKINGS
 

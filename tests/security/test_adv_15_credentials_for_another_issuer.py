@@ -14,8 +14,8 @@ from millstream import Client
 from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
 from millstream.client._negotiation import Options
+from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore
 
 SECRET = "the-secret-that-only-one-issuer-knows"
 

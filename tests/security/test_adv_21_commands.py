@@ -17,8 +17,8 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Client
 from millstream.client._errors import ClientError
 from millstream.client._negotiation import Options
+from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore
 from wire import request
 
 PACKAGE = Path(millstream.__file__).parent

@@ -1,9 +1,9 @@
 from cases import for_each
 from hub_parts import Clock
-from millstream._server.call_log import MESSAGE, TTL, append, event_id, log_name, parse_event_id
 from millstream._stores.base import MAX_OFFSET, Position
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.open_streams import OpenStreams
+from millstream._transports.streamable import MESSAGE, TTL, append, event_id, log_name, parse_event_id
 
 
 @for_each("offset", [1, 10**18, MAX_OFFSET])

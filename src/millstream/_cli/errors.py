@@ -136,7 +136,10 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         extra = " ".join(exc.unused_tokens or ())
         if remedy := _misplaced(arguments, extra):
             _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
-        _fail(f"Unexpected argument: {extra}. Write a value with blanks in quotes, and a list with commas.", arguments)
+        _fail(
+            f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.",
+            arguments,
+        )
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:

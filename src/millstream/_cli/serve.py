@@ -96,7 +96,7 @@ def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, 
         if web and "web" not in server.definition.parts:
             server.definition.configure(serve=server.definition.parts | {"web"})
     except ValueError as exc:
-        raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest") from exc
+        raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest.") from exc
 
 
 def check_inspected(urls: object) -> None:

@@ -316,7 +316,7 @@ def _with_port(scheme: bytes, rest: str) -> str:
 
 
 def is_own_origin(origin: bytes, host: bytes, headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether the browser reports a request of the same origin (Fetch Metadata, §2.4), and the names agree.
+    """Return whether the browser reports a request of the same origin (Fetch Metadata, §2.3), and the names agree.
 
     The ports may differ, because many proxies drop the port from Host. Scripts can't set ``Sec-Fetch-Site``.
     """
@@ -327,7 +327,7 @@ def is_own_origin(origin: bytes, host: bytes, headers: Mapping[bytes, bytes]) ->
 
 
 def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether a browser reports a cross-site request without naming its origin (Fetch Metadata, §2.4)."""
+    """Return whether a browser reports a cross-site request without naming its origin (Fetch Metadata, §2.3)."""
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
 

@@ -186,7 +186,7 @@ class HttpRequest(Struct, eq=False):
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Return whether the peer has disconnected, after the handler's task was cancelled but not its call.
+        """Return whether the peer has disconnected, after the handler's task was canceled but not its call.
 
         If not, the peer is still waiting for a reply.
         """
@@ -334,7 +334,7 @@ _FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 async def compress(response: Response, request: "HttpRequest", mode: str) -> Response:
     """Compress a reply with a text type if the client accepts gzip. A large one is compressed in a thread.
 
-    Compression is gzip (RFC 9110 §12.5.3), also of event streams if configured (docs/decisions/0049). Small replies,
+    Compression is gzip (RFC 9110 §12.5.3), including event streams if configured (docs/decisions/0049). Small replies,
     which are the common case, aren't compressed: the adapters check the length first.
 
     Args:
@@ -409,7 +409,7 @@ class HttpLimits(Struct, frozen=True):
 
 
 class AcceptedTypes(Struct, frozen=True, gc=False):
-    """The reply types, of the two that the server sends, that a client accepts."""
+    """The reply types that a client accepts, out of the two that the server sends."""
 
     json: bool
     stream: bool

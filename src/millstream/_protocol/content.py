@@ -95,7 +95,7 @@ class Text(Block, frozen=True, tag="text"):
 
 
 class Image(Block, frozen=True, tag="image", metaclass=SuggestionMeta):
-    """A picture: ``Image(png, "image/png")``."""
+    """An image: ``Image(png, "image/png")``."""
 
     _USAGE: ClassVar = "Write Image(Path('x.png').read_bytes(), 'image/png')."
     data: bytes
@@ -103,7 +103,7 @@ class Image(Block, frozen=True, tag="image", metaclass=SuggestionMeta):
 
 
 class Audio(Block, frozen=True, tag="audio", metaclass=SuggestionMeta):
-    """A sound: ``Audio(wav, "audio/wav")``."""
+    """Audio: ``Audio(wav, "audio/wav")``."""
 
     _USAGE: ClassVar = "Write Audio(Path('x.wav').read_bytes(), 'audio/wav')."
     data: bytes
@@ -150,7 +150,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
     def __post_init__(self) -> None:
         if self.resource is None:
             if not self.uri or (self.text is None) == (self.blob is None):
-                raise TypeError("an embedded resource needs a uri, and either text or blob")
+                raise TypeError("An embedded resource needs a uri, and either text or blob.")
             force_setattr(self, "resource", ResourceContents(self.uri, self.mime_type, self.text, self.blob))
         for name, empty in (("uri", ""), ("text", None), ("blob", None), ("mime_type", None)):
             force_setattr(self, name, empty)

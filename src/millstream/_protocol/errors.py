@@ -1,4 +1,4 @@
-"""Errors, separated by who caused them, and what their texts contain: a peer's text made safe, and suggested names.
+"""Errors, separated by who caused them, and what their messages contain: a peer's text made safe, and suggested names.
 
 The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
 about a misspelled name suggests the closest existing one. Python only says that an argument is unexpected, and versions
@@ -181,9 +181,9 @@ def suggest(name: str, names: Collection[str]) -> str:
     """
     near = closest_name(name, names)
     if len(names) > FEW:
-        return f"did you mean {near!r}?" if near else f"there are {len(names)} others"
+        return f"did you mean {near!r}?" if near else f"there are {len(names)} others."
     all_names = names if isinstance(names, list | tuple) else sorted(names)
-    return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}"
+    return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}."
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:

@@ -157,7 +157,7 @@ class Load:
         return True
 
     def _owners(self) -> Iterator[str]:
-        return (call.owner for call in self._calls if not (call.long_lived or call.method == "subscriptions/listen"))
+        return (call.owner for call in self._calls if not call.long_lived)
 
 
 def busy_error() -> ProtocolError:

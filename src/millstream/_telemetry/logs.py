@@ -384,7 +384,7 @@ def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException]
 
     To find the failing line in their own file, users don't need the frames between the socket and that line, or those
     of libraries that it called. A traceback without user code keeps the frames outside of Millstream, or else all
-    frames. For types in `explained`, whose texts are sufficient, it keeps none.
+    frames. For types in `explained`, whose messages are sufficient, it keeps none.
     """
     for each in _chain(exc):
         each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))

@@ -72,7 +72,7 @@ MAX_PENDING = 512
 MAX_TEXT = 256
 """Maximum characters of a peer's text. Longer ones are cut."""
 MAX_KIND = 2 * MAX_TEXT
-"""Maximum total characters of texts in a cached kind of line."""
+"""Maximum total characters of the strings in a cached kind of line."""
 MAX_CACHED = 4096
 
 

@@ -34,7 +34,10 @@ from millstream._transports.open_streams import (
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path in the endpoint event.")
 _UNREACHABLE = refusal(
-    503, SERVER_ERROR, "The stream of this session can't be reached now. Try again.", head=b"retry-after: 1\r\n"
+    503,
+    SERVER_ERROR,
+    "The stream of this session can't be reached at the moment. Try again.",
+    head=b"retry-after: 1\r\n",
 )
 _UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found. Open a new stream.")
 

@@ -266,7 +266,9 @@ def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> R
     return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
 
 
-WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type. Send content-type application/json.")
+WRONG_TYPE = refusal(
+    415, INVALID_REQUEST, "Unsupported media type. Send a JSON-RPC message with content-type application/json."
+)
 _NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable. A GET is answered with text/event-stream.")
 _FOR_CLIENTS = Response(
     b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",

@@ -23,8 +23,8 @@ from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
 from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
+from millstream.client._oauth import Registration, Tokens
 from millstream.client._oauth.grants import PendingAuthorization, answer_of
-from millstream.client._oauth.store import Registration, Tokens
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -338,7 +338,7 @@ class Inspector:
         Args:
             urls: URLs from the operator.
             services: Services of this server, which store the sign-ins.
-            streams: Open streams of this server; streams from other servers count towards their limit.
+            streams: Open streams of this server; streams from other servers count toward their limit.
             shows_log: Whether this server sends its log to the page, as in development.
             tags: Returns the tags of tools, which aren't part of the protocol's tool list.
 

@@ -41,8 +41,8 @@ from millstream.agent import (
     ToolStart,
 )
 from millstream.client import ClientError, ElicitAnswer, Question
+from millstream.client._transports import Listener
 from millstream.client._transports.memory import MemoryTransport
-from millstream.client._transports.transport import Listener
 from millstream.protocol import encode
 
 if TYPE_CHECKING:

@@ -73,11 +73,11 @@ async def sample(
         ProtocolError: The user refused, the model gave no answer, or the request includes tools.
     """
     if params.tools:
-        raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests")
+        raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests.")
     messages = chat_messages(params.messages, limits.max_result)
     text = "\n".join(str(message["content"]) for message in messages)
     if not await person.allows(Approval(kind="sampling", server=server, text=text)):
-        raise ProtocolError(_REJECTED, "The user did not allow the server to use the model")
+        raise ProtocolError(_REJECTED, "The user did not allow the server to use the model.")
     system: list[Message] = [{"role": "system", "content": params.system_prompt}] if params.system_prompt else []
     request = ModelRequest(
         messages=[*system, *messages],
@@ -90,7 +90,7 @@ async def sample(
     except ModelError as exc:
         raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
     if reply is None:
-        raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply")
+        raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply.")
     return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
 
 

@@ -123,7 +123,7 @@ class LanguageModel:
         except exceptions.ModelAPIError as exc:
             raise self._explain(exc, started=started) from exc
         except exceptions.ContentFilterError as exc:
-            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}") from exc
+            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}.") from exc
         except exceptions.UserError as exc:
             raise ModelAuthError(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
@@ -219,7 +219,7 @@ class LanguageModel:
             return self._explain_connection(exc, started=started)
         if not started and isinstance(exc.__cause__, ValueError):
             return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
-        return ModelServerError(f"The model failed: {_reason(exc)}", temporary=started)
+        return ModelServerError(f"The model failed: {_reason(exc)}.", temporary=started)
 
     def _explain_connection(self, exc: Exception, *, started: bool) -> ModelError:
         if started:
@@ -237,7 +237,7 @@ class LanguageModel:
         """Convert an exception that a provider's own client raised while reading the stream."""
         if started:
             return ModelServerError("The connection to the model was lost.", temporary=True)
-        return ModelServerError(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
+        return ModelServerError(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}.")
 
     def _explain_status(self, exc: "failures.ModelHTTPError") -> ModelError:
         from pydantic_ai import exceptions  # noqa: PLC0415

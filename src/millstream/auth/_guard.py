@@ -63,9 +63,14 @@ class ChallengeResponses:
         if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
             self._metadata = metadata_url(self._resource, root)
 
-    def for_missing(self, request: HttpRequest) -> Response:
-        """Respond to a request without a credential."""
+    def for_missing(self, request: HttpRequest, *, ignored: bool = False) -> Response:
+        """Respond to a request without a credential. `ignored` is whether its sign-in cookie doesn't apply."""
         text = "Sign in: send the header Authorization: Bearer, followed by your key or token."
+        if ignored:
+            text += (
+                " The sign-in cookie counts only for requests of this server's pages, which browsers mark with "
+                "Sec-Fetch-Site: same-origin."
+            )
         page = self.form(request)
         head = self._challenge("", self.scopes)
         return (

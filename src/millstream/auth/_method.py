@@ -195,7 +195,7 @@ class PageMethod(AuthMethod):
         raise NotImplementedError
 
     def forget(self) -> bytes:
-        """Return header lines that delete what else this method keeps in the browser of a user who signs out."""
+        """Return header lines that delete this method's other data in the browser of a user who signs out."""
         return b""
 
     async def recall(self, kept: bytes) -> Identity | None:

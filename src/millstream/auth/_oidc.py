@@ -382,7 +382,7 @@ def oidc(
     keys = issuer_keys(issuer)
     allowed = several("algorithms", algorithms) or ASYMMETRIC
     if client_secret and not client_id:
-        raise ValueError("auth.oidc() requires client_id= with client_secret=")
+        raise ValueError("auth.oidc() requires client_id if you set client_secret.")
     if not client_id:
         return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
     return OidcAtPages(rules=rules, keys=keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))

@@ -248,7 +248,7 @@ def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Re
 
 
 def quote_foreign(text: str) -> str:
-    """Return a text that may quote another server, printable and shortened."""
+    """Return text that may quote another server, printable and shortened."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= _MAX_QUOTED else f"{plain[:_MAX_QUOTED]}…"
 

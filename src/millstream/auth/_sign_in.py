@@ -221,7 +221,9 @@ class SignIn:
         if not seal:
             return None
         if not self._accepts_cookie(request, own):
-            return refusal(403, not_own(request)) if own and request.method not in _READING else None
+            if own and request.method not in _READING:
+                return refusal(403, not_own(request))
+            return self._guard.challenges.for_missing(request, ignored=True)
         known, verdicts = verdict_key(seal), self._guard.verdicts
         verdict = verdicts.get(known)
         if verdict is not None and verdict.until > self._guard.clock():

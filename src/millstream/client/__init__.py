@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from millstream.client._client import Client
     from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._negotiation import Options
+    from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
     from millstream.client._oauth.flow import OAuth
     from millstream.client._oauth.grants import IdentityProvider, WorkloadIdentity
-    from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
@@ -43,18 +43,18 @@ _HOMES = {
     "Client": "_client",
     "ElicitAnswer": "_questions",
     "EventSubscription": "_events",
-    "FileTokenStore": "_oauth.store",
+    "FileTokenStore": "_oauth",
     "IdentityProvider": "_oauth.grants",
-    "MemoryTokenStore": "_oauth.store",
+    "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
     "Options": "_negotiation",
     "Question": "_questions",
     "Result": "_results",
     "Roots": "_questions",
     "ServerEvent": "_events",
-    "StoredCredentials": "_oauth.store",
+    "StoredCredentials": "_oauth",
     "Target": "_targets",
-    "TokenStore": "_oauth.store",
+    "TokenStore": "_oauth",
     "WorkloadIdentity": "_oauth.grants",
     "mcp_servers": "_targets",
 }

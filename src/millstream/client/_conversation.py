@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
@@ -34,7 +34,7 @@ from millstream.client._requests import Ask, Requests
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find
-from millstream.client._transports.transport import Transport
+from millstream.client._transports import Transport
 from millstream.client._watches import Changes, Watches
 
 T = TypeVar("T")

@@ -194,7 +194,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
         text = f"{url} requires more permissions than these credentials have (403)"
         text += f": {_brief(scope[1])}." if scope else "."
     else:
-        reason = _detail(reply)
+        reason = problem_detail(reply)
         what = "refused the request" if reason else "rejected these credentials, or this host or origin"
         text = f"{url} {what} (403){reason}."
     return AccessDenied(text, reply.status, challenge)
@@ -204,7 +204,7 @@ class _Problem(Struct):
     detail: str = ""
 
 
-def _detail(reply: HttpReply) -> str:
+def problem_detail(reply: HttpReply) -> str:
     """Return the reason from problem details (RFC 9457)."""
     if reply.media_type != "application/problem+json":
         return ""

@@ -22,7 +22,7 @@ from millstream._protocol.revisions import Revision
 from millstream._version import __version__
 from millstream.client._endpoint import Auth
 from millstream.client._questions import QuestionHandler
-from millstream.client._transports.transport import Transport
+from millstream.client._transports import Transport
 
 
 class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):

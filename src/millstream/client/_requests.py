@@ -20,7 +20,7 @@ from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTi
 from millstream.client._negotiation import Connection, Options, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
-from millstream.client._transports.transport import Transport, TransportRequest, log_message
+from millstream.client._transports import Transport, TransportRequest, log_message
 
 _INPUT_REQUIRED = b'"input_required"'
 _MIN_WAIT = 0.05

@@ -27,7 +27,7 @@ from millstream._protocol.notifications import (
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, TooManyMessages
 from millstream.client._questions import QuestionHandler
-from millstream.client._transports.transport import Transport
+from millstream.client._transports import Transport
 
 Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
 """Progress callback: ``report(progress, total, message)``."""
@@ -49,7 +49,7 @@ class Deadlines:
         self._waiting: set[PendingRequest] = set()
 
     def begin(self, seconds: float, longest: float, progress: Report | None) -> "PendingRequest":
-        """Start the clock of a request in the current task. Call `PendingRequest.end` when the request finishes.
+        """Start timing a request in the current task. Call `PendingRequest.end` when the request finishes.
 
         Args:
             seconds: Timeout without a response; `math.inf` for none.

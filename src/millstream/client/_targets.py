@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from millstream._http.client.url import Url, parse
 from millstream._protocol.errors import closest_name
 from millstream.client._errors import TargetError
+from millstream.client._transports import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
-from millstream.client._transports.transport import ServerObject, TransportFactory
 
 _IMPORTS_MILLSTREAM = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
 _IMPORTS_OTHER_LIBRARY = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)

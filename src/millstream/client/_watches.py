@@ -35,7 +35,7 @@ from millstream.client._errors import (
 from millstream.client._negotiation import Connection
 from millstream.client._requests import Ask, Requests
 from millstream.client._server_messages import Change, ServerMessages
-from millstream.client._transports.transport import Transport
+from millstream.client._transports import Transport
 
 _logger = logging.getLogger(__name__)
 _MAX_UNREAD = 10_000

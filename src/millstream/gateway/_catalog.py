@@ -382,7 +382,7 @@ class AcceptedFile:
                 data = self.path.read_bytes() if stamp is not None else b"{}"
                 self._definitions = msgspec.json.decode(data, type=dict[str, AcceptedDefinitions])
             except (OSError, *MALFORMED) as exc:
-                raise LocalError(f"The accepted definitions in {self.path} can't be read: {exc}") from exc
+                raise LocalError(f"The accepted definitions in {self.path} can't be read: {exc}.") from exc
             self._stamp = stamp
         return self._definitions.get(upstream, {})
 

@@ -115,7 +115,7 @@ class Source(Struct, frozen=True):
         if name.startswith("input:"):
             raise self.error(
                 where,
-                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}",
+                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}.",
             )
         if name in ("workspaceFolder", "userHome"):
             return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
@@ -128,7 +128,7 @@ class Source(Struct, frozen=True):
             return default
         near = closest_name(name, [each for each in self.environ if each.isupper()])
         hint = f" (did you mean {near}?)" if near else ""
-        raise self.error(where, f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}")
+        raise self.error(where, f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
 
 
 def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
@@ -150,7 +150,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
             raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc
+        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
     variables = os.environ if environ is None else environ
     if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
@@ -307,12 +307,12 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
     present = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
-        raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi")
+        raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi.")
     for key, value in {"args": args, "env": values.get("env"), "cwd": values.get("cwd")}.items():
         if value and not command:
-            raise source.error((*where, key), f"{key} requires a command, but this upstream has {present[0]}")
+            raise source.error((*where, key), f"{key} requires a command, but this upstream has {present[0]}.")
     if api and values.get("isolation"):
-        raise source.error((*where, "isolation"), "isolation requires a connection, but this upstream has openapi")
+        raise source.error((*where, "isolation"), "isolation requires a connection, but this upstream has openapi.")
     if api:
         return None, _load_openapi(source, api, (*where, "openapi"))
     if url:
@@ -324,12 +324,12 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
 
 
 def _check_url(source: Source, url: str, where: KeyPath) -> None:
-    """Raise a `ConfigError` unless a text is a URL, because the client would run any other text as a command."""
+    """Raise a `ConfigError` unless a string is a URL, because the client would run any other string as a command."""
     try:
         parse(url)
     except TargetError:
         raise source.error(
-            where, "it must be a URL such as https://example.com/mcp, without a user name or password"
+            where, "it must be a URL such as https://example.com/mcp, without a user name or password."
         ) from None
 
 
@@ -347,7 +347,7 @@ def _expand_command(source: Source, text: str, where: KeyPath) -> str | list[str
     try:
         words = shlex.split(reserved, posix=os.name != "nt")
     except ValueError as exc:
-        raise source.error(where, f"the command can't be parsed: {exc}") from exc
+        raise source.error(where, f"the command can't be parsed: {exc}.") from exc
     words = [source.expand(re.sub("\0(\\d+)\0", lambda at: variables[int(at[1])], each), where) for each in words]
     return words[0] if len(words) == 1 and len(words[0].split()) <= 1 else words
 
@@ -384,7 +384,7 @@ def _check_upstreams(source: Source, table: str, configs: list[UpstreamConfig]) 
             prefix = config.names.prefix
             raise source.error(
                 (table, config.name, "prefix"),
-                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix",
+                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix.",
             )
         hosts[host] = config.name
 
@@ -425,7 +425,7 @@ _ANY_URI = "*://*"
 def _load_servers(source: Source) -> GatewayConfig:
     found = [key for key in _SERVER_TABLES if is_object(source.values) and key in source.values]
     if not found:
-        raise source.error((), "the file has neither mcpServers nor servers. List the MCP servers under one of them")
+        raise source.error((), "the file has neither mcpServers nor servers. List the MCP servers under one of them.")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
@@ -448,7 +448,7 @@ def _load_servers(source: Source) -> GatewayConfig:
             hint = next((f" (did you mean {near} instead of {key}?)" for key, near in unknown.items() if near), "")
             raise source.error(
                 where,
-                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}",
+                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}.",
             )
         if url:
             _check_url(source, url, (*where, url_field))
@@ -475,7 +475,7 @@ def _load_servers(source: Source) -> GatewayConfig:
 
 def _require_table(source: Source, value: Any, where: KeyPath) -> dict[str, Any]:
     if not is_object(value):
-        raise source.error(where, f"it must be a table of options, not {source.source_text(where)}")
+        raise source.error(where, f"it must be a table of options, not {source.source_text(where)}.")
     return value
 
 
@@ -486,9 +486,9 @@ def _require_options(source: Source, value: Any, where: KeyPath, options: Mappin
         if key not in options:
             hint = suggest(key, tuple(options))
             if key in _COMMAND_OPTIONS:
-                hint = f"set it on the command line, with --{key}"
+                hint = f"set it on the command line, with --{key}."
             elif where != ("settings",) and key in Settings.__struct_fields__:
-                hint = "write it under [settings]"
+                hint = "write it under [settings]."
             raise source.error((*where, key), f"unknown option; {hint}")
     return table
 
@@ -502,7 +502,7 @@ def _load_struct(source: Source, kind: Any, raw: Any, where: KeyPath) -> Any:
     }
     missing = [name for name, each in options.items() if each.required and name not in table]
     if missing:
-        raise source.error(where, f"{missing[0]} is required")
+        raise source.error(where, f"{missing[0]} is required.")
     try:
         return kind(**values)
     except (TypeError, ValueError) as exc:
@@ -522,7 +522,7 @@ def _convert(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
             with suppress(MissingExtra):  # reported when the gateway starts
                 Redactor(converted)
     except msgspec.ValidationError:
-        raise source.error(where, f"it must be {_describe(kind)}, not {source.source_text(where)}") from None
+        raise source.error(where, f"it must be {_describe(kind)}, not {source.source_text(where)}.") from None
     except ValueError as exc:
         raise source.error(where, str(exc)) from None
     return converted

@@ -108,7 +108,7 @@ def _with_view(description: Description, names: Names) -> Description:
 
 
 _LEGACY_VIEW_KEY = "ui/resourceUri"
-"""Member of `_meta` that hosts of 2025 read."""
+"""Member of `_meta` that older hosts read."""
 
 
 class _UpstreamItem(Item):

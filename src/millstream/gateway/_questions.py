@@ -268,7 +268,7 @@ _CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 def _project_form(params: Json, modes: Json, target: Revision) -> Json:
     mode = params.get("mode") or "form"
     if not isinstance(mode, str) or mode not in modes:
-        raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}")
+        raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}.")
     if mode == "url":
         url = params.get("url")
         if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
@@ -295,7 +295,7 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
 
 def _project_sampling(params: Json, declared: Json, source: Revision, target: Revision) -> Json:
     if "tools" not in declared and (params.get("tools") or params.get("toolChoice")):
-        raise ProtocolError(INVALID_PARAMS, "The client did not declare sampling.tools")
+        raise ProtocolError(INVALID_PARAMS, "The client did not declare sampling.tools.")
     if "context" not in declared and target.sampling_tools:
         params.pop("includeContext", None)
     if source.content <= target.content and source.sampling_tools <= target.sampling_tools:

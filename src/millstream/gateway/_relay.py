@@ -205,9 +205,9 @@ class Relay(Recipient):
         """
         call = self._call
         if call.over or call.cancelled:
-            raise ProtocolError(INVALID_REQUEST, "The call that asked has ended")
+            raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
         if not call.open_reply_channel().asks:
-            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question")
+            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
         if self.revision.elicitation_ids and "elicitationId" in question.params:
             self._urls.add(str(question.params["elicitationId"]))
         ids = call.question_ids = set() if call.question_ids is None else call.question_ids
@@ -316,11 +316,11 @@ class Relays:
                     raise
             # Its call has ended, but another call of the session is running, and may be the one that asks.
             if self.find(0) is None:
-                raise ProtocolError(INVALID_REQUEST, "The call that asked has ended")
+                raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
 
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:
-            return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
+            return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked.")
         text = f"The server {self._name!r} serves several calls, and its question doesn't say which one asks."
         if self._log is not None:
             check_declared(method, self._abilities)  # another isolation can't help where the policy refuses

@@ -10,8 +10,8 @@ from millstream import Client
 from millstream.auth._authorization_server import authorize, clients, config, grants, tickets
 from millstream.auth.providers import Provider
 from millstream.client._negotiation import Options
+from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore
 from processes import free_port
 from scripts.docs import ROOT
 

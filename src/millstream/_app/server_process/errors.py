@@ -9,7 +9,7 @@ from pathlib import Path
 
 from millstream._config import Settings
 from millstream._protocol.errors import LocalError
-from millstream._server.calls.keys import load_secrets
+from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
 from millstream._telemetry.logs import PROGRAM, is_foreign, user_frames
 

@@ -179,7 +179,7 @@ class Certificate:
                 "The certificate can't be used.",
                 why=f"{exc.filename}: {exc.strerror}."
                 if isinstance(exc, OSError) and exc.filename
-                else f"{self._cert} and {self._key}: {exc}",
+                else f"{self._cert} and {self._key}: {exc}.",
                 fix="Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
             ) from exc
 

@@ -14,7 +14,7 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
-from millstream._http.client.body import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
+from millstream._http.client import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
 from millstream._http.client.url import Url
 from millstream._http.message import MAX_FRAMING
 from millstream._override import override

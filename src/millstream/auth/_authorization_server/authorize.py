@@ -180,7 +180,7 @@ class AuthorizationRequests(Struct, frozen=True):
         if CODE not in client.grant_types:
             raise OAuthError("unauthorized_client", "This client acts for itself, and can't sign in users.")
         if state is not None and len(state) > _MAX_STATE:
-            raise OAuthError("invalid_request", "state can have up to 4096 bytes.")
+            raise OAuthError("invalid_request", "state can be at most 4096 bytes long.")
         if given.get("code_challenge_method") != "S256" or not CHALLENGE.fullmatch(given.get("code_challenge")):
             raise OAuthError("invalid_request", "Send a code_challenge with code_challenge_method=S256 (PKCE).")
         prompt = tuple(given.get("prompt").split())

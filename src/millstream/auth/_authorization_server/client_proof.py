@@ -170,7 +170,7 @@ class ClientProof:
             raise _invalid_client("The assertion isn't valid yet.")
         if not isinstance(jti, str) or not jti:
             raise _invalid_client("The assertion has no jti, so it could be replayed.")
-        # RFC 7523 §3, §7: single use.
+        # RFC 7523 §3: each jti counts once.
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
             raise _invalid_client("The assertion has already been used.")
 
@@ -205,7 +205,7 @@ class ClientProof:
 
 
 def _audience_of(claims: Mapping[str, Any]) -> Any:
-    """Return the audience, also of a list with nothing else."""
+    """Return the audience, given as a string or as a list of one."""
     audience = claims.get("aud")
     return audience[0] if is_array(audience) and len(audience) == 1 else audience
 

@@ -64,17 +64,17 @@ class FailureLimiter:
         if not await self._begin(keys, tries, until):
             yield False
             return
-        pool, seats = self._vault.pool, list[ConcurrencySlot]()
+        pool, slots = self._vault.pool, list[ConcurrencySlot]()
         try:
-            yield pool is None or await self._sit(pool, keys, seats, until)
+            yield pool is None or await self._wait_for_slots(pool, keys, slots, until)
         finally:
             self._trying.subtract(tries)
             for each in tries:
                 if not self._trying[each]:
                     del self._trying[each]
             self._wake(tries)
-            if pool is not None and seats:
-                await pool.give_back(seats)
+            if pool is not None and slots:
+                await pool.give_back(slots)
 
     async def record_failure(self, *keys: str) -> None:
         """Count a failure."""
@@ -128,17 +128,19 @@ class FailureLimiter:
 
     # In the store
 
-    async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[ConcurrencySlot], until: float) -> bool:
-        """Return whether the store has a free slot for each key. Adds the slots taken to `seats`."""
+    async def _wait_for_slots(
+        self, pool: StoreLimiter, keys: Sequence[str], slots: list[ConcurrencySlot], until: float
+    ) -> bool:
+        """Return whether the store has a free slot for each key. Adds the slots taken to `slots`."""
         loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
-        while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
+        while (may := await self._take_slots(pool, keys, slots, me)) is _May.LATER:
             pause = retry_delay(next(polls), *_POLL_SECONDS)
             if loop.time() + pause >= until:
                 return False
             await asyncio.sleep(pause)
         return may is _May.NOW
 
-    async def _take_seats(self, pool: StoreLimiter, keys: Sequence[str], seats: list[ConcurrencySlot], me: str) -> _May:
+    async def _take_slots(self, pool: StoreLimiter, keys: Sequence[str], slots: list[ConcurrencySlot], me: str) -> _May:
         charges = [limiter.pace(key, 0.0) for limiter, key in zip(self._failures, keys, strict=True)]
         decision = await pool.take(charges)
         if decision is None:
@@ -159,7 +161,7 @@ class FailureLimiter:
         ):
             await pool.give_back(asked)
             return _May.LATER
-        seats += asked
+        slots += asked
         return _May.NOW
 
 

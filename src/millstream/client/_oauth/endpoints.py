@@ -13,6 +13,7 @@ from msgspec import Struct
 from millstream._http.client.url import Url
 from millstream._oauth import basic_credentials
 from millstream.client._errors import AccessDenied
+from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens, TokenStore
 from millstream.client._oauth.discovery import (
     IssuerMetadata,
     Outbound,
@@ -22,7 +23,6 @@ from millstream.client._oauth.discovery import (
     read_challenges,
     read_object,
 )
-from millstream.client._oauth.store import ES256, PRIVATE_KEY_JWT, Registration, Tokens, TokenStore
 
 if TYPE_CHECKING:
     from millstream.client._oauth.signing import ProofKey
@@ -290,7 +290,9 @@ class ClientRegistrations(Struct):
             AccessDenied: They're bound to another issuer.
         """
         if self.bound_issuer and issuer != self.bound_issuer:
-            raise AccessDenied(f"{url} requires tokens of {issuer}, but these credentials are for {self.bound_issuer}.")
+            raise AccessDenied(
+                f"{url} requires tokens from {issuer}, but these credentials are for {self.bound_issuer}."
+            )
         if self.configured.client_id:
             self.bound_issuer = issuer
 

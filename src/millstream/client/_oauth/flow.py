@@ -18,6 +18,7 @@ from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
+from millstream.client._oauth import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 from millstream.client._oauth.discovery import (
     IssuerMetadata,
     Outbound,
@@ -39,7 +40,6 @@ from millstream.client._oauth.endpoints import (
     wants_nonce,
 )
 from millstream.client._oauth.grants import GrantSource, Loopback, PendingAuthorization, Visit, answer_of
-from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 
 
 def default_store() -> TokenStore:
@@ -367,7 +367,7 @@ class OAuth:
     ) -> str:
         """Return the scopes to request: the configured, challenged, or supported ones.
 
-        If the server refused our token for its scopes, add those that it has.
+        If the server refused our token for lack of scopes, include those that the token has.
         """
         lacking = status == 403 and before is not None and before.issuer == issuer.issuer
         current = before.scope.split() if before is not None and lacking else []

@@ -27,9 +27,9 @@ from msgspec import Struct
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied
+from millstream.client._oauth import Registration
 from millstream.client._oauth.discovery import IssuerMetadata, Outbound, find_issuer
 from millstream.client._oauth.endpoints import ask_token, brief
-from millstream.client._oauth.store import Registration
 
 
 class PendingAuthorization(Struct, frozen=True):
@@ -274,7 +274,7 @@ class WorkloadIdentity:
             outbound: Not used, because the token comes from the platform.
         """
         if issuer.issuer != self._issuer:
-            why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
+            why = f"The server requires tokens from {issuer.issuer}, but this program's identity is for {self._issuer}."
             raise AccessDenied(why)
         if not isinstance(self._token, Path):
             return _bearer(await _text(self._token), resource, scope)

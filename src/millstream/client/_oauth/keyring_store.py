@@ -9,7 +9,7 @@ import msgspec
 from keyring.backends.fail import Keyring as NoKeyring
 from keyring.errors import KeyringError
 
-from millstream.client._oauth.store import FileTokenStore, StoredCredentials
+from millstream.client._oauth import FileTokenStore, StoredCredentials
 
 _SERVICE = "millstream"
 _PIECE = 1000

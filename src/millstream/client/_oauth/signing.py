@@ -17,8 +17,8 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from millstream._oauth import s256
 from millstream.client._errors import AccessDenied
+from millstream.client._oauth import ES256, Registration
 from millstream.client._oauth.discovery import IssuerMetadata
-from millstream.client._oauth.store import ES256, Registration
 
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60

@@ -1,1 +1,417 @@
-"""Transports: Streamable HTTP, HTTP+SSE, stdio, WebSocket, and in memory."""
+"""The interface of transports, and what they have in common.
+
+`DuplexTransport` matches responses to requests on connections that carry whole messages in both directions: stdio,
+WebSocket, HTTP+SSE, and memory. `EventReader` reads messages from event streams, across reconnections. Targets without
+an address are server objects of this process, and objects that create transports.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from msgspec import UNSET, Struct, UnsetType
+
+from millstream._backoff import retry_delay
+from millstream._http.client import Body
+from millstream._http.client.connection import too_large
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.foreign import read_foreign
+from millstream._protocol.handlers import NotificationFilters
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
+from millstream._protocol.revisions import Revision
+from millstream._protocol.sse import Decoder, SseEvent
+from millstream._tasks import Tasks
+from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
+
+if TYPE_CHECKING:
+    from millstream._server.dispatch import Dispatcher
+
+_logger = logging.getLogger(__name__)
+
+
+class _Id(Struct):
+    """The id of a response."""
+
+    id: int
+    method: UnsetType = UNSET
+
+
+_decode_id = decoder(_Id)
+
+
+def answered_id(data: bytes) -> int:
+    """Return the id of the request that an invalid response names, so that its caller needn't wait; 0 for none."""
+    try:
+        return _decode_id(data).id
+    except MALFORMED:
+        return 0
+
+
+class SkipLog:
+    """Logs the first message of a connection that was skipped: servers that send one often send many."""
+
+    def __init__(self) -> None:
+        self._logged = False
+
+    def __call__(self, why: str, data: bytes = b"") -> None:
+        """Log why a message was skipped, unless another one was logged."""
+        if not self._logged:
+            self._logged = True
+            _logger.warning("A message of the server was skipped, as others like it will be. %s: %.80r", why, data)
+
+
+_messages = logging.getLogger("millstream.client.messages")
+
+
+def log_message(direction: str, message: bytes) -> None:
+    """Log a message as it's sent or received, at level DEBUG of ``millstream.client.messages``."""
+    if _messages.isEnabledFor(logging.DEBUG):
+        _messages.debug("%s %s", direction, message.decode("utf-8", "replace"))
+
+
+class TransportRequest(Struct, gc=False):
+    """One request to send."""
+
+    id: int
+    method: str
+    body: bytes
+    """The encoded message."""
+    name: str = ""
+    """Value of `Mcp-Name`, for transports with headers."""
+    params: Mapping[str, str] = {}
+    """`Mcp-Param-…` headers."""
+    revision: Revision | None = None
+    """Revision of the message, before one is negotiated."""
+    repeatable: bool = False
+    """Whether the request only reads, so it can be sent again after a broken connection."""
+    owner: str = ""
+    """See `Ask.owner`."""
+
+
+class Listener(Protocol):
+    """Receives what the server sends outside of responses."""
+
+    subscribed: asyncio.Event
+    """Set while there are subscribers for messages outside of calls."""
+    filters: NotificationFilters | None
+    """Filters of notifications, if an extension has one."""
+
+    def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
+        """Receive a request or notification. `request_id` is the request on whose stream it arrived, if any."""
+
+    def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
+        """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
+
+
+class Transport(Protocol):
+    """A connection to one server. Exchanges can run concurrently."""
+
+    @property
+    def name(self) -> str:
+        """Name, as in `Client.transport`."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is lost for good, so a new one is needed."""
+        ...
+
+    async def open(self) -> None:
+        """Connect, if this transport has a connection.
+
+        Raises:
+            ClientError: The connection failed.
+        """
+
+    def set_revision(self, revision: Revision) -> None:
+        """Use the negotiated revision from now on."""
+
+    async def exchange(self, request: TransportRequest) -> Envelope:
+        """Send a request and wait for the response. Canceling the caller cancels the request.
+
+        Raises:
+            ClientError: There was no response.
+        """
+        ...
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification, or a response (without `method`) to a request of the server.
+
+        Raises:
+            ClientError: It couldn't be sent.
+        """
+
+    async def close(self) -> None:
+        """End the session, and close connections and processes."""
+
+
+_MAX_BATCH = 1000
+_CLIPPED_RESPONSE = re.compile(
+    rb"""\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*([0-9]{1,18})\s*,\s*"(?:result|error)".*
+    | \{\s*"(?:result|error)".*,\s*"id"\s*:\s*([0-9]{1,18})\s*\}""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
+
+
+class DuplexTransport:
+    """A connection that carries whole messages in both directions, and its pending requests."""
+
+    name: str
+
+    def __init__(self, listener: Listener, background: Tasks) -> None:
+        self._listener = listener
+        self._background = background
+        self._waiting: dict[int, asyncio.Future[Envelope]] = {}
+        self._last_id = 0
+        self.skip: SkipLog = SkipLog()
+        self.fault: ClientError | None = None
+        """Why the connection has ended."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self.fault is not None
+
+    async def open(self) -> None:
+        """Connect."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Disconnect."""
+        raise NotImplementedError
+
+    def set_revision(self, revision: Revision) -> None:
+        """Do nothing: most of these transports don't depend on the revision."""
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification or a response."""
+        await self._write(message)
+
+    async def _write(self, message: bytes) -> None:
+        """Send one message, waiting while the peer reads slowly."""
+        raise NotImplementedError
+
+    async def exchange(self, request: TransportRequest) -> Envelope:
+        """Send a request and wait for the response. Notify the server if the caller is canceled."""
+        if self.fault is not None:
+            raise self.fault
+        waiter: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = waiter
+        self._last_id = max(self._last_id, request.id)
+        try:
+            await self._write(request.body)
+            return await waiter
+        except asyncio.CancelledError:
+            # `initialize` can't be canceled:
+            # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
+            if request.method != "initialize" and self.fault is None:
+                self._background.spawn(self._send_cancellation(request.id))
+            raise
+        finally:
+            del self._waiting[request.id]
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # retrieve it, in case the write failed first
+
+    async def _send_cancellation(self, request_id: int) -> None:
+        with contextlib.suppress(ClientError):  # the request ended with the connection
+            message = notification_message("notifications/cancelled", {"requestId": request_id})
+            filters = self._listener.filters
+            if filters is None or (message := filters.filter_outgoing(message)):
+                await self._write(message)
+
+    def receive(self, data: bytes) -> None:
+        """Receive one message or a batch. Invalid messages are skipped, as official clients do."""
+        try:
+            items = split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
+        except ProtocolError as exc:
+            self.skip(exc.message, data)
+            return
+        for item in items:
+            try:
+                self.deliver(read_foreign(item))
+            except ProtocolError as exc:
+                waiter = self._waiting.get(answered_id(item))
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(InvalidResponse(f"The server sent an invalid response. {exc.message}."))
+                self.skip(exc.message, item)
+
+    def refuse(self, clipped: bytes, error: ClientError) -> bool:
+        """Fail the request of a response whose start and end are known. Return whether they name the request."""
+        match = _CLIPPED_RESPONSE.fullmatch(clipped)
+        if match is None:
+            return False
+        waiter = self._waiting.get(int(match[1] or match[2]))
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+        return True
+
+    def deliver(self, message: Envelope, request_id: int = 0) -> None:
+        """Receive one decoded message. `request_id` is the request it belongs to, if known."""
+        try:
+            self._dispatch(message, request_id)
+        except ClientError as exc:
+            self.end(exc)
+
+    def _dispatch(self, message: Envelope, caused_by: int = 0) -> None:
+        if not message.is_answer:
+            self._listener.receive(message, self, caused_by)
+            return
+        request_id = message.id
+        if request_id is None and len(self._waiting) == 1:
+            request_id = next(iter(self._waiting))  # the server couldn't parse the only request
+        waiter = self._waiting.get(request_id) if isinstance(request_id, int) else None
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_result(message)
+        elif not isinstance(request_id, int) or request_id > self._last_id:
+            # A smaller id is a late response to a canceled request.
+            self.skip("Unknown id of a response", encode(request_id))
+
+    @property
+    def waiting(self) -> int:
+        """Number of pending requests."""
+        return len(self._waiting)
+
+    def end(self, fault: ClientError | None = None) -> None:
+        """End the connection and fail all pending requests."""
+        first = self.fault is None
+        if self.fault is None:
+            self.fault = fault or ConnectionLost("The server closed the connection.")
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_exception(self.fault)
+        if first:
+            self._listener.on_interruption(self, self.fault)
+
+
+_MIN_WAIT = 0.1
+"""Minimum seconds between connections, even if the server requests less."""
+
+
+class EventReader:
+    """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
+
+    def __init__(self, max_bytes: int, skip: SkipLog | None = None, request_id: int = 0) -> None:
+        self._max = max_bytes
+        self._skip = skip or SkipLog()
+        self._request_id = request_id
+        self._retry_ms: int | None = None
+        self.last_event_id = ""
+        self.attempts = 0
+        """Connection attempts since the last message."""
+        self._stream: Body | None = None
+        self._decoder = Decoder(max_bytes)
+        self._events: deque[SseEvent] = deque()
+        self._counted_bytes = 0
+        """Bytes of the event in arrival."""
+        self.response: Envelope | None = None
+        """The response, if it arrived on another stream."""
+
+    def set_response(self, answer: Envelope) -> None:
+        """Provide the response from another stream, and stop reading."""
+        self.response = answer
+        self.close()
+
+    def attach(self, stream: Body) -> None:
+        """Read from this connection from now on."""
+        self.close()
+        self._stream = stream
+        self._decoder = Decoder(self._max)
+        self._events.clear()
+
+    def close(self) -> None:
+        """Close the current connection."""
+        if self._stream is not None:
+            self._stream.count(self._counted_bytes, 0)
+            self._counted_bytes = 0
+            self._stream.close()
+            self._stream = None
+
+    async def event(self) -> SseEvent | None:
+        """Return the next event, or None when the connection has ended.
+
+        Raises:
+            TooLarge: The event is larger than allowed.
+            ConnectionLost: The connection broke.
+        """
+        while not self._events:
+            stream = self._stream
+            chunk = await stream.read() if stream is not None else b""
+            if stream is None or stream is not self._stream or not chunk:
+                return None
+            try:
+                self._events.extend(self._decoder.feed(chunk))
+            except ProtocolError as exc:
+                raise too_large(self._max) from exc
+            self._counted_bytes = stream.count(self._counted_bytes, self._decoder.unfinished_bytes)
+            if self._decoder.retry_ms is not None:
+                self._retry_ms = self._decoder.retry_ms
+            if not self._events:
+                self.last_event_id = self._decoder.last_event_id or self.last_event_id
+            lines, self._decoder.line_count = self._decoder.line_count, 0
+            if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
+                await asyncio.sleep(pause)
+        event = self._events.popleft()
+        self.last_event_id = event.id or self.last_event_id
+        return event
+
+    async def message(self) -> Envelope | None:
+        """Return the next message, or None when the connection has ended. Skips other events.
+
+        Raises:
+            InvalidResponse: The response is invalid.
+        """
+        while (event := await self.event()) is not None:
+            if event.data and event.event == "message":
+                self.attempts = 0
+                data = event.data.encode()
+                try:
+                    return read_foreign(data)
+                except ProtocolError as exc:
+                    if self._request_id and answered_id(data) == self._request_id:
+                        raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
+                    self._skip(exc.message, data)
+        return self.response
+
+    def wait(self, first: float, longest: float) -> float:
+        """Return the seconds until the next connection: the server's `retry`, or exponential backoff, with jitter."""
+        if self._retry_ms is not None and self.attempts == 0:
+            return max(self._retry_ms / 1000, _MIN_WAIT)
+        return max(retry_delay(self.attempts, first, longest), min((self._retry_ms or 0) / 1000, longest))
+
+
+class RunningServer(Protocol):
+    """A running server."""
+
+    @property
+    def dispatcher(self) -> "Dispatcher":
+        """The dispatcher of the server."""
+        ...
+
+
+class ServerObject(Protocol):
+    """A server object, such as `millstream.Server`."""
+
+    def running(self) -> AbstractAsyncContextManager[RunningServer]:
+        """Run the server for the duration of the block."""
+        ...
+
+
+@runtime_checkable
+class TransportFactory(Protocol):
+    """A target that creates the client's transport itself, such as a program of another library."""
+
+    def new_transport(self, listener: Listener, background: Tasks) -> Transport:
+        """Return a transport that isn't open yet.
+
+        Args:
+            listener: Receives what the server sends outside of responses.
+            background: Owns the tasks of the transport.
+        """
+        ...

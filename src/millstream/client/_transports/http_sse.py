@@ -11,7 +11,7 @@ from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
-from millstream.client._transports.transport import DuplexTransport, EventReader, Listener
+from millstream.client._transports import DuplexTransport, EventReader, Listener
 
 
 class HttpSseTransport(DuplexTransport):
@@ -52,7 +52,7 @@ class HttpSseTransport(DuplexTransport):
                 if reply.is_temporary:
                     raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
                 if reply.stream is None or reply.status != 200:
-                    raise NotMcp(f"{url} has no event stream: it responds with status {reply.status}.")
+                    raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
                 self._background.spawn(self._read(reply, named))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from millstream._override import override
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
-from millstream.client._transports.transport import DuplexTransport, Listener, RunningServer, ServerObject
+from millstream.client._transports import DuplexTransport, Listener, RunningServer, ServerObject
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher

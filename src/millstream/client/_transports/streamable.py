@@ -9,15 +9,16 @@ import asyncio
 import contextlib
 from functools import lru_cache
 
-from millstream._http.client.body import Body
+from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, read_result
+from millstream._protocol.foreign import read_foreign
+from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
-from millstream.client._endpoint import Endpoint
+from millstream.client._endpoint import Endpoint, problem_detail
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -26,7 +27,7 @@ from millstream.client._errors import (
     NotMcp,
     SessionLost,
 )
-from millstream.client._transports.transport import EventReader, Listener, SkipLog, TransportRequest
+from millstream.client._transports import EventReader, Listener, SkipLog, TransportRequest
 
 _ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 _ACCEPT_EVENTS = "Accept: text/event-stream\r\n"
@@ -40,7 +41,7 @@ _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
 _DELETE_TIMEOUT = 2.0
-"""Seconds for the DELETE of a session."""
+"""Seconds that the DELETE request of a session may take."""
 
 
 class StreamableTransport:
@@ -140,7 +141,7 @@ class StreamableTransport:
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
             raise self._error(reply)
         try:
-            message = read(reply.body, allow_null=True)
+            message = read_foreign(reply.body)
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._error(reply) from exc
@@ -159,13 +160,14 @@ class StreamableTransport:
             return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
-            what = f"{url} isn't an MCP endpoint: it responds with {reply.status} and {kind}."
+            why = problem_detail(reply) or f" and {kind}"
+            what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{why}."
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.is_temporary:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
-        detail = "" if kind == "application/json" else f" and {kind}, not JSON"
-        return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{detail}.")
+        detail = problem_detail(reply) or ("" if kind == "application/json" else f" and {kind}, not JSON")
+        return NotMcp(f"{url} isn't an MCP endpoint: it responded with {reply.status}{detail}.")
 
     # Streams
 

@@ -25,9 +25,9 @@ from millstream._recent import Recent
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.signing import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed
+from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer, parse_secure
 from millstream.client._oauth.endpoints import TokenResponse, ask_token
-from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
@@ -50,7 +50,7 @@ _TOPIC = "gateway-token"
 
 
 class StoredGrant(Struct, frozen=True):
-    """Tokens of an authorization server for one upstream and one owner."""
+    """Tokens from an authorization server for one upstream and one owner."""
 
     tokens: Tokens
     renew_at: float = 0.0
@@ -298,7 +298,7 @@ _TOKEN_SECONDS = 3600.0
 
 
 class _TokenCredentials(UpstreamCredentials):
-    """Tokens of a configured authorization server."""
+    """Tokens from a configured authorization server."""
 
     def __init__(
         self, upstream: str, forward: Sequence[str], url: Url, options: ClientCredentials | TokenExchange,

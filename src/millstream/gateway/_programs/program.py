@@ -24,7 +24,7 @@ from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import Tasks
 from millstream.client import ConnectFailed, ConnectionLost
-from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
+from millstream.client._transports import DuplexTransport, Listener, TransportRequest
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 from millstream.gateway._programs.single_exchange import Messages, SingleExchange
 from millstream.protocol import METHOD_NOT_FOUND, Envelope, Revision, encode
