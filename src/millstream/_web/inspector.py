@@ -24,7 +24,7 @@ from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
 from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
 from millstream.client._oauth import Registration, Tokens
-from millstream.client._oauth.grants import PendingAuthorization, answer_of
+from millstream.client._oauth.flow import PendingAuthorization, answer_of
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"

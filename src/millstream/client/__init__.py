@@ -23,28 +23,28 @@ from millstream.client._errors import (
     TooLarge,
     ToolFailed,
     TooManyMessages,
+    TooMuchArriving,
     UnknownVersion,
 )
 
 if TYPE_CHECKING:
-    from millstream.client._blocking_client import BlockingClient
-    from millstream.client._client import Client
+    from millstream.client._client import BlockingClient, Client
     from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._negotiation import Options
     from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
-    from millstream.client._oauth.flow import OAuth
-    from millstream.client._oauth.grants import IdentityProvider, WorkloadIdentity
+    from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
+    from millstream.client._tasks import Task
 
 _HOMES = {
-    "BlockingClient": "_blocking_client",
+    "BlockingClient": "_client",
     "Client": "_client",
     "ElicitAnswer": "_questions",
     "EventSubscription": "_events",
     "FileTokenStore": "_oauth",
-    "IdentityProvider": "_oauth.grants",
+    "IdentityProvider": "_oauth.flow",
     "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
     "Options": "_negotiation",
@@ -54,8 +54,9 @@ _HOMES = {
     "ServerEvent": "_events",
     "StoredCredentials": "_oauth",
     "Target": "_targets",
+    "Task": "_tasks",
     "TokenStore": "_oauth",
-    "WorkloadIdentity": "_oauth.grants",
+    "WorkloadIdentity": "_oauth.flow",
     "mcp_servers": "_targets",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""
@@ -88,10 +89,12 @@ __all__ = [
     "StoredCredentials",
     "Target",
     "TargetError",
+    "Task",
     "TlsFailed",
     "TokenStore",
     "TooLarge",
     "TooManyMessages",
+    "TooMuchArriving",
     "ToolFailed",
     "UnknownVersion",
     "WorkloadIdentity",

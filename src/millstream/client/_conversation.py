@@ -19,10 +19,10 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
-from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
 from millstream.client._negotiation import (
     Connection,
+    Connector,
     DeclaredCapability,
     LocalPeer,
     Negotiation,

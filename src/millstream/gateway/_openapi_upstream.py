@@ -34,7 +34,6 @@ from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
-    Argument,
     Document,
     OpenApi,
     Operation,
@@ -423,10 +422,6 @@ class ApiUpstream(Upstream):
         self._skipped = frozenset(document.skipped)
         return found, tools
 
-    def _can_set(self, argument: Argument) -> bool:
-        header = "cookie" if argument.place == "cookie" else argument.name.lower().replace("_", "-")
-        return header not in self._fixed_headers and _HEADER.fullmatch(argument.name) is not None
-
     def _restrict(self, operation: Operation) -> Operation | None:
         """Return an operation without the headers that arguments can't set; None if its schema is too large.
 
@@ -436,7 +431,11 @@ class ApiUpstream(Upstream):
         hidden = frozenset(
             name
             for name, each in operation.arguments.items()
-            if each.place in ("header", "cookie") and not self._can_set(each)
+            if each.place in ("header", "cookie")
+            and (
+                ("cookie" if each.place == "cookie" else each.name.lower().replace("_", "-")) in self._fixed_headers
+                or _HEADER.fullmatch(each.name) is None
+            )
         )
         if hidden:
             operation = structs.replace(

@@ -158,6 +158,19 @@ _CLIPPED_RESPONSE = re.compile(
 """Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
 
 
+def filtered(listener: Listener, message: bytes) -> bytes:
+    """Return a notification as the filters of extensions leave it; empty if they drop it."""
+    return message if listener.filters is None else listener.filters.filter_outgoing(message)
+
+
+async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
+    """Notify the server that the caller of a request has stopped waiting."""
+    method = "notifications/cancelled"
+    if message := filtered(listener, notification_message(method, {"requestId": request_id})):
+        with contextlib.suppress(ClientError):  # the request ended with the connection
+            await transport.send(message, method)
+
+
 class DuplexTransport:
     """A connection that carries whole messages in both directions, and its pending requests."""
 
@@ -210,19 +223,12 @@ class DuplexTransport:
             # `initialize` can't be canceled:
             # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
             if request.method != "initialize" and self.fault is None:
-                self._background.spawn(self._send_cancellation(request.id))
+                self._background.spawn(send_cancellation(self, self._listener, request.id))
             raise
         finally:
             del self._waiting[request.id]
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # retrieve it, in case the write failed first
-
-    async def _send_cancellation(self, request_id: int) -> None:
-        with contextlib.suppress(ClientError):  # the request ended with the connection
-            message = notification_message("notifications/cancelled", {"requestId": request_id})
-            filters = self._listener.filters
-            if filters is None or (message := filters.filter_outgoing(message)):
-                await self._write(message)
 
     def receive(self, data: bytes) -> None:
         """Receive one message or a batch. Invalid messages are skipped, as official clients do."""

@@ -27,9 +27,8 @@ from millstream.auth._authorization_server.tickets import Tickets, name_of, same
 from millstream.auth._pages import is_at, is_own, not_own
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
 from millstream.client._oauth import Registration, Tokens
-from millstream.client._oauth.discovery import Outbound, fetch
-from millstream.client._oauth.endpoints import Proofs, wants_nonce
-from millstream.client._oauth.grants import PendingAuthorization, answer_of
+from millstream.client._oauth.endpoints import Outbound, Proofs, fetch, wants_nonce
+from millstream.client._oauth.flow import PendingAuthorization, answer_of
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import (
     LinkAuth,

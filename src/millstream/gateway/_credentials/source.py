@@ -17,7 +17,7 @@ from millstream._override import override
 from millstream._recent import Recent
 from millstream.client import AccessDenied, ClientError, TargetError
 from millstream.client._endpoint import Auth, check_headers
-from millstream.client._oauth.discovery import Outbound, read_challenges
+from millstream.client._oauth.endpoints import Outbound, read_challenges
 from millstream.gateway._credentials import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
