@@ -54,7 +54,7 @@ from millstream.client._errors import (
 from millstream.client._questions import QuestionHandler
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
-from millstream.client._transports import Transport, TransportFactory, TransportRequest, filtered, log_message
+from millstream.client._transports import Transport, TransportFactory, TransportRequest, apply_filters, log_message
 from millstream.client._transports.http import HttpSseTransport, StreamableTransport
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 
@@ -545,7 +545,7 @@ class Connector(Struct, kw_only=True):
             RequestTimeout: The server didn't accept it in time.
             ClientError: It couldn't be sent.
         """
-        if not (message := filtered(self.listener, notification_message(method, params))):
+        if not (message := apply_filters(self.listener, notification_message(method, params))):
             return
         try:
             log_message("sent", message)

@@ -158,7 +158,7 @@ _CLIPPED_RESPONSE = re.compile(
 """Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
 
 
-def filtered(listener: Listener, message: bytes) -> bytes:
+def apply_filters(listener: Listener, message: bytes) -> bytes:
     """Return a notification as the filters of extensions leave it; empty if they drop it."""
     return message if listener.filters is None else listener.filters.filter_outgoing(message)
 
@@ -166,7 +166,7 @@ def filtered(listener: Listener, message: bytes) -> bytes:
 async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
     """Notify the server that the caller of a request has stopped waiting."""
     method = "notifications/cancelled"
-    if message := filtered(listener, notification_message(method, {"requestId": request_id})):
+    if message := apply_filters(listener, notification_message(method, {"requestId": request_id})):
         with contextlib.suppress(ClientError):  # the request ended with the connection
             await transport.send(message, method)
 
