@@ -22,8 +22,16 @@ from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
-from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
-from millstream.client._oauth import Registration, Tokens
+from millstream.client import (
+    AccessDenied,
+    ClientError,
+    MemoryTokenStore,
+    OAuth,
+    Registration,
+    StoredCredentials,
+    TargetError,
+    Tokens,
+)
 from millstream.client._oauth.flow import PendingAuthorization, answer_of
 from millstream.stores import Claim
 

@@ -29,26 +29,38 @@ from millstream.client._errors import (
 
 if TYPE_CHECKING:
     from millstream.client._client import BlockingClient, Client
+    from millstream.client._endpoint import Auth
     from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._negotiation import Options
-    from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
+    from millstream.client._oauth import (
+        FileTokenStore,
+        MemoryTokenStore,
+        Registration,
+        StoredCredentials,
+        Tokens,
+        TokenStore,
+    )
     from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
     from millstream.client._tasks import Task
+    from millstream.client._transports import Listener, Transport, TransportFactory, TransportRequest
 
 _HOMES = {
+    "Auth": "_endpoint",
     "BlockingClient": "_client",
     "Client": "_client",
     "ElicitAnswer": "_questions",
     "EventSubscription": "_events",
     "FileTokenStore": "_oauth",
     "IdentityProvider": "_oauth.flow",
+    "Listener": "_transports",
     "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
     "Options": "_negotiation",
     "Question": "_questions",
+    "Registration": "_oauth",
     "Result": "_results",
     "Roots": "_questions",
     "ServerEvent": "_events",
@@ -56,6 +68,10 @@ _HOMES = {
     "Target": "_targets",
     "Task": "_tasks",
     "TokenStore": "_oauth",
+    "Tokens": "_oauth",
+    "Transport": "_transports",
+    "TransportFactory": "_transports",
+    "TransportRequest": "_transports",
     "WorkloadIdentity": "_oauth.flow",
     "mcp_servers": "_targets",
 }
@@ -63,6 +79,7 @@ _HOMES = {
 
 __all__ = [
     "AccessDenied",
+    "Auth",
     "BlockingClient",
     "Client",
     "ClientError",
@@ -73,12 +90,14 @@ __all__ = [
     "FileTokenStore",
     "IdentityProvider",
     "InvalidResponse",
+    "Listener",
     "MemoryTokenStore",
     "NotMcp",
     "NotSupported",
     "OAuth",
     "Options",
     "Question",
+    "Registration",
     "RequestTimeout",
     "Result",
     "Roots",
@@ -92,10 +111,14 @@ __all__ = [
     "Task",
     "TlsFailed",
     "TokenStore",
+    "Tokens",
     "TooLarge",
     "TooManyMessages",
     "TooMuchArriving",
     "ToolFailed",
+    "Transport",
+    "TransportFactory",
+    "TransportRequest",
     "UnknownVersion",
     "WorkloadIdentity",
     "mcp_servers",

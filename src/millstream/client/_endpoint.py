@@ -49,12 +49,23 @@ class Auth(Protocol):
     """A source of credentials that change over time. Use plain headers for fixed ones."""
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """Return the credentials for the next request: URL, HTTP method, and the path and query as `target`."""
+        """Return the credentials for the next request.
+
+        Args:
+            url: URL of the server.
+            method: HTTP method.
+            target: Path and query of the request.
+        """
         ...
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """Store the nonce from a reply (`DPoP-Nonce`). Return True if only the nonce was wrong, so the request can be
         sent again.
+
+        Args:
+            url: URL of the server.
+            nonce: Value of the header.
+            challenge: The `WWW-Authenticate` header.
         """
         ...
 

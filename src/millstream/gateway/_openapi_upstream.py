@@ -26,8 +26,8 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream.client import AccessDenied, ClientError, RequestTimeout
-from millstream.client._endpoint import Auth, Endpoint
+from millstream.client import AccessDenied, Auth, ClientError, RequestTimeout
+from millstream.client._endpoint import Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders

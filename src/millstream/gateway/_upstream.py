@@ -29,12 +29,13 @@ from millstream.client import (
     ServerError,
     TargetError,
     TooMuchArriving,
+    TransportFactory,
 )
 from millstream.client._conversation import Conversation
 from millstream.client._negotiation import NO_HANDSHAKE, Era
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
-from millstream.client._transports import RunningServer, TransportFactory
+from millstream.client._transports import RunningServer
 from millstream.client._transports.stdio import Command
 from millstream.gateway._catalog import (
     METHODS,

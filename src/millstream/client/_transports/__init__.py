@@ -74,7 +74,7 @@ def log_message(direction: str, message: bytes) -> None:
 
 
 class TransportRequest(Struct, gc=False):
-    """One request to send."""
+    """One request to send: ``await transport.exchange(TransportRequest(1, "ping", body))``."""
 
     id: int
     method: str
@@ -101,10 +101,21 @@ class Listener(Protocol):
     """Filters of notifications, if an extension has one."""
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
-        """Receive a request or notification. `request_id` is the request on whose stream it arrived, if any."""
+        """Receive a request or notification.
+
+        Args:
+            message: The message.
+            transport: The connection that it arrived on.
+            request_id: The request on whose stream it arrived; 0 if it's unknown.
+        """
 
     def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
-        """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
+        """Report that messages outside of calls have stopped, or were missed.
+
+        Args:
+            transport: The connection.
+            fault: Why they have stopped; None if some were missed.
+        """
 
 
 class Transport(Protocol):
@@ -128,10 +139,17 @@ class Transport(Protocol):
         """
 
     def set_revision(self, revision: Revision) -> None:
-        """Use the negotiated revision from now on."""
+        """Use the negotiated revision from now on.
+
+        Args:
+            revision: The revision.
+        """
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response. Canceling the caller cancels the request.
+
+        Args:
+            request: The request.
 
         Raises:
             ClientError: There was no response.
@@ -139,7 +157,11 @@ class Transport(Protocol):
         ...
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification, or a response (without `method`) to a request of the server.
+        """Send a notification, or a response to a request of the server.
+
+        Args:
+            message: The encoded message.
+            method: Method of the notification; empty for a response.
 
         Raises:
             ClientError: It couldn't be sent.

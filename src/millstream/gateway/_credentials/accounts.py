@@ -25,8 +25,16 @@ from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
 from millstream.auth._pages import is_at, is_own, not_own
-from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
-from millstream.client._oauth import Registration, Tokens
+from millstream.client import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    MemoryTokenStore,
+    OAuth,
+    Registration,
+    StoredCredentials,
+    Tokens,
+)
 from millstream.client._oauth.endpoints import Outbound, Proofs, fetch, wants_nonce
 from millstream.client._oauth.flow import PendingAuthorization, answer_of
 from millstream.gateway._credentials import PerUserOAuth

@@ -24,8 +24,8 @@ from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.signing import Vault
-from millstream.client import AccessDenied, ClientError, ConnectFailed
-from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
+from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
+from millstream.client._oauth import PRIVATE_KEY_JWT
 from millstream.client._oauth.endpoints import IssuerMetadata, TokenResponse, ask_token, find_issuer, parse_secure
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
