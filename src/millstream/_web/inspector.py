@@ -409,8 +409,7 @@ class Inspector:
         )
         if not renewed:
             return reply
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         return await pool.send(_request(url, request, renewed), repeatable=False)
 
     async def _relay_stream(self, request: HttpRequest, reply: HttpReply) -> Response | None:

@@ -372,10 +372,11 @@ class Client:
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
         try:
-            result: ReadResourceResult = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
+            result, _ = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
         except ServerError as exc:
             raise await self._suggest("resource", uri, exc) from None
-        return result.contents
+        found: ReadResourceResult = result
+        return found.contents
 
     async def prompt(
         self, name: str, arguments: Mapping[str, str] | None = None, /, *, timeout: float = 0, **more: str

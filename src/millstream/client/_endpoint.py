@@ -33,16 +33,8 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise TargetError(f"{name!r} isn't a valid header name.")
         if name.lower() in _CLIENT_HEADERS:
             raise TargetError(f"The client sets the header {name} itself. Remove it.")
-        if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
+        if not all(letter == "\t" or (" " <= letter <= "\xff" and letter != "\x7f") for letter in value):
             raise TargetError(f"The header {name} contains characters that aren't allowed in headers.")
-
-
-def _fits(value: str) -> bool:
-    try:
-        value.encode("latin-1")
-    except UnicodeEncodeError:
-        return False
-    return "\x7f" not in value
 
 
 class Auth(Protocol):
@@ -136,7 +128,7 @@ class Endpoint:
                 refused = self._auth.learn_nonce(self.url, reply.header(b"dpop-nonce"), challenge)
                 if refused and reply.status == 401 and not nonce_retried:
                     nonce_retried = True
-                    self._discard(reply)
+                    reply.discard()
                     continue
             if reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
@@ -149,7 +141,7 @@ class Endpoint:
                 if redirects:
                     reply.final_url = url
                 return reply
-            self._discard(reply)
+            reply.discard()
 
     async def _reauthorize(self, status: int, challenge: str) -> bool:
         """Get new credentials. Return False if there aren't any."""
@@ -157,11 +149,6 @@ class Endpoint:
             return False
         with self._waiting():
             return await self._auth.handle_challenge(self.url, status, challenge)
-
-    @staticmethod
-    def _discard(reply: HttpReply) -> None:
-        if reply.stream is not None:
-            reply.stream.close()
 
     def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
         start = self._starts.get((method, url.target))
@@ -200,7 +187,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
         text = f"{url} rejected these credentials (401)."
     elif "insufficient_scope" in challenge:
-        text = f"{url} requires more permissions than these credentials have (403): {_brief(challenge)}."
+        text = f"{url} requires more permissions than these credentials have (403): {brief(challenge)}."
     else:
         reason = _detail(reply)
         what = "refused the request" if reason else "rejected these credentials, or this host or origin"
@@ -217,12 +204,12 @@ def _detail(reply: HttpReply) -> str:
     if reply.media_type != "application/problem+json":
         return ""
     try:
-        detail = _brief(msgspec.json.decode(reply.body, type=_Problem).detail).rstrip(".")
+        detail = brief(msgspec.json.decode(reply.body, type=_Problem).detail)
     except (ValueError, RecursionError):
         return ""
     return f": {detail}" if detail else ""
 
 
-def _brief(text: str) -> str:
+def brief(text: str) -> str:
     """Shorten a server's text for use in a sentence."""
-    return " ".join(text.split())[:_MAX_DETAIL]
+    return " ".join(text.split())[:_MAX_DETAIL].rstrip(".")

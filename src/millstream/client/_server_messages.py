@@ -46,7 +46,7 @@ class Deadlines:
         self._handle: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
         """When the timer fires, at the latest at the first deadline."""
-        self._waiting: set[PendingRequest] = set()
+        self.waiting: set[PendingRequest] = set()
 
     def begin(self, seconds: float, longest: float, progress: OnProgress | None) -> "PendingRequest":
         """Start the clock of a request in the current task. Call `PendingRequest.end` when the request finishes.
@@ -59,13 +59,9 @@ class Deadlines:
         loop = self._loop = self._loop or asyncio.get_running_loop()
         now = loop.time()
         pending = PendingRequest(self, now + seconds, seconds, now + max(longest, seconds), progress)
-        self._waiting.add(pending)
+        self.waiting.add(pending)
         self.wake_at(pending.when)
         return pending
-
-    def discard(self, pending: "PendingRequest") -> None:
-        """Remove a request."""
-        self._waiting.discard(pending)
 
     def wake_at(self, when: float) -> None:
         """Check for expired requests at `when`, or earlier."""
@@ -81,7 +77,7 @@ class Deadlines:
         assert self._loop is not None  # noqa: S101  it calls this
         self._handle, self._wakes_at = None, math.inf
         now, soonest = self._loop.time(), math.inf
-        for pending in list(self._waiting):
+        for pending in list(self.waiting):
             if pending.when <= now:
                 pending.expire()
             else:
@@ -149,13 +145,13 @@ class PendingRequest:
 
     def expire(self) -> None:
         """Cancel the request's task; `end` then reports the timeout."""
-        self._owner.discard(self)
+        self._owner.waiting.discard(self)
         self._expired = True
         self._task.cancel()
 
     def end(self) -> bool:
         """Stop the clock. Return whether the `CancelledError` that was just raised means a timeout."""
-        self._owner.discard(self)
+        self._owner.waiting.discard(self)
         if not self._expired:
             return False
         self._expired = False

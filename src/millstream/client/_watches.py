@@ -22,7 +22,7 @@ from millstream._protocol.notifications import (
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, cancel_all
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -98,9 +98,7 @@ class Changes:
         self._incoming.watchers.discard(self._on_change)
         self._watches.discard(self)
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ClientError):
-                await self._task
+            await cancel_all(self._task)
             return
         connection = self._requests.connection
         if connection is not None and not connection.transport.lost:
@@ -238,10 +236,6 @@ class Watches:
         """When the connection was last reopened, in the loop's time."""
         incoming.interruption_callback = self._on_interruption
 
-    def of(self, wanted: SubscriptionFilter) -> Changes:
-        """Return a new watcher."""
-        return Changes(self._requests, self._incoming, wanted, self)
-
     def add(self, changes: Changes) -> None:
         """Add a watcher."""
         self._open.add(changes)
@@ -273,9 +267,7 @@ class Watches:
     async def close(self) -> None:
         """Stop reconnecting."""
         self._incoming.subscribed.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await cancel_all(self._task)
 
     def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         last = self._requests.last

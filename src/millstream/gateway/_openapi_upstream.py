@@ -255,7 +255,7 @@ class ApiUpstream(Upstream):
         except TimeoutError as exc:
             raise RequestTimeout(f"The API didn't respond within {self.config.timeout:g} seconds.") from exc
         if reply.stream is not None:
-            reply.stream.close()
+            reply.discard()
             raise ToolError("The API responded with a stream, which a tool can't return.")
         received = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers.items()}
         return ApiResponse(reply.status, received, reply.body)
@@ -351,8 +351,7 @@ class ApiUpstream(Upstream):
         endpoint = self._endpoint(url, self.config.headers if same_origin else {}, auth, self.config.max_catalog_bytes)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         if reply.status != _OK or reply.stream is not None:
             raise ApiError(f"{url} returned status {reply.status} instead of a document.")
         return reply.body

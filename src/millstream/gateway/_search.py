@@ -17,7 +17,6 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
 from millstream._protocol.admission import require_capabilities, target_name
-from millstream._server.features.registry import Registry
 from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
 from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
@@ -149,7 +148,7 @@ class SearchPart:
         Raises:
             ValueError: The server has a tool with one of these names.
         """
-        self._registry: Registry = host.registry
+        self._registry = host.registry
         for name, run, decode, description in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
             (CALL, _reject_call, _read_call, CALL_DESCRIPTION),

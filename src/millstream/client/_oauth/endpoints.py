@@ -23,6 +23,7 @@ from millstream._http.client.fetch import request
 from millstream._http.client.pool import AddressRefused, Dial, is_public
 from millstream._http.client.url import Url, parse
 from millstream._oauth import basic_credentials
+from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens, TokenStore
 
@@ -413,7 +414,6 @@ def wants_nonce(challenge: str) -> bool:
     return SCHEME.lower() in found.schemes and found.parameters.get("error") == "use_dpop_nonce"
 
 
-_MAX_DETAIL = 200
 _REMEDY = "Pass OAuth a client_id that the issuer knows."
 
 
@@ -442,11 +442,6 @@ class TokenResponse(Struct):
         if self.token_type.lower() not in ("", "bearer", "dpop") or not (token.isascii() and token.isprintable()):
             kind = brief(self.token_type) or "Bearer"
             raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.")
-
-
-def brief(text: str) -> str:
-    """Shorten an issuer's text for use in a sentence."""
-    return " ".join(text.split())[:_MAX_DETAIL].rstrip(".")
 
 
 def method_of(issuer: IssuerMetadata, who: Registration) -> str:

@@ -32,6 +32,7 @@ from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import suggest_keywords
+from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 from millstream.client._oauth.endpoints import (
@@ -42,7 +43,6 @@ from millstream.client._oauth.endpoints import (
     ProtectedResource,
     TokenResponse,
     ask_token,
-    brief,
     find_at_origin,
     find_issuer,
     find_resource,
@@ -588,14 +588,15 @@ class OAuth:
                     return
         wanted = self._scopes(status, asked, resource, issuer, before)
         key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
+        who, form = self._registrations.configured, dict[str, str]()
         if self._identity is not None:
-            form = await self._identity.grant(issuer, target, wanted, self._outbound)
-            await self._request_tokens(url, issuer, self._registrations.configured, form, wanted, key)
+            form |= await self._identity.grant(issuer, target, wanted, self._outbound)
         elif self._as_itself:
+            who = self._registrations.known_at(issuer)
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._request_tokens(url, issuer, self._registrations.known_at(issuer), form, wanted, key)
         else:
-            await self._authorize(url, issuer, target, wanted, key)
+            who, form = await self._authorize(issuer, target, wanted)
+        await self._request_tokens(url, issuer, who, form, wanted, key)
 
     async def _request_tokens(
         self,
@@ -650,8 +651,8 @@ class OAuth:
         offline = ["offline_access"] if "offline_access" in issuer.scopes_supported and not self._as_itself else []
         return " ".join(dict.fromkeys([*current, *(self._scope.split() or named), *offline]))
 
-    async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
-        """Send the user to the authorization server, and exchange the redirect for tokens."""
+    async def _authorize(self, issuer: IssuerMetadata, target: str, scope: str) -> tuple[Registration, dict[str, str]]:
+        """Send the user to the authorization server. Return the client, and the token request for the redirect."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
         try:
@@ -662,7 +663,7 @@ class OAuth:
         finally:
             if loopback is not None:
                 await loopback.close()
-        await self._request_tokens(url, issuer, request.who, request.form(answer), scope, key)
+        return request.who, request.form(answer)
 
     async def _authorization_request(
         self, issuer: IssuerMetadata, target: str, scope: str, redirect: str

@@ -225,10 +225,12 @@ class DuplexTransport:
 
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response."""
+        if self.fault is not None:
+            raise self.fault
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:
-        """Send one message, waiting while the peer reads slowly."""
+        """Send one message on a connection that hasn't ended, waiting while the peer reads slowly."""
         raise NotImplementedError
 
     async def exchange(self, request: TransportRequest) -> Envelope:
@@ -280,25 +282,22 @@ class DuplexTransport:
 
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
         """Receive one decoded message. `request_id` is the request it belongs to, if known."""
-        try:
-            self._dispatch(message, request_id)
-        except ClientError as exc:
-            self.end(exc)
-
-    def _dispatch(self, message: Envelope, caused_by: int = 0) -> None:
         if not message.is_answer:
-            self._listener.receive(message, self, caused_by)
+            try:
+                self._listener.receive(message, self, request_id)
+            except ClientError as exc:
+                self.end(exc)
             return
-        request_id = message.id
-        if request_id is None and len(self._waiting) == 1:
-            request_id = next(iter(self._waiting))  # the server couldn't parse the only request
-        waiter = self._waiting.get(request_id) if isinstance(request_id, int) else None
+        answered = message.id
+        if answered is None and len(self._waiting) == 1:
+            answered = next(iter(self._waiting))  # the server couldn't parse the only request
+        waiter = self._waiting.get(answered) if isinstance(answered, int) else None
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(message)
-        elif not isinstance(request_id, int) or request_id > self._last_id:
+        elif not isinstance(answered, int) or answered > self._last_id:
             # A smaller id is a late response to a canceled request.
-            self.skip("Unknown id of a response", encode(request_id))
+            self.skip("Unknown id of a response", encode(answered))
 
     @property
     def waiting(self) -> int:

@@ -90,7 +90,8 @@ class StreamableTransport:
             if reply.final_url is not None:
                 self._endpoint.url = reply.final_url  # skip the redirect from now on
             if request.method == "initialize":
-                self._session = _session_id(reply)
+                value = reply.header(b"mcp-session-id")
+                self._session = value if value.isascii() and value.isprintable() and " " not in value else ""
             if reply.stream is None:
                 return self._answer(request, reply)
             _check_coding(reply)
@@ -105,8 +106,7 @@ class StreamableTransport:
         if method:
             extra += f"Mcp-Method: {method}\r\n"
         reply = await self._endpoint.send("POST", extra, message, repeatable=False)
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         if reply.status >= 400:
             raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
@@ -278,16 +278,10 @@ class StreamableTransport:
         stands.set()
         reader.attach(reply.stream)
         while (message := await reader.message()) is not None:
-            if message.is_answer:
-                self._pass_response(message)
-            else:
+            if not message.is_answer:
                 self._listener.receive(message, self)
-
-    def _pass_response(self, message: Envelope) -> None:
-        """Pass on the response of a call whose own stream broke. Some servers send it here."""
-        reader = self._readers.get(message.id) if isinstance(message.id, int) else None
-        if reader is not None:
-            reader.set_response(message)
+            elif isinstance(message.id, int) and (caller := self._readers.get(message.id)) is not None:
+                caller.set_response(message)  # its own stream broke, and some servers send the response here
 
     # Shutdown
 
@@ -323,15 +317,8 @@ def _check_coding(reply: HttpReply) -> None:
     """
     coding = reply.header(b"content-encoding").lower()
     if coding not in ("", "identity"):
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         raise InvalidResponse("The server compressed its response, although the client didn't request compression.")
-
-
-def _session_id(reply: HttpReply) -> str:
-    """Return the session id of a reply, or an empty string if it's missing or invalid."""
-    value = reply.header(b"mcp-session-id")
-    return value if value.isascii() and value.isprintable() and " " not in value else ""
 
 
 class HttpSseTransport(DuplexTransport):
@@ -427,12 +414,9 @@ class HttpSseTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
-        if self.fault is not None:
-            raise self.fault
         extra = _ACCEPT + _version_line(self._revision)
         reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         if reply.status >= 300:
             raise ConnectionLost(f"The server rejected a message with status {reply.status}.")
 

@@ -201,15 +201,13 @@ class WebSocketTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
-        if self.fault is not None:
-            raise self.fault
         assert self._socket is not None  # noqa: S101  set in `open`
         try:
             await self._socket.send(message, text=True)
         except ConnectionClosed:
             await asyncio.sleep(0)  # let `_read` report the reason first
             self.end(ConnectionLost("The server closed the WebSocket."))
-            await self._write(message)
+            await self.send(message, "")
 
     @override
     async def close(self) -> None:

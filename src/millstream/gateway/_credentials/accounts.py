@@ -17,7 +17,6 @@ from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD
 from millstream._limits.limiters import Limiter, Rate
 from millstream._override import override
 from millstream.auth import _pages as pages
@@ -172,7 +171,7 @@ class PersonalCredentials(UpstreamCredentials):
     @override
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""
-        return LinkAuth(self, self.caller(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
+        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
 
     async def _listers(self) -> list[str]:
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
@@ -382,8 +381,7 @@ class PersonalCredentials(UpstreamCredentials):
             raise ConnectFailed(
                 f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
             ) from exc
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         return Demand(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
 
     # Tokens
@@ -623,7 +621,9 @@ class ConnectionsPage:
             "token_endpoint_auth_method": "none",
             "application_type": "web",
         }
-        return Response(encode(document), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
+        return Response(
+            encode(document), 200, header_lines(content_type="application/json", cache_control="max-age=300")
+        )
 
     # Helpers
 

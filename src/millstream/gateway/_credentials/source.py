@@ -92,13 +92,9 @@ class UpstreamCredentials:
             existing.token, existing.until = caller.token, caller.until
         return key
 
-    def caller(self, link_key: str) -> LinkCaller | None:
-        """Return the callers with a link key; None if unknown."""
-        return self._callers.get(link_key)
-
     def auth(self, link_key: str) -> Auth:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
-        return LinkAuth(self, self.caller(link_key) or LinkCaller({}))
+        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}))
 
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""

@@ -466,7 +466,7 @@ class ExchangedCredentials(_TokenCredentials):
         """Return the link key of the most recent caller, waiting for one with a valid token."""
         while True:
             key = self._last_key
-            caller = self.caller(key)
+            caller = self._callers.get(key)
             self._caller_event.clear()
             if caller is not None and caller.until > time.time():
                 if key != self._failed_key:

@@ -407,12 +407,10 @@ class ProgramTransport(DuplexTransport):
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response. Without a session, there's nothing to send it to."""
         if self._session is not None:
-            await self._write(message)
+            await super().send(message, method)
 
     @override
     async def _write(self, message: bytes) -> None:
-        if self.fault is not None:
-            raise self.fault
         context = self._context_of_caller()
         if self._input is None:
             self._input, messages = create_memory_object_stream[tuple[Context, Any]](_MAX_QUEUED)
