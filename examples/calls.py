@@ -35,7 +35,7 @@ async def who_am_i(ctx: Context) -> Caller:
 # region: sync
 @mcp.tool
 def checksum(text: str, ctx: SyncContext, rounds: int = 3) -> str:
-    """Hash a text several times."""
+    """Hash text several times."""
     for number in range(1, rounds + 1):
         if ctx.cancelled:
             raise ToolError("Stopped.")

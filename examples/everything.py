@@ -65,7 +65,7 @@ def test_embedded_resource() -> EmbeddedResource:
 
 @mcp.tool
 def test_multiple_content_types() -> list[Text | Image | EmbeddedResource]:
-    """Answers with a text, an image and a resource."""
+    """Answers with text, an image, and a resource."""
     return [
         Text("Multiple content types test:"),
         Image(PNG, "image/png"),

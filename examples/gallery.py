@@ -1,4 +1,4 @@
-"""A gallery: tools that return pictures and files, and a folder of resources. ``millstream dev gallery.py``."""
+"""A gallery: tools that return images and files, and a folder of resources. ``millstream dev gallery.py``."""
 
 # region: image
 import struct
@@ -60,9 +60,9 @@ def price_list() -> EmbeddedResource:
 
 # region: upload
 @mcp.tool
-def size_of(picture: bytes) -> str:
-    """Return the size of a PNG picture."""
-    width, height = struct.unpack(">II", picture[16:24])
+def size_of(image: bytes) -> str:
+    """Return the size of a PNG image."""
+    width, height = struct.unpack(">II", image[16:24])
     return f"{width} by {height} pixels"
 
 

@@ -23,7 +23,7 @@ from millstream import Context, Field, Server, ToolError
 mcp = Server(
     "hub",
     version="1.0.0",
-    instructions="Send messages, calculate, tell the time, order a parcel, summarize a text.",
+    instructions="Send messages, calculate, tell the time, order a parcel, summarize text.",
     serve="all",
 )
 Number = int | float
@@ -167,7 +167,7 @@ def order_status(number: str) -> str:
 # region: sample
 @mcp.tool
 async def summarize(text: str, ctx: Context) -> str:
-    """Summarize a text with the client's own model."""
+    """Summarize text with the client's own model."""
     answer = await ctx.sample(f"Summarize in one sentence:\n\n{text}", max_tokens=200)
     return answer.text
 

@@ -20,7 +20,7 @@ async def render(page: str) -> str:
 
 @mcp.tool(cost=10)
 async def summarize(text: str) -> str:
-    """Summarize a text, which counts as ten calls."""
+    """Summarize text, which counts as ten calls."""
     return text[:80]
 
 

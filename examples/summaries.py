@@ -52,7 +52,7 @@ async def classify_review(review: str, ctx: Context) -> str:
 # region: fallback
 @mcp.tool
 async def shorten(text: str, ctx: Context) -> str:
-    """Shorten a text, by a model if the client has one."""
+    """Shorten text, by a model if the client has one."""
     if "sampling" not in ctx.client.capabilities:
         return f"{text[:200]}…"
     return (await ctx.sample(f"Shorten to one sentence:\n\n{text}")).text

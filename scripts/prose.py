@@ -43,18 +43,29 @@ ADVICE = {
     r"\b[Pp]lease note\b|\b[Ii]t should be noted\b": "say it without the announcement",
     r"\b(?:blazing|seamless|cutting-edge|world-class|effortless)\w*": "say what it does, and leave out the praise",
     r"\b(?:informations|advices|softwares|feedbacks)\b": "the word has no plural",
-    r"\b(?:[Bb]ehaviour|[Cc]olour|[Hh]onour|[Ff]avour|[Nn]eighbour|[Ll]abour|[Cc]atalogue|[Cc]entre|[Ll]icence)\w*": (
-        "American spelling"
-    ),
-    r"\b(?:[Oo]rgan|[Rr]ecogn|[Ii]nitial|[Ss]erial|[Nn]ormal|[Aa]uthor|[Oo]ptim|[Ss]ynchron|[Ss]ummar|[Mm]inim)"
-    r"is(?:e|ed|es|ing|ation)\b": "American spelling",
+    r"\bcancell(?:ed|ing|able)\b": "American spelling: canceled",
 }
 PATTERNS = {re.compile(pattern): advice for pattern, advice in ADVICE.items()}
+BRITISH = re.compile(
+    r"(?:behavi|col|fav|flav|harb|hon|lab|neighb|rum)our(?!s?e)|catalogue|centre|licence|defence|offence|artefact|whilst"
+    r"|amongst|towards|judgement|acknowledgement|fulfil(?![il])|travell|modell|labell(?!edby)|signall(?:ed|ing)|learnt"
+    r"|spelt|burnt|dialogue|(?:organ|recogn|initial|serial|normal|author|optim|synchron|summar|minim|maxim"
+    r"|final|general|local|special|standard|visual|token|custom|capital|categor|priorit|sanit|util)is(?:e|ed|es|ing|ation)"
+    r"\b",
+    re.IGNORECASE,
+)
+"""Spellings that aren't American, also in names, because a search has to find them in code and tests, too."""
+UNFINISHED = re.compile(r"(?:The|An?|This|These|There|It|You|No|Only|Use|Set|Write|Add|Pass|Check|Send) [^:]*[^.?!:`…]")
+"""The message of an error that's a sentence without its period. One with a colon may end in code to copy."""
 SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "message"}
 """Arguments whose text people see."""
 LOGGING = {"debug", "info", "warning", "error", "exception", "critical"}
 CODE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*?$|<!--.*?-->", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"``.+?``|`[^`]*`|\]\([^)]*\)|https?://\S+", re.DOTALL)
+SOURCES = ("src", "examples", "tests", "benches", "scripts", "docs", "deploy", ".github")
+SUFFIXES = {".py", ".md", ".js", ".mjs", ".ts", ".html", ".css", ".toml", ".yml", ".yaml", ".sh"}
+FOREIGN = {"node_modules", "schemas", "target", "prose.py", "test_prose.py"}
+"""Names of folders and files with words that aren't ours, or that name the spellings."""
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
 
 
@@ -117,14 +128,43 @@ def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
             yield from ((each.value.lineno, constant(each.value)) for each in node.keywords if each.arg in SHOWN)
 
 
+def unfinished(path: str, tree: ast.Module) -> Iterator[Found]:
+    """Errors that are sentences without a period."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            for each in node.exc.args:
+                if UNFINISHED.fullmatch(text := constant(each)):
+                    yield Found(path, each.lineno, text, "a sentence ends with a period")
+
+
+def misspelled() -> Iterator[Found]:
+    """British spellings in any line of any file."""
+    roots = [ROOT / name for name in (*DOCUMENTS, "Makefile", "pyproject.toml", "mkdocs.yml")]
+    inside = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    for path in [*roots, *sorted(inside)]:
+        place = path.relative_to(ROOT)
+        if FOREIGN.isdisjoint(place.parts) and path.is_file():
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+                yield from (
+                    Found(place.as_posix(), number, match[0], "American spelling") for match in BRITISH.finditer(line)
+                )
+            yield from (
+                Found(place.as_posix(), 1, match[0], "American spelling") for match in BRITISH.finditer(place.name)
+            )
+
+
 def everything() -> Iterator[Found]:
     """All that the project's texts have of the table."""
+    yield from misspelled()
     for page in [*(ROOT / name for name in DOCUMENTS), *sorted((ROOT / "docs").rglob("*.md"))]:
         yield from judged(page.relative_to(ROOT).as_posix(), 1, page.read_text("utf-8"))
     for source in sorted(path for folder in ("src", "examples") for path in (ROOT / folder).rglob("*.py")):
         path = source.relative_to(ROOT).as_posix()
-        for line, text in texts(ast.parse(source.read_text("utf-8")), everything=path.endswith("cli/help.py")):
+        tree = ast.parse(source.read_text("utf-8"))
+        for line, text in texts(tree, everything=path.endswith("cli/help.py")):
             yield from judged(path, line, text)
+        if path.startswith("src/") and "/compat/" not in path:  # its messages are those of the package it stands in for
+            yield from unfinished(path, tree)
 
 
 def main() -> int:

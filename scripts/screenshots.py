@@ -2,8 +2,8 @@
 
 Run it after a page changed, with the environment of the tests and Debian's chromium:
 ``.venv/bin/python scripts/screenshots.py``. It starts examples/hub.py, gives it something to do, and opens each page
-in both color schemes, at the width of a desk and of a phone. The page for sign-in has one picture, sign-in.png. With
-names, such as ``scripts/screenshots.py inspect``, only those pages.
+in both color schemes, at the width of a desk and of a phone. The pages of other servers have one picture each:
+sign-in.png, sign-in-key.png, and gateway.png. With names, such as ``scripts/screenshots.py inspect``, only those pages.
 """
 
 import json
@@ -215,6 +215,57 @@ def signing_people_in() -> Iterator[str]:
             process.wait(10)
 
 
+@contextmanager
+def running(*arguments: str, folder: str, **environment: str) -> Iterator[str]:
+    """A server or a gateway in a folder of the examples, until the block ends. Yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    environ = {**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-c", "from millstream._cli import main; main()", *arguments, "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT / "examples" / folder, stderr=subprocess.DEVNULL, env=environ)
+    try:
+        wait_for(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def take_consent(browser: Browser) -> None:
+    """The page on which a user signs in and approves a program."""
+    with signing_people_in() as address:
+        page = browser.new_page(viewport=ViewportSize(width=560, height=516), color_scheme="light", locale="en-GB")
+        page.goto(address)
+        page.wait_for_timeout(300)
+        page.screenshot(path=FOLDER / "sign-in.png")
+
+
+def take_gateway(browser: Browser) -> None:
+    """The page of the gateway in the guide, after some calls."""
+    with running("gateway", "servers.json", "--serve", "web,rest", folder="gateway") as address:
+        for name, arguments in (("shop_search_books", {"words": "Tolkien"}), ("warehouse_count", {"isbn": "1"})):
+            for _ in range(4):
+                body = json.dumps({"name": name, "arguments": arguments}).encode()
+                request = Request(f"{address}/mcp/tools/call", body, {"content-type": "application/json"})  # noqa: S310
+                urlopen(request, timeout=30).close()  # noqa: S310
+        page = browser.new_page(viewport=ViewportSize(width=1200, height=520), color_scheme="light", locale="en-GB")
+        page.goto(f"{address}/gateway")
+        page.locator("#upstreams").get_by_text("shop").first.click()
+        page.locator("#tools").get_by_text("shop_order").wait_for()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(500)
+        page.screenshot(path=FOLDER / "gateway.png")
+
+
+def take_key_form(browser: Browser) -> None:
+    """The form in which a browser sends a key."""
+    with running("run", "archive.py", "--serve", "web", folder=".", MCP_SERVER_AUTH_KEY="k" * 32) as address:
+        page = browser.new_page(viewport=ViewportSize(width=900, height=520), color_scheme="light", locale="en-GB")
+        page.goto(f"{address}/inspect")
+        page.get_by_role("button", name="Sign in").wait_for()
+        page.screenshot(path=FOLDER / "sign-in-key.png")
+
+
 def main() -> None:
     """All pictures, or those of the pages that the command names."""
     program = shutil.which("chromium") or shutil.which("chromium-headless-shell")
@@ -226,7 +277,10 @@ def main() -> None:
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "broadcast"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
-        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "sign-in", "dashboard"]
+        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "sign-in", "gateway", "sign-in-key", "dashboard"]
+        for name, one in (("sign-in", take_consent), ("sign-in-key", take_key_form), ("gateway", take_gateway)):
+            if name in wanted:
+                one(browser)
         for act in (chat, join, docs, inspect):
             for look in looks if act.__name__ in wanted else []:
                 take(browser, act, [look], settle_ms=300)

@@ -8,6 +8,7 @@ product's pages.
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from functools import partial
@@ -204,6 +205,20 @@ def on_post_page(output: str, **_: Any) -> str:
     return output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
+
+
+def on_post_build(config: Any) -> None:
+    """Write the pages as Markdown, too, for readers that are models: each beside its HTML, and a list in llms.txt.
+
+    See https://llmstxt.org.
+    """
+    site = Path(config.site_dir)
+    for page in DOCS.rglob("*.md"):
+        place = site / page.relative_to(DOCS)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, place)
+    title, _, rest = (DOCS / "index.md").read_text("utf-8").partition("\n")
+    (site / "llms.txt").write_text(f"{title}\n\n> {config.site_description}\n{rest}", "utf-8")
 
 
 def columns(tab: str) -> str:

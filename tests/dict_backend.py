@@ -123,6 +123,7 @@ class Data:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRIES:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-from behaviour.exchanges import AsgiHttp, Event, Exchange
+from behavior.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare

@@ -19,7 +19,7 @@ import pytest
 from millstream import Settings, auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING
-from millstream._server.calls.keys import Secrets
+from millstream._server.calls import Secrets
 from millstream._server.calls.services import ChangeFeed, Services
 from millstream._stores.base import Store
 from millstream.auth._method import Identity

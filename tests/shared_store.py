@@ -214,9 +214,9 @@ class _Rates:
         await store.back()
         return Decision(charged.results, max(1, len(shared.live)), charged.reset_seconds_ago)
 
-    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
+    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
         await self._store.travel("leave")
-        await self._store._shared.tally.release(self._store.me, seats)
+        await self._store._shared.tally.release(self._store.me, slots)
         await self._store.back()
 
 

@@ -45,7 +45,7 @@ class Model(pydantic.BaseModel):
     names: list[str] = []
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
 

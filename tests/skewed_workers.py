@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import http_peer
-from behaviour.exchanges import Exchange, LaneHttp
+from behavior.exchanges import Exchange, LaneHttp
 from clocks import Clocks
 from fleet import Worker
 from millstream._http.server.guard import ServerState

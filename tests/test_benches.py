@@ -150,7 +150,7 @@ def test_ratios_are_medians_over_rounds() -> None:
     assert verdict.kept
 
 
-def test_servers_without_figures_fail_the_budget() -> None:
+def test_servers_without_measurements_fail_the_budget() -> None:
     results = {"session": {"ours": Figures(error="did not start"), "mcp": figures(10), "fastmcp": figures(1)}}
     (verdict,) = report.verdicts(results)
     assert verdict.measured == "no figure"

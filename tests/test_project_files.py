@@ -47,7 +47,7 @@ def test_workflows_pin_actions_by_commit(path: Path) -> None:
     assert [each for each in used if not re.search(r"@[0-9a-f]{40}$", each)] == []
 
 
-def test_site_workflow_publishes_what_is_built() -> None:
+def test_site_workflow_publishes_the_built_site() -> None:
     jobs = workflow("site.yml")["jobs"]
     (path,) = [step["with"]["path"] for step in jobs["build"]["steps"] if "path" in step.get("with", {})]
     assert path == re.search(r"^site_dir: (\w+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)[1]  # type: ignore[index]
@@ -107,7 +107,7 @@ def test_workflows_ask_for_few_permissions(path: Path) -> None:
     assert workflow(path.name)["permissions"] in ({}, {"contents": "read"})
 
 
-def test_release_publishes_only_what_was_tried() -> None:
+def test_release_publishes_only_tested_files() -> None:
     jobs = loaded(ROOT / ".github" / "workflows" / "release.yml")["jobs"]
     assert set(jobs["package"]["needs"]) == {"build", "wheel", "image"}
     assert jobs["publish-image"]["needs"] == "package"

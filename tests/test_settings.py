@@ -45,8 +45,8 @@ def test_code_takes_precedence_over_the_environment() -> None:
 @for_each(
     ("name", "text", "expected"),
     [
-        ("PATH", "noslash", "a path that starts with /, without blanks, ? and #"),
-        ("SSE_PATH", "/a?b", "a path that starts with /, without blanks, ? and #"),
+        ("PATH", "noslash", "a path that starts with /, without spaces, ?, and #"),
+        ("SSE_PATH", "/a?b", "a path that starts with /, without spaces, ?, and #"),
         ("PAGE_SIZE", "0", "a whole number, 1 or more"),
         ("MAX_BODY", "-1", "a whole number, 1 or more"),
         ("MAX_THREADS", "0", "a whole number, 1 or more"),
@@ -105,7 +105,7 @@ def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
         ({"heartbeat": float("nan")}, "heartbeat cannot be nan. It must be a number of seconds, 0 or more."),
         (
             {"path": "noslash"},
-            "path cannot be 'noslash'. It must be a path that starts with /, without blanks, ? and #.",
+            "path cannot be 'noslash'. It must be a path that starts with /, without spaces, ?, and #.",
         ),
         ({"sessions": 1}, "sessions cannot be 1. It must be true or false."),
         ({"allowed_hosts": "a.example"}, "allowed_hosts cannot be 'a.example'."),

@@ -80,7 +80,7 @@ PAGES = {
     ),
     "docs/guides/errors.md": Page(
         untyped={
-            "raise ProtocolError": "tests/behaviour/world.py has tools that raise it.",
+            "raise ProtocolError": "tests/behavior/world.py has tools that raise it.",
             "result = await": "tests/client/test_calls.py does so.",
         },
     ),
@@ -156,7 +156,7 @@ PAGES = {
             "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
             "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
-            "MILLSTREAM_ROOT_PATH": "tests/behaviour/test_root_path.py has such a server.",
+            "MILLSTREAM_ROOT_PATH": "tests/behavior/test_root_path.py has such a server.",
             "curl -s -D -": "tests/transports/test_hosts.py has pages with this origin.",
         },
     ),
@@ -199,6 +199,7 @@ PAGES = {
         },
         untyped={
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
+            "millstream gateway ~/.cursor": "The reader's own file. tests/gateway/test_run_command.py serves others.",
             "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
             'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
             "The upstream warehouse can't be reached": "tests/gateway/test_blame.py reads such errors.",
@@ -332,7 +333,7 @@ PAGES = {
     ),
     "docs/guides/several-workers.md": Page(
         places={"4711": "…"},
-        also={"millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),)},
+        also={"millstream run several_workers.py": (TypedCommand(tool("answered_by"), '…"result":{"content":…'),)},
     ),
     "docs/guides/sign-in-with-google-or-github.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},

@@ -34,7 +34,7 @@ class Caller:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def run(self, rate: float) -> None:
-        """Call so many times a second, as far as the server keeps up, until cancelled."""
+        """Call so many times a second, as far as the server keeps up, until canceled."""
         try:
             await self._go_on(rate)
         finally:

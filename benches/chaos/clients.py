@@ -107,7 +107,7 @@ class Listener:
                 self.waiting[data].set()
 
     async def run(self) -> None:
-        """Stay connected until cancelled."""
+        """Stay connected until canceled."""
         loop = asyncio.get_running_loop()
         while True:
             protocol = None
@@ -170,7 +170,7 @@ class Publisher:
 
 
 async def paced(publisher: Publisher, rate: float, channel: Callable[[], str]) -> None:
-    """Publish so many events a second, as far as the server keeps up, until cancelled."""
+    """Publish so many events a second, as far as the server keeps up, until canceled."""
     due = time.monotonic()
     while True:
         due = max(due + 1 / rate, time.monotonic() - 1.0)

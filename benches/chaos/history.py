@@ -19,7 +19,7 @@ class Publication:
     channel: str
     data: str
     place: str = ""
-    """The id that the server gave when it acknowledged; empty when no acknowledgement came."""
+    """The id that the server gave when it acknowledged; empty when no acknowledgment came."""
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ PATIENCE = 120.0
 """Seconds that are waited for what must come; no measure."""
 
 Harm = Callable[["Cluster"], Awaitable[None]]
-"""What is done to the server while clients are at work, until it is cancelled."""
+"""What is done to the server while clients are at work, until it is canceled."""
 
 
 @dataclass

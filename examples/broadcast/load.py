@@ -9,6 +9,7 @@ from time import perf_counter
 from urllib.parse import urlsplit
 
 from millstream import Client
+from millstream.client import ClientError
 
 
 async def listen(host: str, port: int, ready: asyncio.Semaphore, broadcasts: int) -> None:
@@ -41,4 +42,7 @@ async def main(url: str = "http://127.0.0.1:8000", listeners: str = "100", broad
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except ClientError as exc:
+        sys.exit(f"Error: {exc}\nTo start the server, in another terminal: python main.py")

@@ -8,6 +8,7 @@ import json
 import sys
 
 from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 
 async def main(url: str) -> None:
@@ -23,4 +24,7 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8000/ws"))
+    try:
+        asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8000/ws"))
+    except (OSError, WebSocketException) as exc:
+        sys.exit(f"Error: {exc}\nTo start the server, in another terminal: python main.py")

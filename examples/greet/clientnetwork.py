@@ -7,6 +7,7 @@ import asyncio
 import sys
 
 from millstream import Client
+from millstream.client import ClientError
 
 
 # region: flow
@@ -23,4 +24,7 @@ async def main(server_url: str = "http://localhost:8000/sse") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except ClientError as exc:
+        sys.exit(f"Error: {exc}\nTo start the server, in another terminal: python servernetwork.py")

@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 from millstream import Client
+from millstream.client import ClientError
 
 
 # region: client
@@ -20,4 +21,7 @@ async def main(url: str = "http://127.0.0.1:8000") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except ClientError as exc:
+        sys.exit(f"Error: {exc}\nTo start the server, in another terminal: uvicorn main:app")

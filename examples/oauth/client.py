@@ -8,7 +8,7 @@ import asyncio
 import sys
 
 from millstream import Client
-from millstream.client import OAuth, Options
+from millstream.client import ClientError, OAuth, Options
 
 
 # region: client
@@ -24,4 +24,7 @@ async def main(url: str = "http://127.0.0.1:8000/mcp") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except ClientError as exc:
+        sys.exit(f"Error: {exc}\nTo start the server, in another terminal: python server.py")

@@ -86,4 +86,7 @@ def main(url: str = "http://localhost:8000") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (OSError, ValueError, http.client.HTTPException) as exc:
+        sys.exit(f"Error: {exc}\nTo start the server, in another terminal: python mcp_server_add_http.py")

@@ -21,7 +21,7 @@ from millstream.agent import (
     ToolEnd,
     ToolStart,
 )
-from millstream.client import ClientError
+from millstream.client import AccessDenied, ClientError, ConnectFailed
 
 ENV = Path(__file__).with_name(".env")
 
@@ -63,7 +63,7 @@ async def ask(question: str, configuration: Configuration, *, debug: bool = Fals
 # endregion
 
 
-def main() -> int:
+def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("question", nargs="?", default="What time is it?")
     options.add_argument("--debug", action="store_true", help="show each step and message")
@@ -74,11 +74,15 @@ def main() -> int:
     try:
         configuration = Configuration.load(ENV, os.environ)
         print(asyncio.run(ask(chosen.question, configuration, debug=chosen.debug)))
+    except AccessDenied as exc:
+        sys.exit(f"Error: {exc.message} Put the server's key into .env, as MCP_SERVER_AUTH_KEY.")
+    except ConnectFailed as exc:
+        sys.exit(
+            f"Error: {exc}\nTo start the server, in another terminal: python3 mcp_server.py --auth-key my_secret_key"
+        )
     except (AgentError, ClientError) as exc:
-        print(f"Error: {exc}", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"Error: {exc}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -26,7 +26,7 @@ class FrontmatterError(ValueError):
 
 
 def read_frontmatter(text: str) -> dict[str, Any]:
-    """Return the frontmatter of a text as JSON values. Dates stay as they're written.
+    """Return the frontmatter of a document as JSON values. Dates stay as they're written.
 
     Args:
         text: A Markdown file that begins with YAML between two lines of ``---``, such as a `SKILL.md`. The YAML has at

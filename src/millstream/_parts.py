@@ -5,7 +5,6 @@ methods, capabilities, observers, gates, periodic work, and readiness checks. Fe
 nothing to a call.
 """
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
@@ -26,6 +25,7 @@ from millstream._server.features.registry import RegisteredExtension, Registry
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
+from millstream._tasks import Tasks
 from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Route(Struct, frozen=True):
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
     stream: bool = False
-    """Whether a GET opens a stream. HEAD requests, pages of other sites, and WebSockets are refused."""
+    """Whether a GET opens a stream. Pages of other sites and WebSockets are refused, and HEAD opens none."""
     public: bool = False
     """Whether callers need no sign-in."""
     scope: str = ""
@@ -177,6 +177,8 @@ class Host:
         """Whether the server has stopped accepting new work."""
         self.stack: AsyncExitStack = AsyncExitStack()
         """Closes the parts and their resources."""
+        self.background: Tasks = Tasks()
+        """Tasks of `run`, which end before the parts close."""
         self.open_pool: StoreLimiter | None = None
         """The limiter `pool`, or None if it hasn't been created."""
         # What parts offer to other parts
@@ -313,7 +315,7 @@ class Host:
         Args:
             work: The coroutine. It's canceled when the server closes.
         """
-        self.stack.callback(asyncio.get_running_loop().create_task(work).cancel)
+        self.background.spawn(work)
 
     def on_change(self, callback: Callable[[str], None]) -> None:
         """Watch the server's lists.
@@ -409,7 +411,7 @@ def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) ->
     def visit(part: Part, path: tuple[str, ...]) -> None:
         if part.name in path:
             circle = " needs ".join(repr(each) for each in (*path[path.index(part.name) :], part.name))
-            raise ValueError(f"Parts need each other: {circle}")
+            raise ValueError(f"Parts need each other: {circle}.")
         if part.name in ordered:
             return
         for name in part.needs:

@@ -186,7 +186,7 @@ def test_errors_can_be_printed_as_json(tmp_path: Path) -> None:
     assert done.status == 1
 
 
-def test_empty_pipe_asks_nothing(tmp_path: Path) -> None:
+def test_empty_standard_input_sends_no_question(tmp_path: Path) -> None:
     said = "There's no question, and no terminal to ask for one. Use -m TEXT, or send text through a pipe."
     done = chat(SHOP, folder=tmp_path)
     assert (done.status, done.out, done.err) == (2, "", f"Error: {said}\n")

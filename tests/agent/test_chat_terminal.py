@@ -10,8 +10,8 @@ import pytest
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
 from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen, TerminalScreen
+from millstream.agent._configuration import Approval
 from millstream.agent._events import TextDelta
-from millstream.agent._servers import Approval
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
 
@@ -82,17 +82,17 @@ def test_answers_are_readable(chat: Chat, columns: int) -> None:
 
 def test_tools_can_be_approved_once_or_always(chat: Chat) -> None:
     burn = calls(("burn", '{"isbn": "1"}'))
-    shown = chat(burn, says("Kept."), burn, says("Burnt."), burn, says("Burnt again."))
+    shown = chat(burn, says("Kept."), burn, says("Burned."), burn, says("Burned again."))
     shown.until("\n>")
-    for answer, words in (("", "Kept."), ("what", "Allow it?"), ("always", "Burnt.")):
-        if words != "Burnt.":
+    for answer, words in (("", "Kept."), ("what", "Allow it?"), ("always", "Burned.")):
+        if words != "Burned.":
             shown.type("Burn it" if not answer else "Once more")
             shown.until("The model wants to run burn of shop (Burn a book.):", 'isbn: "1"', "Allow it?")
         shown.type(answer)
         shown.until(words)
-    shown.until("Burnt.", "\n>")
+    shown.until("Burned.", "\n>")
     shown.type("And again")
-    text = "\n".join(shown.until("Burnt again.", "\n>"))
+    text = "\n".join(shown.until("Burned again.", "\n>"))
     assert text.count("wants to run burn") == 2
     assert "✗ The user didn't allow this call." in text
 

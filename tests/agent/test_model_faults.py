@@ -110,7 +110,7 @@ async def test_truncated_streams_are_retried() -> None:
 async def test_stream_errors_are_reported() -> None:
     error = await failed(Answer(pieces=[b'data: {"error": {"message": "The model crashed"}}\n\n']))
     assert isinstance(error, ModelServerError)
-    assert str(error) == "The model failed: The model crashed"
+    assert str(error) == "The model failed: The model crashed."
 
 
 async def test_wrong_key_error_does_not_show_the_key() -> None:
@@ -217,10 +217,12 @@ def test_invalid_api_urls_are_refused_at_construction() -> None:
         LanguageModel("m", azure_version="2024-10-21")
 
 
-def test_missing_agent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pydantic_ai", None)
-    with pytest.raises(AgentError, match=r"pip install 'millstream\[agent\]'"):
-        LanguageModel("m")
+@for_each("module", ["pydantic_ai", "openai"])
+def test_missing_agent_extra_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, module, None)
+        with pytest.raises(AgentError, match=r"pip install 'millstream\[agent\]'"):
+            LanguageModel("m")
 
 
 async def test_retry_after_may_be_a_date() -> None:

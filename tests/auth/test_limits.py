@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from fleet import until
-from millstream import Server, Settings
+from millstream import Server, Settings, auth
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.limiters import Limiter, Rate, SharedLimiter, period
 from millstream._stores.rates import ChargeResult
@@ -343,3 +343,26 @@ def test_quota_periods_use_utc() -> None:
     assert (later.start, later.end - later.start) == (month.end, 31 * 86_400.0)
     december = period(datetime(2028, 12, 31, tzinfo=UTC).timestamp(), monthly=True)
     assert december.end == datetime(2029, 1, 1, tzinfo=UTC).timestamp()
+
+
+async def test_ids_of_one_publisher_do_not_displace_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._stores.memory.log._MAX_ONCE", 10)
+    keys = auth.keys(ROOT, named_keys={"alice": (ALICE, ["millstream:publish", "millstream:subscribe"])})
+    async with run_guarded(Server("hub", auth=keys, serve="hub")) as world, world.socket(ALICE) as socket:
+        await socket.recv()
+
+        async def is_repeated(token: str, id: str) -> bool:
+            before, body = world.runtime.hub.last_event_id(), json.dumps({"data": id, "id": id}).encode()
+            reply = await world.ask(token, "POST", "/publish", body, content_type="application/json")
+            assert reply.status == 200
+            await world.runtime.hub.refresh()
+            return world.runtime.hub.last_event_id() == before
+
+        assert not await is_repeated(ROOT, "invoice 1")
+        for number in range(30):
+            assert not await is_repeated(ALICE, f"flood {number}")
+            await socket.send(json.dumps({"type": "publish", "data": 1, "event_id": f"more {number}"}))
+            assert json.loads(await socket.recv())["type"] == "published"
+        assert await is_repeated(ROOT, "invoice 1")
+        assert await is_repeated(ALICE, "flood 29")
+        assert not await is_repeated(ALICE, "flood 0")

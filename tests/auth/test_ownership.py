@@ -21,7 +21,7 @@ def same(stolen: Reply, unknown: Reply) -> None:
 
 @for_each("method", ["POST", "GET", "DELETE"])
 async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) -> None:
-    """MCP 2025-11-25, basic/security_best_practices: sessions are bound to users."""
+    """modelcontextprotocol.io/docs/tutorials/security/security_best_practices: sessions are bound to users."""
     async with run_guarded() as world:
         session = await world.initialize(ALICE)
         body = json.dumps(PING).encode() if method == "POST" else b""
@@ -168,7 +168,7 @@ async def test_request_state_is_bound_to_its_caller() -> None:
         assert (await world.call(ALICE, "asks", **more)).message["result"]["content"][0]["text"] == "asked"
 
 
-async def test_calls_are_cancelled_only_by_their_session() -> None:
+async def test_calls_are_canceled_only_by_their_session() -> None:
     async with run_guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
         call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, "same")).encode()

@@ -145,6 +145,17 @@ async def test_cookie_works_only_for_same_origin_requests(method: str, path: str
         assert b"result" not in reply.body
 
 
+async def test_ignored_cookies_are_explained() -> None:
+    async with run_guarded() as world:
+        jar = await cookie(world)
+        for path in ("/openapi.json", "/metrics"):
+            reply = await world.ask(None, "GET", path, cookie=jar)
+            assert (reply.status, "Sec-Fetch-Site: same-origin" in reply.body.decode()) == (401, True)
+            assert reply.headers[b"www-authenticate"] == b"Bearer"
+            without = await world.ask(None, "GET", path, cookie="other=1")
+            assert "Sec-Fetch-Site" not in without.body.decode()
+
+
 async def test_dashboard_requests_work_with_the_cookie() -> None:
     async with run_guarded(make_server(auth.keys(ROOT))) as world:
         known = await cookie(world)
@@ -394,7 +405,7 @@ async def test_signing_in_leads_to_no_other_server(wanted: str, tmp_path: Path) 
         assert place == (b"/files" if wanted == "/files" else b"/connect")
 
 
-async def test_account_says_who_is_signed_in_and_with_which_scopes() -> None:
+async def test_account_shows_the_signed_in_user_and_scopes() -> None:
     async with run_guarded() as world:
         for key, told in ((ROOT, ("key", ["everything"])), (ALICE, ("alice", ["orders:write", "secrets"]))):
             jar = await cookie(world, key)

@@ -126,7 +126,7 @@ def test_client_commands_import_no_server() -> None:
 class TestInAPipe:
     """Output for programs."""
 
-    def test_list_is_lines_with_tabs(self) -> None:
+    def test_list_prints_tab_separated_lines(self) -> None:
         lines = [line.split("\t") for line in printed("list", SHOP).splitlines()]
         assert ["tool", "order", "Order a book."] in lines
         assert ["template", "book://{isbn}", "One book."] in lines

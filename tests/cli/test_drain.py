@@ -41,9 +41,9 @@ async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Pat
 
 PAGES = """
 from starlette.responses import PlainTextResponse, StreamingResponse
-from millstream._app.server_process import http_server
+from millstream._app.server_process import over_http
 
-http_server.AFTER_DRAIN = 0
+over_http.AFTER_DRAIN = 0
 
 
 @mcp.route("/page")

@@ -38,7 +38,7 @@ FAILURES: dict[str, tuple[int, str]] = {
     "list": (2, "SERVER"),
     "ping x.py --timeout 0": (2, "greater than 0"),
     f"call {NOWHERE} buy --input {{": (2, "--input isn't JSON"),
-    "version --colour": (2, "--colour"),
+    "version --color": (2, "--color"),
     f"chat {NOWHERE} --rounds": (2, "--rounds"),
     "doctor": (2, "SERVER"),
     "keys ad ada": (2, "ad"),

@@ -89,6 +89,13 @@ async def unknown(asked: ReceivedRequest) -> None:
         await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}).encode())
 
 
+async def limited(asked: ReceivedRequest) -> None:
+    data = {"code": "rate_limited", "limit": "5 per 60 s"}
+    error = {"code": -31429, "message": "Too many requests. Try again in 9 seconds", "data": data}
+    body = json.dumps({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}).encode()
+    await asked.reply(body, status="429 Too Many Requests")
+
+
 CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (page, 3, "responds with 200 and a web page, not JSON", ()),
     (lambda asked: status(asked, "404 Not Found"), 3, "Check the path", ()),
@@ -96,6 +103,15 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (lambda asked: status(asked, "401 Unauthorized"), 4, r"requires credentials \(401\)\. .*--login.*--auth KEY", ()),
     (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)\. Send other credentials with --auth KEY", ()),
     (problem, 4, r"refused the request \(403\): The key is old\. Send another key with --auth KEY", ()),
+    (
+        lambda asked: status(
+            asked, "403 Forbidden", 'WWW-Authenticate: Bearer error="insufficient_scope", scope="a b"\r\n'
+        ),
+        4,
+        r"these credentials have \(403\): a b\. Send credentials with this scope: --auth KEY\.\n$",
+        (),
+    ),
+    (limited, 1, r"requests \(-31429\)\. The limit is 5 per 60 s\. Try again in 9 seconds\n$", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
     (with_discovery(hang), 5, r"didn't respond to \S+ within 0\.3 seconds", ("--timeout", "0.3")),
@@ -110,6 +126,19 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
 async def test_misbehaving_servers_are_explained(behave: Behave, code: int, words: str, more: tuple[str, ...]) -> None:
     async with misbehaving(behave) as server:
         await fails(code, words, "call", server.url, "x", *more)
+
+
+async def test_errors_as_json_have_their_cause_and_remedy() -> None:
+    async with misbehaving(limited) as server:
+        code, out, _ = await run("call", server.url, "x", "--json")
+    assert code == 1
+    assert json.loads(out) == {
+        "ok": False,
+        "error": "Too many requests (-31429).",
+        "why": "The limit is 5 per 60 s.",
+        "remedy": "Try again in 9 seconds",
+        "status": 1,
+    }
 
 
 async def test_missing_servers_are_explained() -> None:

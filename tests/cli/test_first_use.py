@@ -83,7 +83,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["install", "http://127.0.0.1/mcp", "--with", "x", "--client", "json"], 1, "can't be added to a server at a URL."),
     (["run", ""], 1, "'' isn't a file name."),
     (["run", "shop.py:"], 1, "'shop.py:' isn't a file name."),
-    (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without blanks, ? and #."),
+    (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without spaces, ?, and #."),
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
     (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
     (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't the URL of an API"),
@@ -170,6 +170,21 @@ def test_doctor_says_what_to_do_once() -> None:
 def test_every_command_has_help(name: str) -> None:
     assert run(name, "-h") == run(name, "--help")
     assert run(name, "-h")[0] == 0
+
+
+@pytest.mark.server
+def test_groups_of_commands_print_their_help() -> None:
+    shown = [start("keys", *more, stdout=subprocess.PIPE) for more in ([], ["--help"])]
+    assert shown[0].stdout == shown[1].stdout != b""
+
+
+@pytest.mark.server
+def test_help_is_wrapped() -> None:
+    for columns, width in (("60", 60), ("", 80), ("0", 80)):
+        env = {**os.environ, "COLUMNS": columns}
+        shown = start("record", "--help", stdout=subprocess.PIPE, env=env).stdout.decode()
+        assert width - 10 < max(map(len, shown.splitlines())) <= width
+        assert "inspect._empty" not in shown
 
 
 @pytest.mark.server

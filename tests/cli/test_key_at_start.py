@@ -33,7 +33,7 @@ def test_unusable_key_files_prevent_the_start(
     transport: str,
 ) -> None:
     (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
-    monkeypatch.setattr("millstream._app.server_process.http_server.HttpServer.run", lambda *_, **__: None)
+    monkeypatch.setattr("millstream._app.server_process.over_http.HttpServer.run", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
     with pytest.raises(SystemExit) as ended:
         main()

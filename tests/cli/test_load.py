@@ -98,7 +98,7 @@ def test_missing_modules_list_the_search_path(folder: Path) -> None:
 
 
 @for_each("target", ["shop.py", "shop"])
-def test_missing_dependencies_name_module_and_environment(folder: Path, target: str) -> None:
+def test_errors_name_the_missing_module_and_the_environment(folder: Path, target: str) -> None:
     (folder / "shop.py").write_text("import nosuchpackage\n")
     error = failure(target)
     assert "nosuchpackage" in error.what
@@ -156,7 +156,7 @@ def test_error_causes_are_shown_first(folder: Path) -> None:
 
 
 @for_each("target", ["shop.py", "shop.py:app"])
-def test_framework_applications_are_told_to_mount_the_server(folder: Path, target: str) -> None:
+def test_errors_suggest_mounting_the_server_in_framework_applications(folder: Path, target: str) -> None:
     (folder / "shop.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
     error = failure(target)
     assert 'app.mount("/", mcp)' in error.fix
@@ -205,10 +205,10 @@ def test_files_named_like_a_library_hide_nothing(folder: Path) -> None:
 
 
 def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
-    (folder / "neighbour.py").write_text("name = 'from next door'\n")
+    (folder / "neighbor.py").write_text("name = 'from next door'\n")
     (folder / "shop.py").write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbour\n"
-        "from millstream import Server\n@dataclass\nclass A:\n    x: int\nmcp = Server(neighbour.name)\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbor\n"
+        "from millstream import Server\n@dataclass\nclass A:\n    x: int\nmcp = Server(neighbor.name)\n"
     )
     assert load("shop.py").name == "from next door"
 

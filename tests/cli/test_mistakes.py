@@ -30,6 +30,11 @@ def order(isbn: str, copies: int = 1) -> int:
     return copies
 
 
+@mcp.tool
+def remove_order(id: str) -> None:
+    """Remove an order."""
+
+
 @mcp.resource("book://all")
 def books() -> str:
     """Books."""
@@ -47,6 +52,11 @@ def pitch(title: str) -> str:
     "inner.py": "from millstream.server import Context\n",
     "two.py": "from millstream import Server\na = Server('a')\nb = Server('b')\n",
     "raises.py": "1/0\n",
+    "inside/raises.py": "1/0\n",
+    "inside/misspelled.py": "import json.ech\n",
+    "inside/fast.py": "from mcp import FastMCP\nmcp = FastMCP('x')\n",
+    "inside/mounts.py": "import shop\nfrom starlette.applications import Starlette\n\n"
+    "app = Starlette()\napp.mount('/shop', shop.mcp)\n",
     "notes.txt": "hello",
     "servers.json": '{"mcpServers":{"a":{"command":"no-such-command"}}}',
     "one_string.json": '{"mcpServers":{"a":{"command":"no-such-command x.py"}}}',
@@ -65,11 +75,24 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("http://127.0.0.1:FREE/mcp", "Unknown command", "Use: millstream list http://127.0.0.1:FREE/mcp"),
     ("run", "Missing argument: FILE[:OBJECT].", "millstream run --help"),
     ("run shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
-    ("run .", ". is a folder.", "millstream run server.py"),
+    ("run .", ". is a folder.", "millstream run inner.py"),
     ("run no_such_module", "There is no module no_such_module.", "millstream run no_such_module.py"),
     ("run notes.txt", "notes.txt isn't a Python file.", "Use a file that ends in .py"),
     ("run syntax.py", "was never closed", "Correct line 2 of syntax.py."),
     ("run raises.py", "ZeroDivisionError", "Correct line 1 of raises.py."),
+    ("run inside/raises.py", "inside/raises.py can't be imported", "Correct line 1 of inside/raises.py."),
+    ("run inside/misspelled.py", "json.ech, which the installed package json doesn't have", "Check its name"),
+    ("run inside/fast.py", "cannot import name 'FastMCP'", "from mcp.server.fastmcp import FastMCP"),
+    ("run inside/mounts.py", "has no millstream.Server", "mounted in app, so serve that: uvicorn mounts:app --app-dir"),
+    ("run inside", "inside is a package without a server.", "Name a file in it: millstream run inside/fast.py"),
+    ("run shop.py --auth-key K", "run has no option --auth-key.", "millstream run shop.py --auth K"),
+    ("run shop.py --debug", "run has no option --debug.", "millstream run shop.py --log-level debug"),
+    ("run shop.py --stdio", "run has no option --stdio.", "millstream run shop.py --transport stdio"),
+    ("run shop.py 9000", "Unexpected argument: 9000.", "millstream run shop.py --port 9000"),
+    ("--debug run shop.py", "--debug comes after the command", "millstream run --log-level debug"),
+    ("publish news hello", "Unexpected argument: hello.", "POST /publish"),
+    ("install shop.py cursor", "Unexpected argument: cursor.", "millstream install shop.py --client cursor"),
+    ("init --template streaming_math", 'Invalid value "streaming_math"', 'Did you mean "math"?'),
     ("run needs.py", "No module named 'no_such_package'", "Install its package"),
     ("run none.py", "none.py has no millstream.Server.", 'mcp = Server("my-server")'),
     ("run two.py", "two.py has several servers: a, b.", "millstream run two.py:a"),
@@ -77,13 +100,13 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --prot 8", "Unknown option: --prot.", "Did you mean --port?"),
     ("run shop.py --port 80000", "80000 is not a port.", "Use --port 8000."),
     ("run shop.py --port abc", 'Invalid value "abc" for --port.', "Write a whole number."),
-    ("run shop.py --serve hub web", "Unexpected argument: web.", "a list with commas"),
-    ("init my shop", "Unexpected argument: shop.", "a value with blanks in quotes"),
+    ("run shop.py --serve hub web", "Unexpected argument: web.", "commas in a list"),
+    ("init my shop", "Unexpected argument: shop.", "Put quotes around a value with spaces"),
     ("init shop --template", "--template needs a value.", "millstream init --help"),
     ("--port 8 run shop.py", "--port comes after the command: millstream run --port", "millstream --help"),
     ("call shop.py order {'isbn':'978'}", "--input isn't JSON", "double quotes"),
     ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
-    ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "add --auth-keys FILE"),
+    ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "--auth-keys FILE"),
     ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
@@ -113,6 +136,14 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("list inner.py", "Millstream has no module millstream.server.", "from millstream import Context"),
     ("run needs.py", "needs the module no_such_package", "millstream run needs.py --with no_such_package"),
     ("call shop.py order --isbn 978", "call has no option --isbn.", "write isbn=978"),
+    ("call shop.py order --auth-key K", "call has no option --auth-key.", "millstream call shop.py order --auth K"),
+    ("list tools shop.py", "The server is the first argument", "millstream list shop.py"),
+    ("call order shop.py", "The server is the first argument", "millstream call shop.py order"),
+    ("list python shop.py", "The server is the first argument", "millstream list 'python shop.py'"),
+    ("call shop.py order isbn 978", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=978."),
+    ("call shop.py order isbn:978", "not 'isbn:978'", "order isbn=978."),
+    ("call shop.py delete_order", "The server has no tool 'delete_order'.", "It has: order, remove_order."),
+    ("record shop.py", "Name the recording, then the server", "millstream record messages.jsonl shop.py"),
     ("call shop.py", "Missing argument: TOOL.", "millstream list shop.py"),
     ("call shop.py order 978", "Arguments must be NAME=VALUE, not '978'", "order isbn=978."),
     ("call shop.py order 978 2", "not '978'", "order isbn=978 copies=2."),
@@ -168,6 +199,7 @@ def typed(words: list[str]) -> tuple[int, str]:
 
 @pytest.mark.server
 def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)

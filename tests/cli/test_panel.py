@@ -9,6 +9,7 @@ from rich.console import Console
 
 from millstream import Server
 from millstream._app.server_process import facts
+from millstream._transports.openapi import example_of
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
 
@@ -128,7 +129,7 @@ def test_servers_without_tools_show_the_list_command() -> None:
     ],
 )
 def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
-    Draft202012Validator(schema).validate(facts.example(schema))
+    Draft202012Validator(schema).validate(example_of(schema))
 
 
 def test_panel_names_only_active_protections() -> None:

@@ -50,6 +50,14 @@ def test_new_projects_overwrite_nothing(folder: Path) -> None:
     assert [each.name for each in folder.iterdir()] == ["README.md"]
 
 
+def test_templates_get_a_folder_of_their_own(folder: Path) -> None:
+    for words, place in ((["init", "--template", "math"], "math"), (["init", ".", "--template", "greet"], ".")):
+        assert CliRunner().invoke(program("init"), words).exit_code == 0
+        assert (folder / place / "requirements.txt").is_file()
+    assert (folder / "servernetwork.py").is_file()
+    assert not (folder / "mcp_client_http.py").exists()
+
+
 def test_names_with_quotes_make_valid_files(folder: Path) -> None:
     name = "a \"b\" \\ 'c' é"
     assert CliRunner().invoke(program("init"), ["init", "x", "--name", name]).exit_code == 0

@@ -144,7 +144,7 @@ def test_servers_exit_quietly_when_their_output_fails(noisy: Path, gone: str) ->
 def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:
     done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="0.2")
     assert json.loads(done.stdout)["error"]["message"] == "The server stopped before the call was complete. Try again."
-    assert b"1 thread still runs" in done.stderr
+    assert b"1 thread is still running" in done.stderr
     assert b"Traceback" not in done.stderr
     assert done.returncode == 0
 
@@ -166,5 +166,5 @@ def test_shutdown_does_not_wait_for_endless_threads(
             process.send_signal(signal.SIGTERM)
             assert process.wait(WAIT) in (0, -signal.SIGTERM)
             client.wait(WAIT)
-    assert "1 thread still runs" in log.read_text()
+    assert "1 thread is still running" in log.read_text()
     assert "exception calling callback" not in log.read_text()

@@ -38,7 +38,7 @@ def test_unusable_variables_are_named_without_a_traceback(
     [
         (
             "PATH=noslash",
-            "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /, without blanks, ? and #.",
+            "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /, without spaces, ?, and #.",
         ),
         ("SECRET_KEY=short", "MILLSTREAM_SECRET_KEY has a secret of fewer than 32 characters."),
     ],

@@ -206,7 +206,7 @@ async def test_lists_are_cached_for_their_ttl() -> None:
         assert cache.get("resources/read", b'{"uri":"x://2"}') is None
 
 
-async def test_cancelled_calls_stop_at_the_server() -> None:
+async def test_canceled_calls_stop_at_the_server() -> None:
     server = Server("s")
     begun, ended = asyncio.Event(), asyncio.Event()
 

@@ -63,6 +63,14 @@ async def test_web_page_instead_of_json_is_explained(status: str) -> None:
     await check_failure(behave, NotMcp, "isn't an MCP endpoint", "a web page")
 
 
+@for_each("status", ["400 Bad Request", "404 Not Found", "415 Unsupported Media Type"])
+async def test_reason_of_a_problem_is_shown(status: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.reply(b'{"detail":"Use /v2/mcp."}', status=status, type="application/problem+json")
+
+    await check_failure(behave, NotMcp, "isn't an MCP endpoint", "Use /v2/mcp")
+
+
 @for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "rejected")])
 async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
@@ -244,7 +252,7 @@ async def test_many_calls_share_few_connections() -> None:
     assert most <= 3
 
 
-async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
+async def test_calls_waiting_for_a_connection_can_be_canceled() -> None:
     go_on = asyncio.Event()
 
     async def behave(asked: ReceivedRequest) -> None:

@@ -55,7 +55,7 @@ async def test_server_that_hangs_after_the_stream_head_times_out() -> None:
             await client.call("x", timeout=NEVER)
 
 
-async def test_timed_out_handshake_call_is_cancelled_at_the_server() -> None:
+async def test_timed_out_handshake_call_is_canceled_at_the_server() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation"""
     told: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
     usual = with_handshake(lambda asked: asyncio.sleep(3600))

@@ -10,7 +10,7 @@ from websockets.frames import Frame, Opcode
 from cases import for_each
 from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, check_failure, misbehaving, with_discovery
 from millstream import Client, Server, Settings
-from millstream._http.client.body import LINES_PER_SECOND, Body, Inflow
+from millstream._http.client import LINES_PER_SECOND, Body, Inflow
 from millstream._http.message import MAX_UNREAD, PIECE
 from millstream.client import ConnectionLost, InvalidResponse, Options, TooLarge
 from millstream.client._transports import EventReader

@@ -108,7 +108,7 @@ class World:
         {"token": {"access_token": "good"}},
     ],
 )
-async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
+async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
     odd = World(**world)
     async with asyncio.timeout(WAIT), misbehaving(odd.behave) as server, odd.client(server.url) as client:
         assert (await client.call("x")).text == "done"

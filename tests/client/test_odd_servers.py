@@ -124,6 +124,54 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
             await client.request("tools/call", {"name": "x"})
 
 
+@for_each("streams", [False, True])
+@for_each(
+    ("sent", "read"),
+    [
+        (b'"half of \\ud83d"', "half of \ufffd"),
+        (b'"all of \\ud83d\\ude00"', "all of \N{GRINNING FACE}"),
+        (b'[NaN, Infinity, -Infinity, "\\udc00"]', [None, None, None, "\ufffd"]),
+    ],
+)
+async def test_text_that_other_libraries_write_is_repaired(streams: bool, sent: bytes, read: object) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        content = {"resultType": "complete", "content": [], "structuredContent": {"a": "@"}}
+        body = b"\xef\xbb\xbf" * (not streams) + asked.answer(content).replace(b'"@"', sent)
+        if streams:
+            await asked.stream()
+            await asked.event(body)
+        else:
+            await asked.reply(body)
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url, timeout=WAIT) as client,
+    ):
+        assert (await client.call("x")).data == {"a": read}
+
+
+@for_each("streams", [False, True])
+async def test_ids_may_come_back_as_text(streams: bool) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        body = asked.answer(DONE)
+        number = b'"id": %d' % asked.message["id"]
+        assert number in body
+        body = body.replace(number, b'"id": "%d"' % asked.message["id"])
+        if streams:
+            await asked.stream()
+            await asked.event(body)
+        else:
+            await asked.reply(body)
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url, timeout=WAIT) as client,
+    ):
+        await client.call("x")
+
+
 @for_each(
     "body",
     [

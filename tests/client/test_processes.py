@@ -143,7 +143,7 @@ async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
     "program",
     [
         "sys.exit(0)",
-        "raise SystemExit('no licence')",
+        "raise SystemExit('no license')",
         "say('hello'); sys.exit(1)",
     ],
 )
@@ -173,7 +173,7 @@ async def test_process_that_exits_on_the_probe_gets_a_handshake(tmp_path: Path) 
 
 
 async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle"""
+    """https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/stdio"""
     program = """
         for line in sys.stdin:
             message = json.loads(line)
@@ -189,6 +189,13 @@ async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) ->
 async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:
     script = write(tmp_path, "say('Welcome!')\nsay('')\nsay('[INFO] started')\n" + textwrap.dedent(LOOP))
     async with asyncio.timeout(WAIT), Client(script) as client:
+        assert (await client.call("pid")).text
+
+
+async def test_message_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    script = write(tmp_path, "sys.stdout.write('\\ufeff')\n" + textwrap.dedent(LOOP))
+    async with asyncio.timeout(WAIT), Client(script) as client:
+        assert client.revision == "2026-07-28"
         assert (await client.call("pid")).text
 
 
@@ -208,7 +215,7 @@ async def test_process_that_ignores_signals_is_killed(tmp_path: Path) -> None:
         await until(lambda: not alive(int(child.read_text())))
 
 
-async def test_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
+async def test_canceled_connect_leaves_no_process(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     script = write(tmp_path, f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(3600)")
 
@@ -225,7 +232,7 @@ async def test_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
         await until(lambda: not alive(int(pid.read_text())))
 
 
-async def test_cancelled_close_leaves_no_process(tmp_path: Path) -> None:
+async def test_canceled_close_leaves_no_process(tmp_path: Path) -> None:
     stays = "\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LOOP + "\n    time.sleep(3600)"
     async with asyncio.timeout(WAIT):
         client = await Client(write(tmp_path, "import signal" + textwrap.dedent(stays))).__aenter__()

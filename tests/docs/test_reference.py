@@ -14,7 +14,7 @@ from command_line import commands, long_options
 from millstream import Client, Context, Server
 from millstream._app.routes import Routes
 from millstream._config import Settings
-from millstream._http.client.body import LINES_PER_SECOND
+from millstream._http.client import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
 from millstream._http.message import KINDS, MAX_FRAMING, HttpLimits
 from millstream._http.server.connection import MAX_PIPELINE
@@ -24,7 +24,6 @@ from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBER
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._protocol.session_token import MAX_TOKEN
 from millstream._server import handlers
-from millstream._server.call_log import MAX_MESSAGES
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
 from millstream._server.control import LIGHT
 from millstream._server.features.registry import MAX_URI
@@ -35,6 +34,7 @@ from millstream._server.listen import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
 from millstream._transports.connection import MAX_ITEMS
+from millstream._transports.streamable import MAX_MESSAGES
 from millstream._transports.streamable.sessions import MAX_DELETES
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors

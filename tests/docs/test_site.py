@@ -116,3 +116,9 @@ def test_links_outside_the_documents_are_plain_text(site: Path) -> None:
     page = (site / "guides/deploying/index.html").read_text("utf-8")
     assert "The compose file" in page
     assert "deploy/compose.yaml" not in re.sub(r"<code.*?</code>", "", page, flags=re.DOTALL)
+
+
+def test_llms_txt_links_every_page_as_markdown(site: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([\w./-]+\.md)\)", (site / "llms.txt").read_text("utf-8"))
+    assert "guides/tools.md" in links
+    assert [link for link in links if not (site / link).is_file()] == []

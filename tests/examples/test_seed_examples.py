@@ -12,7 +12,7 @@ import yaml
 from agent_world import KEY, ScriptedModel, calls, repeats
 from cases import for_each
 from millstream import Client
-from millstream._env_file import read_env
+from millstream._files import read_env
 from millstream.client._errors import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
@@ -39,6 +39,26 @@ def printed(*command: str | Path, folder: Path, **env: str) -> str:
     return done.stdout
 
 
+CLIENTS = {
+    "broadcast/load.py": "http://127.0.0.1:PORT",
+    "broadcast/websocket_client.py": "ws://127.0.0.1:PORT/ws",
+    "greet/clientnetwork.py": "http://127.0.0.1:PORT/sse",
+    "mounted/client.py": "http://127.0.0.1:PORT",
+    "oauth/client.py": "http://127.0.0.1:PORT/mcp",
+    "streaming_math/mcp_client_http.py": "http://127.0.0.1:PORT",
+}
+
+
+@for_each(("path", "url"), CLIENTS.items())
+def test_clients_name_the_command_that_starts_their_server(path: str, url: str) -> None:
+    done = run(sys.executable, EXAMPLES / path, url.replace("PORT", str(free_port())), folder=EXAMPLES)
+    error, advice = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert error.startswith("Error: ")
+    program = advice.removeprefix("To start the server, in another terminal: ").split()[1]
+    assert (EXAMPLES / path).with_name(program.replace("main:app", "main.py")).is_file()
+
+
 # Seed 000
 
 
@@ -58,6 +78,9 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         (tmp_path / ".env").write_text(own.replace("my_secret_key", "another_key"))
         refused = run(sys.executable, client, folder=tmp_path)
+        (tmp_path / ".env").write_text(own.replace("MCP_SERVER_AUTH_KEY", "# MCP_SERVER_AUTH_KEY"))
+        keyless = run(sys.executable, client, folder=tmp_path)
+    unreachable = run(sys.executable, client, folder=tmp_path)
     assert re.fullmatch(r"It is 20\S+\+0[12]:00\n", done.stdout)
     lines = [line.removeprefix("[DEBUG] ") for line in done.stderr.splitlines()]
     steps = [line for line in lines if not line.startswith(("sent {", "received {"))]
@@ -74,6 +97,10 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("Error: ")
     assert "403" in refused.stderr
+    assert keyless.returncode == 1
+    assert "Put the server's key into .env, as MCP_SERVER_AUTH_KEY." in keyless.stderr
+    assert unreachable.returncode == 1
+    assert "python3 mcp_server.py --auth-key my_secret_key" in unreachable.stderr
 
 
 async def test_time_server_requires_its_key(tmp_path: Path) -> None:

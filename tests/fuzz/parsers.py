@@ -15,7 +15,7 @@ from httptools import HttpParserError
 
 from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
-from millstream._http.client.body import ArrivingBytes, Inflow
+from millstream._http.client import ArrivingBytes, Inflow
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority

@@ -73,7 +73,7 @@ def build() -> Server:
 
     @mcp.tool
     async def waits(key: str) -> str:
-        """Waits until the call is cancelled."""
+        """Waits until the call is canceled."""
         await note(key, "began")
         try:
             await asyncio.Event().wait()

@@ -123,7 +123,7 @@ async def test_operations_become_tools_with_named_headers() -> None:
     assert not any("evil" in each or each.startswith("GET /x") for each in asked)
 
 
-async def test_arguments_cannot_set_what_the_operator_fixes() -> None:
+async def test_arguments_cannot_override_values_that_the_operator_fixed() -> None:
     """Policies hide `Tenant` and `filter[tenant]`, and the operator configures the headers."""
     any_object = {"type": "object", "additionalProperties": {"type": "string"}}
     paging = {"type": "object", "properties": {"page": {}, "tenant": {}}}
@@ -209,7 +209,7 @@ async def test_missing_documents_are_named(tmp_path: Path, caplog: pytest.LogCap
     assert f"The document {file} can't be read: No such file or directory. Check its path." in caplog.text
 
 
-async def test_upstreams_that_refuse_access_say_what_to_set(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_of_upstreams_that_refuse_access_name_the_option(caplog: pytest.LogCaptureFixture) -> None:
     locked = Server("locked", serve="rest", auth=auth.keys("a-key-of-some-length-for-tests"))
     async with serve(locked) as running, asyncio.timeout(WAIT):
         mcp = Server("front")

@@ -88,7 +88,7 @@ MISTAKES = {
     ),
     '[upstreams.a]\ntext = """\n[x]\n"""': "line 2: upstreams.a.text: unknown option",
     "[upstreams.a]\ntimeout = 1": (
-        "line 1: upstreams.a: the upstream has no target: use exactly one of url, command, and openapi"
+        "line 1: upstreams.a: the upstream has no target: use exactly one of url, command, and openapi."
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\ncommand = "b"': "line 1: upstreams.a: the upstream has url and command",
     '[upstreams.a]\nurl = "http://a/mcp"\nargs = ["b"]': (
@@ -98,7 +98,7 @@ MISTAKES = {
         "line 2: upstreams.a.args: args requires a command, but this upstream has openapi"
     ),
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
-        "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix"
+        "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix."
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\nisolation = "many"': (
         "line 3: upstreams.a.isolation: it must be one of shared, per_principal, per_session, not 'many'"
@@ -116,7 +116,7 @@ MISTAKES = {
         "line 3: upstreams.a.policy.questions: it must be a list with some of elicitation, sampling, roots"
     ),
     '[upstreams.a]\ncommand = "a"\nauth = { kind = "bearer", token = "X" }': "unknown option; use one of env, file",
-    'auth_keys = "keys.json"': "line 1: auth_keys: unknown option; write it under [settings]",
+    'auth_keys = "keys.json"': "line 1: auth_keys: unknown option; write it under [settings].",
     "[settings]\nport = 8001": "line 2: settings.port: unknown option; set it on the command line, with --port",
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
     "x = ": "isn't valid TOML: Invalid value (at end of document). Write key = ",

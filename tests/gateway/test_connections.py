@@ -16,7 +16,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_scenario, run_world
 from issuer_world import run_issuer
 from millstream import Server, auth
-from millstream._http.client.body import ConnectFailed
+from millstream._http.client import ConnectFailed
 from millstream._http.client.url import parse
 from millstream._protocol.errors import LocalError
 from millstream.client._oauth.endpoints import fetch

@@ -43,7 +43,7 @@ async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-async def test_gateway_that_is_its_own_upstream_offers_other_items(tmp_path: Path) -> None:
+async def test_gateway_with_itself_as_upstream_still_offers_other_items(tmp_path: Path) -> None:
     port = free_port()
     target = make_gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
     with run_server(run_command(target, port), port, tmp_path / "log"):

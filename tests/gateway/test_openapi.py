@@ -12,6 +12,7 @@ from examples import books_api, remote_api
 from millstream import Client, Server
 from millstream.client import ToolFailed
 from millstream.gateway import RouteKind, RouteMap
+from millstream.gateway._openapi import Document
 from patience import WAIT
 
 NOTHING = {"200": {"description": "ok"}}
@@ -231,11 +232,20 @@ async def test_unreachable_api_is_a_one_line_error() -> None:
         ({}, "no paths"),
         ({"swagger": "2.0", "paths": {}}, "3.0 or 3.1"),
         ({"openapi": "3.1.0", "paths": {}, "servers": [{"url": "/api"}]}, "no absolute server URL"),
+        ({"openapi": "3.1.0", "paths": {}, "servers": [{"url": "{where}/v1"}]}, "no absolute server URL"),
     ],
 )
 def test_invalid_documents_are_refused_at_once(spec: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Server.from_openapi(spec)
+
+
+def test_variables_of_the_server_url_have_their_defaults() -> None:
+    variables = {"scheme": {"default": "https"}, "port": {"enum": ["443", "8443"], "default": "8443"}}
+    servers = [{"url": "{scheme}://{region}.example.com:{port}/v1", "variables": variables}, {"url": "http://other"}]
+    variables["region"] = {"default": "eu"}
+    document = Document({"openapi": "3.0.3", "paths": {}, "servers": servers})
+    assert document.url == "https://eu.example.com:8443/v1"
 
 
 async def test_function_selects_the_kind_of_each_operation() -> None:

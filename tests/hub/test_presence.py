@@ -261,7 +261,7 @@ async def test_interrupted_presence_replay_loses_nothing() -> None:
             assert seen.data + rest.data == watcher.data
 
 
-async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> None:
+async def test_subscribers_that_miss_excess_presence_events_receive_a_gap() -> None:
     store = MemoryStore()
     async with open_hub(store) as hub:
         watcher = await listen(hub, "$presence.chat")

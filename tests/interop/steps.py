@@ -103,7 +103,7 @@ def until_idle(health: str) -> None:
             if json.load(reply)["calls"] == 0:
                 return
         time.sleep(0.01)
-    raise AssertionError("the server still runs the call that was cancelled")
+    raise AssertionError("the server still runs the call that was canceled")
 
 
 async def everything(client: Any) -> dict[str, Any]:

@@ -44,7 +44,7 @@ async def pay(order: str, customer: str = "ada") -> str:
 
 @mcp.tool(task="allowed")
 async def print_catalog(ctx: Context) -> str:
-    """Print the catalog, page by page, until the task is cancelled."""
+    """Print the catalog, page by page, until the task is canceled."""
     await ctx.progress(1, 2, "First page")
     printed.clear()
     await printed.wait()

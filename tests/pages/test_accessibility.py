@@ -100,13 +100,13 @@ Color = tuple[float, float, float]
 
 
 def variables(dark: bool) -> dict[str, str]:
-    """The colour variables of one scheme."""
+    """The color variables of one scheme."""
     text = asset("/assets/tokens.css").body.decode()
     return {name: pair[dark] for name, *pair in re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\);", text)}
 
 
 def over(text: str, ground: Color) -> Color:
-    """A colour as it looks on a ground, through its transparency."""
+    """A color as it looks on a ground, through its transparency."""
     red, green, blue, alpha = (int((text[1:] + "ff")[at : at + 2], 16) / 255 for at in (0, 2, 4, 6))
     return tuple(alpha * own + (1 - alpha) * below for own, below in zip((red, green, blue), ground, strict=True))  # type: ignore[return-value]
 
@@ -118,7 +118,7 @@ def luminance(color: Color) -> float:
 
 
 def contrast(one: Color, other: Color) -> float:
-    """The ratio of two colours."""
+    """The ratio of two colors."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 

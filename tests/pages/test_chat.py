@@ -330,9 +330,7 @@ def test_thousand_messages_a_second_keep_the_list_short(plain: str, open_page: O
     assert page.locator("#messages > li").count() <= 400
 
 
-def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the_tool(
-    hub: str, open_page: OpenPage
-) -> None:
+def test_chat_shows_messages_from_curl_and_the_tool_and_sends_by_the_tool(hub: str, open_page: OpenPage) -> None:
     page, other = open_page(f"{hub}/chat", name="Ada"), open_page(f"{hub}/chat", name="Grace")
     live(page)
     live(other)

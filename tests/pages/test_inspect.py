@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import OpenPage, find_overflow, run_axe
 from processes import free_port, run_command, run_server
@@ -100,7 +100,7 @@ def test_elicitations_can_be_answered(hub: str, open_page: OpenPage, revision: s
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_questions_can_be_declined_and_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_questions_can_be_declined_and_canceled(hub: str, open_page: OpenPage, revision: str) -> None:
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
     page.get_by_role("textbox", name="item").fill("a lamp")
@@ -134,7 +134,7 @@ def test_sampling_requests_can_be_answered(hub: str, open_page: OpenPage, revisi
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
-def test_progress_is_shown_and_calls_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
+def test_progress_is_shown_and_calls_can_be_canceled(hub: str, open_page: OpenPage, revision: str) -> None:
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "long_task")
     page.get_by_label("steps").fill("1000")
@@ -227,6 +227,26 @@ def test_network_loss_is_reported_and_survived(hub: str, open_page: OpenPage) ->
     run(page)
     expect(result(page)).to_contain_text("The server can't be reached.")
     page.context.set_offline(False)
+    run(page)
+    expect(result(page)).to_contain_text("Hello, world!")
+
+
+def test_clicks_just_before_the_network_is_back_are_answered(hub: str, open_page: OpenPage) -> None:
+    page = inspect(hub, open_page, "2025-11-25", lossy=True)
+    choose(page, "Tools", "greet")
+    back: list[bool] = []
+
+    def drop(route: Route) -> None:
+        """Drop everything up to the first `initialize`, which the click causes: the page itself waits for `livez`."""
+        if back:
+            route.fallback()
+            return
+        back.extend([True] if '"initialize"' in (route.request.post_data or "") else [])
+        route.abort("connectionfailed")
+
+    page.route("**/*", drop)
+    run(page)
+    expect(result(page)).to_contain_text("The server can't be reached.")
     run(page)
     expect(result(page)).to_contain_text("Hello, world!")
 

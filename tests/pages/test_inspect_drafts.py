@@ -136,7 +136,7 @@ def test_secrets_are_kept_only_while_the_page_is_open(page: Page) -> None:
 
 
 SHAPES = """async () => {
-  const {withoutSecrets} = await import(`${new URL("assets/schema/secrets.js", document.baseURI)}`);
+  const {withoutSecrets} = await import(`${new URL("assets/schema/controls.js", document.baseURI)}`);
   const secret = {type: "string", format: "password"};
   const node = {properties: {pin: secret, next: {$ref: "#/$defs/node"}}};
   const root = {$defs: {node: {anyOf: [{$ref: "#/$defs/node"}, node]}}};
@@ -165,7 +165,7 @@ def test_secrets_are_found_in_every_shape(page: Page) -> None:
 
 
 def test_page_and_log_use_the_same_secret_names() -> None:
-    text = Path("src/millstream/_web/assets/schema/secrets.js").read_text()
+    text = Path("src/millstream/_web/assets/schema/controls.js").read_text()
     assert f"/{_SECRET_NAME.pattern}/" in text
 
 

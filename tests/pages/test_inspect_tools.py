@@ -122,7 +122,7 @@ def test_tools_stand_in_groups_by_tag_and_prefix_that_open_and_close(orchard: st
         expect(listed.get_by_role("option").first).to_contain_text("stock_list")
 
 
-def test_what_tools_cost_a_model_is_what_the_command_says(orchard: str, open_page: OpenPage) -> None:
+def test_page_and_command_estimate_the_same_tokens(orchard: str, open_page: OpenPage) -> None:
     page = inspect(orchard, open_page)
     listed = page.request.post(f"{orchard}/mcp/tools/list", data={}).json()["result"]["tools"]
     costs = {

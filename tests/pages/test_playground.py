@@ -119,9 +119,7 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
 
 
 @pytest.mark.nightly
-def test_the_room_fits_whatever_is_in_it(
-    crowd: Callable[..., AbstractContextManager[str]], open_page: OpenPage
-) -> None:
+def test_the_layout_fits_any_content(crowd: Callable[..., AbstractContextManager[str]], open_page: OpenPage) -> None:
     found: list[str] = []
     texts = {"long texts": "unbreakable" * 60 + "\n\n" + "word " * 300, "right-to-left": ARABIC}
     parameter = "a_parameter_whose_name_goes_on_and_on_without_ever_coming_to_its_end"
@@ -160,7 +158,7 @@ def test_the_room_fits_whatever_is_in_it(
     assert found == [], "\n".join(found)
 
 
-def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_page: OpenPage) -> None:
+def test_an_open_question_cannot_be_collapsed(shop: Callable[..., str], open_page: OpenPage) -> None:
     page = open_page(shop(calls(("burn", '{"isbn": "1"}')), says("Gone.")))
     ask(page, "Burn it")
     card = page.locator(".call")

@@ -177,8 +177,8 @@ def test_odd_schemas_have_forms_and_descriptions(page: Page) -> None:
           const { schemaForm } = await import("./assets/schema/form.js");
           const { sample } = await import("./assets/schema/sample.js");
           const { describe } = await import("./assets/schema/describe.js");
-          const { withoutSecrets } = await import("./assets/schema/secrets.js");
-          const { requestHeaders } = await import("./assets/mcp/wire.js");
+          const { withoutSecrets } = await import("./assets/schema/controls.js");
+          const { requestHeaders } = await import("./assets/mcp/transports.js");
           const values = { a: 1, b: "x", c: [1], d: { e: null }, e: {} };
           const params = { name: "x", arguments: values };
           const uses = [

@@ -213,7 +213,7 @@ def test_private_page_of_the_program_opens_with_its_form_and_fetch(shop: Shop, o
     expect(page.get_by_text("ada saved text=green in tea")).to_be_visible()
 
 
-def test_account_menu_says_who_is_signed_in_and_signs_out_here(shop: Shop, open_page: OpenPage) -> None:
+def test_account_menu_shows_the_user_and_signs_out_this_browser(shop: Shop, open_page: OpenPage) -> None:
     for name in ("connect", "inspect", "dashboard", "docs", "chat"):
         page = open_page(f"{shop.url}/{name}", fresh=True, lossy=True)
         sign_in(page)

@@ -71,7 +71,7 @@ def test_pages_open_with_an_external_account(shop: str, open_page: OpenPage, but
     expect(page.get_by_role("button", name=re.compile("Continue with"))).to_have_count(0)
 
 
-def test_users_not_on_the_allowlist_see_the_reason(shop: str, open_page: OpenPage) -> None:
+def test_users_missing_from_the_allowlist_see_the_reason(shop: str, open_page: OpenPage) -> None:
     page = open_page(f"{shop}/chat", lossy=True)
     page.get_by_role("button", name="Continue with Google").click()
     sign_in_there(page, "mallory@example.com")

@@ -60,7 +60,7 @@ def unlucky() -> Iterator[tuple[str, threading.Event, threading.Event]]:
         server.shutdown()
 
 
-def test_missing_favicon_is_not_an_error_of_the_next_page(
+def test_missing_favicon_is_not_reported_on_the_next_page(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
     address, _, said = unlucky

@@ -39,7 +39,7 @@ class SessionLife(RuleBasedStateMachine):
 
     @staticmethod
     async def _wait() -> str:
-        """Wait until cancelled."""
+        """Wait until canceled."""
         await asyncio.Event().wait()
         return "never"
 

@@ -48,7 +48,7 @@ class Even:
     odd: Odd | None = None
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
 
@@ -89,7 +89,7 @@ CASES: list[tuple[Any, Schema]] = [
     (Address | None, {"anyOf": [ADDRESS, {"type": "null"}]}),
     (tuple[int, Address], {"type": "array", "prefixItems": [{"type": "integer"}, ADDRESS], "items": False,
                            "minItems": 2, "maxItems": 2}),
-    (Colour, {"type": "string", "enum": ["red", "blue"]}),
+    (Color, {"type": "string", "enum": ["red", "blue"]}),
     (Level, {"type": "integer", "enum": [1, 2]}),
     (Literal["a", 1], {"enum": ["a", 1]}),
     (Literal["a"] | None, {"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]}),

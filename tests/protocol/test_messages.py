@@ -4,7 +4,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Raw, Struct
 
-from behaviour.judge import judge_of
+from behavior.judge import judge_of
 from cases import for_each
 from millstream._protocol import notifications
 from millstream._protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations

@@ -46,7 +46,7 @@ def test_malformed_sealed_state_is_refused() -> None:
     assert code_of(RING.seal(b"request-state", msgspec.msgpack.encode([1]), NONCE, BOUND)) == INVALID_PARAMS
 
 
-def test_answers_count_with_or_without_a_state() -> None:
+def test_answers_are_accepted_with_or_without_a_state() -> None:
     replay = Rounds(None, {"a": msgspec.Raw(b"1")})
     assert replay.response("a", "a", "m") == b"1"
     assert replay.response("b", "b", "m") is None

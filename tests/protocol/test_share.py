@@ -8,7 +8,7 @@ def test_an_owner_holds_at_most_half_and_others_get_the_rest() -> None:
     assert (share.count("mallory"), share.count("ada"), share.used) == (5, 4, 9)
 
 
-def test_what_an_owner_gives_back_can_be_taken_again() -> None:
+def test_returned_shares_can_be_taken_again() -> None:
     share = Share(2)
     assert share.take("ada")
     assert not share.take("ada")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from uvicorn.server import ServerState
 
-from behaviour.exchanges import Exchange, LaneHttp
+from behavior.exchanges import Exchange, LaneHttp
 from fleet import STREAM, EventStream
 from http_peer import RunningServer
 from wire import LATEST_HANDSHAKE, POST, request

@@ -99,7 +99,7 @@ async def test_concurrency_limits_apply_across_workers(backing: Backing) -> None
                 await settle()
 
 
-async def test_cancelled_call_releases_its_slot() -> None:
+async def test_canceled_call_releases_its_slot() -> None:
     async with fleet(limited, 2, turns=lambda: 5) as (first, second):
         reply = asyncio.ensure_future(ask(first, "waits"))
         await until(lambda: first.store.operations["take"] == 1)
@@ -107,7 +107,7 @@ async def test_cancelled_call_releases_its_slot() -> None:
         call.cancel()
         reply.cancel()
         await asyncio.gather(reply, return_exceptions=True)
-        await until(lambda: not first.store._shared.tally._seats and not first.runtime.dispatcher.calls)
+        await until(lambda: not first.store._shared.tally._slots and not first.runtime.dispatcher.calls)
         second.server.go.set()  # type: ignore[attr-defined]
         assert await count([second], "waits", 2) == 2
 

@@ -17,7 +17,7 @@ PERSON = {"action": "accept", "content": {"name": "Ada"}}
 
 
 def make_slow() -> Server:
-    """A server with a tool that waits for ever, and says when it is cancelled."""
+    """A server with a tool that waits for ever, and says when it is canceled."""
     mcp = make_shop()
     mcp.cancelled = asyncio.Event()  # type: ignore[attr-defined]
 

@@ -89,7 +89,7 @@ async def test_record_share_of_an_address_spans_workers() -> None:
 async def test_deleted_sessions_stay_deleted() -> None:
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
-        second.store.topics.clear()  # it does not hear that its call is cancelled
+        second.store.topics.clear()  # it does not hear that its call is canceled
         # It has read the record, and it is about to write.
         reached = asyncio.Event()
         go_on = asyncio.Event()

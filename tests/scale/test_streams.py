@@ -6,7 +6,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from fleet import EventStream, Worker, fleet, one_worker, settle, until
 from millstream import Context, Server
-from millstream._server.calls.keys import load_secrets
+from millstream._server.calls import load_secrets
 from millstream._stores.base import StoreFull
 from shared_store import SharedStore
 from wire import request

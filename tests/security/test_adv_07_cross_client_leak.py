@@ -39,7 +39,7 @@ def add_echo(mcp: Server) -> asyncio.Event:
 
     @mcp.tool
     async def never(word: str) -> str:
-        """Wait until cancelled."""
+        """Wait until canceled."""
         await stuck.wait()
         return word
 

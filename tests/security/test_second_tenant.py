@@ -376,7 +376,7 @@ async def connections(stack: AsyncExitStack) -> Shared:
         status, _, text = await peer.reply()
         return "" if status == 200 else text.decode()
 
-    return Shared(use, use, "Your address has too many of the server's connections")
+    return Shared(use, use, "There are too many connections from your address")
 
 
 async def request_bytes(stack: AsyncExitStack) -> Shared:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from auth_world import ALICE, BOB, make_server
-from behaviour.exchanges import Exchange, LaneHttp
+from behavior.exchanges import Exchange, LaneHttp
 from fleet import EventStream, Worker, real_fleet, settle, until
 from four_workers import FOUR, ON_FOUR, connect_to_four
 from patience import WAIT

@@ -25,7 +25,7 @@ def script() -> ModuleType:
     return module
 
 
-def test_labels_come_from_what_is_typed(script: ModuleType) -> None:
+def test_labels_are_derived_from_the_typed_text(script: ModuleType) -> None:
     rows: dict[str, dict[str, Any]] = {
         "verbatim": {"says": "sh x.sh", "option": " PORT"},
         "changed": {"says": "mcp run x.py", "types": "millstream run x.py"},

@@ -1,9 +1,10 @@
 from cases import for_each
 from hub_parts import Clock
-from millstream._server.call_log import MESSAGE, TTL, append, event_id, log_name, parse_event_id
+from millstream._protocol.principal import Share
 from millstream._stores.base import MAX_OFFSET, Position
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.open_streams import OpenStreams
+from millstream._transports.streamable import MESSAGE, TTL, append, event_id, log_name, parse_event_id
 
 
 @for_each("offset", [1, 10**18, MAX_OFFSET])
@@ -27,7 +28,7 @@ class Silent:
 async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)
-    streams = OpenStreams(max_streams=9, max_per_owner=9)
+    streams = OpenStreams(Share(9))
     running, ended = log_name("session", "a"), log_name("session", "b")
     streams.lines[running] = Silent()
     first = await append(store, running, MESSAGE, b"", None)

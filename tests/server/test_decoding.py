@@ -11,7 +11,7 @@ from cases import for_each
 from millstream._server.functions.description import Field
 from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
 from property_settings import examples
-from signature_types import Address, Colour, Movie, Node, Point
+from signature_types import Address, Color, Movie, Node, Point
 from strategies import json_values, texts
 
 
@@ -74,7 +74,7 @@ PARAMETERS: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (Annotated[str, Field(pattern="^a+$")], st.sampled_from(["a", "aa", "b", ""])),
     (Annotated[list[int], Field(max_length=2)], st.lists(integers, max_size=3)),
     (Literal["a", "b"], st.sampled_from(["a", "b", "c"])),
-    (Colour, st.sampled_from(["red", "blue", "green"])),
+    (Color, st.sampled_from(["red", "blue", "green"])),
     (list[str], st.lists(short, max_size=3)),
     (dict[str, int], st.dictionaries(short, integers, max_size=3)),
     (tuple[int, str], st.tuples(integers, short).map(list)),

@@ -94,7 +94,7 @@ async def test_error_on_close_fails_the_call_and_closes_the_other_dependencies(s
     assert shop.notes[-1] == "closed"
 
 
-async def test_cancelled_calls_close_their_dependencies(shop: Shop) -> None:
+async def test_canceled_calls_close_their_dependencies(shop: Shop) -> None:
     mcp, waits = Server("shop"), asyncio.Event()
 
     @mcp.tool(timeout=0.01)

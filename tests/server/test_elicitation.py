@@ -51,7 +51,7 @@ def test_answers_become_pydantic_models() -> None:
     assert parse_answer({"value": "a"}, Annotated[str, pydantic.AfterValidator(str.upper)]) == "A"
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
 
@@ -67,7 +67,7 @@ class Order:
     copies: Annotated[int, Field(gt=0, lt=10)] = 3
     price: Annotated[float, Field(ge=0, lt=100)] = 9.5
     gift: bool = True
-    colour: Colour = Colour.RED
+    color: Color = Color.RED
     tone: Literal["warm", "dry"] = "warm"
     extras: list[Literal["wrap", "card"]] = field(default_factory=list)
     note: str | None = None
@@ -83,7 +83,7 @@ ORDER: Schema = {
         "copies": {"type": "integer", "minimum": 1, "maximum": 9, "default": 3},
         "price": {"type": "number", "minimum": 0, "default": 9.5},
         "gift": {"type": "boolean", "default": True},
-        "colour": {"type": "string", "enum": ["red", "blue"], "default": "red"},
+        "color": {"type": "string", "enum": ["red", "blue"], "default": "red"},
         "tone": {"type": "string", "enum": ["warm", "dry"], "default": "warm"},
         "extras": {"type": "array", "items": {"type": "string", "enum": ["wrap", "card"]}},
         "note": {"type": "string"},
@@ -120,7 +120,7 @@ class Model(pydantic.BaseModel):
     kind: Literal["only"] = "only"
     tags: list[Literal["b", "a"]] = []
     note: str | None = None
-    colour: Colour = Colour.BLUE
+    color: Color = Color.BLUE
 
 
 def test_dataclasses_become_flat_forms_in_field_order() -> None:
@@ -141,7 +141,7 @@ def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
             "kind": {"type": "string", "enum": ["only"], "default": "only"},
             "tags": {"type": "array", "items": {"type": "string", "enum": ["b", "a"]}, "default": []},
             "note": {"type": "string"},
-            "colour": {"type": "string", "enum": ["red", "blue"], "default": "blue"},
+            "color": {"type": "string", "enum": ["red", "blue"], "default": "blue"},
         },
         "required": ["name"],
     }
@@ -186,7 +186,7 @@ def test_forms_must_be_objects() -> None:
         (str, {"type": "string"}, "Ada", "Ada"),
         (int, {"type": "integer"}, 3.0, 3),
         (bool, {"type": "boolean"}, True, True),
-        (Colour, {"type": "string", "enum": ["red", "blue"]}, "blue", Colour.BLUE),
+        (Color, {"type": "string", "enum": ["red", "blue"]}, "blue", Color.BLUE),
         (Literal["a", "b"], {"type": "string", "enum": ["a", "b"]}, "b", "b"),
         (Annotated[int, Field(ge=1)], {"type": "integer", "minimum": 1}, 2, 2),
         (dt.date, {"type": "string", "format": "date"}, "2020-02-29", dt.date(2020, 2, 29)),
@@ -247,9 +247,9 @@ def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> No
 
 def test_answers_become_values_of_the_requested_type() -> None:
     assert parse_answer(ANSWER, Order) == Order("Ada", "a@b.c", dt.date(2020, 2, 29))
-    full = {**ANSWER, "copies": 2.0, "colour": "blue", "extras": ["card"], "note": "n", "size": "l", "unknown": 1}
+    full = {**ANSWER, "copies": 2.0, "color": "blue", "extras": ["card"], "note": "n", "size": "l", "unknown": 1}
     value = parse_answer(full, Order)
-    assert (value.copies, type(value.copies), value.colour, value.extras) == (2, int, Colour.BLUE, ["card"])
+    assert (value.copies, type(value.copies), value.color, value.extras) == (2, int, Color.BLUE, ["card"])
     assert parse_answer({"name": "n"}, Model) == Model(name="n")
     assert parse_answer({"title": "t"}, Film) == {"title": "t"}
 

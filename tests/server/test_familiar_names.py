@@ -93,7 +93,7 @@ async def test_unknown_names_suggest_existing_ones() -> None:
         from millstream import FastMCP  # type: ignore[attr-defined]  # noqa: F401, PLC0415
 
 
-async def test_unserved_paths_say_what_would_serve_them() -> None:
+async def test_errors_for_unserved_paths_name_the_part_that_serves_them() -> None:
     async with shop().running() as runtime:
         routes = runtime.serve_http()
         for method, path, said in (
@@ -145,7 +145,7 @@ async def test_a_tool_without_a_title_gets_one_of_its_name() -> None:
         assert [each.title for each in await client.list_tools()] == ["Get book By Id", None, None]
 
 
-async def test_names_of_other_packages_that_mean_something_else_say_what_to_write() -> None:
+async def test_names_from_other_packages_suggest_the_name_here() -> None:
     mcp = shop()
 
     @mcp.tool

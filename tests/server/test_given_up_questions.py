@@ -13,7 +13,7 @@ from millstream._protocol.jsonrpc import read
 from millstream._server.calls.pending_questions import PendingQuestions
 
 
-async def test_call_cancelled_twice_withdraws_its_question() -> None:
+async def test_call_canceled_twice_withdraws_its_question() -> None:
     workers: Any = SimpleNamespace(me="0123456789ab")
     questions = PendingQuestions(max_open=18, timeout=60, workers=workers)
     sent: list[bytes] = []

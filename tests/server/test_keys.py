@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from millstream._protocol.errors import LocalError
-from millstream._server.calls.keys import KEY_FILE, Secrets, load_secrets, state_directory
+from millstream._server.calls import KEY_FILE, Secrets, load_secrets, state_directory
 from patience import WAIT
 
 POSIX = os.name == "posix"
@@ -17,7 +17,7 @@ ONE, TWO = "1" * 32, "2" * 40
 RACER = """
 import sys
 from pathlib import Path
-from millstream._server.calls.keys import load_secrets
+from millstream._server.calls import load_secrets
 print("ready", flush=True)
 sys.stdin.readline()
 found = load_secrets("", state_dir=Path(sys.argv[1]))

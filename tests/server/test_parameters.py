@@ -8,7 +8,7 @@ import pytest
 from cases import for_each
 from millstream._server.functions.description import Field
 from millstream._server.functions.plan import plan
-from signature_types import CONTEXTS, Address, Colour, Context, Model, run
+from signature_types import CONTEXTS, Address, Color, Context, Model, run
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]  # what a user imports for type checkers only
@@ -73,11 +73,11 @@ def test_defaults_are_listed_and_not_shared_between_calls() -> None:
         tags: list[str] = ["a"],  # noqa: B006 - the subject
         where: Address = Address("x"),  # noqa: B008
         model: Model = Model(count=2),  # noqa: B008
-        colour: Colour = Colour.RED,
+        color: Color = Color.RED,
         marker: Any = object(),  # noqa: B008
     ) -> Any:
         tags.append("b")
-        return tags, where, model, colour
+        return tags, where, model, color
 
     made = plan(tool)
     listed = {name: node.get("default") for name, node in made.input_schema["properties"].items()}
@@ -85,11 +85,11 @@ def test_defaults_are_listed_and_not_shared_between_calls() -> None:
         "tags": ["a"],
         "where": {"street": "x", "number": 1},
         "model": {"count": 2, "names": []},
-        "colour": "red",
+        "color": "red",
         "marker": None,
     }
     assert "required" not in made.input_schema
-    expected = (["a", "b"], Address("x"), Model(count=2), Colour.RED)
+    expected = (["a", "b"], Address("x"), Model(count=2), Color.RED)
     assert run(tool) == expected
     assert made.call(made.decode(b"{}"), None) == expected
 

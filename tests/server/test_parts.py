@@ -1,3 +1,6 @@
+import asyncio
+import gc
+import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -144,6 +147,40 @@ async def test_opened_parts_are_closed_when_a_later_part_fails() -> None:
         async with Server("shop", parts=[Empty("a", events), Broken("b", events)]).running():
             pass
     assert events == ["open a", "close a"]
+
+
+async def test_background_work_ends_before_its_part_closes() -> None:
+    class Busy(Empty):
+        async def open(self, host: Host) -> None:
+            host.run(self.work())
+
+        async def work(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._events.append("work ends")
+
+    events: list[str] = []
+    async with Server("shop", parts=[Busy("busy", events)]).running():
+        await asyncio.sleep(0)
+    assert events == ["work ends", "close busy"]
+
+
+async def test_finished_background_work_is_forgotten() -> None:
+    done = asyncio.Event()
+
+    async def finish() -> None:
+        done.set()
+
+    async with Server("shop").running() as runtime:
+        work = finish()
+        remembered = weakref.ref(work)
+        runtime.host.run(work)
+        del work
+        await done.wait()
+        await asyncio.sleep(0)  # the callbacks of a finished task run in the next turn
+        gc.collect()
+        assert remembered() is None
 
 
 async def test_two_parts_cannot_serve_the_same_path() -> None:

@@ -87,7 +87,7 @@ async def test_completers_without_a_target_prevent_the_start(mcp: Server, refere
     def review(isbn: str) -> str:
         return isbn
 
-    with pytest.raises(ValueError, match=f"{re.escape(repr(reference))}, 'isbn'.: there is no such prompt"):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(reference))}, 'isbn'.: no such prompt"):
         await mcp.start()
 
 
@@ -337,7 +337,7 @@ def test_hand_written_schemas_must_allow_required_parameters(mcp: Server, keywor
 
     text = (
         f"buy: input_schema doesn't allow the property 'book', because {keyword} is false, but the function "
-        'requires it. Add it to "properties", or give the parameter a default'
+        'requires it. Add it to "properties", or give the parameter a default.'
     )
     for properties in ({}, {"copies": {}}):
         with pytest.raises(TypeError, match=re.escape(text)):

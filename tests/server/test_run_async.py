@@ -51,7 +51,7 @@ async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -
     assert "plain ASGI" not in said
 
 
-async def test_cancelled_server_task_shuts_down_cleanly() -> None:
+async def test_canceled_server_task_shuts_down_cleanly() -> None:
     port, mcp = free_port(), Server("loop")
 
     @mcp.tool()

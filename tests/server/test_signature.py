@@ -12,7 +12,7 @@ from millstream._protocol.content import Image, Text
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.engine import ToolResult
 from millstream._server.functions.plan import ArgumentError, Plan, plan, read_texts
-from signature_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
+from signature_types import CONTEXT, CONTEXTS, Address, Color, Context, Model, Movie, Node, Point, SyncContext, run
 
 # What functions promise.
 
@@ -47,7 +47,7 @@ def test_structured_return_annotations_become_output_schemas(annotation: Any, ex
 @for_each(
     "annotation",
     [
-        str, bytes, None, Any, object, str | None, int | str, Literal["a"], Colour, dt.date, Image,
+        str, bytes, None, Any, object, str | None, int | str, Literal["a"], Color, dt.date, Image,
         list[Image | str], Image | None, ToolResult,
     ],
 )  # fmt: skip
@@ -138,7 +138,7 @@ def test_context_imported_under_type_checking_is_found() -> None:
 
 def test_model_values_reach_the_function_as_objects() -> None:
 
-    def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Colour) -> Any:
+    def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Color) -> Any:
         return a, p, m, q, n, c
 
     arguments = {
@@ -150,7 +150,7 @@ def test_model_values_reach_the_function_as_objects() -> None:
         "c": "blue",
     }
     assert run(tool, arguments) == (
-        Address("s"), Point(1.0), {"title": "t"}, [Model(count=2)], Node(1, Node(2)), Colour.BLUE
+        Address("s"), Point(1.0), {"title": "t"}, [Model(count=2)], Node(1, Node(2)), Color.BLUE
     )  # fmt: skip
     Draft202012Validator.check_schema(plan(tool).input_schema)
     assert set(plan(tool).input_schema["$defs"]) == {"Node"}

@@ -220,7 +220,7 @@ def test_invalid_switch_options_are_refused() -> None:
         with pytest.raises(TypeError, match=f"{next(iter(options))} must be"):
             mcp.tool(name="x", **options)(lambda: "")  # type: ignore[call-overload]
     for arguments in ({}, {"kind": "tool"}, {"kind": "tool", "name": "a", "tag": "b"}, {"name": "a"}):
-        with pytest.raises(TypeError, match="pass either a kind and a name"):
+        with pytest.raises(TypeError, match="Pass either a kind and a name"):
             mcp.disable(**arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'tools' isn't a kind"):
         mcp.disable("tools", "a")  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from millstream._server.functions.plan import ArgumentError, Plan, plan, read_ar
 from millstream._server.functions.pydantic_engine import PydanticEngine
 
 
-class Colour(enum.Enum):
+class Color(enum.Enum):
     RED = "red"
     BLUE = "blue"
 
@@ -85,7 +85,7 @@ def sent_value(annotation: Any, value: Any) -> Any:
 
 
 PLAIN: tuple[Any, ...] = (
-    *(int, str, float, bool, bytes, Any, dt.datetime, UUID, Decimal, Path, Colour, Point, Row, Pair, Box),
+    *(int, str, float, bool, bytes, Any, dt.datetime, UUID, Decimal, Path, Color, Point, Row, Pair, Box),
     *(int | None, Literal["a"], list[Point], dict[str, int], Annotated[int, Field(ge=1)], Annotated[str, "words"]),
 )
 OTHERS: tuple[Any, ...] = (

@@ -31,7 +31,7 @@ def shop() -> Server:
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 @pytest.mark.parametrize(("failure", "says"), FAILURES)
-async def test_tool_error_says_to_retry_when_the_store_rejected_an_event(
+async def test_tool_error_suggests_a_retry_if_the_store_rejected_an_event(
     revision: str, failure: LocalError, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = shop()

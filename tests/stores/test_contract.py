@@ -24,7 +24,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, ConcurrencySlot, Quota, RateCharge, owner_for
+from millstream._stores.rates import MARK_BYTES, SLOT_WAIT, Charge, ConcurrencySlot, Quota, RateCharge, owner_for
 from millstream._stores.tail import Tail
 from patience import WAIT
 from property_settings import examples
@@ -1126,8 +1126,8 @@ async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
 HOUR = 3600
 
 
-def seats(count: int, *holders: str) -> list[ConcurrencySlot]:
-    return [ConcurrencySlot("seats", count, holder) for holder in holders]
+def slots(count: int, *holders: str) -> list[ConcurrencySlot]:
+    return [ConcurrencySlot("slots", count, holder) for holder in holders]
 
 
 async def are_allowed(store: Store, *charges: Charge) -> bool:
@@ -1190,12 +1190,12 @@ async def test_quotas_return_their_remaining_time(store: Store) -> None:
 
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
-    assert [await are_allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
-    (refused,) = (await store.rates.take(seats(2, "z"))).results
-    assert refused.wait == SEAT_WAIT
-    await store.rates.leave(seats(2, "x", "nobody"))
+    assert [await are_allowed(store, slot) for slot in slots(2, "x", "y", "z", "x")] == [True, True, False, True]
+    (refused,) = (await store.rates.take(slots(2, "z"))).results
+    assert refused.wait == SLOT_WAIT
+    await store.rates.leave(slots(2, "x", "nobody"))
     await store.rates.leave([ConcurrencySlot("unknown", 2, "x")])
-    assert [await are_allowed(store, seat) for seat in seats(2, "z", "x")] == [True, False]
+    assert [await are_allowed(store, slot) for slot in slots(2, "z", "x")] == [True, False]
 
 
 async def test_quotas_survive_closing_the_store(store: Store) -> None:
@@ -1212,17 +1212,17 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
     assert await how_many(stores, 60, RateCharge("a", 20, HOUR * 20)) == 20
     assert await how_many(stores, 60, Quota("a", 20, until)) == 20
     for number in range(60):
-        seat = ConcurrencySlot("s", 20, str(number))
-        assert await are_allowed(stores[number % 4], seat) == (number < 20)
+        slot = ConcurrencySlot("s", 20, str(number))
+        assert await are_allowed(stores[number % 4], slot) == (number < 20)
     assert (await stores[0].rates.take([])).workers == 4
 
 
 async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
     first, second = await backing.worker(), await backing.worker()
-    assert await are_allowed(first, *seats(1, "x"))
-    assert not await are_allowed(second, *seats(1, "x"))
+    assert await are_allowed(first, *slots(1, "x"))
+    assert not await are_allowed(second, *slots(1, "x"))
     await backing.kill(first)
-    await until_workers(second, lambda: are_allowed(second, *seats(1, "x")))
+    await until_workers(second, lambda: are_allowed(second, *slots(1, "x")))
 
 
 async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ async def test_values_stay_linearizable_with_broken_connections() -> None:
 
 
 async def break_connections(proxies: list[Proxy]) -> None:
-    """Break connections one after the other, until cancelled."""
+    """Break connections one after the other, until canceled."""
     for number in count():
         await asyncio.sleep(0.005)
         proxies[number % len(proxies)].cut()

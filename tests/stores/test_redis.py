@@ -44,7 +44,7 @@ STREAM = "hub:journal"
         ("redis://:hunter2@", "has no host"),
         ("redis://:hunter2@host:port", "is invalid"),
         ("redis://:hunter2@host/one", "database number"),
-        ("redis://:hunter2@host/0?colour=hunter2", "Unknown option"),
+        ("redis://:hunter2@host/0?color=hunter2", "Unknown option"),
         ("redis://:hunter2@host/0?prefix={hunter2}", "prefix"),
         ("redis+sentinel://:hunter2@host:26379", "name of the service"),
         ("redis+cluster://:hunter2@host:7000/3", "only database 0"),
@@ -281,7 +281,7 @@ async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) 
 
 async def test_missing_databases_and_server_modes_are_named(server: RedisServer) -> None:
     for url, said in (
-        (f"{server.url}/99", "rejects the connection"),
+        (f"{server.url}/99", "rejected the connection"),
         (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),
     ):
         with pytest.raises(LocalError, match=said):

@@ -63,7 +63,7 @@ async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
         await follower.close()
 
 
-async def test_positions_of_an_old_primary_are_void(
+async def test_positions_from_an_old_primary_are_rejected(
     servers: Sentinels,
 ) -> None:
     async with open_worker(servers.primary.url) as old:

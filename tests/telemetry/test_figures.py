@@ -3,7 +3,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._server.observability.figures import Figures, dashboard_values
+from millstream._server.observability import Figures, dashboard_values
 from millstream._server.observability.observer import Observer
 from telemetry_parts import make_call
 

@@ -64,8 +64,8 @@ def test_metrics_follow_the_exposition_format() -> None:
 def test_unlabeled_metrics_start_at_zero() -> None:
     registry = Metrics()
     registry.counter("plain_total", "Plain.")
-    registry.counter("labelled_total", "Labelled.", ("a",))
-    registry.histogram("labelled", "Labelled.", ("a",))
+    registry.counter("labeled_total", "Labeled.", ("a",))
+    registry.histogram("labeled", "Labeled.", ("a",))
     assert text_of(registry) == b"# HELP plain_total Plain.\n# TYPE plain_total counter\nplain_total 0.0\n"
     assert Metrics().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
 

@@ -67,7 +67,7 @@ async def test_stall_window_is_a_minute_despite_late_samples() -> None:
     assert (await lag_with(100.0))[0].blocked == 60.0
 
 
-async def test_sampler_runs_until_cancelled() -> None:
+async def test_sampler_runs_until_canceled() -> None:
     registry = Metrics()
     sampled = asyncio.Event()
 

@@ -8,7 +8,7 @@ from millstream import Principal
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.metadata import ClientInfo
 from millstream._server.calls.call import CallFailure
-from millstream._server.observability.figures import history_values
+from millstream._server.observability import history_values
 from millstream._server.observability.recent_calls import (
     MAX_ARGUMENTS,
     MAX_CALLS,

@@ -115,7 +115,7 @@ async def _fail(request: HttpRequest) -> Response:
     raise AssertionError
 
 
-async def test_cancelling_the_server_task_cancels_the_handler() -> None:
+async def test_canceling_the_server_task_cancels_the_handler() -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
     async def work(request: HttpRequest) -> None:

@@ -19,7 +19,7 @@ from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Respo
 from millstream._http.server.connection import MAX_PIPELINE
 from millstream._http.server.exchange import ServerExchange
 from millstream._server.calls.call import Call
-from millstream._transports.streamable.reply_channel import PostReplyChannel
+from millstream._transports.streamable import PostReplyChannel
 from wire import ask_asgi, encode_headers, encode_request, per_request, routing, run_wire
 
 SIZE = 1_000_003

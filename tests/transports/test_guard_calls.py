@@ -38,7 +38,7 @@ async def test_http_1_0_streams_are_not_chunked(start: Start) -> None:
     assert await peer.rest() == b"onetwo"
 
 
-async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) -> None:
+async def test_calls_canceled_by_the_server_end_their_connection(start: Start) -> None:
     handler, began, _ = make_blocking_handler()
     server = await start({("POST", "/held"): handler})
     peer = await server.connect()

@@ -14,7 +14,7 @@ from millstream._stores.base import StoreFull, StoreUnavailable
     ("failure", "said"),
     [(StoreUnavailable("10.1.2.3 is away"), "didn't respond in time"), (StoreFull("10.1.2.3 is full"), "is full")],
 )
-async def test_publish_error_says_to_retry_when_the_store_rejected_the_event(
+async def test_publish_error_suggests_a_retry_if_the_store_rejected_the_event(
     failure: LocalError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server("shop", serve="hub")

@@ -84,7 +84,7 @@ async def test_progress_precedes_the_response() -> None:
         assert said[-1]["result"]["content"][0]["text"] == "done"
 
 
-async def test_cancelled_calls_get_no_response() -> None:
+async def test_canceled_calls_get_no_response() -> None:
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         await send_json(socket, call("forever", 7))

@@ -264,7 +264,7 @@ async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
         )
 
 
-async def test_cancelled_socket_task_closes_as_going_away() -> None:
+async def test_canceled_socket_task_closes_as_going_away() -> None:
     async with world() as app:
         socket = await app.raw()
         (task,) = app.route._sockets.values()

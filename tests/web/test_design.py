@@ -10,7 +10,7 @@ pytestmark = pytest.mark.check
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
 TOKENS = asset("/assets/tokens.css").body.decode()
-DEFINED = dict(re.findall(r"^  (--[\w-]+): (.+);$", TOKENS.partition("\n}")[0], re.MULTILINE))
+DEFINED = dict(re.findall(r"^  (--[\w-]+):\s+([^;]+);$", TOKENS.partition("\n}")[0], re.MULTILINE))
 COLOR = re.compile(
     r"#(?:[0-9a-f]{3,4}|[0-9a-f]{6}|[0-9a-f]{8})\b|\b(?:rgba?|hsla?|oklch|oklab|lab|lch|hwb)\(|"
     r"(?:color|background|border|fill|stroke)[\w-]*: *[\w .]*\b(?:white|black|gray|grey|red|green|blue|teal|orange)\b",
@@ -53,7 +53,7 @@ def test_schemes_change_only_colors() -> None:
     rules = [rule for path in STYLES for rule in re.findall(r"[^{}]*\{[^{}]*\}", asset(path).body.decode())]
     assert len(rules) > 300
     told = [rule for rule in rules if "prefers-color-scheme" in rule or "data-theme" in rule]
-    assert [rule for rule in told if not re.search(r"\{ color-scheme: (light|dark); \}", rule)] == []
+    assert [rule for rule in told if not re.search(r"\{\s+color-scheme: (light|dark);\s+\}", rule)] == []
     pairs = [line for path in STYLES for line in asset(path).body.decode().splitlines() if "light-dark(" in line]
     assert [line for line in pairs if not re.match(r"  --[\w-]+:", line)] == []
 

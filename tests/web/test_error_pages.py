@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,7 @@ async def test_unknown_paths_and_hosts_are_pages_for_browsers_only(way: str) -> 
     page = await get(Server("shop"), "/nothing", HTML, way)
     assert (page.status, "There&#x27;s no such page" in said(page)) == (404, True)
     plain = await get(Server("shop"), "/nothing", CURL, way)
-    assert (plain.status, plain.body) == (404, b"Not found.\n")
+    assert (plain.status, plain.body) == (404, b"Not found. MCP is served at /mcp.\n")
     part = await get(Server("shop"), "/dashboard", HTML, way)
     assert (part.status, "--serve web" in said(part)) == (404, True)
     page = await get(Server("shop"), "/", {**HTML, "host": "evil.example"}, way)
@@ -74,6 +75,73 @@ async def test_browsers_without_access_read_what_to_do() -> None:
         assert "People sign in" in said(metrics)
         entry = await world.ask(None, "GET", "/mcp", **HTML)
         assert (entry.status, "Connect a client" in said(entry)) == (200, True)
+
+
+@for_each("way", ["lane", "asgi"])
+async def test_texts_say_that_browsers_get_a_page_instead(way: str) -> None:
+    for path in ("/", "/nothing", "/dashboard", "/message"):
+        reply = await get(Server("shop"), path, CURL, way)
+        assert (path, reply.status in (404, 405), reply.headers[b"vary"]) == (path, True, b"accept")
+
+
+async def test_paths_of_a_served_part_name_the_path_that_exists() -> None:
+    server = Server("shop", serve="rest")
+    for path, hint in (("/docs/", "Use /docs."), ("/tools", "/tools/NAME"), ("/tools/", "POST")):
+        text = (await get(server, path, CURL)).body.decode()
+        assert hint in text
+        assert "--serve" not in text
+
+
+async def test_error_pages_are_small_and_say_each_thing_once() -> None:
+    for path, once in (("/nothing", "found"), ("/message", "allowed")):
+        page = await get(Server("shop"), path, HTML)
+        assert len(page.body) < 6_000
+        assert b"/*" not in page.body
+        assert once not in said(page)
+        assert "MCP is served at /mcp." in said(page)
+    socket = await get(Server("shop", serve="hub"), "/ws", HTML)
+    assert (socket.status, "This address isn&#x27;t a page" in said(socket)) == (426, True)
+
+
+async def test_entry_page_shows_commands_with_the_sign_in_that_the_server_requires() -> None:
+    async with run_guarded() as world:
+        text = said(await world.ask(None, "GET", "/mcp", **HTML))
+    assert '/mcp --header "Authorization: Bearer KEY"' in text
+    assert "/mcp --auth KEY" in text
+    assert "--auth" not in said(await get(Server("shop"), "/mcp", HTML))
+
+
+@for_each("way", ["lane", "asgi"])
+async def test_head_of_a_stream_describes_it_without_opening_one(way: str) -> None:
+    server = Server("shop", serve="hub")
+    async with run_wire(server, way) as wire:
+        for path in ("/mcp", "/mcp/", "/sse", "/events"):
+            reply = await wire.ask("HEAD", path, {"host": "127.0.0.1", **CURL})
+            assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")
+            assert b"content-length" not in reply.headers
+        page = await wire.ask("HEAD", "/mcp", {"host": "127.0.0.1", **HTML})
+        assert (page.status, page.headers[b"content-type"], page.body) == (200, b"text/html; charset=utf-8", b"")
+        health = await wire.ask("GET", "/health", {"host": "127.0.0.1"})
+        assert json.loads(health.body)["streams"] == 0
+    async with run_guarded() as world:
+        assert (await world.ask(None, "HEAD", "/mcp")).status == 401
+
+
+async def test_wrong_messages_say_what_is_missing() -> None:
+    headers = {"host": "127.0.0.1", "accept": "*/*", "content-type": "application/json"}
+    server = Server("shop")
+
+    @server.tool
+    def stock(title: str) -> int:
+        """Return the number of copies."""
+        return len(title)
+
+    async with run_wire(server, "lane") as wire:
+        for body, hint in ((b"", "the body is empty"), (b'{"jsonrpc":"2.0","id":1,"method":"tools/call"}', '"name"')):
+            reply = await wire.ask("POST", "/mcp", headers, body)
+            assert hint in json.loads(reply.body)["error"]["message"]
+        form = await wire.ask("POST", "/mcp", {**headers, "content-type": "application/x-www-form-urlencoded"}, b"{}")
+        assert "JSON-RPC message with content-type application/json" in form.body.decode()
 
 
 def add_routes(server: Server) -> Server:
@@ -105,7 +173,7 @@ async def test_responses_of_the_program_stay_as_they_are() -> None:
         assert (plain.status, plain.body) == (404, b"There is no note <7>.\n")
 
 
-async def test_forms_of_people_who_are_signed_out_or_elsewhere_say_what_is_wrong() -> None:
+async def test_forms_explain_when_the_user_is_signed_out_or_in_another_browser() -> None:
     async with run_guarded(add_routes(make_server())) as world:
         out = await world.ask(None, "POST", "/plain", b"x=1", **OWN, **HTML)
         assert (out.status, "Sign in" in said(out)) == (401, True)

@@ -63,7 +63,7 @@ async def test_the_connect_page_says_how_callers_sign_in_and_which_pages_they_re
 
 
 @LANES
-async def test_the_address_alone_leads_nowhere_for_those_who_may_not_have_the_page(*, lane: bool) -> None:
+async def test_the_bare_address_does_not_redirect_users_without_access(*, lane: bool) -> None:
     paths = [("GET", "/"), ("GET", "/inspect")]
     forwarded = {"x-forwarded-for": "192.0.2.1"}
     open_to_all = Server("shop", serve="web")
@@ -73,7 +73,7 @@ async def test_the_address_alone_leads_nowhere_for_those_who_may_not_have_the_pa
     assert await replies(locked, *paths, lane=lane, authorization=f"Bearer {KEY}") == [(200, None)] * 2
 
 
-async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> None:
+async def test_the_bare_address_asks_users_to_sign_in_unless_they_have() -> None:
     mcp = Server("shop", serve="web", settings=Settings(auth_key=KEY))
     async with mcp.running() as runtime:
         prepare(mcp, runtime)
@@ -90,7 +90,7 @@ async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> N
 
 
 @for_each("path", ["/", "/{rest:path}"])
-async def test_a_page_of_the_programs_own_stays_at_the_address(path: str) -> None:
+async def test_a_page_that_the_program_serves_stays_at_the_address(path: str) -> None:
     mcp = Server("shop", serve="web")
 
     @mcp.route(path)
@@ -100,7 +100,7 @@ async def test_a_page_of_the_programs_own_stays_at_the_address(path: str) -> Non
     assert await replies(mcp, ("GET", "/")) == [(203, None)]
 
 
-async def test_a_folder_of_the_programs_own_stays_at_the_address(tmp_path: Path) -> None:
+async def test_a_folder_that_the_program_serves_stays_at_the_address(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("home")
     mcp = Server("shop", serve="web")
     mcp.static("/", tmp_path)
@@ -108,11 +108,11 @@ async def test_a_folder_of_the_programs_own_stays_at_the_address(tmp_path: Path)
 
 
 @LANES
-async def test_without_pages_the_address_says_where_mcp_is(*, lane: bool) -> None:
+async def test_the_address_names_the_mcp_url_if_pages_are_off(*, lane: bool) -> None:
     for settings, where in ((Settings(), "/mcp"), (Settings(path="/shop/mcp", auth_key=KEY), "/shop/mcp")):
         found = await texts(Server("shop", settings=settings), "/", "/nowhere", lane=lane)
         told = f"MCP is served at {where}. Give that address to an MCP client.\n"
-        assert found == [(404, told), (404, "Not found.\n")]
+        assert found == [(404, told), (404, f"Not found. MCP is served at {where}.\n")]
 
 
 async def outer(request: Request) -> Response:
@@ -120,11 +120,15 @@ async def outer(request: Request) -> Response:
     return PlainTextResponse("outer")
 
 
-async def test_below_a_mount_point_the_address_says_where_mcp_is_and_takes_nothing_from_others(tmp_path: Path) -> None:
+async def test_the_address_below_a_mount_point_names_the_mcp_url_and_hides_no_other_route(tmp_path: Path) -> None:
     told = "MCP is served at /in/mcp. Give that address to an MCP client.\n"
     mcp = Server("shop")
     app = Starlette(routes=[Route("/", outer), Mount("/in", mcp)])
     assert await texts(mcp, "/", "/in/", app=app) == [(200, "outer"), (404, told)]
+    wrong = (("GET", "/in/rpc"), ("POST", "/in/mcp/sse"), ("HEAD", "/in/rpc"), ("GET", "/in/message"))
+    for each in await ask(mcp, *wrong, app=app):
+        assert each.status_code in (404, 405)
+        assert each.request.method == "HEAD" or "MCP is served at /in/mcp." in each.text
     app = Starlette(routes=[Route("/page", outer), Mount("/", mcp)])
     assert await texts(mcp, "/page", "/", app=app) == [(200, "outer"), (404, told.replace("/in", ""))]
     (tmp_path / "index.html").write_text("home")

@@ -18,10 +18,9 @@ NAMED = {
     ("docs/operation.js", "path"): ["/tools/x"],
     ("dom.js", "path"): [],
     ("inspect/sign-in.js", "route(server"): ["/inspect/sign-in/x"],
-    ("mcp/http.js", "this.#postUrl"): ["/mcp"],
-    ("mcp/http.js", "this.#url"): ["/mcp", "/inspect/via/x"],
-    ("mcp/websocket.js", "this.#url"): ["/ws"],
-    ("shell/fetch-json.js", "path"): [],
+    ("mcp/transports.js", "this.#postUrl"): ["/mcp"],
+    ("mcp/transports.js", "this.#url"): ["/mcp", "/inspect/via/x", "/ws"],
+    ("shell/connection.js", "path"): [],
     ("sse.js", "url"): [],
 }
 """What is called by a name, in which file: the paths that it stands for, where the caller doesn't write them down."""

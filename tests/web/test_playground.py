@@ -214,7 +214,7 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
             await each.close()
 
 
-async def test_upstream_tools_ask_though_they_say_that_they_only_read(api: Any) -> None:
+async def test_upstream_tools_marked_read_only_still_require_approval(api: Any) -> None:
     api(calls(("price", '{"isbn": "9780"}')), says("Well"), calls(("safe", "{}")), repeats("It said "))
     mcp = Server("office", serve="web")
     mcp.upstream("books", make_shop(), prefix="")

@@ -246,7 +246,7 @@ def test_worker_killed_during_its_first_start_is_replaced(tmp_path: Path, times:
     with run_workers(tmp_path, 1, "--reload", program=program, ready=False) as served:
         if gives_up:
             assert served.process.wait(WAIT) == 1
-            assert f"Worker 1 was killed by {number} before it served" in served.log
+            assert f"Worker 1 was killed by {number} before it was ready" in served.log
         else:
             served.wait_for_line("is serving on")
     assert len((tmp_path / "deaths").read_text()) == (5 if times == 99 else times)

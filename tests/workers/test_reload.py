@@ -118,7 +118,7 @@ async def test_restart_replaces_a_worker_that_is_starting(tmp_path: Path) -> Non
         served.wait_for_line("The new version is serving")
         client = Client(served.port)
         told = []
-        while len(told) != 2 or {seat["state"] for seat in told} != {"ready"}:
+        while len(told) != 2 or {worker["state"] for worker in told} != {"ready"}:
             told = json.loads((await client.request(path="/health")).body)["workers"]
-        assert {seat["pid"] for seat in told} == set(served.children())
+        assert {worker["pid"] for worker in told} == set(served.children())
         await client.close()

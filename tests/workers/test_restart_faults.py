@@ -41,14 +41,14 @@ async def until_two_serve(served: Program) -> None:
     """Wait until each place has one process, which serves, and there's no other."""
     async with asyncio.timeout(WAIT):
         while True:
-            told = await seats(served)
-            well = [(seat["worker"], seat["state"]) for seat in told] == [(1, "ready"), (2, "ready")]
-            if well and {seat["pid"] for seat in told} == set(served.children()):
+            told = await worker_states(served)
+            well = [(worker["worker"], worker["state"]) for worker in told] == [(1, "ready"), (2, "ready")]
+            if well and {worker["pid"] for worker in told} == set(served.children()):
                 return
             await asyncio.sleep(0.05)
 
 
-async def seats(served: Program) -> list[dict[str, object]]:
+async def worker_states(served: Program) -> list[dict[str, object]]:
     """The workers, as one of them tells."""
     client = Client(served.port)
     found = json.loads((await client.request(path="/health")).body)["workers"]
@@ -128,7 +128,7 @@ async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
         served.wait_for_line("keep serving")
         (tmp_path / "broken").unlink()
         served.wait_for_line("is ready")
-        assert [seat["worker"] for seat in await seats(served)] == [1, 2]
+        assert [worker["worker"] for worker in await worker_states(served)] == [1, 2]
         assert served.count_lines("is missing") == 0
 
 

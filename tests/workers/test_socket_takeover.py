@@ -21,7 +21,7 @@ if (HERE / "held").exists():
 """
 
 
-def seats(*states: str) -> list[WorkerState]:
+def worker_states(*states: str) -> list[WorkerState]:
     return [WorkerState(number, 100 + number, state, 0) for number, state in enumerate(states, 1)]
 
 
@@ -36,7 +36,7 @@ def seats(*states: str) -> list[WorkerState]:
     ],
 )
 def test_workers_agree_on_one_stand_in(states: tuple[str, ...], expected: list[int | None]) -> None:
-    assert [stands_in(place, seats(*states)) for place in (1, 2, 3)] == expected
+    assert [stands_in(place, worker_states(*states)) for place in (1, 2, 3)] == expected
 
 
 async def test_socket_takeover_follows_messages() -> None:
@@ -50,20 +50,20 @@ async def test_socket_takeover_follows_messages() -> None:
         return lambda: log.append(f"-{place}")
 
     standing = SocketTakeover(1, sockets)
-    standing.look(seats("ready", "gone", "ready"))
+    standing.look(worker_states("ready", "gone", "ready"))
     assert log == [], "it serves nobody yet"
     standing.begin(accept)
-    standing.look(seats("ready", "gone", "gone"))
-    standing.look(seats("ready", "ready", "gone"))
+    standing.look(worker_states("ready", "gone", "gone"))
+    standing.look(worker_states("ready", "ready", "gone"))
     for _ in range(9):
         await asyncio.sleep(0)
     assert log[-1:] == ["+3"]
-    standing.look(seats("ready", "ready", "ready"))
+    standing.look(worker_states("ready", "ready", "ready"))
     for _ in range(9):
         await asyncio.sleep(0)
     assert sorted(log) in (["+3", "-3"], ["+2", "+3", "-2", "-3"])
     standing.end()
-    standing.look(seats("ready", "gone", "gone"))
+    standing.look(worker_states("ready", "gone", "gone"))
     await asyncio.sleep(0)
     assert log[-1][0] == "-"
     standing.close()

@@ -86,11 +86,11 @@ async def test_health_lists_every_worker(tmp_path: Path) -> None:
         client = Client(served.port)
         told = json.loads((await client.request(path="/health")).body)["workers"]
         await client.close()
-        assert [(seat["worker"], seat["state"], seat["restarts"]) for seat in told] == [
+        assert [(worker["worker"], worker["state"], worker["restarts"]) for worker in told] == [
             (1, "ready", 0),
             (2, "ready", 0),
         ]
-        assert {seat["pid"] for seat in told} == set(served.pids)
+        assert {worker["pid"] for worker in told} == set(served.pids)
 
 
 async def test_log_lines_name_their_worker(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
         (PROGRAM + "\nraise RuntimeError('no shop today')\n", "RuntimeError: no shop today"),
         (PROGRAM + "\nimport nosuchmodule\n", "nosuchmodule, which isn't installed"),
         (PROGRAM + "\nmcp.run()\n", "calls run() while it's being imported"),
-        (PROGRAM + "\nos._exit(7)\n", "ended with status 7 before it served"),
+        (PROGRAM + "\nos._exit(7)\n", "ended with status 7 before it was ready"),
     ],
     ids=["raises", "needs a module", "serves itself", "exits"],
 )

@@ -147,7 +147,7 @@ class Bind(Struct, frozen=True):
     """Whether only this machine can reach it; None if its address is unknown."""
     state: "ServerState | None" = None
     """State of our own HTTP server; None under another one."""
-    seats: Collection[object] = ()
+    workers: Collection[object] = ()
     """State of each worker for `/health`, with several workers."""
 
 
@@ -322,7 +322,7 @@ class Definition:
             registry = self.registry
             return "templates" if key in registry.templates or key in registry.disabled["templates"] else "resources"
         if noun not in ("tool", "prompt"):
-            raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource' or 'prompt'")
+            raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource' or 'prompt'.")
         return f"{noun}s"
 
     def find_tagged(self, tag: str) -> "list[tuple[str, str]]":
@@ -442,15 +442,15 @@ class Definition:
         if other.extra_parts:
             raise ValueError(
                 f"{other.name!r} has parts of its own, which can't run in a mounted server. Pass them to "
-                f"{self.name!r} instead, as Server(…, parts=[…])"
+                f"{self.name!r} instead, as Server(…, parts=[…])."
             )
         if other.upstreams:
             raise ValueError(
                 f"{other.name!r} has upstreams, which can't run in a mounted server. Add them to {self.name!r} "
-                "instead, with upstream(…)"
+                "instead, with upstream(…)."
             )
         if other in self._around():
-            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself")
+            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself.")
         self._check_everywhere(other.name)
         if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
             what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"

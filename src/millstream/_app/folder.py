@@ -41,7 +41,7 @@ class Folder:
     def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raise ValueError if the folder doesn't exist."""
         if not Path(folder).is_dir():
-            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
+            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}.")
         self._root = Path(folder).resolve()
         self._clock = clock
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class Folder:
             return self._walked
 
     def matching_paths(self, start: str) -> Iterator[str]:
-        """Yield the paths that begin with a text, scanning only folders that can contain them."""
+        """Yield the paths that begin with a string, scanning only folders that can contain them."""
         folder, _, name = start.rpartition("/")
         place = self._root / folder
         try:
@@ -102,7 +102,7 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
         ValueError: The folder doesn't exist, or the URI is invalid.
     """
     if not uri.endswith("/") or "{" in uri:
-        raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables")
+        raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables.")
     files = Folder(folder)
 
     def list_files() -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
         with place.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ProtocolError(INVALID_PARAMS, f"The file has more than {MAX_BYTES} bytes: {path}")
+            raise ProtocolError(INVALID_PARAMS, f"The file {path} has more than {MAX_BYTES:,} bytes.")
         kind = guess_type(place.name)[0]
         try:
             contents = ResourceContents("", kind or "text/plain", text=data.decode())

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millstream._http.hosts import EXEMPT, is_loopback, not_a_socket, parse_authority, require_same_site
-from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, plain_problem, refusal, wants_page
+from millstream._http.message import (
+    STREAM_HEAD,
+    TEXT_HEAD,
+    Handler,
+    HttpRequest,
+    Response,
+    Sink,
+    plain_problem,
+    refusal,
+    wants_page,
+)
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.services import ObserveMessage
@@ -101,30 +111,37 @@ class Routes:
         """
         self._title = title
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
-        self._guarded = guard is not None
+        self._sign_in = ""
+        if guard is not None:
+            self._sign_in = "--login" if any(each.issuers for each in guard.methods) else "--auth KEY"
 
         def protect(route: Route) -> dict[str, Handler]:
             if route.stream:  # deny it to pages of other sites and to WebSockets
                 get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
-                route = msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
+                route = msgspec.structs.replace(
+                    route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream}
+                )
             handlers = _wrap_handlers(route, guard, here_only, gates)
             if route.own and (guard is None or route.public):
                 return handlers  # every response is the program's
             return {
                 method: self._for_browsers(handler, own=route.own)
-                if method == "GET" or route.own or (route.public and route.reserved)
+                if method in _READING or route.own or (route.public and route.reserved)
                 else handler
                 for method, handler in handlers.items()
             }
 
-        self._streams = {path for path, route in table.exact.items() if route.stream}
-        """Paths on which a HEAD would open a stream."""
+        self._mcp = f"MCP is served at {{root}}{mcp_path}."
+        self._transport = {path for path, route in table.exact.items() if route.reserved} - {mcp_path}
+        """Paths of earlier transports and of sign-in. Clients that don't find MCP try those."""
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in table.exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
-        self._nothing_at_home = self._enter(_refuse_home(mcp_path), mcp_path)
-        if "GET" in (served := self._exact.get(mcp_path, {})):
-            self._exact[mcp_path] = {**served, "GET": self._enter(served["GET"], mcp_path)}
+        self._nothing_at_home = self._enter(_refuse(404, f"{self._mcp} Give that address to an MCP client."), mcp_path)
+        for path in (mcp_path, mcp_path.rstrip("/") + "/"):
+            if served := self._exact.get(path):
+                pages = {method: self._enter(served[method], mcp_path) for method in _READING if method in served}
+                self._exact[path] = {**served, **pages}
         if table.home is not None and "/" not in self._exact and self._below("/") is None:
             page, redirect = table.home
             redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
@@ -141,22 +158,31 @@ class Routes:
         exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
-            if path == "/":
-                return self._nothing_at_home
-            missing = _not_served(path)
-            if method == "GET":
-                return self._for_browsers(missing or _refuse(404, "Not found."))
-            return missing
+            return self._nothing_at_home if path == "/" else self._missing(method, path)
         handler = handlers.get(method)
         if handler is None and path == "/" and method == "POST":  # a client without the endpoint's path
             return self._nothing_at_home
-        if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
+        if handler is None and method == "HEAD" and exact is not None:
             handler = exact.get("GET")
         if handler is None:
             allowed = ", ".join([*handlers, "OPTIONS"])
-            refused = _refuse(405, f"Method not allowed. This path takes {allowed}.", allow=allowed)
-            return self._for_browsers(refused) if method == "GET" else refused
+            hint = f" {self._mcp}" if path in self._transport else ""
+            return self._for_browsers(
+                _refuse(405, f"Method not allowed. This path takes {allowed}.{hint}", allow=allowed)
+            )
         return handler
+
+    def _missing(self, method: str, path: str) -> Handler | None:
+        """Return the 404 of a path. None for a method of programs that send a body, which is then ignored."""
+        bare = path.rstrip("/")
+        part = next((name for name, paths in _BY_PART.items() if bare in paths), "")
+        if part and self._exact.keys().isdisjoint(_BY_PART[part]):
+            text = f"This server doesn't serve {{root}}{path}. Start it with --serve {part} or --serve all, or use "
+            return self._for_browsers(_refuse(404, f"{text}Server(serve={part!r})."))
+        if method not in ("GET", "HEAD", "POST"):
+            return None
+        text = f"Use {{root}}{bare}." if bare in self._exact else _HINTS.get(bare, self._mcp)
+        return self._for_browsers(_refuse(404, f"Not found. {text}"))
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
         """Return the handler with refusals as pages for browsers. `own`: once the guard has let a request pass, the
@@ -188,7 +214,7 @@ class Routes:
         async def show(request: HttpRequest) -> Response:
             from millstream._web.error_pages import entry_page  # noqa: PLC0415  only for browsers
 
-            return entry_page(request, mcp_path, self._title, self._pages, guarded=self._guarded)
+            return entry_page(request, mcp_path, self._title, self._pages, sign_in=self._sign_in)
 
         return _unless_browser(handler, show)
 
@@ -212,6 +238,14 @@ class Routes:
         }
 
 
+_READING = ("GET", "HEAD")
+
+
+async def _describe_stream(request: HttpRequest) -> Response:
+    """Respond to HEAD on a path whose GET opens a stream, without opening it."""
+    return Response(b"", 200, STREAM_HEAD)
+
+
 _PAGES = {"Connect a client": "/connect", "API docs": "/docs"}
 """Label -> path of pages for people who open the address of MCP."""
 
@@ -227,8 +261,10 @@ def _unless_browser(handler: Handler, show: Handler) -> Handler:
 
 
 def _refuse(status: int, text: str, **headers: str) -> Handler:
+    """Return the handler of a refusal. `{root}` in its text is the path at which the server is mounted."""
+
     async def refuse(request: HttpRequest) -> Response:
-        return refusal(status, text, **headers)
+        return refusal(status, text.replace("{root}", request.root_path), vary="accept", **headers)
 
     return refuse
 
@@ -273,15 +309,6 @@ def _as_if(path: str, handler: Handler) -> Handler:
     return call
 
 
-def _refuse_home(path: str) -> Handler:
-    """Return the 404 of an unused ``/``, for browsers that were given the server's address instead of MCP's."""
-
-    async def refuse(request: HttpRequest) -> Response:
-        return refusal(404, f"MCP is served at {request.root_path}{path}. Give that address to an MCP client.")
-
-    return refuse
-
-
 _BY_PART = {
     "web": ("/connect", "/dashboard", "/chat", "/inspect"),
     "rest": ("/docs", "/openapi.json", "/tools", "/mcp/tools"),
@@ -290,13 +317,5 @@ _BY_PART = {
 }
 """Part -> well-known paths that it would serve."""
 
-
-def _not_served(path: str) -> Handler | None:
-    """Return the 404 of a path that a part would serve; None for any other."""
-    part = next((name for name, paths in _BY_PART.items() if path.rstrip("/") in paths), None)
-    if part is None:
-        return None
-    text = (
-        f"This server doesn't serve {path}. Start it with --serve {part} or --serve all, or use Server(serve={part!r})."
-    )
-    return _refuse(404, text)
+_HINTS = {"/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools."}
+"""Path -> what to do instead, if the part is served."""

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import SERVABLE, Bind, Definition, make_parts
 from millstream._http.hosts import HostPolicy
 from millstream._parts import Host, order_parts
-from millstream._server.call_log import TTL as LOG_TTL
-from millstream._server.calls.keys import agree
+from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
@@ -33,6 +32,7 @@ from millstream._stores.base import Store
 from millstream._stores.health import LogOnce, StoreHealth
 from millstream._tasks import cancel_all
 from millstream._transports.open_streams import OpenStreams
+from millstream._transports.streamable import TTL as LOG_TTL
 
 if TYPE_CHECKING:
     from millstream._app.routes import Routes
@@ -287,11 +287,7 @@ class Runtime:
             self._stack.push_async_callback(self.replicas.close)
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
-            self.streams = OpenStreams(
-                max_streams=settings.max_streams,
-                max_per_owner=self.services.streams.each,
-                max_age=settings.max_stream_seconds,
-            )
+            self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
             self.dispatcher = Dispatcher(
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
@@ -311,6 +307,7 @@ class Runtime:
             )
             self._stack.push_async_callback(host.close)
             await self._stack.enter_async_context(host.stack)
+            self._stack.push_async_callback(host.background.close)
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
@@ -347,7 +344,7 @@ class Runtime:
                 if host.metrics is not None:
                     text = "Connections cut because the client left too many bytes of replies unread."
                     host.metrics.read("counter", "millstream_connections_cut_total", text, lambda: {(): state.cut})
-            host.report("workers", lambda: list(bind.seats) or None)
+            host.report("workers", lambda: list(bind.workers) or None)
             for register in host.http:
                 register()
             self.routes = Routes(
@@ -406,7 +403,7 @@ class Runtime:
         await self.sweep.close()
         self._end_subscriptions()
         calls = self.dispatcher.calls
-        listening = [call for call in calls if call.long_lived or call.method == "subscriptions/listen"]
+        listening = [call for call in calls if call.long_lived]
         await wait_for(listening, calls, self.sweep.clock, 1.0)
         self.streams.close()
         for drain in self.host.drains:

@@ -68,16 +68,16 @@ def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]]
         ValueError: The name is empty.
     """
     if not isinstance(name, str):
-        raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}')
+        raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}.')
     if not name.strip():
-        raise ValueError('The name of the server is empty. Clients show it, so write one, as in Server("shop")')
+        raise ValueError('The name of the server is empty. Clients show it, so write one, as in Server("shop").')
     for argument, value in texts.items():
         if not isinstance(value, str):
-            raise TypeError(f"Server({name!r}): {argument} must be {_KINDS[argument]}, not {value!r}")
+            raise TypeError(f"Server({name!r}): {argument} must be {_KINDS[argument]}, not {value!r}.")
     for argument, (value, kind) in kinds.items():
         if value is not None and not isinstance(value, kind):
             home = f"millstream.{kind.__name__}"
-            raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not a {type(value).__name__}")
+            raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not a {type(value).__name__}.")
     if lifespan is not None:
         _check_lifespan(f"Server({name!r}): lifespan", lifespan)
 
@@ -135,12 +135,12 @@ def check_parts(parts: Any) -> "tuple[Part, ...]":
     """
     if isinstance(parts, str) or not isinstance(parts, Sequence):
         raise TypeError(
-            f"parts must be a list: parts=[{type(parts).__name__}(…)]. To serve the hub or REST, use serve="
+            f"parts must be a list: parts=[{type(parts).__name__}(…)]. To serve the hub or REST, set serve=[…]."
         )
     for each in cast("Sequence[object]", parts):
         if isinstance(each, type) or not all(hasattr(each, name) for name in ("name", "needs", "open", "close")):
             shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
-            raise TypeError(f"parts must contain objects with name, needs, open(host), and close(), not {shown}")
+            raise TypeError(f"parts must contain objects with name, needs, open(host), and close(), not {shown}.")
     return tuple(cast("Sequence[Part]", parts))
 
 
@@ -153,7 +153,7 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
     if auth is None:
         return ()
     if isinstance(auth, str):
-        raise TypeError("auth must not be a string. If it is a key, write auth=auth.keys(…)")
+        raise TypeError("auth must not be a string. If it is a key, write auth=auth.keys(…).")
     methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
     if not methods:
         raise TypeError("auth=[] protects nothing. Leave it out, or add a method, such as auth.keys(…).")
@@ -161,7 +161,7 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
         if not (hasattr(each, "identify") or hasattr(each, "bind")):
             raise TypeError(
                 "auth must be created by millstream.auth, such as auth.keys(…), not "
-                f"{getattr(each, '__name__', each)!r}"
+                f"{getattr(each, '__name__', each)!r}."
             )
     return methods
 
@@ -424,7 +424,7 @@ class Server:
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt: ``@mcp.prompt``. Return the function.
 
-        It returns a text, which the user says, a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
+        It returns text, which the user says, a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
 
         Args:
             function: The function. Clients send its arguments as strings.
@@ -536,7 +536,7 @@ class Server:
     def _switch(self, kind: Kind | None, name: str, tag: str, *, on: bool) -> None:
         definition = self.definition
         if (kind is not None and bool(name)) is bool(tag) or (kind is not None and not name):
-            raise TypeError('pass either a kind and a name, as in ("tool", "order"), or tag="beta"')
+            raise TypeError('Pass either a kind and a name, as in ("tool", "order"), or tag="beta".')
         meant = definition.find_tagged(tag) if kind is None else [(definition.kind_of(kind, name), name)]
         for each, key in meant:
             definition.switch(each, key, on=on)

@@ -32,7 +32,7 @@ from millstream._server.control import Gate, Requester
 from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
 from millstream._stores.base import Store
-from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
+from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 """Characters that a name in a header shouldn't contain."""
@@ -184,9 +184,9 @@ class Throttle:
             if spent:
                 _put_back(paces)
             raise
-        seats = [charge for _, charge in charges if isinstance(charge, ConcurrencySlot)]
-        if seats and call is not None:
-            self._hold(call, seats)
+        slots = [charge for _, charge in charges if isinstance(charge, ConcurrencySlot)]
+        if slots and call is not None:
+            self._hold(call, slots)
 
     def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[RateCharge]) -> None:
         """Record the store's decision about rates, and raise if it refused."""
@@ -218,14 +218,14 @@ class Throttle:
         self._refuse_early(alone)
         _spend(alone)
 
-    def _hold(self, call: Call, seats: Sequence[ConcurrencySlot]) -> None:
-        for seat in seats:
-            self._held.take(seat.key)
+    def _hold(self, call: Call, slots: Sequence[ConcurrencySlot]) -> None:
+        for slot in slots:
+            self._held.take(slot.key)
 
         def release() -> None:
-            for seat in seats:
-                self._held.leave(seat.key)
-            self._pool.leave(seats)
+            for slot in slots:
+                self._held.leave(slot.key)
+            self._pool.leave(slots)
 
         call.release = release
 
@@ -252,12 +252,12 @@ class Throttle:
         limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
         return ProtocolError(RATE_LIMITED, text, _error_data(policy, limit, wait), status=429, head=head)
 
-    def _full(self, policy: str, seat: ConcurrencySlot) -> ProtocolError:
+    def _full(self, policy: str, slot: ConcurrencySlot) -> ProtocolError:
         """Return the refusal of a caller with too many concurrent calls."""
         self.refused[policy] += 1
         text = "Too many concurrent calls. Try again when one has ended"
-        data = _error_data(policy, f"{seat.count} at a time", SEAT_WAIT)
-        return ProtocolError(RATE_LIMITED, text, data, status=429, head=b"retry-after: %d\r\n" % ceil(SEAT_WAIT))
+        data = _error_data(policy, f"{slot.count} at a time", SLOT_WAIT)
+        return ProtocolError(RATE_LIMITED, text, data, status=429, head=b"retry-after: %d\r\n" % ceil(SLOT_WAIT))
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:

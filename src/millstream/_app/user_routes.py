@@ -14,13 +14,14 @@ from secrets import token_hex
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as PageRequest
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
-from millstream._http.hosted_application import Application, BrokenReply, HostedApplication
+from millstream._http.asgi import Application, BrokenReply, HostedApplication
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
@@ -48,7 +49,7 @@ def _files(folder: str, *, max_age: int, shared: bool) -> Application:
 
     place = Path(folder).absolute()
     if not place.is_dir():
-        raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}")
+        raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}.")
     files = StaticFiles(directory=place, html=True)
     whose = b"public" if shared else b"private"
     kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose
@@ -204,7 +205,7 @@ class UserRoutes(RouteRegistry):
             return
         known = self.exact.get(whole)
         if known is not None and known.handlers.keys() & made.handlers.keys():
-            raise ValueError(f"{whole!r} was added twice")
+            raise ValueError(f"{whole!r} was added twice.")
         if known is not None and known.public is not made.public:
             raise ValueError(f"{whole!r} is public for one method and not for another. Split the path.")
         self.exact[whole] = made if known is None else _both(made, known)
@@ -240,7 +241,7 @@ def route_of(
     chosen = frozenset(each.upper() for each in methods)
     if not chosen or chosen - METHODS:
         raise ValueError(
-            f"route({path!r}): methods must be {', '.join(sorted(METHODS))}, not {sorted(chosen) or 'none'}"
+            f"route({path!r}): methods must be {', '.join(sorted(METHODS))}, not {sorted(chosen) or 'none'}."
         )
     pattern, _, convertors = compile_path(path)
 
@@ -265,7 +266,7 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     """
     check_path(path.rstrip("/") + "/" if path != "/" else "/")
     if "{" in path:
-        raise ValueError(f"static({path!r}): the path can't have parameters")
+        raise ValueError(f"static({path!r}): the path can't have parameters.")
     files, path = _files(folder, max_age=max_age, shared=public), path.rstrip("/")
 
     def host(before: str) -> HostedApplication:
@@ -331,7 +332,7 @@ def _page(function: Callable[..., Any]) -> Application:
         if not isinstance(response, PageResponse):
             raise TypeError(
                 f"{function.__name__} returned a {type(response).__name__}, but a route must return a response, "
-                "such as starlette.responses.JSONResponse"
+                "such as starlette.responses.JSONResponse."
             )
         background, response.background = response.background, None
         try:
@@ -359,7 +360,9 @@ async def _finish(background: Any) -> None:
 
 
 def _refuse(request: HttpRequest, reply: Response) -> Response:
-    return error_page(request, reply) if wants_page(request) else reply
+    if wants_page(request):
+        return error_page(request, reply)
+    return replace(reply, head=reply.head + b"vary: accept\r\n")
 
 
 def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:

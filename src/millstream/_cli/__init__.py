@@ -55,7 +55,7 @@ def _obey(arguments: Sequence[str]) -> None:
     if arguments[:1] in (["--help"], ["-h"]) or list(arguments) in ([], ["help"]):
         print_overview()
         sys.exit(0 if arguments else 2)
-    if arguments[0] in ("--version", "version") and set(arguments[1:]) <= {"--json"}:
+    if arguments[0] in ("--version", "-V", "version") and set(arguments[1:]) <= {"--json"}:
         print_version(as_json="--json" in arguments)
         return
     if arguments[0] == "help":
@@ -72,7 +72,8 @@ def _obey(arguments: Sequence[str]) -> None:
 
         command = program(arguments[0])
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if {"--help", "-h"} & set(words) and arguments[0] in command:
+    group = len(words) == 1 and arguments[0] in command and command[arguments[0]].default_command is None
+    if group or ({"--help", "-h"} & set(words) and arguments[0] in command):
         print_help(command, arguments)
         return
     run_command(command, arguments)

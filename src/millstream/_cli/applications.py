@@ -1,4 +1,4 @@
-"""The supported applications: their configuration files, and the entries with which they reach a server.
+"""The supported applications: their configuration files, and the entries that tell them how to reach a server.
 
 An entry starts a command, or names a URL. See the documentation linked at each application. Paths are per user, except
 `project`, which is per folder.

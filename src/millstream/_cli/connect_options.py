@@ -1,7 +1,6 @@
 """Options, connections, and error handling of the commands that use a server."""
 
 import asyncio
-import difflib
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._endpoint import Auth
@@ -214,10 +213,10 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
         status = carry_out(work()) or 0
     except ClientError as exc:
         status = status_of(exc)
-        _fail(text_of(exc), status)
+        _fail(*explain(exc), status=status)
     except UnicodeEncodeError:  # undecodable bytes in the command line, or a lone surrogate in JSON
         status = MISUSED
-        _fail("The arguments contain characters that can't be encoded as UTF-8.", status)
+        _fail("The arguments contain characters that can't be encoded as UTF-8.", status=status)
     except BrokenPipeError:  # `millstream list … | head`
         close_stderr()
         status = 0
@@ -225,47 +224,57 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
         raise SystemExit(status)
 
 
-def _fail(text: str, status: int) -> None:
-    if text or as_json.get():
-        tell(safe(brief(text)), status)
+def _fail(text: str, why: str = "", remedy: str = "", *, status: int) -> None:
+    """Print a failure in one line, or as JSON with the cause and the remedy apart."""
+    if as_json.get():
+        tell(brief(text), status, why=brief(why), remedy=brief(remedy))
+    elif text:
+        tell(safe(brief(f"{text} {why} {remedy}")), status)
 
 
-def text_of(error: ClientError) -> str:
-    """Return the message of an error, with a remedy for the command line."""
-    if isinstance(error, AccessDenied) and error.remedy:
-        return f"{error.message} Sign in with --login, or send a key: --auth KEY."
-    if isinstance(error, AccessDenied) and re.search(r"\(403\): .*\b(key|token)\b", error.message, re.IGNORECASE):
-        return f"{error.message} Send another key with --auth KEY."
-    if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
-        return f"{error.message} Send other credentials with --auth KEY, or try millstream doctor."
-    if isinstance(error, TlsFailed) and error.remedy:
-        return f"{error.message} To trust your own certificate: SSL_CERT_FILE=FILE millstream …"
-    if isinstance(error, ServerError) and error.code == MISSING_CLIENT_CAPABILITY:
-        return _cannot(error)
-    if isinstance(error, ConnectionLost) and _ServerOutput.shown and not as_json.get():
-        return "" if _ServerOutput.explained else f"{error.message.partition(LAST_OUTPUT)[0]} {error.remedy}".rstrip()
-    return str(error)
+def explain(error: ClientError) -> tuple[str, str, str]:
+    """Return the message of an error, its cause, and its remedy on the command line."""
+    text, why, remedy = error.message, "", error.remedy
+    if isinstance(error, AccessDenied):
+        if remedy:
+            remedy = "Sign in with --login, or send a key: --auth KEY."
+        elif "insufficient_scope" in error.challenge:
+            remedy = "Send credentials with this scope: --auth KEY."
+        elif error.status == _FORBIDDEN:
+            named = re.search(r"\(403\): .*\b(key|token)\b", text, re.IGNORECASE)
+            remedy = f"Send {'another key' if named else 'other credentials'} with --auth KEY"
+            remedy += "." if named else ", or try millstream doctor."
+    elif isinstance(error, TlsFailed) and remedy:
+        remedy = "To trust your own certificate: SSL_CERT_FILE=FILE millstream …"
+    elif isinstance(error, ServerError) and error.code == MISSING_CLIENT_CAPABILITY:
+        text, remedy = _cannot(error)
+    elif isinstance(error, ServerError):
+        text, again, when = text.partition(" Try again")
+        text, remedy = f"{text.rstrip('.')} ({error.code}).", remedy or (again + when).strip()
+        if limit := members(error.data).get("limit"):
+            why = f"The limit is {limit}."
+    elif isinstance(error, ConnectionLost) and _ServerOutput.shown and not as_json.get():
+        text = "" if _ServerOutput.explained else text.partition(LAST_OUTPUT)[0]
+    return text, why, remedy
 
 
-def _cannot(error: ServerError) -> str:
-    """Return the message for missing client capabilities."""
+def _cannot(error: ServerError) -> tuple[str, str]:
+    """Return the message and the remedy for missing client capabilities."""
     names = list(members(members(error.data).get("requiredCapabilities")))
     if names == ["elicitation"]:
-        return "The server has a question for the user, but there's no terminal. Run this command on a terminal."
-    return (
-        f"The server requires a client with {' and '.join(names) or 'more capabilities'}, which this command "
-        "doesn't support."
-    )
+        return "The server has a question for the user, but there's no terminal.", "Run this command on a terminal."
+    needed = " and ".join(names) or "more capabilities"
+    return f"The server requires a client with {needed}, which this command doesn't support.", ""
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
     """Return the error for an unknown name, with the closest known one, or None if the name is known."""
     if name in known:
         return None
-    near = difflib.get_close_matches(name, known, n=1)
+    near = closest_name(name, known)
     listed = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
     has = f"It has: {listed}." if known else "It has none."
-    return ClientError(f"The server has no {kind} {name!r}. {f'Did you mean {near[0]}?' if near else has}")
+    return ClientError(f"The server has no {kind} {name!r}.", remedy=f"Did you mean {near}?" if near else has)
 
 
 def status_of(error: ClientError) -> int:

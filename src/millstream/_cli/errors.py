@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -73,14 +74,28 @@ _OTHER_SUBCOMMANDS = {
     "users": {"create": "add", "delete": "remove", "new": "add", "rm": "remove"},
 }
 """The same for subcommands."""
+_OTHER_OPTIONS = {
+    "auth-key": "auth",
+    "debug": "log-level debug",
+    "http": "transport http",
+    "key": "auth",
+    "sse": "transport sse",
+    "stdio": "transport stdio",
+    "token": "auth",
+    "verbose": "log-level debug",
+    "v": "log-level debug",
+}
+"""The same for options."""
+_OPTIONED = ("install", "run")
+_CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names}
 _SERVERS = (".py", ".js", ".mjs", ".cjs", ".json", ".toml")
 """Extensions of files with servers or configurations."""
 _LISTED = ("call", "prompt", "read")
 """Commands whose second argument is in the output of ``millstream list``."""
 
 
-_ARGUMENT = re.compile(r'Unknown option: "?--([\w-]+)')
-"""The error for an argument of a tool that's written as an option."""
+_UNKNOWN = re.compile(r'Unknown option: "?(--?([\w-]+))')
+"""The error for an option that doesn't exist, and perhaps is meant as an argument of a tool."""
 
 
 _WORDS = (
@@ -88,6 +103,7 @@ _WORDS = (
         re.compile(r'Invalid value for (\S+): unable to convert "(.*)" into int\.'),
         r'Invalid value "\2" for \1. Write a whole number.',
     ),
+    (re.compile(r'(Invalid value "[^"]*?(\w+)" for \S+ Choose from: .*"\2".*\.)$'), r'\1 Did you mean "\2"?'),
     (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
 )
 """Sentences of the command-line library -> ours."""
@@ -113,10 +129,17 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
 
     before = as_json.set(wants_json(arguments))
     try:
+        if arguments[0] in _CLIENTS and len(arguments) > 2 and arguments[2].endswith(_SERVERS):
+            _check_order(*arguments[:3])
         program(list(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())
-        _fail(f"Unexpected argument: {extra}. Write a value with blanks in quotes, and a list with commas.", arguments)
+        if remedy := _misplaced(arguments, extra):
+            _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
+        _fail(
+            f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.",
+            arguments,
+        )
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:
@@ -134,12 +157,42 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         as_json.reset(before)
 
 
+def _check_order(command: str, first: str, server: str) -> None:
+    """Check that the server is the first argument.
+
+    Raises:
+        UsageError: It's the second one, after an item or a program.
+    """
+    words = [server, first] if command in _LISTED else [server]
+    if first.startswith("-") or " " in first or first.endswith(_SERVERS) or "://" in first:
+        return
+    if shutil.which(first):
+        words = [f"{first} {server}"]
+    raise UsageError(f"The server is the first argument: millstream {command} {shlex.join(words)}")
+
+
+def _misplaced(arguments: Sequence[str], extra: str) -> str:
+    """Return what to write for an argument that belongs elsewhere, or an empty string."""
+    command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
+    if command == "publish":
+        return "This command is for the MCP registry. Programs publish on a hub with POST /publish."
+    if command == "install":
+        option = f"client {extra}"
+    return _instead(arguments, extra, option) if option and command in _OPTIONED else ""
+
+
+def _instead(arguments: Sequence[str], word: str, option: str) -> str:
+    """Return the command with an option in place of a word."""
+    return re.sub(rf"(?<= ){re.escape(word)}(?=[ =]|$)", f"--{option}", f"millstream {shlex.join(arguments)}", count=1)
+
+
 def _unknown(arguments: Sequence[str]) -> str:
     """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
     word, other = arguments[0], _OTHER_NAMES.get(arguments[0])
     if word.startswith("-"):
         command = next((each for each in arguments if any(each in group for group in COMMANDS.values())), "run")
-        return f"{word} comes after the command: millstream {command} {word}"
+        option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
+        return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
     if word in _OTHER_SUBCOMMANDS and len(arguments) > 1:
         command, word = word, arguments[1]
         other = _OTHER_SUBCOMMANDS[command].get(word)
@@ -151,18 +204,22 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 
 
-def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> None:
+def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = (), remedy: str = "") -> None:
     for pattern, ours in _WORDS:
         text = pattern.sub(ours, text)
     command = " ".join(chain) or (arguments[0] if any(arguments[0] in group for group in COMMANDS.values()) else "")
-    remedy = f"millstream {command} --help" if command else "millstream --help"
-    if command in _LISTED and len(arguments) == 2:  # the server alone
+    remedy = remedy or (f"millstream {command} --help" if command else "millstream --help")
+    found = _UNKNOWN.match(text)
+    option = _OTHER_OPTIONS.get(found[2]) if found else None
+    if found and option and (command in _OPTIONED or (command in _CLIENTS and found[2] == "auth-key")):
+        text, remedy = f"{command} has no option {found[1]}.", _instead(arguments, found[1], option)
+    elif command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"
-    elif found := _ARGUMENT.match(text) if command in _LISTED else None:
-        at = next((at for at, word in enumerate(arguments) if word.startswith(f"--{found[1]}")), 0)
+    elif found and command in _LISTED:
+        at = next((at for at, word in enumerate(arguments) if word.startswith(found[1])), 0)
         value = arguments[at].partition("=")[2] or " ".join(arguments[at + 1 : at + 2]) or "VALUE"
-        text = f"{command} has no option --{found[1]}."
-        remedy = f"To pass it to the server, write {shlex.quote(f'{found[1]}={value}')}"
+        text = f"{command} has no option {found[1]}."
+        remedy = f"To pass it to the server, write {shlex.quote(f'{found[2]}={value}')}"
     tell(text, 2, remedy=remedy)
     sys.exit(2)
 

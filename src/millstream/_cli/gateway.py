@@ -120,7 +120,7 @@ def accept(
         items = list(pinned_items(found))
         names = tuple(name for _, name, _ in items)
         if tool and tool not in names:
-            raise CommandError(f"{upstream} has no {tool}.", fix=f"{suggest(tool, names)}.".capitalize())
+            raise CommandError(f"{upstream} has no {tool}; {suggest(tool, names)}")
         rows: list[dict[str, object]] = []
         for kind, name, definition in items:
             before = kept.of(upstream).get(kind, {}).get(name)
@@ -145,7 +145,7 @@ def _find_pinned(config: GatewayConfig, name: str, file: Path) -> tuple[Upstream
     """Return a pinned upstream, and its accepted definitions."""
     upstreams = {each.name: each for each in config.upstreams}
     if name not in upstreams:
-        raise CommandError(f"{file} has no upstream {name}.", fix=f"{suggest(name, tuple(upstreams))}.".capitalize())
+        raise CommandError(f"{file} has no upstream {name}; {suggest(name, tuple(upstreams))}")
     found = upstreams[name]
     pins = found.policy.pins if found.policy is not None else ""
     if found.trust != "pin" or not pins:

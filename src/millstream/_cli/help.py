@@ -3,8 +3,11 @@
 On a terminal, it loads rich; otherwise, it imports nothing, so that it's instant.
 """
 
+import os
 import sys
 from collections.abc import Mapping
+from functools import partial
+from textwrap import fill
 
 from millstream._version import __version__
 
@@ -112,10 +115,18 @@ def show(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") 
 
 
 def as_text(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") -> str:
-    """Return help as plain text."""
-    width, lines = _width(panels) + 2, [before]
+    """Return help as plain text, wrapped at ``COLUMNS``, or at 80."""
+    columns, width = os.environ.get("COLUMNS", ""), _width(panels) + 4
+    wrap = partial(
+        fill, width=max((int(columns) if columns.isdigit() else 0) or 80, width + 20), break_on_hyphens=False
+    )
+    lines = [wrap(line, subsequent_indent="  " if line.startswith("- ") else "") for line in before.splitlines()]
     for heading, rows in panels.items():
-        lines += ["", heading, *(f"  {name:{width}}{what}" for name, what in rows.items())]
+        lines += ["", heading]
+        indent = " " * width
+        lines += [
+            wrap(what, initial_indent=f"  {name}".ljust(width), subsequent_indent=indent) for name, what in rows.items()
+        ]
     return "\n".join([*lines, after])
 
 

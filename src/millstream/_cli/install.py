@@ -61,7 +61,7 @@ class FileChange(Struct, frozen=True, kw_only=True):
         return self.before == self.after
 
     def diff(self) -> str:
-        """Return the change of the entry as a diff, without the rest of the file, which may contain others' keys."""
+        """Return the change to the entry as a diff, without the rest of the file, which may contain others' keys."""
         old, new = (self._entry(each or "") for each in (self.before, self.after))
         return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path), n=3))
 
@@ -147,7 +147,7 @@ def prepare_undo(path: Path, under: Sequence[str]) -> tuple[FileChange, Path]:
 
 
 def undo(change: FileChange, copy: Path) -> None:
-    """Write the change of `prepare_undo`.
+    """Write the change that `prepare_undo` returned.
 
     Raises:
         CommandError: The file can't be written.

@@ -134,7 +134,7 @@ def split_target(target: str) -> tuple[str, str]:
 def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, like ``python FILE``."""
     _check_file(path)
-    path = path.resolve()
+    source, path = str(path), path.resolve()
     if path.stem == "millstream":
         sys.stderr.write(
             "Warning: Rename millstream.py. Otherwise, `python millstream.py` and other files in the folder import it "
@@ -151,18 +151,18 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
     try:
-        with mark_import(path.name):
+        with mark_import(source):
             spec.loader.exec_module(module)
     except CommandError:
         raise
     except (Exception, SystemExit) as exc:
-        raise _import_failure(path.name, exc) from exc
+        raise _import_failure(source, exc) from exc
     return module
 
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise CommandError(f"{path} is a folder.", fix=f"Name a file in it: millstream run {path / 'server.py'}")
+        raise CommandError(f"{path} is a folder.", fix=_file_in(path))
     if not path.is_file():
         raise CommandError(
             f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
@@ -196,11 +196,13 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
             return _adopt(_choose(namespace, programs, name, source), source)
     if servers or name:
         return _choose(namespace, servers, name, source)
+    if "__path__" in namespace:
+        raise CommandError(f"{source} is a package without a server.", fix=_file_in(Path(source.replace(".", "/"))))
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
     raise CommandError(
         f"{source} has no millstream.Server.",
         why="The file was imported, but none of its global names is a server.",
-        fix=_mount_hint(source, hosts[0])
+        fix=_mount_hint(source, hosts[0], namespace[hosts[0]])
         if hosts
         else f'If a function creates its server, run it as a command: millstream run "python {source}"'
         if any(
@@ -274,10 +276,14 @@ def _can_mount(value: object) -> bool:
     return not isinstance(value, type) and callable(value) and callable(getattr(value, "mount", None))
 
 
-def _mount_hint(source: str, name: str) -> str:
+def _mount_hint(source: str, name: str, value: object) -> str:
     path = Path(source)
-    module = ".".join(path.with_suffix("").parts) if path.suffix == ".py" and not path.is_absolute() else path.stem
-    return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name}'
+    command = f"uvicorn {path.stem if path.suffix == '.py' else source}:{name}"
+    if path.parent != Path():
+        command += f" --app-dir {path.parent}"
+    if any(_server(getattr(route, "app", None)) for route in getattr(value, "routes", ())):
+        return f"Its servers are mounted in {name}, so serve that: {command}"
+    return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: {command}'
 
 
 def _find_named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
@@ -289,9 +295,14 @@ def _find_named(namespace: Mapping[str, object], servers: Mapping[str, T], name:
     if name in namespace:
         kind = type(namespace[name]).__name__
         if _can_mount(namespace[name]):
-            known = f"{known} {_mount_hint(source, name)}" if servers else _mount_hint(source, name)
+            hint = _mount_hint(source, name, namespace[name])
+            known = f"{known} {hint}" if servers else hint
         raise CommandError(f"{name} in {source} is a {kind}, not a millstream.Server.", fix=known)
     raise CommandError(f"There is no {name} in {source}.", fix=known)
+
+
+def _file_in(folder: Path) -> str:
+    return f"Name a file in it: millstream run {min(folder.glob('[!_]*.py'), default=folder / 'server.py')}"
 
 
 def _nearest_file(path: Path) -> str:
@@ -328,6 +339,9 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         )
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         package = exc.name.partition(".")[0]
+        if package in sys.modules:
+            what = f"{source} imports the module {exc.name}, which the installed package {package} doesn't have."
+            return CommandError(what, fix="Check its name, and the version of the package.", detail=detail)
         return CommandError(
             f"{source} needs the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
@@ -341,8 +355,11 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Move that below: if __name__ == "__main__":',
             detail=detail,
         )
+    fix = f"Correct {where}."
+    if isinstance(exc, ImportError) and "'FastMCP' from 'mcp" in str(exc):
+        fix = "Write: from mcp.server.fastmcp import FastMCP"
     what = f"{source} can't be imported: {type(exc).__name__}."
-    return CommandError(what, fix=f"Correct {where}.", detail=detail)
+    return CommandError(what, fix=fix, detail=detail)
 
 
 _PACKAGES = ("mcp", "mcp.server")

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from inspect import cleandoc, signature
+from inspect import Signature, cleandoc, signature
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -102,7 +102,7 @@ def _usage(name: str, command: Any) -> str:
 
 def _show_default(default: Any) -> str | None:
     """Return the text of a default, or None if it's not worth showing."""
-    return str(default) if default not in (None, False, "", ()) else None
+    return str(default) if default not in (None, False, "", (), Signature.empty) else None
 
 
 EnvFile = Annotated[

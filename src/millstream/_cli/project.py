@@ -103,8 +103,9 @@ __pycache__/
 
 def init(
     folder: Annotated[
-        Path, Parameter(name="DIR", help="Folder for the project; created if it doesn't exist.")
-    ] = Path(),
+        Path | None,
+        Parameter(name="DIR", help="Folder for the project; by default this one, or a new one for a template."),
+    ] = None,
     /,
     *,
     http: Annotated[
@@ -142,6 +143,7 @@ def init(
     """
     if template and not http:
         raise CommandError("--stdio and --template can't be combined.", fix="Leave out one of them.")
+    folder = folder or Path(template or "")
     if folder.is_file():
         raise CommandError(f"{folder} is a file, not a folder.", fix="Use another folder: millstream init DIR")
     server_name = name or folder.resolve().name or "server"

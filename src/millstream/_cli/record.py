@@ -40,7 +40,7 @@ from millstream._protocol.revisions import HANDSHAKE
 from millstream._tasks import Tasks
 from millstream._transports.stdio import open_reader
 from millstream._version import __version__
-from millstream.client._endpoint import Auth, Endpoint
+from millstream.client._endpoint import Auth, Endpoint, problem_detail
 from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
 from millstream.client._negotiation import ToolHeaders
 from millstream.client._targets import Remote, find
@@ -74,7 +74,7 @@ def record(
     """
 
     if not server:
-        raise UsageError("Name the server: a command, a URL, or a file.")
+        raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
 
     async def work() -> int:
         place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
@@ -288,13 +288,14 @@ class Bridge:
         return f"{about}Mcp-Session-Id: {self._session}\r\n" if self._session else about
 
     async def _answer(self, reply: HttpReply) -> None:
+        problem = problem_detail(reply)
         if reply.stream is not None:
             await self._follow(reply)
-        elif reply.body.lstrip()[:1] in (b"{", b"["):
+        elif not problem and reply.body.lstrip()[:1] in (b"{", b"["):
             await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
         elif reply.status >= 300 or reply.body:
-            kind = reply.media_type or "nothing"
-            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responds with {reply.status} and {kind}.")
+            why = problem or f" and {reply.media_type or 'nothing'}"
+            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status}{why}.")
 
     async def _follow(self, reply: HttpReply) -> None:
         assert reply.stream is not None  # noqa: S101  checked by the caller

@@ -19,7 +19,7 @@ from millstream._app.server_process.over_http import is_supervisor, serve_with_p
 from millstream._app.server_process.slot import claim
 from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
-from millstream._env_file import EnvFileError, read_env_file
+from millstream._files import EnvFileError, read_env_file
 
 
 def serve_http(  # noqa: PLR0913  the options of commands
@@ -96,7 +96,7 @@ def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, 
         if web and "web" not in server.definition.parts:
             server.definition.configure(serve=server.definition.parts | {"web"})
     except ValueError as exc:
-        raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest") from exc
+        raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest.") from exc
 
 
 def check_inspected(urls: object) -> None:

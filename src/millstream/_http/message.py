@@ -186,7 +186,7 @@ class HttpRequest(Struct, eq=False):
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Return whether the peer has disconnected, after the handler's task was cancelled but not its call.
+        """Return whether the peer has disconnected, after the handler's task was canceled but not its call.
 
         If not, the peer is still waiting for a reply.
         """
@@ -334,7 +334,7 @@ _FORWARDING_HEADERS = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 async def compress(response: Response, request: "HttpRequest", mode: str) -> Response:
     """Compress a reply with a text type if the client accepts gzip. A large one is compressed in a thread.
 
-    Compression is gzip (RFC 9110 §12.5.3), also of event streams if configured (docs/decisions/0049). Small replies,
+    Compression is gzip (RFC 9110 §12.5.3), including event streams if configured (docs/decisions/0049). Small replies,
     which are the common case, aren't compressed: the adapters check the length first.
 
     Args:
@@ -409,7 +409,7 @@ class HttpLimits(Struct, frozen=True):
 
 
 class AcceptedTypes(Struct, frozen=True, gc=False):
-    """The reply types, of the two that the server sends, that a client accepts."""
+    """The reply types that a client accepts, out of the two that the server sends."""
 
     json: bool
     stream: bool
@@ -459,10 +459,14 @@ def _is_excluded(parameter: bytes) -> bool:
     return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
 
 
+def media_type(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the declared media type without parameters, in lower case; empty if none is declared."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
 def carries_json(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether a body is declared as uncompressed JSON."""
-    declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    return declared == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"
+    return media_type(headers) == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"
 
 
 PROBLEM_TYPE = "application/problem+json"

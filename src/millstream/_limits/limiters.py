@@ -39,7 +39,7 @@ PATIENCE = 2.0
 PAUSE = 1.0
 """Seconds without requests to a store that didn't respond."""
 _AT_ONCE = 100
-"""Maximum number of seats to return in one request."""
+"""Maximum number of slots to return in one request."""
 _REPORTS = 64
 
 logger = logging.getLogger("millstream")
@@ -53,7 +53,7 @@ class StoreLimiter:
         self._patience = patience
         self._clock = clock
         self.persistent: bool = rates.persistent
-        """Whether seats in the store stay taken when all workers restart."""
+        """Whether slots in the store stay taken when all workers restart."""
         self.away: bool = False
         """Whether the store failed to answer the last request."""
         self.workers: int = 1
@@ -82,24 +82,24 @@ class StoreLimiter:
             self._trying = False
         if self.away:
             self.away = False
-            logger.warning("The store responds again. Limits are shared by all workers.")
+            logger.warning("The store is responding again. Limits are shared by all workers.")
         self.workers = decision.workers
         return decision
 
-    def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
+    def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
         """Return slots in the background."""
-        for seat in seats:
-            self._leaving[seat.key, seat.holder] = seat
+        for slot in slots:
+            self._leaving[slot.key, slot.holder] = slot
         if self._leaving and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._leave())
 
-    async def give_back(self, seats: Sequence[ConcurrencySlot]) -> None:
-        """Return seats now, so they can be taken again. If the store doesn't respond, return them later."""
+    async def give_back(self, slots: Sequence[ConcurrencySlot]) -> None:
+        """Return slots now, so they can be taken again. If the store doesn't respond, return them later."""
         try:
             async with asyncio.timeout(self._patience):
-                await self._rates.leave(seats)
+                await self._rates.leave(slots)
         except BaseException as exc:
-            self.leave(seats)
+            self.leave(slots)
             if not isinstance(exc, LocalError | OSError):
                 raise
 
@@ -109,7 +109,7 @@ class StoreLimiter:
             self._reporting.spawn(self._report(charge, refused))
 
     async def close(self) -> None:
-        """Return all pending seats if the store answers."""
+        """Return all pending slots if the store answers."""
         await self._reporting.close()
         if self._task is not None and not self._task.done():
             await asyncio.wait([self._task], timeout=self._patience)
@@ -121,7 +121,7 @@ class StoreLimiter:
             try:
                 await self._rates.leave(list(some.values()))
             except (LocalError, OSError):
-                await asyncio.sleep(PAUSE)  # The store frees the seats of a worker without a lease.
+                await asyncio.sleep(PAUSE)  # The store frees the slots of a worker without a lease.
             else:
                 for name in some:
                     del self._leaving[name]

@@ -286,7 +286,7 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
         known = ", ".join(date for date, each in BY_DATE.items() if each.handshake)
         raise ProtocolError(
             INVALID_REQUEST,
-            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version. Use one of {known}",
+            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version. Use one of {known}.",
             status=400,
         )
     return negotiated or revision

@@ -95,14 +95,14 @@ class Text(Block, frozen=True, tag="text"):
 
 
 class Image(Block, frozen=True, tag="image"):
-    """A picture: ``Image(png, "image/png")``."""
+    """An image: ``Image(png, "image/png")``."""
 
     data: bytes
     mime_type: str
 
 
 class Audio(Block, frozen=True, tag="audio"):
-    """A sound: ``Audio(wav, "audio/wav")``."""
+    """Audio: ``Audio(wav, "audio/wav")``."""
 
     data: bytes
     mime_type: str
@@ -148,7 +148,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
     def __post_init__(self) -> None:
         if self.resource is None:
             if not self.uri or (self.text is None) == (self.blob is None):
-                raise TypeError("an embedded resource needs a uri, and either text or blob")
+                raise TypeError("An embedded resource needs a uri, and either text or blob.")
             force_setattr(self, "resource", ResourceContents(self.uri, self.mime_type, self.text, self.blob))
         for name, empty in (("uri", ""), ("text", None), ("blob", None), ("mime_type", None)):
             force_setattr(self, name, empty)

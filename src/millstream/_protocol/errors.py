@@ -1,4 +1,4 @@
-"""Errors, separated by who caused them, and what their texts contain: a peer's text made safe, and suggested names.
+"""Errors, separated by who caused them, and what their messages contain: a peer's text made safe, and suggested names.
 
 The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
 about a misspelled name suggests the closest existing one. Python only says that an argument is unexpected, and versions
@@ -80,7 +80,7 @@ class ProtocolError(Exception):
 
 
 class LocalError(Exception):
-    """An error of this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
+    """An error in this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
 
 
 class MissingExtra(ImportError):
@@ -141,12 +141,15 @@ def escape(text: str) -> str:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+_WORD = re.compile(r"[^\W\d_]{3,}")
 FEW = 16
 """Maximum number of names that an error lists."""
 
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
     """Return the closest name, one that begins with the given name, or None if none is similar.
+
+    Each word must be similar, so that ``shop_place_order`` doesn't suggest ``shop_delete_order``.
 
     Args:
         name: The name that was given.
@@ -155,9 +158,14 @@ def closest_name(name: str, names: Collection[str]) -> str | None:
     Example:
         ``closest_name("serch", ["search", "order"])``
     """
-    by_case = {each.lower(): each for each in names}
-    near = difflib.get_close_matches(name.lower(), by_case, n=1)
-    near += [each for each in by_case if len(name) > 2 and each.startswith(name.lower())]
+    by_case, given = {each.lower(): each for each in names}, name.lower()
+    words = _WORD.findall(given)
+    near = [
+        each
+        for each in difflib.get_close_matches(given, by_case)
+        if len(words) < 2 or all(difflib.get_close_matches(word, _WORD.findall(each), 1, 0.7) for word in words)
+    ]
+    near += [each for each in by_case if len(name) > 2 and each.startswith(given)]
     return by_case[near[0]] if near else None
 
 
@@ -173,9 +181,9 @@ def suggest(name: str, names: Collection[str]) -> str:
     """
     near = closest_name(name, names)
     if len(names) > FEW:
-        return f"did you mean {near!r}?" if near else f"there are {len(names)} others"
+        return f"did you mean {near!r}?" if near else f"there are {len(names)} others."
     all_names = names if isinstance(names, list | tuple) else sorted(names)
-    return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}"
+    return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}."
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:

@@ -1,9 +1,11 @@
 """What other implementations send although the schema doesn't allow it, and what their SDKs accept.
 
-Null means absent where a member may be absent. Keywords of a JSON Schema whose value has the wrong type are left out. A
-listed item that still can't be decoded is left out, not its list.
+A message may begin with a byte order mark, and have NaN, halves of characters, and its id as text. Null means absent
+where a member may be absent. Keywords of a JSON Schema whose value has the wrong type are left out. A listed item that
+still can't be decoded is left out, not its list.
 """
 
+import re
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
@@ -11,13 +13,49 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
+from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object, members
-from millstream._protocol.jsonrpc import encode, exceeds_limits
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, encode, exceeds_limits, read
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]
+
+
+def read_foreign(body: bytes) -> Envelope:
+    """Decode one message of another implementation.
+
+    Args:
+        body: The bytes of the message.
+
+    Raises:
+        ProtocolError: PARSE_ERROR if they can't be repaired, INVALID_REQUEST if they aren't a JSON-RPC message.
+    """
+    try:
+        envelope = read(body, allow_null=True)
+    except ProtocolError as exc:
+        if exc.code != PARSE_ERROR:
+            raise
+        import json  # noqa: PLC0415  few servers need it
+
+        try:
+            text = json.dumps(json.loads(body.decode("utf-8-sig"), parse_constant=_no_number), ensure_ascii=False)
+        except MALFORMED:
+            raise exc from None
+        envelope = read(_HALVES.sub("\ufffd", text).encode(), allow_null=True)
+    if envelope.is_answer and isinstance(envelope.id, str) and _NUMBER.fullmatch(envelope.id):
+        return replace(envelope, id=int(envelope.id))
+    return envelope
+
+
+def _no_number(name: str) -> None:
+    """Return what NaN and Infinity become."""
+
+
+_NUMBER = re.compile("[0-9]{1,15}")
+_HALVES = re.compile("[\ud800-\udfff]")
+"""Surrogates without their other half. JavaScript makes them from shortened text."""
 
 
 def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) -> Callable[[bytes], T]:

@@ -49,7 +49,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(False)
             decode = _decoder(annotation, name)
         else:
-            raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}")
+            raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
 
     async def run(params: bytes, about: Any) -> Any:
         try:
@@ -66,7 +66,7 @@ def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
     try:
         return decoder(annotation)
     except TypeError as exc:
-        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}") from exc
+        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
 
 
 def result_object(value: Any) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class NotificationFilters:
         self._filters.remove(each)
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
-        """Return a notification of the peer after filtering, or None to drop it."""
+        """Return a notification from the peer after filtering, or None to drop it."""
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
             return None

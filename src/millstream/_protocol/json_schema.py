@@ -39,7 +39,7 @@ LOOSE = frozenset(("date-time", "time", "duration"))
 fraction. Some clients validate these formats.
 """
 MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
-"""Module and class name -> RFC 3339 format. Texts without an offset are accepted, too."""
+"""Module and class name -> RFC 3339 format. Strings without an offset are accepted, too."""
 DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 r"""Some validators match non-ASCII digits with ``\d``."""
 NO_NUMBER = "NaN and infinities can't be represented in JSON"
@@ -55,7 +55,7 @@ def type_text(annotation: Any) -> str:
 
 
 def drop_modules(text: str) -> str:
-    """Return a text about types without their module names."""
+    """Return text about types without their module names."""
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
 
 
@@ -316,7 +316,7 @@ def drop_formats(node: Any, formats: Collection[str]) -> Any:
 
 
 def rebase_references(node: Any, place: str) -> Any:
-    """Return a schema for use at `place` of another document, with references to its root changed to that place."""
+    """Return a schema to embed in another document at `place`, with references to its root pointing there."""
     if not is_object(node) or "$id" in node:
         return node  # References inside a subschema with an `$id` are relative to it.
     made = rebuild(node, lambda child: rebase_references(child, place))

@@ -264,7 +264,7 @@ def read(body: bytes, *, allow_null: bool = False) -> Envelope:
         require_json(body)
         raise _invalid("a message must be a JSON object") from None
     except MALFORMED as exc:
-        raise _unreadable(exc) from exc
+        raise _unreadable(exc if body else "the body is empty instead of a JSON-RPC message") from exc
     if allow_null:
         for name in ("params", "error", "result"):
             if bytes(getattr(envelope, name)) == _NULL and (name != "result" or envelope.error):

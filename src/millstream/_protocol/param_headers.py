@@ -193,4 +193,4 @@ def _same(text: str, value: Any) -> bool:
 
 
 def _mismatch(reason: str) -> ProtocolError:
-    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {reason}.")
+    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {reason}")

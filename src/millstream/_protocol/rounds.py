@@ -159,7 +159,7 @@ class Rounds:
             ProtocolError: INVALID_PARAMS, after too many rounds.
         """
         if self.rounds >= max_rounds:
-            raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions")
+            raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions.")
         return ring.seal(_KIND, _encode_state(self.state(expires_at)), nonce, bound)
 
     def state(self, expires_at: int) -> RoundState:

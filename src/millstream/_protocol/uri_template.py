@@ -102,7 +102,7 @@ class UriTemplate:
         """Return the URI for `values`. Missing variables are undefined (RFC 6570 §3.2.1).
 
         Args:
-            values: Name of a variable -> its text, or a list of texts.
+            values: Name of a variable -> its text, or a list of strings.
         """
         texts = (part if isinstance(part, str) else _expand(part, values) for part in self._parts)
         return self._prefix + "".join(texts)

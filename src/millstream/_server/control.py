@@ -157,7 +157,7 @@ class Load:
         return True
 
     def _owners(self) -> Iterator[str]:
-        return (call.owner for call in self._calls if not (call.long_lived or call.method == "subscriptions/listen"))
+        return (call.owner for call in self._calls if not call.long_lived)
 
 
 def busy_error() -> ProtocolError:
@@ -168,7 +168,7 @@ def busy_error() -> ProtocolError:
 def too_many_streams(yours: int) -> ProtocolError:
     """Return the error for a stream above the limit."""
     text = f"Too many open streams, {yours} of them yours. Close some, or try again later."
-    return ProtocolError(OVERLOADED, text, status=503)
+    return ProtocolError(OVERLOADED, text, status=503, head=b"retry-after: 1\r\n")
 
 
 def release_arguments(call: Call, bodies: Share) -> None:

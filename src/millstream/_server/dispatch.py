@@ -117,7 +117,7 @@ Observe = Callable[[Call, float, bytes], None]
 
 
 class Outcome(Struct):
-    """The end of a call: a result (including that of a failed tool), an error, or neither if it was cancelled."""
+    """The end of a call: a result (including that of a failed tool), an error, or neither if it was canceled."""
 
     result: bytes = b""
     """The JSON object of the result."""
@@ -168,7 +168,7 @@ class Dispatcher:
         self._tool_timeout = services.settings.tool_timeout
         # Process
         self.stopping: bool = False
-        """Whether the server is shutting down. Running calls can be cancelled at any time and get no answer then."""
+        """Whether the server is shutting down. Running calls can be canceled at any time and get no answer then."""
         self.calls: set[Call] = set()
         self.control: Control = Control(services.questions, services.peers)
         self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
@@ -205,7 +205,7 @@ class Dispatcher:
             scope: The session or connection whose later messages can name the call. Ids are unique in it.
 
         Returns:
-            The complete JSON-RPC response. Empty if the caller cancelled; send no answer then.
+            The complete JSON-RPC response. Empty if the caller canceled the call, which gets no answer.
         """
         key = (scope, call.id)
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
@@ -269,7 +269,7 @@ class Dispatcher:
         return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
 
     def abandon(self, call: Call, scope: str = "") -> None:
-        """Forget a counted call that won't run because its task was cancelled before it began."""
+        """Forget a counted call that won't run because its task was canceled before it began."""
         self._forget(call, (scope, call.id))
 
     def _forget(self, call: Call, key: tuple[str, RequestId]) -> None:
@@ -294,9 +294,9 @@ class Dispatcher:
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
         # A `CancelledError` has one of three senders. If the call was stopped (`Call.cancel`), the task only served to
-        # stop it, so its cancellation is taken back and the call is answered. If the owner of the task cancelled it,
-        # because the client is gone or the server stops, the error has to go on. Otherwise the function cancelled
-        # itself or awaited something cancelled, and its client still waits: that's an ordinary failure.
+        # stop it, so its cancellation is taken back and the call is answered. If the owner of the task canceled it,
+        # because the client is gone or the server stops, the error has to go on. Otherwise the function canceled
+        # itself or awaited something canceled, and its client still waits: that's an ordinary failure.
         if isinstance(exc, asyncio.CancelledError | GeneratorExit):
             task, stopped = _task(), isinstance(exc, asyncio.CancelledError)
             if task is not None and stopped and call.cancelled:
@@ -311,12 +311,12 @@ class Dispatcher:
                     del exc  # a cycle through its traceback would keep the request's body
         if isinstance(exc, StoreUnavailable | StoreFull):
             return self._without_store(call, exc)
-        # The error comes from the function: it raised it, cancelled its own task, or waited for something cancelled.
+        # The error comes from the function: it raised it, canceled its own task, or waited for something canceled.
         # This includes KeyboardInterrupt, because Ctrl-C has a signal handler.
         return self._answer_failure(call, exc)
 
     def _ends(self, call: Call) -> bool:
-        """Return whether the owner of the call's task may have cancelled it: the client is gone, or the server is
+        """Return whether the owner of the call's task may have canceled it: the client is gone, or the server is
         stopping.
         """
         return self.stopping or call.origin is None or call.origin.ends_call()
@@ -434,7 +434,7 @@ def _stream_answer(call: Call, answer: bytes) -> bytes:
 
 
 def _is_cancelled(call: Call) -> bool:
-    """Return whether the caller cancelled the call. It then gets no answer."""
+    """Return whether the caller canceled the call. It then gets no answer."""
     return call.cancelled and not (call.expired or call.halted)
 
 

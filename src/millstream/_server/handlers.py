@@ -67,10 +67,10 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
 
 
 def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
-    """Decode parameters with an object of texts, each of which becomes an object.
+    """Decode parameters with an object of strings, each of which becomes an object.
 
     Raises:
-        ProtocolError: INVALID_PARAMS, also for too many members.
+        ProtocolError: INVALID_PARAMS, including for too many members.
     """
     if too_many_members(call.params):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
@@ -81,7 +81,7 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
     """Store the answers and state of earlier rounds, in the era that has them. The call must already have its name.
 
     Raises:
-        ProtocolError: INVALID_PARAMS, also for a state that is invalid or belongs to another call.
+        ProtocolError: INVALID_PARAMS, including for a state that is invalid or belongs to another call.
     """
     if call.revision.handshake:
         return
@@ -188,7 +188,8 @@ class Handlers:
         call.name = params.name if tool is not None else params.name[:128]
         if tool is None or not sees(call, tool):
             call.name = call.name[:128]
-            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
+            text = f"Unknown tool: {call.name!r}" if params.name else 'Invalid params: add the "name" of a tool'
+            raise ProtocolError(INVALID_PARAMS, text)
         # Before the arguments are read, because an error about them would reveal the schema.
         check_scopes(call, tool.scopes)
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
@@ -256,7 +257,7 @@ class Handlers:
             raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
 
     async def _subscribe(self, call: Call) -> bytes:
-        """Subscribe the session to changes of one resource."""
+        """Subscribe the session to changes to one resource."""
         uri = read(_uri_decoder, call).uri
 
         def add(record: SessionRecord) -> SessionRecord | None:

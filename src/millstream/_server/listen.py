@@ -41,7 +41,8 @@ class Listen:
         self._services = services
 
     async def __call__(self, call: Call) -> bytes:
-        """Acknowledge, then push changes until the call is cancelled or the server closes the reply channel."""
+        """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
+        call.long_lived = True
         wanted = read(_decoder, call).notifications
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:
@@ -87,23 +88,23 @@ class Listen:
     ) -> None:
         """Acknowledge, and push changes until the subscription ends."""
         mark = {SUBSCRIPTION_KEY: call.id}
-        honoured = self._grantable(wanted, call)
+        granted = self._grantable(wanted, call)
         line = call.open_reply_channel()
         call.meta = dict(mark)
-        acknowledgement = notification_message(
+        acknowledgment = notification_message(
             ACKNOWLEDGED,
-            {"notifications": {**msgspec.to_builtins(honoured), **agreed}, "_meta": mark}
+            {"notifications": {**msgspec.to_builtins(granted), **agreed}, "_meta": mark}
             if agreed
-            else SubscriptionsAcknowledgedNotificationParams(honoured, mark),
+            else SubscriptionsAcknowledgedNotificationParams(granted, mark),
         )
-        if honoured == SubscriptionFilter() and not agreed:
-            await call.send_to_caller(acknowledgement)
+        if granted == SubscriptionFilter() and not agreed:
+            await call.send_to_caller(acknowledgment)
             return
-        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
+        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
         # Updates of a hidden resource would tell that it exists.
         find = self._registry.find_readable
         uris = frozenset(
-            uri for uri in honoured.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
+            uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
         )
         lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
         over, changes, endings = pushes.over, self._services.changes, self._services.endings
@@ -121,7 +122,7 @@ class Listen:
         changes.follow(call, call.owner, uris)
         ends.callback(changes.follow, call, call.owner, ())
         await changes.wait_until_followed(uris)
-        await call.send_to_caller(acknowledgement)
+        await call.send_to_caller(acknowledgment)
         await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
         ends.callback(line.on_close(over.set))
         pushes.begin(call)
@@ -148,7 +149,7 @@ class _Pushes:
 
     def __init__(self) -> None:
         self._early: dict[bytes, None] = {}
-        """Messages to push afterwards, each once."""
+        """Pending messages, each of which is pushed once."""
         self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""

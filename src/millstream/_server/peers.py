@@ -40,7 +40,7 @@ class AnswerMessage(PeerMessage, frozen=True, tag="answer"):
 
 
 class CancelCall(PeerMessage, frozen=True, tag="cancel"):
-    """A client cancelled a call."""
+    """A client canceled a call."""
 
     session: str
     id: bytes
@@ -146,7 +146,7 @@ class WakeCall(PeerMessage, frozen=True, tag="wake"):
 
 
 class LeaveCall(PeerMessage, frozen=True, tag="leave"):
-    """The client that resumed a call cancelled it."""
+    """The client that resumed a call canceled it."""
 
     number: int
 
@@ -186,7 +186,7 @@ Message = (
 LEEWAY = 60.0
 """Seconds for which data sealed by one worker still opens on another after its expiry."""
 WINDOW = 300.0
-"""Maximum difference in seconds between a message's time and ours. After a change of the store's clock, the stamps of
+"""Maximum difference in seconds between a message's time and ours. After a change to the store's clock, the stamps of
 workers differ by that much until each has noticed.
 """
 PAUSE = 1.0

@@ -177,7 +177,7 @@ class Threads:
         loop = asyncio.get_running_loop()
         if self._started < places.used:
             self._started += 1
-            # Daemon threads, so that the process can end while a function still runs.
+            # Daemon threads, so that the process can end while a function is still running.
             threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
         future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
@@ -202,7 +202,7 @@ class Threads:
         """End all threads when their functions are done, without waiting."""
         busy = self.places.used
         if busy:
-            threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
+            threads = "1 thread is still running code" if busy == 1 else f"{busy} threads are still running code"
             logger.warning("%s. The server stops without waiting for them.", threads)
         for _ in range(self._started):
             self._jobs.put(None)

@@ -130,9 +130,7 @@ class Sweep:
     def _look_at(self, call: Call, now: float) -> None:
         if not call.started:
             call.started = now
-        elif now - call.started > self._dispatcher.services.settings.max_call_seconds and not (
-            call.long_lived or call.method == "subscriptions/listen"
-        ):
+        elif now - call.started > self._dispatcher.services.settings.max_call_seconds and not call.long_lived:
             call.expire()
         elif now - call.started >= SILENCE and call.reply_channel is None:
             self.run_in_background(call, call.open_reply_channel().keep_alive())

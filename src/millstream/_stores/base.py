@@ -10,7 +10,7 @@ before its first colon. Each kind has its own space, so a full kind never takes 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, Required, TypedDict
 
 from msgspec import Struct
 
@@ -119,8 +119,20 @@ class Index(Struct, frozen=True, gc=False, array_like=True):
     max_entries: int
 
 
+class AppendOptions(TypedDict, total=False):
+    """The named arguments of `Log.append`."""
+
+    ttl: Required[float]
+    max_entries: Required[int]
+    index: Index | None
+    seal: bool
+    once: str
+    owner: str
+    topic: str
+
+
 class CoAppend(Struct, frozen=True, gc=False, array_like=True):
-    """An entry that announces a change of members."""
+    """An entry that announces a change in members."""
 
     stream: str
     data: bytes
@@ -229,6 +241,7 @@ class Log(Protocol):
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         """Append an entry and return its position. Create the stream if it doesn't exist.
@@ -248,6 +261,7 @@ class Log(Protocol):
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
             once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
                 append nothing. Empty text repeats nothing. A full store may forget texts earlier.
+            owner: Who chose `once`, such as a principal. A store that forgets texts forgets none for another owner's.
             topic: What the entry is about, for listeners that don't want all entries. Dots separate segments.
 
         Raises:
@@ -315,7 +329,7 @@ class Log(Protocol):
     ) -> Callable[[], None]:
         """Call `hear` in the event loop with each entry that any worker appends. Return a function that stops it.
 
-        Entries arrive in stream order, also those of several topics, without gaps since `wait_until_listening` returned
+        Entries arrive in stream order, even those of several topics, without gaps since `wait_until_listening` returned
         or since the last call of `interrupted`. An entry may arrive twice. If the store can't guarantee that (a lost
         connection, a dropped message, an entry out of order), it calls `interrupted` instead, and the listener reads
         the stream. A store that can't push entries at all may call `interrupted` for each append. Use
@@ -418,29 +432,29 @@ class Backend(Protocol):
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
-        A charge above the whole count waits until the whole count is free. Taking a seat that the worker already has
+        A charge above the whole count waits until the whole count is free. Taking a slot that the worker already has
         changes nothing. If this raises, the charges may have been taken or not.
 
-        Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
+        Quotas live as long as values of `kv`. Paces and slots may start over when the store is opened again or loses
         data. A store with very many paces may drop the oldest ones of the most frequent kind:
         `ChargeResults.reset_seconds_ago`.
 
         Args:
-            worker: Id of the worker that takes seats.
+            worker: Id of the worker that takes slots.
             charges: What to take. Their keys are distinct.
-            dead: Workers whose seats are free.
+            dead: Workers whose slots are free.
 
         Raises:
             StoreUnavailable: The store didn't respond in time.
         """
         ...
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        """Give seats back. A seat that the worker doesn't have isn't an error.
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
+        """Give slots back. A slot that the worker doesn't have isn't an error.
 
         Args:
             worker: Id of the worker that has them.
-            seats: The seats.
+            slots: The slots.
 
         Raises:
             StoreUnavailable: The store didn't respond in time. Call it again.
@@ -510,7 +524,7 @@ class Members(Protocol):
 class Workers(Protocol):
     """The workers that share the store. Each has a lease, which the store renews while it's open.
 
-    A worker whose lease ended while it was stopped gets a new name. State under the old name is void.
+    A worker whose lease ended while it was stopped gets a new name. State under the old name is ignored.
     """
 
     @property

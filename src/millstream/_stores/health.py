@@ -112,7 +112,7 @@ async def run_on(
     every: float | None = None,
     pause: float | None = None,
 ) -> None:
-    """Do work each time an event is set, until cancelled. While the store fails, repeat it.
+    """Do work each time an event is set, until canceled. While the store fails, repeat it.
 
     Args:
         event: Is set to request the work.

@@ -2,7 +2,7 @@
 
 The members of a group are spread over several records, so a change in a large group stays small. An arrival or
 departure takes three steps: a compare-and-set that names the announcing worker, the announcement, and a compare-and-set
-that marks it as done. Until then, no other worker announces a change of that member, which keeps announcements ordered.
+that marks it as done. Until then, no other worker announces a change to that member, which keeps announcements ordered.
 """
 
 import asyncio
@@ -214,7 +214,7 @@ class MapMembers:
         return worker in self._workers.dead
 
     def _announces(self, held: MemberRecord) -> bool:
-        """Return whether another worker is announcing a change of a member."""
+        """Return whether another worker is announcing a change to a member."""
         return bool(held.announcer) and not self._is_gone(held.announcer)
 
     def _lock(self, key: str) -> asyncio.Lock:

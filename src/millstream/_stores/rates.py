@@ -1,7 +1,7 @@
-"""The store interface for limits: paces, quotas, and seats, decided atomically across all workers.
+"""The store interface for limits: paces, quotas, and slots, decided atomically across all workers.
 
 A pace is a GCRA rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A
-seat is held until it's released or its worker is dead. A share is a portion of the space of a kind of values, for kinds
+slot is held until it's released or its worker is dead. A share is a portion of the space of a kind of values, for kinds
 in which clients can create any number. Stores see opaque keys, not clients.
 """
 
@@ -88,7 +88,7 @@ class ConcurrencySlot(Struct, frozen=True, gc=False, array_like=True, tag=2):
     key: str
     count: int
     holder: str
-    """An identifier that is unique among the seats that the worker holds."""
+    """An identifier that is unique among the slots that the worker holds."""
 
 
 Charge = RateCharge | Quota | ConcurrencySlot
@@ -98,7 +98,7 @@ class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
     """The result of one charge."""
 
     wait: float
-    """Seconds until there is enough, or 0. For seats, which are freed at unknown times, it's `SEAT_WAIT`."""
+    """Seconds until there is enough, or 0. For slots, which are freed at unknown times, it's `SLOT_WAIT`."""
     remaining: float
     """The remaining amount of the key, never below 0."""
     amount: float = 0.0
@@ -123,7 +123,7 @@ class Decision(Struct, frozen=True, gc=False, array_like=True):
     """See `ChargeResults.reset_seconds_ago`."""
 
 
-SEAT_WAIT = 1.0
+SLOT_WAIT = 1.0
 
 
 def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float) -> float:
@@ -174,12 +174,12 @@ def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:
     return _charge_result(0.0 if enough else max(_SLACK, quota.until - now), room, quota.cost)
 
 
-def check_seat(seat: ConcurrencySlot, held: Collection[tuple[str, str]], worker: str) -> ChargeResult:
-    """Return the result for a seat, of those that (worker, holder) pairs hold."""
-    free = seat.count - len(held)
-    if (worker, seat.holder) in held:
+def check_slot(slot: ConcurrencySlot, held: Collection[tuple[str, str]], worker: str) -> ChargeResult:
+    """Return the result for a slot, of those that (worker, holder) pairs hold."""
+    free = slot.count - len(held)
+    if (worker, slot.holder) in held:
         return _charge_result(0.0, free, 0.0)
-    return _charge_result(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
+    return _charge_result(0.0 if free > 0 else SLOT_WAIT, free, 1.0)
 
 
 def refuse_all(results: Sequence[ChargeResult]) -> list[ChargeResult] | None:
@@ -213,8 +213,8 @@ class Rates(Protocol):
         """
         ...
 
-    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
-        """Release seats. A seat that isn't taken isn't an error. Seats of dead workers are released automatically.
+    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
+        """Release slots. A slot that isn't taken isn't an error. Slots of dead workers are released automatically.
 
         Raises:
             StoreUnavailable: The store didn't respond in time. Call it again.

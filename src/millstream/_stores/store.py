@@ -6,8 +6,9 @@ A store whose data outlive its workers may keep ephemeral kinds (`base.EPHEMERAL
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
-from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Backend, Entry, Index, Log, Map, Position
+from millstream._stores.base import EPHEMERAL, PAGE_BYTES, AppendOptions, Backend, Entry, Log, Map, Position
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
@@ -57,21 +58,8 @@ class SplitLog:
         self._durable = durable
         self._memory = memory
 
-    async def append(
-        self,
-        stream: str,
-        data: bytes,
-        *,
-        ttl: float,
-        max_entries: int,
-        index: Index | None = None,
-        seal: bool = False,
-        once: str = "",
-        topic: str = "",
-    ) -> Position:
-        return await self._of(stream).append(
-            stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal, once=once, topic=topic
-        )
+    async def append(self, stream: str, data: bytes, **options: Unpack[AppendOptions]) -> Position:
+        return await self._of(stream).append(stream, data, **options)
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
@@ -127,8 +115,8 @@ class BackendRates:
         charged = await self._backend.charge(workers.me, charges, workers.dead)
         return Decision(charged.results, max(1, len(workers.live)), charged.reset_seconds_ago)
 
-    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
-        await self._backend.release(self._workers.me, seats)
+    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
+        await self._backend.release(self._workers.me, slots)
 
 
 class BackendStore:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from millstream._stores.base import Entry, Gap, Log, Position
 from millstream._stores.health import LogOnce, run_on
+from millstream._stores.memory.topics import never
 
 PATIENCE = 1.0
 """Seconds to wait for an entry to be pushed before reading it."""
@@ -45,7 +46,7 @@ class Tail:
     Example:
         >>> tail = Tail(store.log, "stream", position, take, lost)
         >>> await tail.catch_up()  # existing entries
-        >>> await tail.run()  # new entries, until cancelled
+        >>> await tail.run()  # new entries, until canceled
     """
 
     __slots__ = (
@@ -59,11 +60,11 @@ class Tail:
         "_moved",
         "_news",
         "_pushed_offset",
+        "_pushes_all",
         "_stops",
         "_stream",
         "_take",
         "_waiting",
-        "filters",
         "position",
     )
 
@@ -88,7 +89,7 @@ class Tail:
             take: Called with the next entries, in order.
             lost: Called before the entries that follow a loss.
             drain: Awaited after each page, to apply backpressure.
-            topic: The topic to follow, or None for all entries. See `follow`.
+            topic: The topic to follow, None for all entries, or empty for none. See `follow`.
             moved: Called with a position before which there are no more entries to follow.
         """
         # Configuration
@@ -114,17 +115,20 @@ class Tail:
         """Whether every entry after `position` has been pushed."""
         self._pushed_offset = sys.maxsize
         """The lowest offset of another epoch that was pushed since the last read."""
-        self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Position, asyncio.Future[bool]]] = []
         """Callers of `reach`."""
-        self.filters = topic is not None
-        """Whether the store pushes only what's followed. If not, `settle` reads."""
-        self._stops = {log.listen(stream, self._hear, interrupted=self._interrupt, topic=topic): None}
+        self._pushes_all = topic is None
+        """Whether the first listener receives all entries. It always does if the store can't filter."""
+        hear = self._hear_unwanted if topic == "" else self._hear
+        self._stops = {log.listen(stream, hear, interrupted=self._interrupt, topic=topic): None}
 
     def follow(self, topic: str | None) -> Callable[[], None]:
         """Follow another topic. Call `settle` before relying on it. Return a function that stops it.
 
         After an interruption, entries of all topics are delivered.
         """
+        if self._pushes_all:
+            return never
         stop = self._log.listen(self._stream, self._hear, topic=topic)
         self._stops[stop] = None
 
@@ -145,7 +149,7 @@ class Tail:
         Raises:
             LocalError, OSError: The store can't be read.
         """
-        if self.filters and self._in_step:
+        if self._in_step and not self._pushes_all:
             at, here = await self._log.wait_until_listening(self._stream), self.position
             if at is not None and here is not None and at.epoch == here.epoch and self._is_current:
                 if at.offset > here.offset:
@@ -179,7 +183,7 @@ class Tail:
                 raise
 
     async def run(self) -> None:
-        """Deliver entries until cancelled. Retry after store failures."""
+        """Deliver entries until canceled. Retry after store failures."""
         if not self._listens:
             self._news.set()
         await run_on(self._news, self.catch_up, self._log_once)
@@ -192,18 +196,25 @@ class Tail:
         here = self.position
         if here is not None and here.epoch == at.epoch and here.offset >= at.offset:
             return
-        arrived = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[bool] = loop.create_future()
         self._waiting.append((at, arrived))
-        await asyncio.wait([arrived], timeout=PATIENCE)
-        self._waiting = [each for each in self._waiting if each[1] is not arrived]
-        if not arrived.done():
-            await self.catch_up()
+        timer = loop.call_later(PATIENCE, _finish, arrived, False)  # cheaper than `asyncio.timeout`
+        try:
+            if not await arrived:
+                await self.catch_up()
+        finally:
+            timer.cancel()
 
     def _advance(self, position: Position) -> None:
         self.position = position
-        for at, arrived in self._waiting:
-            if at.offset <= position.offset and not arrived.done():
-                arrived.set_result(None)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for at, arrived in waiting:
+                if at.offset <= position.offset:
+                    _finish(arrived, True)
+                elif not arrived.done():
+                    self._waiting.append((at, arrived))
 
     def _hear(self, entry: Entry) -> None:
         here, at = self.position, entry.position
@@ -215,6 +226,10 @@ class Tail:
         elif at.offset > here.offset:
             self._take((entry,))
             self._advance(at)
+
+    def _hear_unwanted(self, entry: Entry) -> None:
+        self._pushes_all = True
+        self._hear(entry)
 
     def _interrupt(self) -> None:
         self._in_step = False
@@ -243,3 +258,8 @@ class Tail:
         self._take(entries)
         self._advance(entries[-1].position)
         return True
+
+
+def _finish(arrived: asyncio.Future[bool], result: bool) -> None:
+    if not arrived.done():
+        arrived.set_result(result)

@@ -1,4 +1,4 @@
-"""Paces and seats in memory, and quotas in the map, for stores that one process owns."""
+"""Paces and slots in memory, and quotas in the map, for stores that one process owns."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from millstream._stores.rates import (
     RateCharge,
     check_pace,
     check_quota,
-    check_seat,
+    check_slot,
     drop_paces,
     quota_key,
     refuse_all,
@@ -43,10 +43,10 @@ class UsageCounter:
         """Time at which each pace has fully recovered, by key, in order of first use."""
         self._forgot: dict[str, float] = {}
         """Time at which unexpired paces were last dropped, by kind."""
-        self._seats: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
-        """Taken seats by key, as (worker, holder)."""
+        self._slots: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+        """Taken slots by key, as (worker, holder)."""
         self._workers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        """Number of taken seats by key and worker, so that those of dead workers are found without reading all."""
+        """Number of taken slots by key and worker, so that those of dead workers are found without reading all."""
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
@@ -54,9 +54,9 @@ class UsageCounter:
         """See `Backend.charge`.
 
         Args:
-            worker: Id of the worker that takes seats.
+            worker: Id of the worker that takes slots.
             charges: What to take. Their keys are distinct.
-            dead: Workers whose seats are free.
+            dead: Workers whose slots are free.
         """
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
@@ -71,14 +71,14 @@ class UsageCounter:
                 elif isinstance(charge, Quota):
                     result = check_quota(charge, used[charge.key], wall)
                 else:
-                    result = check_seat(charge, self._holders(charge.key, dead), worker)
+                    result = check_slot(charge, self._holders(charge.key, dead), worker)
                 found.append(result)
             refused = refuse_all(found)
             if refused is None:
                 self._take_paces(full_at, now)
                 for charge in charges:
                     if isinstance(charge, ConcurrencySlot):
-                        self._take_seat(charge.key, (worker, charge.holder))
+                        self._take_slot(charge.key, (worker, charge.holder))
                 for quota in quotas:
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
@@ -86,34 +86,34 @@ class UsageCounter:
         forgot = [self._forgot[kind] for charge in charges if (kind := kind_of(charge.key)) in self._forgot]
         return ChargeResults(refused or found, self._clock() - max(forgot) if forgot else None)
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`.
 
         Args:
             worker: Id of the worker that has them.
-            seats: The seats.
+            slots: The slots.
         """
-        for seat in seats:
-            self._free_seat(seat.key, (worker, seat.holder))
+        for slot in slots:
+            self._free_slot(slot.key, (worker, slot.holder))
 
     def _holders(self, key: str, dead: Collection[str]) -> Collection[tuple[str, str]]:
         gone = [worker for worker in self._workers.get(key, ()) if worker in dead]
         if gone:
-            for seat in [each for each in self._seats[key] if each[0] in gone]:
-                self._free_seat(key, seat)
-        return self._seats.get(key, ())
+            for slot in [each for each in self._slots[key] if each[0] in gone]:
+                self._free_slot(key, slot)
+        return self._slots.get(key, ())
 
-    def _take_seat(self, key: str, seat: tuple[str, str]) -> None:
-        if seat not in self._seats[key]:
-            self._seats[key].add(seat)
-            self._workers[key][seat[0]] += 1
+    def _take_slot(self, key: str, slot: tuple[str, str]) -> None:
+        if slot not in self._slots[key]:
+            self._slots[key].add(slot)
+            self._workers[key][slot[0]] += 1
 
-    def _free_seat(self, key: str, seat: tuple[str, str]) -> None:
-        if seat in self._seats[key]:
-            self._seats[key].remove(seat)
-            self._workers[key] -= Counter([seat[0]])
-        if not self._seats[key]:
-            del self._seats[key]
+    def _free_slot(self, key: str, slot: tuple[str, str]) -> None:
+        if slot in self._slots[key]:
+            self._slots[key].remove(slot)
+            self._workers[key] -= Counter([slot[0]])
+        if not self._slots[key]:
+            del self._slots[key]
             self._workers.pop(key, None)
 
     def _take_paces(self, full_at: Mapping[str, float], now: float) -> None:

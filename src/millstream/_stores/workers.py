@@ -222,7 +222,7 @@ class Leases:
         self._hurry.set()
 
     async def run(self) -> None:
-        """Renew the lease until cancelled."""
+        """Renew the lease until canceled."""
         third = self.lease / 3
         await run_on(self._hurry, self.renew, self._log_once, every=third, pause=min(PAUSE, third))
 

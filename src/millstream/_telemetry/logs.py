@@ -218,13 +218,18 @@ class _ErrorFormatter(logging.Formatter):
         return text
 
 
+def stamp(seconds: float) -> str:
+    """Return a time as in RFC 3339, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class JsonLines(_ErrorFormatter):
     """One JSON object per line: ``ts``, ``level``, ``logger``, ``message``, and the record's extra fields."""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "ts": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redact_text(record.getMessage()),
@@ -384,7 +389,7 @@ def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException]
 
     To find the failing line in their own file, users don't need the frames between the socket and that line, or those
     of libraries that it called. A traceback without user code keeps the frames outside of Millstream, or else all
-    frames. For types in `explained`, whose texts are sufficient, it keeps none.
+    frames. For types in `explained`, whose messages are sufficient, it keeps none.
     """
     for each in _chain(exc):
         each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))

@@ -302,7 +302,7 @@ class LoopLag:
         return [lag for _, lag in takewhile(lambda each: each[0] >= start, reversed(self._samples))]
 
     async def run(self) -> None:
-        """Measure until cancelled. The runtime owns the task."""
+        """Measure until canceled. The runtime owns the task."""
         while True:
             asked = self._clock()
             await self._sleep(INTERVAL)

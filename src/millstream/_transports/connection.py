@@ -290,9 +290,7 @@ class ClientConnection:
         ends, self._ends = self._ends, set()
         for end in ends:
             end()
-        last = [
-            each for each, call in self._tasks.items() if ends and call and (call.long_lived or call.method == _LISTEN)
-        ]
+        last = [each for each, call in self._tasks.items() if ends and call and call.long_lived]
         if last:
             asyncio.gather(*last, return_exceptions=True).add_done_callback(lambda _: then())
         else:

@@ -4,7 +4,6 @@ OpenAPI 3.1 uses JSON Schema 2020-12, so the schemas for MCP clients are include
 inside them are rebased. A pure function: tools in, bytes out.
 """
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -41,12 +40,27 @@ HARD = ("$ref", "allOf", "contains", "dependentSchemas", "else", "if", "minPrope
 """Keywords that make a guess unsafe."""
 
 
-def example_of(schema: Schema, depth: int = 0) -> Any:
+def example_of(schema: Schema) -> Any:
     """Return a valid value for a JSON Schema, or `UNSET`. Objects have only their required members.
 
     It supports the schemas of function signatures. For anything that can't be guaranteed, such as a pattern, an unknown
     format or keyword, or a recursive type, the result is `UNSET`.
     """
+    try:
+        return _example(schema, 0)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # a schema of another server can have any limits
+        return UNSET
+
+
+def _example(schema: Any, depth: int) -> Any:
+    if not is_object(schema):
+        return UNSET
     for key in ("examples", "enum"):
         if is_array(schema.get(key)) and schema[key]:
             return schema[key][0]
@@ -56,7 +70,7 @@ def example_of(schema: Schema, depth: int = 0) -> Any:
     if depth >= MAX_DEPTH or not schema.keys().isdisjoint(HARD):
         return UNSET
     for alternative in schema.get("anyOf") or schema.get("oneOf") or ():
-        found = example_of(alternative, depth + 1)
+        found = _example(alternative, depth + 1)
         if found is not UNSET:
             return found
     kind = schema.get("type")
@@ -68,8 +82,7 @@ def _object(schema: Schema, depth: int) -> Any:
     properties = schema.get("properties", {})
     made: dict[str, Any] = {}
     for name in schema.get("required", []):
-        part = properties.get(name)
-        value = example_of(part, depth + 1) if is_object(part) else UNSET
+        value = _example(properties.get(name), depth + 1)
         if value is UNSET:
             return UNSET
         made[name] = value
@@ -83,7 +96,7 @@ def _array(schema: Schema, depth: int) -> Any:
     if count > MAX_DEPTH or (count > 1 and schema.get("uniqueItems")):
         return UNSET
     parts = [*prefix, *[items] * count][:count]
-    values = [example_of(part, depth + 1) if is_object(part) else UNSET for part in parts]
+    values = [_example(part, depth + 1) for part in parts]
     return UNSET if UNSET in values or len(values) < schema.get("minItems", 0) else values
 
 
@@ -93,7 +106,7 @@ def _string(schema: Schema, depth: int) -> Any:
     shortest = schema.get("minLength", 0)
     if shortest > MAX_LENGTH or "contentEncoding" in schema:
         return UNSET
-    return "text".ljust(shortest, "t")[: schema.get("maxLength", MAX_LENGTH)]
+    return "hello".ljust(shortest, "o")[: schema.get("maxLength", MAX_LENGTH)]
 
 
 def _number(schema: Schema, depth: int) -> Any:
@@ -181,10 +194,8 @@ def _operation(tool: Tool, schemas: Json) -> Json:
     result: Json = described.get("outputSchema", {})
     description: str = described.get("description", "")
     content: Json = {"schema": _add_component(f"{name}.arguments", arguments, schemas)}
-    # A schema of another server can have any limits.
-    with contextlib.suppress(ArithmeticError, TypeError, ValueError):
-        if (example := example_of(arguments)) is not UNSET:
-            content["example"] = example
+    if (example := example_of(arguments)) is not UNSET:
+        content["example"] = example
     body: Json = {"required": bool(arguments.get("required")), "content": {"application/json": content}}
     title: str = described.get("title", "")
     if title == title_of(name):  # the docstring's first line is more informative

@@ -185,7 +185,10 @@ class RestRoutes:
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
         tool = self._registry.tools.get(name)
         if tool is None or (tool.visible is not None and not tool.visible(request.principal)):
-            return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
+            text = (
+                f"There is no tool {name[:128]!r}." if name else f"Add the name of a tool: POST to {root}/tools/NAME."
+            )
+            return refuse(UNKNOWN_TOOL, text)
         scopes = scopes_of(request.principal)
         if scopes is not None and not tool.scopes <= scopes:
             lacking = self._dispatcher.services.scope_error(tool.scopes)
@@ -278,7 +281,7 @@ def _read_arguments(tool: Tool, raw: bytes) -> Any:
     """Validate arguments early, because a tool's own errors look the same later.
 
     Raises:
-        ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
+        ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a message that says what to fix.
     """
     try:
         return tool.read(raw)

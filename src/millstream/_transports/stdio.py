@@ -26,7 +26,7 @@ from millstream._transports.connection import ClientConnection
 
 _CHUNK = 256 * 1024
 _LAST_SECONDS = 1.0
-"""Time for cancelled calls to end."""
+"""Time for canceled calls to end."""
 _TOO_LONG = "Parse error: a line is longer than {} bytes"
 
 

@@ -1,6 +1,7 @@
 """Pages for people who open an address that isn't a page, or that refuses them. Programs get the plain response.
 
-The pages contain their style, because they also appear where no other path is served, such as under a wrong Host.
+The pages contain their style, because they also appear where no other path is served, such as under a wrong Host: those
+rules of the style sheets whose selectors can match such a page.
 """
 
 import re
@@ -26,6 +27,7 @@ _TITLES = {
     405: "This address isn't a page",
     406: "This address isn't a page",
     421: "The server doesn't know this address",
+    426: "This address isn't a page",
     429: "Wait a little",
     503: "The server is busy",
 }
@@ -34,7 +36,16 @@ _ADVICE = {
     403: "Sign in with another account, or ask the operator of this server for access.",
     404: "Check the address, or begin at the start page.",
 }
-_FONT = re.compile(r"@font-face \{.*?\}\n", re.DOTALL)
+_SAID = re.compile(r"(?:not found|method not allowed)\.?\s*", re.IGNORECASE)
+"""Beginning of a text for programs that the title of the page says, too."""
+_LEFT_OUT = re.compile(r"/\*.*?\*/|@[^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", re.DOTALL)
+"""Comments, fonts, and media queries."""
+_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
+_FITTING = re.compile(
+    r"(?:[^a-z]|\b(?:root|html|body|main|h1|h2|p|a|pre|code|section|hidden|focus|focus-visible|before|after|is|empty|hover|"
+    r"ask|card|stack|tight|soft|small|row|button|wrap)(?![\w-]))+"
+)
+"""Matches a selector with only elements, classes, and states of these pages."""
 _CODE = re.compile("`([^`]+)`")
 
 
@@ -53,7 +64,7 @@ def error_page(
     if reply.status < 400 or b"html" in kind:
         return reply
     title = _TITLES.get(reply.status) or HTTPStatus(reply.status).phrase
-    texts = [_text_of(reply.body)]
+    texts = [text] if (text := _SAID.sub("", _text_of(reply.body), count=1)) else []
     # Other refusals with 403 say what to do.
     if reply.status in _ADVICE and (reply.status != 403 or b"insufficient_scope" in head):
         texts.append(_ADVICE[reply.status])
@@ -62,7 +73,7 @@ def error_page(
 
 
 def entry_page(
-    request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, guarded: bool = False
+    request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, sign_in: str = ""
 ) -> Response:
     """Return the page at the address of MCP, and at ``/`` of a server without pages: how to use the server.
 
@@ -71,12 +82,23 @@ def entry_page(
         path: Path of MCP.
         server: Name of the server.
         links: Label -> path of its pages.
-        guarded: Whether callers sign in.
+        sign_in: How callers sign in, as an option of the command line: ``--auth KEY``, ``--login``, or none.
     """
     host = request.headers.get(b"host", b"").decode("latin-1")
     name = re.sub(r"[^a-z0-9]+", "-", server.lower()).strip("-") or "server"
     url = escape(f"{request.scheme}://{host}{request.root_path}{path}")
-    body = Template(_part("entry.html")).substitute(url=url, name=name, hidden="" if guarded else " hidden")
+    header = ' --header "Authorization: Bearer KEY"'
+    notes = {
+        "--auth KEY": "<code>KEY</code> is your key. The operator of this server gives you one.",
+        "--login": f"Claude Code opens a browser to sign in. With a key, add <code>{header[1:]}</code> instead.",
+    }
+    body = Template(_part("entry.html")).substitute(
+        url=url,
+        name=name,
+        header=header if sign_in == "--auth KEY" else "",
+        option=f" {sign_in}" if sign_in else "",
+        note=f'\n<p class="soft small">{notes[sign_in]}</p>' if sign_in else "",
+    )
     return _page(request, 200, server, "MCP server", body, links=links)
 
 
@@ -115,7 +137,15 @@ def _part(name: str) -> str:
 @cache
 def _style() -> str:
     sheets = ("tokens.css", "base.css", "sign-in.css")
-    return _FONT.sub("", "".join((_FOLDER / "assets" / each).read_text("utf-8") for each in sheets))
+    text = _LEFT_OUT.sub("", "".join((_FOLDER / "assets" / each).read_text("utf-8") for each in sheets))
+    rules: list[str] = []
+    for selectors, declarations in _RULE.findall(" ".join(text.split())):
+        fitting = [each for each in re.split(r", (?![^(]*\))", selectors) if _FITTING.fullmatch(each)]
+        if fitting:
+            rules.append(f"{','.join(fitting).strip()}{{{declarations.strip()}}}")
+    style = "".join(rules)
+    # Only the tokens that these rules use.
+    return re.sub(r"(--[\w-]+): [^;]+; ?", lambda found: found[0] if f"var({found[1]}" in style else "", style)
 
 
 def _text_of(body: bytes) -> str:

@@ -19,7 +19,7 @@ from millstream._server.calls.services import Services, expiry_of, principal_id
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import reply
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._authorization_server.signing import Vault, new_state
+from millstream.auth._authorization_server.tickets import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
 from millstream.client import (
@@ -346,7 +346,7 @@ class Inspector:
         Args:
             urls: URLs from the operator.
             services: Services of this server, which store the sign-ins.
-            streams: Open streams of this server; streams from other servers count towards their limit.
+            streams: Open streams of this server; streams from other servers count toward their limit.
             shows_log: Whether this server sends its log to the page, as in development.
             tags: Returns the tags of tools, which aren't part of the protocol's tool list.
 

@@ -5,7 +5,7 @@ A file ``NAME.html`` is served as ``/NAME``, and all others as ``/assets/FILE``.
 Pages reference files by relative paths (``assets/base.css``), so they work below any mount point. The policy forbids
 files from other hosts, and inline scripts and styles.
 
-Each reference has the digest of the file as its query, also in the imports of modules, so browsers may cache files for
+Each reference has the digest of the file as its query, even in the imports of modules, so browsers may cache files for
 a year. Pages preload all modules that they import at once, instead of discovering imports level by level: the imports
 of the inspector are ten levels deep.
 """

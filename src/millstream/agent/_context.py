@@ -22,9 +22,9 @@ from millstream import (
     ToolResultBlock,
     ToolUse,
 )
+from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
-from millstream.agent._servers import ConnectedServer
 from millstream.client import ClientError, Result, ServerError
 from millstream.protocol import PromptDescription
 
@@ -143,7 +143,7 @@ _CLOSING = ".,;!?)'\""
 
 
 def mentions(text: str, servers: Sequence[ConnectedServer]) -> list[tuple[ConnectedServer, str]]:
-    """Return the resources mentioned in a text. Mentions of unknown servers stay plain text."""
+    """Return the resources mentioned in a message. Mentions of unknown servers stay plain text."""
     by_name = {server.name: server for server in servers}
     found = [(by_name.get(each["server"]), each["uri"].rstrip(_CLOSING)) for each in _MENTION.finditer(text)]
     return [(server, uri) for server, uri in dict.fromkeys(found) if server is not None]

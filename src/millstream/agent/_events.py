@@ -224,7 +224,7 @@ class AnswerQueue:
         return self.task
 
     def stop(self, task: "asyncio.Task[None]") -> None:
-        """Stop an answer without a reader."""
+        """Stop an answer that isn't read anymore."""
         if task is self.task:
             self.stopping = True
             self.emit = None

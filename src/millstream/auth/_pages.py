@@ -15,15 +15,16 @@ from msgspec import Struct
 
 from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest, Response
-from millstream.auth._authorization_server.answers import (
+from millstream.auth._authorization_server.records import (
     NO_STORE,
+    AuthorizationRequest,
+    OAuthClient,
     form_target,
     is_app,
     is_identified,
     is_loopback,
     shown_host,
 )
-from millstream.auth._authorization_server.records import AuthorizationRequest, OAuthClient
 from millstream.auth.providers import UpstreamLogin, User
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Re
 
 
 def quote_foreign(text: str) -> str:
-    """Return a text that may quote another server, printable and shortened."""
+    """Return text that may quote another server, printable and shortened."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= _MAX_QUOTED else f"{plain[:_MAX_QUOTED]}…"
 

@@ -1,4 +1,4 @@
-"""Tokens of an issuer as auth methods: signed ones (JSON Web Tokens), and ones that only it can verify (RFC 7662).
+"""Tokens from an issuer as auth methods: signed ones (JSON Web Tokens), and ones that only it can verify (RFC 7662).
 
 An issuer publishes its metadata: RFC 8414, or OpenID Connect Discovery. Requests go to issuers that the operator
 configured. They may be on a private network.
@@ -21,14 +21,12 @@ from millstream.auth._jose import (
     ASYMMETRIC,
     FetchedKeys,
     FixedKeys,
-    InvalidToken,
     PublicKey,
     TokenRules,
     judge,
-    read_header,
+    read_claims,
     read_keys,
     shared_secret,
-    verify_any,
 )
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import AuthMethod, Identity, SingleFlight, Unavailable
@@ -160,7 +158,7 @@ class Keys(Protocol):
 
 
 class IssuerMethod(AuthMethod):
-    """A method for the tokens of one issuer."""
+    """A method for the tokens from one issuer."""
 
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Callable[[], float]) -> None:
         self._rules = rules
@@ -176,7 +174,7 @@ class IssuerMethod(AuthMethod):
 
 
 class TokenMethod(IssuerMethod):
-    """The signed tokens of one issuer."""
+    """The signed tokens from one issuer."""
 
     def __init__(
         self,
@@ -196,13 +194,7 @@ class TokenMethod(IssuerMethod):
     @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
-        try:
-            header = read_header(credential)
-        except InvalidToken:
-            return None
-        if header.alg not in self._algorithms or header.typ not in self._types:
-            return None
-        claims = verify_any(credential, await self._keys.find(header.kid, header.alg), header.alg)
+        claims = await read_claims(credential, self._keys.find, self._algorithms, self._types)
         return None if claims is None else judge(claims, self._rules, self._clock())
 
     @override
@@ -223,7 +215,7 @@ _decode = decoder(dict[str, Any])
 
 
 class IntrospectedMethod(IssuerMethod):
-    """The tokens of one issuer, which only it can verify."""
+    """The tokens from one issuer, which only it can verify."""
 
     shows = True
 
@@ -313,7 +305,7 @@ def rules_of(
     *,
     believed: float = 60.0,
 ) -> TokenRules:
-    """Return the rules for tokens of an issuer, from the arguments of ``auth.jwt``.
+    """Return the rules for an issuer's tokens, from the arguments of ``auth.jwt``.
 
     Raises:
         ValueError: The issuer, the audience, or a scope is invalid.
@@ -329,7 +321,7 @@ def rules_of(
     parts = urlsplit(audience)
     if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
         raise ValueError(
-            "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment"
+            "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment."
         )
     check_scopes(several("scopes", scopes))
     return TokenRules(issuer, audience, inclusions(implied), believed)
@@ -369,11 +361,11 @@ def jwt(
         ... )
     """
     if bool(jwks) == bool(secret):
-        raise ValueError("auth.jwt() requires either jwks=, the issuer's keys, or secret=, a shared secret")
+        raise ValueError("auth.jwt() requires either jwks=, the issuer's keys, or secret=, a shared secret.")
     allowed = several("algorithms", algorithms) or (("HS256",) if secret else ASYMMETRIC)
     possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
     if unknown := [each for each in allowed if each not in possible]:
-        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}")
+        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}.")
     keys: FixedKeys | FetchedKeys
     if secret:
         keys = FixedKeys([shared_secret(secret)])
@@ -424,7 +416,9 @@ def introspection(
     """
     url = check_url(endpoint).geturl()
     if not (client and secret):
-        raise ValueError("auth.introspection() requires client= and secret=, this server's credentials at the endpoint")
+        raise ValueError(
+            "auth.introspection() requires client= and secret=, this server's credentials at the endpoint."
+        )
 
     rules = rules_of(issuer, audience, scopes, scope_includes, believed=30.0)
     return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)

@@ -281,7 +281,7 @@ class Client:
         given = {**arguments, **more} if arguments else more
         for name in _HANDLERS:
             if callable(more.get(name)):
-                raise TypeError(f"call({tool!r}, {name}=…): to receive progress reports, write progress=…")
+                raise TypeError(f"call({tool!r}, {name}=…): to receive progress reports, write progress=….")
         try:
             if task and self.tasks.supported:
                 started = await self.tasks.start(tool, given)

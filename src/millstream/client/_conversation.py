@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode

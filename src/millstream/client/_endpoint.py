@@ -1,5 +1,6 @@
 """One URL of a server, with its fixed headers, its credentials, and redirects within the origin."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -187,9 +188,11 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
         text = f"{url} rejected these credentials (401)."
     elif "insufficient_scope" in challenge:
-        text = f"{url} requires more permissions than these credentials have (403): {brief(challenge)}."
+        scope = re.search(r'scope="([^"]*)', challenge)
+        text = f"{url} requires more permissions than these credentials have (403)"
+        text += f": {brief(scope[1])}." if scope else "."
     else:
-        reason = _detail(reply)
+        reason = problem_detail(reply)
         what = "refused the request" if reason else "rejected these credentials, or this host or origin"
         text = f"{url} {what} (403){reason}."
     return AccessDenied(text, reply.status, challenge)
@@ -199,7 +202,7 @@ class _Problem(Struct):
     detail: str = ""
 
 
-def _detail(reply: HttpReply) -> str:
+def problem_detail(reply: HttpReply) -> str:
     """Return the reason from problem details (RFC 9457)."""
     if reply.media_type != "application/problem+json":
         return ""

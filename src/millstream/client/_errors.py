@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from millstream._http.client.body import (
+from millstream._http.client import (
     ClientError,
     ConnectFailed,
     ConnectionLost,

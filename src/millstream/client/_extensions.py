@@ -28,7 +28,7 @@ _decode = decoder(dict[str, Any])
 
 
 class OutgoingRequest(Struct):
-    """A request of the client, before it's sent."""
+    """A client request, before it's sent."""
 
     method: str
     params: dict[str, Any]
@@ -78,7 +78,7 @@ class ClientHost:
         for each in extensions:
             if isinstance(each, type) or not hasattr(each, "bind_client"):
                 raise TypeError(
-                    f"extensions must contain instances of millstream.extensions.Extension subclasses, not {each!r}"
+                    f"extensions must contain instances of millstream.extensions.Extension subclasses, not {each!r}."
                 )
             if each.name in names:
                 raise ValueError(f"Two extensions have the name {each.name!r}. Remove one.")
@@ -159,7 +159,7 @@ class ClientHost:
     def _handler(self, name: str, handler: Handler) -> Run:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
-            raise ValueError(f"The method {name!r} already exists")
+            raise ValueError(f"The method {name!r} already exists.")
         return with_decoded_params(handler, type(self.client))
 
     async def _around(self, ask: Ask) -> bytes:
@@ -168,7 +168,7 @@ class ClientHost:
 
         async def inside(request: OutgoingRequest) -> dict[str, Any]:
             if request.method != ask.method:
-                raise LocalError("A hook can't change the method of a request")
+                raise LocalError("A hook can't change the method of a request.")
             if request.params is not before or encode(request.params) != ask.params:
                 ask.params = encode(request.params)
             raw = await requests.ask(ask)

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, SuggestionMeta
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, SuggestionMeta, shorten
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members, value_at
 from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
@@ -271,7 +271,8 @@ def failure(error: bytes) -> ServerError:
         decoded = _decode_error(error)
         data = msgspec.json.decode(decoded.data) if decoded.data else None
     except MALFORMED:
-        return ServerError(0, "The server reported an error that can't be decoded")
+        text = shorten(error.decode("utf-8", "replace"))
+        return ServerError(0, f"The server reported an error that can't be decoded: {text}")
     remedy = _handler_for(data) if decoded.code == MISSING_CLIENT_CAPABILITY else ""
     return ServerError(decoded.code, decoded.message or "The server gave no reason", data, remedy=remedy)
 
@@ -526,7 +527,7 @@ class Connector(Struct, kw_only=True):
         if result.protocol_version in PER_REQUEST:
             # A server of the per-request era whose response to the probe was lost or late.
             dates = {"supported": [result.protocol_version]}
-            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake", dates)
+            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.set_revision(agreed)

@@ -144,7 +144,7 @@ class Questions:
 
     async def _fill_in(self, params: bytes) -> Any:
         if self._elicit is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This client has no user to ask")
+            raise ProtocolError(METHOD_NOT_FOUND, "This client has no user to ask.")
         answer = await _ask(self._elicit, _decode_form(params))
         if isinstance(answer, Mapping):
             return {"action": "accept", "content": dict(cast("Mapping[str, Any]", answer))}
@@ -154,7 +154,7 @@ class Questions:
 
     async def _complete(self, params: bytes) -> Any:
         if self._sample is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This client has no language model")
+            raise ProtocolError(METHOD_NOT_FOUND, "This client has no language model.")
         answer = await _ask(self._sample, _decode_sample(params))
         if isinstance(answer, str):
             return SampleResult("assistant", Text(answer), "unknown", "endTurn")
@@ -162,7 +162,7 @@ class Questions:
 
     async def _list_roots(self, params: bytes) -> Any:
         if self._roots is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This client has no roots")
+            raise ProtocolError(METHOD_NOT_FOUND, "This client has no roots.")
         roots = self._roots
         places = await _ask(lambda _: roots(), None) if callable(roots) else roots
         return {"roots": [root_of(each) for each in places]}
@@ -189,7 +189,7 @@ async def answer_all(
             answers[key] = await handler.answer(question.method, bytes(question.params), request_id)
         except ProtocolError as exc:
             raise InvalidResponse(
-                f"{sender} sent a {question.method} request that this client can't answer: {exc.message}."
+                f"{sender} sent a {question.method} request that this client can't answer: {exc.message.rstrip('.')}."
             ) from exc
     return answers
 

@@ -136,7 +136,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         Raises:
             TypeError: Always.
         """
-        raise TypeError(f"A Result isn't the value. Write result.data[{key!r}], or call(…, result_type=dict)[{key!r}]")
+        raise TypeError(f"A Result isn't the value. Write result.data[{key!r}], or call(…, result_type=dict)[{key!r}].")
 
     @property
     def text(self) -> str:

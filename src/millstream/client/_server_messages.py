@@ -49,7 +49,7 @@ class Deadlines:
         self.waiting: set[PendingRequest] = set()
 
     def begin(self, seconds: float, longest: float, progress: OnProgress | None) -> "PendingRequest":
-        """Start the clock of a request in the current task. Call `PendingRequest.end` when the request finishes.
+        """Start timing a request in the current task. Call `PendingRequest.end` when the request finishes.
 
         Args:
             seconds: Timeout without a response; `math.inf` for none.

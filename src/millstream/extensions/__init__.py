@@ -24,8 +24,8 @@ from millstream.extensions._calls import (
     ReplyStream,
     RunOutcome,
     SavedCall,
-    SeatLimit,
-    Seats,
+    SlotLimit,
+    Slots,
 )
 from millstream.extensions._extension import Extension, method, notification
 from millstream.extensions._host import ListenSubscription, ServerHost
@@ -53,10 +53,10 @@ __all__ = [
     "RoundState",
     "RunOutcome",
     "SavedCall",
-    "SeatLimit",
-    "Seats",
     "ServerHost",
     "Share",
+    "SlotLimit",
+    "Slots",
     "TaskRules",
     "ToolOptions",
     "method",

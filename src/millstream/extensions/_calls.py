@@ -253,8 +253,8 @@ class PendingCall(Struct, eq=False):
             call.owner,
         )
 
-    def keep_seats(self) -> Callable[[], object]:
-        """Keep the seats of this call after it ends. Return a function that releases them."""
+    def keep_slots(self) -> Callable[[], object]:
+        """Keep the slots of this call after it ends. Return a function that releases them."""
         release, self._call.release = self._call.release, None
         return release or (lambda: None)
 
@@ -327,11 +327,11 @@ class ReportChannel(NullReplyChannel):
 
 
 class LimitReached(Exception):
-    """A limit has no free seat. See `ServerHost.acquire_slots`.
+    """A limit has no free slot. See `ServerHost.acquire_slots`.
 
     Args:
         name: Name of the limit.
-        key: Whose seats are taken.
+        key: Whose slots are taken.
     """
 
     def __init__(self, name: str, key: str) -> None:
@@ -341,7 +341,7 @@ class LimitReached(Exception):
         self.key: str = key
 
 
-class SeatLimit(Struct, frozen=True):
+class SlotLimit(Struct, frozen=True):
     """A limit on concurrent work across all workers."""
 
     name: str
@@ -357,5 +357,5 @@ class _RoundAnswers(Struct, gc=False):
 _decode_questions = decoder(_RoundAnswers)
 
 
-Seats = Sequence[Any]
-"""Seats taken by `ServerHost.acquire_slots`, to release with `ServerHost.release_slots`."""
+Slots = Sequence[Any]
+"""Slots taken by `ServerHost.acquire_slots`, to release with `ServerHost.release_slots`."""

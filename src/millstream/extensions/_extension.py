@@ -239,7 +239,7 @@ class ExtensionPart:
         extension = self.extension
         lacking = "" if self._server is None else extension.unmet(self._server)
         if lacking:
-            raise LocalError(f"The extension {extension.name!r} can't run: {lacking}")
+            raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
         server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)
         revisions = frozenset(extension.revisions or EVERY_REVISION)
         members = ("extensions", "experimental") if extension.experimental else ("extensions",)
@@ -279,13 +279,13 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
         if not isinstance(each, Extension):
             description = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
             raise TypeError(
-                f"extensions takes instances of subclasses of millstream.extensions.Extension, not {description}"
+                f"extensions takes instances of subclasses of millstream.extensions.Extension, not {description}."
             )
         prefix, slash, name = each.name.partition("/")
         if not (prefix and slash and name):
             raise ValueError(
                 f"{type(each).__name__}.name is {each.name!r}: use an identifier with a prefix, such as "
-                "'com.example/stock'"
+                "'com.example/stock'."
             )
         if each.name in names:
             raise ValueError(f"Two extensions have the name {each.name!r}. Remove one.")

@@ -41,8 +41,8 @@ from millstream.extensions._calls import (
     PendingCall,
     ReportChannel,
     SavedCall,
-    SeatLimit,
-    Seats,
+    SlotLimit,
+    Slots,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ServerHost:
             LocalError: The server has no hub.
         """
         if self._host.hub is None:
-            raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs")
+            raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs.")
         return self._host.hub
 
     def seal(self, value: bytes, bound: str) -> bytes:
@@ -455,7 +455,7 @@ class ServerHost:
         call.reply_channel = ReportChannel(report)
         return CallRun(self._host.dispatcher, call)
 
-    async def acquire_slots(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
+    async def acquire_slots(self, holder: str, limits: Sequence[SlotLimit], *, call: SavedCall | None = None) -> Slots:
         """Take one slot of every limit, or none at all. If the worker dies, its slots become free.
 
         Args:
@@ -466,26 +466,26 @@ class ServerHost:
         Raises:
             LimitReached: A limit has no free slot.
         """
-        seat_limits = [(each.name, each.key, each.most) for each in limits]
+        all_limits = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
-            seat_limits += concurrency_limits(call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency)
-        seats = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in seat_limits]
-        decision = await self._host.pool.take(seats) if seats else None
+            all_limits += concurrency_limits(call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency)
+        slots = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in all_limits]
+        decision = await self._host.pool.take(slots) if slots else None
         if decision is not None:
             for number, taken in enumerate(decision.results):
                 if taken.wait > 0:
-                    name, key, _ = seat_limits[number]
+                    name, key, _ = all_limits[number]
                     raise LimitReached(name if number < len(limits) else "", key)
-        return seats
+        return slots
 
-    def release_slots(self, seats: Seats) -> None:
+    def release_slots(self, slots: Slots) -> None:
         """Release slots in the background.
 
         Args:
-            seats: What `acquire_slots` returned.
+            slots: What `acquire_slots` returned.
         """
-        if seats:
-            self._host.pool.leave(seats)
+        if slots:
+            self._host.pool.leave(slots)
 
     # Streams
 

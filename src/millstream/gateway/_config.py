@@ -105,7 +105,7 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The value isn't a table.
         """
         if not is_object(self.value):
-            raise self.error(f"it must be a table of options, not {self.written}")
+            raise self.error(f"it must be a table of options, not {self.written}.")
         return {name: self.member(name) for name in self.value}
 
     def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
@@ -119,9 +119,9 @@ class ConfigValue(Struct, frozen=True):
             if key not in known:
                 hint = suggest(key, tuple(known))
                 if key in _COMMAND_OPTIONS:
-                    hint = f"set it on the command line, with --{key}"
+                    hint = f"set it on the command line, with --{key}."
                 elif self.where != ("settings",) and key in Settings.__struct_fields__:
-                    hint = "write it under [settings]"
+                    hint = "write it under [settings]."
                 raise each.error(f"unknown option; {hint}")
         return table
 
@@ -148,7 +148,7 @@ class ConfigValue(Struct, frozen=True):
         name, default_given, default = found[2].partition(":-")
         if name.startswith("input:"):
             raise self.error(
-                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}"
+                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}."
             )
         if name in ("workspaceFolder", "userHome"):
             return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
@@ -161,7 +161,7 @@ class ConfigValue(Struct, frozen=True):
             return default
         near = closest_name(name, [each for each in self.environ if each.isupper()])
         hint = f" (did you mean {near}?)" if near else ""
-        raise self.error(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}")
+        raise self.error(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
 
     def convert(self, kind: Any) -> Any:
         """Return the value as a type.
@@ -177,7 +177,7 @@ class ConfigValue(Struct, frozen=True):
         try:
             return msgspec.convert(self.value, kind)
         except msgspec.ValidationError:
-            raise self.error(f"it must be {_describe(kind)}, not {self.written}") from None
+            raise self.error(f"it must be {_describe(kind)}, not {self.written}.") from None
 
     def load(self, kind: Any) -> Any:
         """Return a table as a Struct. Errors name the value, however deeply nested.
@@ -190,7 +190,7 @@ class ConfigValue(Struct, frozen=True):
         values = {known[key].name: each.convert(known[key].type) for key, each in table.items()}
         missing = [name for name, each in known.items() if each.required and name not in table]
         if missing:
-            raise self.error(f"{missing[0]} is required")
+            raise self.error(f"{missing[0]} is required.")
         try:
             return kind(**values)
         except (TypeError, ValueError) as exc:
@@ -216,7 +216,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
             raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc
+        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
     variables = os.environ if environ is None else environ
     if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
@@ -366,9 +366,9 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
     present = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
-        raise entry.error(f"the upstream {what}: use exactly one of url, command, and openapi")
+        raise entry.error(f"the upstream {what}: use exactly one of url, command, and openapi.")
     if args and not command:
-        raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}")
+        raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}.")
     if api:
         return None, _load_openapi(structs.replace(entry.member("openapi"), value=api))
     if url:
@@ -380,12 +380,12 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _check_url(written: ConfigValue, url: str) -> None:
-    """Raise a `ConfigError` unless a text is a URL, because the client would run any other text as a command."""
+    """Raise a `ConfigError` unless a string is a URL, because the client would run any other string as a command."""
     try:
         parse(url)
     except TargetError:
         raise written.error(
-            "it must be a URL such as https://example.com/mcp, without a user name or password"
+            "it must be a URL such as https://example.com/mcp, without a user name or password."
         ) from None
 
 
@@ -403,7 +403,7 @@ def _expand_command(command: ConfigValue) -> str | list[str]:
     try:
         words = shlex.split(reserved, posix=os.name != "nt")
     except ValueError as exc:
-        raise command.error(f"the command can't be parsed: {exc}") from exc
+        raise command.error(f"the command can't be parsed: {exc}.") from exc
     words = [re.sub("\0(\\d+)\0", lambda at: variables[int(at[1])], each) for each in words]
     expanded: list[str] = structs.replace(command, value=words).expand().value
     return expanded[0] if len(expanded) == 1 and len(expanded[0].split()) <= 1 else expanded
@@ -441,7 +441,7 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
         if host in hosts:
             prefix = config.names.prefix
             raise entry.member("prefix").error(
-                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix"
+                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix."
             )
         hosts[host] = config.name
 
@@ -482,7 +482,7 @@ _ANY_URI = "*://*"
 def _load_servers(root: ConfigValue) -> GatewayConfig:
     found = [key for key in _SERVER_TABLES if key in members(root.value)]
     if not found:
-        raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them")
+        raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
@@ -499,7 +499,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
             unknown = {key: closest_name(key, ("command", "url")) for key in table if key not in options}
             hint = next((f" (did you mean {near} instead of {key}?)" for key, near in unknown.items() if near), "")
             raise entry.error(
-                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}"
+                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}."
             )
         if url:
             _check_url(entry.member(url_field), url)

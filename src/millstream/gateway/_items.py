@@ -130,7 +130,7 @@ def _with_view(description: Description, names: Names) -> Description:
 
 
 _LEGACY_VIEW_KEY = "ui/resourceUri"
-"""Member of `_meta` that hosts of 2025 read."""
+"""Member of `_meta` that older hosts read."""
 
 
 class _UpstreamItem(Item):
@@ -523,13 +523,13 @@ class MergedSkills:
             page = await self._ask(call, upstream, {"uri": original_uri})
             if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
                 return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
-        raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
+        raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}.")
 
     async def _read_directory(self, call: Call) -> bytes:
         params = _read(call)
         upstream, original_uri = self._resolve(params.uri)
         if upstream is None:
-            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
+            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
         page = await self._ask(
             call, upstream, {"uri": original_uri, **({"cursor": params.cursor} if params.cursor else {})}
         )
@@ -716,5 +716,5 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")
     except MalformedResult as exc:
-        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned an invalid result") from exc
+        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned an invalid result.") from exc
     return found

@@ -57,7 +57,7 @@ class InUse(ConnectFailed):
         holding = f"{places.count(owner)} of {what.format(places.maximum)}"
         super().__init__(f"The upstream is in use: the caller holds {holding}.", remedy=remedy)
         self.holding: str = holding
-        """What the caller holds of how much, as a text."""
+        """What the caller holds, and the maximum, as text."""
 
 
 class NoCredentials(ClientError):

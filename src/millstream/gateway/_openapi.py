@@ -68,7 +68,7 @@ _VALUE_TYPES: Mapping[str, Any] = {
 _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
 ))  # fmt: skip
-"""Keywords that mean something else, or nothing, where a definition is moved to."""
+"""Keywords that have another meaning, or none, at the place to which a definition is moved."""
 MAX_LOGGED = 20
 """Maximum skipped operations to log by name."""
 _MAX_ROUTE = 200
@@ -139,7 +139,7 @@ class Document:
 
     def __init__(self, spec: Any) -> None:
         if not is_object(spec) or not is_object(spec.get("paths")):
-            raise ValueError("The OpenAPI document has no paths")
+            raise ValueError("The OpenAPI document has no paths.")
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
         self._spec: dict[str, Any] = spec
@@ -149,8 +149,12 @@ class Document:
 
     @property
     def url(self) -> str:
-        """URL of the API; empty if the document has none."""
-        return next((str(members(each).get("url", "")) for each in _items(self._spec.get("servers"))), "")
+        """URL of the API, in which variables have their default values; empty if the document has none."""
+        server = members(next(iter(_items(self._spec.get("servers"))), None))
+        values = members(server.get("variables"))
+        return re.sub(
+            "{(.*?)}", lambda name: str(members(values.get(name[1])).get("default", "")), str(server.get("url", ""))
+        )
 
     @property
     def title(self) -> str:
@@ -612,7 +616,7 @@ def _path(operation: Operation, values: Mapping[str, Any]) -> str:
             raise ToolError(f"Missing required path parameters: {found[1]!r}")
         value = str(values[found[1]])
         if not value or has_dot_segment(value):
-            raise ToolError(f"{found[1]} can't be {value[:_MAX_NAME]!r}: that would change the path")
+            raise ToolError(f"{found[1]} can't be {value[:_MAX_NAME]!r}: that would change the path.")
         return quote(value, safe="")
 
     return re.sub(r"\{([^}]+)\}", part, operation.path)
@@ -808,12 +812,12 @@ def check_api(config: Any) -> None:
         ValueError: The configuration is invalid; the message says why.
     """
     if config.target is not None:
-        raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both")
+        raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both.")
     document = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
     if not (is_application(document) or isinstance(document, str | Path | dict)):
         raise ValueError(
             f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
-            "FastAPI application"
+            "FastAPI application."
         )
     if is_application(document):
         if config.auth is not None or config.headers:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream import ToolError
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 
 from millstream._files import stamp_of
-from millstream._http.client.body import ArrivingBytes
+from millstream._http.client import ArrivingBytes
 from millstream._http.client.url import Url, parse
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
@@ -621,7 +621,7 @@ def check(configs: Sequence[UpstreamConfig]) -> None:
         if host in prefixes:
             raise ValueError(
                 f"The upstreams {prefixes[host]!r} and {config.name!r} have the same prefix {config.names.prefix!r}: "
-                "give one of them another prefix="
+                "give one of them another prefix."
             )
         prefixes[host] = config.name
 
@@ -691,7 +691,7 @@ def open_credentials(  # noqa: C901  a case for each kind
     if url is None:
         option = "auth" if auth is not None else "forward_headers"
         raise LocalError(
-            f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…"
+            f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
         )
     configured = dict(config.headers)
     if isinstance(auth, StaticHeaders):

@@ -22,7 +22,7 @@ from typing import cast
 from msgspec import Struct, field, structs
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import RateMeter
+from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
@@ -53,7 +53,7 @@ _MAX_KEYS = 1000
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
 _LONGEST_DELAY_AFTER_CALL = 1.0
-"""The same for a process that died while it ran a call, so that its caller can't keep it from others."""
+"""Maximum seconds of delay after a crash during a call, so that one caller can't keep the process from others."""
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
 _MAX_UNANSWERED = 3
@@ -61,7 +61,7 @@ _MAX_UNANSWERED = 3
 _PING_TIMEOUT = 10.0
 """Seconds for such a process to send anything after a ping."""
 _PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
-"""The client never uses this id, so its response, also an error, is ignored."""
+"""The client never uses this id, so its response is ignored, even if it's an error."""
 _MAX_LINE = 2000
 """Maximum bytes of a logged line of standard error."""
 _ERROR_LINES_PER_SECOND = 100

@@ -285,7 +285,7 @@ _CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 def _project_form(params: Json, modes: Json, target: Revision) -> Json:
     mode = params.get("mode") or "form"
     if not isinstance(mode, str) or mode not in modes:
-        raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}")
+        raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}.")
     if mode == "url":
         url = params.get("url")
         if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
@@ -312,7 +312,7 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
 
 def _project_sampling(params: Json, declared: Json, source: Revision, target: Revision) -> Json:
     if "tools" not in declared and (params.get("tools") or params.get("toolChoice")):
-        raise ProtocolError(INVALID_PARAMS, "The client did not declare sampling.tools")
+        raise ProtocolError(INVALID_PARAMS, "The client did not declare sampling.tools.")
     if "context" not in declared and target.sampling_tools:
         params.pop("includeContext", None)
     if source.content <= target.content and source.sampling_tools <= target.sampling_tools:
@@ -549,9 +549,9 @@ class Relay(Recipient):
         """
         call = self._call
         if call.over or call.cancelled:
-            raise ProtocolError(INVALID_REQUEST, "The call that asked has ended")
+            raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
         if not call.open_reply_channel().asks:
-            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question")
+            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
         if self.revision.elicitation_ids and "elicitationId" in question.params:
             self._urls.add(str(question.params["elicitationId"]))
         ids = call.question_ids = set() if call.question_ids is None else call.question_ids
@@ -660,11 +660,11 @@ class Relays:
                     raise
             # Its call has ended, but another call of the session is running, and may be the one that asks.
             if self.find(0) is None:
-                raise ProtocolError(INVALID_REQUEST, "The call that asked has ended")
+                raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
 
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:
-            return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
+            return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked.")
         text = f"The server {self._name!r} serves several calls, and its question doesn't say which one asks."
         if self._log is not None:
             check_declared(method, self._abilities)  # another isolation can't help where the policy refuses

@@ -98,7 +98,7 @@ class Redactor:
             self._steps.append((compiled.sub, partial(_constant, text)))
 
     def text(self, text: str) -> str:
-        """Return a text with its matches replaced."""
+        """Return text with its matches replaced."""
         for substitute, replacement in self._steps:
             text = substitute(replacement, text)
         return text
@@ -135,7 +135,7 @@ class Redactor:
         return encode(self.members(msgspec.json.decode(data)))
 
     async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:
-        """Return the result of `work` for a call with matches replaced, also in its errors."""
+        """Return the result of `work` for a call with matches replaced, including those in its errors."""
         try:
             result = await work
         except ToolError as exc:
@@ -369,7 +369,7 @@ _TASK_MARKER = b'"task"'
 
 
 class StoredTask(Struct, array_like=True, tag=True):
-    """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
+    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
 
     id: str
     asked_keys: list[str]

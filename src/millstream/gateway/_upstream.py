@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import ArrivingBytes, Inflow
+from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import cancel_all
@@ -148,7 +148,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @override
     def __repr__(self) -> str:
-        """Return a text without potential secrets: headers, variables, and targets."""
+        """Return text without potential secrets: headers, variables, and targets."""
         return f"UpstreamConfig(name={self.name!r})"
 
     @property
@@ -163,7 +163,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """The target as a text that is the same in all workers; empty for a server object of this process."""
+        """The target as a string that is the same in all workers; empty for a server object of this process."""
         return "" if hasattr(self.target, "running") else repr(self.target)
 
     def check(self) -> None:
@@ -173,20 +173,20 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             ValueError: The configuration is invalid; the message says why.
         """
         if not self.name.strip():
-            raise ValueError("An upstream requires a name")
+            raise ValueError("An upstream requires a name.")
         prefix = self.names.prefix
         if PREFIX.fullmatch(prefix) is None:
             raise ValueError(
                 f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
-                f"{PREFIX_RULE}, or set another prefix="
+                f"{PREFIX_RULE}, or set another prefix."
             )
         if self.revision is not None and self.revision not in BY_DATE:
             raise ValueError(
-                f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}"
+                f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}."
             )
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
-            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}")
+            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
         if self.openapi is not None:
             from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 
@@ -278,7 +278,7 @@ class Upstream:
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
     changed_at: float = 0.0
-    """Unix time of the last change of its lists; 0 before the first one."""
+    """Unix time of the last change to its lists; 0 before the first one."""
     _plain_catalog: Catalog | None = None
     _is_plain = False
     """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""

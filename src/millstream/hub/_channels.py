@@ -144,7 +144,7 @@ def check_channel(name: str) -> None:
         name: Segments separated by dots, at most 200 characters.
 
     Raises:
-        InvalidName: The name is empty, too long, or a pattern, or it has blanks, control characters, or an empty
+        InvalidName: The name is empty, too long, or a pattern, or it has spaces, control characters, or an empty
             segment.
     """
     check_pattern(name)
@@ -248,4 +248,4 @@ def _check_text(what: str, text: str, limit: int) -> None:
         raise InvalidName(f"A {what} must have 1 to {limit} characters, not {len(text)}.")
     _check_readable(what, text)
     if not text.isprintable() or " " in text:
-        raise InvalidName(f"A {what} must not contain blanks or control characters: {text!r}.")
+        raise InvalidName(f"A {what} must not contain spaces or control characters: {text!r}.")

@@ -190,7 +190,7 @@ def _group(subscriptions: Iterable[Subscription]) -> FanOut:
 
 
 _COUNTS_PER_LIMIT = 4
-"""How often the unread bytes are counted while as many bytes as the bound are written."""
+"""Number of counts of the unread bytes while a write of the maximum size is in progress."""
 
 
 class UnreadBacklog:
@@ -258,17 +258,10 @@ class Interest:
     def __init__(self, tail: Tail, journal: Journal) -> None:
         self._tail = tail
         self._journal = journal
-        self._follows_all = False
         self._counts: Counter[str | None] = Counter()
         self._stops: dict[str | None, Callable[[], None]] = {}
         self._unused: dict[str | None, None] = {}
         """Topics without subscribers, which are followed a little longer: many subscribers come back."""
-
-    def follow_all(self) -> None:
-        """Follow everything, because the store doesn't filter."""
-        self._follows_all, self._tail.filters = True, False
-        self._tail.follow(None)
-        self._journal.floors[None] = 0
 
     async def add(self, channels: Sequence[str]) -> None:
         """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
@@ -310,8 +303,6 @@ class Interest:
         self._stops.pop(topic)()
 
     def _topics(self, channels: Sequence[str]) -> set[str | None]:
-        if self._follows_all:
-            return set()
         return {topic_for(each) for each in channels if not each.startswith(PRESENCE)}
 
 
@@ -349,16 +340,18 @@ class Delivery:
 
     async def open(self) -> None:
         """Start listening at the end of both streams."""
-        # A topic without events; interest adds others.
+        log, topic = self._store.log, None
+        if self._store.shared:
+            topic = ""  # without events; interest adds others
+        else:
+            self.journal.floors[topic] = 0
         self.event_tail = Tail(
-            self._store.log, JOURNAL, None, self._deliver_entries, self._on_gap, topic="", moved=self._on_move
+            log, JOURNAL, None, self._deliver_entries, self._on_gap, topic=topic, moved=self._on_move
         )
         self.change_tail = Tail(self._store.log, STREAM, None, self._deliver_changes, self._on_changes_lost)
         self.event_tail.position = await self.journal.open()
         self.change_tail.position = await self.presence_changes.open(self.journal.epoch)
         self.interest = Interest(self.event_tail, self.journal)
-        if not self._store.shared or await self._store.log.wait_until_listening(JOURNAL) is None:
-            self.interest.follow_all()
         await self.event_tail.catch_up()
         await self.change_tail.catch_up()
         self._tasks = [asyncio.create_task(tail.run()) for tail in (self.event_tail, self.change_tail)]

@@ -140,7 +140,7 @@ class Hub:
     # Publishing
 
     async def publish(
-        self, channel: str, data: Any, *, event: str | None = None, id: str | None = None
+        self, channel: str, data: Any, *, event: str | None = None, id: str | None = None, publisher: Caller = None
     ) -> PublishResult:
         """Publish an event to a channel. Text is sent unchanged, anything else as JSON.
 
@@ -153,6 +153,7 @@ class Hub:
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
                 the same channel within two minutes is a repetition and isn't published again.
+            publisher: The caller for whom this is published, whose many ids can't displace those of others.
 
         Raises:
             InvalidName: The channel, event name, or id is invalid.
@@ -161,7 +162,7 @@ class Hub:
             TypeError: The data isn't JSON-serializable.
         """
         check_target(channel)
-        return await self._publish(channel, data, event, id)
+        return await self._publish(channel, data, event, id, owner_of(publisher))
 
     async def send(
         self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
@@ -182,7 +183,7 @@ class Hub:
             InvalidName, EventTooLarge, TypeError: As for `publish`.
         """
         check_client_id(client_id)
-        return await self._publish(CLIENT + owned_id(client_id, owner_of(principal)), data, event, id)
+        return await self._publish(CLIENT + owned_id(client_id, owner_of(principal)), data, event, id, "")
 
     # Subscribing
 
@@ -387,7 +388,7 @@ class Hub:
 
     # Internals
 
-    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> PublishResult:
+    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None, owner: str) -> PublishResult:
         """Publish to any channel, including those of clients."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
@@ -395,7 +396,7 @@ class Hub:
             raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         try:
-            position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
+            position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now), owner)).position
         except EntryRepeated:
             return PublishResult(id or "", 0)
         event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch

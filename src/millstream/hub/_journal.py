@@ -73,8 +73,8 @@ class Journal:
         """Return the id of this worker's position."""
         return position_id(self.epoch, self.offset)
 
-    async def append(self, record: StoredEvent) -> Entry:
-        """Append an event to the journal and to its channel's history.
+    async def append(self, record: StoredEvent, owner: str = "") -> Entry:
+        """Append an event to the journal and to its channel's history. `owner` is the publisher.
 
         Raises:
             StoreFull: The store can't store an event of this size.
@@ -91,6 +91,7 @@ class Journal:
             max_entries=self._limits.journal,
             index=index,
             once=f"{record.channel}\n{record.id}" if record.id is not None else "",
+            owner=owner,
             topic=record.channel,
         )
         return Entry(position, data)

@@ -51,6 +51,8 @@ class EventListener:
         """The position as it's saved."""
         self._completed: bytes | None = None
         """The position to save. It differs from `_saved` while it's being saved."""
+        self._listens = False
+        """Whether the store reports every append."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
             logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."
@@ -66,7 +68,6 @@ class EventListener:
             while self._is_open():
                 page: Sequence[Entry] = []
                 with self._outage:
-                    await self._store.log.wait_until_listening(JOURNAL)
                     self._wakeup.clear()
                     page = await self._read() if self._holds else []
                 if not page:
@@ -92,6 +93,9 @@ class EventListener:
                     await self._claim.leave()
 
     async def _read(self) -> Sequence[Entry]:
+        if not self._listens:
+            await self._store.log.wait_until_listening(JOURNAL)
+            self._listens = True
         if self._shared:
             self._saved = self._completed = await self._store.kv.get(self._position_key)
         if self._saved is None:

@@ -123,7 +123,7 @@ class Mailboxes:
                     del self._unsaved_offsets[client_id]
 
     async def run_saves(self) -> None:
-        """Save pending offsets until cancelled. Retry when the store fails."""
+        """Save pending offsets until canceled. Retry when the store fails."""
         outage = LogOnce(
             _logger,
             "The hub can't save the mailbox positions of clients; retrying",

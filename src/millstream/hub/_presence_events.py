@@ -100,7 +100,7 @@ class PresenceEvents:
         self._departure_added.set()
 
     async def run_departures(self) -> None:
-        """Publish departures until cancelled. The queue is bounded by the number of subscribers."""
+        """Publish departures until canceled. The queue is bounded by the number of subscribers."""
         while True:
             await self._departure_added.wait()
             self._departure_added.clear()

@@ -289,7 +289,7 @@ class JournalReader:
         Ids of events that this worker has followed are in memory. The journal before is searched once.
         """
         journal = self._journal
-        for _ in range(2):  # a search that's under way may end too early
+        for _ in range(2):  # a running search may end too early
             floor, (epoch, searched) = journal.floor(channels, journal.start_offset), self._searched
             if any(map(wants, journal.ids.find(id))) or not floor or (epoch == journal.epoch and searched >= floor):
                 break

@@ -202,7 +202,7 @@ class CatchUp:
                 subscription.write(replace(change.event, id=f"{place}-{change.number}"))
 
     async def _read_until(self, offset: int) -> None:
-        """Read up to an offset, because another worker may have delivered more than this one."""
+        """Read up to an offset that another worker may have reached already."""
         if offset > self._journal.offset:
             await self._catch_up()
 

@@ -32,7 +32,7 @@ def make_shop(**options: Any) -> tuple[Server, asyncio.Event, list[str]]:
         try:
             await release.wait()
         except asyncio.CancelledError:
-            notes.append(f"{word} cancelled")
+            notes.append(f"{word} canceled")
             raise
         notes.append(word)
         return word
@@ -168,14 +168,14 @@ async def test_invalid_arguments_create_no_task() -> None:
         assert (result["resultType"], result["isError"]) == ("complete", True)
 
 
-async def test_cancelled_task_stops_its_function_and_stays_readable() -> None:
+async def test_canceled_task_stops_its_function_and_stays_readable() -> None:
     async with shop() as (client, _, notes):
         task_id = (await client.call("waits", word="Dune"))["taskId"]
         await until(lambda: notes == ["Dune began"])
         acknowledged = await client.cancel(task_id)
         assert acknowledged.keys() == {"resultType", "_meta"}
         assert (await client.wait_for_end(task_id))["status"] == "cancelled"
-        await until(lambda: notes == ["Dune began", "Dune cancelled"])
+        await until(lambda: notes == ["Dune began", "Dune canceled"])
         assert await client.cancel(task_id) == acknowledged
         assert (await client.get(task_id))["status"] == "cancelled"
 

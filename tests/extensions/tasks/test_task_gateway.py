@@ -103,7 +103,7 @@ async def test_gateway_awaits_tasks_for_clients_without_tasks() -> None:
                 await client.call("shop_fails")
 
 
-async def test_cancelling_a_gateway_task_cancels_the_upstream_task() -> None:
+async def test_canceling_a_gateway_task_cancels_the_upstream_task() -> None:
     shop = Shop()
     async with shop.client() as client:
         started = await client.tasks.start("shop_report", {"year": 2026})

@@ -10,7 +10,7 @@ const links = await import(`${assets}/inspect/links.js`);
 const { expand, variables } = await import(`${assets}/inspect/templates.js`);
 const { costOf, totalCost } = await import(`${assets}/inspect/tokens.js`);
 const { curl, pythonCode } = await import(`${assets}/inspect/exports.js`);
-const { requestHeaders } = await import(`${assets}/mcp/wire.js`);
+const { requestHeaders } = await import(`${assets}/mcp/transports.js`);
 
 const result = { structuredContent: { total: 3, name: "Ada" }, content: [{ text: "three" }], empty: null };
 

@@ -6,12 +6,12 @@ import "./browser.mjs";
 
 const assets = "../../../src/millstream/_web/assets";
 const { count, duration, figure, labelOf } = await import(`${assets}/dom.js`);
-const { groupItems, tagsOf, withHeads } = await import(`${assets}/shell/groups.js`);
+const { groupItems, tagsOf, withHeads } = await import(`${assets}/shell/long-list.js`);
 const { rankMatch } = await import(`${assets}/shell/palette.js`);
-const { rowsOf } = await import(`${assets}/render/rows.js`);
-const { parseTraceback } = await import(`${assets}/render/traceback.js`);
+const { rowsOf } = await import(`${assets}/render/content.js`);
+const { parseTraceback } = await import(`${assets}/render/content.js`);
 const { present } = await import(`${assets}/schema/resolve.js`);
-const { withoutSecrets } = await import(`${assets}/schema/secrets.js`);
+const { withoutSecrets } = await import(`${assets}/schema/controls.js`);
 const { clients, shortName } = await import(`${assets}/connect/clients.js`);
 
 const named = (...names) => names.map((name) => ({ name }));

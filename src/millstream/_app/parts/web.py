@@ -20,7 +20,7 @@ from millstream._app.parts import OwnPart
 from millstream._http.message import Handler, HttpRequest, Response, query_value
 from millstream._parts import WATCH, Host, Route, UpstreamReports
 from millstream._protocol.errors import LocalError
-from millstream._server.observability.figures import Figures, dashboard_values, history_values
+from millstream._server.observability import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
 from millstream._stores.base import Store

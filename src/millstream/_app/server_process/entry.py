@@ -33,7 +33,7 @@ async def serve(application: ServerApplication, scope: MutableMapping[str, Any],
     elif scope["type"] == "websocket":
         await _websocket(application, scope, receive, send)
     else:
-        raise ValueError(f"Unknown ASGI scope type {scope['type']!r}")
+        raise ValueError(f"Unknown ASGI scope type {scope['type']!r}.")
 
 
 async def _first(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

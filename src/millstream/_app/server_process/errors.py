@@ -9,7 +9,7 @@ from pathlib import Path
 
 from millstream._config import Settings
 from millstream._protocol.errors import LocalError
-from millstream._server.calls.keys import load_secrets
+from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
 from millstream._telemetry.logs import PROGRAM, is_foreign, user_frames
 
@@ -135,10 +135,16 @@ _TOLD = (ValueError, TypeError, ImportError, LocalError)
 def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
     """Return where to look, in words."""
     if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
-        return f"line {exc.lineno} of {Path(exc.filename).name}"
+        return f"line {exc.lineno} of {_brief(exc.filename)}"
     if frames and not is_foreign(frames[-1].filename):
-        return f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
+        return f"line {frames[-1].lineno} of {_brief(frames[-1].filename)}"
     return "the error shown above"
+
+
+def _brief(file: str) -> str:
+    """Return the path of a file in the working directory as users type it, or else its name."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:

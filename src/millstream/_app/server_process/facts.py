@@ -10,20 +10,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from millstream._app.definition import KINDS, Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
-from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.jsonrpc import encode
 from millstream._server.features.tools import Tool
+from millstream._transports.openapi import example_of
 from millstream._version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
 NO_AUTH = (
     "There is no authentication: anyone who reaches this address can call every tool. Bind to 127.0.0.1, or let only "
@@ -143,34 +142,13 @@ def call(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
 
 
 def _first_visible(tools: Mapping[str, Tool]) -> tuple[str, dict[str, Any]] | None:
-    """Return the name of the first tool that every caller sees, and example arguments."""
+    """Return the name of the first tool that every caller sees and that has an example, and its arguments."""
     for name, tool in tools.items():
         if tool.enabled and tool.visible is None:
-            return name, example(tool.describe()["inputSchema"])
+            arguments = example_of(tool.describe()["inputSchema"])
+            if arguments is not UNSET:
+                return name, arguments
     return None
-
-
-def example(schema: Any) -> Any:
-    """Return a small valid value of a schema, with only required properties. Anything fits ``true``."""
-    node = members(schema)
-    for key in ("const", "default"):
-        if key in node:
-            return node[key]
-    for key in ("enum", "examples"):
-        if is_array(choices := node.get(key)) and choices:
-            return choices[0]
-    for key in ("anyOf", "oneOf"):
-        if is_array(parts := node.get(key)) and parts:
-            return example(parts[0])
-    kind = node.get("type", "string")
-    if is_array(kind):
-        kind = kind[0] if kind else "string"
-    if kind == "object":
-        properties, required = members(node.get("properties")), node.get("required")
-        return {name: example(properties.get(name)) for name in (required if is_array(required) else ())}
-    if kind in ("integer", "number"):
-        return node.get("minimum", EXAMPLES[kind])
-    return EXAMPLES.get(kind, "hello")
 
 
 def draw(told: Facts, console: "Console") -> None:

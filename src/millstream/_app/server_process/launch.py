@@ -35,7 +35,7 @@ def launch(
     _check_address(host, port, workers)
     _check_no_loop()
     if workers < 1 or (workers > 1 and transport == "stdio"):
-        raise ValueError(f"workers={workers}: HTTP supports one or more, and stdio exactly one")
+        raise ValueError(f"workers={workers}: HTTP supports one or more, and stdio exactly one.")
     if transport is None:
         transport = "stdio" if workers == 1 and _is_piped() else "http"
     if transport == "stdio":
@@ -82,10 +82,10 @@ def _check_address(host: object, port: object, workers: object) -> None:
         TypeError: An argument has the wrong type; the message names it.
     """
     if host is not None and not isinstance(host, str):
-        raise TypeError(f"run(host={host!r}): host must be a string, such as '127.0.0.1'")
+        raise TypeError(f"run(host={host!r}): host must be a string, such as '127.0.0.1'.")
     for name, value in (("port", port), ("workers", workers)):
         if type(value) is not int and not (name == "port" and value is None):
-            raise TypeError(f"run({name}={value!r}): {name} must be an integer")
+            raise TypeError(f"run({name}={value!r}): {name} must be an integer.")
 
 
 def _check_no_loop() -> None:
@@ -104,7 +104,7 @@ def _check_no_loop() -> None:
 
 
 def _unknown(transport: str) -> ValueError:
-    return ValueError(f"Unknown transport {transport!r}. Use 'http' or 'stdio'")
+    return ValueError(f"Unknown transport {transport!r}. Use 'http' or 'stdio'.")
 
 
 def _is_piped() -> bool:

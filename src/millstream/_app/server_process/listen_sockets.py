@@ -134,8 +134,8 @@ def check_public(definition: Definition, host: str) -> None:
             f"{host} is reachable from other machines, and callers don't have to sign in.",
             why="Anyone who reaches it could call every tool.",
             fix=(
-                "Set MILLSTREAM_AUTH_KEY, add --auth-keys FILE, or write auth= in the program. If it should be "
-                "open, add --allow-anonymous."
+                "Set MILLSTREAM_AUTH_KEY, or write auth= in the program; with `millstream run`, add --auth KEY or "
+                "--auth-keys FILE. If it should be open, set MILLSTREAM_ALLOW_ANONYMOUS=true, or add --allow-anonymous."
             ),
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:
@@ -179,7 +179,7 @@ class Certificate:
                 "The certificate can't be used.",
                 why=f"{exc.filename}: {exc.strerror}."
                 if isinstance(exc, OSError) and exc.filename
-                else f"{self._cert} and {self._key}: {exc}",
+                else f"{self._cert} and {self._key}: {exc}.",
                 fix="Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
             ) from exc
 

@@ -85,7 +85,7 @@ class WorkerState(Struct, frozen=True):
 class WorkerStates(WorkerMessage, frozen=True):
     """Parent to worker: the state of all workers, whenever it changes."""
 
-    seats: list[WorkerState]
+    workers: list[WorkerState]
 
 
 class Ready(WorkerMessage, frozen=True):
@@ -173,7 +173,7 @@ class WorkerSlot:
         self.early = first[1:]
         """Descriptors that were passed along."""
         self.die_with_parent(True)
-        self.seats: list[WorkerState] = []
+        self.workers: list[WorkerState] = []
         """State of all workers."""
 
     def die_with_parent(self, on: bool) -> None:
@@ -477,7 +477,7 @@ class WorkerProcess:
             failed = self._failed
             return CommandError(failed.what, why=failed.why, fix=failed.fix, detail=failed.detail)
         return CommandError(
-            f"Worker {self.hello.worker} {how(status)} before it served.",
+            f"Worker {self.hello.worker} {how(status)} before it was ready.",
             why=KILLED if killed else "A worker runs your program up to run(). See its output above.",
         )
 

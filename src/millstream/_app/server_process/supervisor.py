@@ -441,9 +441,9 @@ class Supervisor:
     def _tell(self, failure: StartFailure | None = None) -> None:
         """Send all workers the state of all, or why the changed program can't start."""
         order = sorted(self._children.items(), key=lambda each: (each[1].number, each[0].pid))
-        seats = [WorkerState(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
+        workers = [WorkerState(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
         for child in self._children:
-            child.tell(failure or WorkerStates(seats))
+            child.tell(failure or WorkerStates(workers))
 
 
 async def _restart_after(changes: AsyncIterator[None], orders: ParentSignals) -> None:

@@ -30,6 +30,7 @@ from millstream._cli.connect_options import (
     FAILED,
     UNREACHABLE,
     ConnectOptions,
+    explain,
     status_of,
 )
 from millstream._cli.errors import close_stderr
@@ -38,10 +39,9 @@ from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import ask, one_line, print_rows, print_text
 from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
-from millstream.agent._configuration import Configuration
+from millstream.agent._configuration import Configuration, ServerConfig
 from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelAuthError, ModelUnreachable
-from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import ServerConfig
+from millstream.agent._model import LanguageModel
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._negotiation import Options
 from millstream.client._targets import Remote, find, mcp_servers
@@ -154,7 +154,8 @@ def chat(  # noqa: PLR0913  the options of the command
         agent = partial(Agent, chosen, places, system=system, limits=limits)
         _talk(agent, chosen, places, question, steps or screen, steps, yes=yes)
     except (ClientError, AgentError) as exc:
-        screen.fail(one_line(str(exc)))
+        text = " ".join(explain(exc)) if isinstance(exc, ClientError) else str(exc)
+        screen.fail(one_line(text))
         raise SystemExit(_status(exc)) from exc
     except BrokenPipeError:  # `millstream chat … | head`
         close_stderr()

@@ -1,1 +1,241 @@
-"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets."""
+"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets.
+
+Here are what all of it uses: streamed reply bodies with backpressure, bounds on what one server may send, and errors,
+whose texts say what happened and what to do.
+"""
+
+import asyncio
+from math import inf
+from typing import Protocol
+
+from msgspec import Struct
+
+from millstream._http.message import PIECE
+from millstream._protocol.principal import Share
+
+
+class ClientError(Exception):
+    """The base of everything that a client raises. ``except ClientError as error: print(error)``
+
+    Args:
+        message: What happened.
+        remedy: What to do, in one sentence.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}" if remedy else message)
+        self.message = message
+        """The error, without advice."""
+        self.remedy = remedy
+        """The advice, or an empty string."""
+
+
+class TargetError(ClientError):
+    """The target is ambiguous or can't be started: ``except TargetError as error: print(error)``."""
+
+
+class ConnectFailed(ClientError):
+    """There's no connection: no such host, a closed port, or the server didn't start.
+
+    Example:
+        ``except ConnectFailed: start_the_server()``
+    """
+
+
+class TlsFailed(ConnectFailed):
+    """The server's certificate isn't trusted, or it doesn't speak TLS at that port.
+
+    Example:
+        ``except TlsFailed: options = Options(tls=context)``
+    """
+
+
+class ConnectionLost(ClientError):
+    """The connection closed before the response arrived. ``except ConnectionLost: did_it_run = None``"""
+
+
+class TooLarge(ClientError):
+    """The server sent more than the client accepts. ``except TooLarge: options = Options(max_bytes=2**30)``"""
+
+
+class TooMuchArriving(TooLarge):
+    """Unfinished messages take up too many bytes, for one server or one of several callers.
+
+    ``except TooMuchArriving as error: print(error.holding)``
+
+    Args:
+        holding: Which messages take how many bytes of how many.
+    """
+
+    def __init__(self, holding: str) -> None:
+        super().__init__(f"The server is sending too much at a time: {holding}. Try again later.")
+        self.holding: str = holding
+
+
+class InvalidResponse(ClientError):
+    """The server broke the protocol: unreadable JSON, another request's id, a result of the wrong shape.
+
+    Example:
+        ``except InvalidResponse as error: report(error)``
+    """
+
+
+_HIGH_WATER = 1024 * 1024
+"""Buffered bytes above which the connection stops reading."""
+LINES_PER_SECOND = 20_000
+"""Maximum lines of event streams read per second and server. Beyond that, the server has to wait."""
+
+
+class RateMeter(Struct):
+    """Limits the amount received per second."""
+
+    _limit: int
+    _amount: int = 0
+    _since: float = -inf
+
+    def take(self, amount: int, now: float) -> float:
+        """Return the seconds to wait before reading more."""
+        if now - self._since >= 1:
+            self._since = now
+            self._amount = 0
+        self._amount += amount
+        return max(0.0, self._since + 1 - now) if self._amount > self._limit else 0.0
+
+
+class ArrivingBytes:
+    """Bytes of unfinished messages, by the server that sends them, and by the caller who waits for them.
+
+    A caller may hold half as much as a server, so that one caller can't use up a server's share for the others.
+
+    Args:
+        maximum: Bytes of all messages.
+        largest: Bytes of the largest message. A caller may always hold one, and a server two.
+    """
+
+    def __init__(self, maximum: int, largest: int) -> None:
+        self.servers: Share = Share(max(maximum, 4 * largest))
+        self.callers: Share = Share(self.servers.maximum, each=self.servers.each // 2)
+
+
+class Inflow:
+    """What one server sends: messages that aren't complete yet, and lines of event streams.
+
+    Args:
+        arriving: Bytes of unfinished messages from several servers. Without it, they aren't counted.
+        server: The server's name.
+    """
+
+    def __init__(self, arriving: ArrivingBytes | None = None, server: str = "") -> None:
+        self._arriving = arriving
+        self._server = server
+        self.lines: RateMeter = RateMeter(LINES_PER_SECOND)
+
+    def count(self, before: int, size: int, owner: str = "") -> int:
+        """Count that a message has grown from `before` to `size` bytes, or that it's complete (0). Return `size`.
+
+        Args:
+            before: Bytes that were counted before.
+            size: Bytes of the message.
+            owner: The caller who waits for it, or empty if it's unknown.
+
+        Raises:
+            TooMuchArriving: There's no room for more. The message still counts with `before` bytes.
+        """
+        if self._arriving is None or size == before:
+            return size
+        servers, callers = self._arriving.servers, self._arriving.callers
+        if size < before:
+            servers.leave(self._server, before - size)
+            callers.leave(owner, before - size)
+            return size
+        full = callers if not callers.has_room(owner, size - before) else servers
+        if full is callers or not servers.take(self._server, size - before):
+            whose, held = ("your", owner) if full is callers else ("its", self._server)
+            raise TooMuchArriving(f"{whose} unfinished replies take {full.count(held):,} of {full.each:,} bytes")
+        callers.take(owner, size - before)
+        return size
+
+
+class BodySource(Protocol):
+    """The connection that receives a body."""
+
+    def pause(self) -> None:
+        """Pause reading."""
+
+    def resume(self) -> None:
+        """Resume reading."""
+
+    def release(self) -> None:
+        """Discard the rest of the body, because it has no reader."""
+
+
+class Body:
+    """The body of a reply, as a stream of bytes for one task."""
+
+    __slots__ = ("_buffer", "_ended", "_error", "_owner", "_source", "_waiter", "inflow")
+
+    def __init__(self, source: BodySource, inflow: Inflow, owner: str = "") -> None:
+        self._owner = owner
+        self._source = source
+        self.inflow = inflow
+        """What the server sends, over all streams."""
+        self._buffer = bytearray()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._error: Exception | None = None
+
+    async def read(self) -> bytes:
+        """Wait for data, and return up to `PIECE` bytes. Empty at the end.
+
+        Raises:
+            ClientError: The connection broke.
+        """
+        buffer = self._buffer
+        while not buffer:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        was_full = len(buffer) > _HIGH_WATER
+        data = bytes(buffer[:PIECE])
+        del buffer[:PIECE]
+        if was_full and len(buffer) <= _HIGH_WATER:
+            self._source.resume()
+        if buffer:
+            await asyncio.sleep(0)  # a piece can mean much work
+        return data
+
+    def count(self, before: int, size: int) -> int:
+        """See `Inflow.count`."""
+        return self.inflow.count(before, size, self._owner)
+
+    def close(self) -> None:
+        """Stop reading and discard the rest."""
+        if not self._ended:
+            self._ended = True
+            self._source.release()
+            self._wake()
+
+    # Called by the connection
+
+    def feed(self, data: bytes) -> None:
+        """Add received bytes."""
+        self._buffer += data
+        if len(self._buffer) > _HIGH_WATER:
+            self._source.pause()
+        self._wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Mark the end of the body, or its failure with `error`."""
+        self._ended = True
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

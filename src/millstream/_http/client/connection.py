@@ -14,7 +14,7 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
-from millstream._http.client.body import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
+from millstream._http.client import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
 from millstream._http.client.url import Url
 from millstream._http.message import MAX_FRAMING
 from millstream._override import override
@@ -108,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
     # For the pool
 
     def send(self, data: bytes, owner: str) -> asyncio.Future[HttpReply]:
-        """Write a request of a caller. Return a future for its reply."""
+        """Write a caller's request. Return a future for its reply."""
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}

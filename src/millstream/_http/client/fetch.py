@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.body import ClientError, ConnectionLost, InvalidResponse, TargetError, TooLarge
+from millstream._http.client import ClientError, ConnectionLost, InvalidResponse, TargetError, TooLarge
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import (
     AddressCheck,
@@ -107,7 +107,7 @@ async def fetch(
     if reply.stream is not None:
         raise OutboundError(f"{host} sent a stream instead of a complete response.")
     if reply.headers.get(b"content-encoding", b"identity") != b"identity":
-        raise OutboundError(f"{host} sent an answer with a content coding, which isn't supported.")
+        raise OutboundError(f"{host} sent a compressed response, which isn't supported.")
     return FetchedDocument(reply.body, reply.headers)
 
 

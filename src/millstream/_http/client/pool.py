@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Lock
 from typing import Any, TypeVar, cast
 
-from millstream._http.client.body import ConnectFailed, ConnectionLost, Inflow, TlsFailed
+from millstream._http.client import ConnectFailed, ConnectionLost, Inflow, TlsFailed
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import Proxy, Url, no_proxy, proxy_error, proxy_for, tunnel
 from millstream._protocol.principal import Share
@@ -125,7 +125,7 @@ async def _resolve(host: str, port: int, is_allowed: AddressCheck, owner: str) -
 async def _look_up(host: str, port: int, owner: str) -> list[Any]:
     """Look up an untrusted name, whose name server may never respond.
 
-    A lookup can't be cancelled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
+    A lookup can't be canceled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
     free for other work, such as hashing passwords.
     """
     with _lock:
@@ -176,7 +176,7 @@ class ConnectionPool:
         self._closed = False
 
     async def send(self, data: bytes, *, repeatable: bool, owner: str = "") -> HttpReply:
-        """Return the reply to one request. Cancelling the wait closes the connection.
+        """Return the reply to one request. Canceling the wait closes the connection.
 
         Args:
             data: The complete request.

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.body import ConnectFailed, TargetError
+from millstream._http.client import ConnectFailed, TargetError
 from millstream._override import override
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}

@@ -283,7 +283,15 @@ class ServerConnection:
         """Make the last pending reply announce the close, or the next reply if that one's head is already written."""
         self.fast = None  # The fast head reader keeps every connection open.
         if self.newest is not None and not self.newest.response_started:
-            self.newest.keep_alive = False
+            self.close_after_newest()
+
+    def close_after_newest(self) -> bool:
+        """Close the connection after the reply to the newest request. Return False if it's written already."""
+        newest = self.newest
+        if newest is None or newest.response_complete:
+            return False
+        newest.keep_alive = False
+        return True
 
     def lose(self) -> None:
         """Drop everything that belongs to a request: the connection is lost or speaks another protocol."""
@@ -498,8 +506,7 @@ class ServerConnection:
         limits, headers = self._table.limits, self._headers
         if len(self.queue) >= MAX_PIPELINE + (self.replying == SILENT):
             # Queued requests are answered. The reply to the last one announces the close.
-            if self.newest is not None:
-                self.newest.keep_alive = False
+            self.close_after_newest()
             self._stop()
         elif len(headers) > limits.max_header_count or (
             self._bytes_since_body + self._chunk_bytes > limits.max_header_bytes

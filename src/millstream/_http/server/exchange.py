@@ -64,7 +64,7 @@ class ReplyHeads:
             self.make(response.status),
             response.head,
             cors,
-            b"" if response.status in _BODILESS else b"content-length: %d\r\n" % len(body),
+            b"" if response.status in _BODILESS or (bodiless and not body) else b"content-length: %d\r\n" % len(body),
             b"" if keep_alive else CLOSE,
             b"" if bodiless else body,
         )
@@ -86,7 +86,7 @@ TOO_MANY_BODIES = refusal(
 )
 TOO_MANY_CONNECTIONS = refusal(503, "The server has too many connections. Retry later.", retry_after="1")
 TOO_MANY_FROM_ADDRESS = refusal(
-    503, "Your address has too many of the server's connections. Close some, then retry.", retry_after="1"
+    503, "There are too many connections from your address. Close some, then retry.", retry_after="1"
 )
 
 
@@ -402,7 +402,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 protocol.count_unsent(len(body))
         self.response_complete = True
         protocol.current = None
-        # `ServerConnection.complete`, inline.
+        # `ServerConnection.complete`, inline (tests/transports/test_inlined_code.py).
         connection = protocol.connection
         connection.replying = COMPLETES[connection.replying]
         connection.since = protocol.guard.clock

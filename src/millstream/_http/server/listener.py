@@ -93,7 +93,7 @@ class HttpProtocol(asyncio.Protocol):
         event = connection.receive(data)
         if event is not None:
             if type(event) is ServerExchange:
-                # `_begin`, inline.
+                # `_begin`, inline (tests/transports/test_inlined_code.py).
                 self.current = event
                 event.protocol = self
                 task = self.guard.start(event.run(self))
@@ -112,7 +112,7 @@ class HttpProtocol(asyncio.Protocol):
         exchange.protocol = self
         task = self.guard.start(exchange.run(self))
         if not (exchange.response_complete or exchange.left_open):
-            # From now on, the call can be cancelled, and the server waits for it.
+            # From now on, the call can be canceled, and the server waits for it.
             exchange.task = task
             exchange.cancel = task.cancel
             self.state.tasks.add(task)
@@ -242,11 +242,8 @@ class HttpProtocol(asyncio.Protocol):
         connection = self.connection
         if self.transport.is_closing():
             return  # Over TLS, it waits for the client; a second close() would raise an error for its callers.
-        newest = connection.newest
-        if newest is None or newest.response_complete or (connection.reading == DONE and not connection.busy):
+        if (connection.reading == DONE and not connection.busy) or not connection.close_after_newest():
             self.transport.close()
-        else:
-            newest.keep_alive = False
         if self.current is not None and self.current.sink is not None:
             self.current.sink.close()
 
@@ -312,7 +309,7 @@ class SocketListener:
         self._servers.clear()
 
     async def shut_down(self, seconds: float) -> None:
-        """Close every connection after its pending reply. After `seconds`, cancel the calls that still run."""
+        """Close every connection after its pending reply. After `seconds`, cancel the calls that are still running."""
         for connection in list(self.state.connections):
             connection.shutdown()
         try:

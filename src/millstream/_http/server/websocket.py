@@ -618,7 +618,7 @@ class WebSocketProtocol(asyncio.Protocol):
         elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
             self._send_message(message)
         else:
-            raise RuntimeError(f"An application can't send {kind!r} in this state of a WebSocket.")
+            raise RuntimeError(f"An application can't send {kind!r} while a WebSocket is in this state.")
 
     def _settle(self, message: MutableMapping[str, Any]) -> None:
         """Send the reply to the handshake, or the first part of it."""

@@ -74,11 +74,11 @@ class Origin(Protocol):
     """The address of the peer, or an empty string."""
 
     cancel: Callable[[], object] | None
-    """Stops the work, if it can be stopped. None if only the call's task can be cancelled."""
+    """Stops the work, if it can be stopped. None if only the call's task can be canceled."""
 
     def ends_call(self) -> bool:
-        """Return whether the peer is gone. Called when a call's task was cancelled but the call wasn't. If the peer is
-        still there, the function cancelled its own task, and the peer waits for an answer.
+        """Return whether the peer is gone. Called when a call's task was canceled but the call wasn't. If the peer is
+        still there, the function canceled its own task, and the peer waits for an answer.
         """
         ...
 
@@ -236,7 +236,7 @@ class Call(Struct, eq=False, kw_only=True):
         return self.open_reply_channel().push(message)
 
     def cancel(self) -> None:
-        """Stop the work because the caller cancelled the call."""
+        """Stop the work because the caller canceled the call."""
         self.cancelled = True
         stop = self.stop
         if stop is None and self.origin is not None:
@@ -388,7 +388,7 @@ class CallInfo:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller cancelled the call. An `async def` function is cancelled, too; in a thread, check ``if
+        """Whether the caller canceled the call. An `async def` function is canceled, too; in a thread, check ``if
         ctx.cancelled: …``.
         """
         return self._call.cancelled

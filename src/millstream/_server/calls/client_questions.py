@@ -35,8 +35,8 @@ from millstream._server.calls.questions import (
     read_answer,
 )
 
-_CALL_CANCELLED = "The call was cancelled, so the client can't answer. Let the function end when it's cancelled."
-_SERVER_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it's cancelled."
+_CALL_CANCELLED = "The call was canceled, so the client can't answer. Let the function end when it's canceled."
+_SERVER_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it's canceled."
 
 
 async def ask_by_request(call: Call, question: Question, open_questions: PendingQuestions) -> Any:

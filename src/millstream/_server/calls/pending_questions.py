@@ -64,7 +64,7 @@ class PendingQuestions:
     async def ask(
         self, send: Send, method: str, params: Any, *, owner: str, scope: str, asked: set[str] | None = None
     ) -> bytes:
-        """Send a request and wait for its result. An abandoned question is cancelled at the client.
+        """Send a request and wait for its result. An abandoned question is canceled at the client.
 
         Args:
             send: Sends messages to the client.
@@ -106,7 +106,7 @@ class PendingQuestions:
         except asyncio.CancelledError:
             if _lacks_answer(future):
                 future.cancel()
-                telling = self._tell(send, question_id, "The call that asked was cancelled.", asked)
+                telling = self._tell(send, question_id, "The call that asked was canceled.", asked)
                 # The caller may cancel again during this, and the client must still be notified.
                 await asyncio.shield(telling)
             raise
@@ -181,7 +181,7 @@ def asker(question_id: object) -> str:
 
 
 def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
-    """Return whether no answer came, including when the waiting task was cancelled."""
+    """Return whether no answer came, including when the waiting task was canceled."""
     return future.cancelled() or not future.done()
 
 
@@ -192,7 +192,7 @@ async def _give_up(send: Send, question_id: str, reason: str, asked: set[str] | 
         send: Sends messages to the client.
         question_id: The question's id.
         reason: A reason for display.
-        asked: Questions that haven't been cancelled at the client. Others are skipped.
+        asked: Questions that haven't been canceled at the client. Others are skipped.
     """
     if asked is not None:
         if question_id not in asked:

@@ -22,7 +22,7 @@ from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Publisher, Share
 from millstream._protocol.session_token import NONCE_BYTES, KeyRing
-from millstream._server.calls.keys import Secrets, load_secrets
+from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords
 from millstream._server.peers import LEEWAY, Peers
@@ -126,7 +126,7 @@ class ChangeFeed:
             self.source.follow(follower, owner, uris)
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
-        """Wait until changes of the followed resources can't be missed."""
+        """Wait until no change to the followed resources can be missed."""
         if self.source is not None and uris:
             await self.source.wait_until_followed(uris)
 
@@ -268,7 +268,7 @@ class Services:
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
-        """The open subscriptions, and the open replies of custom methods."""
+        """All open streams and subscriptions, but not the streams of short calls."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None

@@ -376,6 +376,6 @@ class ClientMemoryQuota:
         session.charged_bytes = size
 
     def release(self, session: Session) -> None:
-        """Free the bytes of a session whose connection has ended. Later changes of the session aren't counted."""
+        """Free the bytes of a session whose connection has ended. Later changes to the session aren't counted."""
         self.resize(session, 0)
         session.charged_bytes = _RELEASED

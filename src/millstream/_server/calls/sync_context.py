@@ -20,7 +20,7 @@ from millstream._server.pool import Jobs, run_carried, work
 
 T = TypeVar("T")
 
-_CALL_CANCELLED = "The caller cancelled the call."
+_CALL_CANCELLED = "The caller canceled the call."
 
 
 class Waits:
@@ -254,7 +254,7 @@ class SyncContext(CallInfo):
         """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``.
 
         Args:
-            messages: A text, which the user says, or the messages so far, oldest first.
+            messages: Text, which the user says, or the messages so far, oldest first.
             options: The keywords of `Context.sample`.
 
         Raises:

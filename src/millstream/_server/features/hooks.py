@@ -201,7 +201,7 @@ def hooks_of(middleware: Sequence[object], home: object) -> Hooks:
         unknown = {name for name in dir(each) if name.startswith("on_")} - {f"on_{name}" for name in _NAMES}
         if unknown or not mine:
             what = f"has {min(unknown)}" if unknown else "has no hook"
-            raise TypeError(f"middleware: {kind} {what}. Hooks are {', '.join(f'on_{name}' for name in _NAMES)}")
+            raise TypeError(f"middleware: {kind} {what}. Hooks are {', '.join(f'on_{name}' for name in _NAMES)}.")
         for name, hook in mine.items():
             found[name] = (*found.get(name, ()), hook)
     return Hooks(home, **found)
@@ -212,7 +212,7 @@ def _hook(middleware: object, name: str) -> Hook | None:
     if hook is None or getattr(type(middleware), f"on_{name}", None) is getattr(Middleware, f"on_{name}"):
         return None
     if not (inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))):  # noqa: B004
-        raise TypeError(f"middleware: on_{name} of {type(middleware).__name__} must be `async def`")
+        raise TypeError(f"middleware: on_{name} of {type(middleware).__name__} must be `async def`.")
     return cast("Hook", hook)
 
 
@@ -268,7 +268,7 @@ class _HookRun(Request):
 
 
 def _texts(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a prompt or resource, which arrive as text or lists of texts."""
+    """Return the arguments of a prompt or resource, which arrive as strings or lists of strings."""
     return {
         name: value if isinstance(value, str | list) else encode(value).decode()
         for name, value in arguments.items()

@@ -183,7 +183,7 @@ class Registry:
         if self.has(kind, key):
             noun = _noun(kind)
             raise ValueError(
-                f"The {noun} {key!r} already exists. Give this one another name, or call remove_{noun}({key!r}) first"
+                f"The {noun} {key!r} already exists. Give this one another name, or call remove_{noun}({key!r}) first."
             )
 
     def remove(self, kind: str, key: str) -> None:
@@ -194,7 +194,7 @@ class Registry:
         """
         if key not in self.disabled[kind]:
             if key not in getattr(self, kind):
-                raise KeyError(f"There is no {_noun(kind)} {key!r}")
+                raise KeyError(f"There is no {_noun(kind)} {key!r}.")
             self.disable(kind, key)
         del self.disabled[kind][key], self._places[kind, key]
         if kind in _KINDS_WITH_ARGUMENTS:
@@ -302,10 +302,10 @@ class Registry:
             taken.update(each.methods, each.notifications)
         for method in (*extension.methods, *extension.notifications):
             if method in taken:
-                raise ValueError(f"The method {method!r} already exists")
+                raise ValueError(f"The method {method!r} already exists.")
         for member in extension.filters:
             if member in self.filters:
-                raise ValueError(f"The filter {member!r} of subscriptions/listen already exists")
+                raise ValueError(f"The filter {member!r} of subscriptions/listen already exists.")
         self.extensions.append(extension)
         self._collect()
 
@@ -475,7 +475,7 @@ class Registry:
         """
         for reference, argument in self.completers:
             if not self.check_argument(reference, argument):
-                raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
+                raise ValueError(f"complete({reference!r}, {argument!r}): no such prompt or resource template.")
 
     def check_argument(self, reference: str, argument: str) -> bool:
         """Check that a prompt or template, enabled or not, has an argument. Return False if it isn't registered yet.
@@ -487,5 +487,5 @@ class Registry:
         item: Prompt | Template | None = items.get(reference)
         if item is not None and argument not in item.parameters:
             known = ", ".join(map(repr, item.parameters)) or "none"
-            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}")
+            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}.")
         return item is not None

@@ -156,7 +156,7 @@ class Resource(Readable):
         if self.parameters:
             raise TypeError(
                 f"resource {uri!r}: the function takes {', '.join(self.parameters)}, but the URI has no "
-                "{variables} for them"
+                "{variables} for them."
             )
 
 
@@ -202,7 +202,7 @@ class Template(Readable):
             raise TypeError(
                 f"resource template {uri!r}: the variables are {', '.join(self.template.variables) or 'none'}, "
                 f"but the function takes {', '.join(self.parameters) or 'nothing'}. They must have the same "
-                "names"
+                "names."
             )
 
     @override
@@ -229,6 +229,6 @@ def resource_of(
     """
     check_options(name_of(function), options, ResourceOptions, Annotations)
     if not _SCHEME.match(uri):
-        raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'")
+        raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'.")
     source, rest = source_of(function, "resource", home, options)
     return (Template if "{" in uri else Resource)(uri, source, **rest)

@@ -66,7 +66,7 @@ class _Resolution:
     """The dependencies of one call.
 
     The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
-    function is done, before its result is encoded, and also if it failed, was cancelled, or stopped for a question. The
+    function is done, before its result is encoded, and also if it failed, was canceled, or stopped for a question. The
     error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
     error doesn't turn the failure into a success.
     """
@@ -129,7 +129,7 @@ class _Resolution:
         threads = self._call.services.threads
 
         async def leave(exc: BaseException | None) -> None:
-            # The closing thread waits until the opening one is done, even if the call is cancelled.
+            # The closing thread waits until the opening one is done, even if the call is canceled.
             if threaded:
                 await threads.run_anyway(slot.leave, exc)
             else:
@@ -214,7 +214,7 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
 
 
 Read = Callable[[Any], Any]
-"""Reads arguments: the JSON of a tool, or the texts of a prompt or template. Raises `ArgumentError` if they're
+"""Reads arguments: the JSON of a tool, or the strings of a prompt or template. Raises `ArgumentError` if they're
 invalid.
 """
 
@@ -402,11 +402,11 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
     threaded = thread and not plan.is_async
     if wants_context and plan.context_type is SyncContext and not threaded:
-        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread. Annotate ctx: Context")
+        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread. Annotate ctx: Context.")
     if wants_context and plan.context_type is Context and threaded:
         raise TypeError(
             f"{plan.name}: a `def` function runs in a worker thread and can't await. Annotate ctx: SyncContext, "
-            "or make it `async def`"
+            "or make it `async def`."
         )
     if plan.dependencies:
         return _with_dependencies(plan, home, threaded=threaded)

@@ -223,7 +223,7 @@ def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
     if task is not None:
         return TaskRules(task == "required", ttl, retry, deferred)
     if ttl or retry or deferred:
-        raise ValueError(f"{name}: options for tasks require task='allowed' or task='required'")
+        raise ValueError(f"{name}: options for tasks require task='allowed' or task='required'.")
     return None
 
 
@@ -274,7 +274,7 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
             where = name if name == odd[0] else f"{name}.{odd[0]}"
             warn_author(
                 f"{source.name}: only clients that declare the capability {where!r} can call it, "
-                f"but MCP doesn't define that name; {suggest(odd[0], known)}. Capabilities of your own clients "
+                f"but MCP doesn't define that name; {suggest(odd[0], known)} Capabilities of your own clients "
                 "belong under 'extensions' or 'experimental'",
                 source.code,
             )

@@ -38,11 +38,11 @@ def check_function(function: Any, kind: str) -> None:
     if isinstance(function, type):
         raise TypeError(
             f"{function.__name__} is a class, but mcp.{kind} takes a function. Register a method of an object "
-            f"instead, as in mcp.{kind}({function.__name__}().buy)"
+            f"instead, as in mcp.{kind}({function.__name__}().buy)."
         )
     if isinstance(function, str):
         raise TypeError(
-            f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})"
+            f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})."
         )
     if inspect.iscoroutine(function):
         function.close()  # otherwise Python warns that it was never awaited
@@ -55,10 +55,10 @@ def check_function(function: Any, kind: str) -> None:
         name = getattr(getattr(function, word, None), "__name__", "this")
         raise TypeError(
             f"{name}: @mcp.{kind} can't be used above @{type(function).__name__}. Remove it, and call "
-            f"mcp.{kind}(…) below the class, with the method of an object or class"
+            f"mcp.{kind}(…) below the class, with the method of an object or class."
         )
     if not callable(function):
-        raise TypeError(f"mcp.{kind} takes a function, not {function!r}")
+        raise TypeError(f"mcp.{kind} takes a function, not {function!r}.")
 
 
 def warn_author(text: str, code: CodeType | None = None) -> None:
@@ -122,7 +122,7 @@ def context_in(
     marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
     found = [(parameter, kind) for parameter, kind in marked if kind is not None]
     if len(found) > 1:
-        raise TypeError(f"{name}: only one parameter can be the context, not {' and '.join(each for each, _ in found)}")
+        raise TypeError(f"{name}: only one can be the context, not {' and '.join(each for each, _ in found)}.")
     return found[0] if found else (None, None)
 
 
@@ -164,7 +164,7 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
 
     The function runs once per call, even if several parameters depend on it. It can have dependencies, take the
     `Context` (or, as a `def` function, the `SyncContext`), and be `async`. If it yields, the code after the ``yield``
-    runs when the call is over. If the call failed or was cancelled, the ``yield`` raises the error. Context managers
+    runs when the call is over. If the call failed or was canceled, the ``yield`` raises the error. Context managers
     work the same way (a function decorated with `contextlib.contextmanager`, or a class).
 
     Args:
@@ -177,7 +177,7 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
         ``shop: Shop = Depends(open_shop)``.
     """
     if not callable(function):
-        raise TypeError(f"Depends({function!r}): pass the function itself, without calling it")
+        raise TypeError(f"Depends({function!r}): pass the function itself, without calling it.")
     return Dependency(function, thread)
 
 
@@ -233,7 +233,7 @@ def plan_dependency(
     function = dependency.function
     name = name_of(function)
     if function in path:
-        raise TypeError(f"{name}: it depends on itself through {name_of(path[-1])}")
+        raise TypeError(f"{name}: it depends on itself through {name_of(path[-1])}.")
     make, how = _nature(function)
     threaded = dependency.thread and how in ("value", "manager")
     signature, hints = inspect.signature(function), hints_of(function)
@@ -248,7 +248,7 @@ def plan_dependency(
         if not optional and parameter.name != context and parameter.name not in filled:
             raise TypeError(
                 f"{name}: the parameter {parameter.name!r} of this dependency has no value. Give it a default, "
-                "annotate it as Context, or mark it with Depends"
+                "annotate it as Context, or mark it with Depends."
             )
     return PlannedDependency(
         function, make, how, threaded, context, plan_dependencies(filled, contexts, (*path, function))
@@ -279,10 +279,10 @@ def _check_context(name: str, kind: type | None, contexts: tuple[type, type], *,
     plain, blocking = contexts
     if kind is blocking and not threaded:
         raise TypeError(
-            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext. Annotate ctx: Context"
+            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext. Annotate ctx: Context."
         )
     if kind is plain and threaded:
         raise TypeError(
             f"{name}: a `def` dependency runs in a worker thread and can't await. Annotate ctx: SyncContext, "
-            "make it `async def`, or use Depends(…, thread=False) if it never blocks"
+            "make it `async def`, or use Depends(…, thread=False) if it never blocks."
         )

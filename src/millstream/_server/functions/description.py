@@ -64,7 +64,7 @@ def _are_texts(value: Any) -> bool:
 
 
 MAX_COST = 1_000_000
-MAX_SEATS = 10_000
+MAX_SLOTS = 10_000
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
@@ -96,12 +96,12 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
     "concurrency": (
-        lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
-        f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SEATS}",
+        lambda value: type(value) is int and 1 <= value <= MAX_SLOTS,
+        f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SLOTS}",
     ),
     "scopes": (
         lambda value: _are_texts(value) and all(map(_SCOPE.fullmatch, value)),
-        "a list of scopes without blanks or quotes",
+        "a list of scopes without spaces or quotes",
     ),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "timeout": (
@@ -150,7 +150,7 @@ def check_options(
             raise TypeError(f"{item}: there is no option {option!r}; {suggest(option, names)}")
         right, what = _RULES[option]
         if value is not None and not right(value):
-            raise TypeError(f"{item}: {option} must be {what}, not {value!r}")
+            raise TypeError(f"{item}: {option} must be {what}, not {value!r}.")
     given = options.get("annotations")
     if given is not None and annotations is not None:
         _check_annotations(item, given, annotations)
@@ -159,7 +159,7 @@ def check_options(
 def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
     if isinstance(given, Struct):
         if not isinstance(given, wanted):
-            raise TypeError(f"{item}: annotations must be {wanted.__name__} or a dict, not {given!r}")
+            raise TypeError(f"{item}: annotations must be {wanted.__name__} or a dict, not {given!r}.")
         given = to_builtins(given)
     names = [field.encode_name for field in msgspec.structs.fields(wanted)]
     unknown = sorted(given.keys() - set(names))
@@ -168,12 +168,12 @@ def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
     try:
         msgspec.convert(given, wanted)
     except msgspec.ValidationError as error:
-        raise TypeError(f"{item}: annotations: {error}") from error
+        raise TypeError(f"{item}: annotations: {error}.") from error
     changed = given.get("lastModified")
     if changed is not None and not _is_moment(changed):
         raise TypeError(
             f"{item}: annotations: lastModified must be an ISO 8601 time, YYYY-MM-DDThh:mm:ssZ, or a date, not "
-            f"{changed!r}"
+            f"{changed!r}."
         )
 
 
@@ -286,10 +286,10 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     try:
         re.compile(pattern or "")
     except re.error as error:
-        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error
+        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}.") from error
     for low, high in ((ge, le), (gt, lt), (ge, lt), (gt, le), (min_length, max_length)):
         if low is not None and high is not None and low > high:
-            raise ValueError(f"Field: no value lies between {low} and {high}")
+            raise ValueError(f"Field: no value lies between {low} and {high}.")
     build: Any = Meta  # the overloads omit options that this function checks itself
     return build(
         ge=ge,

@@ -226,7 +226,7 @@ class MsgspecEngine:
         return arguments
 
     def _check_exactly(self, values: Any, *, lax: bool = False) -> None:
-        """Refuse texts that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
+        """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
         for problem in find_problems(self.input_schema, values, lax=lax, steps=inf):
             raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
@@ -270,13 +270,13 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
             what = f"its default {parameter.default!r} doesn't fit its type: {error}"
-            raise RegistrationError(f"{name}: parameter {parameter.name!r}: {what}") from error
+            raise RegistrationError(f"{name}: parameter {parameter.name!r}: {what}.") from error
         if not isinstance(parameter.default, _IMMUTABLE):
             schema["properties"][parameter.wire]["default"] = value
 
 
 def has_decimals(schema: Schema) -> bool:
-    """Return whether a schema has decimal numbers. Python's `Decimal` reads more texts than JSON readers."""
+    """Return whether a schema has decimal numbers. Python's `Decimal` reads more than JSON readers do."""
     return repr(DECIMAL) in repr(schema)
 
 

@@ -197,7 +197,7 @@ def members_of(kind: type) -> list[Any]:
 
 
 def has_meta(kind: Any) -> bool:
-    """Return whether a class has bounds or texts of our `Field` in its fields, at any depth."""
+    """Return whether a class has bounds or descriptions of our `Field` in its fields, at any depth."""
     return any(isinstance(item, Meta) for _, item in parts_of(kind))
 
 
@@ -276,10 +276,10 @@ def parameter_of(
     """
     where = f"{name}: parameter {parameter.name!r}"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        raise TypeError(f"{where} takes any number of arguments: {_named_how(parameter)}")
+        raise TypeError(f"{where} takes any number of arguments: {_named_how(parameter)}.")
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
     if isinstance(hint, str):
-        raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined")
+        raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined.")
     default = NODEFAULT if parameter.default is parameter.empty else parameter.default
     if isinstance(default, Meta) or is_pydantic_field(default):
         hint, default = Annotated[hint, default], NODEFAULT
@@ -288,12 +288,12 @@ def parameter_of(
         wire = alias_in(metadata) or parameter.name
         default = default_in(metadata) if default is NODEFAULT else default
     except RegistrationError as error:
-        raise RegistrationError(f"{where}: {error}") from error
+        raise RegistrationError(f"{where}: {error}.") from error
     except TypeError as error:
-        raise TypeError(f"{where}: {error}; {WHAT_WORKS}") from error
+        raise TypeError(f"{where}: {error}; {WHAT_WORKS}.") from error
     except RecursionError:
         raise TypeError(
-            f"{where}: the alias {type_text(hint)} refers to itself. Use a dataclass that refers to itself"
+            f"{where}: the alias {type_text(hint)} refers to itself. Use a dataclass that refers to itself."
         ) from None
     if default is None:
         annotation = annotation | None
@@ -315,7 +315,7 @@ def _named_how(parameter: inspect.Parameter) -> str:
 def unreadable(name: str, parameter: Parameter, error: Exception) -> ParameterError:
     """Return the error for a parameter that an engine doesn't support."""
     where = f"{name}: parameter {parameter.name!r}"
-    return ParameterError(f"{where}: {drop_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}")
+    return ParameterError(f"{where}: {drop_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}.")
 
 
 def finish_schema(schema: Schema) -> Schema:
@@ -349,7 +349,7 @@ def check_described(required: list[str], schema: Schema, name: str) -> None:
         if wire not in schema.get("properties", {}):
             raise TypeError(
                 f"{name}: input_schema doesn't allow the property {wire!r}, because {closing[0]} is false, but "
-                'the function requires it. Add it to "properties", or give the parameter a default'
+                'the function requires it. Add it to "properties", or give the parameter a default.'
             )
 
 
@@ -365,12 +365,12 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
         if node and not kinds <= allowed:
             raise TypeError(
                 f"{name}: parameter {parameter!r} of a {kind} arrives as text. Use str, int, float, bool, an "
-                "enum, Literal, or a date"
+                "enum, Literal, or a date."
             )
 
 
 def is_slow_to_build(schema: Any, *, many: bool = False) -> bool:
-    """Return whether a schema has values that are slow to build: sets of texts, or many texts with a pattern.
+    """Return whether a schema has values that are slow to build: sets of strings, or many strings with a pattern.
 
     Args:
         schema: The schema, or a part of one.

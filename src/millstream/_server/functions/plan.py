@@ -1,7 +1,7 @@
 """The plan of a function: everything about calling it that is known at registration.
 
 A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
-possible. Only that closure runs per call, after its arguments are read from JSON or texts.
+possible. Only that closure runs per call, after its arguments are read from JSON or strings.
 
 Arguments that the decoder refuses are examined again. Large ones are never walked in Python.
 """
@@ -134,7 +134,7 @@ def plan(
     check_function(function, kind)
     target = unwrap_function(function)
     if name is not None and not name.strip():
-        raise ValueError(f"{name_of(function)}: the name of this {kind} is empty")
+        raise ValueError(f"{name_of(function)}: the name of this {kind} is empty.")
     name = name or _own_name(function, target, kind)
     text, descriptions = describe(target)
     signature = inspect.signature(function)
@@ -201,7 +201,7 @@ def _about(what: str) -> Generator[None, None, None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {error}.") from error
 
 
 # The function
@@ -212,7 +212,7 @@ def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Ki
     if name == "<lambda>":
         where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
         raise TypeError(
-            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'"
+            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
         )
     return name
 
@@ -239,12 +239,12 @@ def _check_accidental(
         if value.name in ("self", "cls") and value is values[0]:
             raise TypeError(
                 f"{name}: clients would have to send {value.name!r} as an argument. Register the method of an "
-                f"object, as in mcp.tool(shop.{name}), or a function"
+                f"object, as in mcp.tool(shop.{name}), or a function."
             )
         if value.name == "ctx":
             raise TypeError(
                 f"{name}: 'ctx' has no annotation, so clients would have to send it as an argument. Write ctx: "
-                "Context, or ctx: SyncContext in a `def` function"
+                "Context, or ctx: SyncContext in a `def` function."
             )
 
 
@@ -277,7 +277,7 @@ def _check_yields(annotation: Any, name: str) -> None:
         raise TypeError(
             f"{name} is a generator: every value it yields is progress, and the last one is its result. "
             "Annotate the type of the values, as in -> Iterator[str] (AsyncIterator in `async def`), or return "
-            "a collection instead"
+            "a collection instead."
         )
 
 
@@ -298,7 +298,7 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
         try:
             promised = None if returns is None else normalize(returns)
         except RegistrationError as error:
-            raise RegistrationError(f"{name}: the return type: {error}") from error
+            raise RegistrationError(f"{name}: the return type: {error}.") from error
         return engine_of(name, parameters, returns=promised, forbid_unknown=closed)
     except (OutputError, RecursionError) as error:
         warn_author(
@@ -368,7 +368,7 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
     """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
 
     Raises:
-        ArgumentError: A text doesn't fit its parameter.
+        ArgumentError: A string doesn't fit its parameter.
     """
     try:
         return plan.engine.convert(values, lax=True)
@@ -481,7 +481,7 @@ def decode_json_texts(schema: Schema, values: dict[str, Any]) -> None:
     """Decode JSON strings where the schema expects no text, in place.
 
     Raises:
-        msgspec.DecodeError: A text looks like JSON but isn't.
+        msgspec.DecodeError: A string looks like JSON but isn't.
     """
     properties: Schema = schema.get("properties", {})
     for name, value in values.items():

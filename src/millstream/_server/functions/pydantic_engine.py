@@ -223,7 +223,7 @@ def _check_readable(name: str, parameter: Parameter) -> None:
     try:
         _arguments_schema(_model_of(name, [parameter], forbid_unknown=False))
     except RegistrationError as error:
-        raise RegistrationError(f"{name}: parameter {parameter.name!r}: {error}") from error
+        raise RegistrationError(f"{name}: parameter {parameter.name!r}: {error}.") from error
     except _UNREADABLE as error:
         why = TypeError(f"{type_text(parameter.annotation)} isn't supported")
         raise unreadable(name, parameter, why) from error

@@ -1,1 +1,278 @@
-"""Observation of calls: metrics, the message log, and traces."""
+"""Observation of calls: metrics, the message log, and traces.
+
+Here are the measurements for the dashboard: one `Figures` and one history per worker, merged into one page. Figures
+hold counts by bucket instead of percentiles, so those of several workers can be added up. `dashboard_values` computes
+percentiles and rates from the sum, and `history_values` the charts. All functions are pure.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypeVar, cast
+
+from msgspec import Struct
+
+from millstream._telemetry.metrics import SHARES, Labels, percentiles
+from millstream._telemetry.process import REST, Gauges, HistoryWindow, OperationTally
+
+_LATE = 5
+"""Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""
+
+
+def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]:
+    """Return columns of points, and a row per operation.
+
+    Each column has a value for each time in ``at`` (seconds since 1970), or null without data. Percentiles cover all
+    calls of a point. The worst lag is used. Everything else is a sum over the workers.
+
+    Args:
+        pasts: The history of each worker, starting with the one that answers.
+        seconds: The requested period.
+    """
+    first = pasts[0]
+    same = [each for each in pasts if (each.bounds, each.step) == (first.bounds, first.step)]
+    until = min((each.until for each in same if each.until > first.until - _LATE), default=first.until)
+    step, start = first.step, until - seconds
+    times = list(range(start // step * step, until, step))
+    points: dict[int, tuple[OperationTally, Gauges]] = {}
+    chosen: dict[int, OperationTally] = {}
+    operations: dict[tuple[str, str], OperationTally] = {}
+    for past in same:
+        _add_all(operations, past.operations)
+        _add_all(chosen, past.chosen)
+        for at, (tally, gauges) in past.points.items():
+            whole, before = points.get(at, (OperationTally(), None))
+            whole.add(tally)
+            points[at] = whole, gauges if before is None else _add_gauges(before, gauges)
+    total = OperationTally()
+    for tally, _ in points.values():
+        total.add(tally)
+    rest = operations.pop(REST, None)
+    return {
+        "seconds": seconds,
+        "step": step,
+        "until": until,
+        "total": _figures(total, first.bounds),
+        "at": times,
+        "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
+        "chosen": _columns(times, chosen, points, first.bounds),
+        "process": _gauges(times, points, step, until),
+        "operations": [
+            {"method": method, "name": name, **_figures(tally, first.bounds)}
+            for (method, name), tally in sorted(operations.items())
+        ],
+        "rest": None if rest is None else {"method": "", "name": "", **_figures(rest, first.bounds)},
+    }
+
+
+def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally]) -> None:
+    for key, tally in more.items():
+        found.setdefault(key, OperationTally()).add(tally)
+
+
+def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
+    """Return the sum of the gauges of two workers at the same time."""
+    return Gauges(max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams)
+
+
+def _columns(
+    times: Iterable[int], tallies: Mapping[int, OperationTally], known: Mapping[int, object], bounds: tuple[float, ...]
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in SHARES))}
+    nothing = OperationTally()
+    for at in times:
+        row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return columns
+
+
+def _gauges(
+    times: Sequence[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int, until: int
+) -> dict[str, list[Any]]:
+    found = [points[at][1] if at in points else None for at in times]
+    return {
+        "lag_ms": [each and round(each.lag * 1000, 2) for each in found],
+        # The newest point has only some of its seconds.
+        "cpu_percent": [
+            each and round(100 * each.cpu / min(step, until - at), 1) for at, each in zip(times, found, strict=True)
+        ],
+        "memory_bytes": [each and (each.memory or None) for each in found],
+    }
+
+
+def _figures(tally: OperationTally, bounds: tuple[float, ...]) -> dict[str, Any]:
+    counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
+    return {"calls": sum(counts), "errors": tally.errors, **percentiles(bounds, counts)}
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
+    """The calls of one method or tool."""
+
+    calls: int
+    errors: int
+    grown: list[int]
+    """Recent calls by bucket, or empty without any."""
+    per_second: float
+    """Recent calls per second."""
+    rate: float | None
+    """Calls per second since the previous read, or None if that was long ago."""
+
+
+class Figures(Struct, frozen=True, array_like=True):
+    """The measurements of one worker."""
+
+    pid: int
+    host: str
+    since: float
+    """Seconds since 1970."""
+    uptime: float
+    window: float
+    """Length of the recent period in seconds."""
+    bounds: tuple[float, ...]
+    """The bounds of the buckets."""
+    operations: dict[tuple[str, str], OperationFigures]
+    """Operations by method and tool name."""
+    per_second: list[int]
+    """Calls in each of the last whole seconds, oldest first."""
+    sessions: dict[Labels, int]
+    connections: dict[Labels, int]
+    lag: tuple[float, float]
+    """Lag of the event loop in milliseconds: the newest, and the worst of the last minute."""
+    process: dict[str, float | None]
+    hub: dict[str, Any] | None = None
+    blocked: float = 0.0
+    """Milliseconds of the last minute in which the event loop was blocked. The last field, because older versions don't
+    have it.
+    """
+
+
+def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
+    """Return all values of the dashboard as JSON values: sums over the workers, and a row for each.
+
+    Rates and percentiles cover the last 10 to 15 seconds if an earlier read allows it, otherwise a longer period:
+    ``window_seconds`` is its length. ``at_seconds`` only grows while the same worker answers.
+
+    Args:
+        workers: The figures of the workers, by name.
+        here: The name of the worker that answers.
+        store: The health of the store, passed through.
+    """
+    own, every = workers[here], list(workers.values())
+    operations = _merge_all((_comparable(each, own.bounds) for each in every), _merge)
+    rows = [_row(key, operations[key], own.bounds) for key in sorted(operations)]
+    return {
+        "at_seconds": round(own.uptime, 3),
+        "uptime_seconds": round(max(each.uptime for each in every), 3),
+        "window_seconds": round(max(each.window for each in every), 3),
+        "calls": sum(row["calls"] for row in rows),
+        "errors": sum(row["errors"] for row in rows),
+        "per_second": _history([each.per_second for each in every]),
+        "tools": [row for row in rows if row["method"] == "tools/call"],
+        "methods": [row for row in rows if row["method"] != "tools/call"],
+        "sessions": _rows(_merge_all((each.sessions for each in every), _sum)),
+        "connections": _rows(_merge_all((each.connections for each in every), _sum)),
+        "event_loop_lag_ms": {
+            "last": max(each.lag[0] for each in every),
+            "worst": max(each.lag[1] for each in every),
+            "blocked": max(each.blocked for each in every),
+        },
+        "process": _merge_all((each.process for each in every), _sum),
+        "hub": reduce(_sum, [each.hub for each in every]),
+        "store": store,
+        "workers": [
+            _worker(name, each) for name, each in sorted(workers.items(), key=lambda item: (item[1].since, item[0]))
+        ],
+    }
+
+
+def _worker(name: str, figures: Figures) -> dict[str, Any]:
+    return {
+        "name": name,
+        "pid": figures.pid,
+        "host": figures.host,
+        "calls_per_second": figures.per_second[-1] if figures.per_second else 0,
+        "streams": sum(figures.connections.values()),
+        "memory_bytes": figures.process.get("resident_bytes"),
+        "lag_ms": figures.lag[0],
+        "since": figures.since,
+    }
+
+
+# Calls
+
+
+def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
+    """Return the operations of a worker. One with other buckets, such as another version, contributes only call
+    counts.
+    """
+    if figures.bounds == bounds:
+        return figures.operations
+    return {
+        key: OperationFigures(each.calls, each.errors, [], each.per_second, each.rate)
+        for key, each in figures.operations.items()
+    }
+
+
+def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
+    return OperationFigures(
+        one.calls + other.calls,
+        one.errors + other.errors,
+        # An empty list counts as zeros.
+        [a + b for a, b in zip(one.grown, other.grown, strict=True)]
+        if one.grown and other.grown
+        else one.grown or other.grown,
+        one.per_second + other.per_second,
+        _sum(one.rate, other.rate),
+    )
+
+
+def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[float]) -> dict[str, Any]:
+    return {
+        "method": key[0],
+        "name": key[1],
+        "calls": operation.calls,
+        "errors": operation.errors,
+        "per_second": round(operation.per_second, 2),
+        "rate": None if operation.rate is None else round(operation.rate, 2),
+        **percentiles(bounds, operation.grown),
+    }
+
+
+def _history(several: Sequence[Sequence[int]]) -> list[int]:
+    """Return the calls of all workers per second. All lists end with the same second, and the longest determines the
+    length.
+    """
+    length = max(map(len, several))
+    return [sum(each[place - length] for each in several if len(each) >= length - place) for place in range(length)]
+
+
+# Other sums
+
+
+def _merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
+    found: dict[Key, Value] = {}
+    for each in several:
+        for key, value in each.items():
+            found[key] = both(found[key], value) if key in found else value
+    return found
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Return the sum of numbers or of dicts of numbers. None adds nothing."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, dict):
+        return _merge_all(cast("list[dict[str, Any]]", [one, other]), _sum)
+    return one + other
+
+
+def _rows(values: Mapping[Labels, int]) -> list[dict[str, Any]]:
+    return [
+        {"transport": transport, "revision": revision, "count": value}
+        for (transport, revision), value in sorted(values.items())
+        if value
+    ]

@@ -24,7 +24,7 @@ from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, params_of, value_of
-from millstream._server.observability.figures import Figures, OperationFigures
+from millstream._server.observability import Figures, OperationFigures
 from millstream._telemetry.logs import redact_text
 from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog, session_hash
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
@@ -215,7 +215,7 @@ class Observer:
         self._lag = LoopLag(registry)
 
     async def run(self) -> None:
-        """Sample the event loop until cancelled. The runtime owns the task."""
+        """Sample the event loop until canceled. The runtime owns the task."""
         await self._lag.run()
 
     def close(self) -> None:
@@ -284,7 +284,7 @@ class Observer:
         self._sessions.over(session_id)
 
     def _clean(self, labels: Labels) -> Labels:
-        """Return labels whose number of values is bounded."""
+        """Return labels, each with a bounded number of values."""
         method, tool, outcome, revision = labels
         return (
             method if method in _METHODS else OTHER,

@@ -91,7 +91,7 @@ class StoreSession(Protocol):
         """See `Backend.charge`."""
         ...
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`."""
 
 

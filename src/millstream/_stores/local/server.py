@@ -186,8 +186,8 @@ class WorkerConnection(FrameConnection):
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         return await self._opened.charge(worker, charges, dead)
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        await self._opened.release(worker, seats)
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
+        await self._opened.release(worker, slots)
 
     @property
     def _opened(self) -> Backend:

@@ -223,7 +223,7 @@ class ParentConnection(FrameConnection):
         for _, future in waiting.values():
             if not future.done():
                 future.set_exception(StoreUnavailable(_GONE))
-                future.exception()  # the caller may have been cancelled
+                future.exception()  # the caller may have been canceled
 
 
 class LocalBackend:

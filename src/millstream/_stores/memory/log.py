@@ -5,13 +5,12 @@ oldest entries of its largest streams, whose readers get `Gap`.
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
-from millstream._recent import Recent
 from millstream._stores.base import (
     ONCE_SECONDS,
     PAGE_BYTES,
@@ -24,6 +23,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.topics import Topics, channel_for, channels_for
+from millstream._stores.rates import PART
 
 SWEEP = 16
 """Heap items examined per call: more than one call adds, few enough to be cheap."""
@@ -93,7 +93,7 @@ class ExpiryHeap(Generic[Name]):
 ITEM_BYTES = 200
 """Overhead of a log entry, or of a key with its value and deadline, rounded up."""
 STREAM_BYTES = 600
-_MAX_ONCE = 50_000
+_MAX_ONCE = 100_000
 REPEATED = "The stream has an entry with this id."
 
 _REMOVED = Entry(Position("", 0), b"")
@@ -307,8 +307,9 @@ class MemoryLog:
         self.kinds: dict[str, StreamKind] = {}
         """Streams by kind. There are few kinds, because the program chooses them, not its clients."""
         self.listeners = Topics[Entry]()
-        self._once: Recent[tuple[str, str], float] = Recent(_MAX_ONCE)
-        """Text that entries must not repeat -> when that ends."""
+        self._once: dict[tuple[str, str], tuple[float, str]] = {}
+        """Text that entries must not repeat -> when that ends, and its owner. Oldest first."""
+        self._once_by_owner: defaultdict[str, dict[tuple[str, str], None]] = defaultdict(dict)
 
     @property
     def size(self) -> int:
@@ -325,13 +326,16 @@ class MemoryLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         now = self._clock()
         for each in self.kinds.values():  # unused kinds must free their space, too
             each.sweep(now)
         key = (stream, once)
-        if once and self._once.get(key, now) > now:
+        while self._once and next(iter(self._once.values()))[0] <= now:
+            self._forget_once(next(iter(self._once)))
+        if once and key in self._once:
             raise EntryRepeated(REPEATED)
         position = self.kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
         if index is not None:
@@ -340,7 +344,11 @@ class MemoryLog:
                     index.stream, data, ttl=index.ttl, max_entries=index.max_entries, at=position.offset
                 )
         if once:
-            self._once.keep(key, now + ONCE_SECONDS)
+            held = self._once_by_owner.get(owner, {})
+            while held and (len(held) >= _MAX_ONCE // PART or len(self._once) >= _MAX_ONCE):
+                self._forget_once(next(iter(held)))
+            if len(self._once) < _MAX_ONCE:
+                self._once[key], self._once_by_owner[owner][key] = (now + ONCE_SECONDS, owner), None
         entry = Entry(position, data)
         for channel in channels_for(stream, topic):
             self.listeners.notify(channel, entry)
@@ -369,6 +377,12 @@ class MemoryLog:
     async def wait_until_listening(self, stream: str) -> Position | None:
         newest = await self.newest(stream, 1)
         return newest[0].position if newest else None
+
+    def _forget_once(self, key: tuple[str, str]) -> None:
+        _, owner = self._once.pop(key)
+        del self._once_by_owner[owner][key]
+        if not self._once_by_owner[owner]:
+            del self._once_by_owner[owner]
 
     def _drop(self, stream: str) -> None:
         self.listeners.notify(_INTERRUPT_PREFIX + stream, _REMOVED)

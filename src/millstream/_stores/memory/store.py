@@ -1,4 +1,4 @@
-"""The in-memory store of one process and one thread. Its data aren't shared and don't survive the process.
+"""The in-memory store of one process and one thread. Its data isn't shared, and is lost when the process ends.
 
 No method suspends, and there is no timer: expired data are absent immediately, and later calls free their memory a few
 items at a time. Each kind of values and of streams is bounded in bytes, including keys and overhead. A full kind of

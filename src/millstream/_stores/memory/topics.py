@@ -1,4 +1,4 @@
-"""Listeners in this process, for a topic or for changes of one value."""
+"""Listeners in this process, for a topic or for changes to one value."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -38,6 +38,9 @@ class Topics(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_topic)
+
+    def __len__(self) -> int:
+        return len(self._by_topic)
 
     def notify(self, topic: str, item: T) -> None:
         """Call all listeners in the order they were added."""

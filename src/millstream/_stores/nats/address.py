@@ -78,5 +78,5 @@ def _with_port(host: str) -> str:
     if not colon or host.endswith("]"):
         name, port = host, str(_PORT)
     if not name or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise LocalError(f"A server of the NATS store has no valid host or port. {_SYNTAX}")
+        raise LocalError(f"A server in the URL of the NATS store has no valid host or port. {_SYNTAX}")
     return f"{name}:{port}"

@@ -1,6 +1,6 @@
 """The store on NATS JetStream.
 
-Paces and seats are in-memory messages that change in one atomic batch. Quotas are values of the durable map.
+Paces and slots are in-memory messages that change in one atomic batch. Quotas are values of the durable map.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from millstream._stores.rates import (
     RateCharge,
     check_pace,
     check_quota,
-    check_seat,
+    check_slot,
     quota_key,
     refuse_all,
 )
@@ -38,13 +38,13 @@ from millstream._stores.store import BackendStore
 from millstream._tasks import cancel_all
 
 _ROOM = 64 * 1024 * 1024
-_SEAT_SECONDS = 86400
+_SLOT_SECONDS = 86400
 _LOCKS = 64
 _PAUSE = 0.002
 
-SeatHolders = list[tuple[str, str]]
-"""The (worker, holder) pair of each seat."""
-_decode_seats = msgspec.msgpack.Decoder(SeatHolders).decode
+SlotHolders = list[tuple[str, str]]
+"""The (worker, holder) pair of each slot."""
+_decode_slots = msgspec.msgpack.Decoder(SlotHolders).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_time = msgspec.msgpack.Decoder(float).decode
 
@@ -92,11 +92,11 @@ class NatsLimits:
                 if charge.until > now:
                     quotas.append((charge, data))
             else:
-                held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in dead]
-                result = check_seat(charge, held, worker)
+                held = [] if data is None else [each for each in _decode_slots(data) if each[0] not in dead]
+                result = check_slot(charge, held, worker)
                 if result.amount:
                     held.append((worker, charge.holder))
-                    written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
+                    written.append((self._subject(charge), _encode(held), seq, _SLOT_SECONDS))
             found.append(result)
         refused = refuse_all(found)
         if refused is not None:
@@ -156,16 +156,16 @@ class NatsLimits:
                 return False
         return True
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`."""
-        for seat in seats:
+        for slot in slots:
             while True:
-                seq, data = await self._read(seat)
-                held = [] if data is None else _decode_seats(data)
-                if (worker, seat.holder) not in held:
+                seq, data = await self._read(slot)
+                held = [] if data is None else _decode_slots(data)
+                if (worker, slot.holder) not in held:
                     break
-                held.remove((worker, seat.holder))
-                if await self._write([(self._subject(seat), _encode(held), seq, _SEAT_SECONDS)]):
+                held.remove((worker, slot.holder))
+                if await self._write([(self._subject(slot), _encode(held), seq, _SLOT_SECONDS)]):
                     break
                 await asyncio.sleep(_PAUSE)
 
@@ -176,7 +176,7 @@ class NatsLimits:
         return (0, None) if found is None else (found.seq, found.data)
 
     def _subject(self, charge: RateCharge | ConcurrencySlot) -> str:
-        kind = "seat" if isinstance(charge, ConcurrencySlot) else "pace"
+        kind = "slot" if isinstance(charge, ConcurrencySlot) else "pace"
         return f"{self._link.address.namespace}.rate.{kind}.{token(charge.key)}"
 
     async def _ensure(self) -> None:

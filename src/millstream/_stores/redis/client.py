@@ -506,12 +506,12 @@ def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None
             )
         if isinstance(cause, AuthenticationError):
             if address.password:
-                return LocalError(f"{where} rejects the user or password in the store's URL.")
+                return LocalError(f"{where} rejected the user or password in the store's URL.")
             return LocalError(f"{where} requires a user or password. Add it to the URL: redis://USER:PASSWORD@HOST.")
         if isinstance(cause, NoPermissionError):
-            return LocalError(f"{where} rejects commands that Millstream needs: {str(cause)[:200]}. {ALLOW}")
+            return LocalError(f"{where} rejected commands that Millstream needs: {str(cause)[:200]}. {ALLOW}")
         if isinstance(cause, ResponseError) and _code(cause) not in _AGAIN:
-            return LocalError(f"{where} rejects the connection: {str(cause)[:200]}. Correct the URL of the store.")
+            return LocalError(f"{where} rejected the connection: {str(cause)[:200]}. Correct the URL of the store.")
     return None
 
 

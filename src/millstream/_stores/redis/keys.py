@@ -69,7 +69,7 @@ class RedisKeys:
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
     def once(self, stream: str, text: str) -> str:
-        """Return the key of a text that entries of a stream must not repeat."""
+        """Return the key of a string that entries of a stream must not repeat."""
         return f"{self.hub}i:{stream}:{sha256(text.encode()).hexdigest()[:32]}"
 
     def order(self, kind: str) -> str:

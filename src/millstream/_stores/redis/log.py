@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -71,11 +70,10 @@ class PushReader:
         self._is_open = False
         self._is_complete = False
         """Whether this connection has received all channels."""
-        self._commands: deque[tuple[str | bytes, ...]] = deque()
+        self._commands: asyncio.Queue[tuple[str | bytes, ...]] = asyncio.Queue()
         """Commands to send on this connection."""
-        self._has_commands = asyncio.Event()
         self._asked = self._confirmed = 0
-        """Changes of channels on this connection, and how many of them Redis has confirmed."""
+        """Changes to the channels of this connection, and how many of them Redis has confirmed."""
         self._changed = asyncio.Event()
         self._marks: dict[bytes, asyncio.Future[None]] = {}
         self._marks_made = count()
@@ -124,7 +122,7 @@ class PushReader:
             self._read_task.cancel()
 
     async def run(self) -> None:
-        """Read until cancelled."""
+        """Read until canceled."""
         outage = LogOnce(_logger, "The store can't be read; retrying", "The store can be read again.")
         failures = 0
         try:
@@ -145,6 +143,8 @@ class PushReader:
     async def _read(self) -> None:
         self._is_complete = False
         async with self._client.connection(self._key) as connection:
+            if self._read_task is None:  # `run` has ended, and redis-py ignored the cancellation
+                return
             self._begin()
             sending = asyncio.create_task(self._send(connection))
             sending.add_done_callback(has_failed)
@@ -162,15 +162,14 @@ class PushReader:
                         self._command("PING")
             finally:
                 self._is_open = False
-                while not sending.done():
-                    sending.cancel()  # redis-py ignores it while it connects
-                    await asyncio.wait([sending], timeout=_CANCEL)
+                sending.cancel()
+                await asyncio.wait([sending])
 
     def _begin(self) -> None:
         self.number += 1
         self._is_open = True
         self._asked = self._confirmed = 0
-        self._commands.clear()
+        self._commands = asyncio.Queue()
         channels = list(self._callbacks)
         for start in range(0, len(channels), _MOST_CHANNELS):
             self._ask("SSUBSCRIBE", channels[start : start + _MOST_CHANNELS])
@@ -182,15 +181,12 @@ class PushReader:
             self._command(command, *channels)
 
     def _command(self, *command: str | bytes) -> None:
-        self._commands.append(command)
-        self._has_commands.set()
+        self._commands.put_nowait(command)
 
     async def _send(self, connection: Any) -> None:
-        while True:
-            while self._commands:
-                await connection.send_command(*self._commands.popleft(), check_health=False)
-            self._has_commands.clear()
-            await self._has_commands.wait()
+        number = self.number
+        while self._is_open and self.number == number:  # a timeout of redis-py can swallow a cancellation
+            await connection.send_command(*await self._commands.get(), check_health=False)
 
     def _take(self, message: Any) -> None:
         kind = message[0]
@@ -204,7 +200,7 @@ class PushReader:
         elif kind in (b"ssubscribe", b"sunsubscribe"):
             self._confirmed += 1
             if self._confirmed > self._asked:
-                raise ConnectionError("Another server has the channels now.")
+                raise ConnectionError("The channels have moved to another server.")
             if self._confirmed == self._asked and not self._is_complete:
                 self._is_complete = True
                 if self.number > 1:
@@ -225,7 +221,7 @@ class RedisState:
         """The identifier of this connection in retry detection."""
         self.epoch = ""
         self.renewed: Callable[[], None] = lambda: None
-        """Callback for changes of `epoch`."""
+        """Callback for changes to `epoch`."""
         self._numbers = count(1)
         self._free: list[int] = []
         self._places = count()
@@ -245,7 +241,7 @@ class RedisState:
         return self._free.pop() if self._free else next(self._places), next(self._numbers)
 
     def free_place(self, place: int) -> None:
-        """Release the place of a finished attempt."""
+        """Release the slot of a finished attempt."""
         self._free.append(place)
 
     def set_time(self, microseconds: int, asked: float) -> None:
@@ -339,7 +335,7 @@ class RedisLog:
         """Streams that were listened to by topic."""
         self._append = script("append")
         self._batches: dict[str, _Batch] = {}
-        """Appends that are under way, the last one of each stream."""
+        """Pending appends, the last one of each stream."""
         self._read_script = script("read")
 
     async def append(
@@ -352,6 +348,7 @@ class RedisLog:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
+        owner: str = "",
         topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRY:
@@ -473,7 +470,7 @@ class RedisLog:
                     if arrived and self._pushes.number == number:
                         return newest
         except TimeoutError:
-            raise StoreUnavailable("The store didn't respond in time: it can't be read") from None
+            raise StoreUnavailable("The store didn't respond in time: it can't be read.") from None
 
     async def _mark(self, stream: str) -> tuple[Position | None, bool]:
         """Return the newest position, and whether the pushes of all entries up to it have arrived."""

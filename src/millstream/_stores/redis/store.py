@@ -111,11 +111,11 @@ class RedisBackend:
             [ChargeResult(int(wait) / _MICRO, float(left), float(amount)) for wait, left, amount in triples]
         )
 
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        names = [self._keys.rate("s", seat.key) for seat in seats]
+    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
+        names = [self._keys.rate("s", slot.key) for slot in slots]
         if not names:
             return
-        await self._client.run(script("release"), names, [f"{worker} {seat.holder}" for seat in seats])
+        await self._client.run(script("release"), names, [f"{worker} {slot.holder}" for slot in slots])
 
     async def _check(self) -> None:
         """Check at startup that all commands are permitted, so the first event doesn't fail.

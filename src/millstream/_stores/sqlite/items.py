@@ -179,7 +179,16 @@ class Streams:
         self._highest = dict(self._file.run("SELECT name, highest FROM kinds"))
 
     def append(
-        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None, *, seal: bool, once: str
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        ttl: float,
+        max_entries: int,
+        index: Index | None = None,
+        seal: bool = False,
+        once: str = "",
+        **_: object,
     ) -> Position:
         """See `Log.append`."""
         now = self._clock()

@@ -9,10 +9,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, StoreFull, StoreUnavailable
+from millstream._stores.base import PAGE_BYTES, AppendOptions, Entry, Position, StoreFull, StoreUnavailable
 from millstream._stores.memory.store import MemoryBackend
 from millstream._stores.memory.topics import Topics, channel_for, channels_for, never
 from millstream._stores.sqlite.file import Database, Location
@@ -223,26 +223,12 @@ class SqliteLog:
         self._writer = writer
         self.listeners = Topics[Entry]()
 
-    async def append(
-        self,
-        stream: str,
-        data: bytes,
-        *,
-        ttl: float,
-        max_entries: int,
-        index: Index | None = None,
-        seal: bool = False,
-        once: str = "",
-        topic: str = "",
-    ) -> Position:
-        return await self._writer.run(
-            lambda: self._streams.append(stream, data, ttl, max_entries, index, seal=seal, once=once),
-            lambda position: self._tell(stream, topic, Entry(position, data)),
-        )
+    async def append(self, stream: str, data: bytes, **options: Unpack[AppendOptions]) -> Position:
+        def tell(position: Position) -> None:
+            for channel in channels_for(stream, options.get("topic", "")):
+                self.listeners.notify(channel, Entry(position, data))
 
-    def _tell(self, stream: str, topic: str, entry: Entry) -> None:
-        for channel in channels_for(stream, topic):
-            self.listeners.notify(channel, entry)
+        return await self._writer.run(lambda: self._streams.append(stream, data, **options), tell)
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES

@@ -10,7 +10,6 @@ from millstream._protocol.admission import check_handshake_header, header_versio
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import names_per_request_era
-from millstream._server.call_log import END, OPEN, close_abandoned, event_id, log_name, parse_event_id, writer_of
 from millstream._server.calls.services import (
     ANY_UPDATE,
     SESSION_OVER,
@@ -33,6 +32,7 @@ from millstream._transports.open_streams import (
     no_stream,
     refusal,
 )
+from millstream._transports.streamable import END, OPEN, close_abandoned, event_id, log_name, parse_event_id, writer_of
 from millstream._transports.streamable.sessions import EMPTY_STREAM, StreamableEndpoint
 
 UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
@@ -80,7 +80,7 @@ class Resumption:
         return None
 
     async def _read(self, reader: "_Reader", sink: Sink, stream: str, name: str, position: Position) -> None:
-        """Write log entries and new ones until the stream ends or is taken over."""
+        """Write the logged entries, then new ones, until the stream ends or is taken over."""
         sink.write(sse.COMMENT)
 
         def take(entries: Sequence[Entry]) -> None:

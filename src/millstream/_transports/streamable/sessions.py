@@ -43,7 +43,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._stores.rates import share_for
 from millstream._transports.connection import read_batch, refuse_batch, settle_task
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
-from millstream._transports.streamable.reply_channel import PostReplyChannel
+from millstream._transports.streamable import PostReplyChannel
 
 MAX_CACHED_SESSIONS = 16 * 1024
 """Maximum number of cached sessions. Each takes about 1.1 KiB."""
@@ -69,7 +69,7 @@ class HttpSessions:
         self._kept = Share(_CAPABILITIES_ROOM)
         """Bytes of capabilities stored in it."""
         self._ended = Share()
-        """Sessions ended in it."""
+        """Sessions that have ended in it."""
         services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
@@ -189,7 +189,6 @@ class HttpSessions:
 
 
 EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
-LISTEN = "subscriptions/listen"
 _JSON_ONLY = "Not acceptable. This server answers with application/json."
 
 
@@ -209,7 +208,7 @@ class StreamableEndpoint:
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))
-        can_stream = readable.stream and (not self.json_only or call.long_lived or call.method == LISTEN)
+        can_stream = readable.stream and (not self.json_only or call.long_lived)
         return PostReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
         )

@@ -48,7 +48,11 @@ _STOPS = "The server is stopping"
 _AGED = "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _LEAVING = Response(b"The server stops. Connect again in a few seconds.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
-_NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
+_NOT_A_PAGE = Response(
+    b"This is the address of a WebSocket. Connect to it with ws: or wss: instead of http: or https:.\n",
+    426,
+    TEXT_HEAD + b"upgrade: websocket\r\n",
+)
 
 
 class SocketDialect(Protocol):

@@ -126,7 +126,7 @@ export class Feed {
       this.#onState({ state: "connecting", reason: "" });
       try {
         await this.#listen(stopped, attempt);
-      } catch (error) {
+      } catch (/** @type {any} */ error) {
         reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
       }
       if (stopped.aborted) return;

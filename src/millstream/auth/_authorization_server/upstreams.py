@@ -266,7 +266,7 @@ def login_provider(
     Args:
         provider: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
         allow: Who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
-            for everyone with an account there. For GitHub, also a login, ``"octocat"``, or an organization,
+            for everyone with an account there. For GitHub, it can also be a login, ``"octocat"``, or an organization,
             ``"org:example"``. To let users grant scopes to clients, map entries to scopes:
             ``{"@example.com": ["orders:write"]}``. The first matching entry applies.
         client_id: Client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.

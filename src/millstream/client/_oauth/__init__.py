@@ -30,7 +30,7 @@ class Registration(Struct, omit_defaults=True):
 
 
 class Tokens(Struct, omit_defaults=True):
-    """Tokens of one issuer for one server: ``credentials.tokens["https://example.com/mcp"].expires_at``."""
+    """Tokens from one issuer for one server: ``credentials.tokens["https://example.com/mcp"].expires_at``."""
 
     access_token: str
     issuer: str = ""

@@ -581,7 +581,9 @@ class ClientRegistrations(Struct):
             AccessDenied: They're bound to another issuer.
         """
         if self.bound_issuer and issuer != self.bound_issuer:
-            raise AccessDenied(f"{url} requires tokens of {issuer}, but these credentials are for {self.bound_issuer}.")
+            raise AccessDenied(
+                f"{url} requires tokens from {issuer}, but these credentials are for {self.bound_issuer}."
+            )
         if self.configured.client_id:
             self.bound_issuer = issuer
 

@@ -297,7 +297,7 @@ class WorkloadIdentity:
             outbound: Not used, because the token comes from the platform.
         """
         if issuer.issuer != self._issuer:
-            why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
+            why = f"The server requires tokens from {issuer.issuer}, but this program's identity is for {self._issuer}."
             raise AccessDenied(why)
         if not isinstance(self._token, Path):
             return _bearer(await _text(self._token), resource, scope)
@@ -643,7 +643,7 @@ class OAuth:
     ) -> str:
         """Return the scopes to request: the configured, challenged, or supported ones.
 
-        If the server refused our token for its scopes, add those that it has.
+        If the server refused our token for lack of scopes, include those that the token has.
         """
         lacking = status == 403 and before is not None and before.issuer == issuer.issuer
         current = before.scope.split() if before is not None and lacking else []

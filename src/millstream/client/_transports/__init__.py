@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from msgspec import UNSET, Struct, UnsetType
 
 from millstream._backoff import retry_delay
-from millstream._http.client.body import Body
+from millstream._http.client import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
+from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, read, split_batch
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks
@@ -61,7 +62,7 @@ class SkipLog:
         """Log why a message was skipped, unless another one was logged."""
         if not self._logged:
             self._logged = True
-            _logger.warning("A message of the server was skipped, as others like it will be. %s: %.80r", why, data)
+            _logger.warning("A message from the server was skipped, as others like it will be. %s: %.80r", why, data)
 
 
 _messages = logging.getLogger("millstream.client.messages")
@@ -263,7 +264,7 @@ class DuplexTransport:
             return
         for item in items:
             try:
-                self.deliver(read(item, allow_null=True))
+                self.deliver(read_foreign(item))
             except ProtocolError as exc:
                 waiter = self._waiting.get(answered_id(item))
                 if waiter is not None and not waiter.done():
@@ -398,7 +399,7 @@ class EventReader:
                 self.attempts = 0
                 data = event.data.encode()
                 try:
-                    return read(data, allow_null=True)
+                    return read_foreign(data)
                 except ProtocolError as exc:
                     if self._request_id and answered_id(data) == self._request_id:
                         raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc

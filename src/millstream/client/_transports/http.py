@@ -9,16 +9,17 @@ import asyncio
 import contextlib
 from functools import lru_cache
 
-from millstream._http.client.body import Body
+from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._override import override
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, encode, read, read_result
+from millstream._protocol.foreign import read_foreign
+from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
-from millstream.client._endpoint import Endpoint
+from millstream.client._endpoint import Endpoint, problem_detail
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -48,7 +49,7 @@ _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
 _DELETE_TIMEOUT = 2.0
-"""Seconds for the DELETE of a session."""
+"""Seconds that the DELETE request of a session may take."""
 
 
 class StreamableTransport:
@@ -148,7 +149,7 @@ class StreamableTransport:
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
             raise self._error(reply)
         try:
-            message = read(reply.body, allow_null=True)
+            message = read_foreign(reply.body)
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._error(reply) from exc
@@ -167,13 +168,14 @@ class StreamableTransport:
             return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
-            what = f"{url} isn't an MCP endpoint: it responds with {reply.status} and {kind}."
+            why = problem_detail(reply) or f" and {kind}"
+            what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{why}."
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.is_temporary:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
-        detail = "" if kind == "application/json" else f" and {kind}, not JSON"
-        return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{detail}.")
+        detail = problem_detail(reply) or ("" if kind == "application/json" else f" and {kind}, not JSON")
+        return NotMcp(f"{url} isn't an MCP endpoint: it responded with {reply.status}{detail}.")
 
     # Streams
 
@@ -359,7 +361,7 @@ class HttpSseTransport(DuplexTransport):
                 if reply.is_temporary:
                     raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
                 if reply.stream is None or reply.status != 200:
-                    raise NotMcp(f"{url} has no event stream: it responds with status {reply.status}.")
+                    raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
                 self._background.spawn(self._read(reply, named))

@@ -95,6 +95,8 @@ _MAX_STDERR = 4096
 """Maximum bytes of standard error to keep."""
 _MAX_NOISE = 1000
 """Maximum lines on standard output that aren't JSON, before the first message, until the client gives up."""
+_OPENINGS = b"{", b"\xef\xbb\xbf{"
+"""Starts of a message, the second with the byte order mark that some .NET servers write."""
 
 INHERITED_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TERM", "TMPDIR",
@@ -274,7 +276,7 @@ class StdioTransport(DuplexTransport):
                 self.end(too_large(self._max))
             elif type(line) is LineStart:
                 self._has_served = True
-            elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
+            elif line.startswith(_OPENINGS) or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO]"
                 self._has_served = True
                 self.receive(line)
             else:  # many programs print greetings, and some log here
@@ -383,7 +385,7 @@ class StdioTransport(DuplexTransport):
 
 
 _SENTENCE_STARTS = ("Cause:", "Fix:")
-"""Starts of lines that begin a new sentence, even if the line before lacks a period."""
+"""Prefixes of lines that begin a new sentence, even if the previous line has no period."""
 
 
 def _last_sentence(output: str) -> str:

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from millstream._http.client.body import Inflow
+from millstream._http.client import Inflow
 from millstream._http.client.connection import too_large
 from millstream._http.client.pool import connect_error, tls_error
 from millstream._http.client.url import Url, parse, proxy_for
@@ -227,11 +227,11 @@ def _refusal(url: Url, reply: Response) -> ClientError:
     status = reply.status_code
     if status in (401, 403):
         return AccessDenied(
-            f"{url} rejects the connection ({status}).", status, reply.headers.get("WWW-Authenticate", "")
+            f"{url} rejected the connection ({status}).", status, reply.headers.get("WWW-Authenticate", "")
         )
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
-    return NotMcp(f"{url} isn't a WebSocket: it responds with status {status}.", remedy=_path_hint(url))
+    return NotMcp(f"{url} isn't a WebSocket: it responded with status {status}.", remedy=_path_hint(url))
 
 
 def _path_hint(url: Url) -> str:

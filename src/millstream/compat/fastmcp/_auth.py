@@ -268,7 +268,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
 
 
 class ProviderTokenVerifier:
-    """Verifies the tokens of a provider."""
+    """Verifies a provider's tokens."""
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider

@@ -119,7 +119,7 @@ class Apps(Extension):
                 options,
             )
         else:
-            raise ValueError(f"There is no file or folder {str(source)!r} in {Path.cwd()}")
+            raise ValueError(f"There is no file or folder {str(source)!r} in {Path.cwd()}.")
 
     def _serve(self, file: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
         check_uri(uri)
@@ -131,7 +131,7 @@ class Apps(Extension):
             try:
                 return read_view(path)
             except (OSError, ValueError) as exc:
-                raise LocalError(f"The view {path.name} can't be read: {exc}") from exc
+                raise LocalError(f"The view {path.name} can't be read: {exc}.") from exc
 
         self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(view)
 
@@ -155,7 +155,7 @@ class Apps(Extension):
         if visibility is not None:
             ui["visibility"] = audience = [visibility] if isinstance(visibility, str) else list(visibility)
             if not audience or not set(audience) <= {"model", "app"}:
-                raise ValueError(f"visibility={visibility!r}: use ['model'], ['app'], or both")
+                raise ValueError(f"visibility={visibility!r}: use ['model'], ['app'], or both.")
         # Hosts of 2025 read the second member.
         options["meta"] = {"ui": ui, "ui/resourceUri": uri, **(options.get("meta") or {})}
 
@@ -173,7 +173,7 @@ def check_uri(uri: str) -> None:
         ValueError: The URI is invalid.
     """
     if not uri.startswith("ui://") or len(uri) == len("ui://") or "{" in uri:
-        raise ValueError(f"{uri!r} is not the URI of a view: start it with ui://, such as 'ui://orders/table'")
+        raise ValueError(f"{uri!r} is not the URI of a view: start it with ui://, such as 'ui://orders/table'.")
 
 
 def metadata_of(options: AppOptions) -> dict[str, Any]:
@@ -185,11 +185,11 @@ def metadata_of(options: AppOptions) -> dict[str, Any]:
     """
     unknown = set(options) - set(AppOptions.__annotations__)
     if unknown:
-        raise TypeError(f"app has no option {min(unknown)!r}: use {', '.join(AppOptions.__annotations__)}")
+        raise TypeError(f"app has no option {min(unknown)!r}: use {', '.join(AppOptions.__annotations__)}.")
     permissions = options.get("permissions", ())
     for each in permissions:
         if each not in _PERMISSIONS:
-            raise ValueError(f"permissions contains {each!r}: use {', '.join(_PERMISSIONS)}")
+            raise ValueError(f"permissions contains {each!r}: use {', '.join(_PERMISSIONS)}.")
     ui: dict[str, Any] = {
         "csp": {member: _origins(name, found) for name, member in _CSP.items() if (found := options.get(name))},
         "permissions": {_PERMISSIONS[each]: {} for each in permissions},
@@ -205,14 +205,14 @@ def _origins(option: str, origins: Any) -> list[str]:
     for each in (result := list(values)):
         if not _ORIGIN.fullmatch(each):
             raise ValueError(
-                f"{option} contains {each!r}: write origins such as 'https://api.example.com' or 'https://*.example.com'"
+                f"{option} contains {each!r}: write origins such as 'https://api.example.com' or 'https://*.example.com'."
             )
     return result
 
 
 def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"The name {name!r} isn't allowed in a URI: use letters, digits, hyphens, and underscores")
+        raise ValueError(f"The name {name!r} isn't allowed in a URI: use letters, digits, hyphens, and underscores.")
     return name
 
 
@@ -225,8 +225,8 @@ def read_view(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"The view {path.name} is larger than {MAX_BYTES:,} bytes")
+        raise ValueError(f"The view {path.name} is larger than {MAX_BYTES:,} bytes.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        raise ValueError(f"The view {path.name} isn't UTF-8") from exc
+        raise ValueError(f"The view {path.name} isn't UTF-8.") from exc

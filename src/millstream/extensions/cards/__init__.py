@@ -63,7 +63,7 @@ def identify(server: str, url: str, name: str = "") -> CardIdentity:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
             raise CardError(
-                f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp"
+                f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp."
             )
         name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:

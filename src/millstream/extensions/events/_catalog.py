@@ -32,7 +32,7 @@ def invalid(reason: str) -> ProtocolError:
 
 def unknown_subscription() -> ProtocolError:
     """Return the error for ending a subscription that doesn't exist."""
-    return ProtocolError(NOT_FOUND, "There is no such subscription", {"kind": "subscription"})
+    return ProtocolError(NOT_FOUND, "There is no such subscription.", {"kind": "subscription"})
 
 
 def forbidden_error(reason: str) -> ProtocolError:
@@ -196,7 +196,7 @@ class EventType:
         try:
             self.read(written)
         except ValueError as error:
-            raise LocalError(f"The data doesn't match the event {self.name!r}: {error}") from error
+            raise LocalError(f"The data doesn't match the event {self.name!r}: {error}.") from error
         return written
 
     def read(self, written: bytes) -> Any:
@@ -305,7 +305,7 @@ def _object_schema(declared: JsonType, name: str, what: str) -> dict[str, Any]:
     schema = declared.schema
     if schema.get("type") != "object":
         raise TypeError(
-            f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict or pydantic model"
+            f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict or pydantic model."
         )
     return schema
 
@@ -375,11 +375,11 @@ class EventCatalog:
             scopes: The caller's scopes; None for a caller without restrictions.
 
         Raises:
-            ProtocolError: NOT_FOUND, also for event types that are hidden from the caller.
+            ProtocolError: NOT_FOUND, including for event types that are hidden from the caller.
         """
         kind = self._by_name.get(name)
         if kind is None or not sees(kind, scopes):
-            raise ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}", {"kind": "event"})
+            raise ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}.", {"kind": "event"})
         return kind
 
     def allows_channel(self, principal: Principal | None, channel: str) -> bool:

@@ -594,7 +594,7 @@ class WebhookMethods:
     def _key(self, params: SubscribeParams, ctx: CallContext) -> tuple[Principal, EventType, Arguments, str]:
         principal = ctx.principal
         if principal is None:
-            raise forbidden_error("Webhooks require an authenticated caller")
+            raise forbidden_error("webhooks require an authenticated caller")
         kind = self._catalog.visible(params.name, ctx.scopes)
         if params.delivery.mode != "webhook":
             raise unsupported_error("deliveryMode", params.delivery.mode[:50])

@@ -164,7 +164,7 @@ class Skills(Extension):
         """
         skill = await asyncio.to_thread(self._find, params.uri)
         if skill is None:
-            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(params.uri)}")
+            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(params.uri)}.")
         return {"skill": skill, **self._hints}
 
     @method("resources/directory/read")
@@ -176,7 +176,7 @@ class Skills(Extension):
         """
         children = await asyncio.to_thread(self._children, params.uri)
         if children is None:
-            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
+            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
         page, more = self._page(sorted(children), params.cursor)
         return {"resources": [children[uri] for uri in page], **more}
 

@@ -81,7 +81,7 @@ class SkillFolder:
         """
         path = Path(folder)
         if not path.is_dir():
-            raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}")
+            raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}.")
         self._root = path.resolve()
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._clock = clock
@@ -128,7 +128,7 @@ class SkillFolder:
                 skill = self._skill(root, inside, before, files)
                 skills[skill.uri] = skill
             except (SkillError, FrontmatterError, OSError) as exc:
-                self._refuse(f"The skill {root.relative_to(self._root.parent)} can't be served: {exc}", strict=strict)
+                self._refuse(f"The skill {root.relative_to(self._root.parent)} can't be served: {exc}.", strict=strict)
         return Snapshot(dict(sorted(skills.items())), files)
 
     def _refuse(self, problem: str, *, strict: bool) -> None:
@@ -264,16 +264,16 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         TypeError: The function takes arguments, or doesn't return text.
     """
     if not callable(function):
-        raise TypeError("@skills.skill decorates a function that returns the instructions")
+        raise TypeError("@skills.skill decorates a function that returns the instructions.")
     if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
-        raise TypeError(f"{function.__name__}: the function of a skill can't have parameters")
+        raise TypeError(f"{function.__name__}: the function of a skill can't have parameters.")
     name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
     description = options.get("description") or inspect.getdoc(function) or ""
     frontmatter: dict[str, Any] = {"name": name, "description": description, **options.get("frontmatter", {})}
     try:
         check_frontmatter(frontmatter, name)
     except SkillError as exc:
-        raise SkillError(f"The skill {name!r} is invalid: {exc}") from exc
+        raise SkillError(f"The skill {name!r} is invalid: {exc}.") from exc
     head = _head(frontmatter)
     prefix = options.get("prefix", "").strip("/")
     base = f"skill://{quote(f'{prefix}/{name}' if prefix else name)}"
@@ -297,7 +297,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
 
 def _text(body: Any, name: str) -> str:
     if not isinstance(body, str):
-        raise TypeError(f"{name}: the function of a skill must return text, not {type(body).__name__}")
+        raise TypeError(f"{name}: the function of a skill must return text, not {type(body).__name__}.")
     return body if body.endswith("\n") else f"{body}\n"
 
 

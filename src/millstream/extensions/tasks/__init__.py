@@ -124,7 +124,7 @@ class TasksExtension(Extension):
             raise ProtocolError(INVALID_PARAMS, f"Invalid taskIds: {exc}") from exc
         limit = self._host.settings.max_subscriptions
         if len(ids) > limit:
-            raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks")
+            raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks.")
         existing = await self._find_existing(ids, ctx.principal)
         if existing:
             follower = _Follower(self._runner.get, subscription, existing)

@@ -33,9 +33,9 @@ from millstream.extensions import (
     RoundState,
     RunOutcome,
     SavedCall,
-    SeatLimit,
-    Seats,
     ServerHost,
+    SlotLimit,
+    Slots,
 )
 from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, encode
 from millstream.stores import StoreFull, read_again
@@ -282,10 +282,10 @@ class _Run(Struct, eq=False):
     record: TaskRecord
     saved_call: SavedCall
     call: CallRun
-    seats: Seats | None
-    """Seats of the task; None while a task of a dead worker waits for them."""
-    release_seats: Callable[[], object]
-    """Releases the seats of the call that became this task."""
+    slots: Slots | None
+    """Slots of the task; None while a task of a dead worker waits for them."""
+    release_slots: Callable[[], object]
+    """Releases the slots of the call that became this task."""
     task: asyncio.Task[None] | None = None
     lease_lost: bool = False
     """Whether another worker may have settled the task, because this worker's lease has expired."""
@@ -298,11 +298,11 @@ class _Run(Struct, eq=False):
         return record.worker == own.worker and record.attempts == own.attempts and record.status == WORKING
 
     def change(self, **fields: Any) -> Change:
-        """Return a change of the record while it belongs to this run."""
+        """Return a change to the record while it belongs to this run."""
         return lambda record: replace(record, **fields) if self.owns(record) else None
 
     def fail(self, code: int, message: str, data: Any = None) -> Change:
-        """Return the change of the record for a failed run."""
+        """Return the change to the record for a failed run."""
         return lambda record: _fail(record, code, message, data) if self.owns(record) else None
 
 
@@ -366,7 +366,7 @@ class TaskRunner:
         # In hexadecimal, an id never begins with a hyphen, which commands take for an option.
         task_id, now, saved = secrets.token_hex(24), self._host.now(), call.save()
         name = name_of(task_id, call.principal)
-        seats = await self._take_seats(task_id, saved.owner)
+        slots = await self._take_slots(task_id, saved.owner)
         settings, rules = self._settings, call.rules
         record = TaskRecord(
             id=task_id,
@@ -382,12 +382,12 @@ class TaskRunner:
         try:
             await self._records.create(name, record, saved)
         except BaseException as exc:
-            self._host.release_slots(seats)
+            self._host.release_slots(slots)
             if isinstance(exc, StoreFull):
                 text = "The store has no room for another task. Try again later."
                 raise ProtocolError(OVERLOADED, text, status=503) from exc
             raise
-        self._run(name, record, saved, seats, call.keep_seats())
+        self._run(name, record, saved, slots, call.keep_slots())
         return record
 
     async def answer(self, name: str, responses: Mapping[str, bytes]) -> bool:
@@ -407,7 +407,7 @@ class TaskRunner:
         saved = await self._records.call_of(name)
         if saved is None:
             return False
-        seats = await self._take_seats(record.id, saved.owner, saved)
+        slots = await self._take_slots(record.id, saved.owner, saved)
         me = self._me
         await self._records.mark(name, replace(record, worker=me))
 
@@ -426,9 +426,9 @@ class TaskRunner:
             changed = await self._records.update(name, change)
         finally:
             if changed is None or changed.status != WORKING:
-                self._host.release_slots(seats)
+                self._host.release_slots(slots)
         if changed is not None and changed.status == WORKING:
-            self._run(name, changed, saved, seats)
+            self._run(name, changed, saved, slots)
         elif name not in self._running:
             await self._records.unmark(name, me)
         return True
@@ -441,7 +441,7 @@ class TaskRunner:
             nonlocal worker
             worker = record.worker
             return replace(
-                record, status=CANCELLED, message="Cancelled by the client.", worker="", requests={}, responses={}
+                record, status=CANCELLED, message="Canceled by the client.", worker="", requests={}, responses={}
             )
 
         changed = await self._records.update(name, change)
@@ -472,13 +472,13 @@ class TaskRunner:
         if self._closing or self._host.stopping:
             raise ProtocolError(OVERLOADED, "The server is stopping. Try again in a moment.", status=503)
 
-    async def _take_seats(self, holder: str, owner: str, saved: SavedCall | None = None) -> Seats:
-        """Take the seats of another task and return them.
+    async def _take_slots(self, holder: str, owner: str, saved: SavedCall | None = None) -> Slots:
+        """Take the slots of another task and return them.
 
         Args:
             holder: Id of the task.
             owner: Owner of the call.
-            saved: Call of a resumed task, which has no seats of a request.
+            saved: Call of a resumed task, which has no slots of a request.
 
         Raises:
             ProtocolError: RATE_LIMITED; too many tasks are running.
@@ -495,10 +495,10 @@ class TaskRunner:
                 text += " run already, which is the limit. Try again later."
             raise ProtocolError(RATE_LIMITED, text, status=429) from reached
 
-    def _limits(self, owner: str) -> list[SeatLimit]:
+    def _limits(self, owner: str) -> list[SlotLimit]:
         settings = self._settings
-        limits = [SeatLimit("tasks", "", settings.max_tasks)]
-        return [*limits, SeatLimit("tasks", owner, settings.max_tasks_per_caller)] if owner else limits
+        limits = [SlotLimit("tasks", "", settings.max_tasks)]
+        return [*limits, SlotLimit("tasks", owner, settings.max_tasks_per_caller)] if owner else limits
 
     # Running
 
@@ -507,14 +507,14 @@ class TaskRunner:
         name: str,
         record: TaskRecord,
         saved: SavedCall,
-        seats: Seats | None,
+        slots: Slots | None,
         release: Callable[[], object] = lambda: None,
     ) -> None:
         """Run a task claimed by this worker."""
         call = self._host.run_call(
             saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, name)
         )
-        run = self._running[name] = _Run(name, record, saved, call, seats, release)
+        run = self._running[name] = _Run(name, record, saved, call, slots, release)
         run.task = self._spawn(self._work(run))
 
     async def _work(self, run: _Run) -> None:
@@ -522,8 +522,8 @@ class TaskRunner:
         seconds = run.record.expires - self._host.now()
         expiry = asyncio.get_running_loop().call_later(max(0.0, seconds), call.cancel)
         try:
-            if run.seats is None:
-                await self._wait_for_seats(run)
+            if run.slots is None:
+                await self._wait_for_slots(run)
             outcome = await call.outcome()
             if run.status_task is not None:
                 run.status_task.cancel()
@@ -532,15 +532,15 @@ class TaskRunner:
             expiry.cancel()
             if self._running.get(name) is run:
                 del self._running[name]
-            self._host.release_slots(run.seats or ())
-            run.release_seats()
+            self._host.release_slots(run.slots or ())
+            run.release_slots()
 
-    async def _wait_for_seats(self, run: _Run) -> None:
-        """Wait until the limits have free seats for the task of a dead worker, and take them."""
+    async def _wait_for_slots(self, run: _Run) -> None:
+        """Wait until the limits have free slots for the task of a dead worker, and take them."""
         limits = self._limits(run.saved_call.owner)
         while not run.call.cancelled:
             with suppress(LimitReached):
-                run.seats = await self._host.acquire_slots(run.record.id, limits, call=run.saved_call)
+                run.slots = await self._host.acquire_slots(run.record.id, limits, call=run.saved_call)
                 return
             await asyncio.sleep(RETRY_DELAY)
 
@@ -577,7 +577,7 @@ class TaskRunner:
         return run.record.retry and (run.call.halted or run.lease_lost)
 
     def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
-        """Return the change of the record for the outcome of a run."""
+        """Return the change to the record for the outcome of a run."""
         error = outcome.error
         if self._hands_over(run):
             return run.change(worker=HANDED_OVER)

@@ -90,7 +90,7 @@ class Secret(
 
 
 def secret(value: "str | Secret | None", env: str = "", file: str = "") -> Secret | None:
-    """Return a `Secret` for a text, a variable, or a file; None if all are empty.
+    """Return a `Secret` for a string, a variable, or a file; None if all are empty.
 
     Raises:
         ValueError: More than one is set.
@@ -123,7 +123,7 @@ class StaticHeaders(
 
 
 def is_scope(text: str) -> bool:
-    """Return whether a text is a valid scope (RFC 6749 §3.3)."""
+    """Return whether a string is a valid scope (RFC 6749 §3.3)."""
     return _SCOPE.fullmatch(text) is not None
 
 
@@ -239,7 +239,7 @@ def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
     """
     found = {name: secret(value) for name, value in headers.items()}
     if not found or None in found.values():
-        raise ValueError("static_headers() requires headers, each with a value")
+        raise ValueError("static_headers() requires headers, each with a value.")
     return StaticHeaders(headers={name: value for name, value in found.items() if value is not None})
 
 
@@ -299,8 +299,8 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
 ) -> TokenExchange:
     """Exchange each caller's access token for one for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
-    The server needs an ``auth=`` that accepts tokens of an issuer: the caller's token is verified before the exchange.
-    An exchanged token is used for that caller only, and expires with the earlier of both tokens.
+    The server needs an ``auth=`` that accepts tokens from an issuer, because the caller's token is verified before the
+    exchange. An exchanged token is used for that caller only, and expires with the earlier of both tokens.
 
     Args:
         issuer: Exact issuer identifier of the authorization server that exchanges tokens.

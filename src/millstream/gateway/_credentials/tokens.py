@@ -23,7 +23,7 @@ from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import has_failed
-from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
 from millstream.client._oauth import PRIVATE_KEY_JWT
 from millstream.client._oauth.endpoints import IssuerMetadata, TokenResponse, ask_token, find_issuer, parse_secure
@@ -49,7 +49,7 @@ _TOPIC = "gateway-token"
 
 
 class StoredGrant(Struct, frozen=True):
-    """Tokens of an authorization server for one upstream and one owner."""
+    """Tokens from an authorization server for one upstream and one owner."""
 
     tokens: Tokens
     renew_at: float = 0.0
@@ -297,7 +297,7 @@ _TOKEN_SECONDS = 3600.0
 
 
 class _TokenCredentials(UpstreamCredentials):
-    """Tokens of a configured authorization server."""
+    """Tokens from a configured authorization server."""
 
     def __init__(
         self, upstream: str, forward: Sequence[str], url: Url, options: ClientCredentials | TokenExchange,

@@ -1,4 +1,4 @@
--- KEYS: one for each seat   ARGV: the worker and the holder of each
+-- KEYS: one for each slot   ARGV: the worker and the holder of each
 for i, key in ipairs(KEYS) do
   redis.call('SREM', key, ARGV[i])
 end

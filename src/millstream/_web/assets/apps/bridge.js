@@ -106,7 +106,7 @@ export class Bridge {
       this.#pending += 1;
       const result = await this.#onRequest(method, params ?? {}).finally(() => (this.#pending -= 1));
       this.#post({ jsonrpc: "2.0", id, result: result ?? {} });
-    } catch (problem) {
+    } catch (/** @type {any} */ problem) {
       this.#post({ jsonrpc: "2.0", id, error: { code: problem.code ?? REFUSED, message: problem.message } });
     }
   }

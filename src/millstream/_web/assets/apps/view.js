@@ -3,7 +3,7 @@
 
 import { element, labelOf, makeButton, pretty } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
-import { guard } from "../shell/guard.js";
+import { guard } from "../shell/controls.js";
 import { Bridge, MIME } from "./bridge.js";
 
 const MAX_HTML = 5 * 1024 * 1024;

@@ -5,8 +5,7 @@ import { $, element, icon, makeButton, onSubmit, pre, pretty, swap, wrapped, wri
 import { colored, jsonBlock } from "../render/json.js";
 import { looksLikeMarkdown, markdownBlock } from "../render/markdown.js";
 import { schemaForm } from "../schema/form.js";
-import { copyable } from "../shell/copy.js";
-import { guard } from "../shell/guard.js";
+import { copyable, guard } from "../shell/controls.js";
 
 const LOOKS = {
   done: ["check", "good", ""],

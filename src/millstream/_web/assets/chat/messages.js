@@ -2,7 +2,7 @@
 
 import { $, element, icon, makeButton } from "../dom.js";
 import { markdown } from "../render/markdown.js";
-import { copy, copyable } from "../shell/copy.js";
+import { copy, copyable } from "../shell/controls.js";
 
 const LONGEST = 20_000; // maximum characters rendered as Markdown
 const TOGETHER_MS = 5 * 60_000;

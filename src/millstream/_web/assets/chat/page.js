@@ -2,10 +2,9 @@
 // channels. The presence of a channel lists its members.
 
 import { $, hashParameters, onSubmit, showText, store, stored, write } from "../dom.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { shortcut } from "../shell/keys.js";
-import { commands } from "../shell/palette.js";
-import { toast } from "../shell/toasts.js";
+import { fetchJson } from "../shell/connection.js";
+import { commands, shortcut } from "../shell/palette.js";
+import { toast } from "../shell/controls.js";
 import { showState } from "../sse.js";
 import { append, connectList, redraw, remove, reveal, search, showRoom, update } from "./list.js";
 import { Conversation, read } from "./messages.js";
@@ -143,7 +142,7 @@ async function sendByTool(entry) {
   try {
     await callTool({ message: entry.text, name: me.name, channel: entry.channel });
     if (entry.state) fate(entry, "");
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     pending.delete(entry.key);
     fate(entry, "failed", error.message);
   }

@@ -4,9 +4,8 @@
 import { listTools } from "./tool.js";
 import { $, element, icon, isAtEnd, labelOf, makeButton, onSubmit, wrapped, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
-import { copyable } from "../shell/copy.js";
-import { shortcut } from "../shell/keys.js";
-import { commands } from "../shell/palette.js";
+import { copyable } from "../shell/controls.js";
+import { commands, shortcut } from "../shell/palette.js";
 import { errorMessage } from "../sse.js";
 import { Card, formCard } from "./calls.js";
 import { room } from "./rooms.js";

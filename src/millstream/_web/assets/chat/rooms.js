@@ -1,8 +1,7 @@
 // The rooms of the chat: people on channels, and the playground with a model. The URL determines the open room.
 
 import { $ } from "../dom.js";
-import { shortcut } from "../shell/keys.js";
-import { commands } from "../shell/palette.js";
+import { commands, shortcut } from "../shell/palette.js";
 
 const TITLES = { people: "Chat", playground: "Playground" };
 let rooms = {};

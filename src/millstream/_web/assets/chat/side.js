@@ -1,7 +1,7 @@
 // The sidebars: channels with unread counts, members, and who is typing.
 
 import { $, element, icon, iconButton, write } from "../dom.js";
-import { drawWhenReleased } from "../shell/press.js";
+import { drawWhenReleased } from "../shell/controls.js";
 
 /** Draw the members of the open channel; `own` contains the ids of this page. */
 export function drawPeople(members, own) {

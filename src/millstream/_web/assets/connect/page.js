@@ -5,9 +5,8 @@
 import { $, count, element, icon, labelOf, showText, wrapped, write } from "../dom.js";
 import { connect } from "../mcp/offers.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
-import { copyButton, copyable } from "../shell/copy.js";
+import { copyable, copyButton, tabs } from "../shell/controls.js";
 import { commands } from "../shell/palette.js";
-import { tabs } from "../shell/tabs.js";
 import { errorMessage } from "../sse.js";
 import { clients } from "./clients.js";
 

@@ -1,8 +1,7 @@
 // The newest records of the audit log. The tab is hidden without an audit log.
 
 import { $, clock } from "../dom.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { clearTrouble } from "../shell/connection.js";
+import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { LiveTable, cellBadge, column } from "./table.js";
 
 const EVERY_MS = 5_000;

@@ -2,9 +2,8 @@
 
 import { $, clock, count, element, facts, figure, icon, openDialog, pretty, wrapped, write } from "../dom.js";
 import { colored } from "../render/json.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { clearTrouble } from "../shell/connection.js";
-import { copyable } from "../shell/copy.js";
+import { clearTrouble, fetchJson } from "../shell/connection.js";
+import { copyable } from "../shell/controls.js";
 import { ms } from "./health.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "./table.js";
 

@@ -2,10 +2,9 @@
 // selected range come from the history.
 
 import { $, count, figure, makeButton, write } from "../dom.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { shortcut } from "../shell/keys.js";
-import { commands } from "../shell/palette.js";
-import { tabs } from "../shell/tabs.js";
+import { fetchJson } from "../shell/connection.js";
+import { commands, shortcut } from "../shell/palette.js";
+import { tabs } from "../shell/controls.js";
 import { Feed, showState } from "../sse.js";
 import { lookForAudit, showAudit } from "./audit.js";
 import { OTHER, OTHER_SAYS, callsBetween, connectCalls, showCalls } from "./calls.js";

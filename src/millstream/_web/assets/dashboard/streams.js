@@ -1,8 +1,7 @@
 // Connections: the slowest readers, open connections by transport, and channels.
 
 import { $, count, duration, element, figure, showContentOrEmpty, write } from "../dom.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { clearTrouble } from "../shell/connection.js";
+import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { LiveTable, column, number } from "./table.js";
 
 const EVERY_MS = 2_000;

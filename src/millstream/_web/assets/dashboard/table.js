@@ -2,7 +2,7 @@
 // it, or a finger is down, rows don't move: only their figures change, and new rows are counted.
 
 import { count, element, hasWords, icon, iconButton, makeButton, write } from "../dom.js";
-import { drawWhenReleased } from "../shell/press.js";
+import { drawWhenReleased } from "../shell/controls.js";
 
 const LEAST_ROWS = 6;
 const PAGER_PX = 36;

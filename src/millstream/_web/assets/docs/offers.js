@@ -2,7 +2,7 @@
 
 import { element, pre } from "../dom.js";
 import { inline } from "../render/markdown.js";
-import { copyable } from "../shell/copy.js";
+import { copyable } from "../shell/controls.js";
 
 const SHOWN = 200;
 

@@ -8,7 +8,7 @@ import { schemaForm } from "../schema/form.js";
 import { resolve } from "../schema/resolve.js";
 import { sample } from "../schema/sample.js";
 import { showLost } from "../shell/connection.js";
-import { copyButton, copyable } from "../shell/copy.js";
+import { copyable, copyButton } from "../shell/controls.js";
 import { LANGUAGES } from "../inspect/exports.js";
 
 const LANGUAGE = "millstream.language";

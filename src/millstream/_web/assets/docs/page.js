@@ -5,11 +5,9 @@ import { $, element, hasWords, hashParameters, pre, showText } from "../dom.js";
 import { connect } from "../mcp/offers.js";
 import { markdown } from "../render/markdown.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
-import { copyable } from "../shell/copy.js";
-import { groupItems } from "../shell/groups.js";
-import { shortcut } from "../shell/keys.js";
-import { LongList } from "../shell/long-list.js";
-import { commands } from "../shell/palette.js";
+import { copyable } from "../shell/controls.js";
+import { groupItems, LongList } from "../shell/long-list.js";
+import { commands, shortcut } from "../shell/palette.js";
 import { errorMessage } from "../sse.js";
 import { drawEvents, drawPrompts, drawResources } from "./offers.js";
 import { draw } from "./operation.js";
@@ -143,7 +141,7 @@ async function load() {
     await ready(await response.json());
     showReconnected();
     watchConnection();
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     const reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
     $("detail").removeAttribute("aria-busy");
     showText($("failure"), `The list of tools couldn't be loaded. ${reason}`);

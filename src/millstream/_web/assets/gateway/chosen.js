@@ -14,8 +14,8 @@ import {
   showText,
   write
 } from "../dom.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { tabs } from "../shell/tabs.js";
+import { fetchJson } from "../shell/connection.js";
+import { tabs } from "../shell/controls.js";
 import { write as address } from "../inspect/links.js";
 
 /** Style of a badge by state. */

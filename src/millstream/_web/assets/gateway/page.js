@@ -3,10 +3,8 @@
 
 import { $, count, duration, reveal, write } from "../dom.js";
 import { LiveTable, cellBadge, cellButton, number } from "../dashboard/table.js";
-import { fetchJson } from "../shell/fetch-json.js";
-import { showLost, showReconnected } from "../shell/connection.js";
-import { shortcut } from "../shell/keys.js";
-import { commands } from "../shell/palette.js";
+import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
+import { commands, shortcut } from "../shell/palette.js";
 import { LOOKS, ms, open, refresh, size, upstreamState } from "./chosen.js";
 
 const EVERY_MS = 2_000;

@@ -2,14 +2,12 @@
 
 import { closeApps } from "../apps/view.js";
 import { count, element, figure, icon, lazyDetails, makeButton, onSubmit, reveal } from "../dom.js";
-import { RpcError } from "../mcp/wire.js";
+import { RpcError } from "../mcp/transports.js";
 import { jsonBlock, tree } from "../render/json.js";
-import { rowTable, rowsOf } from "../render/rows.js";
-import { views } from "../render/views.js";
+import { rowsOf, rowTable, views } from "../render/content.js";
 import { markdownBlock } from "../render/markdown.js";
 import { validate } from "../schema/validate.js";
-import { copy, copyable } from "../shell/copy.js";
-import { menu } from "../shell/menu.js";
+import { copy, copyable, menu } from "../shell/controls.js";
 
 let running = null;
 let watching = null;
@@ -231,7 +229,7 @@ async function perform(output, work, values, signal) {
     result = await work.send(method, params, { progress, place, signal });
     const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     if (error.name === "AbortError") return outcome("Canceled", "warn");
     const data =
       error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];

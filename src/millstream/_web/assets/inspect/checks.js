@@ -62,7 +62,7 @@ export function judge({ path, relation, value }, result) {
   const found = at(result, path);
   try {
     return { good: holds[relation](found, value), found };
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     return { good: false, found, problem: error.message };
   }
 }

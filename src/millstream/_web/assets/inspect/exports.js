@@ -1,7 +1,7 @@
 // Exports: a call as curl, Python, or TypeScript, and downloads.
 
 import { element, pretty } from "../dom.js";
-import { META, requestHeaders } from "../mcp/wire.js";
+import { META, requestHeaders } from "../mcp/transports.js";
 
 const REVISION = "2026-07-28";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;

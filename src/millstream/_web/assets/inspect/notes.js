@@ -3,7 +3,7 @@
 import { page } from "./host.js";
 import { $, clock, element, icon, iconButton, isAtEnd, lazyDetails, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
-import { parseTraceback, traceback } from "../render/traceback.js";
+import { parseTraceback, traceback } from "../render/content.js";
 
 const KEPT = 300;
 const RANKS = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];

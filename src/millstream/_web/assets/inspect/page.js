@@ -17,16 +17,11 @@ import {
   write
 } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
-import { RpcError } from "../mcp/wire.js";
+import { RpcError } from "../mcp/transports.js";
 import { Feed, events } from "../sse.js";
-import { copy, copyable } from "../shell/copy.js";
-import { groupItems, tagsOf } from "../shell/groups.js";
-import { shortcut } from "../shell/keys.js";
-import { LongList } from "../shell/long-list.js";
-import { commands } from "../shell/palette.js";
-import { makeResizable } from "../shell/panes.js";
-import { tabs } from "../shell/tabs.js";
-import { toast } from "../shell/toasts.js";
+import { copy, copyable, makeResizable, tabs, toast } from "../shell/controls.js";
+import { groupItems, LongList, tagsOf } from "../shell/long-list.js";
+import { commands, shortcut } from "../shell/palette.js";
 import { cease, say } from "./bench.js";
 import { save } from "./exports.js";
 import { clearHistory, draw as drawHistory } from "./history.js";

@@ -4,7 +4,7 @@
 import { $, element, facts, firstVisible, labeled, pretty, segments, showText } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { schemaForm } from "../schema/form.js";
-import { guard } from "../shell/guard.js";
+import { guard } from "../shell/controls.js";
 import { roots } from "./settings.js";
 
 let turn = Promise.resolve();

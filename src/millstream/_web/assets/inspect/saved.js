@@ -16,10 +16,9 @@ import {
   stored,
   textInput
 } from "../dom.js";
-import { RpcError } from "../mcp/wire.js";
+import { RpcError } from "../mcp/transports.js";
 import { jsonBlock } from "../render/json.js";
-import { copyable } from "../shell/copy.js";
-import { toast } from "../shell/toasts.js";
+import { copyable, toast } from "../shell/controls.js";
 import { say } from "./bench.js";
 import { RELATIONS, WITHOUT_VALUE, at, judge, paths } from "./checks.js";
 import { save as saveFile } from "./exports.js";

@@ -2,14 +2,22 @@
 
 import { page } from "./host.js";
 import { Client } from "../mcp/client.js";
-import { Http, HttpSse, isUnauthorized } from "../mcp/http.js";
-import { WebSocketTransport } from "../mcp/websocket.js";
-import { HttpError, RpcError, checkServer, wait } from "../mcp/wire.js";
+import {
+  checkServer,
+  Http,
+  HttpError,
+  HttpSse,
+  isUnauthorized,
+  RpcError,
+  wait,
+  WebSocketTransport
+} from "../mcp/transports.js";
 import { showLost, showReconnected } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
 
+const RETRY_MS = 1_000;
 const WAITS_MS = [100, 500, 1_000, 2_000, 4_000]; // at first, for a restart by `millstream dev`
 
 export const TRANSPORTS = {
@@ -31,6 +39,7 @@ export const session = {
 
 let opening = null; // the pending connection attempt
 let failures = 0;
+let waiting = 0; // runs that wait for a connection
 const lost = new WeakSet(); // clients
 
 const target = () =>
@@ -101,7 +110,7 @@ async function establish(mine) {
 async function fail(mine, error) {
   if (lost.has(mine)) return;
   lost.add(mine);
-  cease();
+  if (!waiting) cease();
   opening = null;
   if (session.via && asksToSignIn(error)) {
     page.state("Not signed in", "warn");
@@ -120,8 +129,23 @@ async function fail(mine, error) {
   }
 }
 
-/** Return the connected client. Reconnects immediately if the connection is lost. */
-export const connected = async () => opening ?? (lost.has(session.client) ? connect() : session.client);
+/**
+ * Return the connected client. Reconnects immediately if the connection is lost, and once more a second later, because
+ * the network may be on its way back.
+ */
+export async function connected() {
+  waiting += 1;
+  try {
+    const usable = () => opening ?? (lost.has(session.client) ? connect() : session.client);
+    return await Promise.resolve(usable()).catch(async (error) => {
+      if (!(error instanceof TypeError)) throw error;
+      await wait(RETRY_MS);
+      return usable();
+    });
+  } finally {
+    waiting -= 1;
+  }
+}
 
 /** Send a request over the current connection. */
 export const request = async (...message) => (await connected()).request(...message);

@@ -16,13 +16,13 @@ import {
   stored,
   textInput
 } from "../dom.js";
-import { httpError } from "../mcp/wire.js";
-import { toast } from "../shell/toasts.js";
+import { httpError } from "../mcp/transports.js";
+import { toast } from "../shell/controls.js";
 import { forgetKey, openSettings } from "./settings.js";
 
 const AWAY = "millstream.inspect.away"; // the place before the sign-in redirect
 
-/** Whether signing in, or requesting more scopes, would resolve an error of another server. */
+/** Whether signing in, or requesting more scopes, would resolve an error from another server. */
 export const asksToSignIn = ({ status, challenge }) =>
   status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
 
@@ -61,7 +61,7 @@ function leads(form, go, wrong, server, wanted, hash, failed = ignore) {
     wrong.hidden = true;
     try {
       await leave(server, wanted(), hash);
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       wrong.textContent =
         error.name === "TypeError" ? "This page's server can't be reached. Try again when it's back." : error.message;
       wrong.hidden = false;
@@ -75,7 +75,7 @@ function leads(form, go, wrong, server, wanted, hash, failed = ignore) {
  * Create the card that asks the user to sign in.
  *
  * @param {{name: string, url: string, signed_in: Record<string, any> | null}} server
- * @param {import("../mcp/wire.js").HttpError | import("../mcp/wire.js").RpcError} error the server's error
+ * @param {import("../mcp/transports.js").HttpError | import("../mcp/transports.js").RpcError} error the server's error
  * @param {string} hash place to open afterwards
  */
 export function signInCard(server, error, hash) {
@@ -177,7 +177,7 @@ async function signOut(server, done) {
         : "Signed out. The tokens were deleted here, but couldn't be revoked.",
       "good"
     );
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     toast(error.name === "TypeError" ? "This page's server can't be reached." : error.message, "bad");
   }
   done();

@@ -3,7 +3,7 @@
 
 import { page } from "./host.js";
 import { element, fact, icon, store, stored } from "../dom.js";
-import { RpcError, wait } from "../mcp/wire.js";
+import { RpcError, wait } from "../mcp/transports.js";
 import { badge, drawContent, folded, show } from "./item.js";
 import { ask as answerOf } from "./questions.js";
 import { address, request } from "./session.js";

@@ -4,8 +4,7 @@
 import { page } from "./host.js";
 import { $, clock, count, element, fact, figure, icon, isAtEnd, makeButton, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
-import { copyButton } from "../shell/copy.js";
-import { drawWhenReleased } from "../shell/press.js";
+import { copyButton, drawWhenReleased } from "../shell/controls.js";
 
 const KEPT = 500; // exchanges
 const KEPT_NOTES = 200; // of one exchange, the newest

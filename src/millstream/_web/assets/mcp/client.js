@@ -2,7 +2,7 @@
 // the per-request era (2026-07-28), each request identifies the client, and questions arrive as a result; the client
 // answers by repeating the request.
 
-import { META, RpcError, checkServer, requestHeaders, wait } from "./wire.js";
+import { checkServer, META, requestHeaders, RpcError, wait } from "./transports.js";
 
 export const REVISIONS = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 
@@ -206,12 +206,12 @@ export class Client {
     } else this.#pending.get(message.id)?.(message, how);
   }
 
-  /** Answer a request of the server. */
+  /** Answer a request from the server. */
   async #reply({ id, method, params }) {
     let reply;
     try {
       reply = { result: method === "ping" ? {} : await this.#on.ask(method, params ?? {}, this.#closed.signal) };
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       reply = { error: { code: error.code ?? -32601, message: error.message } };
     }
     const message = { jsonrpc: "2.0", id, ...reply };

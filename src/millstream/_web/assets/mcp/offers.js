@@ -1,7 +1,7 @@
 // What a server offers, for pages that only show it.
 
 import { Client, REVISIONS } from "./client.js";
-import { Http } from "./http.js";
+import { Http } from "./transports.js";
 
 const ignore = () => {};
 

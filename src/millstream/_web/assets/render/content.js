@@ -1,13 +1,195 @@
+// Content of results: rows, tracebacks, and the blocks of a message.
+
+import { count, element, fold, icon, makeButton, pre, pretty, segments, wrapped } from "../dom.js";
+import { colored } from "./json.js";
+import { looksLikeMarkdown, markdownBlock } from "./markdown.js";
+import { isObject } from "../schema/resolve.js";
+import { copyable } from "../shell/controls.js";
+
+// Several views of the same data. Each is drawn when it's first selected.
+
+/**
+ * @param {Array<[string, () => Node]>} entries name and draw function of each view; the first is shown initially
+ * @returns {{node: HTMLElement, bar: HTMLElement}} the content, and the buttons
+ */
+export function views(entries) {
+  const body = element("div", "content");
+  const drawn = new Map();
+  const show = (name) => {
+    if (!drawn.has(name)) drawn.set(name, entries.find(([each]) => each === name)[1]());
+    body.replaceChildren(drawn.get(name));
+    mark(name);
+  };
+  const { bar, mark } = segments(
+    "Show as",
+    entries.map(([name]) => name),
+    show
+  );
+  show(entries[0][0]);
+  return { node: body, bar };
+}
+
+// A list of objects as a sortable table.
+
+const MAX_COLUMNS = 16;
+const SAMPLED_ROWS = 50; // rows whose properties become columns
+const SHOWN = 100;
+const MAX_SHOWN = 2_000;
+
+/** Return the rows of a value: a list of objects, or an object whose only property is one. Null for other values. */
+export function rowsOf(value) {
+  if (isObject(value)) {
+    const lists = Object.values(value).filter(Array.isArray);
+    return Object.keys(value).length === 1 && lists.length === 1 ? rowsOf(lists[0]) : null;
+  }
+  if (!Array.isArray(value) || value.length < 2 || !value.every(isObject)) return null;
+  return columnsOf(value).length ? value : null;
+}
+
+const columnsOf = (rows) =>
+  [...new Set(rows.slice(0, SAMPLED_ROWS).flatMap((row) => Object.keys(row)))].slice(0, MAX_COLUMNS);
+
+const cellText = (value) => (value == null ? "" : typeof value === "string" ? value : JSON.stringify(value));
+
+function compare(one, other) {
+  if (one === other) return 0;
+  if (one == null) return 1; // missing values last
+  if (other == null) return -1;
+  return typeof one === "number" && typeof other === "number"
+    ? one - other
+    : cellText(one).localeCompare(cellText(other), undefined, { numeric: true });
+}
+
+/**
+ * @param {Record<string, any>[]} rows as returned by `rowsOf`
+ * @param {string} name accessible name of the table
+ */
+export function rowTable(rows, name = "Rows of the result") {
+  const columns = columnsOf(rows);
+  const numbers = new Set(
+    columns.filter((column) => rows.every((row) => row[column] == null || typeof row[column] === "number"))
+  );
+  let sortColumn = null;
+  let descending = false;
+  let shown = SHOWN;
+  const body = element("tbody");
+  const more = makeButton("quiet small", () => {
+    shown = MAX_SHOWN;
+    draw();
+  });
+  const cell = (row, column) =>
+    element(
+      "td",
+      { className: numbers.has(column) ? "number" : "", dir: "auto" },
+      element(
+        "span",
+        typeof row[column] === "object" && row[column] !== null ? "code cell" : "cell",
+        cellText(row[column])
+      )
+    );
+  const draw = () => {
+    const sign = descending ? -1 : 1;
+    const isMissing = (row) => row[sortColumn] == null;
+    const sorted =
+      sortColumn === null
+        ? rows
+        : [...rows].sort(
+            (one, other) =>
+              (isMissing(one) || isMissing(other) ? 1 : sign) * compare(one[sortColumn], other[sortColumn])
+          );
+    body.replaceChildren(
+      ...sorted.slice(0, shown).map((row) => element("tr", {}, ...columns.map((column) => cell(row, column))))
+    );
+    for (const [column, { head, mark }] of heads) {
+      head.ariaSort = column === sortColumn ? (descending ? "descending" : "ascending") : null;
+      mark.textContent = column === sortColumn ? (descending ? "↓" : "↑") : "";
+    }
+    const rest = Math.min(rows.length, MAX_SHOWN) - shown;
+    more.hidden = rest <= 0;
+    more.textContent = `Show ${count(rest)} more`;
+  };
+  const heads = new Map(
+    columns.map((column) => {
+      const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
+      const button = makeButton(
+        { className: "quiet sort", title: `Sort by ${column}` },
+        () => {
+          descending = sortColumn === column ? !descending : false;
+          sortColumn = column;
+          draw();
+        },
+        element("span", { dir: "auto" }, column),
+        mark
+      );
+      const head = element("th", { scope: "col", className: numbers.has(column) ? "number" : "" }, button);
+      return [column, { head, mark }];
+    })
+  );
+  draw();
+  const table = element(
+    "table",
+    { "aria-label": name },
+    element("thead", {}, element("tr", {}, ...[...heads.values()].map(({ head }) => head))),
+    body
+  );
+  const limit = rows.length > MAX_SHOWN ? ` (only the first ${count(MAX_SHOWN)} can be shown)` : "";
+  return element(
+    "div",
+    "row-table",
+    element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": name }, table),
+    element("p", "row soft small", `${count(rows.length)} rows${limit}`, more)
+  );
+}
+
+// A Python traceback: the exception, and the line of code that raised it.
+
+const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n]+))?/gm;
+
+/** Parse a traceback; null if the text isn't one. */
+export function parseTraceback(text) {
+  if (!/^\s*(Traceback \(most recent call last\)|\s*\+ Exception Group Traceback)/.test(text)) return null;
+  const last = [...text.matchAll(PLACE)].at(-1);
+  const raised = text
+    .trimEnd()
+    .split("\n")
+    .findLast((line) => /^\S/.test(line));
+  if (!last || !raised) return null;
+  const [, file, line, where = "", code = ""] = last;
+  return { raised, file, line: Number(line), where, code };
+}
+
+/** Render a traceback; null if the text isn't one. */
+export function traceback(text) {
+  const found = parseTraceback(text);
+  if (!found) return null;
+  const { raised, file, line, where, code } = found;
+  const name = file.split(/[/\\]/).at(-1);
+  const whole = copyable(pre("Traceback", text), "Copy the traceback");
+  const source = code
+    ? element(
+        "pre",
+        { className: "source-line", tabIndex: 0, "aria-label": `Line ${line} of ${name}`, dir: "ltr" },
+        element("span", "soft", `${line}  `),
+        code
+      )
+    : null;
+  return element(
+    "section",
+    { className: "traceback", "aria-label": "Where it failed" },
+    element("p", { className: "raised", dir: "auto" }, raised),
+    element(
+      "p",
+      "small",
+      element("code", { title: file }, `${name}:${line}`),
+      where && where !== "<module>" ? element("span", "soft", ` in ${where}`) : ""
+    ),
+    source,
+    fold("Traceback", whole)
+  );
+}
+
 // Renders MCP content blocks: text, Markdown, JSON, images, audio, and resources. Data from the server is set as text;
 // images and audio are shown from data URLs.
-
-import { looksLikeMarkdown, markdownBlock } from "./markdown.js";
-import { element, icon, makeButton, pretty, wrapped } from "../dom.js";
-import { copyable } from "../shell/copy.js";
-import { colored } from "./json.js";
-import { rowTable, rowsOf } from "./rows.js";
-import { traceback } from "./traceback.js";
-import { views } from "./views.js";
 
 const MAX_RENDERED = 50_000;
 const FRONTMATTER = /^---\r?\n[\s\S]*?\r?\n---\r?\n/; // only shown in the source view

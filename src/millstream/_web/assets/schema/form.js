@@ -1,7 +1,7 @@
 // Forms from JSON Schemas: nested fields, and an editor for the same values as JSON.
 
 import { element, pretty, segments, showText } from "../dom.js";
-import { Unreadable, choice, constant, flag, json, numeric, several, text, tristate } from "./controls.js";
+import { choice, constant, flag, json, numeric, several, text, tristate, Unreadable } from "./controls.js";
 import { list, map, members, object, variants } from "./nested.js";
 import { kindOf, limits, options, present, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
@@ -96,7 +96,7 @@ function field(name, schema, at) {
   const read = () => {
     try {
       return editor.read();
-    } catch (problem) {
+    } catch (/** @type {any} */ problem) {
       problem.control = complain([], problem.message);
       throw problem;
     }
@@ -137,7 +137,7 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     try {
       if (asJson) raw.write(inner.read());
       else inner.write(raw.read());
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
       if (!asJson) return void error.control?.focus();
     }
     raw.node.hidden = !asJson;
@@ -210,7 +210,7 @@ function rawEditor(id, label) {
   const read = () => {
     try {
       return editor.read() ?? {};
-    } catch (problem) {
+    } catch (/** @type {any} */ problem) {
       problem.control = complain(problem.message);
       throw problem;
     }

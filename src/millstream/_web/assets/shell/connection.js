@@ -1,8 +1,10 @@
-// The banner for a lost connection and for data that can't be loaded. A page with a stream reports its state with
-// `showLost` and `showReconnected`; a page without one calls `watchConnection`.
+// The connection to the server: the banner for a lost one, and requests for JSON.
 
 import { element, icon, makeButton } from "../dom.js";
-import { toast } from "./toasts.js";
+import { toast } from "./controls.js";
+
+// The banner for a lost connection and for data that can't be loaded. A page with a stream reports its state with
+// `showLost` and `showReconnected`; a page without one calls `watchConnection`.
 
 const CHECK_MS = 5_000;
 
@@ -72,4 +74,45 @@ export function watchConnection(ms = CHECK_MS) {
   setInterval(() => document.visibilityState === "visible" && check(), ms);
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && check());
   addEventListener("online", check);
+}
+
+// Requests for JSON. Errors are shown in the page's banner.
+
+const reload = () => location.reload();
+
+/** By status: the message, the action of the button, and its label. */
+const MESSAGES = {
+  401: (what) => [`You're signed out, so ${what} can't be shown. Sign in again.`, reload, "Sign in"],
+  403: (what) => [
+    `You don't have access to ${what}. Sign in with another account, or ask this server's operator for access.`,
+    reload,
+    "Reload"
+  ],
+  404: (what) => [`This server no longer has ${what}. Reload the page.`, reload, "Reload"]
+};
+
+/**
+ * Return the JSON at a path, or show an error and return null.
+ *
+ * @param {string} path of this server
+ * @param {string} what the data as a noun phrase: "the recent calls"
+ */
+export async function fetchJson(path, what) {
+  try {
+    const response = await fetch(path, { cache: "no-store" });
+    if (response.ok) {
+      const data = await response.json();
+      clearTrouble(what);
+      return data;
+    }
+    const [reason, action, label] = MESSAGES[response.status]?.(what) ?? [
+      `The server failed to return ${what} (status ${response.status}). This page tries again. The server's log may contain the cause.`,
+      null,
+      ""
+    ];
+    showTrouble(what, reason, action, label);
+  } catch {
+    // The page's stream reports a lost connection, and the page repeats this request once it's back.
+  }
+  return null;
 }

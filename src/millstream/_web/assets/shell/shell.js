@@ -1,9 +1,8 @@
 // The frame of every page: the buttons of the bar, the theme, navigation, the command palette, and shortcuts.
 
 import { $, element, icon, makeButton, swap } from "../dom.js";
-import { fetchJson } from "./fetch-json.js";
-import { keycaps, shortcut, showKeys } from "./keys.js";
-import { commands, openPalette } from "./palette.js";
+import { fetchJson } from "./connection.js";
+import { commands, keycaps, openPalette, shortcut, showKeys } from "./palette.js";
 
 const { millstreamTheme } = /** @type {any} */ (globalThis); // set by theme.js
 const THEMES = {

@@ -1,0 +1,353 @@
+// Controls that pages share, and what protects them from a press that was meant for something else.
+
+import { element, icon, makeButton, swap } from "../dom.js";
+
+// Short messages that disappear after a few seconds.
+
+const SHOWN_MS = 4_000;
+const MAX_TOASTS = 3;
+
+const stack = element("div", { className: "toasts", role: "status" });
+document.body.append(stack);
+
+/**
+ * Show a message for a few seconds.
+ *
+ * @param {string} text one short sentence
+ * @param {"" | "good" | "bad"} look
+ */
+export function toast(text, look = "") {
+  const node = element("div", `toast ${look}`, text);
+  stack.append(node);
+  while (stack.childElementCount > MAX_TOASTS) stack.firstChild.remove();
+  setTimeout(() => node.remove(), SHOWN_MS);
+}
+
+// Copying to the clipboard, and the button for it.
+
+const DONE_MS = 1_500;
+
+/** Copy by selecting the text, because the Clipboard API needs a secure context. */
+function copyBySelection(text) {
+  const area = element("textarea", { className: "visually-hidden", value: text, "aria-hidden": "true" });
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  if (!done) throw new Error("The browser blocked access to the clipboard.");
+}
+
+/** Copy a text and show a toast. Returns whether it succeeded. */
+export async function copy(text, message = "Copied.") {
+  try {
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else copyBySelection(text);
+  } catch (/** @type {any} */ error) {
+    toast(`Copying failed. ${error.message}`, "bad");
+    return false;
+  }
+  toast(message, "good");
+  return true;
+}
+
+/**
+ * Create a small button that copies a text.
+ *
+ * @param {() => string} read returns the text when the button is pressed
+ * @param {string} name accessible name of the button
+ */
+export function copyButton(read, name = "Copy") {
+  const shown = icon("copy");
+  const button = makeButton(
+    { className: "quiet small square copy", title: name, "aria-label": name },
+    async (event) => {
+      event.stopPropagation();
+      if (!(await copy(read()))) return;
+      swap(shown, "check");
+      setTimeout(() => swap(shown, "copy"), DONE_MS);
+    },
+    shown
+  );
+  return button;
+}
+
+/** Add a copy button to the corner of a block. */
+export const copyable = (block, name, read = () => block.textContent) =>
+  element("div", "with-copy", block, copyButton(read, name));
+
+// Tabs, by click or arrow keys.
+
+/**
+ * Fill a tab list.
+ *
+ * @param {HTMLElement} list an element with `role="tablist"`
+ * @param {Array<{id: string, title: string, panel?: string}>} entries `panel` is the id of the tab's panel; panels of
+ *   other tabs are hidden
+ * @param {(id: string) => void} onChange
+ * @returns {{choose: (id: string, notify?: boolean) => void, count: (id: string, text: string | number, look?: string) => void, hide: (id: string, hidden: boolean) => void, current: () => string}}
+ */
+export function tabs(list, entries, onChange = () => {}) {
+  let current = entries[0].id;
+  const panels = new Set(entries.map(({ panel }) => panel).filter(Boolean));
+  const byId = new Map(
+    entries.map(({ id, title, panel }) => {
+      const count = element("span", "count");
+      const tab = makeButton({ role: "tab", id: `tab-${id}`, "aria-controls": panel }, () => choose(id), title, count);
+      return [id, { tab, count, panel }];
+    })
+  );
+  list.replaceChildren(...[...byId.values()].map(({ tab }) => tab));
+  list.addEventListener("keydown", (event) => {
+    const all = [...byId.keys()].filter((id) => !byId.get(id).tab.hidden);
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] * (getComputedStyle(list).direction === "rtl" ? -1 : 1);
+    const next =
+      event.key === "Home"
+        ? all[0]
+        : event.key === "End"
+          ? all.at(-1)
+          : step
+            ? all[(all.indexOf(current) + step + all.length) % all.length]
+            : null;
+    if (!next) return;
+    event.preventDefault();
+    choose(next);
+    byId.get(next).tab.focus();
+  });
+
+  function choose(id, notify = true) {
+    current = id;
+    for (const [name, { tab }] of byId) {
+      tab.ariaSelected = String(name === id);
+      tab.tabIndex = name === id ? 0 : -1;
+    }
+    const { panel, tab } = byId.get(id);
+    for (const each of panels) document.getElementById(each).hidden = each !== panel;
+    if (panel) document.getElementById(panel).setAttribute("aria-labelledby", tab.id);
+    tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (notify) onChange(id);
+  }
+
+  choose(current, false);
+  const count = (id, text, look = "") => {
+    const node = byId.get(id).count;
+    if (node.textContent !== String(text)) node.textContent = text;
+    node.className = `count ${look}`;
+  };
+  const hide = (id, hidden) => (byId.get(id).tab.hidden = hidden);
+  return { choose, count, hide, current: () => current };
+}
+
+// A button that opens a short list of actions.
+
+let lastId = 0;
+
+/**
+ * @param {string} title label of the button
+ * @param {string} iconName
+ * @param {Array<{title: string, run: () => void}>} actions
+ */
+export function menu(title, iconName, actions) {
+  const id = `menu-${++lastId}`;
+  const button = makeButton(
+    { className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id },
+    () => (list.hidden ? open(0) : close()),
+    icon(iconName),
+    title
+  );
+  const items = actions.map(({ title: name, run }) => {
+    const item = makeButton(
+      { role: "menuitem", className: "quiet", tabIndex: -1 },
+      () => {
+        close();
+        run();
+      },
+      name
+    );
+    return item;
+  });
+  const list = element(
+    "div",
+    { className: "menu-list", role: "menu", id, "aria-label": title, hidden: true },
+    ...items
+  );
+  const node = element("div", "menu", button, list);
+  const open = (at) => {
+    list.hidden = false;
+    button.ariaExpanded = "true";
+    list.scrollIntoView({ block: "nearest" });
+    items.at(at).focus();
+  };
+  const close = () => {
+    if (list.contains(document.activeElement)) button.focus();
+    list.hidden = true;
+    button.ariaExpanded = "false";
+  };
+  node.addEventListener(
+    "focusout",
+    (event) => node.contains(/** @type {Node} */ (event.relatedTarget)) || list.hidden || close()
+  );
+  node.addEventListener("keydown", (event) => {
+    const at = items.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
+    const act = {
+      ArrowDown: () => (list.hidden ? open(0) : items[(at + 1) % items.length].focus()),
+      ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1).focus()),
+      Escape: close
+    }[event.key];
+    if (!act || (event.key === "Escape" && list.hidden)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  });
+  return node;
+}
+
+// Resizable panes: a handle between two panes for the mouse, touch, and the arrow keys. The width is stored in the
+// browser. A double click, or Enter, resets it.
+
+const STEP_PX = 24;
+
+/**
+ * Add a handle to the edge of a pane.
+ *
+ * @param {HTMLElement} pane
+ * @param {{grid: HTMLElement, name: string, label: string, min: number, rest: number, before?: boolean}} options `name`
+ *   is the CSS property of `grid` for the width; `min` and `rest` are the minimum pixels of the pane and of the other
+ *   panes; `before` adds the handle at the start of the pane
+ */
+export function makeResizable(pane, { grid, name, label, min, rest, before = false }) {
+  const key = `millstream.pane.${location.pathname.split("/").at(-1)}.${name}`;
+  const handle = element("div", {
+    className: `handle ${before ? "before" : "after"}`,
+    tabIndex: 0,
+    role: "separator",
+    "aria-orientation": "vertical",
+    "aria-label": label,
+    "aria-controls": pane.id,
+    title: `${label}: drag, or use the arrow keys. A double click resets it.`
+  });
+  pane.append(handle);
+  let width = 0; // 0 for the default
+  const max = () => Math.max(min, grid.clientWidth - rest);
+  const updateAria = () => {
+    handle.setAttribute("aria-valuemin", String(min));
+    handle.setAttribute("aria-valuemax", String(max()));
+    handle.setAttribute("aria-valuenow", String(Math.round(pane.getBoundingClientRect().width)));
+  };
+  const apply = () => {
+    if (width) grid.style.setProperty(name, `${Math.min(width, max())}px`);
+    else grid.style.removeProperty(name);
+    updateAria();
+  };
+  const resize = (wanted) => {
+    width = wanted === null ? 0 : Math.round(Math.min(max(), Math.max(min, wanted)));
+    apply();
+    try {
+      if (width) localStorage.setItem(key, String(width));
+      else localStorage.removeItem(key);
+    } catch {
+      // Storage is blocked: the width lasts as long as the page.
+    }
+  };
+  const outward = before ? -1 : 1; // the direction in which the pane grows
+  const direction = () => (getComputedStyle(grid).direction === "rtl" ? -1 : 1);
+  let from = null;
+  handle.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    handle.focus();
+    handle.setPointerCapture(event.pointerId);
+    handle.classList.add("held");
+    from = { x: event.clientX, width: pane.getBoundingClientRect().width };
+  });
+  handle.addEventListener(
+    "pointermove",
+    (event) => from && resize(from.width + outward * direction() * (event.clientX - from.x))
+  );
+  for (const end of ["pointerup", "pointercancel"]) {
+    handle.addEventListener(end, () => {
+      from = null;
+      handle.classList.remove("held");
+    });
+  }
+  handle.addEventListener("dblclick", () => resize(null));
+  handle.addEventListener("keydown", (event) => {
+    const now = pane.getBoundingClientRect().width;
+    const step = outward * direction() * STEP_PX;
+    const wanted = { ArrowRight: now + step, ArrowLeft: now - step, Home: min, End: max(), Enter: null }[event.key];
+    if (wanted === undefined) return;
+    event.preventDefault();
+    resize(wanted);
+  });
+  new ResizeObserver(apply).observe(grid);
+  try {
+    width = Number(localStorage.getItem(key)) || 0;
+  } catch {
+    // Storage is blocked.
+  }
+  apply();
+}
+
+// Delays redraws of a list while the pointer is pressed in it, because a click needs the same element at press and
+// release.
+
+let pressTarget = null;
+const delayed = new Map(); // list -> its newest draw function
+
+addEventListener("pointerdown", (event) => (pressTarget = event.target), { capture: true });
+for (const end of ["pointerup", "pointercancel", "blur"]) {
+  addEventListener(end, () => setTimeout(onRelease, 0), { capture: true }); // after the click event
+}
+
+function onRelease() {
+  pressTarget = null;
+  const draws = [...delayed.values()];
+  delayed.clear();
+  for (const draw of draws) draw();
+}
+
+/** Draw the content of `list` now, or when the pointer is released. Only the newest `draw` of a list runs. */
+export function drawWhenReleased(list, draw) {
+  if (pressTarget && list.contains(pressTarget)) delayed.set(list, draw);
+  else {
+    delayed.delete(list);
+    draw();
+  }
+}
+
+// Keeps the buttons of a question disabled until the user can have seen it, so a double click or a key that was meant for
+// something else doesn't answer it.
+
+const SEEN_MS = 600;
+
+/** Whether a button is in view, and nothing covers it. */
+function isUncovered(button) {
+  const { left, top, width, height } = button.getBoundingClientRect();
+  return button.contains(document.elementFromPoint(left + width / 2, top + height / 2));
+}
+
+/**
+ * Enable the buttons of `node` when they have been in view at the same place for 600 ms, or while the focus is in it.
+ *
+ * @param {Element} node
+ * @param {Array<HTMLButtonElement | HTMLInputElement>} buttons
+ * @param {AbortSignal} [signal] ends the watch; removing the node does, too
+ */
+export function guard(node, buttons, signal) {
+  let [since, last, place] = [0, 0, ""];
+  const disable = (disabled) => {
+    for (const each of buttons) if (each.disabled !== disabled) each.disabled = disabled;
+  };
+  const look = (now) => {
+    if (!node.isConnected || !buttons[0].isConnected || signal?.aborted) return;
+    const { left, top, width, height } = node.getBoundingClientRect();
+    const current = [left, top, width, height].join(" ");
+    const moved = current !== place || !buttons.every(isUncovered);
+    const paused = now - last > SEEN_MS; // frames stop while the tab is hidden
+    if (!place || paused || (moved && !node.contains(document.activeElement))) since = now;
+    [place, last] = [current, now];
+    disable(now - since < SEEN_MS);
+    requestAnimationFrame(look);
+  };
+  disable(true);
+  requestAnimationFrame(look);
+}

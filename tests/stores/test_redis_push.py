@@ -1,0 +1,78 @@
+"""The connection that receives what Redis publishes, when redis-py swallows a cancellation."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from millstream._stores.redis.log import PushReader
+from redis_parts import until
+
+
+class Connection:
+    """A connection whose pending command completes although it's canceled, as with `asyncio.wait_for` of 3.11."""
+
+    def __init__(self) -> None:
+        self.sends = asyncio.Event()
+
+    async def read_response(self, timeout: float) -> None:
+        """Receive nothing."""
+        await asyncio.sleep(timeout)
+
+    async def send_command(self, *command: str | bytes, check_health: bool) -> None:
+        """Send until canceled, and don't pass the cancellation on."""
+        del command, check_health
+        self.sends.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+
+
+class Client:
+    """Opens such connections."""
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+        self.ignores = False
+
+    @asynccontextmanager
+    async def connection(self, key: str) -> AsyncIterator[Connection]:
+        """Open a connection to the server that has a key."""
+        del key
+        connection = Connection()
+        self.connections.append(connection)
+        if self.ignores:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.2)
+        yield connection
+
+
+async def test_a_stopped_reader_leaves_no_task() -> None:
+    client: Any = Client()
+    reader = PushReader(client, "key", "marks")
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(reader.run())
+    await until(lambda: client.connections)
+    await client.connections[0].sends.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_reader_that_is_stopped_while_it_connects_does_not_read() -> None:
+    client: Any = Client()
+    client.ignores = True
+    reader = PushReader(client, "key", "marks")
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(reader.run())
+    await until(lambda: client.connections)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()  # a second one ends `run` before the connection
+    await asyncio.wait([task])
+    await until(lambda: asyncio.all_tasks() == before)
+    assert not client.connections[0].sends.is_set()
