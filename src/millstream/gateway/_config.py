@@ -10,6 +10,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from glob import escape
 from pathlib import Path
@@ -27,8 +28,9 @@ from millstream._jsonc import read as read_json
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
+from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import LocalError, closest_name, is_array, is_object, members, suggest
+from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, members, suggest
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
@@ -175,9 +177,15 @@ class ConfigValue(Struct, frozen=True):
                 return {name: each.load(found[0]) for name, each in self.table().items()}
             return self.load(found[0])
         try:
-            return msgspec.convert(self.value, kind)
+            converted = msgspec.convert(self.value, kind)
+            if self.where[-1].startswith("redact_"):
+                with suppress(MissingExtra):  # reported when the gateway starts
+                    Redactor(converted)
         except msgspec.ValidationError:
             raise self.error(f"it must be {_describe(kind)}, not {self.written}.") from None
+        except ValueError as exc:
+            raise self.error(str(exc)) from None
+        return converted
 
     def load(self, kind: Any) -> Any:
         """Return a table as a Struct. Errors name the value, however deeply nested.
@@ -367,8 +375,11 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
         raise entry.error(f"the upstream {what}: use exactly one of url, command, and openapi.")
-    if args and not command:
-        raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}.")
+    for key, value in {"args": args, "env": values.get("env"), "cwd": values.get("cwd")}.items():
+        if value and not command:
+            raise entry.member(key).error(f"{key} requires a command, but this upstream has {present[0]}.")
+    if api and values.get("isolation"):
+        raise entry.member("isolation").error("isolation requires a connection, but this upstream has openapi.")
     if api:
         return None, _load_openapi(structs.replace(entry.member("openapi"), value=api))
     if url:
