@@ -15,9 +15,17 @@ from millstream._protocol.content import Icon
 from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.json_schema import members, value_at
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.metadata import CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, VERSION_KEY, Implementation
+from millstream._protocol.metadata import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    LOG_LEVEL_KEY,
+    VERSION_KEY,
+    Implementation,
+    ParamHeader,
+    encode_value,
+    find_annotations,
+)
 from millstream._protocol.notifications import ToolDescription
-from millstream._protocol.param_headers import ParamHeader, encode_value, find_annotations
 from millstream._protocol.revisions import Revision
 from millstream._version import __version__
 from millstream.client._endpoint import Auth

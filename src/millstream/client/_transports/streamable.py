@@ -14,7 +14,7 @@ from millstream._http.client.connection import HttpReply, lines
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read_result
-from millstream._protocol.param_headers import encode_value
+from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
