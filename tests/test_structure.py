@@ -185,7 +185,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_protocol.foreign": "EXPECTED",
         "_protocol.handlers": "NotificationFilters",
         "_protocol.json_schema": "LISTS rebuild REF SINGLE",
-        "_protocol.rounds": "Rounds",
+        "_protocol.sealed": "Rounds",
         "_recent": "Recent",
         "_server.calls.call": "DEFERRED raw_meta",
         "_server.calls.context": "call_binding TaskStart",

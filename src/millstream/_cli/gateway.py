@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.program import EnvFile, Yes
 from millstream._cli.run import (
     Anonymous,

@@ -29,6 +29,9 @@ from millstream._protocol.metadata import (
     SERVER_KEY,
     VERSION_KEY,
     Implementation,
+    ParamHeader,
+    encode_value,
+    find_annotations,
 )
 from millstream._protocol.notifications import (
     DiscoverResult,
@@ -36,7 +39,6 @@ from millstream._protocol.notifications import (
     InitializeResult,
     ToolDescription,
 )
-from millstream._protocol.param_headers import ParamHeader, encode_value, find_annotations
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._tasks import Tasks
 from millstream._version import __version__

@@ -15,7 +15,7 @@ from millstream._override import override
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
-from millstream._protocol.param_headers import encode_value
+from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
