@@ -5,7 +5,7 @@ from typing import Any
 from auth_world import ALICE, BOB, STREAM, GuardedServer, run_guarded
 from cases import for_each
 from fleet import until
-from millstream._protocol.principal import Principal
+from millstream import Principal
 from patience import WAIT
 from wire import Reply, request
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from millstream import Client
-from millstream.client._errors import (
+from millstream.client import (
     ClientError,
     ConnectionLost,
     InvalidResponse,
+    Options,
     RequestTimeout,
     TargetError,
     TooLarge,
 )
-from millstream.client._negotiation import Options
 from patience import WAIT
 
 pytestmark = pytest.mark.server
