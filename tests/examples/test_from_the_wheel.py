@@ -151,7 +151,7 @@ def test_uv_starts_each_example_from_a_clone(tmp_path: Path) -> None:
 
 
 def unconfined() -> dict[str, str]:
-    """Return the environment of this machine without those of this test: Python keeps bytecode, as it does for users."""
+    """Return the environment of a user of this machine, where Python keeps bytecode."""
     return {name: value for name, value in os.environ.items() if name not in CONFINED}
 
 
