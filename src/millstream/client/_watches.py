@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from millstream._backoff import retry_delay
 from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
@@ -23,7 +22,7 @@ from millstream._protocol.notifications import (
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, retry_delay
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
