@@ -50,9 +50,9 @@ class TestClient(Client):
     def __init__(self, server: "Server | _SignedIn", **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
-        """All notifications of the server, in order."""
+        """All notifications from the server, in order."""
         self.questions: list[dict[str, Any]] = []
-        """All questions of the server, in order: ``{"method": …, "params": …}``."""
+        """All questions from the server, in order: ``{"method": …, "params": …}``."""
         self.conversation.incoming.observer = self._note
         questions = self.conversation.questions
         assert isinstance(questions, Questions)  # noqa: S101  always true for a `Client`

@@ -32,7 +32,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
-from millstream._stores.redis.scripts import Script
+from millstream._stores.redis.keys import Script
 from millstream._tasks import cancel_all, retry_delay
 
 PATIENCE = 5.0
