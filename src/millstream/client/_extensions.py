@@ -27,7 +27,7 @@ _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *rev
 _decode = decoder(dict[str, Any])
 
 
-class OutgoingRequest(Struct):
+class OutgoingRequest(Struct, eq=False):
     """A client request, before it's sent."""
 
     method: str
