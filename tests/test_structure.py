@@ -20,7 +20,6 @@ PACKAGE = ROOT / "src" / "millstream"
 LAYERS = [
     "_version",
     "_override",
-    "_backoff",
     "_tasks",
     "_recent",
     "_files",
@@ -170,7 +169,6 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_protocol.errors": "suggest_keywords SuggestionMeta",
     },
     "gateway": {
-        "_backoff": "retry_delay",
         "_config": "Cap RateText Seconds",
         "_files": "stamp_of write_private",
         "_http.asgi": "HostedApplication",
@@ -200,7 +198,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_server.peers": "CallNews LeaveCall WakeCall",
         "_stores.memory.store": "MemoryMap",
         "_stores.rates": "share_for",
-        "_tasks": "cancel_all has_failed Tasks",
+        "_tasks": "cancel_all has_failed retry_delay Tasks",
         "auth": "_pages",
         "auth._authorization_server.records": "digest fits new_secret",
         "auth._authorization_server.tickets": "new_state Tickets Vault",

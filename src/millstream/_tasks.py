@@ -1,8 +1,12 @@
-"""Tasks that end with their owner, and work in a thread of its own."""
+"""Tasks that end with their owner, work in a thread of its own, and the delay between attempts.
+
+Delays grow and vary, so that a failing server isn't flooded, and its clients don't all return at once.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from random import uniform
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -69,3 +73,15 @@ async def run_in_thread(work: Callable[[], T], name: str) -> T:
 
     Thread(target=run, name=name, daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+def retry_delay(attempt: int, first: float, most: float, *, jitter: float = 0.25) -> float:
+    """Return the seconds before the next attempt. They double each time, up to a maximum.
+
+    Args:
+        attempt: Number of delays before this one.
+        first: The first delay.
+        most: Maximum delay.
+        jitter: Part of the delay that is random, from 0 to 1.
+    """
+    return min(first * 2.0 ** min(attempt, 99), most) * uniform(1 - jitter, 1)  # noqa: S311  no secret

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream._cli.stdio import gc_paused
+from millstream._cli import gc_paused
 from patience import WAIT
 
 PROGRAM = """

@@ -23,8 +23,7 @@ from millstream import Server, Settings
 from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import listen
 from millstream._app.server_process.over_http import run_program
-from millstream._cli import main
-from millstream._cli.stdio import plain_http, plain_stdio
+from millstream._cli import main, plain_http, plain_stdio
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 

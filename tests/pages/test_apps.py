@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, Route, expect
 
-from millstream._web.app_frame import policy
+from millstream._web.pages import app_policy
 from pages_world import find_layout_problems, press
 from processes import free_port, run_command, run_server
 
@@ -180,7 +180,7 @@ def test_an_app_cannot_use_webrtc(shop: str, page: Page) -> None:
 
 
 def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) -> None:
-    rules = dict(each.partition(" ")[::2] for each in policy({}).split("; "))
+    rules = dict(each.partition(" ")[::2] for each in app_policy({}).split("; "))
     assert (rules["connect-src"], rules["frame-src"], rules["sandbox"]) == ("'none'", "'none'", "allow-scripts")
     assert "'self'" not in rules["script-src"]
     for query, status in (

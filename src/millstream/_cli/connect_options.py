@@ -20,22 +20,22 @@ from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
-from millstream.client._client import Client
-from millstream.client._endpoint import Auth
-from millstream.client._errors import (
+from millstream.client import (
     AccessDenied,
+    Client,
     ClientError,
     ConnectFailed,
     ConnectionLost,
     InvalidResponse,
     NotMcp,
+    Options,
     RequestTimeout,
     ServerError,
     TargetError,
     TlsFailed,
     UnknownVersion,
 )
-from millstream.client._negotiation import Options
+from millstream.client._endpoint import Auth
 from millstream.client._questions import Elicit, ElicitAnswer, Question
 from millstream.client._transports.stdio import LAST_OUTPUT, print_line
 
@@ -106,14 +106,6 @@ class ConnectOptions:
         """Environment variables of a server that the command starts."""
         return pairs(self.env, "=", "--env must be NAME=VALUE")
 
-    def auth(self) -> Auth | None:
-        """Return the login, if requested."""
-        if not self.login:
-            return None
-        from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only for logins
-
-        return OAuth()
-
     def client(
         self, target: str, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
     ) -> Client:
@@ -129,7 +121,7 @@ class ConnectOptions:
                 # Developers want the output of their program even in a pipe.
                 stderr=_ServerOutput.print if _is_program(target) or sys.stderr.isatty() else None,
                 log_level=log_level,
-                auth=self.auth(),
+                auth=auth_for(self.login),
                 max_connections=max_connections,
                 connect_timeout=min(10.0, self.timeout),
                 probe_timeout=min(10.0, self.timeout),
@@ -139,6 +131,15 @@ class ConnectOptions:
 
 
 DEFAULTS = ConnectOptions()
+
+
+def auth_for(login: bool) -> Auth | None:
+    """Return the login, if requested."""
+    if not login:
+        return None
+    from millstream.client import OAuth  # noqa: PLC0415 - only for logins
+
+    return OAuth()
 
 
 class _ServerOutput:

@@ -38,9 +38,8 @@ from millstream._http.client.pool import ConnectionPool, connect_error, os_error
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
-from millstream.client._client import Client
+from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
-from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._server_messages import Change, Notification
 from millstream.client._targets import Remote, find
 

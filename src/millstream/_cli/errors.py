@@ -87,7 +87,8 @@ _OTHER_OPTIONS = {
 }
 """The same for options."""
 _OPTIONED = ("install", "run")
-_CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names}
+_CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names} - {"record"}
+"""Commands whose first argument is a server."""
 _SERVERS = (".py", ".js", ".mjs", ".cjs", ".json", ".toml")
 """Extensions of files with servers or configurations."""
 _LISTED = ("call", "prompt", "read")

@@ -10,6 +10,7 @@ import msgspec
 from cyclopts import App, Parameter
 
 from millstream._app.server_process import CommandError
+from millstream._cli import serve_stdio
 from millstream._cli.program import EnvFile, Yes
 from millstream._cli.run import (
     Anonymous,
@@ -24,12 +25,9 @@ from millstream._cli.run import (
     Workers,
 )
 from millstream._cli.serve import serve_http, use_file
-from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
 from millstream._protocol.errors import LocalError, escape, suggest
-from millstream.client._client import Client
-from millstream.client._errors import ClientError
-from millstream.client._negotiation import Options
+from millstream.client import Client, ClientError, Options
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file

@@ -38,9 +38,7 @@ from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, 
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
-from millstream.client._client import Client
-from millstream.client._errors import ClientError, ServerError
-from millstream.client._results import Result
+from millstream.client import Client, ClientError, Result, ServerError
 from millstream.client._tasks import Task
 
 _USAGE = "Arguments must be NAME=VALUE"

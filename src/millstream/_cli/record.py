@@ -24,7 +24,7 @@ from cyclopts import Parameter
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._cli.connect_options import Header, Login, pairs, run_to_exit
+from millstream._cli.connect_options import Header, Login, auth_for, pairs, run_to_exit
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
 from millstream._http.client.connection import HttpReply
@@ -83,12 +83,7 @@ def record(
         try:
             if isinstance(place, Remote):
                 headers = pairs(header, ":", '--header must be "Name: value"')
-                auth = None
-                if login:
-                    from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only for logins
-
-                    auth = OAuth()
-                return await Bridge(place, headers, writer, auth).run()
+                return await Bridge(place, headers, writer, auth_for(login)).run()
             if not isinstance(place, Command):
                 raise TargetError("Only commands and URLs can be recorded.")
             return await tap(place, writer)

@@ -10,8 +10,8 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from millstream._cli import serve_stdio
 from millstream._cli.program import Editable, EnvFile, Packages, Port
-from millstream._cli.stdio import serve_stdio
 
 LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
 

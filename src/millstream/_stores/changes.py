@@ -7,8 +7,8 @@ from secrets import token_bytes
 
 from msgspec import Struct, field
 
-from millstream._backoff import retry_delay
 from millstream._stores.base import Map
+from millstream._tasks import retry_delay
 
 _POLL = 0.05
 """Seconds between attempts to take a claim that another owner has. The store doesn't notify when it's released."""

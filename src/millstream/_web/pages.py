@@ -8,19 +8,26 @@ files from other hosts, and inline scripts and styles.
 Each reference has the digest of the file as its query, even in the imports of modules, so browsers may cache files for
 a year. Pages preload all modules that they import at once, instead of discovering imports level by level: the imports
 of the inspector are ten levels deep.
+
+The inspector shows an app of a server (extension `io.modelcontextprotocol/ui`) in a document with its own URL, because
+a `srcdoc` frame would inherit the page's policy, which blocks all apps. Its own policy gives it an opaque origin: the
+app can't read the page, cookies, or storage, and can only connect to the domains that its resource declares. WebRTC,
+preconnect, and name lookups aren't covered by that policy, but by `Connection-Allowlist` in browsers that have it
+(Chrome 152 and later). The document receives the app's HTML as a message from the embedding page, which must be on this
+server, and replaces itself with it.
 """
 
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream._http.message import Handler, HttpRequest, Response, query_values, refusal
 from millstream._parts import WATCH, Route, RouteRegistry
 
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
@@ -105,7 +112,7 @@ TYPES = {
 _PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
 """Page -> its required scope. Without sign-in, only programs on this machine can reach these."""
 _EMBEDDING_PAGES = {"inspect.html"}
-"""Pages that embed `app_frame`."""
+"""Pages that embed the document of `show_app`."""
 _FOLDER = resources.files("millstream._web") / "assets"
 _PARTS = resources.files("millstream._web") / "parts"
 _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
@@ -278,3 +285,78 @@ def _assemble_page(name: str, body: bytes, files: Mapping[str, bytes], shown: fr
 @cache
 def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+APP_PATH = "/inspect/app"
+MAX_DOMAINS = 20
+"""Maximum domains of each kind."""
+_DOMAIN = re.compile(
+    r"(?:https?|wss?)://(?:\*\.)?[A-Za-z0-9.-]{1,253}(?::\d{1,5})?|(?:https?|wss?)://\[[0-9a-fA-F:]+\](?::\d{1,5})?"
+)
+_KINDS = ("connect", "resource", "frame", "base")
+_DOCUMENT = b"""<!doctype html>
+<meta charset="utf-8">
+<title>App</title>
+<script>
+addEventListener("message", function load({ source, data }) {
+  if (source !== parent || typeof data?.html !== "string") return;
+  removeEventListener("message", load);
+  document.open();
+  document.write(data.html);
+  document.close();
+});
+parent.postMessage({ ready: true }, "*");
+</script>
+"""
+_COMMON_HEADERS = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+_INVALID_DOMAINS = refusal(
+    400, f"Each domain looks like https://api.example.com, and there are at most {MAX_DOMAINS} of a kind."
+)
+
+
+def app_policy(domains: Mapping[str, Sequence[str]]) -> str:
+    """Return the Content-Security-Policy of an app that declares these domains, by ``connect``, ``resource``, ``frame``
+    and ``base``.
+    """
+    resources = " ".join(domains.get("resource", ()))
+
+    def allow(*sources: str) -> str:
+        return " ".join(each for each in sources if each) or "'none'"
+
+    rules = {
+        "default-src": "'none'",
+        "script-src": allow("'unsafe-inline'", resources),
+        "style-src": allow("'unsafe-inline'", resources),
+        "img-src": allow("data: blob:", resources),
+        "media-src": allow("data: blob:", resources),
+        "font-src": allow("data:", resources),
+        "connect-src": allow(*domains.get("connect", ())),
+        "frame-src": allow(*domains.get("frame", ())),
+        "base-uri": allow(*domains.get("base", ())),
+        "object-src": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'self'",
+        "sandbox": "allow-scripts",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+def _allowlist(domains: Mapping[str, Sequence[str]]) -> str:
+    """Return the Connection-Allowlist of an app that declares these domains. Without a parameter, WebRTC is off."""
+    reached = {
+        f'"{re.sub("^ws", "http", each)}"' for kind, found in domains.items() if kind != "base" for each in found
+    }
+    return f"({' '.join(sorted(reached))});redirects=allow"  # `app_policy` checks the targets of redirects
+
+
+async def show_app(request: HttpRequest) -> Response:
+    """Handle `GET` of the document. The query contains the app's domains."""
+    query = query_values(request.query)
+    domains = {kind: query.get(kind, []) for kind in _KINDS}
+    if any(len(each) > MAX_DOMAINS or not all(map(_DOMAIN.fullmatch, each)) for each in domains.values()):
+        return _INVALID_DOMAINS
+    head = (
+        "content-type: text/html; charset=utf-8\r\n"
+        f"content-security-policy: {app_policy(domains)}\r\nconnection-allowlist: {_allowlist(domains)}\r\n"
+    )
+    return Response(_DOCUMENT, 200, head.encode() + _COMMON_HEADERS)

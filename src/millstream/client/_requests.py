@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._backoff import retry_delay
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
+from millstream._tasks import retry_delay
 from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
 from millstream.client._negotiation import Connection, Connector, Options, exchange, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all

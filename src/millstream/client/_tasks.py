@@ -13,13 +13,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from millstream._backoff import retry_delay
 from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
 from millstream._protocol.notifications import InputRequest
+from millstream._tasks import retry_delay
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
     ClientError,

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from millstream._backoff import retry_delay
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import (
@@ -22,7 +21,7 @@ from millstream._protocol.notifications import (
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
-from millstream._tasks import Tasks, cancel_all
+from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,

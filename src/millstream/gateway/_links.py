@@ -18,8 +18,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream import ProtocolError
-from millstream._backoff import retry_delay
-from millstream._tasks import Tasks, cancel_all, has_failed
+from millstream._tasks import Tasks, cancel_all, has_failed, retry_delay
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._conversation import Conversation
 from millstream.gateway._relay import Relays

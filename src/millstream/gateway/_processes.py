@@ -21,12 +21,11 @@ from typing import cast
 
 from msgspec import Struct, field, structs
 
-from millstream._backoff import retry_delay
 from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
-from millstream._tasks import Tasks, cancel_all
+from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
     ClientError,
     ConnectFailed,

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct, structs
 
-from millstream._backoff import retry_delay
 from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._recent import Recent
-from millstream._tasks import cancel_all
+from millstream._tasks import cancel_all, retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,

@@ -388,14 +388,13 @@ def _upstream_handlers(
 def _serve(host: Host, definition: Definition) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
-    from millstream._web import app_frame  # noqa: PLC0415
     from millstream._web.inspector import (  # noqa: PLC0415
         CALLBACK,
         PREFIX,
         SIGN_IN,
         Inspector,
     )
-    from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
+    from millstream._web.pages import APP_PATH, add_pages, page_names, show_app  # noqa: PLC0415
     from millstream._web.playground import PATH, SOCKET_PATH, Playground  # noqa: PLC0415
 
     routes = host.routes
@@ -432,7 +431,7 @@ def _serve(host: Host, definition: Definition) -> None:
     )
     relay, sign_in = inspecting.relay, inspecting.sign_in
     # It holds nothing: whatever it shows comes from the page that embeds it.
-    routes.add(app_frame.PATH, Route({"GET": app_frame.get}, public=True))
+    routes.add(APP_PATH, Route({"GET": show_app}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # The redirect comes from another site, without the cookie of the user's sign-in; the handler identifies users
     # itself.

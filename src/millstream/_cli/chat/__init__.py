@@ -30,6 +30,7 @@ from millstream._cli.connect_options import (
     FAILED,
     UNREACHABLE,
     ConnectOptions,
+    auth_for,
     explain,
     status_of,
 )
@@ -38,12 +39,18 @@ from millstream._cli.program import Json
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import ask, one_line, print_rows, print_text
 from millstream._http.hosts import is_loopback
-from millstream.agent._agent import Agent
-from millstream.agent._configuration import Configuration, ServerConfig
-from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelAuthError, ModelUnreachable
-from millstream.agent._model import LanguageModel
-from millstream.client._errors import ClientError, TargetError
-from millstream.client._negotiation import Options
+from millstream.agent import (
+    Agent,
+    AgentError,
+    Configuration,
+    ConfigurationError,
+    LanguageModel,
+    Limits,
+    ModelAuthError,
+    ModelUnreachable,
+    ServerConfig,
+)
+from millstream.client import ClientError, Options, TargetError
 from millstream.client._targets import Remote, find, mcp_servers
 
 
@@ -132,7 +139,7 @@ def chat(  # noqa: PLR0913  the options of the command
     reach = partial(
         ServerConfig,
         timeout=options.timeout,
-        options=Options(env=options.variables, auth=options.auth()),
+        options=Options(env=options.variables, auth=auth_for(options.login)),
         revision=options.revision or None,
     )
     terminal = sys.stdout.isatty() and sys.stderr.isatty()

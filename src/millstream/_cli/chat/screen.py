@@ -18,22 +18,22 @@ from rich.text import Text
 from millstream._cli.connect_options import version_of
 from millstream._cli.tables import brief, one_line, safe, safe_json
 from millstream._override import override
-from millstream.agent._agent import Agent
-from millstream.agent._configuration import ServerConfig
-from millstream.agent._events import (
+from millstream.agent import (
+    Agent,
     AnswerEnd,
     AssistantMessage,
     Event,
+    LanguageModel,
     ModelRetry,
     RoundStart,
     SamplingResult,
+    ServerConfig,
     TextDelta,
     ToolEnd,
     ToolProgress,
     ToolStart,
     UserMessage,
 )
-from millstream.agent._model import LanguageModel
 from millstream.agent._tools import Toolbox
 
 ENDINGS = {

@@ -29,12 +29,11 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from millstream._backoff import retry_delay
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.keys import Script
-from millstream._tasks import cancel_all
+from millstream._tasks import cancel_all, retry_delay
 
 PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""

@@ -23,12 +23,12 @@ from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
-from millstream._backoff import retry_delay
 from millstream._http.message import peer_network
 from millstream._limits.limiters import Limiter, Rate, StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._stores.rates import ConcurrencySlot
+from millstream._tasks import retry_delay
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.tickets import Vault

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream._backoff import retry_delay
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
@@ -25,7 +24,7 @@ from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, retry_delay
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
 if TYPE_CHECKING:

@@ -21,8 +21,10 @@ from millstream.compat.fastmcp._auth import (
     RefreshToken,
     RegistrationError,
     RevocationOptions,
+    Settings,
     TokenError,
     TokenVerifier,
+    TransportSecuritySettings,
     construct_redirect_uri,
     get_access_token,
 )
@@ -36,7 +38,17 @@ from millstream.compat.fastmcp._context import (
     RequestContext,
     ServerSession,
 )
-from millstream.compat.fastmcp._outputs import Audio, Image
+from millstream.compat.fastmcp._outputs import (
+    Audio,
+    FastMCPError,
+    Image,
+    InvalidSignature,
+    McpError,
+    ResourceError,
+    ToolError,
+    UrlElicitationRequiredError,
+    ValidationError,
+)
 from millstream.compat.fastmcp._prompts import AssistantMessage, Message, Prompt, Tool, UserMessage
 from millstream.compat.fastmcp._resources import (
     BinaryResource,
@@ -49,17 +61,6 @@ from millstream.compat.fastmcp._resources import (
     TextResource,
 )
 from millstream.compat.fastmcp._server import FastMCP
-from millstream.compat.fastmcp._settings import (
-    FastMCPError,
-    InvalidSignature,
-    McpError,
-    ResourceError,
-    Settings,
-    ToolError,
-    TransportSecuritySettings,
-    UrlElicitationRequiredError,
-    ValidationError,
-)
 from millstream.compat.types import Annotations, Icon, ToolAnnotations
 
 __all__ = [

@@ -1,20 +1,30 @@
-"""Authentication with the official SDK's interface: settings, token verifiers, and providers that issue tokens."""
+"""Settings and authentication with the official SDK's interface: token verifiers, and providers that issue tokens.
+
+Settings are converted to ours.
+"""
 
 import logging
+import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import BaseModel, Field
 
+from millstream._http.hosts import is_loopback
 from millstream._override import override
+from millstream._protocol.errors import (
+    refuse_unknown,
+)
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._outputs import current
 from millstream.compat.types import Url
+from millstream.gateway._programs import hosts_and_origins
 
 logger = logging.getLogger("millstream")
 
@@ -23,27 +33,23 @@ _SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class AuthorizeError(Exception):
+class _ProviderError(Exception):
+    """An error that the client receives."""
+
+    error: str
+    error_description: str | None = None
+
+
+class AuthorizeError(_ProviderError):
     """An error from `authorize`. The client receives ``error`` (RFC 6749 §4.1.2.1)."""
 
-    error: str
-    error_description: str | None = None
 
-
-@dataclass(frozen=True)
-class TokenError(Exception):
+class TokenError(_ProviderError):
     """An error from a token exchange (RFC 6749 §5.2)."""
 
-    error: str
-    error_description: str | None = None
 
-
-@dataclass(frozen=True)
-class RegistrationError(Exception):
+class RegistrationError(_ProviderError):
     """An error from `register_client` (RFC 7591 §3.2.2)."""
-
-    error: str
-    error_description: str | None = None
 
 
 class OAuthClientMetadata(BaseModel):
@@ -334,3 +340,97 @@ def get_access_token() -> Any:
         principal = context._engine.principal
         return None if principal is None else principal.claims.get("access_token")
     return None
+
+
+MAX_BODY = 4 * 1024 * 1024
+
+
+@dataclass
+class TransportSecuritySettings:
+    """Allowed Host and Origin headers, such as ``example.com`` or ``127.0.0.1:*``."""
+
+    enable_dns_rebinding_protection: bool = True
+    allowed_hosts: list[str] = field(default_factory=list[str])
+    allowed_origins: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class Settings:
+    """Settings of one server. A program may change them until the server starts."""
+
+    debug: bool = False
+    log_level: str = "INFO"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    mount_path: str = "/"
+    sse_path: str = "/sse"
+    message_path: str = "/messages/"
+    streamable_http_path: str = "/mcp"
+    json_response: bool = False
+    stateless_http: bool = False
+    max_request_body_size: int = MAX_BODY
+    session_idle_timeout: float | None = None
+    max_sessions: int | None = None
+    warn_on_duplicate_tools: bool = True
+    warn_on_duplicate_resources: bool = True
+    warn_on_duplicate_prompts: bool = True
+    dependencies: list[str] = field(default_factory=list[str])
+    lifespan: Any = None
+    auth: Any = None
+    transport_security: Any = None
+
+    def ours(self) -> dict[str, Any]:
+        """Return the corresponding fields of `millstream.Settings`."""
+        made: dict[str, Any] = {
+            "path": self.streamable_http_path,
+            "sse_path": self.sse_path,
+            "messages_path": self.message_path,
+            "json_only": self.json_response,
+            "sessions": not self.stateless_http,
+            "max_body": self.max_request_body_size,
+            "client_log_level": "debug",
+            "log_level": self.log_level.lower(),
+        }
+        if not is_loopback(self.host):
+            made["allow_anonymous"] = True
+        return made | self._accepted_headers()
+
+    def _accepted_headers(self) -> dict[str, Any]:
+        security = self.transport_security
+        if security is None and is_loopback(self.host):
+            return {}
+        if security is None or not security.enable_dns_rebinding_protection:
+            # Like the SDK: accept every header, but let no page read the response.
+            return {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
+        hosts, origins = hosts_and_origins(security)
+        return {"allowed_hosts": hosts, "allowed_origins": origins}
+
+
+_FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
+    "host": str,
+    "port": int,
+    "log_level": str,
+    "debug": lambda text: text.lower() in ("1", "true"),
+}
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """Return the settings for these options, with defaults from `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG`.
+
+    Raises:
+        TypeError: An option is unknown.
+    """
+    refuse_unknown("FastMCP", options, Settings.__dataclass_fields__, {})
+    given = dict(options)
+    for name, read in _FROM_ENVIRONMENT.items():
+        text = os.environ.get(f"FASTMCP_{name.upper()}")
+        if text and name not in given:
+            given[name] = read(text)
+    given["dependencies"] = list(given.get("dependencies") or ())
+    made = Settings(**given)
+    if made.transport_security is None and made.host in ("127.0.0.1", "localhost", "::1"):
+        made.transport_security = TransportSecuritySettings(
+            allowed_hosts=["127.0.0.1:*", "localhost:*", "[::1]:*"],
+            allowed_origins=["http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*"],
+        )
+    return made

@@ -11,17 +11,14 @@ from pydantic_core.core_schema import CoreSchema, is_instance_schema
 from starlette.requests import Request
 from typing_extensions import TypeVar
 
+from millstream import Cancelled, Declined, Message
+from millstream import Context as EngineContext
 from millstream._app.definition import Definition
-from millstream._protocol.content import Message
-from millstream._protocol.errors import Cancelled, Declined
-from millstream._protocol.json_schema import is_array
-from millstream._protocol.jsonrpc import notification_message
-from millstream._protocol.metadata import declares
 from millstream._server.calls.call import Call, params_of, value_of
-from millstream._server.calls.context import Context as EngineContext
 from millstream._server.calls.services import ServerChange
 from millstream.compat import types
 from millstream.compat.fastmcp._outputs import ContextMark, to_wire
+from millstream.protocol import declares, is_array, notification_message
 
 T = TypeVar("T")
 SessionT = TypeVar("SessionT", default=Any)

@@ -1,14 +1,17 @@
-"""Functions and their return values: signatures, output schemas, and content blocks.
+"""Functions, their return values, and their errors: signatures, output schemas, content blocks, and exceptions.
 
 A signature decides which engine decodes the arguments, and which parameter receives the context. The return annotation
 of a tool decides whether its output is structured. Blocks are recognized by class name, so blocks of an installed
 ``mcp.types`` work, too.
+
+Programs raise and catch exceptions with the official SDK's names.
 """
 
 import base64
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, cast, get_args, get_origin, get_type_hints, is_typeddict
@@ -19,6 +22,14 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
+from millstream._protocol.errors import (
+    INTERNAL_ERROR,
+    URL_ELICITATION_REQUIRED,
+    Cancelled,
+    Declined,
+    ProtocolError,
+)
+from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import Engine, engine_of
@@ -27,7 +38,80 @@ from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
 from millstream._server.functions.pydantic_engine import output_of as engine_output_of
 from millstream.compat import types
-from millstream.compat.fastmcp._settings import InvalidSignature
+
+
+class FastMCPError(Exception):
+    """Base class of these errors."""
+
+
+class ValidationError(FastMCPError):
+    """Arguments or results are invalid."""
+
+
+class ResourceError(FastMCPError):
+    """A resource can't be read. Clients see the message."""
+
+
+class ToolError(FastMCPError):
+    """A tool failed. The model sees the message."""
+
+
+class InvalidSignature(Exception):
+    """A function has an unsupported signature."""
+
+
+class McpError(Exception):
+    """A protocol error: ``McpError(ErrorData(code=-32602, message="…"))``."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__(error.message)
+        self.error: Any = error
+
+
+class UrlElicitationRequiredError(McpError):
+    """The user has to open URLs before the call can succeed."""
+
+    def __init__(self, elicitations: Sequence[Any], message: str | None = None) -> None:
+        urls = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in elicitations]
+        text = message or f"URL elicitation{'s' if len(urls) > 1 else ''} required"
+        super().__init__(types.ErrorData(code=URL_ELICITATION_REQUIRED, message=text, data={"elicitations": urls}))
+
+
+def is_error(error: BaseException, kind: type[McpError]) -> bool:
+    """Return whether an error is of a kind, ours or an installed SDK's."""
+    return hasattr(error, "error") and any(each.__name__ == kind.__name__ for each in type(error).__mro__)
+
+
+def as_protocol_error(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
+    """Convert an error to a protocol error. An `McpError` keeps its code and data."""
+    if is_error(error, McpError):
+        return ProtocolError(error.error.code, str(error), error.error.data)
+    return ProtocolError(code, str(error))
+
+
+@contextmanager
+def tool_errors() -> Generator[None]:
+    """Convert errors of a tool to text for the model, or to a protocol error."""
+    try:
+        yield
+    except FastMCPError as error:
+        raise EngineToolError(str(error)) from error
+    except Exception as error:
+        if is_error(error, UrlElicitationRequiredError):
+            raise as_protocol_error(error) from error
+        raise
+
+
+@contextmanager
+def errors_as(convert: Callable[[Exception], Exception]) -> Generator[None]:
+    """Convert errors inside the block, except those that the server handles itself."""
+    try:
+        yield
+    except (ProtocolError, Declined, Cancelled):
+        raise
+    except Exception as error:
+        raise convert(error) from error
+
 
 BLOCK_NAMES = frozenset(("TextContent", "ImageContent", "AudioContent", "ResourceLink", "EmbeddedResource"))
 _SUFFIXES = {

@@ -15,32 +15,29 @@ from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
 from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.call import Call
 from millstream._server.features import resources, tools
-from millstream._server.features.sources import ItemSource
 from millstream.compat import types
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._outputs import (
     Output,
     Signature,
+    ToolError,
+    UrlElicitationRequiredError,
     WrongArguments,
+    as_protocol_error,
     description_of,
+    errors_as,
     is_content,
+    is_error,
     is_result,
     output_of,
     signature_of,
     to_blocks,
     to_text,
     to_wire,
-)
-from millstream.compat.fastmcp._settings import (
-    ToolError,
-    UrlElicitationRequiredError,
-    as_protocol_error,
-    errors_as,
-    is_error,
     tool_errors,
 )
+from millstream.parts import Call, ItemSource
 
 
 class Message(BaseModel):

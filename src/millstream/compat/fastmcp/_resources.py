@@ -14,12 +14,17 @@ from msgspec import Struct
 from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
 from millstream._override import override
-from millstream._server.calls.call import Call
 from millstream._server.features import resources
-from millstream._server.features.sources import ItemSource
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._outputs import Signature, description_of, signature_of, to_text
-from millstream.compat.fastmcp._settings import as_protocol_error, errors_as
+from millstream.compat.fastmcp._outputs import (
+    Signature,
+    as_protocol_error,
+    description_of,
+    errors_as,
+    signature_of,
+    to_text,
+)
+from millstream.parts import Call, ItemSource
 
 _MIME_TYPE = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
 _VARIABLE = re.compile(r"\{(\w+)\}")

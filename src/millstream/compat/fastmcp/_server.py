@@ -10,19 +10,17 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
-from millstream._app.definition import Info
-from millstream._app.server import Server
+from millstream import Icon, Info, Server
+from millstream import Settings as EngineSettings
 from millstream._app.server_process import check_not_importing, launch
 from millstream._app.user_routes import route_of
-from millstream._config import Settings as EngineSettings
 from millstream._http.hosts import is_loopback
-from millstream._protocol.content import Icon
 from millstream._protocol.notifications import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
 from millstream.compat import types
-from millstream.compat.fastmcp._auth import ProviderTokenVerifier, VerifierMethod
+from millstream.compat.fastmcp._auth import ProviderTokenVerifier, Settings, VerifierMethod, settings_of
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._outputs import current, signature_of, to_wire
+from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
 from millstream.compat.fastmcp._prompts import Prompt, Tool, ToolOutput
 from millstream.compat.fastmcp._resources import (
     FunctionResource,
@@ -30,7 +28,6 @@ from millstream.compat.fastmcp._resources import (
     Resource,
     ResourceTemplate,
 )
-from millstream.compat.fastmcp._settings import ResourceError, Settings, ToolError, settings_of, tool_errors
 
 logger = logging.getLogger("millstream")
 
