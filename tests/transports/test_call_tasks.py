@@ -10,8 +10,8 @@ import pytest
 import millstream
 from cases import for_each
 from http_peer import WAIT, Peer, RunningServer, ToyApp, request, serve
-from millstream._config import Settings
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream import Settings
+from millstream.parts import Handler, HttpRequest, Response
 
 
 def app(**handlers: Handler) -> ToyApp:

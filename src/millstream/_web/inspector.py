@@ -19,7 +19,7 @@ from millstream._server.calls.services import Services, expiry_of, principal_id
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import reply
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._authorization_server.signing import Vault, new_state
+from millstream.auth._authorization_server.tickets import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
 from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError

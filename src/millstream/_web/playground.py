@@ -70,7 +70,7 @@ Decision = Literal["approve", "always", "decline"]
 
 
 class Say(Struct, frozen=True, tag="say"):
-    """A message of the user."""
+    """A message from the user."""
 
     text: str
 

@@ -642,7 +642,7 @@ class Client:
             TypeError: Always; the message says what to use instead.
         """
         raise TypeError(
-            "Client is asynchronous: write `async with Client(…)`, or use BlockingClient of millstream.client."
+            f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient of millstream.client."
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:

@@ -245,7 +245,7 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask)
 
 
 def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
-    """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
+    """Return `_meta` for an upstream of the per-request era, cached because most of a client's requests share it."""
     raw = raw_meta(call)
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)

@@ -307,7 +307,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
         ValueError: The item is malformed or too large.
     """
     if len(raw) > MAX_ITEM_BYTES:
-        raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")
+        raise ValueError(f"it has more than {MAX_ITEM_BYTES:,} bytes")
     if reason := exceeds_limits(raw):
         raise ValueError(reason)
     found: Description = drop_nulls(_decode_item(raw), _SHAPES[kind])
@@ -315,12 +315,12 @@ def _read_item(kind: str, raw: bytes) -> Description:
         schema, output = (repair_schema(found.pop(each, None)) for each in ("inputSchema", "outputSchema"))
         found["inputSchema"] = schema = {"type": "object"} if schema is None else schema
         if schema.setdefault("type", "object") != "object":
-            raise ValueError("Its inputSchema must describe an object")
+            raise ValueError("its inputSchema must describe an object")
         if output is not None:
             found["outputSchema"] = output
     msgspec.convert(found, _SHAPES[kind])
     if _CONTROL_CHARACTERS.search(found[METHODS[kind][2]]):
-        raise ValueError("Its name has control characters")
+        raise ValueError("its name has control characters")
     return found
 
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from glob import escape
 from pathlib import Path
@@ -27,8 +28,9 @@ from millstream._jsonc import read as read_json
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
+from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import LocalError, closest_name, is_array, is_object, suggest
+from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, suggest
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
@@ -306,8 +308,11 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
         raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi.")
-    if args and not command:
-        raise source.error((*where, "args"), f"args requires a command, but this upstream has {present[0]}.")
+    for key, value in {"args": args, "env": values.get("env"), "cwd": values.get("cwd")}.items():
+        if value and not command:
+            raise source.error((*where, key), f"{key} requires a command, but this upstream has {present[0]}.")
+    if api and values.get("isolation"):
+        raise source.error((*where, "isolation"), "isolation requires a connection, but this upstream has openapi.")
     if api:
         return None, _load_openapi(source, api, (*where, "openapi"))
     if url:
@@ -512,9 +517,15 @@ def _convert(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
             return {name: _load_struct(source, structs[0], each, (*where, name)) for name, each in value.items()}
         return _load_struct(source, structs[0], value, where)
     try:
-        return msgspec.convert(value, kind)
+        converted = msgspec.convert(value, kind)
+        if str(where[-1]).startswith("redact_"):
+            with suppress(MissingExtra):  # reported when the gateway starts
+                Redactor(converted)
     except msgspec.ValidationError:
         raise source.error(where, f"it must be {_describe(kind)}, not {source.source_text(where)}.") from None
+    except ValueError as exc:
+        raise source.error(where, str(exc)) from None
+    return converted
 
 
 def _describe(kind: Any) -> str:

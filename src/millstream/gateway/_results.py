@@ -372,7 +372,7 @@ _TASK_MARKER = b'"task"'
 
 
 class StoredTask(Struct, array_like=True, tag=True):
-    """A task of an upstream, between two requests of the client or two runs of the gateway's own task."""
+    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
 
     id: str
     asked_keys: list[str]

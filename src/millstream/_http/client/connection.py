@@ -103,7 +103,7 @@ class HttpConnection(asyncio.Protocol):
     # For the pool
 
     def send(self, data: bytes, owner: str) -> asyncio.Future[HttpReply]:
-        """Write a request of a caller. Return a future for its reply."""
+        """Write a caller's request. Return a future for its reply."""
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}

@@ -31,12 +31,10 @@ from millstream._stores.base import (
 )
 from millstream._stores.health import LogOnce
 from millstream._stores.memory.log import REPEATED
-from millstream._stores.memory.topics import Topics, Watchers, channel_for
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
-from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
-from millstream._stores.redis.scripts import script
-from millstream._stores.tail import consecutive
+from millstream._stores.redis.keys import HUB, RedisKeys, script, tag_of
+from millstream._stores.tail import Topics, Watchers, channel_for, consecutive
 from millstream._tasks import has_failed
 
 _PAUSE = 0.2

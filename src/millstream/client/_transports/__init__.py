@@ -62,7 +62,7 @@ class SkipLog:
         """Log why a message was skipped, unless another one was logged."""
         if not self._logged:
             self._logged = True
-            _logger.warning("A message of the server was skipped, as others like it will be. %s: %.80r", why, data)
+            _logger.warning("A message from the server was skipped, as others like it will be. %s: %.80r", why, data)
 
 
 _messages = logging.getLogger("millstream.client.messages")
@@ -140,7 +140,7 @@ class Transport(Protocol):
         ...
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification, or a response (without `method`) to a request of the server.
+        """Send a notification, or a response (without `method`) to a request from the server.
 
         Raises:
             ClientError: It couldn't be sent.

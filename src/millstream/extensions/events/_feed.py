@@ -172,14 +172,15 @@ class LiveStreams:
     def _encode(self, event: Event) -> bytes:
         if not event.channel:
             return encode_notice(event)
-        limits = self._hub.limits
+        most, data = self._hub.limits.max_buffered, event.data or b""
         with suppress(*MALFORMED):
-            feeds = self._index.find(event.data or b"")
-            notice = Notice("match", event.id, event.offset, event.timestamp, event.data or b"")
+            feeds = self._index.find(data)
+            notice = Notice("match", event.id, event.offset, event.timestamp, data)
             for feed in feeds:
                 feed.put(notice)
-                if feed.buffered > limits.max_buffered:
-                    feed.overflow(limits.max_buffered)
+                if feed.buffered > most:
+                    feed.overflow(most)
+            self._hub.count_delivered(len(feeds))
             self._bound_unread(_size(notice) * len(feeds))
         return b""
 

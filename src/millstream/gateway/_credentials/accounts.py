@@ -21,9 +21,8 @@ from millstream._http.message import JSON_HEAD
 from millstream._limits.limiters import Limiter, Rate
 from millstream._override import override
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.records import new_secret
-from millstream.auth._authorization_server.signing import Vault, new_state
-from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
+from millstream.auth._authorization_server.records import digest, fits, new_secret
+from millstream.auth._authorization_server.tickets import Tickets, Vault, new_state
 from millstream.auth._pages import is_at, is_own, not_own
 from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
 from millstream.client._oauth import Registration, Tokens
@@ -559,7 +558,7 @@ class ConnectionsPage:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
             return await self._page(request, pages.quote_foreign(str(exc)), 502)
-        pending = PendingConnection(name, owner, name_of(browser), base, authorization)
+        pending = PendingConnection(name, owner, digest(browser), base, authorization)
         await self._vault.put_pending(_PENDING, authorization.state, pending, _LOGIN_SECONDS)
         return pages.lead_on(authorization.url, f"Continue to {connection.url.host}", cookie)
 
@@ -622,7 +621,7 @@ class ConnectionsPage:
 
     def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
         tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))
-        return same_browser(pending.browser, tickets.known_browser(request))
+        return fits(tickets.known_browser(request), pending.browser)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, first: str = "") -> Response:
         principal = request.principal

@@ -23,7 +23,7 @@ from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import has_failed
-from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed
 from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer, parse_secure
