@@ -49,9 +49,9 @@ class TestClient(Client):
     def __init__(self, server: "Server | _SignedIn", **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
-        """All notifications of the server, in order."""
+        """All notifications from the server, in order."""
         self.questions: list[dict[str, Any]] = []
-        """All questions of the server, in order: ``{"method": …, "params": …}``."""
+        """All questions from the server, in order: ``{"method": …, "params": …}``."""
         self.conversation.incoming.observer = self._note
         questions = self.conversation.questions
         assert isinstance(questions, Questions)  # noqa: S101  always true for a `Client`
@@ -82,7 +82,7 @@ class _SignedIn:
         return MemoryTransport(self._server, listener, background, pipe=self._pipe)
 
 
-_ELSEWHERE = dict.fromkeys(
+_ELSEWHERE: dict[str, str] = dict.fromkeys(
     ("auth", "headers", "key", "token", "user", "username"), "Write principal='ada', scopes=['notes:write']."
 )
 

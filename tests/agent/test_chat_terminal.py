@@ -10,8 +10,8 @@ import pytest
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
 from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen, TerminalScreen
+from millstream.agent._configuration import Approval
 from millstream.agent._events import TextDelta
-from millstream.agent._servers import Approval
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
 

@@ -241,7 +241,7 @@ async def test_gallery_sends_pictures_and_files(tmp_path: Path) -> None:
     async with connect(gallery.mcp) as client:
         (picture,) = (await client.call("swatch", red=1, green=2, blue=3)).content
         assert picture.mime_type == "image/png"
-        assert (await client.call("size_of", picture=picture.data)).text == "64 by 64 pixels"
+        assert (await client.call("size_of", image=picture.data)).text == "64 by 64 pixels"
         compared = (await client.call("compare")).content
         assert [type(each).__name__ for each in compared] == ["Text", "Image", "Text", "Image"]
         (file,) = (await client.call("price_list")).content

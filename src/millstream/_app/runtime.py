@@ -287,11 +287,7 @@ class Runtime:
             self._stack.push_async_callback(self.replicas.close)
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
-            self.streams = OpenStreams(
-                max_streams=settings.max_streams,
-                max_per_owner=self.services.streams.each,
-                max_age=settings.max_stream_seconds,
-            )
+            self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
             self.dispatcher = Dispatcher(
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )

@@ -80,7 +80,7 @@ class ProtocolError(Exception):
 
 
 class LocalError(Exception):
-    """An error of this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
+    """An error in this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
 
 
 class MissingExtra(ImportError):

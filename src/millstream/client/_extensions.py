@@ -28,7 +28,7 @@ _decode = decoder(dict[str, Any])
 
 
 class OutgoingRequest(Struct, eq=False):
-    """A request of the client, before it's sent."""
+    """A client request, before it's sent."""
 
     method: str
     params: dict[str, Any]

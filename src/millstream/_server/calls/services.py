@@ -20,7 +20,7 @@ from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.principal import Principal, Publisher, Share
+from millstream._protocol.principal import Principal, Share
 from millstream._protocol.session_token import NONCE_BYTES, KeyRing
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
@@ -212,6 +212,20 @@ def sign_in_required(needed: frozenset[str]) -> ProtocolError:
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 
 
+class Publisher(Protocol):
+    """The hub's interface for tools (``ctx.hub``)."""
+
+    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+
+    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+
+    async def presence(self, channel: str) -> list[Any]: ...
+
+    async def history(self, channel: str, count: int = 50) -> list[Any]: ...
+
+    def stats(self) -> Any: ...
+
+
 class Services:
     """The shared services of one running server: ``call.services.settings.name``"""
 
@@ -268,7 +282,7 @@ class Services:
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
-        """The open subscriptions, and the open replies of custom methods."""
+        """All open streams and subscriptions, but not the streams of short calls."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None

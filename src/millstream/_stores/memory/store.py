@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
-from millstream._stores.memory.topics import never
 from millstream._stores.rates import owner_for, rooms_for
 from millstream._stores.store import BackendStore
+from millstream._stores.tail import never
 from millstream._stores.tally import UsageCounter
 
 

@@ -189,7 +189,6 @@ class HttpSessions:
 
 
 EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
-LISTEN = "subscriptions/listen"
 _JSON_ONLY = "Not acceptable. This server answers with application/json."
 
 
