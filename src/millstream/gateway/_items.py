@@ -187,7 +187,9 @@ class UpstreamTool(_UpstreamItem, Tool):
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         params = self._call_head + bytes(arguments) + b"}"
-        headers = headers_of(self._own_headers, _decode_object(arguments)) if self._own_headers else {}
+        headers: Mapping[str, str] = {}
+        if self._own_headers:
+            headers = headers_of(self._own_headers, _decode_object(arguments))
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
     @override
