@@ -22,7 +22,7 @@ from millstream._http.message import JSON_HEAD, HttpRequest, Response, peer_netw
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream._protocol.sealed import KeyRing
+from millstream._protocol.seal import KeyRing
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.answers import MAX_FORM
 from millstream.auth._guard import AuthGuard

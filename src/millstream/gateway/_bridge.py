@@ -21,7 +21,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
 from millstream._backoff import retry_delay
-from millstream._protocol.sealed import Rounds
+from millstream._protocol.seal import Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
 from millstream.client import (
