@@ -33,6 +33,8 @@ BUILD := --build-constraint requirements/build.lock
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
+# Folders of examples, whose modules import each other by their bare names.
+EXAMPLES = $(filter-out examples/coming_from,$(sort $(patsubst %/,%,$(dir $(wildcard examples/*.py examples/*/*.py)))))
 CHECKERS := $(addsuffix /node_modules/.package-lock.json,requirements/pages requirements/pyright)
 SITE := .venv-docs/.ready requirements/site/node_modules/.package-lock.json
 # What tests of the night start, where there's Maven or Go: another project's broker and proxy.
@@ -63,6 +65,8 @@ check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layer
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/size.py --check
 	$(BIN)/mypy
+	for folder in $(EXAMPLES); do $(BIN)/mypy $$folder/*.py || exit; done
+	$(BIN)/mypy --explicit-package-bases examples/coming_from
 	@$(NODE) && node requirements/pyright/node_modules/pyright/index.js
 	@$(NODE) && requirements/pages/node_modules/.bin/biome ci --error-on-warnings
 	@$(NODE) && requirements/pages/node_modules/.bin/tsc

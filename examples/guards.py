@@ -66,7 +66,7 @@ class Translate(Middleware):
 
 # region: message
 class Audit(Middleware):
-    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+    async def on_message(self, request: MessageRequest, next: Next) -> Any:
         request.context.state["asked_at"] = time.time()
         try:
             return await next(request)

@@ -9,8 +9,8 @@ from millstream import Server, auth
 # region: named
 def named() -> Any:
     """Two keys with names, from the environment."""
-    keys = {"desk": (os.environ["DESK_KEY"], ["notes:write"]), "robot": os.environ["ROBOT_KEY"]}
-    return auth.keys(named_keys=keys)
+    desk, robot = os.environ["DESK_KEY"], os.environ["ROBOT_KEY"]
+    return auth.keys(named_keys={"desk": (desk, ["notes:write"]), "robot": robot})
 
 
 # endregion

@@ -10,7 +10,7 @@ from millstream.testing import connect
 
 
 @pytest.mark.asyncio
-async def test_you_see_what_you_ordered():
+async def test_you_see_what_you_ordered() -> None:
     db = sqlite3.connect(":memory:", check_same_thread=False)
     db.execute("create table orders (isbn text, customer text)")
     mcp.dependency_overrides[database] = lambda: db

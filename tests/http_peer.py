@@ -220,6 +220,11 @@ async def serve(
         await _end(server, running)
 
 
+async def make_listener(app: Server) -> SocketListener:
+    """Return a listener of our own server for an application, to feed it with bytes."""
+    return SocketListener(prepare(app, await app.start()))
+
+
 async def _find_endpoints(app: Any) -> Endpoints | None:
     """Return the endpoints for our own server, or None if only ASGI can serve the app."""
     if isinstance(app, Endpoints):

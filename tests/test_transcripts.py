@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 import http_peer
-from millstream._app.server_process.entry import prepare
-from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from transcripts.replay import Channel, HttpChannel, MessageChannel, play
 from transcripts.teller import build
+from wire import open_pipe
 
 FOLDER = Path(__file__).resolve().parent / "transcripts"
 ROOT = FOLDER.parent.parent
@@ -32,7 +31,7 @@ CASES = [
 async def memory() -> AsyncIterator[Callable[[], Channel]]:
     """A server in this process."""
     async with build().running() as runtime:
-        pipe = MemoryPipe(runtime.dispatcher)
+        pipe = open_pipe(runtime)
         yield lambda: MessageChannel(pipe.send, pipe.receive)
         await pipe.close()
 
@@ -63,10 +62,8 @@ async def stdio() -> AsyncIterator[Callable[[], Channel]]:
 async def http(kind: str, *, lane: bool) -> AsyncIterator[Callable[[], Channel]]:
     """A server behind sockets, by either way."""
     server = build(**SETTINGS.get(kind, {}))
-    async with server.running() as runtime:
-        prepare(server, runtime)
-        async with http_peer.serve(server, lane=lane) as running:
-            yield lambda: HttpChannel(running)
+    async with server.running(), http_peer.serve(server, lane=lane) as running:
+        yield lambda: HttpChannel(running)
 
 
 def keep(file: Path, played: str) -> None:

@@ -15,6 +15,7 @@ from http_peer import Peer, RunningServer, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 
 HOST = {"host": "127.0.0.1"}
@@ -132,6 +133,11 @@ async def run_wire(server: Server, way: str) -> AsyncIterator[Wire]:
             return
         async with serve(server, lane=True) as running:
             yield Wire(server, runtime, running)
+
+
+def open_pipe(runtime: Runtime) -> MemoryPipe:
+    """Connect to a server in memory."""
+    return MemoryPipe(runtime.dispatcher)
 
 
 class FakeTransport(asyncio.Transport):

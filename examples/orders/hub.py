@@ -16,7 +16,7 @@ async def send_sse_message(message: str, ctx: Context) -> str:
 async def publish_order(order: dict[str, str | int], ctx: Context) -> str:
     """Publish an order on the channel orders.created. The id of the order makes a second attempt harmless."""
     sent = await ctx.hub.publish("orders.created", order, id=str(order["order"]))
-    return sent.id
+    return str(sent.id)
 
 
 if __name__ == "__main__":

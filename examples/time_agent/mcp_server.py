@@ -5,6 +5,7 @@ Start it with ``python3 mcp_server.py --auth-key my_secret_key``; the key may al
 
 import argparse
 from datetime import datetime
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from millstream import Server, Settings, ToolAnnotations, ToolError
@@ -13,7 +14,7 @@ from millstream import Server, Settings, ToolAnnotations, ToolError
 # region: server
 def make(auth_key: str = "", *, debug: bool = False) -> Server:
     """The server. Callers send the key as `Authorization: Bearer KEY`; one with another key gets 403."""
-    given = {"auth_key": auth_key} if auth_key else {}
+    given: dict[str, Any] = {"auth_key": auth_key} if auth_key else {}
     settings = Settings.load(**given, access_log=debug, log_level="debug" if debug else "info")
     mcp = Server("Time Server", version="1.0.0", settings=settings)
 

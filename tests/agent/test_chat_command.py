@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_world import KEY, RATE_LIMITED, ScriptedModel, Step, calls, hangs, repeats, says
-from command_line import CliRunner
-from millstream._cli.program import program
+from command_line import CliRunner, program
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_command, share_server
 from terminal_world import COMMAND

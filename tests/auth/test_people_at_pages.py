@@ -5,15 +5,14 @@ from urllib.parse import urlencode
 
 import pytest
 
+from account_parts import UserFile
 from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from issuing_world import Desk, KnownUsers
 from millstream import auth
-from millstream._http.message import HttpRequest
-from millstream._stores.memory.store import MemoryStore
-from millstream.auth._authorization_server.records import OAuthClient
-from millstream.auth._authorization_server.users import UserFile
-from millstream.auth.providers import Provider, User
+from millstream.auth.providers import OAuthClient, Provider, User
+from millstream.parts import HttpRequest
 from patience import WAIT
+from shared_store import MemoryStore
 from wire import Reply
 
 ISSUER = "http://127.0.0.1:8000"

@@ -6,10 +6,10 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from account_parts import KeyFile
 from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from millstream import Server, auth
-from millstream.auth._key_file import KeyFile
 from wire import POST, Reply, encode_headers, encode_request
 
 FORM = {"content_type": "application/x-www-form-urlencoded"}

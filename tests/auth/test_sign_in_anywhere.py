@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
+from account_parts import UserFile
 from http_peer import NO_TRUST
 from issuer_world import Issuer, claims, run_issuer, token
 from issuing_world import VERIFIER, challenge
-from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from processes import ROOT, free_port, run_command
 from property_settings import NIGHTLY

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from account_parts import KeyFile
 from auth.test_sign_in import OWN, cookie
 from auth_world import ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import auth
-from millstream.auth._key_file import KeyFile
 from redis_parts import until
 from wire import POST, per_request, request, routing
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import pytest
 from uvicorn.server import ServerState
 
+from account_parts import KeyFile, UserFile
 from auth.issuing.test_workers import BACK, Shop
 from auth.test_sign_in import FORM, OWN, cookie
 from auth.test_stream_ends import KEPT, open_stream, rest_of
@@ -17,8 +18,6 @@ from cases import for_each
 from four_workers import next_address
 from http_peer import Peer, RunningServer
 from issuing_world import VERIFIER
-from millstream.auth._authorization_server.users import UserFile
-from millstream.auth._key_file import KeyFile
 from patience import WAIT
 from processes import free_port, run_command
 from property_settings import NIGHTLY

@@ -4,8 +4,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from millstream import Context
-from millstream._transports.connection import MemoryPipe
-from wire import LATEST_HANDSHAKE, WAIT, request
+from wire import LATEST_HANDSHAKE, WAIT, open_pipe, request
 
 
 async def test_requests_sent_with_initialize_use_its_session() -> None:
@@ -22,7 +21,7 @@ async def test_requests_sent_with_initialize_use_its_session() -> None:
         "clientInfo": {"name": "t", "version": "1"},
     }
     async with mcp.running() as runtime, asyncio.timeout(WAIT):
-        pipe = MemoryPipe(runtime.dispatcher)
+        pipe = open_pipe(runtime)
         for message in (
             request("initialize", opening, 1),
             {"jsonrpc": "2.0", "method": "notifications/initialized"},

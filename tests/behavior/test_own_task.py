@@ -6,9 +6,20 @@ from typing import Any
 
 from cases import for_each
 from millstream import Server, Settings, ToolError
-from millstream._transports.connection import MemoryPipe
 from socket_world import ask, recv_json, world
-from wire import POST, WAIT, Json, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
+from wire import (
+    POST,
+    WAIT,
+    Json,
+    Wire,
+    encode_headers,
+    encode_request,
+    open_pipe,
+    per_request,
+    request,
+    routing,
+    run_wire,
+)
 
 
 async def leaves() -> str:
@@ -88,7 +99,7 @@ def opaque(result: Json) -> bool:
 async def test_tool_that_cancels_its_task_is_answered_on_connections() -> None:
     async with make_server().running() as runtime, asyncio.timeout(WAIT):
         for name in TOOLS:
-            pipe = MemoryPipe(runtime.dispatcher)
+            pipe = open_pipe(runtime)
             opening = {"protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
             pipe.send(json.dumps(request("initialize", opening, 0)).encode())
             await pipe.receive()
@@ -185,7 +196,7 @@ async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
         peer.close()
         await wire.until(lambda: not wire.runtime.dispatcher.calls)
-        pipe = MemoryPipe(wire.runtime.dispatcher)
+        pipe = open_pipe(wire.runtime)
         pipe.send(body)
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
         await pipe.close()
@@ -204,7 +215,7 @@ async def test_canceled_call_that_fails_gets_no_response() -> None:
             raise ToolError("tripped over the cleanup")
 
     async with mcp.running() as runtime:
-        pipe = MemoryPipe(runtime.dispatcher)
+        pipe = open_pipe(runtime)
         pipe.send(json.dumps(request("tools/call", {"name": "clumsy"}, 7)).encode())
         await started.wait()
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}

@@ -5,7 +5,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from millstream import Server
-from millstream._stores.rates import owner_for
+from millstream.stores import owner_for
 from wire import LATEST_HANDSHAKE, POST, Reply, ask_asgi, encode_headers, request, run_wire
 
 ELSEWHERE = "192.0.2.1"

@@ -17,9 +17,8 @@ from behavior.functions import JOURNAL
 from behavior.harness import Client, Json, Reply
 from cases import for_each
 from millstream import Context, Server, Settings
-from millstream._transports.connection import MemoryPipe
 from patience import WAIT
-from wire import per_request, routing, run_wire
+from wire import open_pipe, per_request, routing, run_wire
 
 POINT: Json = {"action": "accept", "content": {"x": 5, "y": 6}}
 SIZE: Json = {"action": "accept", "content": {"width": 7, "height": 8}}
@@ -180,7 +179,7 @@ async def test_oversized_state_fails_the_call(way: str) -> None:
     async with run_wire(mcp, way) as wire, asyncio.timeout(WAIT):
         reply = await wire.post(message, routing("tools/call", "keeps"))
         assert (reply.message["error"]["code"], "incident" in reply.message["error"]["message"]) == (-32603, True)
-        pipe = MemoryPipe(wire.runtime.dispatcher)
+        pipe = open_pipe(wire.runtime)
         pipe.send(json.dumps(message).encode())
         assert json.loads(await pipe.receive())["error"]["code"] == -32603
         await pipe.close()
@@ -229,7 +228,7 @@ async def test_forged_state_is_refused_before_the_function_runs(way: str, method
     message = per_request(method, params)
     async with run_wire(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
         if way == "pipe":
-            pipe = MemoryPipe(wire.runtime.dispatcher)
+            pipe = open_pipe(wire.runtime)
             pipe.send(json.dumps(message).encode())
             error = json.loads(await pipe.receive())["error"]
             await pipe.close()
@@ -305,7 +304,7 @@ async def test_state_binds_the_approved_arguments(way: str) -> None:
         return "paid"
 
     async with run_wire(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
-        pipe = MemoryPipe(wire.runtime.dispatcher)
+        pipe = open_pipe(wire.runtime)
 
         async def send(params: Json) -> Json:
             message = per_request("tools/call", params, elicitation={})

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import CliRunner
-from millstream._cli.program import program
+from command_line import CliRunner, program
 from patience import WAIT
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from command_line import commands, options
-from millstream._cli import main
+from millstream.__main__ import main
 
 NOWHERE = "http://127.0.0.1:9/mcp"
 # What is typed -> the exit status, and a part of the sentence.

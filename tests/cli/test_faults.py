@@ -13,8 +13,7 @@ import pytest
 from cases import for_each
 from client.certificates import self_signed
 from client.misbehaving_servers import Behave, ReceivedRequest, misbehaving, with_discovery
-from command_line import CliRunner
-from millstream._cli.program import program
+from command_line import CliRunner, program
 from patience import WAIT
 from processes import free_port
 

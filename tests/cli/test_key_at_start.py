@@ -6,7 +6,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Server
-from millstream._cli import main
+from millstream.__main__ import main
 
 BAD = {"others may read it": ("0" * 43, 0o644), "too short": ("short", 0o600), "empty": ("", 0o600)}
 

@@ -22,17 +22,17 @@ from client.misbehaving_servers import (
     with_handshake,
 )
 from millstream import Client
-from millstream.client._errors import (
+from millstream.client import (
     AccessDenied,
     ConnectFailed,
     ConnectionLost,
     InvalidResponse,
     NotMcp,
+    Options,
     RequestTimeout,
     TlsFailed,
     UnknownVersion,
 )
-from millstream.client._negotiation import Options
 from patience import WAIT
 from processes import free_port
 

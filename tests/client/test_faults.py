@@ -14,16 +14,16 @@ from client.misbehaving_servers import (
     with_handshake,
 )
 from millstream import Client
-from millstream.client._errors import (
+from millstream.client import (
     ConnectionLost,
     InvalidResponse,
     NotMcp,
+    Options,
     RequestTimeout,
     ServerError,
     TooLarge,
     TooManyMessages,
 )
-from millstream.client._negotiation import Options
 from patience import WAIT, advance_clock
 
 NEVER = 0.05

@@ -13,8 +13,7 @@ import pytest
 
 from conformance.official import KEEP_ALIVE
 from millstream import Client, Server
-from millstream.client import Options, ServerError, ToolFailed
-from millstream.client._questions import Question
+from millstream.client import Options, Question, ServerError, ToolFailed
 from patience import WAIT
 from processes import NODE, ROOT, SharedServer, share_server
 from programs import require_program

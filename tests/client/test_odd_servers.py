@@ -18,8 +18,16 @@ from client.misbehaving_servers import (
     with_handshake,
 )
 from millstream import Client
-from millstream.client import InvalidResponse, Options, RequestTimeout, TooLarge
-from millstream.client._errors import AccessDenied, ClientError, NotMcp, TargetError
+from millstream.client import (
+    AccessDenied,
+    ClientError,
+    InvalidResponse,
+    NotMcp,
+    Options,
+    RequestTimeout,
+    TargetError,
+    TooLarge,
+)
 from patience import WAIT
 
 NEVER = 0.05

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from millstream import Client
-from millstream.client._errors import (
+from millstream.client import (
     ClientError,
     ConnectionLost,
     InvalidResponse,
+    Options,
     RequestTimeout,
     TargetError,
     TooLarge,
 )
-from millstream.client._negotiation import Options
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -173,7 +173,7 @@ async def test_process_that_exits_on_the_probe_gets_a_handshake(tmp_path: Path) 
 
 
 async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle"""
+    """https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/stdio"""
     program = """
         for line in sys.stdin:
             message = json.loads(line)

@@ -2,7 +2,7 @@ import pytest
 
 from cases import for_each
 from client.feature_walk import FILE, shop, walk
-from millstream._protocol.revisions import BY_DATE
+from millstream.protocol import BY_DATE
 
 
 @for_each("revision", [None, *BY_DATE])

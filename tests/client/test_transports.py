@@ -4,7 +4,7 @@ import pytest
 
 from cases import for_each
 from client.feature_walk import FILE, walk
-from millstream._protocol.revisions import BY_DATE
+from millstream.protocol import BY_DATE
 from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server

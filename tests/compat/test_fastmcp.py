@@ -14,8 +14,7 @@ from cases import for_each
 from millstream import Audio as SoundBlock
 from millstream import Image as PictureBlock
 from millstream import Text
-from millstream._transports.connection import MemoryPipe
-from millstream.client._errors import ServerError
+from millstream.client import ServerError
 from millstream.compat import types
 from millstream.compat.fastmcp import (
     AcceptedElicitation,
@@ -32,6 +31,7 @@ from millstream.compat.fastmcp import (
     base,
 )
 from millstream.testing import connect
+from wire import open_pipe
 
 HANDSHAKE = "2025-11-25"
 REVISIONS = ["2024-11-05", HANDSHAKE, "2026-07-28"]
@@ -213,7 +213,7 @@ async def test_context_has_meta_headers_and_lifespan() -> None:
 
     meta = {"progressToken": 5, "trace": "t-1", "client_id": "me"}
     async with mcp.engine.running() as runtime:
-        pipe = MemoryPipe(runtime.dispatcher)
+        pipe = open_pipe(runtime)
         pipe.send(_request(1, "initialize", OPENING))
         await pipe.receive()
         pipe.send(_request(2, "tools/call", {"name": "look", "arguments": {"note": "x" * 100_000}, "_meta": meta}))

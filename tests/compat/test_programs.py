@@ -11,7 +11,7 @@ import pytest
 
 from cases import for_each
 from millstream import Client
-from millstream.client._errors import ClientError
+from millstream.client import ClientError
 from patience import WAIT
 from processes import free_port, run_command, wait_for_port
 

@@ -10,8 +10,8 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 import pytest
 
+from account_parts import UserFile
 from conformance.official import FOLDER, SUITE, Check
-from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from processes import NODE, free_port, run_command, run_server
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conformance.official import FOLDER, KEEP_ALIVE, SUITE
-from millstream._protocol.revisions import BY_DATE
+from millstream.protocol import BY_DATE
 from patience import WAIT
 from processes import NODE
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from millstream._config import Settings
+from millstream import Settings
 from processes import ROOT
 
 pytestmark = pytest.mark.check

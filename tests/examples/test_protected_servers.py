@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from account_parts import KeyFile
 from auth_world import make_server, run_guarded
 from examples import carded, keyed, serverless, shop_pages
-from millstream.auth._key_file import KeyFile
 from millstream.client import BlockingClient
 from processes import free_port, run_command, run_server
 from wire import request

@@ -11,10 +11,9 @@ from cases import for_each
 from examples import extension as example
 from extensions.shop import NAME, Peer, Stock
 from millstream import Client, Server
-from millstream._protocol.errors import LocalError
-from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from millstream.client import Question, ServerError
 from millstream.extensions import Extension, method
+from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE, LocalError
 from millstream.testing import connect
 from patience import WAIT
 from processes import SharedServer, run_command, share_server
@@ -270,7 +269,7 @@ async def test_revisions_without_the_extension_lack_its_methods_and_capability()
             return {"n": 1}
 
     server = Server("shop", extensions=[New()])
-    for revision in ALL:
+    for revision in BY_DATE.values():
         async with connect(server, revision=revision.date) as client:
             if revision is NEWEST:
                 assert (await client.request("com.example/new"))["n"] == 1

@@ -7,13 +7,13 @@ import pytest
 from cases import for_each
 from extensions.shop import NAME, Peer, Stock
 from millstream import Client, ProtocolError, Server
-from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
 from millstream.client import ServerError
 from millstream.extensions import MessageRequest, Next
 from millstream.extensions.apps import Apps
 from millstream.extensions.skills import Skills
 from millstream.gateway import UpstreamPolicy
 from millstream.middleware import Middleware
+from millstream.protocol import NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import connect
 from patience import WAIT
 

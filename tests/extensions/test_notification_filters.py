@@ -6,8 +6,8 @@ from typing import Any
 import http_peer
 from cases import for_each
 from millstream import Client, Context, Server
-from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
 from millstream.extensions import CallContext, Extension, NotificationMessage, ServerHost, method, notification
+from millstream.protocol import NEWEST, NEWEST_HANDSHAKE
 from patience import WAIT
 
 DATES = [NEWEST.date, NEWEST_HANDSHAKE.date]

@@ -35,8 +35,8 @@ from millstream._stores.base import read_offset
 from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
-from millstream.client._oauth.discovery import read_challenges
-from millstream.client._oauth.grants import answer_of
+from millstream.client._oauth.endpoints import read_challenges
+from millstream.client._oauth.flow import answer_of
 from millstream.client._transports import EventReader
 from wire import FakeTransport
 

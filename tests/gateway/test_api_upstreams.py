@@ -14,9 +14,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Server, auth
-from millstream._app.server_process.entry import prepare
-from millstream._protocol.revisions import BY_DATE
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
+from millstream.protocol import BY_DATE
 from patience import WAIT
 from wire import request
 
@@ -72,10 +71,8 @@ async def shop(described: Callable[[int], Any] = lambda port: document()) -> Asy
 
     mcp.route("/v1/{rest:path}", methods=["GET", "POST", "PATCH"])(answer)
     mcp.route("/about.json")(lambda given: JSONResponse(described(given.url.port)))
-    async with mcp.running() as runtime:
-        prepare(mcp, runtime)
-        async with serve(mcp) as running:
-            yield f"http://127.0.0.1:{running.port}", asked
+    async with mcp.running(), serve(mcp) as running:
+        yield f"http://127.0.0.1:{running.port}", asked
 
 
 async def test_operations_become_tools_with_named_headers() -> None:

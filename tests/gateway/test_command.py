@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from account_parts import KeyFile
 from millstream import Client
-from millstream.auth._key_file import KeyFile
 from patience import WAIT
 from processes import ROOT, free_port, run_server
 

@@ -15,8 +15,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth
-from millstream.client import Client, Options, ServerError
-from millstream.client._questions import Question
+from millstream.client import Client, Options, Question, ServerError
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT, advance_clock
 from wire import ask_asgi, encode_headers, per_request, routing

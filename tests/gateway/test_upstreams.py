@@ -6,10 +6,9 @@ import pytest
 
 from client.feature_walk import changes, resources, tools
 from gateway.content_server import LINKED, PICTURE, SOUND, make_library
-from millstream import Server
-from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
-from millstream._protocol.revisions import BY_DATE
+from millstream import Audio, EmbeddedResource, Image, ResourceLink, Server, Text
 from millstream.client import Client, ServerError
+from millstream.protocol import BY_DATE
 from patience import WAIT
 from processes import SharedServer, run_command, share_server
 

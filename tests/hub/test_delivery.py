@@ -4,9 +4,8 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from hub_parts import Clock, Outlet, encode_line, listen, open_hub, receive, turns
-from millstream._protocol.principal import Principal
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import Clock, MemoryStore, Outlet, encode_line, listen, open_hub, receive, turns
+from millstream import Principal
 from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, LimitExceeded
 
 

@@ -1,5 +1,4 @@
-from hub_parts import Clock, listen, open_hub, receive
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import Clock, MemoryStore, listen, open_hub, receive
 
 ROOM = 64_000
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import DelayedStore, MemoryStore, Outlet, encode_line, listen, open_hub
 from millstream.hub import Hub
 
 MIB = 1024 * 1024

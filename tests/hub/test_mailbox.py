@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from cases import for_each
-from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, receive, turns
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import Clock, DelayedStore, MemoryStore, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream.hub import Hub, HubLimits, InvalidName
 from property_settings import examples
 

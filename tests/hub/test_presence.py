@@ -3,8 +3,7 @@ import json
 
 import pytest
 
-from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, second_worker, turns
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import Clock, DelayedStore, MemoryStore, Outlet, encode_line, listen, open_hub, second_worker, turns
 from millstream.hub import Hub, HubLimits, Member
 from patience import WAIT
 

@@ -1,8 +1,7 @@
 from typing import Any
 
 from cases import for_each
-from hub_parts import Outlet, encode_line, open_hub, turns
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import MemoryStore, Outlet, encode_line, open_hub, turns
 from millstream.hub import Hub, Subscription
 
 

@@ -1,8 +1,7 @@
 from typing import Any
 
 from cases import for_each
-from hub_parts import Clock, DelayedStore, listen, open_hub, receive, turns
-from millstream._stores.memory.store import MemoryStore
+from hub_parts import Clock, DelayedStore, MemoryStore, listen, open_hub, receive, turns
 from millstream.hub import Hub, HubLimits
 
 SMALL = 20_000

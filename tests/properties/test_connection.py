@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream._app.runtime import Runtime
-from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from properties.messages import bodies, encoded_messages, messages
 from property_settings import examples
-from wire import request
+from wire import open_pipe, request
 
 pytestmark = pytest.mark.many
 PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
@@ -22,7 +20,7 @@ PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
 class RunningServer:
     """A server and its event loop."""
 
-    def __init__(self, runner: asyncio.Runner, runtime: Runtime) -> None:
+    def __init__(self, runner: asyncio.Runner, runtime: Any) -> None:
         self._runner = runner
         self._runtime = runtime
 
@@ -31,7 +29,7 @@ class RunningServer:
         return self._runner.run(self._say(body, revision))
 
     async def _say(self, body: bytes, revision: str) -> list[Any]:
-        pipe = MemoryPipe(self._runtime.dispatcher)
+        pipe = open_pipe(self._runtime)
         heard: list[Any] = []
         async with asyncio.timeout(WAIT):
             if revision:

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream._app.server_process.entry import prepare
-from millstream._http.server.listener import SocketListener
+from http_peer import make_listener
 from patience import WAIT
 from properties.messages import bodies, headers
 from property_settings import examples
@@ -46,16 +45,12 @@ class ShopConnections:
         self._runner = runner
         self.server = make_shop()
         self.runtime = runner.run(self.server.start(supervised=True))
-        prepare(self.server, self.runtime)
-        self._listener = runner.run(self._listen())
+        self._listener = runner.run(make_listener(self.server))
         self._state = self._listener.state
 
     def feed(self, pieces: list[bytes], *, replies: int = 0) -> bytes:
         """Return the output of a connection for consecutive pieces, with a minimum number of replies."""
         return self._runner.run(self._feed(pieces, replies))
-
-    async def _listen(self) -> SocketListener:
-        return SocketListener(prepare(self.server, self.runtime))
 
     async def _feed(self, pieces: list[bytes], replies: int) -> bytes:
         connection = self._listener.make_protocol()

@@ -8,7 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream._app.server_process.entry import prepare
 from properties.messages import bodies, encoded_messages, headers, messages, requests
 from property_settings import examples
 from wire import POST, Reply, Wire, ask_asgi, encode_headers, per_request, request, routing
@@ -54,7 +53,6 @@ def world() -> Iterator[World]:
     server = make_shop()
     with asyncio.Runner() as runner:
         runtime = runner.run(server.start(supervised=True))
-        prepare(server, runtime)
         wire = Wire(server, runtime, None)
         yield World(wire, runner.run, runner.run(wire.initialize()))
         runner.run(server.stop())

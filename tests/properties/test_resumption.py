@@ -13,7 +13,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millstream import Context, Server, Settings
-from millstream._app.server_process.entry import prepare
 from property_settings import examples
 from wire import Wire, ask_asgi, encode_headers, request
 
@@ -89,7 +88,6 @@ def test_resume_after_any_event_loses_and_repeats_nothing(
     async def run() -> list[Event]:
         server = make_server()
         async with server.running() as runtime:
-            prepare(server, runtime)
             wire = Wire(server, runtime, None)
             heard = await listen(wire, await wire.initialize(revision), steps, turns, cuts)
             await wire.until(lambda: not runtime.dispatcher.calls and not len(runtime.streams))
@@ -110,7 +108,6 @@ def test_finished_calls_can_be_read_from_any_event(steps: int) -> None:
     async def run() -> None:
         server = make_server()
         async with server.running() as runtime:
-            prepare(server, runtime)
             wire = Wire(server, runtime, None)
             session = await wire.initialize()
             heard = await listen(wire, session, steps, 0, [])

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from bad_input.shop import make_shop
-from millstream._app.server_process.entry import prepare
 from patience import WAIT
 from property_settings import examples
 from wire import POST, Reply, Wire, ask_asgi, encode_headers, request
@@ -34,7 +33,6 @@ class SessionLife(RuleBasedStateMachine):
 
     async def _start(self) -> Wire:
         runtime = await self.server.start(supervised=True)
-        prepare(self.server, runtime)
         return Wire(self.server, runtime, None)
 
     @staticmethod

@@ -1,4 +1,4 @@
-from millstream._protocol.principal import Share
+from millstream.protocol import Share
 
 
 def test_an_owner_holds_at_most_half_and_others_get_the_rest() -> None:

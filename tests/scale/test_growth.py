@@ -20,11 +20,10 @@ import msgspec
 import millstream
 from extensions.event_shop import OrderPaid, make_shop, run_shop
 from extensions.receiver import new_secret, run_receiver
+from http_peer import make_listener
 from millstream import Server, Settings
-from millstream._app.server_process.entry import prepare
-from millstream._http.server.listener import SocketListener
-from millstream._protocol.metadata import TASKS
 from millstream.extensions.events import Events
+from millstream.protocol import TASKS
 from patience import WAIT
 from wire import FakeTransport, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
 
@@ -165,8 +164,8 @@ class Paid(msgspec.Struct):
 class Streams:
     """Event streams of a running server, each on a connection of its own."""
 
-    def __init__(self, server: Server, runtime: Any) -> None:
-        self._listener = SocketListener(prepare(server, runtime))
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
         self._protocols: list[Any] = []
 
     async def open(self, data: bytes, until: bytes) -> FakeTransport:
@@ -206,8 +205,8 @@ async def arrived(transport: FakeTransport, data: bytes) -> None:
 @asynccontextmanager
 async def run_streams(server: Server) -> AsyncIterator[Streams]:
     """Run a server, and drop its streams at the end."""
-    async with server.running() as runtime:
-        streams = Streams(server, runtime)
+    async with server.running():
+        streams = Streams(await make_listener(server))
         yield streams
         streams.close()
 

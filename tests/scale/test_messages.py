@@ -5,9 +5,9 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from fleet import EventStream, Worker, fleet, settle, until
-from millstream._http.message import HttpRequest
-from millstream._protocol.principal import Principal
-from millstream._stores.base import StoreFull
+from millstream import Principal
+from millstream.parts import HttpRequest
+from millstream.stores import StoreFull
 from wire import LATEST_HANDSHAKE, request
 
 JSON = {"content-type": "application/json"}

@@ -13,7 +13,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from four_workers import FOUR, ON_FOUR
-from millstream._stores.base import StoreFull
+from millstream.stores import StoreFull
 from wire import POST, Wire, request, run_wire
 
 pytestmark = pytest.mark.many

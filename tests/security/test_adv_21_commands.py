@@ -15,10 +15,7 @@ import millstream
 from auth_world import ROOT, make_server, run_guarded
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Client
-from millstream.client._errors import ClientError
-from millstream.client._negotiation import Options
-from millstream.client._oauth import MemoryTokenStore
-from millstream.client._oauth.flow import OAuth
+from millstream.client import ClientError, MemoryTokenStore, OAuth, Options
 from wire import request
 
 PACKAGE = Path(millstream.__file__).parent

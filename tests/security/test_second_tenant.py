@@ -25,10 +25,8 @@ import pytest
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from fleet import until
 from http_peer import Peer, RunningServer, serve
-from millstream import Client, Context, Server, Settings, auth
-from millstream._protocol.content import ResourceLink
-from millstream.client import ClientError, ServerError
-from millstream.client._questions import Question
+from millstream import Client, Context, ResourceLink, Server, Settings, auth
+from millstream.client import ClientError, Question, ServerError
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT
 from wire import Json, encode_headers, encode_request, per_request, routing

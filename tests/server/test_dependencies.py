@@ -9,7 +9,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Depends, Server, SyncContext, ToolError
-from millstream._protocol.revisions import NEWEST
+from millstream.protocol import NEWEST
 from millstream.testing import connect
 from patience import WAIT
 

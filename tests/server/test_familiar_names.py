@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from millstream import Client, Context, Server, SyncContext, ToolError
-from millstream._http.message import HttpRequest as PlainRequest
-from millstream._http.message import Response as Reply
 from millstream.client import BlockingClient, ServerError, TargetError, ToolFailed
+from millstream.parts import HttpRequest as PlainRequest
+from millstream.parts import Response as Reply
 from millstream.testing import connect
 from patience import WAIT
 

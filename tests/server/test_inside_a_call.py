@@ -5,7 +5,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Server, SyncContext
-from millstream.client._errors import ServerError
+from millstream.client import ServerError
 from millstream.testing import connect
 from wire import PER_REQUEST, POST, per_request, request, routing, run_wire
 

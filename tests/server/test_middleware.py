@@ -5,11 +5,9 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from millstream import Context, Server, ToolError
-from millstream._app.server_process.entry import prepare
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.revisions import ALL, NEWEST
+from millstream import Context, ProtocolError, Server, ToolError
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
+from millstream.protocol import BY_DATE, NEWEST
 from millstream.testing import ServerError, connect
 from wire import POST, ask_asgi, encode_headers, per_request, request, routing
 
@@ -71,7 +69,7 @@ def shop(*middleware: object, name: str = "shop") -> Server:
     return mcp
 
 
-@for_each("revision", [each.date for each in ALL])
+@for_each("revision", list(BY_DATE))
 async def test_each_kind_of_request_runs_its_hook_on_every_revision(revision: str) -> None:
     notes: list[str] = []
     async with connect(shop(Notes(notes)), revision=revision) as client:
@@ -232,8 +230,7 @@ async def test_http_fast_path_runs_the_hooks(only_calls: bool) -> None:
     hooks = Notes(notes)
     mcp = shop(type("CallOnly", (), {"on_call": staticmethod(hooks.on_call)})() if only_calls else hooks)
     call = {"name": "order", "arguments": {"isbn": "7"}}
-    async with mcp.running() as runtime:
-        prepare(mcp, runtime)
+    async with mcp.running():
         for message, head in (
             (per_request("tools/call", call), routing("tools/call", "order")),
             (request("tools/call", call), POST),

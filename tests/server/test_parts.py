@@ -8,12 +8,9 @@ import pytest
 
 from app_peer import ask
 from cases import for_each
-from millstream import Server, Settings
-from millstream._http.message import HttpRequest, Response
-from millstream._parts import Host, Route
-from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
-from millstream._server.calls.call import Call
+from millstream import ProtocolError, Server, Settings
+from millstream.parts import Call, Host, HttpRequest, Response, Route
+from millstream.protocol import INVALID_REQUEST, NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import ServerError, connect
 
 

@@ -6,11 +6,11 @@ import pytest
 from app_peer import ask
 from cases import for_each
 from millstream import Principal, Server, Settings, ToolError, auth
-from millstream._protocol.revisions import ALL, NEWEST
+from millstream.protocol import BY_DATE, NEWEST
 from millstream.testing import ServerError, TestClient, connect
 from wire import POST, per_request, routing
 
-REVISIONS = pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25", ALL[0].date])
+REVISIONS = pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25", min(BY_DATE)])
 ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from millstream import Client, Server
-from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream.client import ServerError
+from millstream.protocol import LocalError
+from millstream.stores import StoreFull, StoreUnavailable
 
 FAILURES = [(StoreUnavailable("10.1.2.3 is away"), "Try again in a moment"), (StoreFull("10.1.2.3 is full"), "is full")]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from millstream._protocol.errors import LocalError
-from millstream._stores.base import Map
-from millstream._stores.memory.store import MemoryStore
+from millstream.protocol import LocalError
+from millstream.stores import Map
 from redis_parts import RedisServer, open_worker
 from redis_wire import Proxy
+from shared_store import MemoryStore
 from store_parts import BACKINGS, TTL, backings
 from stores.linearizability import Operation, Value, is_linearizable
 

@@ -5,8 +5,8 @@ from binascii import crc_hqx
 
 import pytest
 
-from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreUnavailable
+from millstream.protocol import LocalError
+from millstream.stores import StoreUnavailable
 from patience import WAIT
 from redis_parts import Cluster, RedisServer, open_worker, until
 from store_parts import TTL, Follower, append, data_of, read_all

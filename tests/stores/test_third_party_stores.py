@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
+from millstream.protocol import LocalError
+from store_parts import open_store
 
 SHELF = """
 from millstream._stores.memory.store import MemoryBackend

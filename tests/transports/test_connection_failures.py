@@ -4,8 +4,8 @@ import pytest
 
 from cases import for_each
 from http_peer import WAIT, ToyApp, request, serve
-from millstream._config import Settings
-from millstream._http.message import HttpRequest, Response
+from millstream import Settings
+from millstream.parts import HttpRequest, Response
 
 
 class Force(BaseException):

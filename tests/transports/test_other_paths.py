@@ -4,7 +4,6 @@ from typing import Any
 from cases import for_each
 from http_peer import request, serve
 from millstream import Server
-from millstream._app.server_process.entry import prepare
 from patience import WAIT
 
 ORIGIN = "http://localhost:3000"
@@ -62,14 +61,12 @@ async def test_probes_have_the_same_cors_headers_under_every_server(
     found: list[tuple[int, dict[bytes, bytes]]] = []
     for lane in (True, False):
         server = Server("paths")
-        async with server.running() as runtime:
-            prepare(server, runtime)
-            async with serve(server, lane=lane) as running:
-                peer = await running.connect()
-                extra = head + b"Access-Control-Request-Method: GET\r\n" if method == "OPTIONS" else head
-                await peer.send(request(method, path, extra=extra))
-                status, headers, _ = await peer.reply(head_only=method == "HEAD")
-                found.append((status, {name: value for name, value in headers.items() if b"allow-" in name}))
+        async with server.running(), serve(server, lane=lane) as running:
+            peer = await running.connect()
+            extra = head + b"Access-Control-Request-Method: GET\r\n" if method == "OPTIONS" else head
+            await peer.send(request(method, path, extra=extra))
+            status, headers, _ = await peer.reply(head_only=method == "HEAD")
+            found.append((status, {name: value for name, value in headers.items() if b"allow-" in name}))
     assert found[0] == found[1]
     status, headers = found[0]
     assert headers.get(b"access-control-allow-origin") == (ORIGIN.encode() if allowed else None)
@@ -99,28 +96,24 @@ async def test_websocket_handshake_at_mcp_names_the_right_path(
 ) -> None:
     """Regression: it got 200 and an event stream, which RFC 9110 §7.8 allows but WebSocket clients can't read."""
     server = Server("paths", serve=parts)
-    async with server.running() as runtime:
-        prepare(server, runtime)
-        async with serve(server, lane=lane, ws="auto" if parts else "none") as running:
-            for path in ("/mcp", "/mcp/", *(("/events",) if parts else ())):
-                peer = await running.connect()
-                head = b"Accept: text/event-stream\r\n" + UPGRADE + HANDSHAKES[handshake]
-                await peer.send(request("GET", path, extra=head))
-                status, _, body = await peer.reply()
-                assert (status, body.partition(b". ")[0]) == (404, b"This path isn't a WebSocket")
-                assert where in body
+    async with server.running(), serve(server, lane=lane, ws="auto" if parts else "none") as running:
+        for path in ("/mcp", "/mcp/", *(("/events",) if parts else ())):
+            peer = await running.connect()
+            head = b"Accept: text/event-stream\r\n" + UPGRADE + HANDSHAKES[handshake]
+            await peer.send(request("GET", path, extra=head))
+            status, _, body = await peer.reply()
+            assert (status, body.partition(b". ")[0]) == (404, b"This path isn't a WebSocket")
+            assert where in body
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_unknown_upgrades_are_ignored(lane: bool) -> None:
     """RFC 9110 §7.8."""
     server = Server("paths")
-    async with server.running() as runtime:
-        prepare(server, runtime)
-        async with serve(server, lane=lane) as running:
-            peer = await running.connect()
-            await peer.send(request("GET", "/mcp", extra=b"Accept: text/event-stream\r\nUpgrade: h2c\r\n"))
-            assert (await peer.reply(head_only=True))[0] == 200
-            peer = await running.connect()
-            await peer.send(request("POST", "/mcp", b"{}", extra=b"Content-Type: application/json\r\n" + UPGRADE))
-            assert (await peer.reply())[0] == 400
+    async with server.running(), serve(server, lane=lane) as running:
+        peer = await running.connect()
+        await peer.send(request("GET", "/mcp", extra=b"Accept: text/event-stream\r\nUpgrade: h2c\r\n"))
+        assert (await peer.reply(head_only=True))[0] == 200
+        peer = await running.connect()
+        await peer.send(request("POST", "/mcp", b"{}", extra=b"Content-Type: application/json\r\n" + UPGRADE))
+        assert (await peer.reply())[0] == 400

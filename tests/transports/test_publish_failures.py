@@ -6,8 +6,8 @@ import pytest
 
 from app_peer import ask
 from millstream import Server
-from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream.protocol import LocalError
+from millstream.stores import StoreFull, StoreUnavailable
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import struct
 
 from cases import for_each
 from http_peer import ToyApp, request, serve
-from millstream._config import Settings
-from millstream._http.message import HttpRequest, Response
+from millstream import Settings
+from millstream.parts import HttpRequest, Response
 from patience import WAIT
 from socket_world import TRANSPORTS, UPGRADE, world
 

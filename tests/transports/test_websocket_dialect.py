@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from cases import for_each
-from millstream._protocol.principal import Principal
+from millstream import Principal
 from millstream.hub import HubLimits
 from socket_world import TRANSPORTS, ask, recv_json, send_json, world
 from wire import per_request

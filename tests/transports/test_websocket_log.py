@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
-from millstream._http.message import HttpRequest, Response
-from millstream._protocol.principal import Principal
+from millstream import Principal
+from millstream.parts import HttpRequest, Response
 from patience import WAIT
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
 

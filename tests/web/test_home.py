@@ -11,7 +11,6 @@ from starlette.routing import Mount, Route
 from cases import for_each
 from http_peer import NO_TRUST, serve
 from millstream import Server, Settings
-from millstream._app.server_process.entry import prepare
 from patience import WAIT
 
 KEY = "a-key-for-the-pages-0123456789"
@@ -22,12 +21,10 @@ async def ask(
     server: Server, *asked: tuple[str, str], lane: bool = True, app: Any = None, **headers: str
 ) -> list[httpx2.Response]:
     """Each reply of a server that runs, maybe inside an application."""
-    async with server.running() as runtime:
-        prepare(server, runtime)
-        async with serve(app or server, lane=lane) as running:
-            url = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT, verify=NO_TRUST) as client:
-                return [await client.request(method, path) for method, path in asked]
+    async with server.running(), serve(app or server, lane=lane) as running:
+        url = f"http://127.0.0.1:{running.port}"
+        async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT, verify=NO_TRUST) as client:
+            return [await client.request(method, path) for method, path in asked]
 
 
 async def replies(server: Server, *asked: tuple[str, str], **more: Any) -> Any:
@@ -75,18 +72,14 @@ async def test_the_bare_address_does_not_redirect_users_without_access(*, lane: 
 
 async def test_the_bare_address_asks_users_to_sign_in_unless_they_have() -> None:
     mcp = Server("shop", serve="web", settings=Settings(auth_key=KEY))
-    async with mcp.running() as runtime:
-        prepare(mcp, runtime)
-        async with serve(mcp, lane=True) as running:
-            url = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(
-                base_url=url, headers={"origin": url}, timeout=WAIT, verify=NO_TRUST
-            ) as client:
-                form = await client.get("/", headers={"accept": "text/html"})
-                assert (form.status_code, 'name="next" value="/connect"' in form.text) == (401, True)
-                signed_in = await client.post("/sign-in", data={"key": KEY, "next": "/connect"})
-                assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/connect")
-                assert (await client.get("/")).status_code == 200
+    async with mcp.running(), serve(mcp, lane=True) as running:
+        url = f"http://127.0.0.1:{running.port}"
+        async with httpx2.AsyncClient(base_url=url, headers={"origin": url}, timeout=WAIT, verify=NO_TRUST) as client:
+            form = await client.get("/", headers={"accept": "text/html"})
+            assert (form.status_code, 'name="next" value="/connect"' in form.text) == (401, True)
+            signed_in = await client.post("/sign-in", data={"key": KEY, "next": "/connect"})
+            assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/connect")
+            assert (await client.get("/")).status_code == 200
 
 
 @for_each("path", ["/", "/{rest:path}"])

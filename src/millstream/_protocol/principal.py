@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection
 from hashlib import sha256
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -55,12 +55,6 @@ class Principal(Struct, frozen=True):
             scopes: Names of scopes. An empty collection is always granted.
         """
         return EVERYTHING in self.scopes or self.scopes.issuperset(scopes)
-
-
-class Publisher(Protocol):
-    """The hub's interface for tools (``ctx.hub``)."""
-
-    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
 
 
 class Share:

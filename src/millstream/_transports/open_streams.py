@@ -269,9 +269,13 @@ def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> R
 
 
 WRONG_TYPE = refusal(
-    415, INVALID_REQUEST, "Unsupported media type. Send a JSON-RPC message with content-type application/json."
+    415,
+    INVALID_REQUEST,
+    "Unsupported media type. Send a JSON-RPC message as content-type application/json, without a content coding.",
 )
-_NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable. A GET is answered with text/event-stream.")
+_NO_STREAM = refusal(
+    406, INVALID_REQUEST, "Not acceptable. GET opens a stream: accept text/event-stream. Send messages by POST."
+)
 _FOR_CLIENTS = Response(
     b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",
     406,

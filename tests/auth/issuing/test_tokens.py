@@ -20,7 +20,7 @@ from issuing_world import (
     claims_of,
 )
 from millstream import auth
-from millstream._stores.base import Store
+from millstream.stores import Store
 
 REPLY = {"access_token", "token_type", "expires_in", "scope", "refresh_token"}
 

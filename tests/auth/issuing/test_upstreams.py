@@ -5,8 +5,8 @@ import pytest
 
 from cases import for_each
 from issuing_world import BACK, URL, Browser, Clock, Desk, KnownUsers, Reply, authorization
-from millstream._stores.memory.store import MemoryStore
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
+from shared_store import MemoryStore
 
 
 class Elsewhere:

@@ -8,9 +8,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from account_parts import UserFile
 from conformance.test_authorization import browser, person
 from issuing_world import VERIFIER, challenge
-from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from wire import POST

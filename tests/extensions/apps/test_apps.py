@@ -5,8 +5,8 @@ import pytest
 
 from cases import for_each
 from millstream import Server
-from millstream._protocol.revisions import BY_DATE
 from millstream.extensions.apps import Apps
+from millstream.protocol import BY_DATE
 from millstream.testing import connect
 from processes import ROOT
 

@@ -11,7 +11,7 @@ from auth_world import ALICE, BOB, make_key_auth
 from extensions.tasks.tasks_world import DECLARED, TaskClient, accept, text
 from fleet import until
 from millstream import Context, ProtocolError, Server, Settings, ToolError
-from millstream._protocol.metadata import TASKS
+from millstream.protocol import TASKS
 from patience import WAIT
 from wire import Json, Wire, per_request, request, routing, run_wire
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import CliRunner
-from millstream._cli.program import program
+from command_line import CliRunner, program
 from patience import WAIT
 from processes import free_port, run_command, run_server
 

@@ -7,8 +7,8 @@ import pytest
 
 from fleet import until
 from millstream import Client, Context, ProtocolError, Server, Settings
-from millstream._protocol.metadata import TASKS
 from millstream.client import ClientError, ServerError
+from millstream.protocol import TASKS
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, PER_REQUEST
 

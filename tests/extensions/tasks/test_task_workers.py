@@ -7,10 +7,9 @@ from typing import Any
 from extensions.tasks.tasks_world import TaskClient, accept, text
 from fleet import Worker, fleet, one_worker, real_fleet, settle, until
 from millstream import Context, Server
-from millstream._stores import open_store
 from patience import WAIT
 from shared_store import SharedStore
-from store_parts import Backing
+from store_parts import Backing, open_store
 from wire import Json, request, run_wire
 
 

@@ -20,7 +20,7 @@ from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.principal import Principal, Publisher, Share
+from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
@@ -210,6 +210,20 @@ def sign_in_required(needed: frozenset[str]) -> ProtocolError:
     text = f"This needs the scope {wanted}, which the caller lacks. Only servers with auth= grant scopes."
     data = {"error": "insufficient_scope", "scope": wanted}
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
+
+
+class Publisher(Protocol):
+    """The hub's interface for tools (``ctx.hub``)."""
+
+    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+
+    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+
+    async def presence(self, channel: str) -> list[Any]: ...
+
+    async def history(self, channel: str, count: int = 50) -> list[Any]: ...
+
+    def stats(self) -> Any: ...
 
 
 class Services:

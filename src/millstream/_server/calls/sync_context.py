@@ -5,16 +5,16 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, TypedDict, TypeVar, Unpack, cast, overload
 
 from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled
 from millstream._protocol.metadata import LogLevel
 from millstream._protocol.notifications import Root, SampleResult
-from millstream._protocol.principal import Publisher
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
 from millstream._server.calls.questions import Question
+from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import SyncSessionState
 from millstream._server.pool import Jobs, run_carried, work
 
@@ -68,20 +68,10 @@ class Waits:
         return self._over or self._context.cancelled
 
 
-class _Hub(Publisher, Protocol):
-    """The methods of the hub that tools use. The hub is in a higher layer."""
-
-    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
-
-    async def presence(self, channel: str) -> list[Any]: ...
-
-    async def history(self, channel: str, count: int = 50) -> list[Any]: ...
-
-
 class SyncHub:
     """A blocking hub. Arguments, results, and errors are those of `Hub`."""
 
-    def __init__(self, hub: _Hub, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, hub: Publisher, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._hub = hub
         self._wait = wait
 
@@ -95,13 +85,11 @@ class SyncHub:
 
     def presence(self, channel: str) -> list[Any]:
         """Return the clients on a channel."""
-        members: list[Any] = self._wait(self._hub.presence(channel))
-        return members
+        return list(self._wait(self._hub.presence(channel)))
 
     def history(self, channel: str, count: int = 50) -> list[Any]:
         """Return the newest events of a channel, oldest first."""
-        events: list[Any] = self._wait(self._hub.history(channel, count))
-        return events
+        return list(self._wait(self._hub.history(channel, count)))
 
 
 class SampleOptions(TypedDict, total=False):
@@ -135,7 +123,7 @@ class SyncContext(CallInfo):
         Raises:
             LocalError: The server has no hub.
         """
-        return SyncHub(cast("_Hub", self._context.hub), self._wait)
+        return SyncHub(self._context.hub, self._wait)
 
     @property
     def session_state(self) -> SyncSessionState | None:

@@ -305,12 +305,12 @@ class Dialect:
         await self._pass_gates()
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
-        principal = self._peer.principal
-        hub.admission.publish(message.channel, principal)
+        channel, principal = message.channel, self._peer.principal
+        hub.admission.publish(channel, principal)
         check_encoded_size(len(message.data), hub.limits.max_event)
         data, event = _decode_data(message.data), message.event
-        done = await hub.publish(message.channel, data, event=event, id=message.event_id, publisher=principal)
-        self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
+        done = await hub.publish(channel, data, event=event, id=message.event_id, publisher=principal)
+        self._reply(id, "published", channel=channel, event_id=done.id, subscribers=done.subscribers)
 
     async def ping(self, message: _Ping, id: Raw) -> None:
         """Respond to a ping."""
