@@ -183,7 +183,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_protocol.foreign": "EXPECTED",
         "_protocol.handlers": "NotificationFilters",
         "_protocol.json_schema": "LISTS rebuild REF SINGLE",
-        "_protocol.sealed": "Rounds",
+        "_protocol.seal": "Rounds",
         "_recent": "Recent",
         "_server.calls.call": "DEFERRED raw_meta",
         "_server.calls.context": "call_binding TaskStart",

@@ -77,7 +77,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE, REGISTRY_SCHEMA, Revision
-from millstream._protocol.sealed import InputRequired
+from millstream._protocol.seal import InputRequired
 from millstream._protocol.skills import (
     DIRECTORY,
     MAX_SKILL_BYTES,

@@ -3,7 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from millstream._protocol.principal import Principal
-from millstream._protocol.sealed import (
+from millstream._protocol.seal import (
     KeyRing,
     SessionToken,
     binding_hash,

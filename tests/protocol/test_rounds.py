@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.sealed import InputRequired, KeyRing, Rounds, RoundState, binding_hash, digest, open_state
+from millstream._protocol.seal import InputRequired, KeyRing, Rounds, RoundState, binding_hash, digest, open_state
 
 RING = KeyRing([b"k" * 32])
 NONCE = b"n" * 12

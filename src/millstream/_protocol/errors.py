@@ -162,7 +162,7 @@ def closest_name(name: str, names: Collection[str]) -> str | None:
     words = _WORD.findall(given)
     near = [
         each
-        for each in difflib.get_close_matches(given, by_case, cutoff=0.65)
+        for each in difflib.get_close_matches(given, by_case)
         if len(words) < 2 or all(difflib.get_close_matches(word, _WORD.findall(each), 1, 0.7) for word in words)
     ]
     near += [each for each in by_case if len(name) > 2 and each.startswith(given)]

@@ -9,7 +9,7 @@ Example:
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._protocol.principal import Share
-from millstream._protocol.sealed import RoundState
+from millstream._protocol.seal import RoundState
 from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
-from millstream._protocol.sealed import Rounds
+from millstream._protocol.seal import Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
 from millstream._tasks import retry_delay
