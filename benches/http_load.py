@@ -210,6 +210,8 @@ def _run_wrk(
     environment = os.environ | {"BENCH_HOST": f"127.0.0.1:{server.port}"} | paths
     if check:
         environment["BENCH_EXPECT"] = kind.expect
+    if kind.pause:
+        environment["BENCH_PAUSE"] = str(kind.pause)
     options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "5s"]
     script = str(ROOT / "benches" / "lua" / "load.lua")
     command = pinned(LOAD_CORE, ["wrk", *options, "-s", script, f"http://127.0.0.1:{server.port}/mcp"])

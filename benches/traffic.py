@@ -190,7 +190,13 @@ ROWS = {
         f"publish to 10 subscribers, {store}{f', {workers} workers' if workers > 1 else ''}", _publish(),
         "ours-hub-rows", connections=64, streams=((*_listen("bench"), 10),), store=store, workers=workers,
     )
-    for store in STORES for workers in (1, 2)
+    for store in STORES for workers in (1, 2, 4)
+} | {
+    f"single-{store}{'' if streams else '-none'}": Row(
+        f"1,000 publications a second to {streams} subscribers, {store}", replace(_publish(), pause=64),
+        "ours-hub-rows", connections=64, streams=((*_listen("bench"), streams),), store=store,
+    )
+    for store in STORES for streams in (10, 0)
 } | {
     f"foreign-{store}": Row(
         f"an event published elsewhere, {store}", _publish(), "ours-hub-rows",

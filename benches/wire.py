@@ -45,6 +45,8 @@ class Kind:
     """The head as a client writes it, with its first line; then `head` isn't sent."""
     more: tuple[str, ...] = ()
     """Other bodies, which take turns with `body`."""
+    pause: int = 0
+    """Milliseconds that a connection waits before each request, on average."""
 
     def requests(self) -> str:
         """Return the requests as `load.lua` reads them."""

@@ -55,6 +55,8 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 """Spellings that aren't American, also in names, because a search has to find them in code and tests, too."""
+UNFINISHED = re.compile(r"(?:The|An?|This|These|There|It|You|No|Only|Use|Set|Write|Add|Pass|Check|Send) [^:]*[^.?!:`…]")
+"""The message of an error that's a sentence without its period. One with a colon may end in code to copy."""
 SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "message"}
 """Arguments whose text people see."""
 LOGGING = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -126,6 +128,15 @@ def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
             yield from ((each.value.lineno, constant(each.value)) for each in node.keywords if each.arg in SHOWN)
 
 
+def unfinished(path: str, tree: ast.Module) -> Iterator[Found]:
+    """Errors that are sentences without a period."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            for each in node.exc.args:
+                if UNFINISHED.fullmatch(text := constant(each)):
+                    yield Found(path, each.lineno, text, "a sentence ends with a period")
+
+
 def misspelled() -> Iterator[Found]:
     """British spellings in any line of any file."""
     roots = [ROOT / name for name in (*DOCUMENTS, "Makefile", "pyproject.toml", "mkdocs.yml")]
@@ -149,8 +160,11 @@ def everything() -> Iterator[Found]:
         yield from judged(page.relative_to(ROOT).as_posix(), 1, page.read_text("utf-8"))
     for source in sorted(path for folder in ("src", "examples") for path in (ROOT / folder).rglob("*.py")):
         path = source.relative_to(ROOT).as_posix()
-        for line, text in texts(ast.parse(source.read_text("utf-8")), everything=path.endswith("cli/help.py")):
+        tree = ast.parse(source.read_text("utf-8"))
+        for line, text in texts(tree, everything=path.endswith("cli/help.py")):
             yield from judged(path, line, text)
+        if path.startswith("src/") and "/compat/" not in path:  # its messages are those of the package it stands in for
+            yield from unfinished(path, tree)
 
 
 def main() -> int:

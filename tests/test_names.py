@@ -19,9 +19,7 @@ NOUNS = {
     "Feed": "a noun that ends in -ed",
     "Greeting": "a noun: the first message on a connection",
     "Reading": "a noun: the value of a metric at one time",
-    "auth/_authorization_server/signing.py": "the practice of signing tokens",
     "client/_oauth/signing.py": "the practice of signing proofs",
-    "extensions/events/_feed.py": "a noun that ends in -ed",
     "testing.py": "the usual name of a module for tests",
 }
 """Names that look like participles, and why they stay."""

@@ -139,7 +139,7 @@ PAGES = {
             "millstream call parcels.py": (
                 ("street: ", "Hobbit Lane 1"),
                 ("city: ", "Oxford"),
-                ("speed (standard, express) [standard]: ", "express"),
+                ("speed (one of: standard, express) [standard]: ", "express"),
             )
         },
         untyped={"async with connect": "tests/examples/test_guides.py does so."},

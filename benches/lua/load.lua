@@ -54,6 +54,14 @@ function request()
   return starts[turn] .. id .. ends[turn]
 end
 
+-- Random, or else all connections would send at the same time.
+local pause = tonumber(os.getenv("BENCH_PAUSE"))
+if pause then
+  function delay()
+    return math.random(0, 2 * pause)
+  end
+end
+
 local threads = {}
 
 -- Exact, where wrk's own report is rounded to three digits.

@@ -73,6 +73,8 @@ _NEW = "For a new program: from millstream import Server."
 _CLIENT = "Import it from millstream.client."
 _ELSEWHERE = {
     "App": _NEW,
+    "connect": "Write: from millstream.testing import connect.",
+    "File": "Write EmbeddedResource, or a resource with ResourceLink.",
     **dict.fromkeys(("BlockingClient", "ClientError", "ServerError", "Options", "Question", "ToolFailed"), _CLIENT),
     "FastMCP": f"{_NEW} For a program of the official SDK: from millstream.compat.fastmcp import FastMCP.",
     "MCPServer": _NEW,

@@ -70,7 +70,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     _ELSEWHERE: ClassVar[Mapping[str, str]] = {
         name: f"The listen address isn't a setting: use --{name}, MILLSTREAM_{name.upper()} or mcp.run({name}=…)."
         for name in ("host", "port")
-    } | {"workers": "The number of worker processes isn't a setting: use --workers or mcp.run(workers=…)."}
+    } | {
+        "auth": "Set auth_key, or write Server(auth=…).",
+        "rate_limit": "Set limit_calls or limit_requests.",
+        "token": "Set auth_key, or write Server(auth=…).",
+        "workers": "The number of worker processes isn't a setting: use --workers or mcp.run(workers=…).",
+    }
     store: str = ""
     """The store for streams and records, unless the program sets one. Empty means memory://."""
     sessions: Switch = True

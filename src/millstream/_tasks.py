@@ -13,7 +13,7 @@ class Tasks:
     """Owns the tasks of one object, and cancels the remaining ones in `close`."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = set[asyncio.Task[Any]]()
         self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -4,8 +4,7 @@
 `millstream.Client` without a network: everything passes through the real encoder, decoder, and dispatcher.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -50,9 +49,9 @@ class TestClient(Client):
     def __init__(self, server: "Server | _SignedIn", **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
-        """All notifications of the server, in order."""
+        """All notifications from the server, in order."""
         self.questions: list[dict[str, Any]] = []
-        """All questions of the server, in order: ``{"method": …, "params": …}``."""
+        """All questions from the server, in order: ``{"method": …, "params": …}``."""
         self.conversation.incoming.observer = self._note
         questions = self.conversation.questions
         assert isinstance(questions, Questions)  # noqa: S101  always true for a `Client`
@@ -83,9 +82,13 @@ class _SignedIn:
         return MemoryTransport(self._server, listener, background, pipe=self._pipe)
 
 
-@suggest_keywords
-@asynccontextmanager
-async def connect(
+_ELSEWHERE = dict.fromkeys(
+    ("auth", "headers", "key", "token", "user", "username"), "Write principal='ada', scopes=['notes:write']."
+)
+
+
+@partial(suggest_keywords, elsewhere=_ELSEWHERE)
+def connect(
     server: Server,
     *,
     revision: str = NEWEST.date,
@@ -94,7 +97,7 @@ async def connect(
     roots: list[str] | None = None,
     principal: Principal | str | None = None,
     scopes: Iterable[str] = (),
-) -> AsyncGenerator[TestClient, None]:
+) -> TestClient:
     """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
 
     The caller is like the program that started the server: ``ctx.principal`` is None, and scopes aren't checked. With
@@ -129,7 +132,7 @@ async def connect(
         assert sample is not None  # noqa: S101  otherwise, there's no handler
         return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
 
-    client = TestClient(
+    return TestClient(
         server if caller is None else _SignedIn(server, caller),
         revision=revision,
         timeout=_WAIT,
@@ -138,5 +141,3 @@ async def connect(
         roots=roots,
         options=Options(name="test", version="1"),
     )
-    async with client:
-        yield client

@@ -25,7 +25,7 @@ from millstream.agent import (
     ToolProgress,
     ToolStart,
 )
-from millstream.agent._servers import name_of
+from millstream.agent._configuration import name_of
 from millstream.client._errors import ConnectFailed
 from millstream.client._questions import Question
 from patience import WAIT

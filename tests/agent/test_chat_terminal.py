@@ -10,8 +10,8 @@ import pytest
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
 from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen, TerminalScreen
+from millstream.agent._configuration import Approval
 from millstream.agent._events import TextDelta
-from millstream.agent._servers import Approval
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
 
@@ -119,9 +119,9 @@ def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
     shown.type("")
     shown.until("Please answer.", "street:")
     shown.type("Mill Lane")
-    shown.until("copies [1]:")
+    shown.until("copies (a whole number) [1]:")
     shown.type("many")
-    shown.until("This must be a whole number.", "copies [1]:")
+    shown.until("This must be a whole number.", "copies (a whole number) [1]:")
     shown.type("3")
     shown.until("← Mill Lane, 3", "On its way.", "\n>")
     shown.type("Send it again")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._env_file import read_env
+from millstream._files import read_env
 from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration
 

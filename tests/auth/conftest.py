@@ -4,7 +4,7 @@ import pytest
 
 from millstream._limits.limiters import Rate
 from millstream.auth import _guard, _sign_in
-from millstream.auth._authorization_server import client_proof, clients, login_throttle, tickets, users
+from millstream.auth._authorization_server import client_proof, clients, tickets, users
 
 _DAY = 86_400
 
@@ -16,10 +16,10 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     Tests with the mark `minutes` use the default.
     """
     if request.node.get_closest_marker("minutes") is None:
-        for module in (_guard, client_proof, login_throttle):
+        for module in (_guard, client_proof, users):
             monkeypatch.setattr(module, "_FAILURES", Rate(module._FAILURES.count, _DAY))
         for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_BEFORE"):
-            monkeypatch.setattr(login_throttle, name, Rate(getattr(login_throttle, name).count, _DAY))
+            monkeypatch.setattr(users, name, Rate(getattr(users, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
         monkeypatch.setattr(clients, "_LOOKUPS", Rate(clients._LOOKUPS.count, _DAY))
         monkeypatch.setattr(tickets, "_REDIRECT_RATE", Rate(tickets._REDIRECT_RATE.count, _DAY))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
 from millstream._protocol.errors import LocalError
-from millstream._telemetry.audit import MAX_LINES, START, AuditEntry, AuditLog, BrokenAuditLog, newest, verify
+from millstream._telemetry.messages import MAX_LINES, START, AuditEntry, AuditLog, BrokenAuditLog, newest, verify
 from patience import WAIT
 from wire import request
 

@@ -5,8 +5,7 @@ import pytest
 from auth_world import make_server
 from cases import for_each
 from millstream._protocol.principal import Principal
-from millstream.auth._method import AuthMethod, Identity
-from millstream.auth._verdicts import Verdict, Verdicts
+from millstream.auth._method import AuthMethod, Identity, Verdict, Verdicts
 from wire import POST, Wire, request, run_wire
 
 PING = request("ping", id=5)

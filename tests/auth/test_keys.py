@@ -9,7 +9,8 @@ from auth_world import STREAM, make_server, run_guarded
 from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
-from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod, digest_of
+from millstream.auth._authorization_server.records import digest
+from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod
 from wire import request
 
 PING = request("ping", id=5)
@@ -30,7 +31,7 @@ def test_keys_are_stored_as_hashes_in_an_owner_only_file(kept: KeyFile) -> None:
     assert len(key) >= 43
     assert key not in text
     assert key[len(PREFIX) :] not in text
-    assert digest_of(key) in text
+    assert digest(key) in text
     assert stat.S_IMODE(kept.path.stat().st_mode) == 0o600
 
 

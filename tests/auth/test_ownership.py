@@ -21,7 +21,7 @@ def same(stolen: Reply, unknown: Reply) -> None:
 
 @for_each("method", ["POST", "GET", "DELETE"])
 async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) -> None:
-    """MCP 2025-11-25, basic/security_best_practices: sessions are bound to users."""
+    """modelcontextprotocol.io/docs/tutorials/security/security_best_practices: sessions are bound to users."""
     async with run_guarded() as world:
         session = await world.initialize(ALICE)
         body = json.dumps(PING).encode() if method == "POST" else b""

@@ -8,7 +8,8 @@ from auth.test_stream_ends import open_stream, rest_of
 from auth_world import BOB, ROOT, STREAM, run_guarded
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._verdicts import SignedOut, _digest, verdict_key
+from millstream.auth._authorization_server.records import digest
+from millstream.auth._sign_in import SignedOut, verdict_key
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 
@@ -18,6 +19,13 @@ def ended(known: SignedOut) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     known.end(lambda owner, until: found.append((owner, until)))
     return found
+
+
+def sign_outs(world: Any) -> SignedOut:
+    """Return the sign-outs that a server's guard handles."""
+    known = world.runtime.guard.on_refresh[0].__self__
+    assert isinstance(known, SignedOut)
+    return known
 
 
 @pytest.mark.parametrize("kind", backings(["memory", "sqlite", "local", "redis"]))
@@ -77,7 +85,7 @@ async def test_missed_sign_outs_restart_cookie_streams(
                    for jar in (copied, other)]  # fmt: skip
         assert [(await each.head())[0] for each in streams] == [200, 200]
         by_key = await open_stream(world, ROOT, "/events")
-        await world.runtime.store.kv.put(f"signed-out:{_digest(copied.partition('=')[2])}", b"1", 60)
+        await world.runtime.store.kv.put(f"signed-out:{digest(copied.partition('=')[2])}", b"1", 60)
         told["signed-out"]()
         assert (await world.ask(None, "GET", "/docs", cookie=copied)).status == 401
         assert (await world.ask(None, "GET", "/docs", cookie=other)).status == 200
@@ -89,7 +97,7 @@ async def test_missed_sign_outs_restart_cookie_streams(
 
 
 async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.auth._verdicts._MAX_ENTRIES", 10)
+    monkeypatch.setattr("millstream.auth._sign_in._MAX_SIGN_OUTS", 10)
     backing = BACKINGS["memory"]()
     known = SignedOut(await backing.worker(), {})
     for number in range(100):
@@ -102,12 +110,11 @@ async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
 async def test_sign_outs_are_rate_limited_per_user() -> None:
     async with run_guarded() as world:
-        assert world.runtime.guard is not None
-        assert world.runtime.guard.signed_out is not None
+        known = sign_outs(world)
         jars = [await cookie(world) for _ in range(61)]
         replies = [await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **OWN) for jar in jars]
         assert {reply.status for reply in replies} == {303}
-        counts = [await world.runtime.guard.signed_out.has(jar.partition("=")[2]) for jar in jars]
+        counts = [await known.has(jar.partition("=")[2]) for jar in jars]
         assert counts == [True] * 60 + [False]
 
 
@@ -153,9 +160,8 @@ async def test_foreign_cookies_are_not_remembered() -> None:
         foreign = {"origin": "http://evil.example", "sec_fetch_site": "cross-site"}
         assert (await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **foreign)).status == 403
         assert (await world.ask(None, "GET", "/docs", cookie=jar, **OWN)).status == 200
-        assert world.runtime.guard is not None
-        assert world.runtime.guard.signed_out is not None
-        assert ended(world.runtime.guard.signed_out) == []
+        known = sign_outs(world)
+        assert ended(known) == []
 
 
 async def test_signing_out_everywhere_ends_every_cookie_and_stream_of_the_user() -> None:

@@ -299,7 +299,7 @@ def test_function_that_outlives_its_server_logs_no_traceback(
         task.cancel()
 
     asyncio.run(main())
-    assert "1 thread is still running a function" in caplog.text
+    assert "1 thread is still running code" in caplog.text
     gate.set()
     (worker,) = workers
     worker.join(WAIT)

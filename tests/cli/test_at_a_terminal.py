@@ -187,7 +187,7 @@ def test_server_errors_are_one_sentence(narrow: Screen) -> None:
 def test_ctrl_c_at_a_question_ends_the_command_at_once(narrow: Screen, tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(ASKING)
     narrow.start("call", "ask.py", "greet")
-    narrow.until("Your name:")
+    narrow.until("Your name (may be empty):")
     narrow.press("C-c")
     narrow.until("ended with 130")
 
@@ -195,7 +195,7 @@ def test_ctrl_c_at_a_question_ends_the_command_at_once(narrow: Screen, tmp_path:
 def test_ctrl_d_cancels_a_question_of_a_server(narrow: Screen, tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(ASKING)
     narrow.start("call", "ask.py", "greet")
-    narrow.until("Your name:")
+    narrow.until("Your name (may be empty):")
     narrow.press("C-d")
     lines = narrow.until("ended with")
     assert not any("Abort" in line or "couldn't answer" in line for line in lines)

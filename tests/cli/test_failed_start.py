@@ -58,7 +58,7 @@ PROGRAM = "\nif __name__ == '__main__':\n    mcp.run({!r}, port=0)\n"
             COMPLETER,
             (
                 "Error: shop couldn't start.\n"
-                "  Cause: complete('nothing', 'word'): there is no such prompt or resource template.\n"
+                "  Cause: complete('nothing', 'word'): no such prompt or resource template.\n"
             ),
         ),
     ],

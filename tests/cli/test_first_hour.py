@@ -11,7 +11,8 @@ import pytest
 
 from command_line import CliRunner
 from millstream._cli.program import program
-from millstream._cli.tables import wrong_answer
+from millstream._cli.tables import fill_in, wrong_answer
+from millstream.client import Question
 from patience import WAIT
 from processes import free_port, run_command, run_server
 
@@ -116,6 +117,31 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
                 check=False,
             )
             assert done.returncode == status, done.stderr
+
+
+def test_prompts_of_a_form_say_what_to_type() -> None:
+    fields = {
+        "sure": {"type": "boolean"},
+        "color": {"type": "string", "enum": ["red", "blue"], "default": "red"},
+        "copies": {"type": "integer", "title": "Copies"},
+        "name": {"type": "string"},
+    }
+    question = Question(message="Order?", requested_schema={"properties": fields, "required": ["sure", "name"]})
+    prompts: list[str] = []
+
+    def read(prompt: str) -> str:
+        prompts.append(prompt)
+        return {"  sure": "yes", "  name": "Ada"}.get(prompt.partition(" (")[0].removesuffix(": "), "")
+
+    assert fill_in("The server", question, read, prompts.append) == {"sure": True, "color": "red", "name": "Ada"}
+    assert prompts == [
+        "The server asks: Order?",
+        "/no declines.",
+        "  sure (yes or no): ",
+        "  color (one of: red, blue) [red]: ",
+        "  Copies (a whole number; may be empty): ",
+        "  name: ",
+    ]
 
 
 def test_invalid_answers_are_explained_and_asked_again() -> None:

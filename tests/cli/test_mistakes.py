@@ -12,10 +12,11 @@ from unittest import mock
 
 import pytest
 
-from millstream import Client, Context, Server, Settings, auth
+from millstream import Client, Context, Image, Server, Settings, auth
 from millstream._cli import main
 from millstream._cli.connect_options import _ServerOutput
 from millstream.client import BlockingClient, Options
+from millstream.testing import connect
 from processes import ROOT
 
 FILES = {
@@ -267,6 +268,17 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
     (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
     (lambda: program().asgi, "no attribute 'asgi'", "app = mcp"),  # type: ignore[attr-defined]
+    (lambda: program().middleware("http"), "no attribute 'middleware'", "`app = GZipMiddleware(mcp)` for HTTP"),  # type: ignore[attr-defined]
+    (lambda: setattr(program().state, "limiter", 1), "no attribute 'state'", "Settings(limit_calls='60/minute')"),  # type: ignore[attr-defined]
+    (lambda: program().exception_handler(1), "no attribute 'exception_handler'", "Raise ToolError"),  # type: ignore[attr-defined]
+    (lambda: Server("shop", log_level="debug"), "'log_level'", "settings=Settings(log_level=…)"),  # type: ignore[call-arg]
+    (lambda: Server("shop", settings=Settings(rate_limit="1/minute")), "'rate_limit'", "Set limit_calls"),  # type: ignore[call-arg]
+    (lambda: program().run(path="/x"), "run has no option 'path'", "Settings(path=…)"),  # type: ignore[call-arg]
+    (lambda: connect(program()).__enter__(), "TestClient is asynchronous", "async with"),
+    (lambda: connect(program(), user="ada"), "no option 'user'", "Write principal='ada'"),  # type: ignore[call-arg]
+    (lambda: Image("x.png"), "'mime_type'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]
+    (lambda: Image(path="x.png"), "'path'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]
+    (lambda: exec("from millstream import connect"), "has no connect", "from millstream.testing import connect"),  # noqa: S102
     (lambda: program().rote, "no attribute 'rote'", "Did you mean 'route'?"),  # type: ignore[attr-defined]
     (lambda: program().run("sse2"), "sse2", "http"),
     (lambda: program().http_app(stateless_http=True), "stateless_http", "Settings"),
@@ -289,7 +301,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.call("order", isbn="1")["sum"]), "isn't the value", "result.data['sum']"),
     (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
-    (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with Client"),
+    (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),
     (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]
     (lambda: Client(program(), options=Options(logg_level="info")), "logg_level", "log_level"),  # type: ignore[call-arg]
 ]

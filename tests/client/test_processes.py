@@ -173,7 +173,7 @@ async def test_process_that_exits_on_the_probe_gets_a_handshake(tmp_path: Path) 
 
 
 async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) -> None:
-    """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle"""
+    """https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/stdio"""
     program = """
         for line in sys.stdin:
             message = json.loads(line)

@@ -1,6 +1,6 @@
 """Broken and refused subscriptions. `test_revisions.py` covers successful ones.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions
+https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions
 """
 
 import asyncio

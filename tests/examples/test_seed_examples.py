@@ -12,7 +12,7 @@ import yaml
 from agent_world import KEY, ScriptedModel, calls, repeats
 from cases import for_each
 from millstream import Client
-from millstream._env_file import read_env
+from millstream._files import read_env
 from millstream.client._errors import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command

@@ -172,7 +172,9 @@ class Peer(Extension):
     async def wrap_request(self, request: OutgoingRequest, next: Outgoing) -> dict[str, Any]:
         """Mark each request and each result."""
         request.params.setdefault("_meta", {})["com.example/by"] = "peer"
+        requests = {request}  # a wrapper may remember requests
         result = await next(request)
+        assert request in requests
         return {**result, "com.example/seen": True}
 
 

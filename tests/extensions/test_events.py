@@ -137,6 +137,23 @@ async def test_stream_delivers_published_events() -> None:
             await asyncio.sleep(0)
 
 
+async def test_streams_count_the_events_that_they_accept_as_delivered() -> None:
+    async with run_shop(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
+        client, hub = world.client(), world.shop.hub
+        every = client.stream(name="order.paid")
+        some = client.stream(name="order.paid", arguments={"customer": "eve"})
+        async with every as first, some as second:
+            await anext(first)
+            await anext(second)
+            before = hub.stats().delivered
+            await world.events.publish(OrderPaid("1"))
+            await anext(first)
+            assert hub.stats().delivered == before + 1
+            await world.events.publish(OrderPaid("2", "eve"))
+            await anext(second)
+            assert hub.stats().delivered == before + 3
+
+
 class Tagged(Struct):
     """An order with fields of several types."""
 

@@ -97,6 +97,19 @@ MISTAKES = {
     '[upstreams.a]\nargs = ["b"]\nopenapi = "http://a/openapi.json"': (
         "line 2: upstreams.a.args: args requires a command, but this upstream has openapi"
     ),
+    '[upstreams.a]\nopenapi = "http://a/openapi.json"\nenv = { A = "b" }': (
+        "line 3: upstreams.a.env: env requires a command, but this upstream has openapi"
+    ),
+    '[upstreams.a]\nurl = "http://a/mcp"\ncwd = "b"': (
+        "line 3: upstreams.a.cwd: cwd requires a command, but this upstream has url"
+    ),
+    '[upstreams.a]\nopenapi = "http://a/openapi.json"\nisolation = "per_principal"': (
+        "line 3: upstreams.a.isolation: isolation requires a connection, but this upstream has openapi"
+    ),
+    '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy]\nlimit = "1/day"\nredact_results = ["[0-9"]': (
+        "line 5: upstreams.a.policy.redact_results: '[0-9' isn't a valid RE2 regular expression: "
+    ),
+    '[policy.tools."x*"]\nredact_arguments = ["\\\\d*"]': "line 2: policy.tools.x*.redact_arguments: ",
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
         "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix."
     ),

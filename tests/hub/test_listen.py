@@ -61,7 +61,7 @@ async def two_workers(name: str) -> AsyncIterator[tuple[Any, list[Hub]]]:
 
 async def position_is_saved(hub: Hub, name: str) -> None:
     """Wait until a listener of this name has begun, so that it gets every later event."""
-    from millstream.hub._listener import EventListener  # noqa: PLC0415
+    from millstream.hub._mailbox import EventListener  # noqa: PLC0415
 
     key = EventListener(hub._store, "x", name, lambda: True)._position_key
     await until(lambda: _has(hub, key))
@@ -90,8 +90,8 @@ async def test_two_workers_share_the_events_of_a_name(name: str) -> None:
 
 
 async def test_another_worker_reads_on_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.hub._listener._LEASE", 0.3)
-    monkeypatch.setattr("millstream.hub._listener._RETRY", 0.0)
+    monkeypatch.setattr("millstream.hub._mailbox._LEASE", 0.3)
+    monkeypatch.setattr("millstream.hub._mailbox._RETRY", 0.0)
     shared = SharedStore()
     stores: list[Any] = [shared.worker(), shared.worker()]
     for each in stores:
@@ -208,7 +208,7 @@ async def test_lost_events_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_listening_survives_an_outage_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.hub._listener._RETRY", 0.0)
+    monkeypatch.setattr("millstream.hub._mailbox._RETRY", 0.0)
     store = MemoryStore()
     read, failures = store.log.read, iter([True, True])
 

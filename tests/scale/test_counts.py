@@ -6,7 +6,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Worker, real_fleet
 from millstream import Context, Server
-from millstream._stores.redis.scripts import script
+from millstream._stores.redis.keys import script
 from millstream._stores.workers import ROSTER
 from redis_monitor import Monitor
 from redis_parts import RedisBacking, shared_servers

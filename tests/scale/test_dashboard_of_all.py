@@ -12,6 +12,7 @@ from fleet import EventStream, Worker, real_fleet, settle, until
 from millstream import Server
 from millstream._app.definition import Bind
 from millstream._app.parts.web import FRESH, DashboardQueries
+from millstream._protocol.principal import Share
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers, StatsReply
@@ -54,7 +55,7 @@ class One:
             self.peers,
             self.observer,
             RecentCalls(),
-            streams=OpenStreams(max_streams=1, max_per_owner=1),
+            streams=OpenStreams(Share(1)),
             hub=self.hub,
             me=self.store.me,
             clock=self.clock,

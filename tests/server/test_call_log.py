@@ -1,5 +1,6 @@
 from cases import for_each
 from hub_parts import Clock
+from millstream._protocol.principal import Share
 from millstream._stores.base import MAX_OFFSET, Position
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.open_streams import OpenStreams
@@ -27,7 +28,7 @@ class Silent:
 async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)
-    streams = OpenStreams(max_streams=9, max_per_owner=9)
+    streams = OpenStreams(Share(9))
     running, ended = log_name("session", "a"), log_name("session", "b")
     streams.lines[running] = Silent()
     first = await append(store, running, MESSAGE, b"", None)

@@ -87,7 +87,7 @@ async def test_completers_without_a_target_prevent_the_start(mcp: Server, refere
     def review(isbn: str) -> str:
         return isbn
 
-    with pytest.raises(ValueError, match=f"{re.escape(repr(reference))}, 'isbn'.: there is no such prompt"):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(reference))}, 'isbn'.: no such prompt"):
         await mcp.start()
 
 

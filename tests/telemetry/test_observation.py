@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millstream import Principal, Server, ToolError
 from millstream._app.parts.web import DashboardQueries
+from millstream._protocol.principal import Share
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
 from millstream._server.observability import dashboard_values
@@ -235,7 +236,7 @@ async def test_subscriptions_are_not_counted_as_calls() -> None:
     shown = page(observer)
     assert (shown["calls"], shown["errors"], sum(shown["per_second"])) == (1, 0, 1)
     assert shown["methods"] == []
-    store, streams = MemoryStore(), OpenStreams(max_streams=1, max_per_owner=1)
+    store, streams = MemoryStore(), OpenStreams(Share(1))
     looking = DashboardQueries(
         Peers(store, []), observer, RecentCalls(), streams=streams, hub=Hub(store, HubLimits()), me="one"
     )

@@ -10,7 +10,7 @@ import pytest
 from cases import for_each
 from http_peer import Peer, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
-from millstream._protocol.principal import Principal
+from millstream._protocol.principal import Principal, Share
 from millstream._protocol.sse import COMMENT, Decoder, SseEvent
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.hub_routes import HubRoutes
@@ -112,7 +112,7 @@ async def world(
     store = MemoryStore(epoch="here")
     hub = Hub(store, HubLimits(**limits), authorize=authorize)
     settings = Settings()
-    streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams, max_age=age)
+    streams = OpenStreams(Share(max_streams, each=max_streams), max_age=age)
     routes = HubRoutes(hub, streams, gzip=settings.gzip_streams)
     streamed = protect(routes.client_stream, by_header)
     table = {

@@ -86,7 +86,8 @@ async def test_texts_say_that_browsers_get_a_page_instead(way: str) -> None:
 
 async def test_paths_of_a_served_part_name_the_path_that_exists() -> None:
     server = Server("shop", serve="rest")
-    for path, hint in (("/docs/", "Use /docs."), ("/tools", "/tools/NAME"), ("/tools/", "POST")):
+    hints = (("/docs/", "Use /docs."), ("/tools", "/tools/NAME"), ("/tools/", "/tools/NAME"), ("/mcp/tools", "/call"))
+    for path, hint in hints:
         text = (await get(server, path, CURL)).body.decode()
         assert hint in text
         assert "--serve" not in text
@@ -127,6 +128,12 @@ async def test_head_of_a_stream_describes_it_without_opening_one(way: str) -> No
         assert (await world.ask(None, "HEAD", "/mcp")).status == 401
 
 
+async def test_options_without_a_preflight_say_what_is_missing() -> None:
+    async with run_wire(Server("shop"), "lane") as wire:
+        reply = await wire.ask("OPTIONS", "/mcp", {"host": "127.0.0.1"})
+    assert (reply.status, b"Access-Control-Request-Method" in reply.body) == (405, True)
+
+
 async def test_wrong_messages_say_what_is_missing() -> None:
     headers = {"host": "127.0.0.1", "accept": "*/*", "content-type": "application/json"}
     server = Server("shop")
@@ -141,7 +148,7 @@ async def test_wrong_messages_say_what_is_missing() -> None:
             reply = await wire.ask("POST", "/mcp", headers, body)
             assert hint in json.loads(reply.body)["error"]["message"]
         form = await wire.ask("POST", "/mcp", {**headers, "content-type": "application/x-www-form-urlencoded"}, b"{}")
-        assert "JSON-RPC message with content-type application/json" in form.body.decode()
+        assert "JSON-RPC message as content-type application/json" in form.body.decode()
 
 
 def add_routes(server: Server) -> Server:

@@ -15,6 +15,7 @@ from fleet import until
 from millstream import Server
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Share
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
@@ -89,7 +90,7 @@ class World:
         self.log = LogTail(size)
         self.logger = logging.Logger("mill")  # noqa: LOG001  of its own, so that no other handler hears it
         self.logger.addHandler(self.log)
-        self.streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams)
+        self.streams = OpenStreams(Share(max_streams, each=max_streams))
         self.feed = DashboardFeed(lambda: {"number": next(self.taken)}, self.log, self.streams, info=INFO)
 
     @asynccontextmanager

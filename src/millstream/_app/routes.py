@@ -166,10 +166,11 @@ class Routes:
             handler = exact.get("GET")
         if handler is None:
             allowed = ", ".join([*handlers, "OPTIONS"])
-            hint = f" {self._mcp}" if path in self._transport else ""
-            return self._for_browsers(
-                _refuse(405, f"Method not allowed. This path takes {allowed}.{hint}", allow=allowed)
-            )
+            hint = self._mcp if path in self._transport else _HINTS.get(path.rstrip("/"), "")
+            if method == "OPTIONS":  # preflights are answered earlier
+                hint = "OPTIONS needs the headers Origin and Access-Control-Request-Method."
+            text = f"Method not allowed. This path takes {allowed}. {hint}".rstrip()
+            return self._for_browsers(_refuse(405, text, allow=allowed))
         return handler
 
     def _missing(self, method: str, path: str) -> Handler | None:
@@ -317,5 +318,8 @@ _BY_PART = {
 }
 """Part -> well-known paths that it would serve."""
 
-_HINTS = {"/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools."}
+_HINTS = {
+    "/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools.",
+    "/mcp/tools": "POST to {root}/mcp/tools/list or {root}/mcp/tools/call.",
+}
 """Path -> what to do instead, if the part is served."""

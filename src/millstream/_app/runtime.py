@@ -14,7 +14,7 @@ from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
-from millstream._server.features.hooks import Hooks
+from millstream._server.features import Hooks
 from millstream._server.features.tools import Tool
 from millstream._server.handlers import MiddlewareChain
 from millstream._server.listen import install
@@ -287,11 +287,7 @@ class Runtime:
             self._stack.push_async_callback(self.replicas.close)
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
-            self.streams = OpenStreams(
-                max_streams=settings.max_streams,
-                max_per_owner=self.services.streams.each,
-                max_age=settings.max_stream_seconds,
-            )
+            self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
             self.dispatcher = Dispatcher(
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )

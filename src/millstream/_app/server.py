@@ -167,10 +167,18 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
 
 
 _OTHER_NAMES = {
-    "add_middleware": "Write `Server(middleware=[…])`, or wrap the application.",
+    **dict.fromkeys(
+        ("add_middleware", "middleware"),
+        "Write `Server(middleware=[…])` for calls, and `app = GZipMiddleware(mcp)` for HTTP.",
+    ),
+    **dict.fromkeys(
+        ("add_exception_handler", "exception_handler"),
+        "Raise ToolError in tools, or translate exceptions in `Server(middleware=[…])`.",
+    ),
     "add_prompt": "Write `mcp.prompt(function)`.",
     "add_resource": "Write `mcp.resource(uri)(function)`.",
     "add_resource_fn": "Write `mcp.resource(uri)(function)`.",
+    "add_route": "Write `mcp.route(path)(function)`.",
     "app": "The server is the ASGI application: `app = mcp`.",
     "as_proxy": "Write `mcp.upstream(…)`.",
     "asgi": "The server is the ASGI application: `app = mcp`.",
@@ -182,10 +190,10 @@ _OTHER_NAMES = {
     "get_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
     "get_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
     "import_server": "Write `mcp.mount(other, prefix=…)`.",
+    "include_router": "Write `@mcp.route(path)`, or mount both in one application.",
     "list_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
     "list_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
     "list_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
-    "middleware": "Write `Server(middleware=[…])`, or wrap the application.",
     "on_event": "Write `Server(lifespan=…)`.",
     "post": "Write `@mcp.route(path, methods=['POST'])`.",
     "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
@@ -195,7 +203,8 @@ _OTHER_NAMES = {
     "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
     "router": "Write `@mcp.route(path)`.",
     "session_manager": "A mounted server needs none: write `FastAPI(lifespan=mcp.lifespan)`.",
-    "state": "Write `Server(lifespan=…)`: what it yields is `ctx.lifespan`.",
+    "state": "Write `Server(lifespan=…)`: what it yields is `ctx.lifespan`. For a limiter, write "
+    "`settings=Settings(limit_calls='60/minute')`.",
 }
 """Name of another package -> what to write here."""
 
@@ -238,11 +247,13 @@ class Server:
     """
 
     _ELSEWHERE: ClassVar = {
+        **{name: f"Write `settings=Settings({name}=…)`." for name in Settings.__struct_fields__ if name != "store"},
         "debug": "Start it with `millstream run --dev`.",
         "description": "Write `info=Info(description=…)`.",
         "host": "Give it to the start: `mcp.run(host=…)`, or `millstream run --host`.",
         "json_response": "Write `settings=Settings(json_only=True)`.",
         "port": "Give it to the start: `mcp.run(port=…)`, or `millstream run --port`.",
+        "rate_limit": "Write `settings=Settings(limit_calls=…)`.",
         "stateless_http": "Write `settings=Settings(sessions=False)`.",
         "title": "Write `info=Info(title=…)`.",
         "tools": "Write `mcp.add_tool(function)`.",
@@ -776,7 +787,15 @@ class Server:
 
             await entry.serve(self, scope, receive, send)
 
-    @suggest_keywords
+    @partial(
+        suggest_keywords,
+        elsewhere={
+            "debug": "Start it with `millstream run --dev`.",
+            "log_level": "Write `Server(settings=Settings(log_level=…))`.",
+            "path": "Write `Server(settings=Settings(path=…))`.",
+            "reload": "Start it with `millstream run --reload`.",
+        },
+    )
     def run(
         self, transport: Transport | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
     ) -> None:

@@ -38,7 +38,7 @@ def main() -> None:
             raise
         sys.exit(status)
     except Exception as exc:
-        from millstream._app.server_process.errors import CommandError, report  # noqa: PLC0415 - already loaded
+        from millstream._app.server_process import CommandError, report  # noqa: PLC0415 - already loaded
 
         if not isinstance(exc, CommandError):
             raise

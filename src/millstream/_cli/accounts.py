@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.program import Json, finite
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError
-from millstream._telemetry.audit import BrokenAuditLog
-from millstream._telemetry.audit import verify as verify_file
+from millstream._telemetry.messages import BrokenAuditLog
+from millstream._telemetry.messages import verify as verify_file
 from millstream.auth._key_file import KeyFile, StoredKey
 
 if TYPE_CHECKING:

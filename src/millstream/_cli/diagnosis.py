@@ -434,7 +434,7 @@ def watch(
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
-    """Print changes and log messages of a server, until Ctrl-C.
+    """Print a server's changes and log messages, until Ctrl-C.
 
     Changes to the server's lists are always shown. `again` means that the connection was lost and restored, so changes
     may have been missed. With --json, each line is one object.

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.program import EnvFile, Yes
 from millstream._cli.run import (
     Anonymous,
@@ -33,7 +33,7 @@ from millstream.client._negotiation import Options
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
-from millstream.gateway._questions import ALL_ABILITIES
+from millstream.gateway._relay import ALL_ABILITIES
 from millstream.gateway._upstream import UpstreamConfig
 
 gateway = App(
@@ -120,7 +120,7 @@ def accept(
         items = list(pinned_items(found))
         names = tuple(name for _, name, _ in items)
         if tool and tool not in names:
-            raise CommandError(f"{upstream} has no {tool}.", fix=_sentence(suggest(tool, names)))
+            raise CommandError(f"{upstream} has no {tool}; {suggest(tool, names)}")
         rows: list[dict[str, object]] = []
         for kind, name, definition in items:
             before = kept.of(upstream).get(kind, {}).get(name)
@@ -141,15 +141,11 @@ def accept(
         print("Nothing has changed.")
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _find_pinned(config: GatewayConfig, name: str, file: Path) -> tuple[UpstreamConfig, AcceptedFile]:
     """Return a pinned upstream, and its accepted definitions."""
     upstreams = {each.name: each for each in config.upstreams}
     if name not in upstreams:
-        raise CommandError(f"{file} has no upstream {name}.", fix=_sentence(suggest(name, tuple(upstreams))))
+        raise CommandError(f"{file} has no upstream {name}; {suggest(name, tuple(upstreams))}")
     found = upstreams[name]
     pins = found.policy.pins if found.policy is not None else ""
     if found.trust != "pin" or not pins:

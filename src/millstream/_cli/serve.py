@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from millstream._app import Server
-from millstream._app.server_process.errors import CommandError, set_up_logs
+from millstream._app.server_process import CommandError, set_up_logs
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
 from millstream._app.server_process.slot import claim
 from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
-from millstream._env_file import EnvFileError, read_env_file
+from millstream._files import EnvFileError, read_env_file
 
 
 def serve_http(  # noqa: PLR0913  the options of commands

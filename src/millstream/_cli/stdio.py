@@ -58,7 +58,7 @@ def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] =
     """
     # Imported here, because other commands don't need them.
     with gc_paused():
-        from millstream._app.server_process.errors import set_up_logs  # noqa: PLC0415
+        from millstream._app.server_process import set_up_logs  # noqa: PLC0415
         from millstream._app.server_process.launch import run_stdio  # noqa: PLC0415
         from millstream._cli.load import load  # noqa: PLC0415
         from millstream._transports.stdio import off_stdout  # noqa: PLC0415

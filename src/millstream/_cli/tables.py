@@ -171,6 +171,7 @@ class Progress:
 
 
 _NO = "/no"
+_HINTS = {"boolean": "yes or no", "integer": "a whole number", "number": "a number", "array": "separated by commas"}
 _KINDS: dict[str, tuple[Any, str]] = {
     "string": (str, "text"),
     "integer": (int, "a whole number"),
@@ -236,19 +237,24 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     note(f"{server} asks: {safe(one_line(question.message))}")
     if question.url:
         note(f"Open this address yourself: {safe(one_line(question.url))}")
-        return read("Done? yes or no [n]: ").strip().lower().startswith("y")
+        return read("Done (yes or no) [no]: ").strip().lower().startswith("y")
     schema = question.requested_schema or {}
     fields = members(schema.get("properties"))
     required: Any = schema.get("required")
     if fields:
-        note(f"{_NO} declines. An empty line skips optional fields.")
+        note(f"{_NO} declines.")
     answers: dict[str, Any] = {}
     for name, given in fields.items():
         field, choices = members(given), choices_of(given)
         default = field.get("default")
-        prompt = f"  {safe(one_line(str(field.get('title') or name)))}"
-        prompt += f" ({safe(one_line(', '.join(choices)))})" if choices else ""
-        prompt += ": " if default is None else f" [{safe(one_line(str(default)))}]: "
+        kind = str(field.get("type"))
+        hint = f"{'some' if kind == 'array' else 'one'} of: {', '.join(choices)}" if choices else _HINTS.get(kind, "")
+        may_skip = default is None and not (is_array(required) and name in required)
+        hint = "; ".join(each for each in (hint, "may be empty" if may_skip else "") if each)
+        title = str(field.get("title") or name)
+        prompt = f"  {safe(one_line(f'{title} ({hint})' if hint else title))}"
+        shown = ("no", "yes")[default] if isinstance(default, bool) else str(default)
+        prompt += ": " if default is None else f" [{safe(one_line(shown))}]: "
         while True:
             text = read(prompt).strip()
             if text == _NO:
@@ -256,7 +262,7 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
             if not text and default is not None:
                 answers[name] = default
                 break
-            if not text and not (is_array(required) and name in required):
+            if not text and may_skip:
                 break
             value = value_of(text, field)
             problem = wrong_answer(value, field) if text else "Please answer."

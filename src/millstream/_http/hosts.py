@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
-from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, media_type, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths for health probes, which may use any Host. Callers skip the check for them."""
@@ -189,8 +189,7 @@ class HostPolicy:
         """
         if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
             return True
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        asked = method != "POST" or kind not in _SIMPLE_TYPES
+        asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
         return not self._cors and asked and self.allows_origin(origin, host, peer)
 
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:

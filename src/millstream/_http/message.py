@@ -459,10 +459,14 @@ def _is_excluded(parameter: bytes) -> bool:
     return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
 
 
+def media_type(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the declared media type without parameters, in lower case; empty if none is declared."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
 def carries_json(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether a body is declared as uncompressed JSON."""
-    declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    return declared == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"
+    return media_type(headers) == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"
 
 
 PROBLEM_TYPE = "application/problem+json"

@@ -5,7 +5,7 @@ The `type` field is a msgspec tag, which the unions at the end of this module de
 for older revisions.
 """
 
-from typing import Annotated, Any, Literal, TypedDict, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
@@ -94,16 +94,18 @@ class Text(Block, frozen=True, tag="text"):
     text: str
 
 
-class Image(Block, frozen=True, tag="image"):
+class Image(Block, frozen=True, tag="image", metaclass=SuggestionMeta):
     """An image: ``Image(png, "image/png")``."""
 
+    _USAGE: ClassVar = "Write Image(Path('x.png').read_bytes(), 'image/png')."
     data: bytes
     mime_type: str
 
 
-class Audio(Block, frozen=True, tag="audio"):
+class Audio(Block, frozen=True, tag="audio", metaclass=SuggestionMeta):
     """Audio: ``Audio(wav, "audio/wav")``."""
 
+    _USAGE: ClassVar = "Write Audio(Path('x.wav').read_bytes(), 'audio/wav')."
     data: bytes
     mime_type: str
 

@@ -80,7 +80,7 @@ class ProtocolError(Exception):
 
 
 class LocalError(Exception):
-    """An error of this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
+    """An error in this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
 
 
 class MissingExtra(ImportError):
@@ -162,7 +162,7 @@ def closest_name(name: str, names: Collection[str]) -> str | None:
     words = _WORD.findall(given)
     near = [
         each
-        for each in difflib.get_close_matches(given, by_case)
+        for each in difflib.get_close_matches(given, by_case, cutoff=0.65)
         if len(words) < 2 or all(difflib.get_close_matches(word, _WORD.findall(each), 1, 0.7) for word in words)
     ]
     near += [each for each in by_case if len(name) > 2 and each.startswith(given)]
@@ -262,10 +262,17 @@ else:
     class SuggestionMeta(StructMeta):
         """The metaclass of structs for user configuration. An unknown field raises an error with the closest one.
 
+        A class with `_USAGE` repeats that in its errors instead.
+
         Example:
             ``class Options(Struct, frozen=True, metaclass=SuggestionMeta): ...``
         """
 
         def __call__(cls, *positional: object, **given: object) -> object:  # noqa: N805  it's a metaclass
-            refuse_unknown(cls.__name__, given, cls.__struct_fields__, getattr(cls, "_ELSEWHERE", {}))
-            return super().__call__(*positional, **given)
+            usage = getattr(cls, "_USAGE", "")
+            if not usage:
+                refuse_unknown(cls.__name__, given, cls.__struct_fields__, getattr(cls, "_ELSEWHERE", {}))
+            try:
+                return super().__call__(*positional, **given)
+            except TypeError as exc:
+                raise TypeError(f"{exc}. {usage}" if usage else str(exc)) from None

@@ -133,7 +133,7 @@ class NotificationFilters:
         self._filters.remove(each)
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
-        """Return a notification of the peer after filtering, or None to drop it."""
+        """Return a notification from the peer after filtering, or None to drop it."""
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
             return None

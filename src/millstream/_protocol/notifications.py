@@ -471,7 +471,7 @@ class CreateMessageRequestParams(Params):
 
 
 class SampleResult(Wire, frozen=True):
-    """The answer of the client's model: ``(await ctx.sample("Say hello")).text``."""
+    """The answer from the client's model: ``(await ctx.sample("Say hello")).text``."""
 
     role: Role
     content: SamplingContent | list[SamplingContent]

@@ -168,7 +168,7 @@ def busy_error() -> ProtocolError:
 def too_many_streams(yours: int) -> ProtocolError:
     """Return the error for a stream above the limit."""
     text = f"Too many open streams, {yours} of them yours. Close some, or try again later."
-    return ProtocolError(OVERLOADED, text, status=503)
+    return ProtocolError(OVERLOADED, text, status=503, head=b"retry-after: 1\r\n")
 
 
 def release_arguments(call: Call, bodies: Share) -> None:

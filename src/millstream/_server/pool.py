@@ -202,9 +202,7 @@ class Threads:
         """End all threads when their functions are done, without waiting."""
         busy = self.places.used
         if busy:
-            threads = (
-                "1 thread is still running a function" if busy == 1 else f"{busy} threads are still running functions"
-            )
+            threads = "1 thread is still running code" if busy == 1 else f"{busy} threads are still running code"
             logger.warning("%s. The server stops without waiting for them.", threads)
         for _ in range(self._started):
             self._jobs.put(None)

@@ -21,8 +21,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.changes import read_again
 from millstream._stores.health import PAUSE, LogOnce, run_on
-from millstream._stores.memory.topics import Topics, Watchers
-from millstream._stores.tail import Tail
+from millstream._stores.tail import Tail, Topics, Watchers
 
 
 class ParentAddress(Struct, frozen=True):

@@ -218,13 +218,18 @@ class _ErrorFormatter(logging.Formatter):
         return text
 
 
+def stamp(seconds: float) -> str:
+    """Return a time as in RFC 3339, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class JsonLines(_ErrorFormatter):
     """One JSON object per line: ``ts``, ``level``, ``logger``, ``message``, and the record's extra fields."""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "ts": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redact_text(record.getMessage()),

@@ -1,4 +1,4 @@
-"""HTTP+SSE, the transport of 2024-11-05: a stream for messages of the server, and a path for messages of the client.
+"""HTTP+SSE, the transport of 2024-11-05: a stream for server messages, and a path for client messages.
 
 `GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id from which any worker
 reads which worker has the stream, and its owner. Closing the stream ends the session. Any handshake revision can be
@@ -16,7 +16,7 @@ from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, require_json
 from millstream._protocol.principal import Principal
-from millstream._protocol.session_token import hash_principal
+from millstream._protocol.sealed import hash_principal
 from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import PostedMessage
@@ -34,10 +34,7 @@ from millstream._transports.open_streams import (
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path in the endpoint event.")
 _UNREACHABLE = refusal(
-    503,
-    SERVER_ERROR,
-    "The stream of this session can't be reached at the moment. Try again.",
-    head=b"retry-after: 1\r\n",
+    503, SERVER_ERROR, "The stream of this session is unavailable. Try again.", head=b"retry-after: 1\r\n"
 )
 _UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found. Open a new stream.")
 

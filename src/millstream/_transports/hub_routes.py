@@ -186,8 +186,9 @@ class HubRoutes:
             given = self._read_publication(request)
             channel = given.channel
             self._hub.admission.publish(channel, principal)
-            data, event = given.data, given.event
-            published = await self._hub.publish(channel, data, event=event, id=given.id, publisher=principal)
+            published = await self._hub.publish(
+                channel, given.data, event=given.event, id=given.id, publisher=principal
+            )
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
             reply = plain_problem(max(exc.status, 400), exc.message)

@@ -16,7 +16,7 @@ from time import monotonic, time
 from typing import Any, NamedTuple, Protocol
 
 from millstream._http.message import TEXT_HEAD, Response, Sink, parse_accept
-from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
@@ -105,10 +105,10 @@ class _OpenStream(NamedTuple):
 class OpenStreams:
     """All open streams of one server."""
 
-    def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
+    def __init__(self, share: Share, *, max_age: float = math.inf) -> None:
         self._max_age = max_age
-        self._share = Share(max_streams, each=max_per_owner)
-        """All streams but those of calls, which have their own cap."""
+        self._share = share
+        """All streams and subscriptions, but not the streams of calls, which have their own cap."""
         self.wall: Callable[[], float] = time
         """This machine's clock, which credentials are checked against, not the store's."""
         self._sinks: dict[Sink, _OpenStream] = {}
@@ -159,24 +159,26 @@ class OpenStreams:
         dismiss: Callable[[], None] | None = None,
         finish: Finish | None = None,
         until: float = math.inf,
+        counts: bool = True,
     ) -> None:
         """Track a stream until it closes.
 
         Args:
             sink: The stream.
-            caller: The caller whose cap it counts against, or None for the stream of a call.
+            caller: The caller whose cap it counts against, or None for the stream of a short call.
             kind: Transport and revision, for `by_kind`.
             code: Applies the content coding of the stream.
             end: Ends the stream, if not by its `close`.
             dismiss: Ends the stream when its owner loses access, if not by `end`.
             finish: Runs before `end` when the stream reaches its maximum age, if it can carry subscriptions.
             until: Expiry of the credential that opened it, in seconds since 1970.
+            counts: Whether it counts. A subscription has counted itself.
         """
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
         self._sinks[sink] = _OpenStream(kind, code, monotonic(), end, dismiss or end, owner, finish)
         self.by_kind[kind] += 1
-        counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
+        counted = caller.owner if counts and caller is not None and self._share.take(caller.owner) else None
         sink.on_close(partial(self._forget, sink, counted))
         if until != math.inf and not sink.closed:
             self._number = number = self._number + 1
@@ -267,9 +269,13 @@ def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> R
 
 
 WRONG_TYPE = refusal(
-    415, INVALID_REQUEST, "Unsupported media type. Send a JSON-RPC message with content-type application/json."
+    415,
+    INVALID_REQUEST,
+    "Unsupported media type. Send a JSON-RPC message as content-type application/json, without a content coding.",
 )
-_NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable. A GET is answered with text/event-stream.")
+_NO_STREAM = refusal(
+    406, INVALID_REQUEST, "Not acceptable. GET opens a stream: accept text/event-stream. Send messages by POST."
+)
 _FOR_CLIENTS = Response(
     b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",
     406,
@@ -287,11 +293,6 @@ def no_stream(accept: bytes | None) -> Response | None:
     if known.page:
         return _FOR_CLIENTS
     return None if known.stream else _NO_STREAM
-
-
-def too_many_streams() -> ProtocolError:
-    """Return the error for a subscription above the cap of streams."""
-    return ProtocolError(OVERLOADED, "Too many open streams. Close some, or try again later.", status=503)
 
 
 def unknown_session() -> ProtocolError:

@@ -185,10 +185,8 @@ class RestRoutes:
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
         tool = self._registry.tools.get(name)
         if tool is None or (tool.visible is not None and not tool.visible(request.principal)):
-            text = (
-                f"There is no tool {name[:128]!r}." if name else f"Add the name of a tool: POST to {root}/tools/NAME."
-            )
-            return refuse(UNKNOWN_TOOL, text)
+            text = f"There is no tool {name[:128]!r}." if name else f"Name the tool: POST to {root}/tools/NAME."
+            return refuse(UNKNOWN_TOOL, f"{text} {root}/openapi.json lists the tools.")
         scopes = scopes_of(request.principal)
         if scopes is not None and not tool.scopes <= scopes:
             lacking = self._dispatcher.services.scope_error(tool.scopes)

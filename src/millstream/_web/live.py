@@ -23,8 +23,8 @@ from millstream._http.message import (
 from millstream._override import override
 from millstream._protocol import sse
 from millstream._server.calls.services import expiry_of
-from millstream._telemetry.audit import newest
 from millstream._telemetry.logs import JsonLines
+from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.protocol import encode

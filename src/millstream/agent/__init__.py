@@ -5,7 +5,7 @@ OpenAI-compatible APIs and Azure OpenAI (``pip install 'millstream[agent]'``).
 """
 
 from millstream.agent._agent import Agent
-from millstream.agent._configuration import Configuration
+from millstream.agent._configuration import Approval, Configuration, ServerConfig
 from millstream.agent._events import (
     AgentError,
     AgentRun,
@@ -30,9 +30,7 @@ from millstream.agent._events import (
     ToolStart,
     UserMessage,
 )
-from millstream.agent._language_model import LanguageModel
-from millstream.agent._model import Model, ModelRequest, ModelResponse, ToolCall
-from millstream.agent._servers import Approval, ServerConfig
+from millstream.agent._model import LanguageModel, Model, ModelRequest, ModelResponse, ToolCall
 
 __all__ = [
     "Agent",

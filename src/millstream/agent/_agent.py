@@ -6,7 +6,7 @@ A server can also use the model by sampling (`sampling/createMessage`), if the u
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import count
@@ -16,6 +16,17 @@ from msgspec import Struct
 
 from millstream import ProtocolError, SampleResult, Text
 from millstream._protocol.errors import suggest_keywords
+from millstream.agent._configuration import (
+    Approval,
+    Approve,
+    ConnectedServer,
+    Elicit,
+    Person,
+    ServerConfig,
+    Servers,
+    connect,
+    resolve_servers,
+)
 from millstream.agent._context import (
     Part,
     chat_messages,
@@ -44,17 +55,6 @@ from millstream.agent._events import (
     UserMessage,
 )
 from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
-from millstream.agent._servers import (
-    Approval,
-    Approve,
-    ConnectedServer,
-    Elicit,
-    Person,
-    ServerConfig,
-    Servers,
-    connect,
-    resolve_servers,
-)
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
 from millstream.client import Client, ElicitAnswer, Question, Roots
 from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams
@@ -86,20 +86,30 @@ async def sample(
         stop=params.stop_sequences or (),
     )
     try:
-        reply = await _reply(model, request)
+        reply = await listen(model, request)
     except ModelError as exc:
         raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
-    if reply is None:
-        raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply.")
     return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
 
 
-async def _reply(model: Model, request: ModelRequest) -> ModelResponse | None:
+async def _ignore(chunk: str) -> None:
+    """Do nothing with a chunk of the text."""
+
+
+async def listen(
+    model: Model, request: ModelRequest, on_chunk: Callable[[str], Awaitable[None]] = _ignore
+) -> ModelResponse:
+    """Return the reply to one request.
+
+    Raises:
+        ModelError: There's no complete reply.
+    """
     async with contextlib.aclosing(model.stream(request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, ModelResponse):
                 return piece
-    return None
+            await on_chunk(piece)
+    raise ModelError("The model ended its answer without a reply.")
 
 
 _FIRST_WAIT = 1.0
@@ -160,8 +170,13 @@ class Turn(Struct, frozen=True):
         request = ModelRequest(messages=[*self.system, *self.messages], tools=self.toolbox.specs)
         for attempt in count(1):
             chunks: list[str] = []
+
+            async def keep(chunk: str, chunks: list[str] = chunks) -> None:
+                chunks.append(chunk)
+                await self.emit(TextDelta(chunk))
+
             try:
-                return await self._listen(request, chunks)
+                return await listen(self.model, request, keep)
             except ModelError as exc:
                 pause = pause_before(exc, attempt, self.limits)
                 if pause is None:
@@ -172,15 +187,6 @@ class Turn(Struct, frozen=True):
                 self._say("".join(chunks) or "(The user stopped this answer.)")
                 raise
         raise AssertionError("unreachable")
-
-    async def _listen(self, request: ModelRequest, chunks: list[str]) -> ModelResponse:
-        async with contextlib.aclosing(self.model.stream(request)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, ModelResponse):
-                    return piece
-                chunks.append(piece)
-                await self.emit(TextDelta(piece))
-        raise ModelError("The model ended its answer without a reply.")
 
     async def _call_all(self, reply: ModelResponse) -> None:
         """Execute all calls of a round concurrently, then add their results to the conversation."""

@@ -22,9 +22,9 @@ from millstream import (
     ToolResultBlock,
     ToolUse,
 )
+from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
-from millstream.agent._servers import ConnectedServer
 from millstream.client import ClientError, Result, ServerError
 from millstream.protocol import PromptDescription
 

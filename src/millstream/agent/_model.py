@@ -1,13 +1,39 @@
-"""The interface between an agent and a model: a request in, text and one reply out.
+"""The interface between an agent and a model, and the included model: any provider that pydantic-ai supports.
 
-Messages and tools have the format of OpenAI's chat completions, which other APIs support as well
-(https://platform.openai.com/docs/api-reference/chat).
+A request goes in, and text and one reply come out. Messages and tools have the format of OpenAI's chat completions,
+which other APIs support as well (https://platform.openai.com/docs/api-reference/chat).
+
+`LanguageModel` uses the model classes of pydantic-ai, which only this module imports. The agent keeps its own
+conversation, approvals, and retries, so each round is one direct request to the model
+(https://ai.pydantic.dev/direct/).
 """
 
+import asyncio
+import json
+import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Protocol
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from msgspec import Struct
+
+from millstream.agent._events import (
+    ConfigurationError,
+    ModelAuthError,
+    ModelError,
+    ModelRateLimited,
+    ModelRefused,
+    ModelServerError,
+    ModelUnreachable,
+)
+from millstream.protocol import is_object
+
+if TYPE_CHECKING:
+    from pydantic_ai import exceptions as failures
+    from pydantic_ai import messages as wire
+    from pydantic_ai.models import Model as ProviderModel
 
 Message = dict[str, Any]
 
@@ -68,3 +94,379 @@ class Model(Protocol):
     async def close(self) -> None:
         """Close connections."""
         ...
+
+
+_NO_KEY = "none"
+"""Placeholder for APIs without a key. Without it, the library would send the key from the environment to any URL."""
+_MAX_REASON = 300
+"""Maximum characters of an API's error text to show."""
+_CHARACTERS_PER_TOKEN = 4
+"""Estimated characters per token, for APIs that don't count tokens."""
+_HINT = "Check the URL of the API, which usually ends with /v1."
+PROVIDERS = ("anthropic", "google", "groq", "mistral", "cohere", "bedrock", "openrouter", "xai")
+"""Prefixes of model names that select a provider of pydantic-ai."""
+
+
+class LanguageModel:
+    """A model of an OpenAI-compatible API, Azure OpenAI, or any provider that pydantic-ai supports.
+
+    Args:
+        name: Name of the model: ``gpt-4.1``, a deployment at Azure, or a provider and its model, such as
+            ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
+        key: API key. A local server may not need one. Defaults to the provider's variable, such as
+            ``ANTHROPIC_API_KEY``, for that provider only.
+        url: URL of an OpenAI-compatible API, including ``/v1``, or the endpoint at Azure; OpenAI's by default.
+        azure_version: API version, such as ``2024-10-21``; selects Azure OpenAI.
+        timeout: Seconds to wait for output from the model.
+
+    Raises:
+        ConfigurationError: The extra ``agent`` isn't installed, or the URL or key is malformed.
+
+    Example:
+        ``LanguageModel("anthropic:claude-sonnet-4-5")``
+    """
+
+    def __init__(
+        self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
+    ) -> None:
+        provider = "" if url else provider_of(name)
+        for module, package in (("pydantic_ai", "pydantic-ai-slim"), ("" if provider else "openai", "openai")):
+            if module and find_spec(module) is None:
+                raise ConfigurationError(
+                    f"The package {package} isn't installed. Install it with: pip install 'millstream[agent]'"
+                )
+        if azure_version and not url:
+            raise ConfigurationError("Azure OpenAI requires the endpoint: https://NAME.openai.azure.com")
+        if url and not _is_url(url):
+            raise ConfigurationError(f"{url!r} isn't the URL of an API. Use one like https://api.example.com/v1.")
+        if not (key.isascii() and key.isprintable()) and key:
+            raise ConfigurationError("The API key contains invalid characters. Copy it again.")
+        self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
+        """URL of the API, or name of the provider."""
+        # Configuration
+        self._name = name.partition(":")[2] if provider else name
+        self._provider = provider
+        self._key = key
+        self._azure_version = azure_version
+        self._timeout = timeout
+        # State
+        self._model: ProviderModel | None = None
+        self._client: Any = None
+        self._answered = False
+
+    @property
+    def name(self) -> str:
+        """Name of the model at its API."""
+        return self._name
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
+        """Yield chunks of the text, then the complete reply; see `Model.stream`.
+
+        Args:
+            request: The conversation, the tools, and the limits of the reply.
+
+        Raises:
+            ModelError: There's no complete reply.
+        """
+        model = self._model
+        if model is None:
+            model = self._model = await asyncio.to_thread(self._connect)
+        from pydantic_ai import direct, exceptions  # noqa: PLC0415  loaded by the first request
+
+        started = False
+        try:
+            async with direct.model_request_stream(
+                model,
+                _messages(request.messages),
+                model_settings=self._settings(request),
+                model_request_parameters=_parameters(request.tools),
+            ) as events:
+                async for event in events:
+                    started = True
+                    if text := _text_of(event):
+                        yield _without_surrogates(text)
+                response = events.get()
+        except exceptions.ContentFilterError as exc:
+            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}.") from exc
+        except exceptions.UserError as exc:
+            raise ModelAuthError(_one_line(str(exc))) from exc
+        except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
+            # The usual cause is a wrong URL, because the library parses responses strictly.
+            raise ModelServerError(f"{self.url} didn't respond like a chat API. {_HINT}") from exc
+        except Exception as exc:
+            raise self._explain(exc, started=started) from exc
+        self._answered = True
+        yield self._reply(response, request, started=started)
+
+    async def close(self) -> None:
+        """See `Model.close`."""
+        if self._client is not None:
+            await self._client.close()
+
+    def _connect(self) -> "ProviderModel":
+        """Import the library and create the model. Runs in a thread, because the import takes a second."""
+        from pydantic_ai.models import infer_model  # noqa: PLC0415
+
+        if self._provider:
+            from pydantic_ai.exceptions import UserError  # noqa: PLC0415
+            from pydantic_ai.providers import infer_provider_class  # noqa: PLC0415
+
+            try:
+                make: Any = infer_provider_class(self._provider)
+                provider = make(api_key=self._key) if self._key else make()
+                return infer_model(f"{self._provider}:{self._name}", lambda _: provider)
+            except (ImportError, UserError) as exc:
+                raise ModelAuthError(_one_line(str(exc))) from exc
+        from openai import AsyncAzureOpenAI, AsyncOpenAI  # noqa: PLC0415
+        from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
+        from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: PLC0415
+        from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+
+        key = self._key or _NO_KEY
+        if self._azure_version:
+            self._client = AsyncAzureOpenAI(
+                azure_endpoint=self.url,
+                api_version=self._azure_version,
+                api_key=key,
+                max_retries=0,
+                timeout=self._timeout,
+            )
+        else:
+            # The agent does its own retries, and reports each pause.
+            self._client = AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self._timeout)
+        official = self._azure_version or urlsplit(self.url).hostname == "api.openai.com"
+        # OpenAI's newer models reject `max_tokens`, and other servers don't support its successor.
+        profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
+        return OpenAIChatModel(self._name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
+
+    def _settings(self, request: ModelRequest) -> Any:
+        settings: dict[str, Any] = {"timeout": self._timeout}
+        if request.max_tokens:
+            settings["max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            settings["temperature"] = request.temperature
+        if request.stop:
+            settings["stop_sequences"] = list(request.stop)
+        return settings
+
+    def _reply(self, response: "wire.ModelResponse", request: ModelRequest, *, started: bool) -> ModelResponse:
+        from pydantic_ai.messages import TextPart, ToolCallPart  # noqa: PLC0415
+
+        texts = [part.content for part in response.parts if isinstance(part, TextPart)]
+        calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
+        details = response.provider_details or {}
+        if self._client is not None and not details.keys() & {"finish_reason", "refusal"}:
+            # The library treats a truncated stream as complete.
+            if not started:
+                raise ModelServerError(f"{self.url} didn't respond like a chat API. {_HINT}")
+            raise ModelServerError("The model's answer ended early.", temporary=True)
+        text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
+        tool_calls = _tool_calls(calls)
+        tokens = response.usage.total_tokens
+        if not tokens:
+            sent = sum(len(str(message)) for message in request.messages) + len(str(request.tools))
+            tokens = (sent + len(text) + sum(len(call.arguments) for call in tool_calls)) // _CHARACTERS_PER_TOKEN
+        return ModelResponse(text, tool_calls, str(response.finish_reason), tokens)
+
+    # Errors
+
+    def _explain(self, exc: Exception, *, started: bool) -> ModelError:
+        from pydantic_ai import exceptions  # noqa: PLC0415
+
+        if isinstance(exc, exceptions.ModelHTTPError) and not started:
+            return self._explain_status(exc)
+        if isinstance(exc, exceptions.ModelTimeoutError):
+            return ModelServerError(
+                f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
+            )
+        if not isinstance(exc, exceptions.ModelAPIError):  # raised by a provider's own client while reading the stream
+            return _lost_connection() if started else ModelServerError(f"The model failed: {_short(str(exc))}.")
+        if isinstance(exc, exceptions.ModelConnectionError):
+            return _lost_connection() if started else self._explain_connection(exc)
+        if not started and isinstance(exc.__cause__, ValueError):
+            return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
+        return ModelServerError(f"The model failed: {_reason(exc)}.", temporary=started)
+
+    def _explain_connection(self, exc: Exception) -> ModelError:
+        root: BaseException = exc
+        while root.__cause__ is not None:
+            root = root.__cause__
+        why = f": {root}" if root is not exc and str(root) else ""
+        return ModelUnreachable(
+            f"{self.url} isn't responding{_one_line(why)}. Check the URL of the API and the network.",
+            temporary=self._answered,
+        )
+
+    def _explain_status(self, exc: "failures.ModelHTTPError") -> ModelError:
+        from pydantic_ai import exceptions  # noqa: PLC0415
+
+        status, reason = exc.status_code, _reason(exc)
+        if status in (401, 403):
+            if not self._key:
+                return ModelAuthError(f"{self.url} requires an API key ({status}), but none is set.")
+            return ModelAuthError(
+                f"{self.url} rejected the API key ({status}). Check the key, and that it belongs to this URL."
+            )
+        if isinstance(exc, exceptions.ModelQuotaExceededError):
+            return ModelRateLimited(f"The account of this API key has no credit left ({reason}).")
+        if status == 429:
+            return ModelRateLimited(
+                f"The API's rate limit was reached (429: {reason}).",
+                temporary=True,
+                retry_after=_retry_after(exc.headers or {}),
+            )
+        if status == 404:
+            return ModelRefused(
+                f"{self.url} has no model {self._name!r}, or isn't a chat API (404: {reason}). Check the model's name. "
+                f"{_HINT}"
+            )
+        if status >= 500 or status in (408, 409, 425):
+            return ModelServerError(
+                f"The model's API failed ({status}: {reason}).",
+                temporary=True,
+                retry_after=_retry_after(exc.headers or {}),
+            )
+        return ModelRefused(f"The model refused the request ({status}: {reason}).")
+
+
+def provider_of(name: str) -> str:
+    """Return the provider prefix of a model's name, such as ``anthropic``; empty for OpenAI-compatible APIs."""
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and prefix in PROVIDERS else ""
+
+
+# Conversion to the library's messages
+
+
+def _messages(conversation: Sequence[Message]) -> "list[wire.ModelMessage]":
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    found: list[wire.ModelMessage] = []
+    names: dict[str, str] = {}
+    for message in conversation:
+        role, content = message["role"], message.get("content")
+        if role == "assistant":
+            parts: list[wire.ModelResponsePart] = [wire.TextPart(content)] if content else []
+            for call in message.get("tool_calls", ()):
+                function = call["function"]
+                names[call["id"]] = function["name"]
+                parts.append(wire.ToolCallPart(function["name"], function["arguments"], call["id"]))
+            found.append(wire.ModelResponse(parts))
+            continue
+        part: wire.ModelRequestPart
+        if role == "system":
+            part = wire.SystemPromptPart(str(content))
+        elif role == "tool":
+            call_id = message["tool_call_id"]
+            part = wire.ToolReturnPart(names.get(call_id, ""), str(content), call_id)
+        else:
+            parts_of: Any = content
+            part = wire.UserPromptPart(content if isinstance(content, str) else [_content(each) for each in parts_of])
+        if found and isinstance(found[-1], wire.ModelRequest):
+            found[-1] = wire.ModelRequest([*found[-1].parts, part])
+        else:
+            found.append(wire.ModelRequest([part]))
+    return found
+
+
+def _content(part: dict[str, Any]) -> "wire.UserContent":
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    if part["type"] == "image_url":
+        return wire.BinaryContent.from_data_uri(part["image_url"]["url"])
+    if part["type"] == "input_audio":
+        media = "audio/wav" if part["input_audio"]["format"] == "wav" else "audio/mpeg"
+        return wire.BinaryContent.from_data_uri(f"data:{media};base64,{part['input_audio']['data']}")
+    return str(part["text"])
+
+
+def _parameters(tools: Sequence[dict[str, Any]]) -> Any:
+    from pydantic_ai.models import ModelRequestParameters  # noqa: PLC0415
+    from pydantic_ai.tools import ToolDefinition  # noqa: PLC0415
+
+    return ModelRequestParameters(
+        function_tools=[
+            ToolDefinition(
+                name=each["function"]["name"],
+                description=each["function"].get("description"),
+                parameters_json_schema=each["function"]["parameters"],
+            )
+            for each in tools
+        ]
+    )
+
+
+# Conversion from the library's messages
+
+
+def _text_of(event: Any) -> str:
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    if isinstance(event, wire.PartStartEvent) and isinstance(event.part, wire.TextPart):
+        return event.part.content
+    if isinstance(event, wire.PartDeltaEvent) and isinstance(event.delta, wire.TextPartDelta):
+        return event.delta.content_delta
+    return ""
+
+
+def _tool_calls(parts: "Sequence[wire.ToolCallPart]") -> tuple[ToolCall, ...]:
+    """Return the tool calls, each with a unique id."""
+    found: list[ToolCall] = []
+    seen: set[str] = set()
+    for number, part in enumerate(parts):
+        id = _without_surrogates(part.tool_call_id)
+        if not id or id in seen:
+            id = f"call_{number}_{len(seen)}"
+        seen.add(id)
+        arguments = part.args if isinstance(part.args, str) else json.dumps(part.args) if part.args else ""
+        found.append(ToolCall(id, _without_surrogates(part.tool_name), _without_surrogates(arguments)))
+    return tuple(found)
+
+
+def _reason(exc: Any) -> str:
+    """Return the API's error text on one line."""
+    body: Any = getattr(exc, "body", None)
+    text: Any = body.get("message") if is_object(body) else None
+    if not isinstance(text, str) or not text:
+        text = exc.message if body is None or is_object(body) else "no reason given"
+    return _short(str(text))
+
+
+def _short(text: str) -> str:
+    return _one_line(text)[:_MAX_REASON].rstrip(".")
+
+
+def _lost_connection() -> ModelError:
+    return ModelServerError("The connection to the model was lost.", temporary=True)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port isn't a number
+        return False
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which are valid in JSON but not in UTF-8."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _retry_after(headers: dict[str, str]) -> float | None:
+    """Return the seconds to wait (RFC 9110 §10.2.3; OpenAI and Azure also send milliseconds)."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if 0 <= seconds < 1e9:
+            return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

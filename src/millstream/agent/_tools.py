@@ -14,10 +14,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream.agent._configuration import Approval, ConnectedServer, Person
 from millstream.agent._context import Part, cut, show_result
 from millstream.agent._events import Emit, Limits, Outcome, ToolEnd, ToolProgress, ToolStart
 from millstream.agent._model import ToolCall
-from millstream.agent._servers import Approval, ConnectedServer, Person
 from millstream.client import ClientError
 from millstream.protocol import (
     MALFORMED,

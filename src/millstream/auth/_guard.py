@@ -18,9 +18,17 @@ from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream.auth._method import AuthMethod, Identity, KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._method import (
+    AuthMethod,
+    Identity,
+    KeyedSemaphore,
+    KnownScopes,
+    Unavailable,
+    Verdict,
+    Verdicts,
+    prefetch_all,
+)
 from millstream.auth._tokens import Discovery
-from millstream.auth._verdicts import SignedOut, Verdict, Verdicts
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
@@ -138,7 +146,7 @@ class ResourceMetadata:
     documents are public, for all origins.
     """
 
-    def __init__(self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]]) -> None:
+    def __init__(self, methods: Sequence[AuthMethod], name: str, known: KnownScopes) -> None:
         """Prepare the handlers.
 
         Args:
@@ -216,8 +224,10 @@ class AuthGuard:
         """Limiter that shares failures between workers."""
         self.ambient: Ambient | None = None
         """Authenticates requests without an ``Authorization`` header."""
-        self.signed_out: SignedOut | None = None
-        """Sign-outs from the pages; None without pages."""
+        self.on_refresh: list[Callable[[Callable[[str, float], None]], None]] = []
+        """Called once a second with the callback of `refresh`, for users who have signed out."""
+        self.on_close: list[Callable[[], None]] = []
+        """Called when the server stops."""
         self.clock: Callable[[], float] = clock
         self.challenges: ChallengeResponses = challenges
         # State
@@ -400,8 +410,8 @@ class AuthGuard:
         """Release resources when the server stops."""
         for method in self.methods:
             method.close()
-        if self.signed_out is not None:
-            self.signed_out.stop()
+        for each in self.on_close:
+            each()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
         """Drop cached verdicts if a credential may have been revoked, and return whether they were dropped. Call once
@@ -410,8 +420,8 @@ class AuthGuard:
         Args:
             opened: Closes the streams of a user who has signed out; receives the owner and the expiry.
         """
-        if self.signed_out is not None:
-            self.signed_out.end(opened)
+        for end in self.on_refresh:
+            end(opened)
         epochs = [method.epoch() for method in self.methods]
         if epochs == self._epochs:
             return False

@@ -196,6 +196,29 @@ def verify_any(token: str, keys: Iterable[PublicKey], algorithm: str) -> dict[st
     return None
 
 
+async def read_claims(
+    token: str,
+    find: Callable[[str | None, str], Awaitable[list[PublicKey]]],
+    algorithms: Collection[str],
+    types: Collection[str],
+) -> dict[str, Any] | None:
+    """Return the claims of a token that one of an issuer's keys has signed, else None.
+
+    Args:
+        token: The token.
+        find: Returns the keys that may have made a signature.
+        algorithms: Accepted algorithms.
+        types: Accepted types, in lower case.
+    """
+    try:
+        header = read_header(token)
+    except InvalidToken:
+        return None
+    if header.alg not in algorithms or header.typ not in types:
+        return None
+    return verify_any(token, await find(header.kid, header.alg), header.alg)
+
+
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     """Return the keys of a set (RFC 7517) that can verify signatures, without unsupported and weak keys.
 

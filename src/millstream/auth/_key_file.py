@@ -7,10 +7,8 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from hashlib import sha256
 from hmac import compare_digest
 from math import inf
 from pathlib import Path
@@ -24,6 +22,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.functions.description import Names
+from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._method import AuthMethod, Identity
 
 
@@ -100,11 +99,6 @@ class StoredKey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=T
 
 class _Keys(Struct, forbid_unknown_fields=True):
     keys: tuple[StoredKey, ...] = ()
-
-
-def digest_of(key: str) -> str:
-    """Return the stored form of a key."""
-    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_name(name: str) -> str:
@@ -209,9 +203,21 @@ class RecordFile(Generic[R]):
         """Use these records until the file is read again."""
         self.records = records
 
-    def has_changed(self) -> bool:
-        """Return whether the file has changed since the last read. A missing file counts as changed."""
-        return self._seen is None or self._seen != stamp_of(self.path)
+    def reload(self, effect: str) -> bool:
+        """Read the file if it has changed, and return whether its records may have changed.
+
+        A missing or unreadable file has no records; `effect` says what doesn't work then.
+        """
+        if self._seen is not None and self._seen == stamp_of(self.path):
+            return False
+        try:
+            self.load()
+        except LocalError as exc:
+            if not self.records:
+                return False
+            logger.error("%s %s until this is fixed.", exc, effect)
+            self.use(())
+        return True
 
     @contextlib.contextmanager
     def change(self) -> Generator[list[R]]:
@@ -245,11 +251,11 @@ class KeyFile(RecordFile[StoredKey]):
         """
         check_name(name)
         check_scopes(scopes)
-        key = PREFIX + secrets.token_urlsafe(32)
+        key = PREFIX + new_secret()
         with self.change() as keys:
             if any(each.name == name for each in keys):
                 raise ValueError(f"The key {name!r} already exists. Rotate or revoke it, or choose another name.")
-            keys.append(StoredKey(name, digest_of(key), now, scopes, expires))
+            keys.append(StoredKey(name, digest(key), now, scopes, expires))
         return key
 
     def revoke(self, name: str) -> None:
@@ -269,13 +275,13 @@ class KeyFile(RecordFile[StoredKey]):
             ValueError: The key doesn't exist.
             LocalError: The file can't be used.
         """
-        key = PREFIX + secrets.token_urlsafe(32)
+        key = PREFIX + new_secret()
         with self.change() as keys:
             newest = _take(keys, name)
             if grace > 0:
                 until = now + grace if newest.expires is None else min(newest.expires, now + grace)
                 keys.append(msgspec.structs.replace(newest, expires=until))
-            keys.append(StoredKey(name, digest_of(key), now, newest.scopes, newest.expires))
+            keys.append(StoredKey(name, digest(key), now, newest.scopes, newest.expires))
         return key
 
 
@@ -306,7 +312,7 @@ def key_method(given: Sequence[tuple[str, str, Collection[str]]], file: str | Pa
     for name, key, _ in given:
         check_key(name, key)
     now = time.time()
-    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(scopes)) for name, key, scopes in given)
+    stored = tuple(StoredKey(name, digest(key), now, check_scopes(scopes)) for name, key, scopes in given)
     return KeyMethod(stored, KeyFile(Path(file)) if file else None)
 
 
@@ -337,10 +343,10 @@ class KeyMethod(AuthMethod):
     @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a key. Compares it with all keys in constant time."""
-        digest, now = digest_of(credential), self._clock()
+        hashed, now = digest(credential), self._clock()
         found: StoredKey | None = None
         for each in self._all():
-            if compare_digest(each.hash, digest) and each.valid(now):
+            if compare_digest(each.hash, hashed) and each.valid(now):
                 found = each
         if found is None:
             return None
@@ -370,27 +376,15 @@ class KeyMethod(AuthMethod):
         """Return a number that changes when the file changes or a key expires."""
         file, now = self._file, self._clock()
         self._revoked_at = {name: at for name, at in self._revoked_at.items() if abs(now - at) < _REVOCATION_SECONDS}
-        if file is not None and file.has_changed():
-            before = file.records
-            self._epoch += self._read(file)
+        before = () if file is None else file.records
+        if file is not None and file.reload("Its keys don't work"):
+            self._epoch += 1
             self._revoked_at |= {each.name: now for each in before if each not in file.records}
         names = frozenset(each.name for each in self._all() if each.valid(now))
         if names != self._names:
             self._names = names
             self._epoch += 1
         return self._epoch
-
-    @staticmethod
-    def _read(file: KeyFile) -> bool:
-        """Reload the file, and return whether its keys changed. An unreadable file has no valid keys."""
-        try:
-            file.load()
-        except LocalError as exc:
-            if not file.records:
-                return False
-            logger.error("%s Its keys don't work until this is fixed.", exc)
-            file.records = ()
-        return True
 
 
 @suggest_keywords

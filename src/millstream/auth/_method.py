@@ -1,20 +1,21 @@
 """The interface of auth methods: keys, signed tokens, or an introspection endpoint.
 
 A method verifies one kind of credential, independently of HTTP. The guard tries a server's methods in order, and caches
-their verdicts. Concurrent checks share their work by key, and wait in a fair and bounded queue, so an unresponsive
-issuer can't block every caller.
+their verdicts (`Verdicts`). Concurrent checks share their work by key, and wait in a fair and bounded queue, so an
+unresponsive issuer can't block every caller.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._limits.limiters import StoreLimiter
+from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream._tasks import has_failed
@@ -78,6 +79,12 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
         raise ExceptionGroup("Failed to prefetch issuers' metadata or keys", failed)
 
 
+Paths = Mapping[str, Mapping[str, Handler]]
+"""Path -> HTTP method -> handler."""
+KnownScopes = Callable[[], Collection[str]]
+"""Returns the scopes that a server currently uses."""
+
+
 class AuthMethod:
     """One kind of credential. Subclasses override at least `identify` and `holds`."""
 
@@ -127,7 +134,7 @@ class AuthMethod:
     async def prefetch(self) -> None:
         """Fetch issuers' metadata and keys before the first token. Failures are logged, and retried later."""
 
-    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+    def paths(self) -> Paths:
         """Return handlers by path and method that don't require authentication."""
         return {}
 
@@ -148,11 +155,12 @@ class AuthMethod:
 class PageLanding(Protocol):
     """The last step of an external login to the server's own pages."""
 
-    def complete(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
+    def complete(self, request: HttpRequest, method: "PageMethod", page: str, kept: bytes, seconds: float) -> Response:
         """Sign a user in, and continue to the requested page.
 
         Args:
             request: Request of the callback.
+            method: Method that the user signed in with.
             page: Page to open.
             kept: Content of the cookie, as from `PageMethod.admit`; for other methods, the credential.
             seconds: Maximum lifetime of the cookie.
@@ -207,7 +215,7 @@ class PageMethod(AuthMethod):
 class Unbound(Protocol):
     """A method that needs the services of a server, such as its store, and is bound when the server starts."""
 
-    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> AuthMethod:
+    def bind(self, services: Services, name: str, known: KnownScopes) -> AuthMethod:
         """Return the method of a running server.
 
         Args:
@@ -285,3 +293,55 @@ class SingleFlight(Generic[T]):
     def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: "asyncio.Task[T]") -> None:
         del self._tasks[loop, key]
         has_failed(task)  # otherwise, asyncio logs an error if no caller is left
+
+
+_MAX_ENTRIES = 4096
+_MAX_PER_PRINCIPAL = 256
+"""Maximum entries of one principal when the cache is full."""
+
+
+class Verdict(NamedTuple):
+    """A verdict on a credential, and its expiry."""
+
+    principal: Principal
+    until: float
+
+
+class Verdicts(dict[bytes, Verdict]):
+    """Normalized ``Authorization`` value -> verdict, in order of insertion.
+
+    A lookup is one dictionary access; all bookkeeping happens on insertion. A principal with many valid credentials can
+    fill the cache, but then evicts only its own entries. Otherwise it could force a signature check or a request to the
+    issuer for each request of other callers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_principal: dict[str, dict[bytes, None]] = {}
+        """`Principal.id` -> its entries, in the same order."""
+
+    def keep(self, value: bytes, verdict: Verdict) -> None:
+        """Cache a verdict. A full cache drops the oldest one, or its principal's oldest at `_MAX_PER_PRINCIPAL`."""
+        if value in self:
+            del self[value]
+        id = verdict.principal.id
+        while len(self) >= _MAX_ENTRIES:
+            mine = self._by_principal.get(id, {})
+            del self[next(iter(mine if len(mine) >= _MAX_PER_PRINCIPAL else self))]
+        self[value] = verdict
+        self._by_principal.setdefault(id, {})[value] = None
+
+    @override
+    def __delitem__(self, value: bytes) -> None:
+        id = self[value].principal.id
+        super().__delitem__(value)
+        mine = self._by_principal[id]
+        del mine[value]
+        if not mine:
+            del self._by_principal[id]
+
+    @override
+    def clear(self) -> None:
+        """Drop all verdicts."""
+        super().clear()
+        self._by_principal.clear()

@@ -3,7 +3,7 @@
 import hmac
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from millstream._http.client.fetch import OutboundError, check_url, fetch
 from millstream._http.client.pool import allow_any
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
@@ -20,13 +20,11 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
-from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import new_secret
-from millstream.auth._authorization_server.signing import Vault
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
+from millstream.auth._authorization_server.tickets import PendingLogins, Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
-from millstream.auth._method import AuthMethod, NotAdmitted, PageMethod, Unavailable, Unbound
+from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
 from millstream.auth._tokens import Discovery, Keys, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
@@ -259,19 +257,19 @@ class OidcAtPages(Struct, frozen=True, kw_only=True):
     client: tuple[str, str]
     """This server's client id and secret at the issuer; the secret may be empty."""
 
-    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningOidc":
+    def bind(self, services: Services, name: str, known: KnownScopes) -> "RunningOidc":
         """Return the method of a running server."""
         return RunningOidc(self, services, known)
 
 
-class RunningOidc(TokenMethod, PageMethod):
+class RunningOidc(TokenMethod, UpstreamPageMethod):
     """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages.
 
     For the pages, the issuer returns an access token, which gets the same checks and scopes as in an API request. The
     cookie contains the sealed token, as if the user had entered it in the sign-in form.
     """
 
-    def __init__(self, config: OidcAtPages, services: Services, known: Callable[[], Collection[str]]) -> None:
+    def __init__(self, config: OidcAtPages, services: Services, known: KnownScopes) -> None:
         rules = config.rules
         super().__init__(rules, config.keys, algorithms=config.algorithms, scopes=config.scopes)
         self.name: str = NAME
@@ -298,9 +296,9 @@ class RunningOidc(TokenMethod, PageMethod):
     # HTTP
 
     @override
-    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+    def paths(self) -> Paths:
         """Return the callback's handler, below the server's path and at the root."""
-        handler = self._pending_logins.callback_handler(NAME, self._handle_callback)
+        handler = self._pending_logins.callback_handler(NAME, self.handle_callback)
         prefixes = {"", urlsplit(self._base).path}
         return {f"{prefix}{CALLBACK}{NAME}": {"GET": handler} for prefix in prefixes}
 
@@ -314,28 +312,11 @@ class RunningOidc(TokenMethod, PageMethod):
     @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
-        check_here(request, self._base, page)
-        try:
-            return await self._pending_logins.begin(request, self, page=page)
-        except SignInFailed as exc:
-            raise NotAdmitted(str(exc), 503, wrong=False) from None
+        return await self._pending_logins.begin_for_page(request, self, page)
 
-    async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
-        landing = self.landing
-        if landing is None:
-            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-        try:
-            token, seconds = await self._token(callback)
-        except SignInFailed as exc:
-            return landing.refuse(request, pending.page, str(exc))
-        return landing.complete(request, pending.page, token.encode(), seconds)
-
-    async def _token(self, callback: Callback) -> tuple[str, float]:
-        """Return the user's token and its remaining lifetime.
-
-        Raises:
-            SignInFailed: The token isn't valid here.
-        """
+    @override
+    async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
+        """Return the user's token and its remaining lifetime."""
         token = (await self._flow.finish(callback)).access_token
         try:
             found = await self.identify(token) if isinstance(token, str) else None
@@ -345,7 +326,7 @@ class RunningOidc(TokenMethod, PageMethod):
             raise SignInFailed(f"The token from {self._title} isn't valid for this server. Contact its operator.")
         if not found.principal.has(self.scopes):
             raise SignInFailed("Your account lacks permissions that this server requires. Contact its operator.")
-        return token, float(found.principal.claims["exp"]) - self._clock()
+        return token.encode(), float(found.principal.claims["exp"]) - self._clock()
 
 
 @suggest_keywords

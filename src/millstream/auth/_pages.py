@@ -15,15 +15,16 @@ from msgspec import Struct
 
 from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest, Response
-from millstream.auth._authorization_server.answers import (
+from millstream.auth._authorization_server.records import (
     NO_STORE,
+    AuthorizationRequest,
+    OAuthClient,
     form_target,
     is_app,
     is_identified,
     is_loopback,
     shown_host,
 )
-from millstream.auth._authorization_server.records import AuthorizationRequest, OAuthClient
 from millstream.auth.providers import UpstreamLogin, User
 
 if TYPE_CHECKING:

@@ -12,23 +12,23 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import JSON_HEAD, HttpRequest, Response, peer_network, query_value, refusal
+from millstream._http.message import HttpRequest, Response, peer_network, query_value, refusal
 from millstream._limits.limiters import Limiter, Rate
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream._protocol.session_token import KeyRing
+from millstream._protocol.sealed import KeyRing
+from millstream._recent import Recent
 from millstream._stores.base import Store
-from millstream.auth._authorization_server.answers import MAX_FORM
+from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
 from millstream.auth._guard import AuthGuard
-from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
+from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable, Verdict
 from millstream.auth._pages import LoginOptions, continue_page, cookie_of, is_own, not_own, sign_in
-from millstream.auth._verdicts import SignedOut, Verdict, verdict_key
 
 logger = logging.getLogger("millstream")
 
@@ -82,7 +82,9 @@ class SignIn:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._guard = guard
-        self._out = guard.signed_out = SignedOut(store, guard.verdicts)
+        self._out = SignedOut(store, guard.verdicts)
+        guard.on_refresh.append(self._out.end)
+        guard.on_close.append(self._out.stop)
         self._pages = frozenset(pages)
         self._opens = opens
         """Whether a path is one of the program's own private routes with a GET."""
@@ -93,8 +95,7 @@ class SignIn:
         self._host = next((each for each in people if each.recalls), None)
         self._login_methods: dict[str, PageMethod] = {}
         for each in people:
-            kind, bound = (_PERSON, _cookie_binding(each)) if each.recalls else (_KIND, b"")
-            each.landing = _SignInLanding(self, kind, bound)
+            each.landing = self
             self._login_methods |= dict.fromkeys(each.logins, each)
         self._sign_out_limiter = Limiter("sign-out", _SIGN_OUT_RATE)
         self._options = _login_options(server, icon, guard.methods)
@@ -138,26 +139,28 @@ class SignIn:
                 method = self._login_methods.get(given["way"])
                 if method is None:
                     raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
-                return await method.redirect_to_login(request, given["way"], self.target(wanted))
-            kind, kept, bound, head = await self._take(request, given)
+                return await method.redirect_to_login(request, given["way"], self._target(wanted))
+            host, kept, head = await self._take(request, given)
         except NotAdmitted as exc:
             if exc.wrong:
                 self._guard.record_failure(request.peer)
             return self._form(request, wanted, str(exc), exc.status, typed=given.get("name", "")[:128])
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
-        seal = self.seal(kind, kept, bound, LIFETIME)
-        return _redirect(request, self.target(wanted), seal, LIFETIME, head)
+        return _redirect(request, self._target(wanted), self._seal(host, kept, LIFETIME), LIFETIME, head)
 
-    def target(self, wanted: str) -> str:
+    def _target(self, wanted: str) -> str:
         """Return the requested page if it's one of ours, or the default page."""
         if self._is_page(wanted):
             return wanted
         return next((each for each in _DEFAULT_PAGES if each in self._pages), min(self._pages))
 
-    def seal(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
+    def _seal(self, method: PageMethod | None, kept: bytes, seconds: float) -> str:
         """Return the value of a cookie."""
         now = self._clock()
+        kind, bound = _KIND, b""
+        if method is not None and method.recalls:
+            kind, bound = _PERSON, _cookie_binding(method)
         return self._ring().seal(kind, f"{int(now + seconds)}:{now}:".encode() + kept, self._nonce(), bound)
 
     def _is_page(self, wanted: str) -> bool:
@@ -165,17 +168,17 @@ class SignIn:
         path = unquote(wanted.partition("?")[0])
         return bool(_LOCAL.fullmatch(wanted)) and (path in self._pages or self._opens(path))
 
-    async def _take(self, request: HttpRequest, given: Mapping[str, str]) -> tuple[bytes, bytes, bytes, bytes]:
-        """Return the cookie's kind, content, and binding, and header lines for the response."""
+    async def _take(self, request: HttpRequest, given: Mapping[str, str]) -> tuple[PageMethod | None, bytes, bytes]:
+        """Return the method of a name and password, the content of the cookie, and header lines for the response."""
         host = self._host
         if host is not None and host.by_password and "key" not in given:
             kept, head = await host.admit(request, given.get("name", ""), given.get("password", ""))
-            return _PERSON, kept, _cookie_binding(host), head
+            return host, kept, head
         credential = given.get("key", "").strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
             raise NotAdmitted("This key or token is invalid or has expired.", 403, wrong=True)
-        return _KIND, credential.encode(), b"", b""
+        return None, credential.encode(), b""
 
     async def leave(self, request: HttpRequest) -> Response:
         """Handle `POST /sign-out`: delete the cookie and invalidate its copies, and with `everywhere`, all cookies of
@@ -194,8 +197,7 @@ class SignIn:
         assert principal is not None  # noqa: S101  the guard is in front
         name = principal.claims.get("name")
         scopes = ["everything"] if EVERYTHING in principal.scopes else sorted(principal.scopes)
-        body = {"name": name if isinstance(name, str) and name else principal.subject, "scopes": scopes}
-        return Response(encode(body), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+        return reply({"name": name if isinstance(name, str) and name else principal.subject, "scopes": scopes})
 
     async def _end(self, sealed: str, address: str, *, everywhere: bool) -> None:
         try:
@@ -272,19 +274,7 @@ class SignIn:
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
         return sign_in(request, self._options, wanted if self._is_page(wanted) else "", said, status, typed=typed)
 
-    def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """Return the form for a user whose external login was refused."""
-        return self._form(request, page, text, 403)
-
-
-class _SignInLanding(Struct, frozen=True):
-    """The last step of one method's logins; see `PageLanding`."""
-
-    sign_in: SignIn
-    kind: bytes
-    bound: bytes
-
-    def complete(self, request: HttpRequest, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
+    def complete(self, request: HttpRequest, method: PageMethod, page: str, kept: bytes, seconds: float) -> Response:
         """See `PageLanding.complete`."""
         if not _is_safe(request):
             return _INSECURE
@@ -293,12 +283,12 @@ class _SignInLanding(Struct, frozen=True):
                 request, page, "Your identity doesn't fit in a cookie. Sign in with a key or token instead."
             )
         seconds = int(min(seconds, LIFETIME))
-        sealed = self.sign_in.seal(self.kind, kept, self.bound, seconds)
-        return continue_page(request, self.sign_in.target(page), _cookie_line(request, sealed, seconds))
+        cookie = _cookie_line(request, self._seal(method, kept, seconds), seconds)
+        return continue_page(request, self._target(page), cookie)
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """See `PageLanding.refuse`."""
-        return self.sign_in.refuse(request, page, text)
+        return self._form(request, page, text, 403)
 
 
 def _login_options(server: str, icon: str, methods: Collection[AuthMethod]) -> LoginOptions:
@@ -352,3 +342,134 @@ def _cookie_line(request: HttpRequest, value: str, seconds: int) -> bytes:
     name = _cookie_name(request)
     secure = "; Secure" if name == _SECURE else ""
     return f"set-cookie: {name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}\r\n".encode()
+
+
+_TOPIC = "signed-out"
+_MARK = b"\0"
+_EVERYWHERE = "*"
+"""Before a principal's id, in place of a cookie's digest."""
+_MAX_SIGN_OUTS = 4096
+
+
+class SignedOut:
+    """The sign-outs known to one worker.
+
+    After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a
+    sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute; requests
+    without a cookie cost nothing.
+
+    While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies again and
+    closes their streams; browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
+    invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
+    """
+
+    def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
+        """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""
+        self._store = store
+        self._verdicts = verdicts
+        self._digests: Recent[str, None] = Recent(_MAX_SIGN_OUTS)
+        """Digests of signed-out cookies; the oldest are dropped first."""
+        self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_SIGN_OUTS)
+        """Owners and expiries of streams to close; the oldest are dropped first."""
+        self._everywhere: Recent[str, float] = Recent(_MAX_SIGN_OUTS)
+        """Principal id -> the time at which the user signed out everywhere; the oldest are dropped first."""
+        self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_SIGN_OUTS)
+        """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
+        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._drop)
+        """Unsubscribes from announcements."""
+
+    async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
+        """Record that a user has signed out.
+
+        Args:
+            cookie: The user's cookie.
+            id: Id of the principal.
+            until: Expiry of the streams opened with the cookie.
+            seconds: Remaining lifetime of the cookie.
+        """
+        await self._announce(digest(cookie), id, until, b"1", seconds)
+
+    async def add_everywhere(self, id: str, now: float, seconds: float) -> None:
+        """Record that a user has signed out in every browser.
+
+        Args:
+            id: Id of the principal.
+            now: Time of the sign-out. Cookies issued until then are invalid.
+            seconds: Maximum lifetime of a cookie.
+        """
+        await self._announce(_EVERYWHERE, id, now, str(now).encode(), seconds)
+
+    async def _announce(self, name: str, id: str, when: float, value: bytes, seconds: float) -> None:
+        said = f"{name} {when} {id}".encode()
+        self._on_announcement(said)
+        key = f"{name}{id}" if name == _EVERYWHERE else name
+        try:
+            await self._store.kv.put(f"signed-out:{key}", value, max(1.0, seconds))
+            await self._store.bus.publish(_TOPIC, said)
+        except LocalError as exc:
+            logger.warning("A user signed out of the pages, but the other workers can't be notified: %s", exc)
+
+    async def has(self, cookie: str) -> bool:
+        """Return whether the user of a cookie has signed out."""
+        if self.was_notified(cookie):
+            return True
+        try:
+            return await self._store.kv.get(f"signed-out:{digest(cookie)}") is not None
+        except LocalError:
+            return False
+
+    async def has_everywhere(self, id: str, issued: float) -> bool:
+        """Return whether a user has signed out everywhere since a cookie was issued."""
+        try:
+            found = await self._store.kv.get(f"signed-out:{_EVERYWHERE}{id}")
+        except LocalError:
+            found = None
+        return issued <= max(float(found or 0), self._everywhere.get(id) or 0)
+
+    def was_notified(self, cookie: str) -> bool:
+        """Return whether this worker has received the cookie's sign-out, perhaps while checking the cookie."""
+        return digest(cookie) in self._digests
+
+    def note_use(self, id: str, until: float) -> None:
+        """Record that a cookie is in use on this worker; see `add` for the arguments."""
+        self._in_use.keep((id, round(until)), until)
+
+    def end(self, opened: Callable[[str, float], None]) -> None:
+        """Call `opened` once with the owner and expiry of each signed-out cookie, to close its streams."""
+        found = list(self._to_close)
+        self._to_close.clear()
+        for owner, until in found:
+            opened(owner, until)
+
+    def _on_announcement(self, data: bytes) -> None:
+        name, until, id = data.decode("utf-8", "replace").split(" ", 2)
+        if name == _EVERYWHERE:
+            self._everywhere.keep(id, float(until))
+            self._drop(id)
+            return
+        self._digests.keep(name, None)
+        self._to_close.keep((id, float(until)), None)
+        if (known := _key(name)) in self._verdicts:
+            del self._verdicts[known]
+
+    def _drop(self, owner: str | None = None) -> None:
+        """Close the streams opened with cookies, of one owner or of all, and check those cookies again.
+
+        All are closed after announcements may have been missed.
+        """
+        for key, until in [each for each in self._in_use.items() if owner in (None, each[0][0])]:
+            self._to_close.keep((key[0], until), None)
+            del self._in_use[key]
+        for each, verdict in list(self._verdicts.items()):
+            if each.startswith(_MARK) and (owner is None or verdict.principal.id == owner):
+                del self._verdicts[each]
+
+
+def verdict_key(cookie: str) -> bytes:
+    """Return the cache key of a cookie's verdict."""
+    return _key(digest(cookie))  # a sealed value has only one valid encoding
+
+
+def _key(name: str) -> bytes:
+    # Headers can't contain a zero byte, so no credential equals this key.
+    return _MARK + name.encode()

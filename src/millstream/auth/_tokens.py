@@ -21,14 +21,12 @@ from millstream.auth._jose import (
     ASYMMETRIC,
     FetchedKeys,
     FixedKeys,
-    InvalidToken,
     PublicKey,
     TokenRules,
     judge,
-    read_header,
+    read_claims,
     read_keys,
     shared_secret,
-    verify_any,
 )
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import AuthMethod, Identity, SingleFlight, Unavailable
@@ -196,13 +194,7 @@ class TokenMethod(IssuerMethod):
     @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
-        try:
-            header = read_header(credential)
-        except InvalidToken:
-            return None
-        if header.alg not in self._algorithms or header.typ not in self._types:
-            return None
-        claims = verify_any(credential, await self._keys.find(header.kid, header.alg), header.alg)
+        claims = await read_claims(credential, self._keys.find, self._algorithms, self._types)
         return None if claims is None else judge(claims, self._rules, self._clock())
 
     @override

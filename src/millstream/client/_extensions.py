@@ -27,8 +27,8 @@ _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *rev
 _decode = decoder(dict[str, Any])
 
 
-class OutgoingRequest(Struct):
-    """A request of the client, before it's sent."""
+class OutgoingRequest(Struct, eq=False):
+    """A client request, before it's sent."""
 
     method: str
     params: dict[str, Any]

@@ -154,7 +154,7 @@ class GetPromptResult(_WithMeta):
 
 
 class CreateMessageResult(_WithMeta):
-    """The reply of the client's model."""
+    """The reply from the client's model."""
 
     role: Role = "assistant"
     content: Any

@@ -6,7 +6,6 @@ is offered only while its definition is the accepted one. A new item that looks 
 store keeps the digest of the first definition. Changes to the file take effect at the next check.
 """
 
-import hashlib
 import logging
 import re
 import zlib
@@ -159,7 +158,7 @@ class StoredCatalog:
             address: Address of the upstream; each one has its own copy.
         """
         self._kv = store.kv
-        self._key = f"catalog:{hashlib.sha256(encode([server, name, address])).hexdigest()[:32]}"
+        self._key = f"catalog:{sha256(encode([server, name, address])).hexdigest()[:32]}"
         self.shared: bool = store.shared
         """Whether other workers use the same copy."""
         self.time: Callable[[], float] = store.time if store.shared else time
@@ -200,7 +199,7 @@ class StoredCatalog:
 
 
 def _hash_of(catalog: Catalog) -> bytes:
-    return hashlib.sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
+    return sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
@@ -307,7 +306,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
         ValueError: The item is malformed or too large.
     """
     if len(raw) > MAX_ITEM_BYTES:
-        raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")
+        raise ValueError(f"it has more than {MAX_ITEM_BYTES:,} bytes")
     if reason := exceeds_limits(raw):
         raise ValueError(reason)
     found: Description = drop_nulls(_decode_item(raw), _SHAPES[kind])
@@ -315,12 +314,12 @@ def _read_item(kind: str, raw: bytes) -> Description:
         schema, output = (repair_schema(found.pop(each, None)) for each in ("inputSchema", "outputSchema"))
         found["inputSchema"] = schema = {"type": "object"} if schema is None else schema
         if schema.setdefault("type", "object") != "object":
-            raise ValueError("Its inputSchema must describe an object")
+            raise ValueError("its inputSchema must describe an object")
         if output is not None:
             found["outputSchema"] = output
     msgspec.convert(found, _SHAPES[kind])
     if _CONTROL_CHARACTERS.search(found[METHODS[kind][2]]):
-        raise ValueError("Its name has control characters")
+        raise ValueError("its name has control characters")
     return found
 
 

@@ -21,8 +21,16 @@ from millstream._server.calls.context import call_binding
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
-from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
-from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Relay
+from millstream.gateway._relay import (
+    COMPLETE,
+    MAX_OPEN_QUESTIONS,
+    Backlog,
+    ForwardedQuestion,
+    NotificationQueue,
+    Recipient,
+    Relay,
+    project_answer,
+)
 from millstream.gateway._results import call_error
 from millstream.parts import Call, Services
 from millstream.protocol import (
@@ -151,7 +159,7 @@ class ParkedCall(Recipient):
         self.round: int = 0
         """Number of rounds of questions so far."""
         self.has_request: bool = True
-        """Whether a request of the client is waiting for the call."""
+        """Whether a client request is waiting for the call."""
         self.task: asyncio.Task[bytes]
         self.timer: asyncio.TimerHandle | None = None
         self._admit = admit
@@ -160,7 +168,7 @@ class ParkedCall(Recipient):
         self._change = asyncio.Event()
         self._notify: Notify | None = None
         self._backlog = Backlog()
-        """Notifications that arrived while no request of the client was waiting."""
+        """Notifications that arrived while no client request was waiting."""
 
     def start(self, exchange: Coroutine[Any, Any, bytes]) -> None:
         """Start the call to the upstream."""
@@ -175,7 +183,7 @@ class ParkedCall(Recipient):
 
     @override
     def notify(self, method: str, params: bytes) -> None:
-        """Pass on progress or a log message, or keep it while no request of the client is waiting."""
+        """Pass on progress or a log message, or keep it while no client request is waiting."""
         if method == COMPLETE:
             return  # not in the per-request era
         if self._notify is not None:
@@ -204,7 +212,7 @@ class ParkedCall(Recipient):
     # Requests of the client
 
     def attach(self, notify: Notify) -> None:
-        """Send notifications to a request of the client from now on."""
+        """Send notifications to a client request from now on."""
         self._notify = notify
         while self._backlog:
             notify(*self._backlog.take())
@@ -224,7 +232,7 @@ class ParkedCall(Recipient):
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def detach(self) -> None:
-        """Record that a request of the client has ended."""
+        """Record that a client request has ended."""
         self._notify = None
         self.has_request = False
 

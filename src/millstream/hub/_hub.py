@@ -38,7 +38,7 @@ from millstream.hub._event import (
     encode_data,
     position_id,
 )
-from millstream.hub._listener import EventListener
+from millstream.hub._mailbox import EventListener
 from millstream.hub._presence import Member, Presence, PresenceChanges
 from millstream.hub._presence_events import PresenceEvents
 from millstream.hub._subscriber import Authorize, Encode, Subscription
@@ -372,6 +372,14 @@ class Hub:
     def queued_bytes(self) -> int:
         """Return the bytes that subscribers haven't read yet. Iterates over all subscribers."""
         return self._audience.queued_bytes()
+
+    def count_delivered(self, events: int) -> None:
+        """Add to `HubStats.delivered` what an encoder has written to outlets by itself: ``hub.count_delivered(3)``.
+
+        Args:
+            events: Number of events, counted for each outlet.
+        """
+        self._delivery.delivered += events
 
     async def refresh(self, *, read: bool = True) -> None:
         """Report members of dead workers as departed, and send the current position to all subscribers.

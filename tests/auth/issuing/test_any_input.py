@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from issuing_world import BACK, FORM, URL, VERIFIER, Desk, Reply, authorization
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._authorization_server.answers import check_redirect, form_target, shown_host
+from millstream.auth._authorization_server.records import check_redirect, form_target, shown_host
 from property_settings import examples
 
 NAMES = ["client_id", "redirect_uri", "response_type", "state", "scope", "resource", "code_challenge", "prompt",

@@ -2,8 +2,8 @@ import asyncio
 from typing import Any, cast
 
 from millstream._limits.limiters import Rate
-from millstream.auth._authorization_server.login_throttle import FailureLimiter
-from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth._authorization_server.users import FailureLimiter
 from redis_parts import until
 
 

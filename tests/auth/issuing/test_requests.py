@@ -6,7 +6,7 @@ import pytest
 from cases import for_each
 from issuing_world import BACK, OTHER, RESOURCE, URL, Browser, Desk, authorization, challenge, claims_of
 from millstream import auth
-from millstream.auth._authorization_server.answers import check_redirect, named_by
+from millstream.auth._authorization_server.records import check_redirect, named_by
 
 REFUSED = [
     "javascript:alert(1)", "data:text/html,x", "http://app.example.com/back", "https://app.example.com/back#f",

@@ -210,7 +210,7 @@ async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
 async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
-    introspection = type(desk.running._issued)
+    introspection = type(desk.running._token)
     ask, asked = introspection.grant_of, 0
 
     async def slow(own: Any, claims: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from issuing_world import BACK, Browser, Desk
 from millstream._limits.limiters import StoreLimiter
 from millstream._stores.base import Store, StoreUnavailable
-from millstream.auth._authorization_server.login_throttle import SLOW, WRONG
+from millstream.auth._authorization_server.users import SLOW, WRONG
 from millstream.auth.providers import User
 from patience import WAIT
 from store_parts import BACKINGS, backings

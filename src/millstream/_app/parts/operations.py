@@ -35,8 +35,8 @@ from millstream._stores import open_store
 from millstream._stores.base import Store
 from millstream._stores.changes import read_again
 from millstream._stores.workers import parent_address
-from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
-from millstream._telemetry.messages import session_hash
+from millstream._telemetry.logs import stamp
+from millstream._telemetry.messages import AuditEntry, AuditLog, session_hash
 from millstream._telemetry.metrics import EndedProcesses, Metrics, dump, metrics_handler, render_sums
 from millstream._telemetry.metrics import render as metrics_text
 from millstream._telemetry.process import resident_bytes

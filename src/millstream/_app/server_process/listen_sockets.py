@@ -13,7 +13,7 @@ import ssl
 from pathlib import Path
 
 from millstream._app.definition import Definition
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._config import VariableError, address
 from millstream._http.hosts import is_loopback
 from millstream.auth._key_file import SHORTEST_KEY, is_path
@@ -134,8 +134,8 @@ def check_public(definition: Definition, host: str) -> None:
             f"{host} is reachable from other machines, and callers don't have to sign in.",
             why="Anyone who reaches it could call every tool.",
             fix=(
-                "Set MILLSTREAM_AUTH_KEY, or write auth= in the program; with `millstream run`, add --auth KEY or "
-                "--auth-keys FILE. If it should be open, set MILLSTREAM_ALLOW_ANONYMOUS=true, or add --allow-anonymous."
+                "Set MILLSTREAM_AUTH_KEY, write auth= in the program, or start it by millstream run with --auth-keys "
+                "FILE. If it should be open, set MILLSTREAM_ALLOW_ANONYMOUS=true."
             ),
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:

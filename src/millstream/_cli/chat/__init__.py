@@ -39,10 +39,9 @@ from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import ask, one_line, print_rows, print_text
 from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
-from millstream.agent._configuration import Configuration
+from millstream.agent._configuration import Configuration, ServerConfig
 from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelAuthError, ModelUnreachable
-from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import ServerConfig
+from millstream.agent._model import LanguageModel
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._negotiation import Options
 from millstream.client._targets import Remote, find, mcp_servers

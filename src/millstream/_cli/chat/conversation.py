@@ -21,8 +21,8 @@ from millstream._cli.chat.screen import Screen
 from millstream._cli.signals import TerminationSignal
 from millstream._cli.tables import fill_in, one_line, safe
 from millstream.agent._agent import Agent
+from millstream.agent._configuration import Approval, ConnectedServer
 from millstream.agent._events import AgentError, AgentRun
-from millstream.agent._servers import Approval, ConnectedServer
 from millstream.agent._tools import Toolbox
 from millstream.client._errors import ClientError, ServerError
 from millstream.client._questions import ElicitAnswer, Question

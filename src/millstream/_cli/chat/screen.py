@@ -19,6 +19,7 @@ from millstream._cli.connect_options import version_of
 from millstream._cli.tables import brief, one_line, safe, safe_json
 from millstream._override import override
 from millstream.agent._agent import Agent
+from millstream.agent._configuration import ServerConfig
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,
@@ -32,8 +33,7 @@ from millstream.agent._events import (
     ToolStart,
     UserMessage,
 )
-from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import ServerConfig
+from millstream.agent._model import LanguageModel
 from millstream.agent._tools import Toolbox
 
 ENDINGS = {

@@ -44,6 +44,11 @@ class HttpReply(Struct, eq=False):
         """Return a header as text, or an empty string if it's missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
+    def discard(self) -> None:
+        """Close the stream, if there's one."""
+        if self.stream is not None:
+            self.stream.close()
+
     @property
     def media_type(self) -> str:
         """The `Content-Type` without parameters."""
@@ -103,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
     # For the pool
 
     def send(self, data: bytes, owner: str) -> asyncio.Future[HttpReply]:
-        """Write a request of a caller. Return a future for its reply."""
+        """Write a caller's request. Return a future for its reply."""
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}

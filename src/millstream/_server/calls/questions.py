@@ -1,4 +1,4 @@
-"""The questions of a server to a client, for every revision: `Elicit`, `ElicitUrl`, `Sample`, and `Roots`.
+"""The questions that a server asks a client, for every revision: `Elicit`, `ElicitUrl`, `Sample`, and `Roots`.
 
 Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
 `client_questions` sends them, as a request or in an `input_required` result.

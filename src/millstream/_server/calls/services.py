@@ -21,7 +21,7 @@ from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
-from millstream._protocol.session_token import NONCE_BYTES, KeyRing
+from millstream._protocol.sealed import NONCE_BYTES, KeyRing
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords
@@ -282,7 +282,7 @@ class Services:
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
-        """The open subscriptions, and the open replies of custom methods."""
+        """All open streams and subscriptions, but not the streams of short calls."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None

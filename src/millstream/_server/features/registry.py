@@ -475,9 +475,7 @@ class Registry:
         """
         for reference, argument in self.completers:
             if not self.check_argument(reference, argument):
-                raise ValueError(
-                    f"complete({reference!r}, {argument!r}): there is no such prompt or resource template."
-                )
+                raise ValueError(f"complete({reference!r}, {argument!r}): no such prompt or resource template.")
 
     def check_argument(self, reference: str, argument: str) -> bool:
         """Check that a prompt or template, enabled or not, has an argument. Return False if it isn't registered yet.

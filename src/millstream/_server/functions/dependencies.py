@@ -122,9 +122,7 @@ def context_in(
     marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
     found = [(parameter, kind) for parameter, kind in marked if kind is not None]
     if len(found) > 1:
-        raise TypeError(
-            f"{name}: only one parameter can be the context, not {' and '.join(each for each, _ in found)}."
-        )
+        raise TypeError(f"{name}: only one can be the context, not {' and '.join(each for each, _ in found)}.")
     return found[0] if found else (None, None)
 
 

@@ -25,8 +25,8 @@ from millstream._stores.local.calls import (
     calls,
     read_answers,
 )
-from millstream._stores.memory.topics import Topics, Watchers, channel_for
 from millstream._stores.store import BackendStore
+from millstream._stores.tail import Topics, Watchers, channel_for
 from millstream._stores.workers import ParentAddress
 
 PATIENCE = 10.0

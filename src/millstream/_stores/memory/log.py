@@ -22,8 +22,8 @@ from millstream._stores.base import (
     StoreFull,
     StreamSealed,
 )
-from millstream._stores.memory.topics import Topics, channel_for, channels_for
 from millstream._stores.rates import PART
+from millstream._stores.tail import Topics, channel_for, channels_for
 
 SWEEP = 16
 """Heap items examined per call: more than one call adds, few enough to be cheap."""

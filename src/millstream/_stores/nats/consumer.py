@@ -17,8 +17,8 @@ from nats.aio.subscription import Subscription
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position
-from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.nats.link import JetStreamError, NatsLink, token
+from millstream._stores.tail import Topics, Watchers
 from millstream._tasks import has_failed
 
 _HEARTBEAT = 1.0

@@ -26,8 +26,8 @@ from nats.aio.subscription import Subscription
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
-from millstream._stores.memory.topics import Watchers
 from millstream._stores.nats.address import NatsAddress
+from millstream._stores.tail import Watchers
 from millstream._tasks import has_failed
 
 OLDEST = 2, 12

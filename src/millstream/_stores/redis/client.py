@@ -33,7 +33,7 @@ from millstream._backoff import retry_delay
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
-from millstream._stores.redis.scripts import Script
+from millstream._stores.redis.keys import Script
 from millstream._tasks import cancel_all
 
 PATIENCE = 5.0

@@ -1,11 +1,16 @@
-"""Redis keys for streams, values, and limits.
+"""Redis keys for streams, values, and limits, and the scripts that use them.
 
 In a Cluster, all keys of a script must be in one slot. All streams, limits, and most values share one slot. The slot of
 session values depends on the session's id, so sessions spread over the Cluster. Values in a share are in its slot.
+
+The scripts are files of this package. Redis runs each atomically, and no values are ever inserted into them.
 """
 
 import re
-from hashlib import sha256
+from functools import cache
+from hashlib import sha1, sha256
+from pathlib import Path
+from typing import NamedTuple
 
 from millstream._stores.rates import owner_for
 
@@ -90,3 +95,20 @@ def tag_of(name: str) -> str:
     if not part or "{" in part or "}" in part or part == "j0":
         part = sha256(part.encode()).hexdigest()[:16]
     return f"{{{part}}}"
+
+
+_FOLDER = Path(__file__).parent / "lua"
+
+
+class Script(NamedTuple):
+    """A script and its SHA-1 digest, by which Redis caches it."""
+
+    text: bytes
+    digest: str
+
+
+@cache
+def script(name: str) -> Script:
+    """Return the script in the file of this name."""
+    text = (_FOLDER / "shared.lua").read_bytes() + (_FOLDER / f"{name}.lua").read_bytes()
+    return Script(text, sha1(text, usedforsecurity=False).hexdigest())

@@ -31,12 +31,10 @@ from millstream._stores.base import (
 )
 from millstream._stores.health import LogOnce
 from millstream._stores.memory.log import REPEATED
-from millstream._stores.memory.topics import Topics, Watchers, channel_for
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
-from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
-from millstream._stores.redis.scripts import script
-from millstream._stores.tail import consecutive
+from millstream._stores.redis.keys import HUB, RedisKeys, script, tag_of
+from millstream._stores.tail import Topics, Watchers, channel_for, consecutive
 from millstream._tasks import has_failed
 
 _PAUSE = 0.2
@@ -70,7 +68,7 @@ class PushReader:
         self._is_open = False
         self._is_complete = False
         """Whether this connection has received all channels."""
-        self._commands = asyncio.Queue[tuple[str | bytes, ...]]()
+        self._commands: asyncio.Queue[tuple[str | bytes, ...]] = asyncio.Queue()
         """Commands to send on this connection."""
         self._asked = self._confirmed = 0
         """Changes to the channels of this connection, and how many of them Redis has confirmed."""

@@ -14,14 +14,13 @@ from typing import Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.health import LogOnce, run_on
-from millstream._stores.memory.topics import Watchers
 from millstream._stores.rates import Charge, ChargeResult, ChargeResults, ConcurrencySlot, Quota, RateCharge
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, Argument, RedisClient
-from millstream._stores.redis.keys import RedisKeys
+from millstream._stores.redis.keys import RedisKeys, script
 from millstream._stores.redis.log import PushReader, RedisLog, RedisMap, RedisState
-from millstream._stores.redis.scripts import script
 from millstream._stores.store import BackendStore
+from millstream._stores.tail import Watchers
 from millstream._tasks import cancel_all
 
 LEASE = 6.0

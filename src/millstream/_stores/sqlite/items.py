@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from millstream._stores.base import (
     ONCE_SECONDS,
+    PAGE_BYTES,
     Entry,
     EntryRepeated,
     Gap,
@@ -62,7 +63,7 @@ class Items:
         """See `Map.get_many`."""
         return [self.get(key) for key in keys]
 
-    def put(self, key: str, value: bytes, ttl: float, lossy: bool) -> None:
+    def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         """See `Map.put`."""
         now = self._clock()
         if now - self._swept > _SWEEP:
@@ -82,12 +83,14 @@ class Items:
         )
         self._count(kind, share, growth)
 
-    def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float, lossy: bool) -> bool:
+    def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
         """See `Map.compare_and_set`."""
         if self.get(key) != expected:
             return False
         if value is not None:
-            self.put(key, value, ttl, lossy)
+            self.put(key, value, ttl, lossy=lossy)
         else:
             self._forget(key)
         return True
@@ -188,7 +191,7 @@ class Streams:
         index: Index | None = None,
         seal: bool = False,
         once: str = "",
-        **_: str,
+        **_: object,
     ) -> Position:
         """See `Log.append`."""
         now = self._clock()
@@ -205,7 +208,9 @@ class Streams:
                 self._append(index.stream, data, index.ttl, index.max_entries, now, at=offset)
         return Position(self._file.epoch, offset)
 
-    def read(self, stream: str, after: Position | None, limit: int, max_bytes: int) -> Sequence[Entry]:
+    def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
         """See `Log.read`."""
         epoch, run = self._file.epoch, self._file.run
         row = self._file.one("SELECT id, floor, last FROM streams WHERE name=? AND until>?", (stream, self._clock()))
@@ -223,7 +228,7 @@ class Streams:
         )
         return within((Entry(Position(epoch, offset), data) for offset, data in rows), max_bytes)
 
-    def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
+    def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
         """See `Log.newest`."""
         rows = self._file.run(
             "SELECT offset, data FROM entries WHERE stream=(SELECT id FROM streams WHERE name=? AND until>?)"

@@ -7,18 +7,18 @@ All SQL runs in one thread. Waiting jobs share a transaction and return after it
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, TypeVar, Unpack
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import PAGE_BYTES, AppendOptions, Entry, Position, StoreFull, StoreUnavailable
-from millstream._stores.memory.store import MemoryBackend
-from millstream._stores.memory.topics import Topics, channel_for, channels_for, never
+from millstream._stores.base import AppendOptions, Entry, Position, StoreFull, StoreUnavailable
+from millstream._stores.memory.store import MemoryBackend, UsageCounter
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.tally import UsageCounter
+from millstream._stores.tail import Topics, channel_for, channels_for, never
 
 T = TypeVar("T")
 
@@ -187,38 +187,28 @@ def _final_error(exc: Exception) -> LocalError:
     return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")
 
 
-class SqliteMap:
-    """The `Map` in the file."""
-
-    def __init__(self, items: Items, writer: SqliteWriter) -> None:
-        self._items = items
-        self._writer = writer
-
-    async def get(self, key: str) -> bytes | None:
-        return await self._writer.run(lambda: self._items.get(key), writes=False)
-
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await self._writer.run(lambda: self._items.get_many(keys), writes=False)
-
-    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
-        await self._writer.run(lambda: self._items.put(key, value, ttl, lossy))
-
-    async def compare_and_set(
-        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
-    ) -> bool:
-        return await self._writer.run(lambda: self._items.compare_and_set(key, expected, value, ttl, lossy))
-
-    async def delete(self, key: str) -> bool:
-        return await self._writer.run(lambda: self._items.delete(key))
-
-    async def keys(self, prefix: str) -> list[str]:
-        return await self._writer.run(lambda: self._items.keys(prefix), writes=False)
+_READS = frozenset({"get", "get_many", "keys", "newest", "read"})
 
 
-class SqliteLog:
-    """The `Log` in the file."""
+def _calls(part: Items | Streams, writer: SqliteWriter, *names: str) -> dict[str, Any]:
+    """Return functions that call methods of a part in the writer's thread."""
+
+    def call(name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(part, name)
+
+        async def run(*args: Any, **options: Any) -> Any:
+            return await writer.run(lambda: method(*args, **options), writes=name not in _READS)
+
+        return run
+
+    return {name: call(name) for name in names}
+
+
+class SqliteLog(SimpleNamespace):
+    """The `Log` in the file. Other methods than these are those of `Streams`."""
 
     def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
+        super().__init__(**_calls(streams, writer, "read", "newest", "touch", "trim"))
         self._streams = streams
         self._writer = writer
         self.listeners = Topics[Entry]()
@@ -229,20 +219,6 @@ class SqliteLog:
                 self.listeners.notify(channel, Entry(position, data))
 
         return await self._writer.run(lambda: self._streams.append(stream, data, **options), tell)
-
-    async def read(
-        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
-    ) -> Sequence[Entry]:
-        return await self._writer.run(lambda: self._streams.read(stream, after, limit, max_bytes), writes=False)
-
-    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
-        return await self._writer.run(lambda: self._streams.newest(stream, limit, max_bytes), writes=False)
-
-    async def touch(self, stream: str, ttl: float) -> bool:
-        return await self._writer.run(lambda: self._streams.touch(stream, ttl))
-
-    async def trim(self, stream: str) -> None:
-        await self._writer.run(lambda: self._streams.trim(stream))
 
     def listen(
         self,
@@ -256,7 +232,7 @@ class SqliteLog:
         return self.listeners.add(channel_for(stream, topic), hear)
 
     async def wait_until_listening(self, stream: str) -> Position | None:
-        newest = await self.newest(stream, 1)
+        newest: Sequence[Entry] = await self.newest(stream, 1)
         return newest[0].position if newest else None
 
 
@@ -290,8 +266,12 @@ class SqliteBackend:
         self.shared = False
         self.persistent = False
         self.lease = 0.0
-        self.kv = SplitMap(SqliteMap(self._items, self._writer), memory.kv)
-        self.log = SplitLog(self._log, memory.log)
+        kv: Any = SimpleNamespace(
+            **_calls(self._items, self._writer, "get", "get_many", "put", "compare_and_set", "delete", "keys")
+        )
+        log: Any = self._log
+        self.kv = SplitMap(kv, memory.kv)
+        self.log = SplitLog(log, memory.log)
         tally = UsageCounter(self.kv)
         self.charge = tally.charge
         self.release = tally.release

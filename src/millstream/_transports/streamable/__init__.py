@@ -23,7 +23,7 @@ from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services, expiry_of
 from millstream._stores.base import Position, Store, StoreFull, StoreUnavailable, StreamSealed, read_offset
-from millstream._transports.open_streams import OpenStreams, too_many_streams
+from millstream._transports.open_streams import OpenStreams
 
 OPEN, MESSAGE, END = b"o", b"m", b"e"
 """The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
@@ -136,9 +136,7 @@ class PostReplyChannel:
         self._revision = call.revision
         self._session = call.session
         self._caller = request if call.long_lived else None
-        """The caller whose cap the stream counts against. Calls have their own cap, and subscriptions count as
-        streams.
-        """
+        """The caller of a subscription, whose stream ends with its credential. Other calls don't last that long."""
         self._until = inf if self._caller is None else expiry_of(call.principal)
         self._services = services
         self._streams = streams if can_stream else None
@@ -159,7 +157,7 @@ class PostReplyChannel:
 
     async def keep_alive(self) -> None:
         """Turn the reply of a silent call into a stream, if the client reads streams."""
-        if self._streams is not None and not self.streaming and self._has_room():
+        if self._streams is not None and not self.streaming:
             await self._open()
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
@@ -168,15 +166,10 @@ class PostReplyChannel:
         Args:
             message: The message.
             answers: The request that the message answers, if the stream carries several answers.
-
-        Raises:
-            ProtocolError: A subscription would open a stream above the cap.
         """
         if self._streams is None:
             return
         if not self.streaming:
-            if not self._has_room():
-                raise too_many_streams()
             await self._open()
         if self._lock is not None:
             await self._send_logged(MESSAGE, message, answers)
@@ -241,16 +234,12 @@ class PostReplyChannel:
         if sink is not None:
             sink.close()
 
-    def _has_room(self) -> bool:
-        """Return whether the stream can be opened. Many subscriptions may have passed the first check and waited."""
-        return self._caller is None or self._streams is None or not self._streams.full(self._caller)
-
     async def _open(self) -> None:
         self.streaming = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
         kind, finish = ("http", self._revision.date), None if self._caller is None else self._finish
-        self._streams.add(sink, self._caller, kind, finish=finish, until=self._until)
+        self._streams.add(sink, self._caller, kind, finish=finish, until=self._until, counts=False)
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._keep(OPEN, encode(self._id), None)

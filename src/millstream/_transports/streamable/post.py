@@ -39,15 +39,10 @@ from millstream._server.features.tools import (
     decode_request_params,
 )
 from millstream._transports.connection import is_batch
-from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, too_many_streams, unknown_session
-from millstream._transports.streamable.sessions import (
-    LISTEN,
-    StreamableEndpoint,
-    StreamableExchange,
-    finish,
-    serve_batch,
-)
+from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, unknown_session
+from millstream._transports.streamable.sessions import StreamableEndpoint, StreamableExchange, finish, serve_batch
 
+_LISTEN = "subscriptions/listen"
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
 _UNREADABLE_STREAM = "Not acceptable. A subscription is answered with text/event-stream."
@@ -75,7 +70,7 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
             return await _take_answer(exchange, message)
         if message.is_request:
             endpoint.dispatcher.load.admit(request, message.method)
-            if message.method != LISTEN:
+            if message.method != _LISTEN:
                 exchange.check_readable()
         if is_per_request(message, request.headers):
             opened: Call | Response = await _per_request(exchange, message)
@@ -125,10 +120,8 @@ async def _per_request(exchange: StreamableExchange, message: Envelope) -> Call 
         check_notification(message)
         await exchange.notify(message, None, NEWEST)
         return _ACCEPTED
-    if message.method == LISTEN and not exchange.accepts.stream:
+    if message.method == _LISTEN and not exchange.accepts.stream:
         raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
-    if message.method == LISTEN and endpoint.streams.full(request):
-        raise too_many_streams()
     registry = endpoint.dispatcher.registry
     admitted = admit_per_request(
         message,

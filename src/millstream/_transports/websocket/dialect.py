@@ -195,7 +195,7 @@ class Dialect:
             raise ProtocolError(
                 METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Use one of {', '.join(_VERBS)}, or JSON-RPC."
             )
-        decode, verb = found
+        decode, verb, _, _ = found
         await verb(self, decode(data), head.id)
 
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
@@ -212,7 +212,7 @@ class Dialect:
         return code
 
     def _note(self, head: _Head, code: int) -> None:
-        method, about = _OBSERVED.get(head.type, ("", ""))
+        _, _, method, about = _VERBS.get(head.type, (None, None, "", ""))
         try:
             target = _decode_text(getattr(head, about)) if about else ""
         except ValueError:
@@ -305,34 +305,26 @@ class Dialect:
         await self._pass_gates()
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
-        principal = self._peer.principal
-        hub.admission.publish(message.channel, principal)
+        channel, principal = message.channel, self._peer.principal
+        hub.admission.publish(channel, principal)
         check_encoded_size(len(message.data), hub.limits.max_event)
         data, event = _decode_data(message.data), message.event
-        done = await hub.publish(message.channel, data, event=event, id=message.event_id, publisher=principal)
-        self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
+        done = await hub.publish(channel, data, event=event, id=message.event_id, publisher=principal)
+        self._reply(id, "published", channel=channel, event_id=done.id, subscribers=done.subscribers)
 
     async def ping(self, message: _Ping, id: Raw) -> None:
         """Respond to a ping."""
         self._reply(id, "pong")
 
 
-_VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]]]] = {
-    "mcp_call": (decoder(_CallMessage), Dialect.start_call),
-    "subscribe": (decoder(_Subscribe), Dialect.subscribe),
-    "unsubscribe": (decoder(_Unsubscribe), Dialect.unsubscribe),
-    "publish": (decoder(_Publish), Dialect.publish),
-    "ping": (decoder(_Ping), Dialect.ping),
+_VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]], str, str]] = {
+    "mcp_call": (decoder(_CallMessage), Dialect.start_call, "tools/call", "tool"),
+    "subscribe": (decoder(_Subscribe), Dialect.subscribe, "hub/subscribe", "channel"),
+    "unsubscribe": (decoder(_Unsubscribe), Dialect.unsubscribe, "hub/unsubscribe", "channel"),
+    "publish": (decoder(_Publish), Dialect.publish, "hub/publish", "channel"),
+    "ping": (decoder(_Ping), Dialect.ping, "ping", ""),
 }
-
-_OBSERVED = {
-    "mcp_call": ("tools/call", "tool"),
-    "subscribe": ("hub/subscribe", "channel"),
-    "unsubscribe": ("hub/unsubscribe", "channel"),
-    "publish": ("hub/publish", "channel"),
-    "ping": ("ping", ""),
-}
-"""(method name for observers, member with its target)."""
+"""Type -> decoder, handler, method name for observers, and the member with its target."""
 
 
 def _echo(id: Raw) -> dict[str, Raw]:

@@ -14,24 +14,25 @@ from msgspec import Struct
 from millstream._http.message import HttpRequest, Response
 from millstream._limits.limiters import Limiter, Rate
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.answers import (
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig, canonical
+from millstream.auth._authorization_server.grants import Grants
+from millstream.auth._authorization_server.records import (
+    CODE,
+    AuthorizationRequest,
+    OAuthClient,
     OAuthError,
     Parameters,
+    digest,
     form_of,
     is_identified,
     named_by,
     shown_host,
     way_back,
 )
-from millstream.auth._authorization_server.clients import Clients
-from millstream.auth._authorization_server.config import IssuerConfig, canonical
-from millstream.auth._authorization_server.grants import Grants
-from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
-from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, OAuthClient, digest
-from millstream.auth._authorization_server.signing import Vault
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
-from millstream.auth._authorization_server.users import LOCAL, Accounts
-from millstream.auth._method import Unavailable
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, Vault
+from millstream.auth._authorization_server.users import LOCAL, SLOW, WRONG, Accounts, LoginThrottle
+from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import is_own, not_own
 from millstream.auth.providers import Callback, SignInFailed, User
 
@@ -110,14 +111,14 @@ class AuthorizationRequests(Struct, frozen=True):
     clients: Clients
     targets: Targets
 
-    async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, AuthorizationRequest]:
+    async def read(self, given: Parameters, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest]:
         """Return the client and its authorization request.
 
         Raises:
             NotAClient: The client or its redirect URI is invalid; the message is for the user.
             NotGranted: The request is invalid; contains the response for the client.
         """
-        client, redirect, named = await self._client(given, may_fetch)
+        client, redirect, named = await self._client(given, request)
         raw = given.get("state")
         state = raw.encode("utf-8", "surrogateescape").decode("latin-1") if raw else None
         try:
@@ -144,13 +145,13 @@ class AuthorizationRequests(Struct, frozen=True):
         echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
         return way_back(redirect, {**values, "state": echoed, "iss": self.config.url})
 
-    async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, str, bool]:
+    async def _client(self, given: Parameters, request: HttpRequest) -> tuple[OAuthClient, str, bool]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
             raise NotAClient(
                 "The program that sent you here repeated its id or its address. Report this to its developer."
             )
         try:
-            client = await self.clients.find(given.get("client_id"), may_fetch)
+            client = await self.clients.find(given.get("client_id"), request)
         except Unavailable as exc:
             raise NotAClient(str(exc)) from None
         if client is None:
@@ -249,7 +250,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
 
     async def _read(self, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest] | NotGranted | Response:
         try:
-            return await self.requests.read(Parameters(request.query), self.clients.lookups_by(request))
+            return await self.requests.read(Parameters(request.query), request)
         except (NotAClient, OAuthError) as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
@@ -269,10 +270,8 @@ class AuthorizationEndpoint(Struct, frozen=True):
         return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
 
     def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
-        person = self.tickets.person(request)
-        if person is None:
-            return None, LOCAL
-        return self.accounts.current_user(person.user, person.login), person.login
+        user, login = self.tickets.person(request) or (None, LOCAL)
+        return None if user is None else self.accounts.current_user(user, login), login
 
     async def _may_skip(
         self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
@@ -349,7 +348,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
 
     async def _still_there(self, request: HttpRequest, authorization: AuthorizationRequest) -> OAuthClient | None:
         try:
-            client = await self.clients.find(authorization.client, self.clients.lookups_by(request))
+            client = await self.clients.find(authorization.client, request)
         except Unavailable:
             return None
         return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None
@@ -359,17 +358,15 @@ class AuthorizationEndpoint(Struct, frozen=True):
     ) -> Response:
         cookie = b""
         if "password" in form:
-            name = form.get("name")
-            device = self.tickets.device(request, name)
-            found = await self.throttle.check(request.peer, name, form.get("password"), device=device)
-            if isinstance(found, str):
-                status = 429 if found == SLOW else 403
-                if found == WRONG:
+            name, login = form.get("name"), LOCAL
+            try:
+                user = await self.check_password(request, name, form.get("password"))
+            except NotAdmitted as exc:
+                if exc.wrong:
                     self.vault.refused(request.peer)
                 return await self._page(
-                    request, client, authorization, None, said=found, name=form.get("name"), status=status
+                    request, client, authorization, None, said=str(exc), name=name, status=exc.status
                 )
-            user, login = found, LOCAL
             cookie = self.tickets.keep(user, login) + self.tickets.keep_device(name)
         else:
             person, login = self._signed_in(request)
@@ -377,6 +374,18 @@ class AuthorizationEndpoint(Struct, frozen=True):
                 return await self._page(request, client, authorization, None, said="Sign in first.", status=403)
             user = person
         return await self._finish(client, authorization, user, login, cookie)
+
+    async def check_password(self, request: HttpRequest, name: str, password: str) -> User:
+        """Return the user with a name and password.
+
+        Raises:
+            NotAdmitted: The name or password is wrong, or there were too many attempts.
+        """
+        device = self.tickets.device(request, name)
+        found = await self.throttle.check(request.peer, name, password, device=device)
+        if isinstance(found, str):
+            raise NotAdmitted(found, 429 if found == SLOW else 403, wrong=found == WRONG)
+        return found
 
     async def _finish(
         self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
@@ -424,10 +433,9 @@ class AuthorizationEndpoint(Struct, frozen=True):
                 "Start again", "The program is no longer registered. Go back to it and connect again.", up="../../"
             )
         try:
-            user = await self.accounts.upstreams[pending.login].finish(callback)
+            person = await self.accounts.from_upstream(pending.login, callback)
         except SignInFailed as exc:
             return pages.wrong("You are not signed in", str(exc), 403, up="../../")
-        person = self.accounts.from_upstream(pending.login, user)
         return await self._finish(
             client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
         )

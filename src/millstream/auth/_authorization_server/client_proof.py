@@ -1,7 +1,7 @@
 """Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523), and grants from identity providers."""
 
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 from urllib.parse import unquote_plus
@@ -13,15 +13,16 @@ from millstream._http.client.pool import AddressCheck, allow_any, is_public
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.json_schema import is_array
-from millstream.auth._authorization_server.answers import OAuthError, Parameters
+from millstream._recent import Recent
 from millstream.auth._authorization_server.clients import TOO_MANY, Clients, judge_of
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
-from millstream.auth._authorization_server.records import OAuthClient, digest, fits
-from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.records import OAuthClient, OAuthError, Parameters, digest, fits
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
     FetchedKeys,
+    Header,
     InvalidToken,
     PublicKey,
     is_time,
@@ -46,7 +47,6 @@ _MAX_CONCURRENT_CHECKS = 8
 _PROOFS = Rate(600, 60)
 """Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
 _MAX_KEYS = 256
-MayFetch = Callable[[], bool]
 
 
 class ClientProof:
@@ -70,20 +70,20 @@ class ClientProof:
         self._failures = vault.limiter("client-sign-in", _FAILURES)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._proofs = Limiter("client-proof", _PROOFS)
-        self._keys: dict[tuple[str, str], FetchedKeys] = {}
-        """Keys by URL and source. The oldest are dropped first, except keys of configured clients."""
+        self._keys = {source: Recent[str, FetchedKeys](_MAX_KEYS) for source in self._judges}
+        """Source of clients -> URL -> keys, so that other clients can't displace keys of configured ones. The oldest
+        of each source are dropped first.
+        """
 
     async def client(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         """Return the authenticated client.
 
         Raises:
             OAuthError: The client is unknown or fails authentication.
+            Unavailable: Its keys can't be fetched, or too many requests from its address wait.
         """
-        try:
-            async with self._checks.hold(peer_network(request.peer)):
-                return await self._judge(request, form)
-        except Unavailable as exc:
-            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
+        async with self._checks.hold(peer_network(request.peer)):
+            return await self._judge(request, form)
 
     async def _judge(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         key = peer_network(request.peer)
@@ -94,44 +94,44 @@ class ClientProof:
         if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
             raise OAuthError("invalid_request", "The Authorization header is repeated.")
         try:
-            return await self._client(header, form, self._clients.lookups_by(request), key)
+            return await self._client(request, header, form)
         except OAuthError as exc:
             if exc.status == 401:
                 self._failures.report(key)
                 self._vault.refused(request.peer)
             raise
 
-    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> OAuthClient:
+    async def _client(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client uses more than one authentication method. Use only one.")
         if header is not None:
-            return await self._by_secret(*_basic(header, form), may_fetch, "Basic")
+            return await self._by_secret(request, *_basic(header, form), "Basic")
         if assertion:
-            return await self._by_assertion(form, may_fetch, address)
+            return await self._by_assertion(request, form)
         if secret:
-            return await self._by_secret(form.get("client_id"), secret, may_fetch)
-        client = await self._find(form.get("client_id"), may_fetch)
+            return await self._by_secret(request, form.get("client_id"), secret)
+        client = await self._find(request, form.get("client_id"))
         if client.method != "none":
             raise _invalid_client("This client has to authenticate.")
         return client
 
-    async def _find(self, client_id: str, may_fetch: MayFetch, scheme: str = "") -> OAuthClient:
+    async def _find(self, request: HttpRequest, client_id: str, scheme: str = "") -> OAuthClient:
         try:
-            client = await self._clients.find(client_id, may_fetch)
+            client = await self._clients.find(client_id, request)
         except Unavailable as exc:
             raise _invalid_client(str(exc), scheme) from None
         if client is None:
             raise _invalid_client("The client is unknown. Register it again.", scheme)
         return client
 
-    async def _by_secret(self, client_id: str, secret: str, may_fetch: MayFetch, scheme: str = "") -> OAuthClient:
-        client = await self._find(client_id, may_fetch, scheme)
+    async def _by_secret(self, request: HttpRequest, client_id: str, secret: str, scheme: str = "") -> OAuthClient:
+        client = await self._find(request, client_id, scheme)
         if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
             raise _invalid_client("The client's secret is wrong.", scheme)
         return client
 
-    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch, address: str) -> OAuthClient:
+    async def _by_assertion(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         if form.get("client_assertion_type") != ASSERTION:
             raise OAuthError("invalid_request", f"client_assertion_type must be {ASSERTION}.")
         assertion = form.get("client_assertion")
@@ -143,12 +143,13 @@ class ClientProof:
         if header.typ not in _TYPES:
             raise _invalid_client("The assertion is a JWT of another type.")
         claimed = subject if isinstance(subject, str) else ""
-        client = await self._find(form.get("client_id") or claimed, may_fetch)
+        client = await self._find(request, form.get("client_id") or claimed)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _invalid_client("The assertion isn't from this client.")
+        address = peer_network(request.peer)
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
             raise _slow("Too many assertions from your address.", self._proofs.header_lines(address, wait))
-        keys = await self._keys_of(client, header.kid, header.alg, may_fetch)
+        keys = await self._keys_of(request, client, header)
         claims = verify_any(assertion, keys, header.alg)
         if claims is None:
             raise _invalid_client("The assertion's signature is wrong.")
@@ -174,33 +175,24 @@ class ClientProof:
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
             raise _invalid_client("The assertion has already been used.")
 
-    async def _keys_of(
-        self, client: OAuthClient, kid: str | None, algorithm: str, may_fetch: MayFetch
-    ) -> list[PublicKey]:
+    async def _keys_of(self, request: HttpRequest, client: OAuthClient, header: Header) -> list[PublicKey]:
         if client.keys is not None:
             try:
-                return select_keys(read_keys(client.keys), kid, algorithm)
+                return select_keys(read_keys(client.keys), header.kid, header.alg)
             except ValueError:
                 return []
         if not client.keys_url:
             return []
-        try:
-            return await self._fetched_keys(client, may_fetch).find(kid, algorithm)
-        except Unavailable as exc:
-            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
+        return await self._fetched_keys(request, client).find(header.kid, header.alg)
 
-    def _fetched_keys(self, client: OAuthClient, may_fetch: MayFetch) -> FetchedKeys:
-        judge = self._judges[client.source]
-        place = (client.keys_url, client.source)
-        keys = self._keys.get(place)
+    def _fetched_keys(self, request: HttpRequest, client: OAuthClient) -> FetchedKeys:
+        known = self._keys[client.source]
+        keys = known.get(client.keys_url)
         if keys is None:
-            if client.source != "given" and not may_fetch():
+            if client.source != "given" and not self._clients.may_fetch(request):
                 raise Unavailable(TOO_MANY)
-            # Keep keys of configured clients, so that other clients can't cause them to be fetched again.
-            others = [each for each in self._keys if each[1] != "given"]
-            for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
-                del self._keys[each]
-            keys = self._keys[place] = FetchedKeys(client.keys_url, partial(fetch, is_allowed=judge))
+            keys = FetchedKeys(client.keys_url, partial(fetch, is_allowed=self._judges[client.source]))
+            known.keep(client.keys_url, keys)
         return keys
 
 
@@ -282,13 +274,12 @@ class Identities:
 
         Raises:
             OAuthError: The grant isn't valid here.
+            Unavailable: The provider's keys can't be fetched.
         """
         try:
             issuer, claims = await self._open(assertion)
         except InvalidToken as exc:
             raise _invalid_grant(f"The grant is malformed. {exc}") from None
-        except Unavailable as exc:
-            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
         self._check(claims, client)
         if claims.get("cnf") is not None:
             raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")

@@ -15,14 +15,13 @@ from msgspec import Struct
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, HttpRequest, Response, peer_network
+from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
 from millstream._server.functions.description import Names
 from millstream._stores.rates import share_for
-from millstream.auth._authorization_server.answers import OAuthError, check_redirect, reply
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.records import (
     ASSERTED,
@@ -30,10 +29,13 @@ from millstream.auth._authorization_server.records import (
     METHODS,
     REFRESH,
     OAuthClient,
+    OAuthError,
+    check_redirect,
     digest,
     new_secret,
+    reply,
 )
-from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import public_set
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import SingleFlight, Unavailable
@@ -130,7 +132,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     Raises:
         Unavailable: The document is invalid, or describes another client.
     """
-    kind = answer.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    kind = media_type(answer.headers)
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
         raise Unavailable("The client's metadata document is not JSON.")
     try:
@@ -316,12 +318,12 @@ class Clients:
         self._vault = vault
         self._documents = documents
 
-    async def find(self, client_id: str, may_fetch: Callable[[], bool] = lambda: True) -> OAuthClient | None:
+    async def find(self, client_id: str, request: HttpRequest | None = None) -> OAuthClient | None:
         """Return a client; None if the id is unknown.
 
         Args:
             client_id: The client's id.
-            may_fetch: Returns whether the client's metadata document may be fetched now.
+            request: Request that causes the lookup, for the limit on fetches of metadata documents.
 
         Raises:
             Unavailable: The client's document can't be fetched, or none are; the message gives the reason.
@@ -336,20 +338,19 @@ class Clients:
         if "://" in client_id:  # the URL of a metadata document
             if not self._config.metadata_documents:
                 raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
-            return await self._documents.find(client_id, may_fetch)
+            return await self._documents.find(client_id, lambda: request is None or self.may_fetch(request))
         for kind in ("oauth-client", "oauth-new"):
             found = await self._vault.get(f"{kind}:{client_id}", OAuthClient)
             if found is not None:
                 return found
         return None
 
-    def lookups_by(self, request: HttpRequest) -> Callable[[], bool]:
-        """Return a function that counts a fetch for a request, and returns whether it's allowed. At a development
-        server, only callers on this machine may cause one.
+    def may_fetch(self, request: HttpRequest) -> bool:
+        """Count a fetch for a request, and return whether it's allowed. At a development server, only callers on this
+        machine may cause one.
         """
-        return lambda: (
-            (self._config.secure or is_loopback(request.peer)) and self._lookups.report(peer_network(request.peer)) <= 0
-        )
+        here = self._config.secure or is_loopback(request.peer)
+        return here and self._lookups.report(peer_network(request.peer)) <= 0
 
     async def add(self, client: OAuthClient) -> None:
         """Store a new registration. A flood of registrations displaces only unused ones."""
@@ -426,8 +427,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
     Raises:
         OAuthError: The body isn't a JSON object, or is too large.
     """
-    kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if kind != b"application/json":
+    if media_type(request.headers) != b"application/json":
         raise OAuthError("invalid_client_metadata", "Send the metadata as application/json.", 415)
     if len(request.body) > _MAX_BODY:
         raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)

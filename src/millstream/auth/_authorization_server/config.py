@@ -4,7 +4,7 @@ The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose pat
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
@@ -14,10 +14,19 @@ from msgspec import Struct
 from millstream._http.client.fetch import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.answers import check_redirect
-from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, METHODS, REFRESH, OAuthClient, digest
+from millstream.auth._authorization_server.records import (
+    ASSERTED,
+    CLIENT,
+    CODE,
+    METHODS,
+    REFRESH,
+    OAuthClient,
+    check_redirect,
+    digest,
+)
 from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
 from millstream.auth._key_file import check_scopes
+from millstream.auth._method import KnownScopes
 from millstream.auth._tokens import rules_of, several
 from millstream.auth.providers import (
     LoginMethod,
@@ -280,7 +289,7 @@ def places(config: IssuerConfig) -> list[str]:
     return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
 
 
-def metadata(config: IssuerConfig, known: Callable[[], Collection[str]]) -> dict[str, Any]:
+def metadata(config: IssuerConfig, known: KnownScopes) -> dict[str, Any]:
     """Return the metadata document."""
     base = config.base
     scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}

@@ -4,15 +4,17 @@ A code is valid once. Using it again revokes its grant, because one of the two u
 contains its grant's id and its generation, so reuse is detected. The previous generation works for another minute and
 returns the current token, because its response may have been lost, and some clients refresh on several nodes at once.
 After that it's refused, but only an older generation revokes the grant.
+
+Access tokens are signed with keys that are rotated every month.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
 from millstream.auth._authorization_server.records import (
@@ -21,18 +23,154 @@ from millstream.auth._authorization_server.records import (
     Code,
     Grant,
     OAuthClient,
+    OAuthError,
     digest,
     fits,
     new_secret,
 )
-from millstream.auth._authorization_server.signing import TOMBSTONE, TokenSigner, Vault, read
+from millstream.auth._authorization_server.tickets import TOMBSTONE, Vault, read
+from millstream.auth._jose import (
+    PublicKey,
+    load_private_key,
+    new_private_key,
+    public_part,
+    read_keys,
+    select_keys,
+    sign,
+)
+from millstream.auth._method import SingleFlight
 from millstream.auth.providers import User
+
+logger = logging.getLogger("millstream")
+
+SIGNS = 30 * 86_400.0
+"""Seconds for which a key signs tokens."""
+AHEAD = 86_400.0
+"""Seconds for which a key is published before it signs."""
+AFTER = 7200.0
+"""Seconds for which a key is published after it stops signing; exceeds the lifetime of a token."""
+_FRESH = 60.0
+"""Seconds between checks for changes by other workers."""
+_PAUSE = 1.0
+_KEY, _KIND = "oauth-keys:signing", b"oauth signing keys"
+_TTL = 10 * 365 * 86_400.0
+_TRIES = 8
+
+
+class SigningKey(Struct, frozen=True):
+    """A signing key."""
+
+    kid: str
+    key: Mapping[str, Any]
+    """Private key (RFC 7517)."""
+    begins: float
+    """Time from which it signs, until the next key's."""
+
+
+class TokenSigner:
+    """Signs tokens with the current key.
+
+    Keys are created on first use, shared in the store, and rotated every month. A new key is published a day before its
+    first use, and an old one until its tokens have expired, so resource servers can cache the public keys for hours.
+    Stored keys are sealed with the server's key ring, so access to the store isn't enough to sign.
+    """
+
+    def __init__(self, vault: Vault) -> None:
+        # Configuration
+        self._vault = vault
+        # State
+        self._keys: tuple[SigningKey, ...] = ()
+        self._public: list[PublicKey] = []
+        self._looked = float("-inf")
+        self._loaded: dict[str, Any] = {}
+        self._flight = SingleFlight[None]()
+        self.epoch: int = 0
+        """Number that changes when a key is removed."""
+
+    async def sign(self, claims: Mapping[str, Any], typ: str = "at+jwt") -> str:
+        """Return a signed token."""
+        await self._refresh(_FRESH)
+        now = self._vault.clock()
+        # No key may have begun yet, if a worker whose clock is ahead has just created the first one.
+        key = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1]
+        private = self._loaded.get(key.kid)
+        if private is None:
+            private = self._loaded[key.kid] = load_private_key(key.key)
+        return sign(claims, private, key.kid, typ)
+
+    async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
+        """Return the public keys that may have made a signature. Checks for new keys if the id is unknown."""
+        await self._refresh(_FRESH)
+        found = select_keys(self._public, kid, algorithm)
+        if not found:
+            await self._refresh(_PAUSE)
+            found = select_keys(self._public, kid, algorithm)
+        return found
+
+    async def public(self) -> dict[str, Any]:
+        """Return the public key set."""
+        await self._refresh(_FRESH)
+        return {"keys": [public_part(each.key) for each in self._keys]}
+
+    async def _refresh(self, age: float) -> None:
+        now = self._vault.clock()
+        if now - self._looked >= age:
+            await self._flight.run("keys", self._load)
+
+    async def _load(self) -> None:
+        for _ in range(_TRIES):
+            raw, now = await self._vault.kv.get(_KEY), self._vault.clock()
+            kept = self._vault.open(_KIND, raw.decode("latin-1"), tuple[SigningKey, ...]) if raw else None
+            if raw and not kept:
+                logger.warning(
+                    "The token signing keys were sealed with another MILLSTREAM_SECRET_KEY. Created new keys; issued "
+                    "tokens become invalid. To keep tokens valid, don't change MILLSTREAM_SECRET_KEY."
+                )
+            keys = advance(kept or (), now)
+            if keys == kept:
+                self._use(keys, now)
+                return
+            sealed = self._vault.seal(_KIND, keys).encode()
+            if await self._vault.exchange(_KEY, raw, sealed, _TTL):
+                self._use(keys, now)
+                return
+        raise RuntimeError("The token signing keys change too fast to be read.")
+
+    def _use(self, keys: tuple[SigningKey, ...], now: float) -> None:
+        self._looked = now
+        if keys == self._keys:
+            return
+        if {each.kid for each in self._keys} - {each.kid for each in keys}:
+            self.epoch += 1
+        self._keys = keys
+        self._loaded = {}
+        self._public = read_keys({"keys": [public_part(each.key) for each in keys]})
+
+
+def advance(keys: tuple[SigningKey, ...], now: float) -> tuple[SigningKey, ...]:
+    """Return the keys for the time `now`, in the order in which they sign: drop expired keys, and add new ones."""
+    following = (*keys[1:], None)[: len(keys)]
+    kept = tuple(
+        each for each, after in zip(keys, following, strict=True) if after is None or after.begins + AFTER > now
+    )
+    if not kept:
+        return (_make(now),)
+    newest = kept[-1]
+    if now >= newest.begins + SIGNS - AHEAD:
+        return (*kept, _make(max(now + AHEAD, newest.begins + SIGNS)))
+    return kept
+
+
+def _make(begins: float) -> SigningKey:
+    kid = new_secret()[:16]
+    return SigningKey(kid, new_private_key(kid), begins)
+
 
 CODE_SECONDS = 60.0
 GRACE = 60.0
 """Seconds for which a replaced refresh token still works."""
 ENDED = "oauth-ended"
-"""Topic for revocations between workers: the grant's id, a space, and the subject."""
+"""Topic for revocations between workers: the id of the principal."""
 _USED_SECONDS = 3600.0
 _TRIES = 8
 _PREFIX = "mr_"
@@ -74,7 +212,9 @@ class Grants(Struct, frozen=True):
         """Create a code for a request that a user has approved."""
         code = new_secret()
         until = self.vault.clock() + CODE_SECONDS
-        kept = Code(authorization, new_secret()[:22], user.subject, user.name, login, user.since, scopes, until)
+        client, resources = authorization.client, authorization.resources
+        grant = Grant(client, user.subject, user.name, login, scopes, resources, since=user.since)
+        kept = Code(authorization, new_secret()[:22], grant, until)
         await self.vault.put(_code_key(code), kept, _USED_SECONDS)
         return code
 
@@ -98,26 +238,17 @@ class Grants(Struct, frozen=True):
         """
         used = msgspec.structs.replace(kept, used=True)
         if kept.used or not await self.vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
-            raise await self._handle_reuse(kept.grant, kept.subject, "The code has already been used.")
+            raise await self._handle_reuse(kept.id, kept.grant.subject, "The code has already been used.")
         if kept.until < self.vault.clock():
             raise OAuthError("invalid_grant", "The code has expired.")
-        client = await self.clients.find(kept.authorization.client)
+        client = await self.clients.find(kept.grant.client)
         refreshable = client is not None and REFRESH in client.grant_types
         secret = new_secret() if refreshable else ""
-        grant = Grant(
-            kept.authorization.client,
-            kept.subject,
-            kept.name,
-            kept.login,
-            kept.scopes,
-            kept.authorization.resources,
-            digest(secret) if secret else "",
-            kept.since,
-        )
+        grant = msgspec.structs.replace(kept.grant, proof=digest(secret) if secret else "")
         ttl = REFRESH_SECONDS if secret else ACCESS_SECONDS * 2
-        if not await self.vault.exchange(_grant_key(kept.grant), None, grant, ttl):
+        if not await self.vault.exchange(_grant_key(kept.id), None, grant, ttl):
             raise TokenReuse("The code has already been used.", ended=True)
-        return kept.grant, grant, self._refresh_token(kept.grant, 0, secret) if secret else ""
+        return kept.id, grant, self._refresh_token(kept.id, 0, secret) if secret else ""
 
     async def add(self, grant: Grant) -> str:
         """Store a grant for a single access token, and return its id."""
@@ -177,12 +308,15 @@ class Grants(Struct, frozen=True):
         """Revoke a grant. Its tokens become invalid on all workers within a second."""
         # A tombstone makes a concurrent redemption of the code fail.
         await self.vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
-        await self.vault.bus.publish(ENDED, f"{id} {subject}".encode())
+        await self._announce(subject)
 
     async def revoke_token(self, jti: str, subject: str, until: float) -> None:
         """Revoke an access token without a grant."""
         await self.vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self.vault.clock() + 120))
-        await self.vault.bus.publish(ENDED, f"- {subject}".encode())
+        await self._announce(subject)
+
+    async def _announce(self, subject: str) -> None:
+        await self.vault.bus.publish(ENDED, f"{self.config.url} {subject}".encode())
 
     async def is_revoked(self, jti: str) -> bool:
         """Return whether an access token without a grant was revoked."""

@@ -1,7 +1,11 @@
-"""The authorization server: `Issuer` is its configuration, `RunningIssuer` the server in one event loop."""
+"""The authorization server: `Issuer` is its configuration, `RunningIssuer` the server in one event loop.
+
+`IssuerEndpoints` is what it has in common with providers of other libraries.
+"""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any, cast
 
 import msgspec
@@ -16,8 +20,6 @@ from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
-from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.authorize import (
     CONSENT_RATE,
     AuthorizationEndpoint,
@@ -41,18 +43,33 @@ from millstream.auth._authorization_server.config import (
     metadata,
     places,
 )
-from millstream.auth._authorization_server.grants import ENDED, Grants
-from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
-from millstream.auth._authorization_server.records import Grant, OAuthClient
-from millstream.auth._authorization_server.signing import TokenSigner, Vault, pack, read
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, check_here
-from millstream.auth._authorization_server.token import IssuedTokens, TokenEndpoint
-from millstream.auth._authorization_server.users import LOCAL, Accounts, UserFile
+from millstream.auth._authorization_server.grants import ENDED, Grants, TokenSigner
+from millstream.auth._authorization_server.records import Grant, OAuthClient, OAuthError
+from millstream.auth._authorization_server.tickets import (
+    PendingLogin,
+    PendingLogins,
+    Tickets,
+    UpstreamPageMethod,
+    Vault,
+    pack,
+    read,
+)
+from millstream.auth._authorization_server.token import TokenEndpoints
+from millstream.auth._authorization_server.users import LOCAL, Accounts, LoginThrottle, UserFile
 from millstream.auth._jose import TokenRules, judge, scopes_of
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import Identity, NotAdmitted, PageMethod, Prefetchable, Unavailable, prefetch_all
+from millstream.auth._method import (
+    AuthMethod,
+    Identity,
+    KnownScopes,
+    NotAdmitted,
+    Paths,
+    Prefetchable,
+    Unavailable,
+    prefetch_all,
+)
 from millstream.auth._tokens import inclusions, rules_of, several
-from millstream.auth.providers import Callback, LoginMethod, Provider, SignInFailed, User
+from millstream.auth.providers import Callback, LoginMethod, Provider, User
 
 logger = logging.getLogger("millstream")
 
@@ -60,7 +77,7 @@ _TRIES = 8
 _REVOCABLE = ("grant_id", "jti", "client_id")
 """Claims that identify a token or grant for a revocation check."""
 _MAX_RECENT_GRANTS = 20_000
-_ALL_PRINCIPALS = ""
+ALL_PRINCIPALS = ""
 """Marks all principals as revoked, because revocation messages may have been lost."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
@@ -70,7 +87,7 @@ class Issuer(Struct, frozen=True, eq=False):
 
     config: IssuerConfig
 
-    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningIssuer":
+    def bind(self, services: Services, name: str, known: KnownScopes) -> "RunningIssuer":
         """Return the authorization server of a running server.
 
         Args:
@@ -81,7 +98,95 @@ class Issuer(Struct, frozen=True, eq=False):
         return RunningIssuer(self.config, services, name, known)
 
 
-class RunningIssuer(PageMethod):
+class IssuerEndpoints(AuthMethod):
+    """The endpoints of an authorization server, and the revocations that its workers announce."""
+
+    def __init__(self, config: IssuerConfig, vault: Vault) -> None:
+        self.issuers: tuple[str, ...] = (config.url,)
+        self._config = config
+        self._vault = vault
+        self._changes = 0
+        """Number of `epoch` calls that found revocations, from any worker."""
+        self._revoked_since_epoch: set[str] = set()
+        """Ids of principals with grants or tokens revoked since the last `epoch` call."""
+        self._revoked_last_epoch: set[str] = set()
+        self._stop = vault.bus.subscribe(ENDED, self._on_announcement, interrupted=self._on_gap)
+
+    @override
+    def share(self, pool: StoreLimiter) -> None:
+        """See `AuthMethod.share`."""
+        self._vault.pool = pool
+
+    @override
+    def close(self) -> None:
+        """Unsubscribe from announcements."""
+        self._stop()
+
+    @override
+    def epoch(self) -> int:
+        """Return a number that changes with each revocation."""
+        self._changes += bool(self._revoked_since_epoch)
+        self._revoked_last_epoch, self._revoked_since_epoch = self._revoked_since_epoch, set()
+        return self._changes
+
+    @override
+    def holds(self, id: str) -> bool:
+        """Return False for a moment after a revocation, which closes all streams; clients with other valid tokens
+        reconnect.
+        """
+        return self._revoked_last_epoch.isdisjoint((id, ALL_PRINCIPALS))
+
+    def _on_announcement(self, data: bytes) -> None:
+        self._revoked_since_epoch.add(data.decode("utf-8", "replace"))
+
+    def _on_gap(self) -> None:
+        self._on_announcement(ALL_PRINCIPALS.encode())
+
+    # HTTP
+
+    def endpoints(self) -> Paths:
+        """Return handlers by path, without the issuer's path, and method."""
+        raise NotImplementedError
+
+    async def metadata(self, request: HttpRequest) -> Response:
+        """Respond with the metadata of the authorization server."""
+        raise NotImplementedError
+
+    def catch_errors(self, handler: Handler) -> Handler:
+        """Wrap a handler to respond to its errors, such as a store that's unavailable or full."""
+
+        async def answer(request: HttpRequest) -> Response | Sink | None:
+            try:
+                return await handler(request)
+            except OAuthError as exc:
+                return exc.response()
+            except Unavailable as exc:
+                return OAuthError("temporarily_unavailable", str(exc), 503).response()
+            except LocalError as exc:
+                logger.error("%s %s failed: %s", request.method, request.path, exc)
+                return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")
+
+        return answer
+
+    @override
+    def paths(self) -> Paths:
+        """Return handlers by path and method, below the issuer's path and, for proxies that strip it, at the root."""
+        ends = self.endpoints()
+        found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
+        found |= {path: {"GET": self.metadata} for path in places(self._config)}
+        return {
+            path: {method: self.catch_errors(handler) for method, handler in handlers.items()}
+            for path, handlers in found.items()
+        }
+
+    @override
+    def shared_paths(self) -> frozenset[str]:
+        """See `AuthMethod.shared_paths`."""
+        shared = {prefix + each for prefix in {"", self._config.path} for each in SHARED}
+        return frozenset(self.paths().keys() & shared.union(places(self._config)))
+
+
+class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     """A running authorization server, in one event loop.
 
     It's also an auth method of the guard. It verifies its own tokens without network requests. It checks once a minute,
@@ -94,17 +199,14 @@ class RunningIssuer(PageMethod):
 
     recalls = True
 
-    def __init__(
-        self, config: IssuerConfig, services: Services, name: str, known: Callable[[], Collection[str]]
-    ) -> None:
+    def __init__(self, config: IssuerConfig, services: Services, name: str, known: KnownScopes) -> None:
         vault, accounts = Vault(services), Accounts(config)
         self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
         targets = Targets(config, self.resource, lambda: frozenset(known()))
-        throttle, tickets = LoginThrottle(accounts, vault), Tickets(vault, secure=config.secure)
+        tickets = Tickets(vault, secure=config.secure)
         pending_logins = PendingLogins(vault, tickets, config.base)
-        self._config = config
+        super().__init__(config, vault)
         self._accounts = accounts
-        self._throttle = throttle
         self._tickets = tickets
         self._pending_logins = pending_logins
         self._rules = TokenRules(config.url, self.resource, config.implied)
@@ -114,20 +216,17 @@ class RunningIssuer(PageMethod):
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
         self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
-        self.issuers: tuple[str, ...] = (config.url,)
         self.scopes: tuple[str, ...] = config.scopes
         self._clock = vault.clock
-        self._vault = vault
         self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
         self.clients: Clients = Clients(config, vault, Documents(vault.clock, here=not config.secure))
         self.grants: Grants = Grants(config, vault, self.signing, self.clients)
         proof = ClientProof(config, self.clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
-        self._token = TokenEndpoint(
-            config, proof, self.clients, self.grants, targets, accounts, identities=self._identities
+        self._token = TokenEndpoints(
+            config, vault, proof, self.clients, self.grants, self.signing, targets, accounts, self._identities
         )
-        self._issued = IssuedTokens(config, proof, self.grants, self.signing, accounts, self._clock)
         self._registration = registration_endpoint(config, self.clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
@@ -136,21 +235,16 @@ class RunningIssuer(PageMethod):
             AuthorizationRequests(config, self.clients, targets),
             self.grants,
             accounts,
-            throttle=throttle,
+            throttle=LoginThrottle(accounts, vault),
             tickets=tickets,
             pending_logins=pending_logins,
             brand=lambda: (name, self.icon),
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
-        self._revoked_since_epoch: set[str] = set()
-        """Ids of principals with grants or tokens revoked since the last `epoch` call."""
-        self._revoked_last_epoch: set[str] = set()
         self._recent_grants: Recent[str, Grant | None] = Recent(_MAX_RECENT_GRANTS)
         """Principal id -> the most recently used grant; None for clients that act for themselves."""
-        self._changes = 0
         self._announcements = 0
         """Number of announced revocations."""
-        self._stop = vault.bus.subscribe(ENDED, self._on_announcement, interrupted=self._on_gap)
 
     @override
     async def prefetch(self) -> None:
@@ -159,19 +253,9 @@ class RunningIssuer(PageMethod):
         await prefetch_all([self._identities, *upstreams])
 
     @override
-    def share(self, pool: StoreLimiter) -> None:
-        """See `AuthMethod.share`."""
-        self._vault.pool = pool
-
-    @override
     def tell(self, refused: Callable[[str], None]) -> None:
         """See `AuthMethod.tell`."""
         self._vault.refused = refused
-
-    @override
-    def close(self) -> None:
-        """Unsubscribe from announcements."""
-        self._stop()
 
     # AuthMethod
 
@@ -179,7 +263,7 @@ class RunningIssuer(PageMethod):
     async def identify(self, credential: str) -> Identity | None:
         """Return the principal of one of our tokens."""
         try:
-            claims = await self._issued.claims(credential)
+            claims = await self._token.claims(credential)
             found = judge(claims, self._rules, self._clock()) if claims is not None else None
             if claims is None or found is None:
                 return None
@@ -192,10 +276,10 @@ class RunningIssuer(PageMethod):
         return found
 
     async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """See `IssuedTokens.grant_of`. Repeats the check if a revocation was announced while it ran."""
+        """See `TokenEndpoints.grant_of`. Repeats the check if a revocation was announced while it ran."""
         for _ in range(_TRIES):
             announcements = self._announcements
-            grant = await self._issued.grant_of(claims)
+            grant = await self._token.grant_of(claims)
             if announcements == self._announcements:
                 return grant
         raise Unavailable("Too many changes at the moment. Try again later.")
@@ -212,7 +296,7 @@ class RunningIssuer(PageMethod):
         """Return whether a principal may still have a valid token. After one is revoked, return False for a moment,
         which closes all streams; clients with other valid tokens reconnect.
         """
-        if not self._revoked_last_epoch.isdisjoint((id, _ALL_PRINCIPALS)) or id not in self._recent_grants:
+        if not super().holds(id) or id not in self._recent_grants:
             return False
         grant = self._recent_grants[id]
         return grant is None or self._accounts.user_of_grant(grant) is not None
@@ -226,11 +310,8 @@ class RunningIssuer(PageMethod):
     @override
     def epoch(self) -> int:
         """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
-        if self._revoked_since_epoch:
-            self._changes += 1
-        self._revoked_last_epoch, self._revoked_since_epoch = self._revoked_since_epoch, set()
         passwords = self._accounts.passwords
-        return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
+        return super().epoch() + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
     @override
     def revocation_id(self, principal: Principal) -> str:
@@ -246,25 +327,19 @@ class RunningIssuer(PageMethod):
         issuer, _, named = revocation_id.partition(" ")
         if issuer != self._config.url:
             return False
-        return await self._issued.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
+        return await self._token.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
 
+    @override
     def _on_announcement(self, data: bytes) -> None:
         self._announcements += 1
-        self._revoked_since_epoch.add(f"{self._config.url} {data.decode('utf-8', 'replace').partition(' ')[2]}")
-
-    def _on_gap(self) -> None:
-        self._announcements += 1
-        self._revoked_since_epoch.add(_ALL_PRINCIPALS)
+        super()._on_announcement(data)
 
     # PageMethod
 
     @override
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
-        device = self._tickets.device(request, name)
-        user = await self._throttle.check(request.peer, name, password, device=device)
-        if isinstance(user, str):
-            raise NotAdmitted(user, 429 if user == SLOW else 403, wrong=user == WRONG)
+        user = await self._authorize.check_password(request, name, password)
         kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
         return kept, self._tickets.keep_device(name)
 
@@ -279,29 +354,20 @@ class RunningIssuer(PageMethod):
         upstream = self._accounts.upstreams.get(login)
         if upstream is None:
             raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
-        check_here(request, self._config.base, page)
-        try:
-            return await self._pending_logins.begin(request, upstream, page=page)
-        except SignInFailed as exc:
-            raise NotAdmitted(str(exc), 503, wrong=False) from None
+        return await self._pending_logins.begin_for_page(request, upstream, page)
 
-    async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
+    @override
+    async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
+        """Handle an upstream's callback after consent, or to one of our pages."""
         if pending.authorization is not None:
             return await self._authorize.handle_callback(request, pending, pending.authorization, callback)
-        return await self._finish_login(request, pending, callback)
+        return await super().handle_callback(request, pending, callback)
 
-    async def _finish_login(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
-        """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
-        landing = self.landing
-        if landing is None:
-            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-        try:
-            user = await self._accounts.upstreams[pending.login].finish(callback)
-        except SignInFailed as exc:
-            return landing.refuse(request, pending.page, str(exc))
-        who = self._accounts.from_upstream(pending.login, user)
-        grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
-        return landing.complete(request, pending.page, pack(grant))
+    @override
+    async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
+        """See `UpstreamPageMethod.finish_login`."""
+        who = await self._accounts.from_upstream(login, callback)
+        return pack(Grant(self._pages.id, who.subject, who.name, login, who.scopes, (), since=who.since)), inf
 
     @override
     async def recall(self, kept: bytes) -> Identity | None:
@@ -330,52 +396,28 @@ class RunningIssuer(PageMethod):
     # HTTP
 
     @override
-    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return handlers by path and method, below the issuer's path and, for proxies that strip it, at the root."""
+    def endpoints(self) -> Paths:
+        """See `IssuerEndpoints.endpoints`."""
         ends: dict[str, Mapping[str, Handler]] = {
             AUTHORIZE: {"GET": self._authorize.get, "POST": self._authorize.post},
             TOKEN: {"POST": self._token.post},
-            REVOKE: {"POST": self._issued.revoke},
-            INTROSPECT: {"POST": self._issued.introspect},
+            REVOKE: {"POST": self._token.revoke},
+            INTROSPECT: {"POST": self._token.introspect},
             KEYS: {"GET": self._keys},
         }
         if self._config.registration:
             ends[REGISTER] = {"POST": self._registration}
         for name in self._accounts.upstreams:
-            ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self._handle_callback)}
-        found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
-        found |= {path: {"GET": self._metadata} for path in places(self._config)}
-        return {
-            path: {method: _catch_errors(handler) for method, handler in handlers.items()}
-            for path, handlers in found.items()
-        }
+            ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
+        return ends
 
     @override
-    def shared_paths(self) -> frozenset[str]:
-        """See `AuthMethod.shared_paths`."""
-        below = {self._config.path + each for each in SHARED}
-        return frozenset({*SHARED, *below, *places(self._config)})
-
-    async def _metadata(self, request: HttpRequest) -> Response:
+    async def metadata(self, request: HttpRequest) -> Response:
+        """See `IssuerEndpoints.metadata`."""
         return Response(encode(metadata(self._config, self._known)), 200, _PUBLIC)
 
     async def _keys(self, request: HttpRequest) -> Response:
         return Response(encode(await self.signing.public()), 200, _PUBLIC)
-
-
-def _catch_errors(handler: Handler) -> Handler:
-    """Wrap a handler to respond to its errors, such as a store that's unavailable or full."""
-
-    async def answer(request: HttpRequest) -> Response | Sink | None:
-        try:
-            return await handler(request)
-        except OAuthError as exc:
-            return exc.response()
-        except LocalError as exc:
-            logger.error("%s %s failed: %s", request.method, request.path, exc)
-            return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")
-
-    return answer
 
 
 @suggest_keywords

@@ -1,61 +1,142 @@
-"""State of a browser at the authorization server: sealed cookies and form fields, and pending logins.
+"""The authorization server's state: the vault in the store, sealed cookies and form fields, and pending logins.
 
 Cookies and form fields (browser ids, logins, known devices, and requests) are sealed instead of stored, so opening a
 page needs no storage. A form is bound to the browser that it was shown in; other browsers can't submit it.
 """
 
-import hmac
 from collections.abc import Awaitable, Callable
-from hashlib import sha256
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate, StoreLimiter
+from millstream._server.calls.services import Services
+from millstream._stores.base import Bus, Map
+from millstream._stores.rates import share_for
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.answers import OAuthError, Parameters
 from millstream.auth._authorization_server.config import CALLBACK
-from millstream.auth._authorization_server.records import AuthorizationRequest, new_secret
-from millstream.auth._authorization_server.signing import Vault, new_state
-from millstream.auth._method import NotAdmitted
+from millstream.auth._authorization_server.records import (
+    AuthorizationRequest,
+    OAuthError,
+    Parameters,
+    digest,
+    fits,
+    new_secret,
+)
+from millstream.auth._method import NotAdmitted, PageMethod
 from millstream.auth._pages import cookie_of, is_at
 from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
+    SignInFailed,
     UpstreamWithPrompt,
     User,
 )
+
+_MAX_SHARE = 12
+"""Length of a share's name."""
+TOMBSTONE = b"ended"
+"""Value that replaces a revoked entry."""
+
+T = TypeVar("T")
+
+
+class Vault:
+    """Typed values in the store.
+
+    Values that anyone can create without signing in are `lossy`: when the store is full, a flood displaces only values
+    of the same kind, and never a user's grants.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.kv: Map = services.store.kv
+        self.bus: Bus = services.store.bus
+        self.clock: Callable[[], float] = services.clock
+        self.pool: StoreLimiter | None = None
+        """Limiter shared between workers; None with a single worker."""
+        self.refused: Callable[[str], None] = lambda address: None
+        """Called with the address after each failed password or client authentication."""
+
+    def limiter(self, name: str, rate: Rate) -> Limiter:
+        """Return a limiter that workers share."""
+        return Limiter(name, rate, pool=lambda: self.pool)
+
+    async def get(self, key: str, kind: type[T]) -> T | None:
+        """Return a value; None if it's missing or malformed."""
+        return read(await self.kv.get(key), kind)
+
+    async def put(self, key: str, value: Any, ttl: float, *, lossy: bool = False) -> None:
+        """Store a value for `ttl` seconds."""
+        await self.kv.put(key, pack(value), ttl, lossy=lossy)
+
+    async def exchange(self, key: str, before: bytes | None, value: Any, ttl: float, *, lossy: bool = False) -> bool:
+        """Replace a value if it still equals `before`; return whether it did."""
+        return await self.kv.compare_and_set(key, before, pack(value), ttl, lossy=lossy)
+
+    async def take(self, key: str) -> bytes | None:
+        """Remove a value and return its stored bytes. Only one of several concurrent callers gets it."""
+        raw = await self.kv.get(key)
+        taken = raw is not None and await self.kv.compare_and_set(key, raw, None, 1)
+        return raw if taken else None
+
+    async def put_pending(self, kind: str, state: str, login: Struct, ttl: float) -> None:
+        """Seal and store a pending login until `take_pending`. If one owner stores too many, only theirs are dropped.
+
+        Args:
+            kind: Kind of the key in the store.
+            state: See `new_state`.
+            login: The login.
+            ttl: Seconds until it expires.
+        """
+        sealed = self.seal(kind.encode(), login, state.encode())
+        await self.put(_pending_key(kind, state), sealed.encode(), ttl, lossy=True)
+
+    async def take_pending(self, kind: str, state: str, want: type[T]) -> T | None:
+        """Remove and return a pending login; None if there is none with this state."""
+        sealed = await self.take(_pending_key(kind, state))
+        return None if sealed is None else self.open(kind.encode(), sealed.decode("latin-1"), want, state.encode())
+
+    def seal(self, kind: bytes, value: Any, bound: bytes = b"") -> str:
+        """Encode a value as text that only this server can create and read."""
+        return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
+
+    def open(self, kind: bytes, text: str, want: type[T], bound: bytes = b"") -> T | None:
+        """Decode a value that `seal` encoded with the same `kind` and `bound`; return None for any other text."""
+        return read(self._services.ring.open(kind, text, bound), want)
+
+
+def new_state(owner: str) -> str:
+    """Return a new secret that finds the pending login of an owner: a principal, or the network of an address."""
+    return f"{share_for(owner)}.{new_secret()}"
+
+
+def _pending_key(kind: str, state: str) -> str:
+    return f"{kind}:{state.partition('.')[0][:_MAX_SHARE]}.{digest(state)}"
+
+
+def pack(value: Any) -> bytes:
+    """Encode a value."""
+    return value if isinstance(value, bytes) else msgspec.msgpack.encode(value)
+
+
+def read(raw: bytes | None, kind: type[T]) -> T | None:
+    """Decode a value; return None if it's missing or has another type."""
+    if raw is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
 
 QUESTION_SECONDS = 600.0
 DEVICE_SECONDS = 180 * 86_400.0
 PERSON_SECONDS = 8 * 3600.0
 _QUESTION, _PERSON, _DEVICE = b"oauth question", b"oauth person", b"oauth device"
 _MAX = 16 * 1024
-
-
-class ConsentQuestion(Struct, frozen=True):
-    """An authorization request shown to a user."""
-
-    authorization: AuthorizationRequest
-    until: float
-
-
-class BrowserLogin(Struct, frozen=True):
-    """The user signed in in a browser."""
-
-    user: User
-    login: str
-    until: float
-
-
-class Device(Struct, frozen=True):
-    """A browser in which a user has logged in with a password."""
-
-    name: str
-    """Name as typed, case-folded."""
-    id: str
-    until: float
 
 
 class Tickets:
@@ -83,26 +164,20 @@ class Tickets:
 
     def seal_request(self, browser: str, authorization: AuthorizationRequest) -> str:
         """Seal a request for a browser."""
-        question = ConsentQuestion(authorization, self._vault.clock() + QUESTION_SECONDS)
-        return self._vault.seal(_QUESTION, question, browser.encode())
+        return self._seal(_QUESTION, authorization, QUESTION_SECONDS, browser)
 
     def open_request(self, browser: str, sealed: str) -> AuthorizationRequest | None:
         """Return a sealed request; None if it's for another browser or has expired."""
-        if not browser or len(sealed) > _MAX:
-            return None
-        question = self._vault.open(_QUESTION, sealed, ConsentQuestion, browser.encode())
-        return question.authorization if question is not None and question.until > self._vault.clock() else None
+        return self._open(_QUESTION, sealed, AuthorizationRequest, browser) if browser else None
 
-    def person(self, request: HttpRequest) -> BrowserLogin | None:
-        """Return the user signed in in the browser, if any."""
-        sealed = cookie_of(request, self._person_name)
-        found = self._vault.open(_PERSON, sealed, BrowserLogin) if 0 < len(sealed) <= _MAX else None
-        return found if found is not None and found.until > self._vault.clock() else None
+    def person(self, request: HttpRequest) -> tuple[User, str] | None:
+        """Return the user signed in in the browser and their login method, if any."""
+        return self._open(_PERSON, cookie_of(request, self._person_name), tuple[User, str])
 
     def keep(self, user: User, login: str) -> bytes:
         """Return the header line that stores a login in the browser."""
-        person = BrowserLogin(user, login, self._vault.clock() + PERSON_SECONDS)
-        return self._cookie(self._person_name, self._vault.seal(_PERSON, person), PERSON_SECONDS)
+        sealed = self._seal(_PERSON, (user, login), PERSON_SECONDS)
+        return self._cookie(self._person_name, sealed, PERSON_SECONDS)
 
     def forget(self) -> bytes:
         """Return the header line that deletes the login."""
@@ -110,30 +185,26 @@ class Tickets:
 
     def device(self, request: HttpRequest, name: str) -> str:
         """Return the device id of the browser; empty if the user with this name hasn't logged in there before."""
-        sealed = cookie_of(request, self._device_name)
-        found = self._vault.open(_DEVICE, sealed, Device) if 0 < len(sealed) <= _MAX else None
-        known = found is not None and found.name == name.casefold() and found.until > self._vault.clock()
-        return found.id if found is not None and known else ""
+        found = self._open(_DEVICE, cookie_of(request, self._device_name), tuple[str, str])
+        return found[1] if found is not None and found[0] == name.casefold() else ""
 
     def keep_device(self, name: str) -> bytes:
         """Return the header line that makes a browser a known device for this name."""
-        device = Device(name.casefold(), new_secret()[:22], self._vault.clock() + DEVICE_SECONDS)
-        return self._cookie(self._device_name, self._vault.seal(_DEVICE, device), DEVICE_SECONDS)
+        sealed = self._seal(_DEVICE, (name.casefold(), new_secret()[:22]), DEVICE_SECONDS)
+        return self._cookie(self._device_name, sealed, DEVICE_SECONDS)
+
+    def _seal(self, kind: bytes, value: Any, seconds: float, bound: str = "") -> str:
+        """Seal a value that expires."""
+        return self._vault.seal(kind, (self._vault.clock() + seconds, pack(value)), bound.encode())
+
+    def _open(self, kind: bytes, sealed: str, want: type[T], bound: str = "") -> T | None:
+        found = self._vault.open(kind, sealed, tuple[float, bytes], bound.encode()) if len(sealed) <= _MAX else None
+        return read(found[1], want) if found is not None and found[0] > self._vault.clock() else None
 
     def _cookie(self, name: str, value: str, seconds: float) -> bytes:
         # Lax, because users come from pages of clients and upstreams.
         flags = f"Path=/; Max-Age={seconds:.0f}; HttpOnly; SameSite=Lax{self._flags}"
         return f"set-cookie: {name}={value}; {flags}\r\n".encode("ascii")
-
-
-def same_browser(kept: str, browser: str) -> bool:
-    """Return whether a browser id matches its stored form."""
-    return bool(browser) and hmac.compare_digest(kept, name_of(browser))
-
-
-def name_of(browser: str) -> str:
-    """Return the stored form of a browser id."""
-    return sha256(browser.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
@@ -213,9 +284,23 @@ class PendingLogins:
             raise ValueError(
                 f"state_data of {target.name} has {len(redirect.state_data)} bytes; the maximum is {_MAX_STATE_BYTES}."
             )
-        pending = PendingLogin(name_of(browser), target.name, redirect.state_data, authorization, page)
+        pending = PendingLogin(digest(browser), target.name, redirect.state_data, authorization, page)
         await self._vault.put_pending(_PENDING_KIND, state, pending, _PENDING_SECONDS)
         return pages.lead_on(redirect.url, target.label, cookie)
+
+    async def begin_for_page(self, request: HttpRequest, target: RedirectTarget, page: str) -> Response:
+        """Return the page that redirects a browser to an upstream, which returns to a page of this server.
+
+        Raises:
+            NotAdmitted: The upstream isn't available, or the browser uses another host, such as another name of this
+                machine.
+        """
+        if not is_at(request, self._base):
+            raise NotAdmitted(f"You can only sign in at {self._base}{page}. Open that address.", 400, wrong=False)
+        try:
+            return await self.begin(request, target, page=page)
+        except SignInFailed as exc:
+            raise NotAdmitted(str(exc), 503, wrong=False) from None
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
         """Return the handler of a callback, which calls `arrive` for a valid state."""
@@ -228,7 +313,7 @@ class PendingLogins:
             pending = await self._vault.take_pending(_PENDING_KIND, given.get("state"), PendingLogin)
             if pending is None or pending.login != name or given.repeated:
                 return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-            if not same_browser(pending.browser, self._tickets.known_browser(request)):
+            if not fits(self._tickets.known_browser(request), pending.browser):
                 return pages.wrong("Start again", TOO_OLD, 403, up="../../")
             return await arrive(request, pending, Callback(given.values(), self._callback(name), pending.state_data))
 
@@ -238,11 +323,24 @@ class PendingLogins:
         return f"{self._base}{CALLBACK}{name}"
 
 
-def check_here(request: HttpRequest, base: str, page: str) -> None:
-    """Check that the browser uses the host of the callback.
+class UpstreamPageMethod(PageMethod):
+    """A method whose users sign in to the pages at an upstream."""
 
-    Raises:
-        NotAdmitted: The browser uses another host, such as another name of this machine.
-    """
-    if not is_at(request, base):
-        raise NotAdmitted(f"You can only sign in at {base}{page}. Open that address.", 400, wrong=False)
+    async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
+        """Return the content and maximum lifetime of a cookie for the user who returned from a login.
+
+        Raises:
+            SignInFailed: The login failed.
+        """
+        raise NotImplementedError
+
+    async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
+        """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
+        landing = self.landing
+        if landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+        try:
+            kept, seconds = await self.finish_login(pending.login, callback)
+        except SignInFailed as exc:
+            return landing.refuse(request, pending.page, str(exc))
+        return landing.complete(request, self, pending.page, kept, seconds)

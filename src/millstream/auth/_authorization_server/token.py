@@ -13,28 +13,57 @@ from msgspec import Struct
 
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
-from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
 from millstream.auth._authorization_server.authorize import Targets
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.grants import Grants, TokenReuse
-from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
-from millstream.auth._authorization_server.signing import TokenSigner
+from millstream.auth._authorization_server.grants import Grants, TokenReuse, TokenSigner
+from millstream.auth._authorization_server.records import (
+    ASSERTED,
+    CLIENT,
+    CODE,
+    REFRESH,
+    Grant,
+    OAuthClient,
+    OAuthError,
+    Parameters,
+    form_of,
+    reply,
+)
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._authorization_server.users import Accounts
-from millstream.auth._jose import InvalidToken, read_header, verify_any
+from millstream.auth._jose import read_claims
 from millstream.auth.providers import User
 
+_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+"""Syntax of a code verifier (RFC 7636 §4.1)."""
+_Answer = Mapping[str, object]
 
-class IssuedTokens(Struct, frozen=True):
-    """The introspection and revocation endpoints, and the guard's check of our own tokens."""
+
+async def read_token(request: HttpRequest, proof: ClientProof) -> tuple[OAuthClient, str]:
+    """Return the authenticated client of a request, and the token that it names."""
+    form = form_of(request)
+    client = await proof.client(request, form)
+    token = form.get("token")
+    if not token:
+        raise OAuthError("invalid_request", "token is missing.")
+    return client, token
+
+
+class TokenEndpoints(Struct, frozen=True):
+    """The endpoints for tokens, and the guard's check of our own tokens."""
 
     config: IssuerConfig
+    vault: Vault
     proof: ClientProof
+    clients: Clients
     grants: Grants
     signing: TokenSigner
+    targets: Targets
     accounts: Accounts
-    clock: Callable[[], float]
+    identities: Identities
+
+    # Issued tokens
 
     async def grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
         """Return the grant of an access token, True for a token without one, or False if it was revoked."""
@@ -48,22 +77,13 @@ class IssuedTokens(Struct, frozen=True):
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active. Configured clients may query any token, others only their own."""
-        client, token = await self._read(request)
+        client, token = await read_token(request, self.proof)
         if client.method == "none":
             raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
         said = await self._claims_of(token)
         if said is None or (client.source != "given" and said["client_id"] != client.id):
             return reply({"active": False})
         return reply({"active": True, **said})
-
-    async def _read(self, request: HttpRequest) -> tuple[OAuthClient, str]:
-        """Return the authenticated client of a request, and the token that it names."""
-        form = form_of(request)
-        client = await self.proof.client(request, form)
-        token = form.get("token")
-        if not token:
-            raise OAuthError("invalid_request", "token is missing.")
-        return client, token
 
     async def _claims_of(self, token: str) -> dict[str, Any] | None:
         found = await self.grants.find(token)
@@ -79,24 +99,18 @@ class IssuedTokens(Struct, frozen=True):
                 "token_type": "refresh_token",
             }
         claims = await self.claims(token)
-        if claims is None or claims["exp"] <= self.clock() or await self.grant_of(claims) is False:
+        if claims is None or claims["exp"] <= self.vault.clock() or await self.grant_of(claims) is False:
             return None
         return {**claims, "token_type": "Bearer"}
 
     async def claims(self, token: str) -> dict[str, Any] | None:
         """Return the claims of one of our access tokens, expired or not; None for any other text."""
-        try:
-            header = read_header(token)
-        except InvalidToken:
-            return None
-        if header.alg != "ES256" or header.typ != "at+jwt":
-            return None
-        claims = verify_any(token, await self.signing.find(header.kid, header.alg), header.alg)
+        claims = await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
         return claims if claims is not None and claims.get("iss") == self.config.url else None
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Succeeds for unknown tokens, too."""
-        await self._revoke(*await self._read(request))
+        await self._revoke(*await read_token(request, self.proof))
         return reply({})
 
     async def _revoke(self, client: OAuthClient, token: str) -> None:
@@ -114,22 +128,7 @@ class IssuedTokens(Struct, frozen=True):
         else:
             await self.grants.revoke_token(str(claims["jti"]), str(claims["sub"]), float(claims["exp"]))
 
-
-_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-"""Syntax of a code verifier (RFC 7636 §4.1)."""
-_Answer = Mapping[str, object]
-
-
-class TokenEndpoint(Struct, frozen=True):
-    """The token endpoint."""
-
-    config: IssuerConfig
-    proof: ClientProof
-    clients: Clients
-    grants: Grants
-    targets: Targets
-    accounts: Accounts
-    identities: Identities
+    # The token endpoint
 
     async def post(self, request: HttpRequest) -> Response:
         """Return a token."""
@@ -153,7 +152,7 @@ class TokenEndpoint(Struct, frozen=True):
             return reply(await give(client, form))
         except TokenReuse as exc:
             if exc.ended:  # log once per grant, so that repeated attempts don't fill the log
-                self.grants.vault.refused(request.peer)
+                self.vault.refused(request.peer)
             raise
 
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:

@@ -6,7 +6,7 @@ PKCE, client secrets, and the rate of failures per address.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,20 +15,10 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, HttpRequest, Response
-from millstream._limits.limiters import StoreLimiter
+from millstream._http.message import Handler, HttpRequest, Response, Sink
 from millstream._override import override
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.answers import (
-    OAuthError,
-    Parameters,
-    form_of,
-    is_identified,
-    reply,
-    see,
-    shown_host,
-)
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.clients import (
@@ -47,11 +37,26 @@ from millstream.auth._authorization_server.config import (
     IssuerConfig,
     canonical,
     metadata,
-    places,
 )
-from millstream.auth._authorization_server.records import CODE, REFRESH, OAuthClient, digest, new_secret
-from millstream.auth._authorization_server.signing import Vault
-from millstream.auth._authorization_server.token import check_redirect, check_verifier
+from millstream.auth._authorization_server.grants import ENDED
+from millstream.auth._authorization_server.records import (
+    CODE,
+    REFRESH,
+    OAuthClient,
+    OAuthError,
+    Parameters,
+    digest,
+    form_of,
+    is_identified,
+    new_secret,
+    reply,
+    see,
+    shown_host,
+)
+from millstream.auth._authorization_server.server import ALL_PRINCIPALS, IssuerEndpoints
+from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth._authorization_server.token import check_redirect, check_verifier, read_token
+from millstream.auth._method import KnownScopes, Paths, Unavailable
 from millstream.auth.providers import Provider
 from millstream.compat.fastmcp._auth import (
     AuthorizationParams,
@@ -64,9 +69,6 @@ logger = logging.getLogger("millstream")
 
 METHODS = ("none", "client_secret_basic", "client_secret_post")
 _NOT_SERVED = ("jwks_uri", "introspection_", "authorization_response_iss")
-_REVOKED = "oauth-revoked"
-"""Topic of revocations between workers: the id of the principal, or `_UNKNOWN`."""
-_UNKNOWN = ""
 _CODE_SECONDS = 3600.0
 """Seconds for which a used code is stored."""
 
@@ -94,7 +96,7 @@ class ServedProvider:
         )
         """Paths of the endpoints, for applications that mount the server at single paths."""
 
-    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningProvider":
+    def bind(self, services: Services, name: str, known: KnownScopes) -> "RunningProvider":
         """Return the endpoints of one running server."""
         settings = self._settings
         origin = "://".join(urlsplit(self.issuer)[:2])
@@ -117,82 +119,41 @@ class ServedProvider:
         return RunningProvider(self._provider, settings, plan, Vault(services))
 
 
-class RunningProvider(VerifierMethod):
+class RunningProvider(IssuerEndpoints, VerifierMethod):
     """A provider with its endpoints, as an auth method of the guard."""
 
     def __init__(self, provider: Any, settings: Any, plan: IssuerConfig, vault: Vault) -> None:
-        super().__init__(ProviderTokenVerifier(provider), settings)
-        # Configuration
+        VerifierMethod.__init__(self, ProviderTokenVerifier(provider), settings)
+        IssuerEndpoints.__init__(self, plan, vault)
         self.resource = plan.audience
-        self.issuers = (plan.url,)
         self._provider = provider
         self._settings = settings
-        self._plan = plan
-        self._vault = vault
         clients = Clients(plan, vault, None)
         self._targets = _Targets(plan, self.resource, frozenset)
         self._asking = AuthorizationRequests(plan, clients, self._targets)
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
-        # State
         self._registrations = vault.limiter("register", RATE)
-        self._changes = 0
-        """Number of `epoch` calls that found revocations, from any worker."""
-        self._ended: set[str] = set()
-        """Principals with a token revoked since the last `epoch`; `_UNKNOWN` if the owner isn't known."""
-        self._just_ended: set[str] = set()
-        self._stop = vault.bus.subscribe(
-            _REVOKED,
-            lambda data: self._ended.add(data.decode("utf-8", "replace")),
-            interrupted=lambda: self._ended.add(_UNKNOWN),
-        )
 
     @override
-    def epoch(self) -> int:
-        """Return a number that changes with each revocation."""
-        self._changes += bool(self._ended)
-        self._just_ended, self._ended = self._ended, set()
-        return self._changes
-
-    @override
-    def holds(self, id: str) -> bool:
-        """Return False once after a revocation, which closes streams; clients with another valid token reconnect."""
-        return self._just_ended.isdisjoint((id, _UNKNOWN))
-
-    @override
-    def share(self, pool: StoreLimiter) -> None:
-        """See `AuthMethod.share`."""
-        self._vault.pool = pool
-
-    @override
-    def close(self) -> None:
-        """Unsubscribe from revocations."""
-        self._stop()
-
-    @override
-    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return the handlers by path and method."""
-        ends: dict[str, dict[str, Callable[[HttpRequest], Awaitable[Response]]]] = {
+    def endpoints(self) -> Paths:
+        """See `IssuerEndpoints.endpoints`."""
+        ends: dict[str, Mapping[str, Handler]] = {
             AUTHORIZE: {"GET": self._authorize, "POST": self._authorize},
             TOKEN: {"POST": self._token},
         }
-        if self._plan.registration:
+        if self._config.registration:
             ends[REGISTER] = {"POST": self._register}
         if self._revokes:
             ends[REVOKE] = {"POST": self._revoke}
-        found = {prefix + path: each for prefix in {"", self._plan.path} for path, each in ends.items()}
-        found |= {path: {"GET": self._metadata} for path in places(self._plan)}
-        return {path: {method: _catch_errors(each) for method, each in by.items()} for path, by in found.items()}
+        return ends
 
     @override
-    def shared_paths(self) -> frozenset[str]:
-        """See `AuthMethod.shared_paths`."""
-        return frozenset(path for path in self.paths() if not path.endswith(AUTHORIZE))
-
-    async def _metadata(self, request: HttpRequest) -> Response:
+    async def metadata(self, request: HttpRequest) -> Response:
+        """See `IssuerEndpoints.metadata`."""
         said = {
             name: value
-            for name, value in metadata(self._plan, frozenset).items()
+            for name, value in metadata(self._config, frozenset).items()
             if not name.startswith(_NOT_SERVED) and not name.endswith("signing_alg_values_supported")
         }
         said |= {"grant_types_supported": [CODE, REFRESH], "token_endpoint_auth_methods_supported": METHODS}
@@ -204,17 +165,36 @@ class RunningProvider(VerifierMethod):
             said["service_documentation"] = str(self._settings.service_documentation_url)
         return reply(said)
 
+    @override
+    def catch_errors(self, handler: Handler) -> Handler:
+        """Wrap a handler to respond to its errors, including those of the provider."""
+
+        async def answer(request: HttpRequest) -> Response | Sink | None:
+            try:
+                return await handler(request)
+            except (OAuthError, Unavailable):
+                raise
+            except Exception as exc:
+                refusal = _refusal(exc)
+                if refusal is None:
+                    logger.exception("%s %a failed: the provider raised an exception", request.method, request.path)
+                    text = "The server failed to process the request. Try again later."
+                    refusal = OAuthError("server_error", text, 500)
+                return refusal.response()
+
+        return super().catch_errors(answer)
+
     # The browser
 
     async def _authorize(self, request: HttpRequest) -> Response:
         given = Parameters(request.query) if request.method in ("GET", "HEAD") else form_of(request)
         try:
-            client, asked = await self._asking.read(given, lambda: False)
+            client, asked = await self._asking.read(given, request)
         except NotAClient as exc:
             raise OAuthError("invalid_request", str(exc)) from None
         except NotGranted as exc:
             # Anyone can register, so an automatic redirect would make this server an open redirector.
-            if self._plan.registration and is_identified(exc.redirect):
+            if self._config.registration and is_identified(exc.redirect):
                 return pages.stop(exc.answer, shown_host(exc.redirect), str(exc))
             return exc.answer
         state = given.get("state") or None
@@ -295,11 +275,7 @@ class RunningProvider(VerifierMethod):
         return await self._provider.exchange_refresh_token(theirs, found, scopes)
 
     async def _revoke(self, request: HttpRequest) -> Response:
-        form = form_of(request)
-        client = await self._proof.client(request, form)
-        token = form.get("token")
-        if not token:
-            raise OAuthError("invalid_request", "token is missing.")
+        client, token = await read_token(request, self._proof)
         theirs = await self._theirs(client)
         found = await self._provider.load_access_token(token)
         accessed = found is not None
@@ -309,7 +285,7 @@ class RunningProvider(VerifierMethod):
             await self._provider.revoke_token(found)
             subject = getattr(found, "subject", None)
             # A provider may revoke related tokens, too, and a refresh token may not name its owner.
-            await self._vault.bus.publish(_REVOKED, str(subject or (client.id if accessed else _UNKNOWN)).encode())
+            await self._vault.bus.publish(ENDED, str(subject or (client.id if accessed else ALL_PRINCIPALS)).encode())
         return reply({})
 
     async def _register(self, request: HttpRequest) -> Response:
@@ -397,19 +373,3 @@ def _refusal(exc: Exception) -> OAuthError | None:
     """Return the OAuth error for a provider's exception, ours or the SDK's; None for other exceptions."""
     error = getattr(exc, "error", None)
     return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None
-
-
-def _catch_errors(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Handler:
-    async def answer(request: HttpRequest) -> Response:
-        try:
-            return await handler(request)
-        except OAuthError as exc:
-            return exc.response()
-        except Exception as exc:
-            refusal = _refusal(exc)
-            if refusal is None:
-                logger.exception("%s %a failed: the provider raised an exception", request.method, request.path)
-                refusal = OAuthError("server_error", "The server failed to process the request. Try again later.", 500)
-            return refusal.response()
-
-    return answer

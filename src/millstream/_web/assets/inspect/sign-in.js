@@ -22,7 +22,7 @@ import { forgetKey, openSettings } from "./settings.js";
 
 const AWAY = "millstream.inspect.away"; // the place before the sign-in redirect
 
-/** Whether signing in, or requesting more scopes, would resolve an error of another server. */
+/** Whether signing in, or requesting more scopes, would resolve an error from another server. */
 export const asksToSignIn = ({ status, challenge }) =>
   status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
 

@@ -206,7 +206,7 @@ export class Client {
     } else this.#pending.get(message.id)?.(message, how);
   }
 
-  /** Answer a request of the server. */
+  /** Answer a request from the server. */
   async #reply({ id, method, params }) {
     let reply;
     try {

@@ -14,7 +14,7 @@ const NAME_PARAMS = {
   "tasks/cancel": "taskId"
 };
 
-/** A JSON-RPC error of the server. */
+/** A JSON-RPC error from the server. */
 export class RpcError extends Error {
   constructor({ code, message, data }, { status = 200, headers = {} } = {}) {
     super(message);
@@ -94,7 +94,7 @@ export async function httpError(response) {
 export const headersOf = (headers) => Object.fromEntries(headers.entries());
 
 // Streamable HTTP: each message is a POST, and its response is JSON or a stream. The handshake era adds a session and a
-// stand-alone stream for messages of the server.
+// stand-alone stream for server messages.
 
 const MAX_RESUMES = 20;
 
