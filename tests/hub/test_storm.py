@@ -12,8 +12,15 @@ from millstream.hub import Hub
 from millstream.hub._event import position_id
 from millstream.hub._reader import SharedReads
 from millstream.hub._replay import REPLAYS
+from patience import WAIT
 
 pytestmark = pytest.mark.many
+
+
+@pytest.fixture(autouse=True)
+def long_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine, a storm takes longer than pages are cached."""
+    monkeypatch.setattr("millstream.hub._reader.CACHE_SECONDS", WAIT)
 
 
 class CountedStore(DelayedStore):

@@ -394,13 +394,13 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
         async with open_worker(f"rediss://localhost:{port}?ca={cert}&cert={cert}&key={key}") as store:
             positions = await append(store, STREAM, b"event")
             assert (await store.log.newest(STREAM, 1))[0].position == positions[0]
-        monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)
-        for url, why in (
-            (f"rediss://localhost:{port}", "isn't trusted: self-signed certificate.*set ca= to the file"),
-            (f"rediss://127.0.0.1:{port}?ca={cert}", "isn't trusted: IP address mismatch.*use the host name"),
-            (f"rediss://localhost:{port}?ca={cert}", "can't be reached"),
-            (f"redis://localhost:{port}", "requires TLS, start the URL with rediss"),
+        for url, why, seconds in (
+            (f"rediss://localhost:{port}", "isn't trusted: self-signed certificate.*set ca= to the file", WAIT),
+            (f"rediss://127.0.0.1:{port}?ca={cert}", "isn't trusted: IP address mismatch.*use the host name", WAIT),
+            (f"rediss://localhost:{port}?ca={cert}", "can't be reached", 0.5),
+            (f"redis://localhost:{port}", "requires TLS, start the URL with rediss", 2.0),
         ):
+            monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", seconds)
             with pytest.raises(LocalError, match=why):
                 async with open_worker(url):
                     pass
