@@ -12,7 +12,7 @@ _PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 _PACKAGES = {
     "apache2": "apache2-bin",
     "cc": "gcc libc6-dev",
-    "chromium": "chromium",
+    "chromium-headless-shell": "chromium",
     "go": "golang-go",
     "haproxy": "haproxy",
     "nginx": "nginx",

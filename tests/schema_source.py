@@ -1,8 +1,8 @@
 """Items without a function."""
 
 from millstream._protocol.json_schema import Schema
-from millstream._protocol.param_headers import find_annotations
-from millstream._server.features.hooks import Run
+from millstream._protocol.metadata import find_annotations
+from millstream._server.features import Run
 from millstream._server.features.sources import ItemSource
 from millstream._server.functions.engine import SchemaCheck, output_from_schema
 from millstream._server.functions.plan import read_checked

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from millstream._stores.base import PAGE_BYTES, Entry, Position, StoreUnavailable
-from millstream._stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryStore, UsageCounter
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.tail import Topics
-from millstream._stores.tally import UsageCounter
 
 
 class SharedStore:

@@ -21,7 +21,7 @@ from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpLimits
 from millstream._http.server import Endpoints
 from millstream._stores.memory.store import MemoryStore
-from millstream._transports.websocket.route import WebSocketRoute
+from millstream._transports.websocket import WebSocketRoute
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
 

@@ -16,9 +16,9 @@ from millstream._stores import open_store
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Position, Store
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
+from millstream._stores.memory.store import UsageCounter
 from millstream._stores.store import BackendStore
 from millstream._stores.tail import Tail
-from millstream._stores.tally import UsageCounter
 from nats_parts import NatsBacking
 from patience import WAIT
 from property_settings import NIGHTLY

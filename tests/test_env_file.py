@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.serve import read_file
 from millstream._files import EnvFileError, read_env, read_env_file
 from millstream.agent import ConfigurationError

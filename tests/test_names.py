@@ -20,7 +20,6 @@ NOUNS = {
     "Greeting": "a noun: the first message on a connection",
     "Reading": "a noun: the value of a metric at one time",
     "client/_oauth/signing.py": "the practice of signing proofs",
-    "extensions/events/_feed.py": "a noun that ends in -ed",
     "testing.py": "the usual name of a module for tests",
 }
 """Names that look like participles, and why they stay."""

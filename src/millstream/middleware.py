@@ -1,5 +1,5 @@
 """Middleware: hooks around requests. See `Middleware`, and ``Server(middleware=[…])``."""
 
-from millstream._server.features.hooks import ListRequest, MessageRequest, Middleware, Next, Request
+from millstream._server.features import ListRequest, MessageRequest, Middleware, Next, Request
 
 __all__ = ["ListRequest", "MessageRequest", "Middleware", "Next", "Request"]

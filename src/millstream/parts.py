@@ -21,7 +21,7 @@ from millstream._http.message import Handler, HttpRequest, Response, header_line
 from millstream._parts import Host, Part, Route
 from millstream._server.calls.call import Call, check_scopes, granted_scopes
 from millstream._server.calls.services import ServerChange, Services
-from millstream._server.features.hooks import Hooks, Run
+from millstream._server.features import Hooks, Run
 from millstream._server.features.registry import RegisteredExtension
 from millstream._server.features.resources import Pattern, Prompt, Readable, Resource, Template
 from millstream._server.features.sources import Item, ItemSource, Read, require_scopes

@@ -52,6 +52,8 @@ from millstream._protocol.metadata import (
     VERSION_KEY,
     Implementation,
     declares,
+    decode_name,
+    find_annotations,
 )
 from millstream._protocol.notifications import (
     NOTIFICATIONS,
@@ -73,10 +75,9 @@ from millstream._protocol.notifications import (
     TemplateDescription,
     ToolDescription,
 )
-from millstream._protocol.param_headers import decode_name, find_annotations
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE, REGISTRY_SCHEMA, Revision
-from millstream._protocol.rounds import InputRequired
+from millstream._protocol.sealed import InputRequired
 from millstream._protocol.skills import (
     DIRECTORY,
     MAX_SKILL_BYTES,

@@ -27,6 +27,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.changes import Claim, read_again
+from millstream._stores.memory.store import UsageCounter
 from millstream._stores.rates import (
     MARK_BYTES,
     Charge,
@@ -38,7 +39,6 @@ from millstream._stores.rates import (
     owner_for,
 )
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.tally import UsageCounter
 from millstream._stores.workers import expire
 
 __all__ = [

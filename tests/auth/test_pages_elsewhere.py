@@ -10,10 +10,12 @@ from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuing_world import KnownUsers
 from millstream import auth
-from millstream.auth._sign_in import LIFETIME
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
 from processes import free_port
 from wire import Reply
+
+LIFETIME = 12 * 3600
+"""Seconds that a sign-in cookie is valid."""
 
 
 class Elsewhere:

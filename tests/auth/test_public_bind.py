@@ -7,7 +7,7 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings, auth
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import check_public
 from millstream._config import VariableError
 from millstream._protocol.errors import LocalError

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from guard_peer import echo, make_endpoints
 from http_peer import request, serve
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import Certificate
 from millstream._config import Settings
 from patience import WAIT

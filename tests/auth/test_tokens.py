@@ -21,8 +21,10 @@ from issuer_world import (
     token,
 )
 from millstream import auth
-from millstream.auth._jose import LEEWAY
 from wire import request
+
+LEEWAY = 60.0
+"""Seconds that clocks may differ."""
 
 PING = request("ping", id=5)
 METADATA = "https://mcp.example.com/.well-known/oauth-protected-resource/mcp"

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from cases import for_each
 from command_line import CliRunner, Result
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli import applications as launch
 from millstream._cli import install as command
 from millstream._cli.applications import APPLICATIONS, System

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from millstream._app.server_process import CommandError
 from millstream._app.server_process import listen_sockets as listening
-from millstream._app.server_process.errors import CommandError
 
 
 @pytest.mark.parametrize(

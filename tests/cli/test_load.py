@@ -7,7 +7,7 @@ import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs 
 import pytest
 
 from cases import for_each
-from millstream._app.server_process.errors import CommandError, report
+from millstream._app.server_process import CommandError, report
 from millstream._cli.load import load, split_target
 from patience import WAIT
 

@@ -13,7 +13,7 @@ import pytest
 
 from command_line import CliRunner
 from millstream import Client
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli import dev as dev_command
 from millstream._cli.program import program
 from millstream._cli.serve import without_packages

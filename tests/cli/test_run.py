@@ -20,7 +20,7 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import listen
 from millstream._app.server_process.over_http import run_program
 from millstream._cli import main, plain_http, plain_stdio

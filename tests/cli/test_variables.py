@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import millstream._cli.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli import main
 from millstream._cli.load import load
 

@@ -10,7 +10,7 @@ from cases import for_each
 from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
-from millstream.client._blocking_client import BlockingClient
+from millstream.client._client import BlockingClient
 from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
 from millstream.client._negotiation import Options
 from millstream.client._questions import Question

@@ -27,19 +27,18 @@ from millstream.client._oauth import (
     Registration,
     StoredCredentials,
     Tokens,
-    discovery,
+    endpoints,
 )
-from millstream.client._oauth.discovery import (
+from millstream.client._oauth.endpoints import (
     MAX_LENGTH,
     IssuerMetadata,
     fetch,
+    method_of,
     parse_secure,
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.endpoints import method_of
-from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.grants import Loopback, answer_of, code_of
+from millstream.client._oauth.flow import Loopback, OAuth, answer_of, code_of
 from patience import WAIT
 
 ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
@@ -61,7 +60,7 @@ def test_quoted_challenges_are_parsed() -> None:
 
 def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_challenges("Bearer " + "a" * MAX_LENGTH).schemes == frozenset()
-    monkeypatch.setattr(discovery, "MAX_LENGTH", 1 << 20)
+    monkeypatch.setattr(endpoints, "MAX_LENGTH", 1 << 20)
     for part in ("a", "a=", '"', '\\"', " ", "a \t", 'a="', "a=\\"):
         read = read_challenges(f'Bearer x="y", {part * ((1 << 20) // len(part) - 32)}')
         assert ("bearer" in read.schemes, read.parameters["x"]) == (True, "y")

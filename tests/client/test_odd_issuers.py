@@ -20,8 +20,7 @@ from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
 from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
-from millstream.client._oauth.flow import default_store
-from millstream.client._oauth.grants import Loopback, answer_of
+from millstream.client._oauth.flow import Loopback, answer_of, default_store
 from patience import WAIT
 
 GOOD = {"access_token": "good", "token_type": "Bearer"}

@@ -19,7 +19,6 @@ from millstream._http.client.url import parse
 from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
 from millstream.client._oauth import Registration
-from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.signing import assertion
 
 NIGHTLY = ECKey.generate_key("P-256")
@@ -43,7 +42,7 @@ def public(key: Any, **more: str) -> dict[str, Any]:
 def signed(key: Any, *taken: str, key_id: str = "") -> dict[str, str]:
     """Return the form fields that authenticate `nightly`."""
     who = Registration("nightly", "", "private_key_jwt", pem(key), key_id)
-    return assertion(IssuerMetadata(issuer=URL, token_endpoint_auth_signing_alg_values_supported=list(taken)), who)
+    return assertion(URL, taken, who)
 
 
 def head_of(form: dict[str, str]) -> dict[str, Any]:

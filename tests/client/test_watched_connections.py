@@ -32,7 +32,7 @@ from millstream import Client
 from millstream.client import _watches as watching
 from millstream.client._errors import ClientError, ConnectionLost
 from millstream.client._server_messages import Change
-from millstream.client._transports import EventReader, streamable
+from millstream.client._transports import EventReader, http
 from millstream.client._watches import Changes
 from patience import WAIT
 from processes import free_port, run_command, run_server
@@ -346,4 +346,4 @@ def test_backoff_stays_finite_after_many_failures() -> None:
     reader = EventReader(1)
     reader.attempts = 5000
     assert 20 <= watching.retry_pause(5000) <= 30
-    assert 20 <= reader.wait(streamable._FIRST_WAIT, streamable._LONGEST_WAIT) <= 30
+    assert 20 <= reader.wait(http._FIRST_WAIT, http._LONGEST_WAIT) <= 30

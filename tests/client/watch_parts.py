@@ -9,7 +9,7 @@ import pytest
 from client.misbehaving_servers import DONE, MisbehavingServer, ReceivedRequest, with_handshake
 from millstream.client import _watches as watching
 from millstream.client._server_messages import Change
-from millstream.client._transports import streamable
+from millstream.client._transports import http
 from millstream.client._watches import Changes
 
 AGAIN = Change("again")
@@ -18,7 +18,7 @@ Behave = Callable[[ReceivedRequest], Awaitable[None]]
 
 
 def set_waits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    for module in (watching, streamable):
+    for module in (watching, http):
         monkeypatch.setattr(module, "_FIRST_WAIT", seconds)
         monkeypatch.setattr(module, "_LONGEST_WAIT", seconds)
 

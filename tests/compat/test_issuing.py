@@ -16,7 +16,7 @@ from issuing_world import VERIFIER, challenge
 from millstream import Client
 from millstream.client._negotiation import Options
 from millstream.client._oauth import MemoryTokenStore
-from millstream.client._oauth.discovery import fetch
+from millstream.client._oauth.endpoints import fetch
 from millstream.client._oauth.flow import OAuth
 from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
 from patience import WAIT

@@ -16,9 +16,8 @@ from millstream import Client
 from millstream.client import SkillMismatch
 from millstream.client._negotiation import Options
 from millstream.client._oauth import MemoryTokenStore
-from millstream.client._oauth.discovery import fetch
-from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.grants import IdentityProvider, WorkloadIdentity
+from millstream.client._oauth.endpoints import fetch
+from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
 from millstream.client._questions import Question
 
 

@@ -7,7 +7,7 @@ import msgspec
 import yaml
 
 from cases import for_each
-from millstream._config import PREFIX, Settings
+from millstream import Settings
 from processes import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -18,7 +18,9 @@ OTHER = {"MCP_SERVER_AUTH_KEY", "MAX_CONNECTIONS"}
 def known(variable: str) -> bool:
     """Whether the server understands a variable."""
     fields = {field.name for field in msgspec.structs.fields(Settings)}
-    return variable in OTHER or (variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() in fields)
+    return variable in OTHER or (
+        variable.startswith("MILLSTREAM_") and variable.removeprefix("MILLSTREAM_").lower() in fields
+    )
 
 
 def compose() -> dict[str, Any]:

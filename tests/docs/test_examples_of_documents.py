@@ -19,7 +19,7 @@ from processes import ROOT, SharedServer, free_port, run_command, run_server, sh
 from seeds.programs import browser_script, running
 
 
-async def test_rooms_remember_messages() -> None:
+async def test_rooms_keep_messages() -> None:
     async with connect(mcp) as client:
         assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 on this worker heard it."
         assert (await client.call("announce", text="closing")).text == "Announced."

@@ -22,7 +22,7 @@ from millstream._protocol.admission import MAX_DISPLAYED
 from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.metadata import MAX_CAPABILITIES
-from millstream._protocol.session_token import MAX_TOKEN
+from millstream._protocol.sealed import MAX_TOKEN
 from millstream._server import handlers
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
 from millstream._server.control import LIGHT

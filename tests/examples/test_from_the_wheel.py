@@ -24,6 +24,7 @@ pytestmark = pytest.mark.server
 
 EXAMPLES = ROOT / "examples"
 KEY = "my_secret_key"
+CONFINED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 
 
 class Options(Struct):
@@ -150,8 +151,8 @@ def test_uv_starts_each_example_from_a_clone(tmp_path: Path) -> None:
 
 
 def unconfined() -> dict[str, str]:
-    """Return this machine's environment without this test's virtual environment."""
-    return {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    """Return the environment of a user of this machine, where Python keeps bytecode."""
+    return {name: value for name, value in os.environ.items() if name not in CONFINED}
 
 
 def test_programs_list_their_tools_as_their_docstrings_say(base: Environment, tmp_path: Path) -> None:

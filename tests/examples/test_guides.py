@@ -119,7 +119,7 @@ async def test_models_read_only_tool_errors() -> None:
 
 
 @ERAS
-async def test_calls_know_their_caller(revision: str) -> None:
+async def test_calls_identify_their_caller(revision: str) -> None:
     async with connect(calls.mcp, revision=revision) as client:
         caller = (await client.call("who_am_i")).data
         assert (caller["user"], caller["client"], caller["revision"]) == ("anyone", "test 1", revision)
@@ -150,7 +150,7 @@ async def test_bookstore_keeps_books_and_carts(tmp_path: Path, monkeypatch: pyte
             await client.call("remember", title="Momo")
 
 
-async def test_sessions_remember_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sessions_keep_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     async with connect(bookstore.mcp, revision="2025-11-25") as client:
         await client.call("remember", title="Momo")

@@ -94,7 +94,7 @@ async def test_events_with_equal_ids_from_two_workers_are_delivered_once(tmp_pat
 async def test_another_worker_continues_the_deliveries_of_a_killed_worker(
     tmp_path: Path, backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("_delivery", "_subscriptions"):
+    for module in ("_delivery", "_webhook"):
         monkeypatch.setattr(f"millstream.extensions.events.{module}.LEASE", 5.0)
     async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(two, receiver)

@@ -21,23 +21,23 @@ from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.message import parse_accept, peer_network, query_values
 from millstream._limits.limiters import CalendarQuota, Rate
-from millstream._protocol import jsonrpc, session_token, sse
+from millstream._protocol import jsonrpc, sse
+from millstream._protocol import sealed as seals
 from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.json_schema import check_schema
 from millstream._protocol.jsonrpc import LineSplitter, exceeds_limits
-from millstream._protocol.param_headers import decode_name, decode_value
+from millstream._protocol.metadata import decode_name, decode_value
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
-from millstream._protocol.rounds import open_state
-from millstream._protocol.session_token import KeyRing, SessionToken
+from millstream._protocol.sealed import KeyRing, SessionToken, open_state
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import read_offset
 from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
-from millstream.client._oauth.discovery import read_challenges
-from millstream.client._oauth.grants import answer_of
+from millstream.client._oauth.endpoints import read_challenges
+from millstream.client._oauth.flow import answer_of
 from millstream.client._transports import EventReader
 from wire import FakeTransport
 
@@ -138,12 +138,12 @@ def sealed() -> Target:
     """Decode session ids, round states, and event ids."""
     principal = Principal("a").binding
     facts = SessionToken("0" * 32, ALL[0].date, 0, "c", "1", principal, int(NOW), int(NOW) + 9, "epoch")
-    session = session_token.encode(facts, RING, b"n" * 12)
+    session = seals.encode(facts, RING, b"n" * 12)
 
     def read(data: bytes) -> None:
         text = text_of(data)
         for given in (text, session[: len(session) // 2] + text, session + text):
-            assert session_token.decode(given, RING, NOW) is None or given == session
+            assert seals.decode(given, RING, NOW) is None or given == session
         with suppress(ProtocolError):
             open_state(text, RING, principal, int(NOW))
         assert RING.open(b"any", text) is None

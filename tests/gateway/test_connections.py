@@ -19,7 +19,7 @@ from millstream import Server, auth
 from millstream._http.client import ConnectFailed
 from millstream._http.client.url import parse
 from millstream._protocol.errors import LocalError
-from millstream.client._oauth.discovery import fetch
+from millstream.client._oauth.endpoints import fetch
 from millstream.client._questions import Question
 from millstream.gateway import per_user_oauth
 from millstream.gateway._credentials.source import outbound_for

@@ -33,7 +33,7 @@ def launch_browser() -> Iterator[Callable[[], Browser]]:
 
     The scope isn't the session, because Playwright's event loop blocks this thread for other tests.
     """
-    program = require_program("chromium", "chromium-headless-shell")
+    program = require_program("chromium-headless-shell", "chromium")
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         found: list[Browser] = []

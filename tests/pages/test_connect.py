@@ -48,7 +48,7 @@ def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str,
     expect(page.locator("#detail h2").first).to_contain_text("add_numbers")
 
 
-def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
+def test_touch_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
     page = open_page(hub, has_touch=True, width=390, height=844)
     page.get_by_role("tab", name="Terminal").tap()
     expect(page.locator("#steps")).to_contain_text("millstream list")

@@ -113,7 +113,7 @@ def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: Open
     expect(page.get_by_role("heading", name="Order", exact=True)).to_be_visible()
 
 
-def test_a_problem_is_shown_first_and_mouse_finger_and_keys_select_others(office: str, open_page: OpenPage) -> None:
+def test_a_problem_is_shown_first_and_mouse_touch_and_keys_select_others(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway", has_touch=True)
     expect(page.get_by_role("heading", name="calendar", exact=True)).to_be_visible()
     page.get_by_role("button", name="bookshop", exact=True).tap()

@@ -140,7 +140,7 @@ def test_page_and_command_estimate_the_same_tokens(orchard: str, open_page: Open
     expect(page.locator("#items").get_by_role("option").first).to_contain_text(f"{dearest}{costs[dearest]}")
 
 
-def test_panes_are_resized_by_mouse_finger_and_keys_and_stay_so(orchard: str, open_page: OpenPage) -> None:
+def test_panes_keep_sizes_set_by_mouse_touch_or_keys(orchard: str, open_page: OpenPage) -> None:
     page = inspect(orchard, open_page, width=1440, has_touch=True)
     for name, pane, way in (("Width of the list", "#offers-pane", 1), ("Width of the activity", "#activity-pane", -1)):
         handle = page.get_by_role("separator", name=name)

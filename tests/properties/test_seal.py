@@ -3,8 +3,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from millstream._protocol.principal import Principal
-from millstream._protocol.rounds import binding_hash
-from millstream._protocol.session_token import KeyRing, SessionToken, capability_bits, decode, encode, hash_principal
+from millstream._protocol.sealed import (
+    KeyRing,
+    SessionToken,
+    binding_hash,
+    capability_bits,
+    decode,
+    encode,
+    hash_principal,
+)
 from strategies import json_values, texts
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

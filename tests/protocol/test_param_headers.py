@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.param_headers import (
+from millstream._protocol.metadata import (
     ParamHeader,
     check,
     decode_name,

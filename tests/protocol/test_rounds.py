@@ -2,8 +2,7 @@ import msgspec
 import pytest
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.rounds import InputRequired, Rounds, RoundState, binding_hash, digest, open_state
-from millstream._protocol.session_token import KeyRing
+from millstream._protocol.sealed import InputRequired, KeyRing, Rounds, RoundState, binding_hash, digest, open_state
 
 RING = KeyRing([b"k" * 32])
 NONCE = b"n" * 12

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from millstream._protocol.errors import LocalError
-from millstream._protocol.session_token import MAX_TOKEN, KeyRing
+from millstream._protocol.sealed import MAX_TOKEN, KeyRing
 from patience import WAIT
 
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -153,7 +153,7 @@ def test_fresh_ring_opens_tokens_before_sealing_any() -> None:
 
 def test_cryptography_is_not_loaded_before_the_first_use() -> None:
     program = (
-        "import sys; from millstream._protocol.session_token import KeyRing; ring = KeyRing([b'n' * 32]);"
+        "import sys; from millstream._protocol.sealed import KeyRing; ring = KeyRing([b'n' * 32]);"
         "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

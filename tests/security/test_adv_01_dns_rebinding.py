@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 from itertools import product
 
 import pytest
+from msgspec.structs import replace
 
 from four_workers import FOUR, ON_FOUR, connect_to_four
 from http_peer import RunningServer, serve
 from millstream import Server
-from millstream._app.definition import Bind
 
 ENDPOINTS = [
     ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/mcp/"),
@@ -32,7 +32,7 @@ async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, Ru
     async with AsyncExitStack() as stack:
         for loopback in (True, False):
             app = Server("default")
-            app.runtimes.bind = Bind(loopback=loopback)
+            app.runtimes.bind = replace(app.runtimes.bind, loopback=loopback)
             servers[loopback] = await stack.enter_async_context(serve(app, lane=request.param == "lane"))
             stack.push_async_callback(app.stop)
             # The first request starts the server; later connections take the fast path.

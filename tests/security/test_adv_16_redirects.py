@@ -8,7 +8,7 @@ from cases import for_each
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
-from millstream.client._oauth.discovery import ProtectedResource, fetch, get_json, post_form
+from millstream.client._oauth.endpoints import ProtectedResource, fetch, get_json, post_form
 
 TOKEN = "Bearer of-the-first-server-only"
 STATUSES = [301, 302, 303, 307, 308]

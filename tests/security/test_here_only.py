@@ -3,10 +3,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from cases import for_each
 from millstream import Server
-from millstream._app.definition import Bind
 
 HERE_ONLY = [
     "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",
@@ -33,7 +33,7 @@ def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
 
 @for_each("path", HERE_ONLY)
 async def test_loopback_only_paths_get_403_on_a_public_bind(server: Server, path: str) -> None:
-    server.runtimes.bind = Bind(loopback=False)
+    server.runtimes.bind = replace(server.runtimes.bind, loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get(path)).status_code == 403
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
@@ -60,7 +60,7 @@ FORWARDED = {
 @for_each("bind", [None, True])
 @for_each("name", FORWARDED)
 async def test_local_proxy_does_not_make_pages_public(server: Server, name: str, bind: bool | None) -> None:
-    server.runtimes.bind = Bind(loopback=bind)
+    server.runtimes.bind = replace(server.runtimes.bind, loopback=bind)
     headers = {name: FORWARDED[name]}
     async with client(server, HERE) as http:
         for path in HERE_ONLY:
@@ -75,7 +75,7 @@ async def test_local_proxy_does_not_make_pages_public(server: Server, name: str,
 
 
 async def test_documentation_assets_are_served_everywhere(server: Server) -> None:
-    server.runtimes.bind = Bind(loopback=False)
+    server.runtimes.bind = replace(server.runtimes.bind, loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get("/docs")).status_code == 200
         for name in ("base.css", "docs/docs.css", "docs/page.js"):

@@ -12,7 +12,7 @@ import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs 
 import pytest
 
 import millstream
-from millstream._app.server_process.errors import CommandError, convert_start_errors, report
+from millstream._app.server_process import CommandError, convert_start_errors, report
 from millstream._cli.load import load
 from millstream.testing import connect
 from patience import WAIT

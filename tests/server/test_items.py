@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings, ToolResult
-from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
 from millstream._server.features.resources import Prompt, Template
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
+from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from schema_source import source_from_schema
 from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, run_wire
 
@@ -84,7 +84,7 @@ async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_h
         session = await wire.initialize(LATEST_HANDSHAKE)
         refused = await wire.post(request("tasks/peek"), session)
         assert refused.message["error"] == {"code": -32601, "message": "Method not found: tasks/peek"}
-    for revision in HANDSHAKE.values():
+    for revision in (each for each in BY_DATE.values() if each.handshake):
         assert "extensions" not in mcp.registry.capabilities(revision)
 
 

@@ -4,9 +4,11 @@ from typing import Any
 import pytest
 
 from millstream import Client, Context, Server, SyncContext
-from millstream._server.calls.session_state import MAX_STATE
 from millstream.client._errors import ServerError
 from wire import request, run_wire
+
+MAX_STATE = 64 * 1024
+"""Maximum size of a session's values, in bytes."""
 
 OLD, NEW = "2025-11-25", "2026-07-28"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
-from millstream._protocol.session_token import (
+from millstream._protocol.sealed import (
     KIND,
     MAX_CLIENT_TEXT,
     MAX_SESSION_ID,

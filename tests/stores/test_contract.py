@@ -1226,7 +1226,7 @@ async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
 
 
 async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._stores.tally.MAX_PACES", 100)
+    monkeypatch.setattr("millstream._stores.memory.store.MAX_PACES", 100)
     store = MemoryStore()
     await store.open()
     guesses, other = RateCharge("0123abc", 1, 3600), RateCharge("4567def", 1, 3600)

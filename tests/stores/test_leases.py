@@ -1,5 +1,5 @@
 from dict_backend import Data, DictBackend
-from millstream._stores.tally import UsageCounter
+from millstream._stores.memory.store import UsageCounter
 from millstream._stores.workers import Leases
 
 LEASE = 6.0

@@ -7,7 +7,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cases import for_each
+from millstream import Server, Settings
 from millstream._telemetry.spans import Spans, open_spans
+from millstream.testing import connect
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -19,9 +21,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider(shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracer = provider.get_tracer("test")
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.tracer = self.provider.get_tracer("test")
         self.spans = Spans(self.tracer)
 
     def one(self, *, meta: dict[str, object] | None = None, headers: dict[str, object] | None = None) -> ReadableSpan:
@@ -118,3 +120,14 @@ def test_no_spans_without_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     assert isinstance(open_spans("1"), Spans)
+
+
+async def test_traces_need_neither_the_access_log_nor_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: recorder.provider)
+    monkeypatch.setattr(trace, "get_tracer", recorder.provider.get_tracer)
+    server = Server("shop", settings=Settings(access_log=False))
+    server.tool(lambda: "Emma", name="search")
+    async with connect(server) as client:
+        await client.call("search")
+    assert "tools/call search" in {span.name for span in recorder.exporter.get_finished_spans()}

@@ -147,7 +147,7 @@ AWAITED_IN_EXCEPT = {
     **dict.fromkeys(("hub/_replay.py", "_limits/limiters.py"), "asks the store again, or waits for it"),
     "hub/_listener.py": "saves its position after the gap",
     **dict.fromkeys(("extensions/events/_webhook.py", "extensions/events/_delivery.py"), "deletes a record"),
-    "extensions/tasks/_records.py": "deletes what a refused task has left",
+    "extensions/tasks/_runner.py": "deletes what a refused task has left",
     "_server/calls/session_state.py": "gives its lease back before the user's own error goes on",
     "_server/calls/pending_questions.py": "writes a message to the client, which no code of the user sees",
 }

@@ -8,7 +8,9 @@ from cases import for_each
 from guard_peer import Start, expect_refusal, make_blocking_handler, run_guarded_servers
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._http.server.connection import MAX_PIPELINE
+
+MAX_PIPELINE = 64
+"""Maximum number of pipelined requests that wait for one."""
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
 """A hot endpoint, and one that the fast head reader does not find: the limits are the same."""

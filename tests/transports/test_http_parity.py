@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from http_peer import HEAD, request
-from millstream._http.message import JSON_HEAD, HttpRequest, Response
+from millstream.parts import HttpRequest, Response
 from parity_peer import Start, echo, parity
 
 
@@ -211,7 +211,9 @@ async def test_preflight_reply_reflects_requested_headers(start: Start) -> None:
 
 async def test_handler_headers_are_sent(start: Start) -> None:
     async def custom(request: HttpRequest) -> Response:
-        return Response(body=b"{}", status=202, head=JSON_HEAD + b"mcp-session-id: abc\r\nx-two: 1\r\n")
+        return Response(
+            body=b"{}", status=202, head=b"content-type: application/json\r\nmcp-session-id: abc\r\nx-two: 1\r\n"
+        )
 
     peer = await (await start({("POST", "/custom"): custom})).connect()
     await peer.send(request(path="/custom"))

@@ -1,7 +1,7 @@
 import pytest
 
 from cases import for_each
-from millstream._http.message import TEXT_HEAD, header_lines, refusal
+from millstream.parts import header_lines, refusal
 
 
 def test_refusals_carry_a_challenge_or_retry_time() -> None:
@@ -9,7 +9,7 @@ def test_refusals_carry_a_challenge_or_retry_time() -> None:
     reply = refusal(401, "Sign in.", www_authenticate='Bearer resource_metadata="https://a/b"', retry_after="5")
     assert (reply.status, reply.body) == (401, b"Sign in.\n")
     challenge = b'www-authenticate: Bearer resource_metadata="https://a/b"\r\n'
-    assert reply.head == TEXT_HEAD + challenge + b"retry-after: 5\r\n"
+    assert reply.head == b"content-type: text/plain; charset=utf-8\r\n" + challenge + b"retry-after: 5\r\n"
 
 
 @for_each("value", ["a\r\nset-cookie: b", "a\nb", "a\x00b", "a\x7fb", "\u2028", "\u0416"])

@@ -5,8 +5,10 @@ from typing import Any
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._protocol.jsonrpc import MAX_ID
 from wire import META, Json, Reply, Wire, encode_headers, per_request, routing, run_wire
+
+MAX_ID = 16 * 1024
+"""Maximum length of a request id."""
 
 LISTS = ["tools/list", "prompts/list", "resources/list", "resources/templates/list"]
 

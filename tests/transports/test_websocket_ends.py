@@ -11,7 +11,7 @@ from cases import for_each
 from fleet import until
 from millstream._http.websocket import GOING_AWAY, SLOW, TRY_AGAIN_LATER, QueuedSocket
 from millstream._protocol.sse import COMMENT
-from millstream._transports.websocket.route import carry
+from millstream._transports.websocket import carry
 from millstream.hub import HubLimits
 from socket_world import GATES, TEXT, TRANSPORTS, WAIT, World, ask, frame, recv_json, send_json, wait_for_close, world
 from wire import LATEST_HANDSHAKE, per_request, request

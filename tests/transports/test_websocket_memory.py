@@ -9,10 +9,12 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._server.calls.sessions import MAX_RECORD
 from millstream.testing import connect
 from socket_world import WAIT, ask, recv_json, send_json, world
 from wire import LATEST_HANDSHAKE, per_request, request
+
+MAX_RECORD = 128 * 1024
+"""Maximum size of a session's record, in bytes."""
 
 LARGE = 900_000
 """Bytes of a message, of which a socket that waits for the next one must hold next to nothing."""

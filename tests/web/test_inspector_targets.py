@@ -13,7 +13,7 @@ from fleet import until
 from http_peer import NO_TRUST, serve
 from millstream import Client, Server
 from millstream._app.definition import Bind
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.serve import check_inspected, configure
 from millstream._config import Settings
 from patience import WAIT

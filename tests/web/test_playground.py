@@ -137,7 +137,7 @@ async def test_a_form_of_the_server_is_filled_in_by_the_person(api: Any) -> None
         assert one("assistant_message", await until(socket, "idle"))["text"] == "To Mill Lane, 1"
 
 
-async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goes_on(api: Any) -> None:
+async def test_users_can_stop_an_answer_and_continue_the_conversation(api: Any) -> None:
     model = api(hangs("Once upon"), says("Yes."))
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="A story")

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream._app.parts.operations import INTERVAL
 from workers_world import Client, call, kill, run_workers, until_async
 
 pytestmark = pytest.mark.server
@@ -51,7 +50,7 @@ async def test_metrics_are_summed_across_workers(tmp_path: Path) -> None:
         dead = next(iter(pids))
         kill(dead)
         await until_async(lambda: served.count_lines("is ready") > 0)
-        assert set(await counted(served.port, COUNT)) == {calls}, f"left with the parent within {INTERVAL} s"
+        assert set(await counted(served.port, COUNT)) == {calls}, "left with the parent within a second"
         client = Client(served.port)
         await client.request(call("who"))
         await client.close()

@@ -11,9 +11,8 @@ import pytest
 
 from cases import for_each
 from millstream import Server
-from millstream._app.server_process import over_http, slot
+from millstream._app.server_process import CommandError, over_http, slot
 from millstream._app.server_process import supervisor as watching
-from millstream._app.server_process.errors import CommandError
 from millstream._app.server_process.slot import (
     FOR_WORKER,
     LONGEST,

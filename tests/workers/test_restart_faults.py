@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from millstream._app.server_process.supervisor import STARTS
 from patience import WAIT
 from workers_world import PROGRAM, Client, Program, call, kill, run_workers, until_async
+
+STARTS = 5
+"""Starts that may fail one after another."""
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 

@@ -18,7 +18,7 @@ from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
 from millstream._server.calls.services import ServerChange
-from millstream._server.features.hooks import Hooks, hooks_of
+from millstream._server.features import Hooks, hooks_of
 from millstream._server.features.registry import Completer, Registry
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream._server.functions.dependencies import warn_author

@@ -14,7 +14,7 @@ from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
-from millstream._server.features.hooks import Hooks
+from millstream._server.features import Hooks
 from millstream._server.features.tools import Tool
 from millstream._server.handlers import MiddlewareChain
 from millstream._server.listen import install

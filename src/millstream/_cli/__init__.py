@@ -63,7 +63,7 @@ def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] =
     """
     # Imported here, because other commands don't need them.
     with gc_paused():
-        from millstream._app.server_process.errors import set_up_logs  # noqa: PLC0415
+        from millstream._app.server_process import set_up_logs  # noqa: PLC0415
         from millstream._app.server_process.launch import run_stdio  # noqa: PLC0415
         from millstream._cli.load import load  # noqa: PLC0415
         from millstream._transports.stdio import off_stdout  # noqa: PLC0415
@@ -119,7 +119,7 @@ def main() -> None:
             raise
         sys.exit(status)
     except Exception as exc:
-        from millstream._app.server_process.errors import CommandError, report  # noqa: PLC0415 - already loaded
+        from millstream._app.server_process import CommandError, report  # noqa: PLC0415 - already loaded
 
         if not isinstance(exc, CommandError):
             raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.program import Json, finite
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.serve import find_uv, with_packages
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback

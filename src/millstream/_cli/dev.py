@@ -12,7 +12,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._app.server_process.errors import CommandError, report
+from millstream._app.server_process import CommandError, report
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.over_http import can_supervise
 from millstream._app.server_process.supervisor import changes

@@ -135,7 +135,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         program(list(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())
-        if remedy := _fix_misplaced(arguments, extra):
+        if remedy := _find_misplaced(arguments, extra):
             _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
         _fail(
             f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.",
@@ -172,7 +172,7 @@ def _check_order(command: str, first: str, server: str) -> None:
     raise UsageError(f"The server is the first argument: millstream {command} {shlex.join(words)}")
 
 
-def _fix_misplaced(arguments: Sequence[str], extra: str) -> str:
+def _find_misplaced(arguments: Sequence[str], extra: str) -> str:
     """Return what to write for an argument that belongs elsewhere, or an empty string."""
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
     if command == "publish":

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli import serve_stdio
 from millstream._cli.program import EnvFile, Yes
 from millstream._cli.run import (
@@ -31,7 +31,7 @@ from millstream.client import Client, ClientError, Options
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
-from millstream.gateway._questions import ALL_ABILITIES
+from millstream.gateway._relay import ALL_ABILITIES
 from millstream.gateway._upstream import UpstreamConfig
 
 gateway = App(

@@ -20,7 +20,7 @@ from cyclopts import Parameter
 from msgspec import Struct
 
 from millstream import _jsonc as jsonc
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.applications import (
     APPLICATIONS,
     ConfigurableApp,

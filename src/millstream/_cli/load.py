@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import millstream
 from millstream._app import Server
-from millstream._app.server_process.errors import CommandError, RunCalled, mark_import, place_of, show_failure
+from millstream._app.server_process import CommandError, RunCalled, mark_import, place_of, show_failure
 from millstream._config import VariableError
 from millstream._override import override
 from millstream._protocol.errors import LocalError, MissingExtra

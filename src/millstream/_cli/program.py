@@ -170,7 +170,7 @@ def completion(
 
     - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
     """
-    from millstream._app.server_process.errors import CommandError  # noqa: PLC0415  loads a server
+    from millstream._app.server_process import CommandError  # noqa: PLC0415  loads a server
 
     app, own = program(), Path(os.environ.get("SHELL", "")).name
     chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.load import load
 from millstream._cli.program import Json
 from millstream._cli.tables import print_json, print_text

@@ -23,7 +23,7 @@ import msgspec
 from cyclopts import Parameter
 from msgspec import Struct
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, Login, auth_for, pairs, run_to_exit
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
@@ -33,9 +33,8 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
 from millstream._protocol.jsonrpc import LineSplitter
-from millstream._protocol.metadata import VERSION_KEY
+from millstream._protocol.metadata import VERSION_KEY, encode_value
 from millstream._protocol.notifications import ToolDescription
-from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import HANDSHAKE
 from millstream._tasks import Tasks
 from millstream._transports.stdio import open_reader

@@ -158,7 +158,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
-    from millstream._app.server_process.errors import CommandError  # noqa: PLC0415  help does without a server
+    from millstream._app.server_process import CommandError  # noqa: PLC0415  help does without a server
     from millstream._cli.serve import run_with, serve_http, use_file  # noqa: PLC0415
     from millstream._config import DEV_SETTINGS  # noqa: PLC0415
 

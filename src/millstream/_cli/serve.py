@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from millstream._app import Server
-from millstream._app.server_process.errors import CommandError, set_up_logs
+from millstream._app.server_process import CommandError, set_up_logs
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker

@@ -1,15 +1,25 @@
-"""`_meta` of requests: the per-request envelope of 2026-07-28, progress tokens, and client capabilities.
+"""What a request says beside its parameters: `_meta`, and ``Mcp-Param-*`` headers.
 
-The envelope's keys are those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
+`_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The envelope's keys are
+those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
+
+``x-mcp-header`` repeats tool arguments in ``Mcp-Param-*`` headers (MCP 2026-07-28, server/tools). This module finds and
+validates annotations in an input schema, encodes header values with the Base64 sentinel, and compares headers with
+arguments. Schemas are plain dicts, and headers a mapping with lower-case names. `admission` decides which requests are
+checked.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from millstream._protocol.json_schema import members
+from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
+from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, members, value_at
 from millstream._protocol.jsonrpc import MAX_ID, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
@@ -203,3 +213,183 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
 
 decode_loose_params = decoder(LooseParams)
 decode_params_with_meta = decoder(ParamsWithMeta)
+
+
+ANNOTATION = "x-mcp-header"
+MAX_SAFE_INTEGER = 2**53 - 1
+
+Kind = Literal["string", "integer", "boolean"]
+
+_OPEN = "=?base64?"
+_CLOSE = "?="
+_KINDS = get_args(Kind)
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""RFC 9110 §5.6.2."""
+_PLAIN = re.compile(r"[\t\x20-\x7e]*")
+_INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
+
+# Keywords that hold subschemas in JSON Schema 2020-12 and earlier drafts.
+_SCHEMAS_BY_NAME = (*sorted(MAPS), "dependencies")
+_SCHEMAS = (*sorted(LISTS | SINGLE), "additionalItems")
+
+
+class ParamHeader(Struct, frozen=True, gc=False):
+    """A parameter with a header annotation."""
+
+    path: tuple[str, ...]
+    """Keys from the arguments object to the value."""
+    header: bytes
+    """The lower-case header name, ``mcp-param-…``."""
+    kind: Kind
+    """The declared type."""
+
+
+def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]:
+    """Return the annotated parameters of a tool, in schema order. Call it when the tool is registered.
+
+    Args:
+        input_schema: The input schema of the tool.
+
+    Raises:
+        ValueError: An annotation breaks a rule for which clients drop the tool. The text names the location and the
+            rule.
+
+    Example:
+        ``headers = find_annotations(tool.input_schema)``
+    """
+    if ANNOTATION not in repr(input_schema):  # few have one, and the walk takes longer
+        return ()
+    found: dict[bytes, ParamHeader] = {}
+    for where, path, schema in _positions("inputSchema", (), input_schema):
+        if ANNOTATION not in schema:
+            continue
+        param = _parse_annotation(where, path, schema)
+        if param.header in found:
+            other = ".".join(found[param.header].path)
+            raise ValueError(f"{where}: {ANNOTATION} {schema[ANNOTATION]!r} is already used by {other!r}.")
+        found[param.header] = param
+    return tuple(found.values())
+
+
+def _parse_annotation(where: str, path: tuple[str, ...] | None, schema: Mapping[str, Any]) -> ParamHeader:
+    token: object = schema[ANNOTATION]
+    kind: object = schema.get("type")
+    if not path:
+        raise ValueError(f"{where}: {ANNOTATION} is allowed only on properties reached through 'properties' alone.")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError(f"{where}: {ANNOTATION} must be a non-empty RFC 9110 token, not {token!r}.")
+    if kind not in _KINDS:
+        raise ValueError(f"{where}: {ANNOTATION} needs type string, integer or boolean, not {kind!r}.")
+    return ParamHeader(path, b"mcp-param-" + token.lower().encode(), cast("Kind", kind))
+
+
+def _positions(
+    where: str, path: tuple[str, ...] | None, schema: Any
+) -> Iterator[tuple[str, tuple[str, ...] | None, Mapping[str, Any]]]:
+    """Iterate over all schemas inside `schema`, starting with itself. The path is ``None`` off the chain of
+    ``properties`` keys.
+
+    Data that looks like a schema (``default``, ``enum``, ``examples``) and a property *named* ``x-mcp-header`` aren't
+    schema positions.
+    """
+    if not isinstance(schema, Mapping):
+        return  # A boolean schema, a list of names under "dependencies", or not a schema.
+    node = cast("Mapping[str, Any]", schema)
+    yield where, path, node
+    for keyword in _SCHEMAS_BY_NAME:
+        named: Any = node.get(keyword)
+        if isinstance(named, Mapping):
+            for name, member in cast("Mapping[str, Any]", named).items():
+                below = (*path, name) if keyword == "properties" and path is not None else None
+                yield from _positions(f"{where}.{keyword}.{name}", below, member)
+    for keyword in _SCHEMAS:
+        value: Any = node.get(keyword)
+        for member in cast("list[object]", value) if isinstance(value, list) else [value]:
+            yield from _positions(f"{where}.{keyword}", None, member)
+
+
+def encode_value(value: str) -> str:
+    """Return the header text for `value`: unchanged if HTTP preserves it, otherwise in the Base64 sentinel."""
+    plain = _PLAIN.fullmatch(value) and value == value.strip(" \t") and not _is_sentinel(value)
+    return value if plain else f"{_OPEN}{b64encode(value.encode()).decode()}{_CLOSE}"
+
+
+def decode_value(raw: bytes, header: str = "Header value") -> str:
+    """Return the value that a header field carries. `header` names it in errors.
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH, for characters that aren't allowed, or a sentinel with invalid Base64 or UTF-8.
+    """
+    text = raw.decode("latin-1").strip(" \t")
+    if not _PLAIN.fullmatch(text):
+        raise _mismatch(f"{header} has characters outside visible ASCII. Encode it as {_OPEN}…{_CLOSE}.")
+    if not _is_sentinel(text):
+        return text
+    payload = text[len(_OPEN) : -len(_CLOSE)].encode()
+    try:
+        value = b64decode(payload, validate=True)
+        # The decoder ignores trailing bits, so one value would have several spellings (RFC 4648 §3.5).
+        if b64encode(value) == payload:
+            return value.decode()
+    except (Base64Error, UnicodeDecodeError):
+        pass
+    raise _mismatch(f"{header} is not the Base64 of UTF-8 text")
+
+
+def decode_name(raw: bytes) -> str:
+    """Return the value of ``Mcp-Name``.
+
+    Args:
+        raw: The value of the header.
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH, as for `decode_value`.
+
+    Example:
+        ``decode_name(b"order")``
+    """
+    return decode_value(raw, "Mcp-Name")
+
+
+def _is_sentinel(text: str) -> bool:
+    return text.startswith(_OPEN) and text.endswith(_CLOSE) and len(text) >= len(_OPEN) + len(_CLOSE)
+
+
+def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]) -> None:
+    """Compare each annotated argument with its header. Other ``Mcp-Param-*`` headers are ignored.
+
+    An argument that is absent or null must have no header. Numbers compare by value, so ``42.0`` equals ``42``.
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH, naming the header.
+    """
+    for param in params:
+        raw = headers.get(param.header)
+        value = value_at(arguments, param.path)
+        if raw is None and value is None:
+            continue
+        header = param.header.decode()
+        argument = ".".join(param.path)
+        if raw is None:
+            raise _mismatch(f"{header} is missing, but argument {argument!r} is given")
+        if value is None:
+            raise _mismatch(f"{header} is present, but argument {argument!r} is not given")
+        if not _same(decode_value(raw, header), value):
+            raise _mismatch(f"{header} does not match argument {argument!r}")
+
+
+def _same(text: str, value: Any) -> bool:
+    # Compare by the type of the value instead of the declared type: validation reports an argument of the wrong type.
+    # bool comes first because it's an int.
+    if isinstance(value, str):
+        return text == value
+    if isinstance(value, bool):
+        return text == ("true" if value else "false")
+    if isinstance(value, int | float) and abs(value) <= MAX_SAFE_INTEGER:
+        number = _INTEGER.fullmatch(text)
+        return number is not None and int(number[1]) == value
+    return False
+
+
+def _mismatch(reason: str) -> ProtocolError:
+    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {reason}")

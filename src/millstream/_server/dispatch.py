@@ -31,7 +31,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
-from millstream._protocol.rounds import InputRequired
+from millstream._protocol.sealed import InputRequired
 from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding

@@ -24,7 +24,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, encode, too_many_members
-from millstream._protocol.metadata import LOG_LEVELS, declares
+from millstream._protocol.metadata import LOG_LEVELS, check, declares
 from millstream._protocol.notifications import (
     CallToolRequestParams,
     CompleteRequestParams,
@@ -37,14 +37,13 @@ from millstream._protocol.notifications import (
     ResourceRequestParams,
     SetLevelRequestParams,
 )
-from millstream._protocol.param_headers import check
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import ServerDescription
-from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
+from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import MAX_URI, Handler, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction

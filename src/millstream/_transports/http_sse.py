@@ -16,7 +16,7 @@ from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, require_json
 from millstream._protocol.principal import Principal
-from millstream._protocol.session_token import hash_principal
+from millstream._protocol.sealed import hash_principal
 from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import PostedMessage

@@ -22,9 +22,17 @@ from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.tickets import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
-from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials, TargetError
-from millstream.client._oauth import Registration, Tokens
-from millstream.client._oauth.grants import PendingAuthorization, answer_of
+from millstream.client import (
+    AccessDenied,
+    ClientError,
+    MemoryTokenStore,
+    OAuth,
+    Registration,
+    StoredCredentials,
+    TargetError,
+    Tokens,
+)
+from millstream.client._oauth.flow import PendingAuthorization, answer_of
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -401,8 +409,7 @@ class Inspector:
         )
         if not renewed:
             return reply
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         return await pool.send(_request(url, request, renewed), repeatable=False)
 
     async def _relay_stream(self, request: HttpRequest, reply: HttpReply) -> Response | None:

@@ -40,8 +40,7 @@ from millstream.agent import (
     ToolEnd,
     ToolStart,
 )
-from millstream.client import ClientError, ElicitAnswer, Question
-from millstream.client._transports import Listener
+from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
 from millstream.protocol import encode
 

@@ -22,7 +22,7 @@ from millstream._http.message import HttpRequest, Response, peer_network, query_
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream._protocol.session_token import KeyRing
+from millstream._protocol.sealed import KeyRing
 from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply

@@ -23,45 +23,63 @@ from millstream.client._errors import (
     TooLarge,
     ToolFailed,
     TooManyMessages,
+    TooMuchArriving,
     UnknownVersion,
 )
 
 if TYPE_CHECKING:
-    from millstream.client._blocking_client import BlockingClient
-    from millstream.client._client import Client
+    from millstream.client._client import BlockingClient, Client
+    from millstream.client._endpoint import Auth
     from millstream.client._events import EventSubscription, ServerEvent
     from millstream.client._negotiation import Options
-    from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
-    from millstream.client._oauth.flow import OAuth
-    from millstream.client._oauth.grants import IdentityProvider, WorkloadIdentity
+    from millstream.client._oauth import (
+        FileTokenStore,
+        MemoryTokenStore,
+        Registration,
+        StoredCredentials,
+        Tokens,
+        TokenStore,
+    )
+    from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
+    from millstream.client._tasks import Task
+    from millstream.client._transports import Listener, Transport, TransportFactory, TransportRequest
 
 _HOMES = {
-    "BlockingClient": "_blocking_client",
+    "Auth": "_endpoint",
+    "BlockingClient": "_client",
     "Client": "_client",
     "ElicitAnswer": "_questions",
     "EventSubscription": "_events",
     "FileTokenStore": "_oauth",
-    "IdentityProvider": "_oauth.grants",
+    "IdentityProvider": "_oauth.flow",
+    "Listener": "_transports",
     "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
     "Options": "_negotiation",
     "Question": "_questions",
+    "Registration": "_oauth",
     "Result": "_results",
     "Roots": "_questions",
     "ServerEvent": "_events",
     "StoredCredentials": "_oauth",
     "Target": "_targets",
+    "Task": "_tasks",
     "TokenStore": "_oauth",
-    "WorkloadIdentity": "_oauth.grants",
+    "Tokens": "_oauth",
+    "Transport": "_transports",
+    "TransportFactory": "_transports",
+    "TransportRequest": "_transports",
+    "WorkloadIdentity": "_oauth.flow",
     "mcp_servers": "_targets",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""
 
 __all__ = [
     "AccessDenied",
+    "Auth",
     "BlockingClient",
     "Client",
     "ClientError",
@@ -72,12 +90,14 @@ __all__ = [
     "FileTokenStore",
     "IdentityProvider",
     "InvalidResponse",
+    "Listener",
     "MemoryTokenStore",
     "NotMcp",
     "NotSupported",
     "OAuth",
     "Options",
     "Question",
+    "Registration",
     "RequestTimeout",
     "Result",
     "Roots",
@@ -88,11 +108,17 @@ __all__ = [
     "StoredCredentials",
     "Target",
     "TargetError",
+    "Task",
     "TlsFailed",
     "TokenStore",
+    "Tokens",
     "TooLarge",
     "TooManyMessages",
+    "TooMuchArriving",
     "ToolFailed",
+    "Transport",
+    "TransportFactory",
+    "TransportRequest",
     "UnknownVersion",
     "WorkloadIdentity",
     "mcp_servers",

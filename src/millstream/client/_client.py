@@ -1,9 +1,11 @@
-"""`Client`: one object for a server of any revision, over any transport."""
+"""`Client`: one object for a server of any revision, over any transport. `BlockingClient` needs no `await`."""
 
 import asyncio
+import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -18,7 +20,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import decoder, encode, notification_message
+from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.notifications import (
     CompleteRequestParams,
     CompleteResult,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from millstream.client._events import ClientEvents
     from millstream.client._extensions import ClientExtension, ClientHost
     from millstream.client._tasks import ClientTasks
+
 
 T = TypeVar("T")
 
@@ -369,10 +372,11 @@ class Client:
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
         try:
-            result: ReadResourceResult = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
+            result, _ = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
         except ServerError as exc:
             raise await self._suggest("resource", uri, exc) from None
-        return result.contents
+        found: ReadResourceResult = result
+        return found.contents
 
     async def prompt(
         self, name: str, arguments: Mapping[str, str] | None = None, /, *, timeout: float = 0, **more: str
@@ -531,7 +535,7 @@ class Client:
         requests = self.conversation.requests
         connection = await requests.connect()
         body = msgspec.Raw(with_meta(encode(params or {}), connection.meta))
-        await requests.notify(connection.transport, notification_message(method, body), method)
+        await requests.connector.notify(connection.transport, method, body)
 
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds: ``await client.ping(timeout=5)``.
@@ -566,7 +570,7 @@ class Client:
         """
         conversation, method = self.conversation, "notifications/roots/list_changed"
         if method in conversation.negotiated.revision.notifications:
-            await conversation.requests.notify(conversation.transport, notification_message(method), method)
+            await conversation.connector.notify(conversation.transport, method)
 
     def watch(self, *uris: str, tools: bool = False, prompts: bool = False, resources: bool = False) -> Changes:
         """Subscribe to changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.
@@ -652,3 +656,75 @@ class Client:
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, _ELSEWHERE)
+
+
+class _ClientArguments(TypedDict, total=False):
+    """Keyword arguments that `Client` takes besides its target."""
+
+    revision: str | None
+    headers: Mapping[str, str] | None
+    timeout: float
+    elicit: Elicit | None
+    sample: Sample | None
+    roots: Roots | None
+    on_log: OnLog | None
+    on_change: OnChange | None
+    options: Options | None
+    extensions: "Sequence[ClientExtension]"
+
+
+class BlockingClient:
+    """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
+
+    It has every method of `Client`, and each blocks until its result is available. Lists are returned in full. Handlers
+    run in another thread. Use `Client` for `watch` and anything else that stays open.
+
+    Args:
+        target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
+        more: The keywords of `Client`.
+    """
+
+    def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:
+        self._client = Client(target, **more)
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._thread = threading.Thread(target=self._run, name="millstream-client", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._wait(self._client.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+        try:
+            self._wait(self._client.__aexit__(kind, error, t))
+        finally:
+            self._stop()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return self._wait(found(*args, **kwargs))
+
+        return method
+
+    def _wait(self, work: Any) -> Any:
+        async def result() -> Any:
+            return await work if inspect.isawaitable(work) else work
+
+        return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._runner:  # cancels calls that Ctrl-C interrupted
+            self._loop.run_forever()

@@ -19,10 +19,10 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
-from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
 from millstream.client._negotiation import (
     Connection,
+    Connector,
     DeclaredCapability,
     LocalPeer,
     Negotiation,
@@ -191,7 +191,7 @@ class Conversation:
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """Return a subscription that isn't open yet."""
-        return self._watches.of(wanted)
+        return Changes(self.requests, self.incoming, wanted, self._watches)
 
     # Lists and cached results
 
@@ -207,29 +207,23 @@ class Conversation:
         """Return a paginated list. It's empty unless `offered`, or by default unless the server has the capability."""
 
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
-            size = 0
-
-            def decode_measured(data: bytes) -> L:
-                nonlocal size
-                size = len(data)
-                return decode(data)
-
             negotiated = self.negotiated
             if not (offered() if offered else negotiated.revision.requests.get(method, "") in negotiated.capabilities):
                 return PaginatedResult(), [], 0  # the server would respond "method not found"
             ask = Ask(method=method, params=encode(PaginatedRequestParams(cursor)), repeatable=True)
-            result = await self.ask_cached(ask, decode_measured, fresh=fresh)
+            result, size = await self.ask_cached(ask, decode, fresh=fresh)
             return result, items(result), size
 
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
-    async def ask_cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
-        """Return a result from the cache, or from the server if it's missing or `fresh`."""
+    async def ask_cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> tuple[Any, int]:
+        """Return a result from the cache, or from the server if it's missing or `fresh`, and the bytes received."""
         cache = self._cache
         found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None
         if found is not None:
-            return found
-        result = read(ask.method, decode, await self.requests.ask(ask))
+            return found, 0
+        raw = await self.requests.ask(ask)
+        result = read(ask.method, decode, raw)
         if cache is not None:
             cache.put(ask.method, ask.params, result, result.ttl_ms)
-        return result
+        return result, len(raw)

@@ -34,28 +34,31 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise TargetError(f"{name!r} isn't a valid header name.")
         if name.lower() in _CLIENT_HEADERS:
             raise TargetError(f"The client sets the header {name} itself. Remove it.")
-        if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
+        if not all(letter == "\t" or (" " <= letter <= "\xff" and letter != "\x7f") for letter in value):
             raise TargetError(f"The header {name} contains characters that aren't allowed in headers.")
-
-
-def _fits(value: str) -> bool:
-    try:
-        value.encode("latin-1")
-    except UnicodeEncodeError:
-        return False
-    return "\x7f" not in value
 
 
 class Auth(Protocol):
     """A source of credentials that change over time. Use plain headers for fixed ones."""
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """Return the credentials for the next request: URL, HTTP method, and the path and query as `target`."""
+        """Return the credentials for the next request.
+
+        Args:
+            url: URL of the server.
+            method: HTTP method.
+            target: Path and query of the request.
+        """
         ...
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """Store the nonce from a reply (`DPoP-Nonce`). Return True if only the nonce was wrong, so the request can be
         sent again.
+
+        Args:
+            url: URL of the server.
+            nonce: Value of the header.
+            challenge: The `WWW-Authenticate` header.
         """
         ...
 
@@ -126,7 +129,7 @@ class Endpoint:
                 refused = self._auth.learn_nonce(self.url, reply.header(b"dpop-nonce"), challenge)
                 if refused and reply.status == 401 and not nonce_retried:
                     nonce_retried = True
-                    self._discard(reply)
+                    reply.discard()
                     continue
             if reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
@@ -139,7 +142,7 @@ class Endpoint:
                 if redirects:
                     reply.final_url = url
                 return reply
-            self._discard(reply)
+            reply.discard()
 
     async def _reauthorize(self, status: int, challenge: str) -> bool:
         """Get new credentials. Return False if there aren't any."""
@@ -147,11 +150,6 @@ class Endpoint:
             return False
         with self._waiting():
             return await self._auth.handle_challenge(self.url, status, challenge)
-
-    @staticmethod
-    def _discard(reply: HttpReply) -> None:
-        if reply.stream is not None:
-            reply.stream.close()
 
     def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
         start = self._starts.get((method, url.target))
@@ -192,7 +190,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
     elif "insufficient_scope" in challenge:
         scope = re.search(r'scope="([^"]*)', challenge)
         text = f"{url} requires more permissions than these credentials have (403)"
-        text += f": {_brief(scope[1])}." if scope else "."
+        text += f": {brief(scope[1])}." if scope else "."
     else:
         reason = problem_detail(reply)
         what = "refused the request" if reason else "rejected these credentials, or this host or origin"
@@ -209,12 +207,12 @@ def problem_detail(reply: HttpReply) -> str:
     if reply.media_type != "application/problem+json":
         return ""
     try:
-        detail = _brief(msgspec.json.decode(reply.body, type=_Problem).detail).rstrip(".")
+        detail = brief(msgspec.json.decode(reply.body, type=_Problem).detail)
     except (ValueError, RecursionError):
         return ""
     return f": {detail}" if detail else ""
 
 
-def _brief(text: str) -> str:
+def brief(text: str) -> str:
     """Shorten a server's text for use in a sentence."""
-    return " ".join(text.split())[:_MAX_DETAIL]
+    return " ".join(text.split())[:_MAX_DETAIL].rstrip(".")

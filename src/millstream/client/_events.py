@@ -4,7 +4,6 @@ A broken stream is reopened with the last cursor, so events that the server stil
 """
 
 import asyncio
-import contextlib
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import PaginatedResult
+from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, ConnectionLost, NotSupported, ServerError
 from millstream.client._requests import Ask, Requests
@@ -275,10 +275,7 @@ class EventSubscription:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancel_all(self._task)
 
     def __aiter__(self) -> Self:
         return self
@@ -398,7 +395,4 @@ class EventSubscription:
                 self._request.result()
         finally:
             del events.streams[stream]
-            if self._request is not None:
-                self._request.cancel()
-                with contextlib.suppress(asyncio.CancelledError, ClientError):
-                    await self._request
+            await cancel_all(self._request)

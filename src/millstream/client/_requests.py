@@ -15,12 +15,11 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
 from millstream._tasks import retry_delay
-from millstream.client._connector import Connector, exchange
 from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
-from millstream.client._negotiation import Connection, Options, request_body, with_meta
+from millstream.client._negotiation import Connection, Connector, Options, exchange, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
-from millstream.client._transports import Transport, TransportRequest, log_message
+from millstream.client._transports import TransportRequest
 
 _INPUT_REQUIRED = b'"input_required"'
 _MIN_WAIT = 0.05
@@ -177,23 +176,6 @@ class Requests(Struct):
                 raise
             connection = await self._renew(connection) if connection.transport.lost else connection
             return await self.send(connection, ask, extra)
-
-    async def notify(self, transport: Transport, message: bytes, method: str) -> None:
-        """Send a notification.
-
-        Raises:
-            RequestTimeout: The server didn't accept it in time.
-            ClientError: It couldn't be sent.
-        """
-        filters = self.incoming.filters
-        if filters is not None and not (message := filters.filter_outgoing(message)):
-            return
-        try:
-            log_message("sent", message)
-            async with asyncio.timeout(self.timeout):
-                await transport.send(message, method)
-        except TimeoutError as exc:
-            raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
 
     def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send one request on one connection, and return its result."""

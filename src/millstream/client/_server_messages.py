@@ -29,8 +29,8 @@ from millstream.client._errors import ClientError, TooManyMessages
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports import Transport
 
-Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
-"""Progress callback: ``report(progress, total, message)``."""
+OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
+"""Progress callback: ``progress(value, total, message)``."""
 
 
 class Deadlines:
@@ -46,9 +46,9 @@ class Deadlines:
         self._handle: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
         """When the timer fires, at the latest at the first deadline."""
-        self._waiting: set[PendingRequest] = set()
+        self.waiting: set[PendingRequest] = set()
 
-    def begin(self, seconds: float, longest: float, progress: Report | None) -> "PendingRequest":
+    def begin(self, seconds: float, longest: float, progress: OnProgress | None) -> "PendingRequest":
         """Start timing a request in the current task. Call `PendingRequest.end` when the request finishes.
 
         Args:
@@ -59,13 +59,9 @@ class Deadlines:
         loop = self._loop = self._loop or asyncio.get_running_loop()
         now = loop.time()
         pending = PendingRequest(self, now + seconds, seconds, now + max(longest, seconds), progress)
-        self._waiting.add(pending)
+        self.waiting.add(pending)
         self.wake_at(pending.when)
         return pending
-
-    def discard(self, pending: "PendingRequest") -> None:
-        """Remove a request."""
-        self._waiting.discard(pending)
 
     def wake_at(self, when: float) -> None:
         """Check for expired requests at `when`, or earlier."""
@@ -81,7 +77,7 @@ class Deadlines:
         assert self._loop is not None  # noqa: S101  it calls this
         self._handle, self._wakes_at = None, math.inf
         now, soonest = self._loop.time(), math.inf
-        for pending in list(self._waiting):
+        for pending in list(self.waiting):
             if pending.when <= now:
                 pending.expire()
             else:
@@ -111,7 +107,9 @@ class PendingRequest:
         "when",
     )
 
-    def __init__(self, owner: Deadlines, when: float, seconds: float, latest: float, progress: Report | None) -> None:
+    def __init__(
+        self, owner: Deadlines, when: float, seconds: float, latest: float, progress: OnProgress | None
+    ) -> None:
         """Created by `Deadlines.begin`."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  requests are sent in tasks
@@ -126,7 +124,7 @@ class PendingRequest:
         """Final deadline, in the loop's time, regardless of progress."""
         self.when: float = when
         """Deadline unless there's progress."""
-        self.progress: Report | None = progress
+        self.progress: OnProgress | None = progress
 
     def extend(self, now: float) -> None:
         """Restart the clock after progress."""
@@ -147,13 +145,13 @@ class PendingRequest:
 
     def expire(self) -> None:
         """Cancel the request's task; `end` then reports the timeout."""
-        self._owner.discard(self)
+        self._owner.waiting.discard(self)
         self._expired = True
         self._task.cancel()
 
     def end(self) -> bool:
         """Stop the clock. Return whether the `CancelledError` that was just raised means a timeout."""
-        self._owner.discard(self)
+        self._owner.waiting.discard(self)
         if not self._expired:
             return False
         self._expired = False
@@ -188,8 +186,6 @@ class Notification(Struct, frozen=True):
 LogMessage = LoggingMessageNotificationParams
 OnLog = Callable[[LogMessage], Awaitable[None] | None]
 OnChange = Callable[[Change], Awaitable[None] | None]
-OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
-"""Progress callback: ``progress(value, total, message)``."""
 Watcher = Callable[[Change, Any], None]
 """Callback for a change and the id of its subscription."""
 
@@ -237,8 +233,8 @@ class ServerMessages:
         self.running: dict[int, PendingRequest] = {}
         """Pending requests by id, which is also the progress token."""
         self.watchers: set[Watcher] = set()
-        self.acknowledgments: dict[int, asyncio.Event] = {}
-        """Subscriptions that the server hasn't acknowledged yet, by id."""
+        self.acknowledgments: dict[int, Callable[[], object]] = {}
+        """Callbacks for the acknowledgment of subscriptions, by id."""
         self.subscribed: asyncio.Event = asyncio.Event()
         self.interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
         """Callback for interruptions."""
@@ -319,9 +315,9 @@ class ServerMessages:
 
     def _handle_acknowledgment(self, message: Envelope) -> None:
         subscription: Any = _decode_plain(message.params or b"{}").meta.get(SUBSCRIPTION_KEY)
-        event = self.acknowledgments.get(subscription) if isinstance(subscription, int) else None
-        if event is not None:
-            event.set()
+        acknowledge = self.acknowledgments.get(subscription) if isinstance(subscription, int) else None
+        if acknowledge is not None:
+            acknowledge()
 
     def _handle_cancellation(self, message: Envelope) -> None:
         task = self._answer_tasks.get(cancelled_id(message.params))

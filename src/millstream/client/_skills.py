@@ -46,10 +46,13 @@ def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Ski
     def valid(result: _Skills) -> list[Skill]:
         return [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None]
 
-    def has_skills() -> bool:
-        return SKILLS in members(conversation.negotiated.capabilities.get("extensions"))
-
-    return conversation.list("skills/list", _decode_list, valid, fresh=fresh, offered=has_skills)
+    return conversation.list(
+        "skills/list",
+        _decode_list,
+        valid,
+        fresh=fresh,
+        offered=lambda: SKILLS in members(conversation.negotiated.capabilities.get("extensions")),
+    )
 
 
 def _valid(raw: bytes) -> Skill | None:

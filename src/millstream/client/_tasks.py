@@ -64,7 +64,7 @@ class Task(Struct, frozen=True, rename="camel"):
     last_updated_at: str = ""
     ttl_ms: int | None = None
     """Milliseconds from the creation until the server deletes the task."""
-    poll_interval_ms: int | None = None
+    poll_interval_ms: float | None = None
     """Milliseconds to wait before the next poll."""
     input_requests: dict[str, InputRequest] = {}
     """Unanswered questions by key; answer them with `ClientTasks.update`."""
@@ -76,8 +76,18 @@ class Task(Struct, frozen=True, rename="camel"):
         """Whether the task has ended."""
         return self.status in ("completed", "failed", "cancelled")
 
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the next poll."""
+        seconds = _DEFAULT_PAUSE if self.poll_interval_ms is None else self.poll_interval_ms / 1000
+        return min(max(seconds, _MIN_PAUSE), _MAX_PAUSE)
+
     def outcome(self) -> Result:
-        """Return the result of a task that has ended.
+        """Return the result of a task that has ended. Raises the same errors as `raw_outcome`."""
+        return read_result(self.raw_outcome())
+
+    def raw_outcome(self) -> bytes:
+        """Return the result of a task that has ended, as JSON.
 
         Raises:
             ServerError: The call failed with an error.
@@ -89,7 +99,7 @@ class Task(Struct, frozen=True, rename="camel"):
             raise ClientError(f"The task {self.task_id} was canceled.")
         if isinstance(self.result, UnsetType):
             raise ClientError(f"The task {self.task_id} hasn't ended. Wait for it: await client.tasks.wait(task_id)")
-        return read_result(bytes(self.result))
+        return bytes(self.result)
 
 
 class _Kind(Struct):
@@ -200,7 +210,7 @@ class ClientTasks:
             if new:
                 answered.update(new)
                 await self.update(current.task_id, await answer_all(self._conversation.questions, new, "The task"))
-            await asyncio.sleep(_pause(current))
+            await asyncio.sleep(current.pause)
             current = await self._get_again(current.task_id)
         return current
 
@@ -252,8 +262,3 @@ class ClientTasks:
 
 _TEMPORARY_ERRORS = frozenset({OVERLOADED, RATE_LIMITED})
 """Codes of temporary errors: the server is overloaded, or a rate limit was reached."""
-
-
-def _pause(task: Task) -> float:
-    seconds = _DEFAULT_PAUSE if task.poll_interval_ms is None else task.poll_interval_ms / 1000
-    return min(max(seconds, _MIN_PAUSE), _MAX_PAUSE)

@@ -10,11 +10,10 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import (
@@ -22,7 +21,7 @@ from millstream._protocol.notifications import (
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
-from millstream._tasks import Tasks, retry_delay
+from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -66,6 +65,10 @@ class Changes:
         self._subscription: int = 0
         self._task: asyncio.Task[None] | None = None
         self._fault: ClientError | None = None
+        self._agreed = asyncio.Event()
+        """Set while the server has confirmed the subscription."""
+        self._reopens = False
+        """Whether it was confirmed before, so that changes may have been missed."""
 
     async def __aenter__(self) -> Self:
         """Subscribe. No later change is missed.
@@ -81,9 +84,8 @@ class Changes:
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.ask(ask)
             else:
-                agreed = asyncio.Event()
-                self._task = asyncio.create_task(self._keep_listening(agreed))
-                await self._wait_for_acknowledgment(self._task, agreed)
+                self._task = asyncio.create_task(self._keep_listening())
+                await self._wait_for_acknowledgment(self._task)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -95,9 +97,7 @@ class Changes:
         self._incoming.watchers.discard(self._on_change)
         self._watches.discard(self)
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ClientError):
-                await self._task
+            await cancel_all(self._task)
             return
         connection = self._requests.connection
         if connection is not None and not connection.transport.lost:
@@ -142,7 +142,7 @@ class Changes:
         if (
             self._task is None and not connection.negotiated.revision.handshake
         ):  # the server was replaced by a newer one
-            self._task = asyncio.create_task(self._keep_listening(asyncio.Event()))
+            self._task = asyncio.create_task(self._keep_listening())
         elif self._task is None:
             try:
                 for ask in self._asks("resources/subscribe"):
@@ -164,8 +164,8 @@ class Changes:
 
     # Per-request era
 
-    async def _wait_for_acknowledgment(self, task: asyncio.Task[None], agreed: asyncio.Event) -> None:
-        first = asyncio.create_task(agreed.wait())
+    async def _wait_for_acknowledgment(self, task: asyncio.Task[None]) -> None:
+        first = asyncio.create_task(self._agreed.wait())
         try:
             done, _ = await asyncio.wait({first, task}, timeout=_CONFIRM_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -175,31 +175,37 @@ class Changes:
         if not done:
             raise RequestTimeout(f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds.")
 
-    async def _keep_listening(self, agreed: asyncio.Event) -> None:
+    def _acknowledge(self) -> None:
+        if self._reopens and not self._agreed.is_set():
+            self._add(Change("again"))
+        self._agreed.set()
+
+    async def _keep_listening(self) -> None:
         failures = 0
         try:
             while True:
                 try:
-                    await self._listen(agreed)
+                    await self._listen()
                     why: ClientError = ConnectionLost("The server ended the subscription.")
                 except ClientError as exc:
                     if not isinstance(exc, ConnectionLost) and (failures == 0 or not is_temporary(exc)):
                         raise
                     why = exc
-                if agreed.is_set():
+                if self._agreed.is_set():
                     failures = 0
                 elif failures == 0:
                     raise why  # never opened
                 await asyncio.sleep(retry_pause(failures))
                 failures += 1
-                agreed = _ReopenedEvent(lambda: self._add(Change("again")))
+                self._agreed.clear()
+                self._reopens = True
         except ClientError as exc:
             self.fail(exc)
 
-    async def _listen(self, agreed: asyncio.Event) -> None:
+    async def _listen(self) -> None:
         """Run one subscription until it ends."""
         subscription = next(self._requests.ids)
-        self._incoming.acknowledgments[subscription] = agreed
+        self._incoming.acknowledgments[subscription] = self._acknowledge
         self._subscription = subscription
         params = encode(SubscriptionsListenRequestParams(self._filter))
         try:
@@ -208,21 +214,6 @@ class Changes:
             await self._requests.send(connection, ask)
         finally:
             del self._incoming.acknowledgments[subscription]
-
-
-class _ReopenedEvent(asyncio.Event):
-    """An event for the confirmation of a reopened subscription, which also calls a function once."""
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        super().__init__()
-        self._callback = callback
-
-    @override
-    def set(self) -> None:
-        """Set the event, and call the function the first time."""
-        if not self.is_set():
-            self._callback()
-        super().set()
 
 
 class Watches:
@@ -243,10 +234,6 @@ class Watches:
         self._reconnected_at = -math.inf
         """When the connection was last reopened, in the loop's time."""
         incoming.interruption_callback = self._on_interruption
-
-    def of(self, wanted: SubscriptionFilter) -> Changes:
-        """Return a new watcher."""
-        return Changes(self._requests, self._incoming, wanted, self)
 
     def add(self, changes: Changes) -> None:
         """Add a watcher."""
@@ -279,9 +266,7 @@ class Watches:
     async def close(self) -> None:
         """Stop reconnecting."""
         self._incoming.subscribed.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await cancel_all(self._task)
 
     def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         last = self._requests.last

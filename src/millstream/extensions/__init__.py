@@ -9,9 +9,9 @@ Example:
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._protocol.principal import Share
-from millstream._protocol.rounds import RoundState
+from millstream._protocol.sealed import RoundState
 from millstream._server.calls.call import scopes_of
-from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
+from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
 from millstream._stores.health import LogOnce
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest

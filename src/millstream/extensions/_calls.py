@@ -17,7 +17,7 @@ from millstream._protocol.json_schema import Schema
 from millstream._protocol.jsonrpc import decoder, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal
-from millstream._protocol.rounds import RoundState
+from millstream._protocol.sealed import RoundState
 from millstream._server.calls.call import DEFERRED, Call, granted_scopes, params_of
 from millstream._server.calls.context import Context, TaskStart
 from millstream._server.control import release_arguments, too_many_streams

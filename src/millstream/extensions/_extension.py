@@ -11,7 +11,7 @@ from msgspec import Struct
 from millstream._parts import Host
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import NotificationMessage
-from millstream._server.features.hooks import Middleware
+from millstream._server.features import Middleware
 from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._host import EVERY_REVISION, ServerHost

@@ -24,7 +24,7 @@ from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
-from millstream._protocol.rounds import Rounds, RoundState
+from millstream._protocol.sealed import Rounds, RoundState
 from millstream._server.calls.call import RUNNING, Call
 from millstream._server.calls.services import Broadcast
 from millstream._server.features.registry import RegisteredExtension as Registered

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
-from millstream._protocol.rounds import Rounds
+from millstream._protocol.sealed import Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
 from millstream._tasks import retry_delay
@@ -34,24 +34,24 @@ from millstream.client import (
     ServerError,
     TargetError,
     TooLarge,
+    TooMuchArriving,
 )
-from millstream.client._connector import NO_HANDSHAKE
-from millstream.client._errors import TooMuchArriving
+from millstream.client._negotiation import NO_HANDSHAKE
 from millstream.client._requests import Ask
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
 from millstream.gateway._parked_calls import CALL_OVER, Ticket
-from millstream.gateway._questions import (
+from millstream.gateway._relay import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
     Recipient,
+    Relay,
     can_ask,
     declare,
     project_answer,
     project_question,
     with_name,
 )
-from millstream.gateway._relay import Relay
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
 from millstream.parts import Call
@@ -630,9 +630,10 @@ class _ForwardedCall:
         try:
             while True:
                 task = read_task(await self._ask_task("tasks/get", previous.id, {}))
-                result = task.outcome()
-                if result is not None:
-                    return result
+                if task.over:
+                    if task.status == "cancelled":
+                        raise ToolError("The server canceled the task.")
+                    return task.raw_outcome()
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1
                     self.relay.progress(count, None, message)

@@ -6,7 +6,6 @@ is offered only while its definition is the accepted one. A new item that looks 
 store keeps the digest of the first definition. Changes to the file take effect at the next check.
 """
 
-import hashlib
 import logging
 import re
 import zlib
@@ -159,7 +158,7 @@ class StoredCatalog:
             address: Address of the upstream; each one has its own copy.
         """
         self._kv = store.kv
-        self._key = f"catalog:{hashlib.sha256(encode([server, name, address])).hexdigest()[:32]}"
+        self._key = f"catalog:{sha256(encode([server, name, address])).hexdigest()[:32]}"
         self.shared: bool = store.shared
         """Whether other workers use the same copy."""
         self.time: Callable[[], float] = store.time if store.shared else time
@@ -200,7 +199,7 @@ class StoredCatalog:
 
 
 def _hash_of(catalog: Catalog) -> bytes:
-    return hashlib.sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
+    return sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:

@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings
@@ -30,7 +30,7 @@ from millstream.gateway._credentials import Credentials
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, suggest
+from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, members, suggest
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
@@ -72,55 +72,90 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
-class Source(Struct, frozen=True):
-    """One file, its values, and their line numbers."""
+class ConfigValue(Struct, frozen=True):
+    """A value of a configuration file, and its place in the file."""
 
     path: Path
-    values: Any
+    root: Any
+    """All values of the file, as written."""
     line: Callable[[KeyPath], int]
     environ: Mapping[str, str]
+    value: Any
+    where: KeyPath = ()
 
-    def error(self, where: KeyPath, what: str) -> ConfigError:
-        """Return an error about one value."""
-        name = f"{'.'.join(where)}: " if where else ""
-        return ConfigError(f"{self.path}, line {self.line(where)}: {name}{what}")
+    def error(self, what: str) -> ConfigError:
+        """Return an error about the value."""
+        name = f"{'.'.join(self.where)}: " if self.where else ""
+        return ConfigError(f"{self.path}, line {self.line(self.where)}: {name}{what}")
 
-    def source_text(self, where: KeyPath) -> str:
-        """Return a value as written in the file for an error, without expanding variables, which may be secrets."""
-        value = self.values
-        for name in where:
-            value = value.get(name) if is_object(value) else None
+    @property
+    def written(self) -> str:
+        """The value as written in the file, for an error. Variables aren't expanded, because they may be secrets."""
+        value = self.root
+        for name in self.where:
+            value = members(value).get(name)
         return f"{value!r:.60}"
 
-    def expand(self, value: Any, where: KeyPath) -> Any:
-        """Replace ``${NAME}`` in all strings of a value with environment variables.
+    def member(self, name: str) -> "ConfigValue":
+        """Return a member of a table; its value is None if it's missing."""
+        return structs.replace(self, value=members(self.value).get(name), where=(*self.where, name))
+
+    def table(self) -> "dict[str, ConfigValue]":
+        """Return the members of a table.
+
+        Raises:
+            ConfigError: The value isn't a table.
+        """
+        if not is_object(self.value):
+            raise self.error(f"it must be a table of options, not {self.written}.")
+        return {name: self.member(name) for name in self.value}
+
+    def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
+        """Return the members of a table after checking that all of them are options.
+
+        Raises:
+            ConfigError: The value isn't a table, or a member isn't an option.
+        """
+        table = self.table()
+        for key, each in table.items():
+            if key not in known:
+                hint = suggest(key, tuple(known))
+                if key in _COMMAND_OPTIONS:
+                    hint = f"set it on the command line, with --{key}."
+                elif self.where != ("settings",) and key in Settings.__struct_fields__:
+                    hint = "write it under [settings]."
+                raise each.error(f"unknown option; {hint}")
+        return table
+
+    def expand(self) -> "ConfigValue":
+        """Replace ``${NAME}`` in all strings of the value with environment variables.
 
         ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
 
         Raises:
             ConfigError: A variable isn't set.
         """
+        value = self.value
         if isinstance(value, str):
-            return _VARIABLE.sub(lambda found: self._variable(found, where), value)
-        if is_array(value):
-            return [self.expand(each, where) for each in value]
-        if is_object(value):
-            return {name: self.expand(each, (*where, name)) for name, each in value.items()}
-        return value
+            value = _VARIABLE.sub(self._variable, value)
+        elif is_array(value):
+            value = [structs.replace(self, value=each).expand().value for each in value]
+        elif is_object(value):
+            value = {name: self.member(name).expand().value for name in value}
+        return structs.replace(self, value=value)
 
-    def _variable(self, found: re.Match[str], where: KeyPath) -> str:
+    def _variable(self, found: re.Match[str]) -> str:
         if found[1]:
             return found[0][1:]
         name, default_given, default = found[2].partition(":-")
         if name.startswith("input:"):
             raise self.error(
-                where,
-                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}.",
+                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}."
             )
         if name in ("workspaceFolder", "userHome"):
             return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
         if not _NAME.fullmatch(name):
-            raise self.error(where, f"{found[0]} isn't a valid variable: write ${{NAME}}, or $${{ for the text ${{")
+            raise self.error(f"{found[0]} isn't a valid variable: write ${{NAME}}, or $${{ for the text ${{")
         value = self.environ.get(name)
         if value:
             return value
@@ -128,7 +163,46 @@ class Source(Struct, frozen=True):
             return default
         near = closest_name(name, [each for each in self.environ if each.isupper()])
         hint = f" (did you mean {near}?)" if near else ""
-        raise self.error(where, f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
+        raise self.error(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
+
+    def convert(self, kind: Any) -> Any:
+        """Return the value as a type.
+
+        Raises:
+            ConfigError: It has another type.
+        """
+        found = _structs(kind)
+        if is_object(self.value) and found:
+            if get_origin(kind) is dict:
+                return {name: each.load(found[0]) for name, each in self.table().items()}
+            return self.load(found[0])
+        try:
+            converted = msgspec.convert(self.value, kind)
+            if self.where[-1].startswith("redact_"):
+                with suppress(MissingExtra):  # reported when the gateway starts
+                    Redactor(converted)
+        except msgspec.ValidationError:
+            raise self.error(f"it must be {_describe(kind)}, not {self.written}.") from None
+        except ValueError as exc:
+            raise self.error(str(exc)) from None
+        return converted
+
+    def load(self, kind: Any) -> Any:
+        """Return a table as a Struct. Errors name the value, however deeply nested.
+
+        Raises:
+            ConfigError: The table doesn't fit.
+        """
+        known = {each.encode_name: each for each in fields(kind) if each.name not in _SET_BY_CODE}
+        table = self.options(known)
+        values = {known[key].name: each.convert(known[key].type) for key, each in table.items()}
+        missing = [name for name, each in known.items() if each.required and name not in table]
+        if missing:
+            raise self.error(f"{missing[0]} is required.")
+        try:
+            return kind(**values)
+        except (TypeError, ValueError) as exc:
+            raise self.error(str(exc)) from exc
 
 
 def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
@@ -157,7 +231,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     return _load_gateway(_toml_source(path, text, variables))
 
 
-def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
+def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
     try:
         root = read_json(text)
     except JsonSyntaxError as exc:
@@ -173,10 +247,10 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
             node, start = member.node, member.start
         return text.count("\n", 0, start) + 1
 
-    return Source(path, root.value, line, environ)
+    return ConfigValue(path, root.value, line, environ, root.value)
 
 
-def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
+def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -184,7 +258,7 @@ def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
             "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
         )
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    return Source(path, values, partial(_toml_line, text, values), environ)
+    return ConfigValue(path, values, partial(_toml_line, text, values), environ, values)
 
 
 def _toml_line(text: str, values: Any, where: KeyPath) -> int:
@@ -251,89 +325,82 @@ def gateway_options() -> Mapping[str, FieldInfo]:
     return {each.name: each for each in fields(GatewayConfig)}
 
 
-def _load_gateway(source: Source) -> GatewayConfig:
+def _load_gateway(root: ConfigValue) -> GatewayConfig:
     values: dict[str, Any] = {}
-    table = _require_options(source, source.values, (), gateway_options())
-    for name, value in table.items():
+    table = root.options(gateway_options())
+    for name, each in table.items():
         if name == "settings":
             settings = {each.name: each for each in fields(Settings)}
             values[name] = {
-                key: _convert(source, source.expand(each, (name, key)), settings[key].type, (name, key))
-                for key, each in _require_options(source, value, (name,), settings).items()
+                key: value.expand().convert(settings[key].type) for key, value in each.options(settings).items()
             }
         elif name not in ("upstreams", "policy"):
-            values[name] = _convert(source, source.expand(value, (name,)), gateway_options()[name].type, (name,))
-    shared = _load_struct(source, UpstreamPolicy, table["policy"], ("policy",)) if "policy" in table else None
-    configs = [
-        config
-        for name, each in _require_table(source, table.get("upstreams", {}), ("upstreams",)).items()
-        if (config := _load_upstream(source, name, each, shared)) is not None
-    ]
-    _check_upstreams(source, "upstreams", configs)
+            values[name] = each.expand().convert(gateway_options()[name].type)
+    shared = table["policy"].load(UpstreamPolicy) if "policy" in table else None
+    upstreams = table["upstreams"].table() if "upstreams" in table else {}
+    configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
+    _check_upstreams(root.member("upstreams"), configs)
     return GatewayConfig(**values, policy=shared, upstreams=tuple(configs))
 
 
-def _load_upstream(source: Source, name: str, entry: Any, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
-    where = ("upstreams", name)
+def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
     options = upstream_options()
-    table = _require_options(source, entry, where, options)
     values: dict[str, Any] = {}
-    for key, value in table.items():
-        path = (*where, key)
+    for key, each in entry.options(options).items():
         if key == "policy":
-            values[key] = _load_struct(source, UpstreamPolicy, value, path)
+            values[key] = each.load(UpstreamPolicy)
         elif key == "auth":
-            values[key] = _load_credentials(source, value, path)
-        elif key == "command" and isinstance(value, str):
-            values[key] = _expand_command(source, value, path)
+            values[key] = _load_credentials(each.expand())
+        elif key == "command" and isinstance(each.value, str):
+            values[key] = _expand_command(each)
         else:
-            values[key] = _convert(source, source.expand(value, path), options[key].type, path)
+            values[key] = each.expand().convert(options[key].type)
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
     if values.get("trust") == "pin" and not policy.pins:
-        policy = msgspec.structs.replace(policy, pins=str(source.path.with_suffix(".lock")))
+        policy = structs.replace(policy, pins=str(entry.path.with_suffix(".lock")))
     if shared is not None:
-        policy = msgspec.structs.replace(policy, shared=shared)
-    target, api = _pop_target(source, where, values)
+        policy = structs.replace(policy, shared=shared)
+    target, api = _pop_target(entry, values)
     return UpstreamConfig(
         **values, name=name, target=target, openapi=api, policy=policy if policy != UpstreamPolicy() else None
     )
 
 
-def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any, Any]:
+def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
     """Remove and return the fields that say where an upstream is."""
     url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
     present = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
-        raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi.")
+        raise entry.error(f"the upstream {what}: use exactly one of url, command, and openapi.")
     for key, value in {"args": args, "env": values.get("env"), "cwd": values.get("cwd")}.items():
         if value and not command:
-            raise source.error((*where, key), f"{key} requires a command, but this upstream has {present[0]}.")
+            raise entry.member(key).error(f"{key} requires a command, but this upstream has {present[0]}.")
     if api and values.get("isolation"):
-        raise source.error((*where, "isolation"), "isolation requires a connection, but this upstream has openapi.")
+        raise entry.member("isolation").error("isolation requires a connection, but this upstream has openapi.")
     if api:
-        return None, _load_openapi(source, api, (*where, "openapi"))
+        return None, _load_openapi(structs.replace(entry.member("openapi"), value=api))
     if url:
-        _check_url(source, url, (*where, "url"))
+        _check_url(entry.member("url"), url)
         return url, None
     if isinstance(command, str) and not args:
         return command, None
     return [*([command] if isinstance(command, str) else command or ()), *(args or ())], None
 
 
-def _check_url(source: Source, url: str, where: KeyPath) -> None:
+def _check_url(written: ConfigValue, url: str) -> None:
     """Raise a `ConfigError` unless a string is a URL, because the client would run any other string as a command."""
     try:
         parse(url)
     except TargetError:
-        raise source.error(
-            where, "it must be a URL such as https://example.com/mcp, without a user name or password."
+        raise written.error(
+            "it must be a URL such as https://example.com/mcp, without a user name or password."
         ) from None
 
 
-def _expand_command(source: Source, text: str, where: KeyPath) -> str | list[str]:
+def _expand_command(command: ConfigValue) -> str | list[str]:
     """Expand the variables of a command line after splitting it, so that no value becomes several words."""
     variables: list[str] = []
 
@@ -341,50 +408,51 @@ def _expand_command(source: Source, text: str, where: KeyPath) -> str | list[str
         variables.append(found[0])
         return f"\0{len(variables) - 1}\0"
 
-    reserved = _VARIABLE.sub(reserve, text)
+    reserved = _VARIABLE.sub(reserve, command.value)
     if not variables:
-        return text
+        return reserved
     try:
         words = shlex.split(reserved, posix=os.name != "nt")
     except ValueError as exc:
-        raise source.error(where, f"the command can't be parsed: {exc}.") from exc
-    words = [source.expand(re.sub("\0(\\d+)\0", lambda at: variables[int(at[1])], each), where) for each in words]
-    return words[0] if len(words) == 1 and len(words[0].split()) <= 1 else words
+        raise command.error(f"the command can't be parsed: {exc}.") from exc
+    words = [re.sub("\0(\\d+)\0", lambda at: variables[int(at[1])], each) for each in words]
+    expanded: list[str] = structs.replace(command, value=words).expand().value
+    return expanded[0] if len(expanded) == 1 and len(expanded[0].split()) <= 1 else expanded
 
 
-def _load_openapi(source: Source, value: Any, where: KeyPath) -> Any:
+def _load_openapi(value: ConfigValue) -> Any:
     from millstream.gateway._openapi import OpenApi  # noqa: PLC0415  few gateways have an API
 
-    table = value if is_object(value) else {"document": value}
-    api = _load_struct(source, OpenApi, table, where)
+    api = (value if is_object(value.value) else structs.replace(value, value={"document": value.value})).load(OpenApi)
     if "://" not in str(api.document):
-        api = msgspec.structs.replace(api, document=str(source.path.parent / str(api.document)))
+        api = structs.replace(api, document=str(value.path.parent / str(api.document)))
     return api
 
 
-def _load_credentials(source: Source, value: Any, where: KeyPath) -> Any:
+def _load_credentials(value: ConfigValue) -> Any:
     kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
-    table = _require_table(source, source.expand(value, where), where)
-    kind = str(table.get("kind", ""))
-    if kind not in kinds:
-        raise source.error((*where, "kind"), f"{kind!r} isn't a kind of credentials; {suggest(kind, tuple(kinds))}")
-    return _load_struct(source, kinds[kind], {name: each for name, each in table.items() if name != "kind"}, where)
+    value.table()
+    name = str(value.value.get("kind", ""))
+    if name not in kinds:
+        raise value.member("kind").error(f"{name!r} isn't a kind of credentials; {suggest(name, tuple(kinds))}")
+    rest = {key: each for key, each in value.value.items() if key != "kind"}
+    return structs.replace(value, value=rest).load(kinds[name])
 
 
-def _check_upstreams(source: Source, table: str, configs: list[UpstreamConfig]) -> None:
+def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
     """Check each upstream, and that no two have the same prefix."""
     hosts: dict[str, str] = {}
     for config in configs:
+        entry = table.member(config.name)
         try:
             config.check()
         except ValueError as exc:
-            raise source.error((table, config.name), str(exc)) from exc
+            raise entry.error(str(exc)) from exc
         host = config.names.host
         if host in hosts:
             prefix = config.names.prefix
-            raise source.error(
-                (table, config.name, "prefix"),
-                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix.",
+            raise entry.member("prefix").error(
+                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix."
             )
         hosts[host] = config.name
 
@@ -422,21 +490,16 @@ class _Server(Struct, frozen=True, kw_only=True):
 _ANY_URI = "*://*"
 
 
-def _load_servers(source: Source) -> GatewayConfig:
-    found = [key for key in _SERVER_TABLES if is_object(source.values) and key in source.values]
+def _load_servers(root: ConfigValue) -> GatewayConfig:
+    found = [key for key in _SERVER_TABLES if key in members(root.value)]
     if not found:
-        raise source.error((), "the file has neither mcpServers nor servers. List the MCP servers under one of them.")
+        raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
-    for name, entry in _require_table(source, source.values[found[0]], (found[0],)).items():
-        where = (found[0], name)
-        table = _require_table(source, entry, where)
-        values = {
-            key: _convert(source, source.expand(value, (*where, key)), options[key].type, (*where, key))
-            for key, value in table.items()
-            if key in options
-        }
+    for name, entry in root.member(found[0]).table().items():
+        table = entry.table()
+        values = {key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
         if values.get("disabled"):
             continue
         ignored |= dict.fromkeys(key for key in table if key not in options)
@@ -446,12 +509,11 @@ def _load_servers(source: Source) -> GatewayConfig:
         if bool(url) == bool(server.command):
             unknown = {key: closest_name(key, ("command", "url")) for key in table if key not in options}
             hint = next((f" (did you mean {near} instead of {key}?)" for key, near in unknown.items() if near), "")
-            raise source.error(
-                where,
-                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}.",
+            raise entry.error(
+                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}."
             )
         if url:
-            _check_url(source, url, (*where, url_field))
+            _check_url(entry.member(url_field), url)
         command = server.command if isinstance(server.command, tuple) else (server.command,)
         configs.append(
             UpstreamConfig(
@@ -464,68 +526,10 @@ def _load_servers(source: Source) -> GatewayConfig:
                 policy=server.policy,
             )
         )
-    _check_upstreams(source, found[0], configs)
+    _check_upstreams(root.member(found[0]), configs)
     if ignored:
-        logger.warning("%s: these options have no effect in a gateway: %s", source.path, ", ".join(ignored))
+        logger.warning("%s: these options have no effect in a gateway: %s", root.path, ", ".join(ignored))
     return GatewayConfig(upstreams=tuple(configs))
-
-
-# Values
-
-
-def _require_table(source: Source, value: Any, where: KeyPath) -> dict[str, Any]:
-    if not is_object(value):
-        raise source.error(where, f"it must be a table of options, not {source.source_text(where)}.")
-    return value
-
-
-def _require_options(source: Source, value: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """Return a table after checking that all of its keys are options."""
-    table = _require_table(source, value, where)
-    for key in table:
-        if key not in options:
-            hint = suggest(key, tuple(options))
-            if key in _COMMAND_OPTIONS:
-                hint = f"set it on the command line, with --{key}."
-            elif where != ("settings",) and key in Settings.__struct_fields__:
-                hint = "write it under [settings]."
-            raise source.error((*where, key), f"unknown option; {hint}")
-    return table
-
-
-def _load_struct(source: Source, kind: Any, raw: Any, where: KeyPath) -> Any:
-    """Convert a table to a Struct. Errors name the value, however deeply nested."""
-    options = {each.encode_name: each for each in fields(kind) if each.name not in _SET_BY_CODE}
-    table = _require_options(source, raw, where, options)
-    values = {
-        options[key].name: _convert(source, value, options[key].type, (*where, key)) for key, value in table.items()
-    }
-    missing = [name for name, each in options.items() if each.required and name not in table]
-    if missing:
-        raise source.error(where, f"{missing[0]} is required.")
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as exc:
-        raise source.error(where, str(exc)) from exc
-
-
-def _convert(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
-    """Convert a value to the type of its field."""
-    structs = _structs(kind)
-    if is_object(value) and structs:
-        if get_origin(kind) is dict:
-            return {name: _load_struct(source, structs[0], each, (*where, name)) for name, each in value.items()}
-        return _load_struct(source, structs[0], value, where)
-    try:
-        converted = msgspec.convert(value, kind)
-        if str(where[-1]).startswith("redact_"):
-            with suppress(MissingExtra):  # reported when the gateway starts
-                Redactor(converted)
-    except msgspec.ValidationError:
-        raise source.error(where, f"it must be {_describe(kind)}, not {source.source_text(where)}.") from None
-    except ValueError as exc:
-        raise source.error(where, str(exc)) from None
-    return converted
 
 
 def _describe(kind: Any) -> str:

@@ -26,15 +26,14 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream.client import AccessDenied, ClientError, RequestTimeout
-from millstream.client._endpoint import Auth, Endpoint
+from millstream.client import AccessDenied, Auth, ClientError, RequestTimeout
+from millstream.client._endpoint import Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
-    Argument,
     Document,
     OpenApi,
     Operation,
@@ -256,7 +255,7 @@ class ApiUpstream(Upstream):
         except TimeoutError as exc:
             raise RequestTimeout(f"The API didn't respond within {self.config.timeout:g} seconds.") from exc
         if reply.stream is not None:
-            reply.stream.close()
+            reply.discard()
             raise ToolError("The API responded with a stream, which a tool can't return.")
         received = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers.items()}
         return ApiResponse(reply.status, received, reply.body)
@@ -352,8 +351,7 @@ class ApiUpstream(Upstream):
         endpoint = self._endpoint(url, self.config.headers if same_origin else {}, auth, self.config.max_catalog_bytes)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         if reply.status != _OK or reply.stream is not None:
             raise ApiError(f"{url} returned status {reply.status} instead of a document.")
         return reply.body
@@ -423,10 +421,6 @@ class ApiUpstream(Upstream):
         self._skipped = frozenset(document.skipped)
         return found, tools
 
-    def _can_set(self, argument: Argument) -> bool:
-        header = "cookie" if argument.place == "cookie" else argument.name.lower().replace("_", "-")
-        return header not in self._fixed_headers and _HEADER.fullmatch(argument.name) is not None
-
     def _restrict(self, operation: Operation) -> Operation | None:
         """Return an operation without the headers that arguments can't set; None if its schema is too large.
 
@@ -436,7 +430,11 @@ class ApiUpstream(Upstream):
         hidden = frozenset(
             name
             for name, each in operation.arguments.items()
-            if each.place in ("header", "cookie") and not self._can_set(each)
+            if each.place in ("header", "cookie")
+            and (
+                ("cookie" if each.place == "cookie" else each.name.lower().replace("_", "-")) in self._fixed_headers
+                or _HEADER.fullmatch(each.name) is None
+            )
         )
         if hidden:
             operation = structs.replace(

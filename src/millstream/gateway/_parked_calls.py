@@ -21,8 +21,16 @@ from millstream._server.calls.context import call_binding
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
-from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
-from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Relay
+from millstream.gateway._relay import (
+    COMPLETE,
+    MAX_OPEN_QUESTIONS,
+    Backlog,
+    ForwardedQuestion,
+    NotificationQueue,
+    Recipient,
+    Relay,
+    project_answer,
+)
 from millstream.gateway._results import call_error
 from millstream.parts import Call, Services
 from millstream.protocol import (

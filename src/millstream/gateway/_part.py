@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
@@ -24,8 +23,7 @@ from millstream.gateway._credentials import (
     StaticHeaders,
     TokenExchange,
 )
-from millstream.gateway._extension_relay import ExtensionForwarding
-from millstream.gateway._items import make_item
+from millstream.gateway._items import ExtensionForwarding, make_item
 from millstream.gateway._names import (
     CAPABILITY,
     Announcement,
@@ -88,8 +86,6 @@ class GatewayPart:
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
-        self._items: dict[tuple[str, str], tuple[Upstream, tuple[str, Description]]] = {}
-        """(kind, name on this server) -> upstream, its name there, and the description that it was created from."""
         self._tokens: dict[Upstream, tuple[Catalog, int]] = {}
         """Tokens of each upstream's tools, with the catalog that they were counted in."""
         self._stored_results: dict[str, StoredResults] = {}
@@ -251,17 +247,16 @@ class GatewayPart:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return state and statistics of each upstream. `items` counts what's offered here, `listed` what it lists."""
-        offered = Counter((owner.config.name, kind) for (kind, _), (owner, _) in self._items.items())
         return [
             {
                 **(report := upstream.describe()),
                 "listed": report["items"],
-                "items": {kind: offered[name, kind] for kind in METHODS},
+                "items": {kind: len(names) for kind, names in upstream.offered.items()},
                 "tokens": self._tokens_of(upstream),
                 "quarantined": len(upstream.quarantined),
                 "accounts": upstream.config.connects,
             }
-            for name, upstream in self.upstreams.items()
+            for upstream in self.upstreams.values()
         ]
 
     def items(self, name: str) -> dict[str, Any] | None:
@@ -275,7 +270,7 @@ class GatewayPart:
                 "description": str(description.get("description") or description.get("title") or ""),
                 "tokens": _tokens(tool, description),
             }
-            for tool, description in self._tools(upstream)
+            for tool, (_, description) in upstream.offered["tools"].items()
         ]
         tools.sort(key=lambda tool: (-tool["tokens"], tool["name"]))
         return {
@@ -283,15 +278,10 @@ class GatewayPart:
             "quarantined": [msgspec.to_builtins(each) for each in upstream.quarantined[:MAX_SHOWN]],
         }
 
-    def _tools(self, upstream: Upstream) -> Iterator[tuple[str, Description]]:
-        for (kind, name), (owner, (_, description)) in self._items.items():
-            if owner is upstream and kind == "tools":
-                yield name, description
-
     def _tokens_of(self, upstream: Upstream) -> int:
         found = self._tokens.get(upstream)
         if found is None or found[0] is not upstream.catalog:
-            tokens = sum(_tokens(tool, description) for tool, description in self._tools(upstream))
+            tokens = sum(_tokens(tool, description) for tool, (_, description) in upstream.offered["tools"].items())
             found = self._tokens[upstream] = upstream.catalog, tokens
         return found[1]
 
@@ -339,7 +329,7 @@ class GatewayPart:
             upstream: Upstream with a new catalog.
             announced: Kinds of lists that the upstream said have changed.
         """
-        wanted: dict[tuple[str, str], tuple[str, Description]] = {}
+        wanted: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
         for kind, own_name, description in self._describe_items(upstream):
             key = METHODS[kind][2]
             rename = upstream.names.name if key == "name" else upstream.names.uri
@@ -347,15 +337,14 @@ class GatewayPart:
             if (other := self._claimant(upstream, kind, name)) is not None:
                 upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.config.name}")
                 continue
-            if (kind, name) in wanted:
+            if name in wanted[kind]:
                 upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
                 continue
             meta = with_origin(description.get("_meta"), upstream.config.name)
-            wanted[kind, name] = own_name, {**description, "_meta": meta}
+            wanted[kind][name] = own_name, {**description, "_meta": meta}
         changed = set(announced)
-        self._warn_of_names(upstream, [name for kind, name in wanted if kind == "tools"])
-        for kind in METHODS:
-            of_kind = {name: item for (each, name), item in wanted.items() if each == kind}
+        self._warn_of_names(upstream, wanted["tools"])
+        for kind, of_kind in wanted.items():
             if self._replace_items(upstream, kind, of_kind):
                 changed.add(_CHANGE_OF[kind])
         self._announce_capabilities(upstream.catalog)
@@ -389,7 +378,7 @@ class GatewayPart:
             self._looping[upstream.config.name] = looping
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
 
-    def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
+    def _warn_of_names(self, upstream: Upstream, tools: Iterable[str]) -> None:
         """Warn of tools whose names won't work with every client."""
         incompatible = [name for name in tools if not works_everywhere(name)]
         if incompatible:
@@ -450,13 +439,8 @@ class GatewayPart:
 
     def _replace_items(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Description]]) -> bool:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
-        registry = self._host.registry
-        current = {
-            name: item_key
-            for (each, name), (owner, item_key) in self._items.items()
-            if owner is upstream and each == kind
-        }
-        removed = [name for name, item_key in current.items() if wanted.get(name) != item_key]
+        registry, current = self._host.registry, upstream.offered[kind]
+        removed = [name for name, item in current.items() if wanted.get(name) != item]
         added: dict[str, Any] = {}
         for name, (own_name, description) in wanted.items():
             if current.get(name) == (own_name, description):
@@ -474,9 +458,8 @@ class GatewayPart:
         # In the order of the configuration, whichever upstream responds first.
         registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.config.name) + 1)
         for name in removed:
-            del self._items[kind, name]
-        for name in added:
-            self._items[kind, name] = upstream, wanted[name]
+            del current[name]
+        current.update((name, wanted[name]) for name in added)
         return True
 
     def _make_item(
@@ -511,7 +494,7 @@ class GatewayPart:
 
     def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
         """Log an item whose name is taken. The first item stays registered."""
-        other = self._items.get((kind, name))
+        other = next((each for each in self.upstreams.values() if name in each.offered[kind]), None)
         noun, own = NOUNS[kind], upstream.config.name
         if other is None:
             text = (
@@ -521,7 +504,7 @@ class GatewayPart:
             self._name_conflicts[kind, name] = text
         else:
             text = (
-                f"The upstreams {other[0].config.name!r} and {own!r} both have a {noun} {name!r}: only the first "
+                f"The upstreams {other.config.name!r} and {own!r} both have a {noun} {name!r}: only the first "
                 "one's is offered. Give one of them another prefix="
             )
         logger.error("%s", text)
@@ -584,7 +567,9 @@ class GatewayPart:
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """Return the upstream's own URI of a resource, if it can be watched there."""
-        is_own = uri in self._host.registry.resources and ("resources", uri) not in self._items
+        is_own = uri in self._host.registry.resources and not any(
+            uri in each.offered["resources"] for each in self.upstreams.values()
+        )
         policy, credentials = upstream.policy, upstream.credentials
         if (
             is_own
@@ -597,11 +582,10 @@ class GatewayPart:
         return upstream.names.original_uri(uri) or ""
 
     def _unregister_all(self) -> None:
-        for kind in METHODS:
-            names = [name for each, name in self._items if each == kind]
-            if names:
+        for upstream in self.upstreams.values():
+            for kind, names in upstream.offered.items():
                 self._host.registry.exchange(kind, names, {})
-        self._items.clear()
+                names.clear()
         self._host.services.changes.source = None
         self._host.registry.find_resource = None
         self._host.registry.set_hints({})

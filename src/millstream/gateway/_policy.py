@@ -236,7 +236,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             if is_object(changed.get("inputSchema")):
                 changed["inputSchema"] = self._schema(changed["inputSchema"])
             if is_array(changed.get("arguments")):
-                changed["arguments"] = self._prompt_arguments(changed["arguments"])
+                changed["arguments"] = [
+                    {**each, "required": False} if each.get("name") in self.defaults else each
+                    for each in changed["arguments"]
+                    if is_object(each) and each.get("name") not in self.hidden
+                ]
         if self.budget:
             changed.pop("outputSchema", None)  # a preview doesn't match it
         return changed
@@ -261,13 +265,6 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                     if name not in self.hidden
                 }
         return changed
-
-    def _prompt_arguments(self, arguments: Sequence[Any]) -> list[Any]:
-        return [
-            {**each, "required": False} if each.get("name") in self.defaults else each
-            for each in arguments
-            if is_object(each) and each.get("name") not in self.hidden
-        ]
 
     @property
     def changes_arguments(self) -> bool:

@@ -26,8 +26,16 @@ from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
-from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
-from millstream.client._transports import DuplexTransport, Listener, Transport, TransportRequest
+from millstream.client import (
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    Listener,
+    SessionLost,
+    Transport,
+    TransportRequest,
+)
+from millstream.client._transports import DuplexTransport
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.gateway._links import InUse
 from millstream.parts import Pool

@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Raw, Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
 from millstream._server.control import LIGHT
 from millstream._stores.rates import share_for
-from millstream.client import InvalidResponse, ServerError
+from millstream.client import InvalidResponse, Task
 from millstream.gateway._names import Names
 from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
@@ -26,7 +26,6 @@ from millstream.protocol import (
     MALFORMED,
     SERVER_KEY,
     EmptyResult,
-    InputRequest,
     MissingExtra,
     SuggestionMeta,
     decoder,
@@ -366,8 +365,6 @@ def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
     return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=result.decode()))]
 
 
-_SHORTEST_PAUSE = 0.05
-_LONGEST_PAUSE = 60.0
 _TASK_MARKER = b'"task"'
 
 
@@ -379,54 +376,11 @@ class StoredTask(Struct, array_like=True, tag=True):
     """Keys of the questions that the client has received."""
 
 
-class _Error(Struct):
-    code: int
-    message: str
-    data: object = None
-
-
-class UpstreamTask(Struct, rename="camel"):
-    """The state of a task."""
-
-    task_id: str
-    status: str
-    result_type: str = ""
-    status_message: str = ""
-    poll_interval_ms: float = 1_000.0
-    input_requests: dict[str, InputRequest] = field(default_factory=dict[str, InputRequest])
-    result: Raw = Raw(b"")
-    error: _Error | None = None
-
-    @property
-    def pause(self) -> float:
-        """Seconds before the next poll."""
-        return min(max(self.poll_interval_ms / 1000, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-
-    def outcome(self) -> bytes | None:
-        """Return the result, or None if the task isn't over.
-
-        Raises:
-            ServerError: The call failed at the upstream.
-            ToolError: The task was canceled at the upstream.
-        """
-        if self.status in ("working", "input_required"):
-            return None
-        if self.status == "completed" and bytes(self.result):
-            return bytes(self.result)
-        if self.status == "failed" and self.error is not None:
-            raise ServerError(self.error.code, self.error.message, self.error.data)
-        if self.status == "cancelled":
-            raise ToolError("The server canceled the task.")
-        raise InvalidResponse(
-            f"The upstream's task has the status {self.status[:50]!r}, but no matching result or error."
-        )
-
-
 _decode_type = foreign_decoder(EmptyResult)
-_decode_task = foreign_decoder(UpstreamTask)
+_decode_task = foreign_decoder(Task)
 
 
-def read_created_task(result: bytes) -> UpstreamTask | None:
+def read_created_task(result: bytes) -> Task | None:
     """Return the task that a call became; None for every other result.
 
     Raises:
@@ -440,7 +394,7 @@ def read_created_task(result: bytes) -> UpstreamTask | None:
         return None
 
 
-def read_task(result: bytes) -> UpstreamTask:
+def read_task(result: bytes) -> Task:
     """Return a task.
 
     Raises:

@@ -17,7 +17,6 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
 from millstream._protocol.admission import require_capabilities, target_name
-from millstream._server.features.registry import Registry
 from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
 from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
@@ -37,6 +36,8 @@ _STOP_WORDS = frozenset((
     "a", "an", "and", "are", "as", "at", "by", "for", "from", "i", "in", "is", "it", "me", "my", "of", "on", "or",
     "that", "the", "this", "to", "with", "you",
 ))  # fmt: skip
+_SHOWN = ("name", "title", "description", "inputSchema")
+"""Members of a tool's description that are returned."""
 _WEIGHTS = "8.0, 4.0, 2.0, 1.0"
 """Weights of name, title, description, and arguments."""
 
@@ -147,7 +148,7 @@ class SearchPart:
         Raises:
             ValueError: The server has a tool with one of these names.
         """
-        self._registry: Registry = host.registry
+        self._registry = host.registry
         for name, run, decode, description in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
             (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
@@ -195,7 +196,8 @@ class SearchPart:
                 continue
             matches += 1
             if len(found) < max(1, min(arguments.limit, MAX_RESULTS)):
-                found.append(_summarize(tool))
+                described = tool.describe()
+                found.append({key: described[key] for key in _SHOWN if key in described})
         if not found:
             return ToolResult("No tool matches. Try other words.", {"tools": [], "matches": 0})
         result = {"tools": found, "matches": matches}
@@ -228,11 +230,6 @@ class SearchPart:
             # The client can't know which arguments belong in headers.
             repeated = headers_of(tool.headers, msgspec.json.decode(inner.arguments))
             call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
-
-
-def _summarize(tool: Tool) -> dict[str, Any]:
-    description = tool.describe()
-    return {key: description[key] for key in ("name", "title", "description", "inputSchema") if key in description}
 
 
 async def _reject_call(arguments: Any, call: Call) -> Any:

@@ -27,15 +27,25 @@ from millstream.client import (
     RequestTimeout,
     ServerError,
     TargetError,
+    TooMuchArriving,
+    TransportFactory,
 )
-from millstream.client._connector import NO_HANDSHAKE, Era
 from millstream.client._conversation import Conversation
-from millstream.client._errors import TooMuchArriving
+from millstream.client._negotiation import NO_HANDSHAKE, Era
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
-from millstream.client._transports import RunningServer, TransportFactory
+from millstream.client._transports import RunningServer
 from millstream.client._transports.stdio import Command
-from millstream.gateway._catalog import METHODS, STORED_SECONDS, Catalog, Pins, QuarantinedItem, StoredCatalog, fetch
+from millstream.gateway._catalog import (
+    METHODS,
+    STORED_SECONDS,
+    Catalog,
+    Description,
+    Pins,
+    QuarantinedItem,
+    StoredCatalog,
+    fetch,
+)
 from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
@@ -55,8 +65,7 @@ from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_fo
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
-from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
-from millstream.gateway._relay import Relays
+from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.gateway._results import Redactor
 from millstream.parts import Call
 from millstream.protocol import (
@@ -309,6 +318,8 @@ class Upstream:
         self.catalog: Catalog = Catalog()
         self._is_listed = _uri_matcher((), ())
         self._is_quarantined = _uri_matcher((), ())
+        self.offered: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
+        """Kind -> name on this server -> upstream's name, and the description that the item was created from."""
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
@@ -383,7 +394,7 @@ class Upstream:
 
         Args:
             call: The client's call.
-            abilities: What the client can be asked, see `_questions.abilities_of`.
+            abilities: What the client can be asked, see `_relay.abilities_of`.
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         principal = call.principal.id if call.principal is not None else ""
@@ -419,7 +430,7 @@ class Upstream:
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
 
     def abilities(self, call: Call) -> bytes:
-        """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
+        """Return what the upstream may ask the client of a call, see `_relay.abilities_of`."""
         return self._limit_abilities(abilities_of(call))
 
     def _limit_abilities(self, abilities: bytes) -> bytes:

@@ -5,7 +5,6 @@ from urllib.parse import urlencode
 
 from cases import for_each
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
-from millstream._protocol.principal import EVERYTHING
 from millstream.auth.providers import Provider, User
 from patience import WAIT
 from redis_parts import until
@@ -234,7 +233,7 @@ async def test_removed_users_are_signed_out(desk: Desk) -> None:
 
 async def test_new_password_resets_consent(desk: Desk) -> None:
     id, browser = await consented(desk)
-    desk.people.people["ada"] = ("new horse", User("ada", "Ada", (EVERYTHING,), since=2.0))
+    desk.people.people["ada"] = ("new horse", User("ada", "Ada", ("*",), since=2.0))
     page = await browser.open(id, scope="orders:read")
     assert 'name="password"' in page.text
     other = await desk.register()

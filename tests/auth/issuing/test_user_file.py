@@ -10,7 +10,7 @@ from cases import for_each
 from command_line import CliRunner
 from issuing_world import FORM, URL, Browser, Desk
 from millstream import auth
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._cli.program import program
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.users import MAX_PASSWORD, UserFile, hash_password, verify_password

@@ -54,7 +54,7 @@ class HubPart(OwnPart):
     def _serve(self, host: Host, hub: Hub) -> None:
         from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
         from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
-        from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
+        from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
 
         settings, guard = host.settings, host.guard
         hooked = self.definition.authorize_channel is not None

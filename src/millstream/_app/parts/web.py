@@ -387,7 +387,7 @@ def _upstream_handlers(
 
 def _serve(host: Host, definition: Definition) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
-    from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
+    from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
     from millstream._web.inspector import (  # noqa: PLC0415
         CALLBACK,
         PREFIX,

@@ -143,7 +143,7 @@ async def _websocket(application: ServerApplication, scope: MutableMapping[str, 
     if socket is not None:
         await socket(scope, receive, send)
         return
-    from millstream._transports.websocket.route import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
+    from millstream._transports.websocket import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
 
     await receive()
     await refuse_handshake(no_websocket(root, served=bool(runtime.host.sockets)), scope, send)

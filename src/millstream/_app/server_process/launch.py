@@ -6,7 +6,7 @@ import stat
 import sys
 
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.server_process.errors import (
+from millstream._app.server_process import (
     CommandError,
     check_key,
     check_not_importing,

@@ -13,7 +13,7 @@ import ssl
 from pathlib import Path
 
 from millstream._app.definition import Definition
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._config import VariableError, address
 from millstream._http.hosts import is_loopback
 from millstream.auth._key_file import SHORTEST_KEY, is_path

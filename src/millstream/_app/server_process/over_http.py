@@ -18,8 +18,8 @@ from types import FrameType
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
+from millstream._app.server_process import CommandError, check_key, convert_start_errors, report, set_up_logs
 from millstream._app.server_process.entry import look_ahead, prepare
-from millstream._app.server_process.errors import CommandError, check_key, convert_start_errors, report, set_up_logs
 from millstream._app.server_process.facts import Facts, facts, show
 from millstream._app.server_process.listen_sockets import (
     Certificate,

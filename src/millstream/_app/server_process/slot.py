@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process import CommandError
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
 from millstream._override import override

@@ -22,7 +22,7 @@ from types import FrameType
 
 import msgspec
 
-from millstream._app.server_process.errors import CommandError, report
+from millstream._app.server_process import CommandError, report
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals

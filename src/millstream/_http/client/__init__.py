@@ -61,6 +61,8 @@ class TooLarge(ClientError):
 class TooMuchArriving(TooLarge):
     """Unfinished messages take up too many bytes, for one server or one of several callers.
 
+    ``except TooMuchArriving as error: print(error.holding)``
+
     Args:
         holding: Which messages take how many bytes of how many.
     """

@@ -44,6 +44,11 @@ class HttpReply(Struct, eq=False):
         """Return a header as text, or an empty string if it's missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
+    def discard(self) -> None:
+        """Close the stream, if there's one."""
+        if self.stream is not None:
+            self.stream.close()
+
     @property
     def media_type(self) -> str:
         """The `Content-Type` without parameters."""

@@ -23,7 +23,7 @@ from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_para
 from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.revisions import Revision
-from millstream._protocol.rounds import Rounds
+from millstream._protocol.sealed import Rounds
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
 

@@ -23,7 +23,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
 from millstream._protocol.metadata import declares
-from millstream._protocol.rounds import InputRequired, Rounds, digest
+from millstream._protocol.sealed import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import OVER, PendingQuestions
 from millstream._server.calls.questions import (

@@ -22,8 +22,7 @@ from millstream._protocol.notifications import (
     Root,
     SampleResult,
 )
-from millstream._protocol.rounds import Rounds, binding_hash, open_state
-from millstream._protocol.session_token import hash_principal
+from millstream._protocol.sealed import Rounds, binding_hash, hash_principal, open_state
 from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
 from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample

@@ -21,7 +21,7 @@ from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
-from millstream._protocol.session_token import NONCE_BYTES, KeyRing
+from millstream._protocol.sealed import NONCE_BYTES, KeyRing
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords

@@ -1,6 +1,6 @@
 """Handshake sessions, and the records of their state.
 
-A session of Streamable HTTP *is* its sealed id (see `session_token`), so an idle session takes no memory. Its state
+A session of Streamable HTTP *is* its sealed id (see `sealed`), so an idle session takes no memory. Its state
 (log level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store, written on
 change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the connection.
 """

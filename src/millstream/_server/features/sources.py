@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Self
 from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
+from millstream._protocol.metadata import ParamHeader
 from millstream._protocol.notifications import CompleteRequestParams
-from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call, check_scopes
 from millstream._server.calls.context import Context, send_progress, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
-from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
+from millstream._server.features import Hooks, Run, wrap_with_hooks
 from millstream._server.functions.dependencies import (
     Dependency,
     PlannedDependency,

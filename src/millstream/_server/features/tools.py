@@ -27,12 +27,12 @@ from millstream._protocol.metadata import (
     VERSION_KEY,
     Implementation,
     LogLevel,
+    ParamHeader,
     ProgressToken,
 )
-from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Hooks, Run
+from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item

@@ -20,7 +20,7 @@ from msgspec.structs import astuple
 from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import Schema, drop_modules, is_integral
 from millstream._protocol.jsonrpc import too_many_values
-from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
     Dependency,
     RegistrationError,

@@ -14,12 +14,11 @@ from typing import Any, TypeVar, Unpack
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import AppendOptions, Entry, Position, StoreFull, StoreUnavailable
-from millstream._stores.memory.store import MemoryBackend
+from millstream._stores.memory.store import MemoryBackend, UsageCounter
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
 from millstream._stores.tail import Topics, channel_for, channels_for, never
-from millstream._stores.tally import UsageCounter
 
 T = TypeVar("T")
 

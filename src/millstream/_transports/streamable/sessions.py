@@ -26,7 +26,7 @@ from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, Revision
-from millstream._protocol.session_token import (
+from millstream._protocol.sealed import (
     SessionToken,
     capabilities_of,
     capability_bits,

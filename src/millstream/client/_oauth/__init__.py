@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Registration(Struct, omit_defaults=True):
-    """The client's identity at one issuer."""
+    """The client's identity at one issuer: ``credentials.registrations["https://login.example.com"].client_id``."""
 
     client_id: str = ""
     client_secret: str = ""
@@ -30,7 +30,7 @@ class Registration(Struct, omit_defaults=True):
 
 
 class Tokens(Struct, omit_defaults=True):
-    """Tokens from one issuer for one server."""
+    """Tokens from one issuer for one server: ``credentials.tokens["https://example.com/mcp"].expires_at``."""
 
     access_token: str
     issuer: str = ""

@@ -32,7 +32,7 @@ class KeyringTokenStore:
         try:
             text = _read()
         except (KeyringError, OSError, RuntimeError):
-            return self._file.load()
+            text = ""
         if not text:
             return self._file.load()
         try:

@@ -5,7 +5,7 @@
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,6 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from millstream._oauth import s256
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth import ES256, Registration
-from millstream.client._oauth.discovery import IssuerMetadata
 
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60
@@ -35,23 +34,22 @@ _ALGORITHMS = {
 _Key = ECKey | RSAKey | OKPKey
 
 
-def assertion(issuer: IssuerMetadata, who: Registration) -> dict[str, str]:
+def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[str, str]:
     """Return the form fields that authenticate the client in one request, because assertions are single-use.
 
     Raises:
         AccessDenied: The issuer supports no algorithm of the key.
     """
     key, algorithms = _load(who.private_key)
-    supported = issuer.token_endpoint_auth_signing_alg_values_supported
     algorithm = next((each for each in algorithms if not supported or each in supported), "")
     if not algorithm:
         theirs, ours = ", ".join(supported), " or ".join(algorithms)
-        raise AccessDenied(f"{issuer.issuer} accepts {theirs} signatures, but this key signs with {ours}.")
+        raise AccessDenied(f"{issuer} accepts {theirs} signatures, but this key signs with {ours}.")
     now = int(time.time())
     claims = {
         "iss": who.client_id,
         "sub": who.client_id,
-        "aud": issuer.issuer,
+        "aud": issuer,
         "jti": secrets.token_urlsafe(16),
         "iat": now,
         "exp": now + _SECONDS,

@@ -74,7 +74,7 @@ def log_message(direction: str, message: bytes) -> None:
 
 
 class TransportRequest(Struct, gc=False):
-    """One request to send."""
+    """One request to send: ``await transport.exchange(TransportRequest(1, "ping", body))``."""
 
     id: int
     method: str
@@ -101,10 +101,21 @@ class Listener(Protocol):
     """Filters of notifications, if an extension has one."""
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
-        """Receive a request or notification. `request_id` is the request on whose stream it arrived, if any."""
+        """Receive a request or notification.
+
+        Args:
+            message: The message.
+            transport: The connection that it arrived on.
+            request_id: The request on whose stream it arrived; 0 if it's unknown.
+        """
 
     def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
-        """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
+        """Report that messages outside of calls have stopped, or were missed.
+
+        Args:
+            transport: The connection.
+            fault: Why they have stopped; None if some were missed.
+        """
 
 
 class Transport(Protocol):
@@ -128,10 +139,17 @@ class Transport(Protocol):
         """
 
     def set_revision(self, revision: Revision) -> None:
-        """Use the negotiated revision from now on."""
+        """Use the negotiated revision from now on.
+
+        Args:
+            revision: The revision.
+        """
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response. Canceling the caller cancels the request.
+
+        Args:
+            request: The request.
 
         Raises:
             ClientError: There was no response.
@@ -139,7 +157,11 @@ class Transport(Protocol):
         ...
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification, or a response (without `method`) to a request from the server.
+        """Send a notification, or a response to a request of the server.
+
+        Args:
+            message: The encoded message.
+            method: Method of the notification; empty for a response.
 
         Raises:
             ClientError: It couldn't be sent.
@@ -156,6 +178,19 @@ _CLIPPED_RESPONSE = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 """Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
+
+
+def apply_filters(listener: Listener, message: bytes) -> bytes:
+    """Return a notification as the filters of extensions leave it; empty if they drop it."""
+    return message if listener.filters is None else listener.filters.filter_outgoing(message)
+
+
+async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
+    """Notify the server that the caller of a request has stopped waiting."""
+    method = "notifications/cancelled"
+    if message := apply_filters(listener, notification_message(method, {"requestId": request_id})):
+        with contextlib.suppress(ClientError):  # the request ended with the connection
+            await transport.send(message, method)
 
 
 class DuplexTransport:
@@ -190,10 +225,12 @@ class DuplexTransport:
 
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response."""
+        if self.fault is not None:
+            raise self.fault
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:
-        """Send one message, waiting while the peer reads slowly."""
+        """Send one message on a connection that hasn't ended, waiting while the peer reads slowly."""
         raise NotImplementedError
 
     async def exchange(self, request: TransportRequest) -> Envelope:
@@ -210,19 +247,12 @@ class DuplexTransport:
             # `initialize` can't be canceled:
             # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
             if request.method != "initialize" and self.fault is None:
-                self._background.spawn(self._send_cancellation(request.id))
+                self._background.spawn(send_cancellation(self, self._listener, request.id))
             raise
         finally:
             del self._waiting[request.id]
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # retrieve it, in case the write failed first
-
-    async def _send_cancellation(self, request_id: int) -> None:
-        with contextlib.suppress(ClientError):  # the request ended with the connection
-            message = notification_message("notifications/cancelled", {"requestId": request_id})
-            filters = self._listener.filters
-            if filters is None or (message := filters.filter_outgoing(message)):
-                await self._write(message)
 
     def receive(self, data: bytes) -> None:
         """Receive one message or a batch. Invalid messages are skipped, as official clients do."""
@@ -252,25 +282,22 @@ class DuplexTransport:
 
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
         """Receive one decoded message. `request_id` is the request it belongs to, if known."""
-        try:
-            self._dispatch(message, request_id)
-        except ClientError as exc:
-            self.end(exc)
-
-    def _dispatch(self, message: Envelope, caused_by: int = 0) -> None:
         if not message.is_answer:
-            self._listener.receive(message, self, caused_by)
+            try:
+                self._listener.receive(message, self, request_id)
+            except ClientError as exc:
+                self.end(exc)
             return
-        request_id = message.id
-        if request_id is None and len(self._waiting) == 1:
-            request_id = next(iter(self._waiting))  # the server couldn't parse the only request
-        waiter = self._waiting.get(request_id) if isinstance(request_id, int) else None
+        answered = message.id
+        if answered is None and len(self._waiting) == 1:
+            answered = next(iter(self._waiting))  # the server couldn't parse the only request
+        waiter = self._waiting.get(answered) if isinstance(answered, int) else None
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(message)
-        elif not isinstance(request_id, int) or request_id > self._last_id:
+        elif not isinstance(answered, int) or answered > self._last_id:
             # A smaller id is a late response to a canceled request.
-            self.skip("Unknown id of a response", encode(request_id))
+            self.skip("Unknown id of a response", encode(answered))
 
     @property
     def waiting(self) -> int:

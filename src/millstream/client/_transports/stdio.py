@@ -244,7 +244,7 @@ class StdioTransport(DuplexTransport):
         """Send a notification or a response."""
         if not self.writable.is_set():
             await self._wait_until_writable()
-        await self._write(message)
+        await super().send(message, method)
 
     async def _wait_until_writable(self) -> None:
         """Wait until the process reads, so that messages of canceled callers don't fill the buffer."""
@@ -253,8 +253,6 @@ class StdioTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
-        if self.fault is not None:
-            raise self.fault
         assert self._process is not None  # noqa: S101  set in `open`
         stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
         if stdin.is_closing():

@@ -18,7 +18,7 @@ from millstream._http.client.url import Url, parse, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
 from millstream._tasks import Tasks
-from millstream.client._endpoint import check_headers
+from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -30,7 +30,6 @@ from millstream.client._errors import (
     TlsFailed,
     TooLarge,
 )
-from millstream.client._negotiation import Options
 from millstream.client._transports import DuplexTransport, Listener
 
 _MESSAGE_TOO_BIG = 1009
@@ -110,14 +109,21 @@ class WebSocketTransport(DuplexTransport):
         headers: Mapping[str, str],
         listener: Listener,
         background: Tasks,
-        options: Options,
+        auth: Auth | None,
         inflow: Inflow,
+        *,
+        max_bytes: int,
+        timeout: float,
+        tls: ssl.SSLContext | None,
     ) -> None:
         super().__init__(listener, background)
         self._url = url
         self._headers = headers
-        self._options = options
+        self._auth = auth
         self._inflow = inflow
+        self._max = max_bytes
+        self._timeout = timeout
+        self._tls = tls
         self._socket: _Socket | None = None
 
     @override
@@ -127,7 +133,7 @@ class WebSocketTransport(DuplexTransport):
         Raises:
             ClientError: There's no MCP WebSocket at this URL.
         """
-        auth = self._options.auth
+        auth = self._auth
         if auth is None:
             await self._open(self._headers)
             return
@@ -148,9 +154,9 @@ class WebSocketTransport(DuplexTransport):
                 str(url),
                 subprotocols=[Subprotocol("mcp")],
                 additional_headers=dict(headers),
-                max_size=self._options.max_bytes,
-                open_timeout=self._options.connect_timeout,
-                ssl=(self._options.tls or ssl.create_default_context()) if url.secure else None,
+                max_size=self._max,
+                open_timeout=self._timeout,
+                ssl=(self._tls or ssl.create_default_context()) if url.secure else None,
                 proxy=None if proxy is None else proxy.address,
                 create_connection=cast("Any", partial(_Socket, self._inflow)),
             )
@@ -167,7 +173,7 @@ class WebSocketTransport(DuplexTransport):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
             raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_path_hint(url)) from exc
         except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
-            what = f"{url.origin} didn't accept a WebSocket within {self._options.connect_timeout:g} seconds."
+            what = f"{url.origin} didn't accept a WebSocket within {self._timeout:g} seconds."
             raise ConnectFailed(f"{what} {_path_hint(url)}".rstrip()) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
@@ -178,7 +184,7 @@ class WebSocketTransport(DuplexTransport):
         self._background.spawn(self._read(self._socket))
 
     async def _read(self, socket: _Socket) -> None:
-        most = max(MAX_FRAGMENTS, self._options.max_bytes // USUAL_FRAGMENT)
+        most = max(MAX_FRAGMENTS, self._max // USUAL_FRAGMENT)
         now = asyncio.get_running_loop().time
         try:
             while self.fault is None:
@@ -187,7 +193,7 @@ class WebSocketTransport(DuplexTransport):
                     await asyncio.sleep(pause)
         except ConnectionClosed as exc:
             if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
-                self.end(too_large(self._options.max_bytes))
+                self.end(too_large(self._max))
         finally:
             reason = f": {' '.join(socket.close_reason.split())}" if socket.close_reason else ""
             self.end(socket.fault or ConnectionLost(f"The server closed the WebSocket{reason}."))
@@ -195,15 +201,13 @@ class WebSocketTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
-        if self.fault is not None:
-            raise self.fault
         assert self._socket is not None  # noqa: S101  set in `open`
         try:
             await self._socket.send(message, text=True)
         except ConnectionClosed:
             await asyncio.sleep(0)  # let `_read` report the reason first
             self.end(ConnectionLost("The server closed the WebSocket."))
-            await self._write(message)
+            await self.send(message, "")
 
     @override
     async def close(self) -> None:

@@ -12,8 +12,7 @@ from starlette.routing import Mount, Route
 
 from millstream import Icon, Info, Server
 from millstream import Settings as EngineSettings
-from millstream._app.server_process import launch
-from millstream._app.server_process.errors import check_not_importing
+from millstream._app.server_process import check_not_importing, launch
 from millstream._app.user_routes import route_of
 from millstream._http.hosts import is_loopback
 from millstream._protocol.notifications import CompleteRequestParams, Completion

@@ -18,13 +18,12 @@ from millstream.extensions.events._catalog import MAX_BODY, EventCatalog, EventT
 from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
 from millstream.extensions.events._event_methods import (
     EventMethods,
+    Notice,
     Reader,
     check_admission,
     read_occurrence,
 )
-from millstream.extensions.events._feed import Notice
-from millstream.extensions.events._subscriptions import SubscriptionStore
-from millstream.extensions.events._webhook import MIN_TTL, WebhookMethods, WebhookSender
+from millstream.extensions.events._webhook import MIN_TTL, SubscriptionStore, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import Hub, PublishResult
 from millstream.protocol import PER_REQUEST, encode

@@ -14,26 +14,36 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
 from millstream.extensions import LocalError, LogOnce, ServerHost, Share
 from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, FilterIndex, sees
-from millstream.extensions.events._event_methods import Reader, occurrence
-from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page, split_cursor
-from millstream.extensions.events._subscriptions import (
+from millstream.extensions.events._event_methods import (
+    Feed,
+    Notice,
+    Reader,
+    occurrence,
+    open_feed,
+    position,
+    read_page,
+    split_cursor,
+)
+from millstream.extensions.events._webhook import (
     LEASE,
+    AttemptResult,
     Status,
     SubscriptionStore,
     UndeliveredEvent,
     UndeliveredEvents,
+    WebhookSender,
     WebhookSubscription,
+    read_secret,
+    read_url,
 )
-from millstream.extensions.events._webhook import AttemptResult, WebhookSender, read_secret, read_url
 from millstream.extensions.http_post import Url
-from millstream.protocol import MALFORMED
+from millstream.protocol import MALFORMED, encode
 from millstream.stores import Entry, StoreFull
 
 ATTEMPTS = 5
@@ -57,7 +67,6 @@ _TERMINATED: dict[str, Any] = {
     "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
 }
 _logger = logging.getLogger("millstream.events")
-_encode = msgspec.json.Encoder().encode
 
 
 def retry_delay(attempts: int) -> float:
@@ -163,9 +172,9 @@ class OutgoingMessage(Struct, eq=False):
     def body(self) -> bytes:
         """Return the message."""
         if not isinstance(self.content, Notice):
-            return _encode(self.content)
+            return encode(self.content)
         cursor = position(self.job.hub, self.target.watermark(self.offset))
-        return _encode(occurrence(self.job.kind.name, self.content, cursor))
+        return encode(occurrence(self.job.kind.name, self.content, cursor))
 
 
 class Outbox:

@@ -14,8 +14,7 @@ from msgspec import Raw, Struct
 from millstream import Context, Principal, ProtocolError
 from millstream._override import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
-from millstream.extensions.tasks._records import CHANGE_TOPIC, TaskRecord, TaskRecords, name_of
-from millstream.extensions.tasks._runner import TaskRunner, logger
+from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRecords, TaskRunner, logger, name_of
 from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS
 
 __all__ = ["TasksExtension"]

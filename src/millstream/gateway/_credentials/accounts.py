@@ -17,18 +17,24 @@ from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD
 from millstream._limits.limiters import Limiter, Rate
 from millstream._override import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import digest, fits, new_secret
 from millstream.auth._authorization_server.tickets import Tickets, Vault, new_state
 from millstream.auth._pages import is_at, is_own, not_own
-from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
-from millstream.client._oauth import Registration, Tokens
-from millstream.client._oauth.discovery import Outbound, fetch
-from millstream.client._oauth.endpoints import Proofs, wants_nonce
-from millstream.client._oauth.grants import PendingAuthorization, answer_of
+from millstream.client import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    MemoryTokenStore,
+    OAuth,
+    Registration,
+    StoredCredentials,
+    Tokens,
+)
+from millstream.client._oauth.endpoints import Outbound, Proofs, fetch, wants_nonce
+from millstream.client._oauth.flow import PendingAuthorization, answer_of
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import (
     LinkAuth,
@@ -164,7 +170,7 @@ class PersonalCredentials(UpstreamCredentials):
     @override
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""
-        return LinkAuth(self, self.caller(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
+        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
 
     async def _listers(self) -> list[str]:
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
@@ -374,8 +380,7 @@ class PersonalCredentials(UpstreamCredentials):
             raise ConnectFailed(
                 f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
             ) from exc
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         return Demand(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
 
     # Tokens
@@ -615,7 +620,9 @@ class ConnectionsPage:
             "token_endpoint_auth_method": "none",
             "application_type": "web",
         }
-        return Response(encode(document), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
+        return Response(
+            encode(document), 200, header_lines(content_type="application/json", cache_control="max-age=300")
+        )
 
     # Helpers
 

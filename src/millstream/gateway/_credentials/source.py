@@ -15,9 +15,9 @@ from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
-from millstream.client import AccessDenied, ClientError, TargetError
-from millstream.client._endpoint import Auth, check_headers
-from millstream.client._oauth.discovery import Outbound, read_challenges
+from millstream.client import AccessDenied, Auth, ClientError, TargetError
+from millstream.client._endpoint import check_headers
+from millstream.client._oauth.endpoints import Outbound, read_challenges
 from millstream.gateway._credentials import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
@@ -92,13 +92,9 @@ class UpstreamCredentials:
             existing.token, existing.until = caller.token, caller.until
         return key
 
-    def caller(self, link_key: str) -> LinkCaller | None:
-        """Return the callers with a link key; None if unknown."""
-        return self._callers.get(link_key)
-
     def auth(self, link_key: str) -> Auth:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
-        return LinkAuth(self, self.caller(link_key) or LinkCaller({}))
+        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}))
 
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""

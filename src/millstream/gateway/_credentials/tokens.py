@@ -24,10 +24,9 @@ from millstream._override import override
 from millstream._recent import Recent
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.tickets import Vault
-from millstream.client import AccessDenied, ClientError, ConnectFailed
-from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
-from millstream.client._oauth.discovery import IssuerMetadata, find_issuer, parse_secure
-from millstream.client._oauth.endpoints import TokenResponse, ask_token
+from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
+from millstream.client._oauth import PRIVATE_KEY_JWT
+from millstream.client._oauth.endpoints import IssuerMetadata, TokenResponse, ask_token, find_issuer, parse_secure
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
@@ -467,7 +466,7 @@ class ExchangedCredentials(_TokenCredentials):
         """Return the link key of the most recent caller, waiting for one with a valid token."""
         while True:
             key = self._last_key
-            caller = self.caller(key)
+            caller = self._callers.get(key)
             self._caller_event.clear()
             if caller is not None and caller.until > time.time():
                 if key != self._failed_key:

@@ -1,4 +1,4 @@
-"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream.
+"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream. And HTTP+SSE, its predecessor.
 
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and 2026-07-28. A broken stream of the
 handshake era is resumed with `Last-Event-ID`; in the per-request era, a request is lost with its stream, and closing
@@ -11,10 +11,11 @@ from functools import lru_cache
 
 from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply, lines
+from millstream._override import override
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign
-from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read_result
-from millstream._protocol.param_headers import encode_value
+from millstream._protocol.jsonrpc import Envelope, encode, read_result
+from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
@@ -27,7 +28,14 @@ from millstream.client._errors import (
     NotMcp,
     SessionLost,
 )
-from millstream.client._transports import EventReader, Listener, SkipLog, TransportRequest
+from millstream.client._transports import (
+    DuplexTransport,
+    EventReader,
+    Listener,
+    SkipLog,
+    TransportRequest,
+    send_cancellation,
+)
 
 _ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 _ACCEPT_EVENTS = "Accept: text/event-stream\r\n"
@@ -83,7 +91,8 @@ class StreamableTransport:
             if reply.final_url is not None:
                 self._endpoint.url = reply.final_url  # skip the redirect from now on
             if request.method == "initialize":
-                self._session = _session_id(reply)
+                value = reply.header(b"mcp-session-id")
+                self._session = value if value.isascii() and value.isprintable() and " " not in value else ""
             if reply.stream is None:
                 return self._answer(request, reply)
             _check_coding(reply)
@@ -98,8 +107,7 @@ class StreamableTransport:
         if method:
             extra += f"Mcp-Method: {method}\r\n"
         reply = await self._endpoint.send("POST", extra, message, repeatable=False)
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         if reply.status >= 400:
             raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
@@ -123,7 +131,7 @@ class StreamableTransport:
         return head + lines(request.params) if request.params else head
 
     def _about(self, revision: Revision | None) -> str:
-        version = f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
+        version = _version_line(revision)
         return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
 
     def _answer(self, request: TransportRequest, reply: HttpReply) -> Envelope:
@@ -272,16 +280,10 @@ class StreamableTransport:
         stands.set()
         reader.attach(reply.stream)
         while (message := await reader.message()) is not None:
-            if message.is_answer:
-                self._pass_response(message)
-            else:
+            if not message.is_answer:
                 self._listener.receive(message, self)
-
-    def _pass_response(self, message: Envelope) -> None:
-        """Pass on the response of a call whose own stream broke. Some servers send it here."""
-        reader = self._readers.get(message.id) if isinstance(message.id, int) else None
-        if reader is not None:
-            reader.set_response(message)
+            elif isinstance(message.id, int) and (caller := self._readers.get(message.id)) is not None:
+                caller.set_response(message)  # its own stream broke, and some servers send the response here
 
     # Shutdown
 
@@ -289,14 +291,7 @@ class StreamableTransport:
         """Cancel a request on the server. In the per-request era, closing the connection is enough."""
         revision = self._revision
         if request.method != "initialize" and revision is not None and revision.handshake:
-            self._background.spawn(self._send_cancellation(request.id))
-
-    async def _send_cancellation(self, request_id: int) -> None:
-        method = "notifications/cancelled"
-        message, filters = notification_message(method, {"requestId": request_id}), self._listener.filters
-        if filters is None or (message := filters.filter_outgoing(message)):
-            with contextlib.suppress(ClientError):  # the caller no longer waits
-                await self.send(message, method)
+            self._background.spawn(send_cancellation(self, self._listener, request.id))
 
     async def close(self) -> None:
         """End the session and close the connections."""
@@ -312,6 +307,10 @@ class StreamableTransport:
             await self._endpoint.close()
 
 
+def _version_line(revision: Revision | None) -> str:
+    return f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
+
+
 def _check_coding(reply: HttpReply) -> None:
     """Check that the body isn't compressed.
 
@@ -320,12 +319,111 @@ def _check_coding(reply: HttpReply) -> None:
     """
     coding = reply.header(b"content-encoding").lower()
     if coding not in ("", "identity"):
-        if reply.stream is not None:
-            reply.stream.close()
+        reply.discard()
         raise InvalidResponse("The server compressed its response, although the client didn't request compression.")
 
 
-def _session_id(reply: HttpReply) -> str:
-    """Return the session id of a reply, or an empty string if it's missing or invalid."""
-    value = reply.header(b"mcp-session-id")
-    return value if value.isascii() and value.isprintable() and " " not in value else ""
+class HttpSseTransport(DuplexTransport):
+    """One event stream, which announces the address for POSTs."""
+
+    name = "http+sse"
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        listener: Listener,
+        background: Tasks,
+        max_bytes: int,
+        timeout: float,
+    ) -> None:
+        super().__init__(listener, background)
+        self._endpoint = endpoint
+        self._max = max_bytes
+        self._timeout = timeout
+        self._messages = ""
+        """Path and query for POSTs."""
+        self._revision: Revision | None = None
+
+    @override
+    async def open(self) -> None:
+        """Open the stream and wait for the address.
+
+        Raises:
+            NotMcp: There's no stream, or it doesn't announce an address.
+            ConnectFailed: The server didn't respond in time.
+        """
+        url = self._endpoint.url
+        reply = None
+        named: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._endpoint.send("GET", _ACCEPT_EVENTS, repeatable=True)
+                if reply.is_temporary:
+                    raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
+                if reply.stream is None or reply.status != 200:
+                    raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
+                if reply.final_url is not None:
+                    self._endpoint.url = reply.final_url
+                self._background.spawn(self._read(reply, named))
+                await named
+        except TimeoutError as exc:
+            if reply is None:
+                raise ConnectFailed(f"{url.origin} didn't respond within {self._timeout:g} seconds.") from exc
+            raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
+
+    async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
+        reader = EventReader(self._max, self.skip)
+        assert reply.stream is not None  # noqa: S101  checked in `open`
+        reader.attach(reply.stream)
+        try:
+            while (event := await reader.event()) is not None:
+                if event.event == "endpoint" and not self._messages:
+                    self._set_messages_target(event.data, named)
+                elif event.event == "message" and event.data:
+                    self.receive(event.data.encode())
+                if self.fault is not None:
+                    break
+        except ClientError as exc:
+            self.end(exc)
+            if not named.done():
+                named.set_exception(exc)
+        finally:
+            self.end(ConnectionLost("The server closed the event stream."))
+            reader.close()
+            if not named.done():
+                named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream immediately."))
+                named.exception()
+
+    def _set_messages_target(self, reference: str, named: asyncio.Future[None]) -> None:
+        url = self._endpoint.url
+        try:
+            target = url.join(reference)
+            if target.origin != url.origin:  # credentials are only sent to this origin
+                raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
+        except ClientError as exc:
+            if not named.done():
+                named.set_exception(exc)
+            self.end(exc)
+            return
+        self._messages = target.target
+        if not named.done():
+            named.set_result(None)
+
+    @override
+    def set_revision(self, revision: Revision) -> None:
+        """Send the version header from now on, if the revision has one."""
+        self._revision = revision
+
+    @override
+    async def _write(self, message: bytes) -> None:
+        extra = _ACCEPT + _version_line(self._revision)
+        reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
+        reply.discard()
+        if reply.status >= 300:
+            raise ConnectionLost(f"The server rejected a message with status {reply.status}.")
+
+    @override
+    async def close(self) -> None:
+        """Close the stream, which ends the session."""
+        self.end(ConnectionLost("The client was closed."))
+        await self._endpoint.close()
