@@ -82,7 +82,7 @@ class _SignedIn:
         return MemoryTransport(self._server, listener, background, pipe=self._pipe)
 
 
-_ELSEWHERE = dict.fromkeys(
+_ELSEWHERE: dict[str, str] = dict.fromkeys(
     ("auth", "headers", "key", "token", "user", "username"), "Write principal='ada', scopes=['notes:write']."
 )
 

@@ -165,6 +165,8 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("keys create", 'Unknown command "create"', "Use: millstream keys add"),
     ("keys add", "Missing argument: NAME.", "millstream keys add --help"),
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
+    ("list shop.py --timeout abc", 'Invalid value "abc" for --timeout.', "Write a number."),
+    ("gateway http://127.0.0.1:FREE/mcp", "There is no file", "For one server: millstream run URL"),
     ("gateway nofile.toml", "There is no file nofile.toml.", "Use a gateway.toml"),
     ("gateway wrong.toml", "line 1: nonsense: unknown option", "use one of name"),
     ("init shop.py", "shop.py is a file, not a folder.", "millstream init DIR"),

@@ -31,6 +31,16 @@ def ready(port: int) -> tuple[int, bytes]:
         connection.close()
 
 
+def first_event(port: int) -> str:
+    """The data of the first event on a client's stream."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    try:
+        connection.request("GET", "/mcp/sse/ada", headers={"Accept": "text/event-stream"})
+        return next(line.decode() for line in connection.getresponse() if line.startswith(b"data: "))
+    finally:
+        connection.close()
+
+
 def started(
     stack: ExitStack, folder: Path, workers: int, *, gunicorn: bool = False, **environment: str
 ) -> tuple[int, Path]:
@@ -58,6 +68,10 @@ def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, g
             answers.add(ready(port))
         assert {status for status, _ in answers} == {200}
         assert "Several processes serve 'shop'" in log.read_text("utf-8")
+        firsts: set[str] = set()
+        while not any("Calls that other processes of the server handle" in first for first in firsts):
+            assert monotonic() < deadline, firsts
+            firsts.add(first_event(port))
 
 
 async def test_siblings_are_detected_and_forgotten() -> None:

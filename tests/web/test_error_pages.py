@@ -163,7 +163,12 @@ def add_routes(server: Server) -> Server:
         raise HTTPException(404, "There is no note <7>.")
 
     put("/plain", lambda: PlainTextResponse("mine", 418))
+
+    def sold() -> Response:
+        raise HTTPException(404, "Order not found. It was sold.")
+
     put("/missing", missing)
+    put("/sold", sold)
     put("/open", lambda: PlainTextResponse("mine", 401), public=True)
     return server
 
@@ -176,6 +181,9 @@ async def test_responses_of_the_program_stay_as_they_are() -> None:
             assert (reply.status, reply.body) == (status, b"mine")
         missing = await world.ask(None, "GET", "/missing", cookie=jar, **OWN, **HTML)
         assert (missing.status, "There is no note &lt;7&gt;." in said(missing)) == (404, True)
+        sold = await world.ask(None, "GET", "/sold", cookie=jar, **OWN, **HTML)
+        assert "Order not found. It was sold." in said(sold)
+        assert b'href="/">Start page' in sold.body
         plain = await world.ask(None, "GET", "/missing", cookie=jar, **OWN)
         assert (plain.status, plain.body) == (404, b"There is no note <7>.\n")
 

@@ -361,7 +361,7 @@ async def _finish(background: Any) -> None:
 
 def _refuse(request: HttpRequest, reply: Response) -> Response:
     if wants_page(request):
-        return error_page(request, reply)
+        return error_page(request, reply, links={"Start page": "/"})
     return replace(reply, head=reply.head + b"vary: accept\r\n")
 
 

@@ -104,6 +104,10 @@ _WORDS = (
         re.compile(r'Invalid value for (\S+): unable to convert "(.*)" into int\.'),
         r'Invalid value "\2" for \1. Write a whole number.',
     ),
+    (
+        re.compile(r'Invalid value for (\S+): unable to convert "(.*)" into float\.'),
+        r'Invalid value "\2" for \1. Write a number.',
+    ),
     (re.compile(r'(Invalid value "[^"]*?(\w+)" for \S+ Choose from: .*"\2".*\.)$'), r'\1 Did you mean "\2"?'),
     (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
 )

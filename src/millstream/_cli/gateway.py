@@ -71,7 +71,10 @@ def serve(  # noqa: PLR0913  the options of the command
 ) -> None:
     """Serve the upstreams of a file."""
     if not file.is_file():
-        raise CommandError(f"There is no file {file}.", fix="Use a gateway.toml, or a JSON file with mcpServers.")
+        fix = "Use a gateway.toml, or a JSON file with mcpServers."
+        if file.parts[0].endswith(":"):
+            fix += " For one server: millstream run URL"
+        raise CommandError(f"There is no file {file}.", fix=fix)
     if file.suffix not in (".toml", ".json"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
     use_file(env_file)

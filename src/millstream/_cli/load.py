@@ -339,13 +339,15 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         )
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         package = exc.name.partition(".")[0]
-        if package in sys.modules:
+        spec = getattr(sys.modules.get(package), "__spec__", None)
+        if spec is not None and not isinstance(spec.loader, CompatibleImports):
             what = f"{source} imports the module {exc.name}, which the installed package {package} doesn't have."
             return CommandError(what, fix="Check its name, and the version of the package.", detail=detail)
         return CommandError(
             f"{source} needs the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
-            fix=f"Install its package, or add it for one run: millstream run {source} --with {package}",
+            fix=("Check its name, or add the SDK" if spec else "Install its package, or add it")
+            + f" for one run: millstream run {source} --with {package}",
             detail=detail,
         )
     if isinstance(exc, SystemExit):

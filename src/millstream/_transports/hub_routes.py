@@ -40,6 +40,7 @@ CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: 5\r\n"
+_PARTIAL = "Calls that other processes of the server handle don't appear here. Its log says what to do."
 
 
 class Publication(Struct, forbid_unknown_fields=True):
@@ -92,11 +93,14 @@ class HubRoutes:
         *,
         gzip: bool = False,
         note: ObserveMessage = ignore_message,
+        is_partial: Callable[[], object] = bool,
     ) -> None:
         self._hub = hub
         self._note = note
         self._streams = streams
         self._gzip = gzip
+        self._is_partial = is_partial
+        """Returns whether messages of other processes don't arrive here."""
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -139,7 +143,8 @@ class HubRoutes:
             return plain_problem(404, "The path must be /mcp/sse/ followed by a client id.")
 
         async def begin(sink: Sink, encode_event: Encode) -> None:
-            first = sse.encode_event(encode({"client_id": client_id}), event="connected")
+            warning = {"warning": _PARTIAL} if self._is_partial() else {}
+            first = sse.encode_event(encode({"client_id": client_id, **warning}), event="connected")
             sink.write(deflate(first) if encode_event is encode_sse_gzip else first)
             await self._hub.receive(
                 client_id,

@@ -36,8 +36,8 @@ _ADVICE = {
     403: "Sign in with another account, or ask the operator of this server for access.",
     404: "Check the address, or begin at the start page.",
 }
-_SAID = re.compile(r"(?:not found|method not allowed)\.?\s*", re.IGNORECASE)
-"""Beginning of a text for programs that the title of the page says, too."""
+_SAID = re.compile(r"^(?:not found|method not allowed)(?:\.\s*|$)", re.IGNORECASE)
+"""First sentence of a text for programs, which the title of the page says, too."""
 _LEFT_OUT = re.compile(r"/\*.*?\*/|@[^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", re.DOTALL)
 """Comments, fonts, and media queries."""
 _RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
@@ -64,12 +64,14 @@ def error_page(
     if reply.status < 400 or b"html" in kind:
         return reply
     title = _TITLES.get(reply.status) or HTTPStatus(reply.status).phrase
-    texts = [text] if (text := _SAID.sub("", _text_of(reply.body), count=1)) else []
+    texts = [text] if (text := _SAID.sub("", _text_of(reply.body))) else []
     # Other refusals with 403 say what to do.
     if reply.status in _ADVICE and (reply.status != 403 or b"insufficient_scope" in head):
         texts.append(_ADVICE[reply.status])
     body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{escape(each)}</p>" for each in texts))
-    return _page(request, reply.status, title, server, body, links=links or {}, head=head)
+    return _page(
+        request, reply.status, title, server, body, links=links or {}, head=head.replace(b"vary: accept\r\n", b"")
+    )
 
 
 def entry_page(

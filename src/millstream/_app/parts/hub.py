@@ -75,7 +75,13 @@ class HubPart(OwnPart):
         )
         host.sockets["/ws"] = socket
         host.on_drain(socket.close)
-        handlers = HubRoutes(hub, host.streams, gzip=settings.gzip_streams, note=host.services.note)
+        handlers = HubRoutes(
+            hub,
+            host.streams,
+            gzip=settings.gzip_streams,
+            note=host.services.note,
+            is_partial=partial(host.degraded_reasons, any_kind=False),
+        )
         scope = "" if hooked else PUBLISH
         add = host.routes.add
         add("/events", Route({"GET": handlers.events}, stream=True, gated=True))
