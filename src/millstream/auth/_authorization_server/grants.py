@@ -172,7 +172,6 @@ GRACE = 60.0
 ENDED = "oauth-ended"
 """Topic for revocations between workers: the id of the principal."""
 _USED_SECONDS = 3600.0
-_TRIES = 8
 _PREFIX = "mr_"
 """Prefix that lets secret scanners recognize leaked refresh tokens."""
 _REFRESH_KIND = b"oauth refresh token"
