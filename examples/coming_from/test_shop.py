@@ -1,7 +1,8 @@
 """The test of the shop, as the pages show it."""
 
-# region: test
 from examples.coming_from.shop import mcp
+
+# region: test
 from millstream.testing import connect
 
 

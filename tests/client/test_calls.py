@@ -1,5 +1,8 @@
 import asyncio
 import math
+import subprocess
+import sys
+import textwrap
 from typing import Any, TypedDict
 
 import msgspec
@@ -271,3 +274,17 @@ def test_blocking_client_needs_no_await() -> None:
         assert client.server.name == "shop"
         with pytest.raises(ServerError):
             client.call("nothing")
+
+
+def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> None:
+    program = """
+        from millstream import Server
+        from millstream.client import BlockingClient
+
+        client = BlockingClient(Server("shop")).__enter__()
+        print(client.server.name)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=WAIT, check=True
+    )
+    assert done.stdout == "shop\n"

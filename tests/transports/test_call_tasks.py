@@ -145,7 +145,8 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 
 AWAITED_IN_EXCEPT = {
     **dict.fromkeys(("hub/_replay.py", "_limits/limiters.py"), "asks the store again, or waits for it"),
-    "hub/_listener.py": "saves its position after the gap",
+    "auth/_authorization_server/authorize.py": "shows the form of consent again, for a person who is not signed in",
+    "hub/_mailbox.py": "saves its position after the gap",
     **dict.fromkeys(("extensions/events/_webhook.py", "extensions/events/_delivery.py"), "deletes a record"),
     "extensions/tasks/_runner.py": "deletes what a refused task has left",
     "_server/calls/session_state.py": "gives its lease back before the user's own error goes on",
