@@ -96,7 +96,7 @@ async def limited(asked: ReceivedRequest) -> None:
 
 
 CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
-    (page, 3, "responds with 200 and a web page, not JSON", ()),
+    (page, 3, "responded with 200 and a web page, not JSON", ()),
     (lambda asked: status(asked, "404 Not Found"), 3, "Check the path", ()),
     (lambda asked: status(asked, "500 Oops"), 3, "failed with status 500", ()),
     (lambda asked: status(asked, "401 Unauthorized"), 4, r"requires credentials \(401\)\. .*--login.*--auth KEY", ()),
