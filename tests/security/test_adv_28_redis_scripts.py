@@ -75,7 +75,7 @@ def test_redis_scripts_are_constant_files() -> None:
         )
         for name in re.findall(r"redis\.p?call\(([^,)]*)", text):
             assert re.fullmatch(r"'[A-Z]+'", name), f"{path.name}: {name}"
-    source = (LUA.parent / "scripts.py").read_text("utf-8")
+    source = (LUA.parent / "keys.py").read_text("utf-8")
     assert re.findall(r"_FOLDER / ([^)]*)\)", source) == ['"shared.lua"', 'f"{name}.lua"']
 
 

@@ -1214,7 +1214,11 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
     for number in range(60):
         slot = ConcurrencySlot("s", 20, str(number))
         assert await are_allowed(stores[number % 4], slot) == (number < 20)
-    assert (await stores[0].rates.take([])).workers == 4
+
+    async def all_count() -> bool:
+        return (await stores[0].rates.take([])).workers == 4
+
+    await until_workers(stores[0], all_count)
 
 
 async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:

@@ -25,7 +25,7 @@ from millstream._stores.base import (
     StoreUnavailable,
 )
 from millstream._stores.health import StoreHealth
-from millstream._stores.redis import scripts
+from millstream._stores.redis import keys
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
@@ -262,7 +262,7 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
 
 
 def test_script_commands_are_documented_and_checked() -> None:
-    folder = Path(scripts.__file__).parent / "lua"
+    folder = Path(keys.__file__).parent / "lua"
     pattern = re.compile(r"redis\.p?call\('([A-Z]+)'")
     used = {name for file in folder.glob("*.lua") for name in pattern.findall(file.read_text("utf-8"))}
     table = (folder / "may.lua").read_text("utf-8").partition("needed = {")[2].partition("\n}")[0]
@@ -303,7 +303,7 @@ async def test_publish_and_log_need_one_command_each(server: RedisServer, monkey
                 await step()
                 await store.kv.get("session:last")
                 sent = monitor.until("session:last")
-            assert len([line for line in sent if "EVAL" in line and scripts.script("read").digest not in line]) == 1
+            assert len([line for line in sent if "EVAL" in line and keys.script("read").digest not in line]) == 1
         clients = [line for line in server.ask("CLIENT", "LIST").decode().splitlines() if "name=millstream" in line]
         assert len(clients) == 2
 
@@ -320,7 +320,7 @@ async def test_concurrent_appends_to_a_stream_share_a_script(server: RedisServer
             await asyncio.gather(*(append(store, STREAM, large) for _ in range(5)))
             await store.kv.get("session:last")
             sent = monitor.until("session:last")
-        digest = scripts.script("append").digest
+        digest = keys.script("append").digest
         assert len([line for line in sent if digest in line and STREAM in line]) == 2 + 3
         assert [at.offset for at in positions] == list(range(positions[0].offset, positions[0].offset + 100))
         assert data_of(await read_all(store, STREAM))[1:101] == [b"%d" % n for n in range(100)]
