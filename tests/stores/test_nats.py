@@ -5,7 +5,7 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import Entry, Gap, Index, StoreFull
+from millstream._stores.base import Entry, Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.store import NatsStore
 from nats_parts import NatsBacking
@@ -201,3 +201,20 @@ async def test_lost_consumers_are_replaced_while_listeners_come_and_go(
 
     await until(arrived)
     stop()
+
+
+async def test_the_epoch_is_read_again_until_jetstream_responds(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = (await backing.worker()).backend._link
+    find, failures = link._find_epoch, [StoreUnavailable("No node leads yet.")]
+
+    async def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+        await find()
+
+    monkeypatch.setattr(link, "_find_epoch", fail_once)
+    link.epoch, known = "of deleted streams", link.epoch
+    await link._on_reconnect()
+    await until(lambda: link.epoch == known)
