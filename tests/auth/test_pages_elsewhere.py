@@ -10,6 +10,7 @@ from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuing_world import KnownUsers
 from millstream import auth
+from millstream._stores.base import StoreUnavailable
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
 from processes import free_port
 from wire import Reply
@@ -187,6 +188,18 @@ async def test_upstream_outage_is_shown_on_the_form(world: World) -> None:
     assert (reply.status, b"Elsewhere isn&#39;t responding" in reply.body) == (503, True)
     reply = await world.away(way="nobody")
     assert (reply.status, b"no longer available" in reply.body) == (400, True)
+
+
+async def test_store_outage_is_shown_on_the_form(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*args: object, **options: object) -> None:
+        raise StoreUnavailable("The store didn't respond.")
+
+    away, kv = await world.away(), world.guarded.runtime.store.kv
+    monkeypatch.setattr(kv, "put", fail)
+    reply = await world.away()
+    assert (reply.status, b"store isn&#39;t available" in reply.body) == (503, True)
+    monkeypatch.setattr(kv, "get", fail)
+    assert (await world.back(away)).status == 503
 
 
 async def test_form_on_another_host_name_links_to_the_right_one(world: World) -> None:

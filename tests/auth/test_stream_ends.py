@@ -3,14 +3,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from account_parts import KeyFile
 from auth.test_sign_in import OWN, cookie
-from auth_world import ROOT, STREAM, GuardedServer, make_server, run_guarded
+from auth_world import ROOT, STREAM, GuardedServer, add_features, make_server, run_guarded
 from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import auth
+from millstream import Server, auth
+from millstream.middleware import MessageRequest, Middleware, Next
 from redis_parts import until
 from wire import POST, per_request, request, routing
 
@@ -72,6 +74,29 @@ async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
         assert len(world.runtime.streams) == 1
         await until(lambda: len(world.runtime.dispatcher.calls) == (kind == "subscriptions/listen"))
         long.close()
+
+
+async def test_subscriptions_that_middleware_opened_end_with_their_token() -> None:
+    class Progress(Middleware):
+        async def on_message(self, request: MessageRequest, next: Next) -> Any:
+            await request.context.report_progress(1)
+            return await next(request)
+
+    method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
+    server = Server("guarded", auth=method, middleware=[Progress()])
+    add_features(server)
+    async with run_guarded(server) as world:
+        body = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        body["params"]["_meta"]["progressToken"] = 1
+        headers = {name.replace("-", "_"): value for name, value in routing("subscriptions/listen").items()}
+        peer = await world.send(lasting(600), "POST", "/mcp", json.dumps(body).encode(), **headers)
+        assert (await peer.head())[0] == 200
+        assert b"progress" in await peer.chunk()
+        assert b"acknowledged" in await peer.chunk()
+        pass_time(world, 700)
+        world.runtime.streams.end_expired()
+        assert not len(world.runtime.streams)
+        assert b"retry: " in await rest_of(peer)
 
 
 async def test_store_clock_skew_ends_no_stream() -> None:

@@ -2,11 +2,21 @@ import json
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
-from millstream._protocol.jsonrpc import _NOT_COLONS, MAX_MEMBERS, _outside_strings, exceeds_limits, too_many_members
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.foreign import read_foreign
+from millstream._protocol.jsonrpc import (
+    _NOT_COLONS,
+    MAX_CONTAINERS,
+    MAX_MEMBERS,
+    _outside_strings,
+    exceeds_limits,
+    too_many_members,
+)
 from strategies import bytewise, json_values
 
 
@@ -127,3 +137,11 @@ def test_every_member_is_counted(value: Any) -> None:
 
     body = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
     assert len(_outside_strings(body, None, _NOT_COLONS)) == count(value)
+
+
+@for_each("items", [b"{}," * (MAX_CONTAINERS + 1), b"1," * 2**20])
+def test_only_messages_that_are_cheap_to_repair_are_repaired(items: bytes) -> None:
+    around = b'{"jsonrpc":"2.0","id":1,"result":{"a":[%bNaN]}}'
+    assert read_foreign(around % b"{},").id == 1
+    with pytest.raises(ProtocolError, match="malformed"):
+        read_foreign(around % items)

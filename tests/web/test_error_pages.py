@@ -116,7 +116,7 @@ async def test_entry_page_shows_commands_with_the_sign_in_that_the_server_requir
 async def test_head_of_a_stream_describes_it_without_opening_one(way: str) -> None:
     server = Server("shop", serve="hub")
     async with run_wire(server, way) as wire:
-        for path in ("/mcp", "/mcp/", "/sse", "/events"):
+        for path in ("/mcp", "/mcp/", "/sse", "/events", "/mcp/sse/ann"):
             reply = await wire.ask("HEAD", path, {"host": "127.0.0.1", **CURL})
             assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")
             assert b"content-length" not in reply.headers

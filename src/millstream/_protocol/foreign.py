@@ -35,7 +35,8 @@ def read_foreign(body: bytes) -> Envelope:
     try:
         envelope = read(body, allow_null=True)
     except ProtocolError as exc:
-        if exc.code != PARSE_ERROR:
+        # The repair takes many times as long and as much memory.
+        if exc.code != PARSE_ERROR or len(body) > _MAX_REPAIRED or exceeds_limits(body):
             raise
         import json  # noqa: PLC0415  few servers need it
 
@@ -53,6 +54,7 @@ def _no_number(name: str) -> None:
     """Return what NaN and Infinity become."""
 
 
+_MAX_REPAIRED = 2 * 1024 * 1024
 _NUMBER = re.compile("[0-9]{1,15}")
 _HALVES = re.compile("[\ud800-\udfff]")
 """Surrogates without their other half. JavaScript makes them from shortened text."""

@@ -42,7 +42,6 @@ class Listen:
 
     async def __call__(self, call: Call) -> bytes:
         """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
-        call.long_lived = True
         wanted = read(_decoder, call).notifications
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:

@@ -211,8 +211,6 @@ class TokenMethod(IssuerMethod):
 _MAX_REQUESTS = 64
 """Maximum concurrent requests to the endpoint."""
 
-_decode = decoder(dict[str, Any])
-
 
 class IntrospectedMethod(IssuerMethod):
     """The tokens from one issuer, which only it can verify."""

@@ -52,7 +52,7 @@ class HubPart(OwnPart):
         host.on_http(lambda: self._serve(host, hub))
 
     def _serve(self, host: Host, hub: Hub) -> None:
-        from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
+        # A server without HTTP does without these.
         from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
         from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
 
@@ -88,7 +88,7 @@ class HubPart(OwnPart):
         publish = Route({"POST": handlers.publish}, scope=scope, private=True, gated=True, message="hub/publish")
         add("/publish", publish)
         add("/ws", Route({"GET": socket.plain}))
-        host.routes.add_prefix(CLIENT_PATH, Route({"GET": require_same_site(handlers.client_stream)}, gated=True))
+        host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True, gated=True))
 
 
 def _measure(metrics: "Metrics", hub: Hub) -> None:

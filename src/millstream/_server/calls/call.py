@@ -418,6 +418,7 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
         token=None if meta.progress_token is UNSET else meta.progress_token,
         log_level=meta.log_level or "",
         client=admitted.client,
+        long_lived=message.method == "subscriptions/listen",
         **way,
     )
 

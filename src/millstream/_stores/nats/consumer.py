@@ -78,8 +78,8 @@ class Consumer:
         self._broken = False
         self._changed = asyncio.Event()
         """Set when listeners have changed, or when the consumer is broken."""
-        self._alive = False
-        """Whether the consumer has sent anything since the last check."""
+        self._silent_at = 0.0
+        """Time of the event loop at which a consumer that sends nothing counts as failed."""
         self._epoch = ""
         self._marks: dict[int, asyncio.Future[int]] = {}
         """By sequence: the sequence, or 0 if the consumer failed before it received the mark."""
@@ -187,12 +187,12 @@ class Consumer:
 
     async def _follow(self, config: dict[str, Any], name: str) -> None:
         """Keep the filters current until the consumer fails or its heartbeat is missing."""
+        self._expect()
         while not self._broken:
-            self._alive = False
             with suppress(TimeoutError):
-                async with asyncio.timeout(_HEARTBEAT * _MAX_MISSED):
+                async with asyncio.timeout_at(self._silent_at):
                     await self._changed.wait()
-            if not self._changed.is_set() and not self._alive:
+            if self._silent_at <= asyncio.get_running_loop().time():
                 break
             self._changed.clear()
             # Without the mark, the consumer would continue where it last was, with older entries of added topics.
@@ -230,8 +230,12 @@ class Consumer:
             return 0
         return arrived.result()
 
+    def _expect(self) -> None:
+        """Expect a message or a heartbeat."""
+        self._silent_at = asyncio.get_running_loop().time() + _HEARTBEAT * _MAX_MISSED
+
     async def _take(self, msg: Msg) -> None:
-        self._alive = True
+        self._expect()
         headers = msg.headers or {}
         if "Status" in headers:
             if msg.reply:  # flow control

@@ -198,8 +198,11 @@ class NatsLink:
         self._recover_task.add_done_callback(has_failed)
 
     async def _recover(self) -> None:
-        with suppress(LocalError):
-            await self._find_epoch()
+        """Read the epoch, until that succeeds: no later event would cause it."""
+        while True:
+            with suppress(LocalError):
+                return await self._find_epoch()
+            await asyncio.sleep(_PAUSE)
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):

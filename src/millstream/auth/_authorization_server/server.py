@@ -46,6 +46,7 @@ from millstream.auth._authorization_server.config import (
 from millstream.auth._authorization_server.grants import ENDED, Grants, TokenSigner
 from millstream.auth._authorization_server.records import Grant, OAuthClient, OAuthError
 from millstream.auth._authorization_server.tickets import (
+    STORE_AWAY,
     PendingLogin,
     PendingLogins,
     Tickets,
@@ -164,7 +165,7 @@ class IssuerEndpoints(AuthMethod):
                 return OAuthError("temporarily_unavailable", str(exc), 503).response()
             except LocalError as exc:
                 logger.error("%s %s failed: %s", request.method, request.path, exc)
-                return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")
+                return plain_problem(503, STORE_AWAY, b"retry-after: 5\r\n")
 
         return answer
 

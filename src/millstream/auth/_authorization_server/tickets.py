@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
 from millstream._limits.limiters import Limiter, Rate, StoreLimiter
+from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map
 from millstream._stores.rates import share_for
@@ -208,6 +209,7 @@ class Tickets:
 
 
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
+STORE_AWAY = "The server's store isn't available. Try again later."
 _PENDING_SECONDS = 600.0
 _MAX_STATE_BYTES = 2048
 _PENDING_KIND = "oauth-pending"
@@ -299,8 +301,9 @@ class PendingLogins:
             raise NotAdmitted(f"You can only sign in at {self._base}{page}. Open that address.", 400, wrong=False)
         try:
             return await self.begin(request, target, page=page)
-        except SignInFailed as exc:
-            raise NotAdmitted(str(exc), 503, wrong=False) from None
+        except (SignInFailed, LocalError) as exc:
+            said = str(exc) if isinstance(exc, SignInFailed) else STORE_AWAY
+            raise NotAdmitted(said, 503, wrong=False) from None
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
         """Return the handler of a callback, which calls `arrive` for a valid state."""
@@ -310,7 +313,10 @@ class PendingLogins:
                 given = Parameters(request.query)
             except OAuthError as exc:
                 return pages.wrong("This link doesn't work", str(exc), exc.status, up="../../")
-            pending = await self._vault.take_pending(_PENDING_KIND, given.get("state"), PendingLogin)
+            try:
+                pending = await self._vault.take_pending(_PENDING_KIND, given.get("state"), PendingLogin)
+            except LocalError:
+                return pages.wrong("Start again", STORE_AWAY, 503, up="../../")
             if pending is None or pending.login != name or given.repeated:
                 return pages.wrong("Start again", TOO_OLD, 400, up="../../")
             if not fits(self._tickets.known_browser(request), pending.browser):
