@@ -134,8 +134,8 @@ def check_public(definition: Definition, host: str) -> None:
             f"{host} is reachable from other machines, and callers don't have to sign in.",
             why="Anyone who reaches it could call every tool.",
             fix=(
-                "Set MILLSTREAM_AUTH_KEY, write auth= in the program, or start it with millstream run --auth-keys FILE. "
-                "If it should be open, set MILLSTREAM_ALLOW_ANONYMOUS=true, or add --allow-anonymous to millstream run."
+                "Set MILLSTREAM_AUTH_KEY, write auth= in the program, or start it with millstream run --auth-keys FILE."
+                " If it should be open, set MILLSTREAM_ALLOW_ANONYMOUS=true, or run it with --allow-anonymous."
             ),
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:
