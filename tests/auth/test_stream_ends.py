@@ -12,6 +12,7 @@ from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Server, auth
+from millstream.extensions import CallContext, Extension, method
 from millstream.middleware import MessageRequest, Middleware, Next
 from redis_parts import until
 from wire import POST, per_request, request, routing
@@ -76,23 +77,41 @@ async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
         long.close()
 
 
-async def test_subscriptions_that_middleware_opened_end_with_their_token() -> None:
-    class Progress(Middleware):
-        async def on_message(self, request: MessageRequest, next: Next) -> Any:
-            await request.context.report_progress(1)
-            return await next(request)
+class Ticker(Extension):
+    """Keeps the reply to a method open."""
 
-    method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
-    server = Server("guarded", auth=method, middleware=[Progress()])
+    name = "com.example/ticker"
+
+    @method("com.example/ticks")
+    async def tick(self, ctx: CallContext) -> None:
+        """Send one tick, and wait."""
+        async with ctx.stream() as stream:
+            await stream.send("com.example/tick", {})
+            await stream.wait_closed()
+
+
+class Progress(Middleware):
+    """Opens every stream early."""
+
+    async def on_message(self, request: MessageRequest, next: Next) -> Any:
+        """Report progress first."""
+        await request.context.report_progress(1)
+        return await next(request)
+
+
+@for_each(("name", "first"), [("subscriptions/listen", b"acknowledged"), ("com.example/ticks", b"tick")])
+async def test_subscriptions_that_middleware_opened_end_with_their_token(name: str, first: bytes) -> None:
+    issuer = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
+    server = Server("guarded", auth=issuer, middleware=[Progress()], extensions=[Ticker()])
     add_features(server)
     async with run_guarded(server) as world:
-        body = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        body = per_request(name, {"notifications": {"toolsListChanged": True}})
         body["params"]["_meta"]["progressToken"] = 1
-        headers = {name.replace("-", "_"): value for name, value in routing("subscriptions/listen").items()}
+        headers = {key.replace("-", "_"): value for key, value in routing(name).items()}
         peer = await world.send(lasting(600), "POST", "/mcp", json.dumps(body).encode(), **headers)
         assert (await peer.head())[0] == 200
         assert b"progress" in await peer.chunk()
-        assert b"acknowledged" in await peer.chunk()
+        assert first in await peer.chunk()
         pass_time(world, 700)
         world.runtime.streams.end_expired()
         assert not len(world.runtime.streams)

@@ -14,6 +14,7 @@ from cases import for_each
 from compat.test_programs import programs, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
+from millstream._stores.base import StoreUnavailable
 from millstream.client._negotiation import Options
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.endpoints import fetch
@@ -248,9 +249,11 @@ def test_invalid_issuers_are_refused(issuer: str) -> None:
 
 
 async def test_optional_endpoints_are_served_only_if_enabled() -> None:
+    failures: list[Exception] = [StoreUnavailable("no store"), RuntimeError("no database")]
+
     class Broken(OAuthAuthorizationServerProvider[Any, Any, Any]):
         async def get_client(self, client_id: str) -> Any:
-            raise RuntimeError("no database")
+            raise failures.pop()
 
     mcp = FastMCP("x", auth_server_provider=Broken(), auth=AuthSettings(issuer_url="https://shop.example"))
     app = mcp.streamable_http_app()
@@ -265,3 +268,5 @@ async def test_optional_endpoints_are_served_only_if_enabled() -> None:
             assert (await http.post(path)).status_code in (401, 404)
         broken = await http.get("/authorize", params={"client_id": "a"})
         assert (broken.status_code, broken.json()["error"]) == (500, "server_error")
+        away = await http.get("/authorize", params={"client_id": "a"})
+        assert (away.status_code, away.headers["retry-after"]) == (503, "5")

@@ -159,27 +159,37 @@ class OpenStreams:
         dismiss: Callable[[], None] | None = None,
         finish: Finish | None = None,
         until: float = math.inf,
-        counts: bool = True,
     ) -> None:
         """Track a stream until it closes.
 
         Args:
             sink: The stream.
-            caller: The caller whose cap it counts against, or None for the stream of a short call.
+            caller: The caller whose cap it counts against, or None for the stream of a call.
             kind: Transport and revision, for `by_kind`.
             code: Applies the content coding of the stream.
             end: Ends the stream, if not by its `close`.
             dismiss: Ends the stream when its owner loses access, if not by `end`.
             finish: Runs before `end` when the stream reaches its maximum age, if it can carry subscriptions.
             until: Expiry of the credential that opened it, in seconds since 1970.
-            counts: Whether it counts. A subscription has counted itself.
         """
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
         self._sinks[sink] = _OpenStream(kind, code, monotonic(), end, dismiss or end, owner, finish)
         self.by_kind[kind] += 1
-        counted = caller.owner if counts and caller is not None and self._share.take(caller.owner) else None
+        counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
         sink.on_close(partial(self._forget, sink, counted))
+        self._end_at(sink, until)
+
+    def subscribe(self, sink: Sink, caller: RequestOwner, finish: Finish, until: float) -> None:
+        """End the stream of a call with its caller's access: it's a subscription now, which has counted itself. See
+        `add`.
+        """
+        if sink in self._sinks:
+            owner = principal_id(caller.principal)
+            self._sinks[sink] = self._sinks[sink]._replace(owner=owner, finish=finish)
+            self._end_at(sink, until)
+
+    def _end_at(self, sink: Sink, until: float) -> None:
         if until != math.inf and not sink.closed:
             self._number = number = self._number + 1
             self._numbered[number] = sink

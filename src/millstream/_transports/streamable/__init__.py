@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from math import inf
 
 import msgspec
 
@@ -116,8 +115,8 @@ class PostReplyChannel:
     """The `ReplyChannel` of one POST, for its call or for all calls of a batch."""
 
     __slots__ = (
-        "_caller", "_cancel", "_end", "_id", "_kept", "_lock", "_revision", "_services", "_session", "_sink",
-        "_stream", "_streams", "_until", "asks", "request", "streaming",
+        "_cancel", "_end", "_id", "_kept", "_lock", "_revision", "_services", "_session", "_sink",
+        "_stream", "_streams", "asks", "request", "streaming",
     )  # fmt: skip
 
     def __init__(
@@ -135,9 +134,6 @@ class PostReplyChannel:
         self._id = call.id
         self._revision = call.revision
         self._session = call.session
-        self._caller = request if call.long_lived else None
-        """The caller of a subscription, whose stream ends with its credential. Other calls don't last that long."""
-        self._until = inf if self._caller is None else expiry_of(call.principal)
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None
@@ -187,11 +183,18 @@ class PostReplyChannel:
         return not sink.closed
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` when the stream ends for any reason."""
+        """Call `callback` when the stream of a subscription ends for any reason. It ends with the caller's credential.
+        Other calls don't last that long.
+        """
         self._end = callback
         if self._sink is not None:
-            self._sink.on_close(callback)
+            self._subscribe(self._sink, callback)
         return self._has_ended
+
+    def _subscribe(self, sink: Sink, callback: Callable[[], None]) -> None:
+        assert self._streams is not None  # noqa: S101  there is a stream
+        self._streams.subscribe(sink, self.request, self._finish, expiry_of(self.request.principal))
+        sink.on_close(callback)
 
     def _has_ended(self) -> None:
         self._end = None
@@ -238,8 +241,9 @@ class PostReplyChannel:
         self.streaming = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        kind, finish = ("http", self._revision.date), None if self._caller is None else self._finish
-        self._streams.add(sink, self._caller, kind, finish=finish, until=self._until, counts=False)
+        self._streams.add(sink, kind=("http", self._revision.date))
+        if self._end is not None:
+            self._subscribe(sink, self._end)
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._keep(OPEN, encode(self._id), None)

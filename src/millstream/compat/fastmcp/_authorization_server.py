@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, Sink
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
@@ -172,7 +173,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         async def answer(request: HttpRequest) -> Response | Sink | None:
             try:
                 return await handler(request)
-            except (OAuthError, Unavailable):
+            except (OAuthError, Unavailable, LocalError):
                 raise
             except Exception as exc:
                 refusal = _refusal(exc)
