@@ -128,7 +128,7 @@ async def test_an_event_that_is_not_done_comes_again() -> None:
 
 
 @pytest.mark.parametrize("written", [False, True])
-async def test_an_event_that_is_done_does_not_come_again_after_a_cancellation(
+async def test_a_completed_event_is_not_delivered_again_after_a_cancellation(
     written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()

@@ -391,7 +391,7 @@ class WorkerProcess:
         """Start the process.
 
         Args:
-            command: Program that becomes a worker through what it inherits.
+            command: Program that runs as a worker, with the sockets that it inherits.
             hello: Its role.
             environment: Environment variables in addition to the parent's.
         """
