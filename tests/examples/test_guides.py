@@ -237,7 +237,7 @@ async def test_reports_run_as_tasks() -> None:
         assert (await client.call("publish", year=2026, task=True)).text == "Not published."
 
 
-async def test_gallery_sends_pictures_and_files(tmp_path: Path) -> None:
+async def test_gallery_sends_images_and_files(tmp_path: Path) -> None:
     async with connect(gallery.mcp) as client:
         (picture,) = (await client.call("swatch", red=1, green=2, blue=3)).content
         assert picture.mime_type == "image/png"
