@@ -504,7 +504,7 @@ class WorkerProcess:
         self._line.tell(Drain(replaced))
 
     def force(self) -> None:
-        """Make it exit at once, but cleanly."""
+        """Make it exit immediately, but cleanly."""
         if self.state != GONE:
             self.leaves = True
             self._line.tell(Force())
