@@ -279,9 +279,7 @@ PAGES = {
     "docs/guides/routes-of-your-own.md": Page(
         untyped={"<form method": "It's a part of a page. tests/auth/test_sign_in.py posts such forms."},
     ),
-    "docs/guides/apps.md": Page(
-        untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
-    ),
+    "docs/guides/apps.md": Page(files={"charts/sales.html": "examples/charts/sales.html"}),
     "docs/guides/skills.md": Page(
         files={"skills/refunds/SKILL.md": "examples/skills/refunds/SKILL.md"},
         untyped={

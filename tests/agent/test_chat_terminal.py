@@ -115,7 +115,7 @@ def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
     shown = chat(calls(("deliver", "{}")), says("On its way."), calls(("deliver", "{}")), says("A pity."))
     shown.until("\n>")
     shown.type("Send it")
-    shown.until("shop asks: Where to?", "/no declines", "street:")
+    shown.until("shop asks: Where to?", "Type /no to decline", "street:")
     shown.type("")
     shown.until("Please answer.", "street:")
     shown.type("Mill Lane")

@@ -266,7 +266,7 @@ def test_questions_without_a_terminal_are_explained() -> None:
     done = run("call", SHOP, "deliver")
     assert (done.returncode, done.stderr) == (
         1,
-        "Error: The server has a question for the user, but there's no terminal. Run this command on a terminal.\n",
+        "Error: The server has a question for the user, but there's no terminal. Run this command in a terminal.\n",
     )
 
 

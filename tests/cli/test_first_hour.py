@@ -136,7 +136,7 @@ def test_prompts_of_a_form_say_what_to_type() -> None:
     assert fill_in("The server", question, read, prompts.append) == {"sure": True, "color": "red", "name": "Ada"}
     assert prompts == [
         "The server asks: Order?",
-        "/no declines.",
+        "Type /no to decline.",
         "  sure (yes or no): ",
         "  color (one of: red, blue) [red]: ",
         "  Copies (a whole number; may be empty): ",

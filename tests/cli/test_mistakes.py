@@ -330,7 +330,7 @@ def test_the_page_quotes_messages_that_exist() -> None:
     assert set(quoted) <= {each[1].replace("TAKEN", "8000") for each in [*COMMANDS, *PROGRAMS]}
 
 
-def test_errors_of_commands_as_json_have_their_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_errors_as_json_include_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status, said = typed(["lst", "--json"])
     assert (status, json.loads(said)["remedy"]) == (2, "millstream --help")

@@ -231,13 +231,13 @@ async def test_counter_counts_only_when_asked() -> None:
             assert len(client.notifications) == (2 if stream else 0)
 
 
-async def test_reports_are_made_as_tasks() -> None:
+async def test_reports_run_as_tasks() -> None:
     async with connect(reports.mcp, elicit=lambda question: {"approved": False}) as client:
         assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
         assert (await client.call("publish", year=2026, task=True)).text == "Not published."
 
 
-async def test_gallery_sends_pictures_and_files(tmp_path: Path) -> None:
+async def test_gallery_sends_images_and_files(tmp_path: Path) -> None:
     async with connect(gallery.mcp) as client:
         (picture,) = (await client.call("swatch", red=1, green=2, blue=3)).content
         assert picture.mime_type == "image/png"

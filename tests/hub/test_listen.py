@@ -114,7 +114,7 @@ async def test_another_worker_reads_on_after_a_kill(monkeypatch: pytest.MonkeyPa
         await each.close()
 
 
-async def test_an_event_that_is_not_done_comes_again() -> None:
+async def test_an_unfinished_event_is_delivered_again() -> None:
     async with open_hub() as hub:
         first = Program(hub, name="mailer", most=2)
         await position_is_saved(hub, "mailer")
@@ -128,7 +128,7 @@ async def test_an_event_that_is_not_done_comes_again() -> None:
 
 
 @pytest.mark.parametrize("written", [False, True])
-async def test_an_event_that_is_done_does_not_come_again_after_a_cancellation(
+async def test_a_completed_event_is_not_delivered_again_after_a_cancellation(
     written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()

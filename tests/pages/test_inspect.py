@@ -291,7 +291,7 @@ def test_focus_returns_after_a_question(hub: str, open_page: OpenPage) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1366, 768), (1440, 900), (390, 844)])
-def test_tool_list_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
+def test_tool_list_takes_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
     page = inspect(hub, open_page, width=width, height=height)
     box = page.locator("#items").bounding_box()
     assert box is not None

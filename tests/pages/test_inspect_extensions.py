@@ -32,7 +32,7 @@ def tab(page: Page, name: str) -> None:
     page.locator("#kinds").get_by_role("tab", name=name).click()
 
 
-def test_a_call_becomes_a_task_that_is_followed_canceled_and_taken_up_again(shop: str, open_page: OpenPage) -> None:
+def test_a_call_becomes_a_task_that_is_followed_canceled_and_resumed(shop: str, open_page: OpenPage) -> None:
     page = inspect(shop, open_page)
     choose(page, "Tools", "print_catalog")
     run(page)

@@ -49,7 +49,7 @@ def test_internet_addresses_are_public(address: str) -> None:
 
 @given(st.ip_addresses())
 @settings(max_examples=examples(200))
-def test_public_addresses_are_public_for_every_python(address: Any) -> None:
+def test_public_addresses_are_public_on_every_python_version(address: Any) -> None:
     inner = getattr(address, "ipv4_mapped", None) or address
     if is_public(str(address)) and int(address) >> 32 != 0x64FF9B << 64:
         assert inner.is_global

@@ -83,7 +83,7 @@ def test_invalid_dates_are_shown_with_a_valid_example(raw: str, text: str) -> No
     assert str(refused.value).startswith(f"Invalid arguments for tool 'tool': {text}")
 
 
-def test_errors_of_prompts_show_the_invalid_value() -> None:
+def test_prompt_errors_show_the_invalid_value() -> None:
     def prompt(at: dt.date, copies: int, big: bool) -> None: ...
 
     with pytest.raises(ArgumentError) as refused:

@@ -148,7 +148,7 @@ async def test_wrong_messages_say_what_is_missing() -> None:
             reply = await wire.ask("POST", "/mcp", headers, body)
             assert hint in json.loads(reply.body)["error"]["message"]
         form = await wire.ask("POST", "/mcp", {**headers, "content-type": "application/x-www-form-urlencoded"}, b"{}")
-        assert "JSON-RPC message as content-type application/json" in form.body.decode()
+        assert "JSON-RPC message with content-type application/json" in form.body.decode()
 
 
 def add_routes(server: Server) -> Server:

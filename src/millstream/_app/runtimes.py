@@ -1,4 +1,4 @@
-"""The life cycle of a server: one `Runtime` for each event loop, opened on demand. And ``mcp.hub``, which opens one."""
+"""The life cycle of a server: one `Runtime` for each event loop, opened on demand, and ``mcp.hub``, which opens one."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -49,7 +49,7 @@ class Runtimes:
         failures are retried.
 
         Args:
-            supervised: Whether the caller will call `stop`; until then it doesn't close by itself.
+            supervised: Whether the caller will call `stop`; until then it doesn't close on its own.
 
         Raises:
             LocalError: The key for session ids is invalid.

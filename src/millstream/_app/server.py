@@ -748,7 +748,7 @@ class Server:
         Use it in programs that can't use ``async with mcp.running()``.
 
         Args:
-            supervised: Whether you will call `stop`. Until then, the server doesn't stop by itself.
+            supervised: Whether you will call `stop`. Until then, the server doesn't stop on its own.
 
         Raises:
             LocalError: The key for session ids is invalid.

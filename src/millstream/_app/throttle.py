@@ -77,7 +77,7 @@ class Throttle:
         return paces[0] if isinstance(paces[0], Limiter) else None
 
     def gate(self) -> Gate:
-        """Return the gate that charges a call to its caller: at once, or when the result is awaited if the store
+        """Return the gate that charges a call to its caller: immediately, or when the result is awaited if the store
         decides.
 
         It raises `ProtocolError`, RATE_LIMITED, HTTP 429, with the time to wait.

@@ -200,7 +200,7 @@ def _password() -> str:
     line = sys.stdin.readline()
     if not line:
         raise CommandError(
-            "There is no password: the input is empty.", fix="Run this on a terminal, or pipe a password to it."
+            "There is no password: the input is empty.", fix="Run this in a terminal, or pipe a password to it."
         )
     return line.rstrip("\r\n")
 

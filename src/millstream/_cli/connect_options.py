@@ -226,7 +226,7 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 
 
 def _fail(text: str, why: str = "", remedy: str = "", *, status: int) -> None:
-    """Print a failure in one line, or as JSON with the cause and the remedy apart."""
+    """Print a failure in one line, or as JSON with separate cause and remedy."""
     if as_json.get():
         tell(brief(text), status, why=brief(why), remedy=brief(remedy))
     elif text:
@@ -263,7 +263,7 @@ def _cannot(error: ServerError) -> tuple[str, str]:
     """Return the message and the remedy for missing client capabilities."""
     names = list(members(members(error.data).get("requiredCapabilities")))
     if names == ["elicitation"]:
-        return "The server has a question for the user, but there's no terminal.", "Run this command on a terminal."
+        return "The server has a question for the user, but there's no terminal.", "Run this command in a terminal."
     needed = " and ".join(names) or "more capabilities"
     return f"The server requires a client with {needed}, which this command doesn't support.", ""
 

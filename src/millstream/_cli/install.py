@@ -385,7 +385,7 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     """Return the configuration file of an application.
 
     Raises:
-        CommandError: The application is unknown, or has no configuration per folder.
+        CommandError: The application is unknown, or has no per-folder configuration.
     """
     application = APPLICATIONS.get(key)
     if application is None:
@@ -397,7 +397,7 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     if not project:
         return application.place(system_here()), application
     if not application.project:
-        raise CommandError(f"{application.title} has no configuration per folder.", fix="Leave out --project.")
+        raise CommandError(f"{application.title} has no per-folder configuration.", fix="Leave out --project.")
     return Path.cwd() / application.project, application
 
 

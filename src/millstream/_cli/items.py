@@ -254,7 +254,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
-    """Return the error for arguments without names, with a guess of the names."""
+    """Return the error for arguments without names, and guess the names."""
     first = words[0]
     if set(words[::2]) <= set(names):
         names, words = words[::2], words[1::2]  # name Ada

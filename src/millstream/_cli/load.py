@@ -352,7 +352,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         )
     if isinstance(exc, SystemExit):
         return CommandError(
-            f"{source} exited during its import.",
+            f"{source} exited while it was imported.",
             why="It calls sys.exit(), or runs a program, at the top level.",
             fix='Move that below: if __name__ == "__main__":',
             detail=detail,

@@ -134,7 +134,7 @@ def find_uv() -> str:
     """Return the path of uv.
 
     Raises:
-        CommandError: Uv isn't installed.
+        CommandError: The command `uv` isn't installed.
     """
     beside = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
     found = str(beside) if beside.is_file() else shutil.which("uv")

@@ -242,7 +242,7 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     fields = members(schema.get("properties"))
     required: Any = schema.get("required")
     if fields:
-        note(f"{_NO} declines.")
+        note(f"Type {_NO} to decline.")
     answers: dict[str, Any] = {}
     for name, given in fields.items():
         field, choices = members(given), choices_of(given)

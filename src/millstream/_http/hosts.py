@@ -356,7 +356,7 @@ def require_same_site(handler: Handler) -> Handler:
 
 
 def no_websocket(root_path: str, *, served: bool) -> Response:
-    """Return the reply to a handshake at a path without a WebSocket. `served`: whether another path has one."""
+    """Return the reply to a handshake at a path without a WebSocket. `served` is whether another path has one."""
     where = (
         f"Use {root_path}/ws."
         if served

@@ -321,7 +321,7 @@ class CalendarQuota:
         """
         match = _QUOTA.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{text!r} isn't a quota. Use a number with day or month, such as 10000/day.")
+            raise ValueError(f"{text!r} isn't a quota. Use a number per day or month, such as 10000/day.")
         self.count = int(match[1])
         self._monthly = match[2] == "month"
         self._now = Period(0.0, 0.0)

@@ -104,7 +104,7 @@ def too_many_members(value: bytes) -> bool:
         value: The JSON text.
 
     Example:
-        ``if too_many_members(body): raise ProtocolError(INVALID_PARAMS, "Send less at once.")``
+        ``if too_many_members(body): raise ProtocolError(INVALID_PARAMS, "Send less at a time.")``
     """
     return value.count(b":") > MAX_MEMBERS and len(_outside_strings(value, None, _NOT_COLONS)) > MAX_MEMBERS
 

@@ -1,4 +1,4 @@
-"""What a request says beside its parameters: `_meta`, and ``Mcp-Param-*`` headers.
+"""What a request has besides its parameters: `_meta`, and ``Mcp-Param-*`` headers.
 
 `_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The envelope's keys are
 those of https://modelcontextprotocol.io/specification/2026-07-28/basic.

@@ -211,7 +211,7 @@ class HubRoutes:
             EventTooLarge: The body is larger than any event.
         """
         if not carries_json(request.headers):
-            text = "Send the event as content-type application/json, without a content coding."
+            text = "Send the event with content-type application/json, without a content coding."
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')

@@ -281,7 +281,7 @@ def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> R
 WRONG_TYPE = refusal(
     415,
     INVALID_REQUEST,
-    "Unsupported media type. Send a JSON-RPC message as content-type application/json, without a content coding.",
+    "Unsupported media type. Send a JSON-RPC message with content-type application/json, without a content coding.",
 )
 _NO_STREAM = refusal(
     406, INVALID_REQUEST, "Not acceptable. GET opens a stream: accept text/event-stream. Send messages by POST."

@@ -96,7 +96,7 @@ class ConsentPage(Struct, frozen=True):
     scope_descriptions: Mapping[str, str]
     """Scope -> description, for the scopes that the client can get."""
     user: User | None = None
-    """User already signed in in this browser."""
+    """The signed-in user of this browser."""
     passwords: bool = False
     upstreams: tuple[UpstreamLogin, ...] = ()
     notice: str = ""

@@ -166,7 +166,7 @@ Kind = Literal["tools", "prompts", "resources", "resource", "again"]
 
 
 class Change(Struct, frozen=True):
-    """A change at the server."""
+    """A change on the server."""
 
     kind: Kind
     """Kind of the list, `resource`, or `again` after an interruption: changes may have been missed."""

@@ -456,7 +456,7 @@ class ServerHost:
         return CallRun(self._host.dispatcher, call)
 
     async def acquire_slots(self, holder: str, limits: Sequence[SlotLimit], *, call: SavedCall | None = None) -> Slots:
-        """Take one slot of every limit, or none at all. If the worker dies, its slots become free.
+        """Take one slot from every limit, or none at all. If the worker dies, its slots become free.
 
         Args:
             holder: Identifier that is unique among the slots of this worker.

@@ -389,7 +389,7 @@ def _size_of(uri: str) -> int:
 
 
 FAILURES = 5
-"""Consecutive failures of a caller's calls to one tool, or consecutive time-outs of all calls, that have an effect."""
+"""Consecutive failures of a caller's calls to one tool, or consecutive timeouts of all calls, that have an effect."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MAX_DURATIONS = 512
@@ -430,7 +430,7 @@ class Breaker:
     refused_count: int = 0
     """Number of calls that weren't sent."""
     _failures = 0
-    """Consecutive time-outs and lost connections of all callers."""
+    """Consecutive timeouts and lost connections of all callers."""
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

@@ -224,7 +224,7 @@ class GatewayPart:
         ConnectionsPage(self._host, connections, server=self.definition.title).serve()
 
     async def _wait_for_lists(self) -> None:
-        """Wait for the first lists, up to each upstream's configured time."""
+        """Wait for the first lists, up to each upstream's `start_timeout`."""
 
         async def wait(upstream: Upstream) -> None:
             try:

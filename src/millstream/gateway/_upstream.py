@@ -302,7 +302,7 @@ class Upstream:
         Args:
             config: Configuration of the upstream.
             on_change: Called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
-            on_update: Called with the URI on this server of a resource that changed.
+            on_update: Called with a changed resource's URI on this server.
             parked_calls: Calls that wait for answers.
             store: Store for copies of the lists.
             server: Name of the gateway.

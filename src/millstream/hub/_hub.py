@@ -374,7 +374,7 @@ class Hub:
         return self._audience.queued_bytes()
 
     def count_delivered(self, events: int) -> None:
-        """Add to `HubStats.delivered` what an encoder has written to outlets by itself: ``hub.count_delivered(3)``.
+        """Add to `HubStats.delivered` what an encoder has written to outlets directly: ``hub.count_delivered(3)``.
 
         Args:
             events: Number of events, counted for each outlet.
@@ -384,7 +384,7 @@ class Hub:
     async def refresh(self, *, read: bool = True) -> None:
         """Report members of dead workers as departed, and send the current position to all subscribers.
 
-        The hub does this by itself every `HubLimits.refresh` seconds.
+        The hub does this on its own every `HubLimits.refresh` seconds.
 
         Args:
             read: Whether to read missed messages first.

@@ -1,4 +1,4 @@
-"""Serving an application: the ASGI entry, our HTTP server, and the start-up panel. And what every command reports.
+"""Serving an application: the ASGI entry, our HTTP server, the start-up panel, and what every command reports.
 
 An error of the command line says what happened, why, and what to do.
 """

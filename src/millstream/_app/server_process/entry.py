@@ -108,7 +108,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
 
 
 def look_ahead(runtime: Runtime) -> None:
-    """Fetch issuers' metadata in advance, so that an unreachable issuer is noticed at once."""
+    """Fetch issuers' metadata in advance, so that an unreachable issuer is noticed immediately."""
     if runtime.guard is not None:
         runtime.sweep.run_in_background("issuers", runtime.guard.prefetch())
 

@@ -391,7 +391,7 @@ class WorkerProcess:
         """Start the process.
 
         Args:
-            command: Program that becomes a worker through what it inherits.
+            command: Program that runs as a worker, with the sockets that it inherits.
             hello: Its role.
             environment: Environment variables in addition to the parent's.
         """
@@ -504,7 +504,7 @@ class WorkerProcess:
         self._line.tell(Drain(replaced))
 
     def force(self) -> None:
-        """Make it exit at once, but cleanly."""
+        """Make it exit immediately, but cleanly."""
         if self.state != GONE:
             self.leaves = True
             self._line.tell(Force())

@@ -48,7 +48,7 @@ logger = logging.getLogger("millstream")
 
 
 class ParentSignals:
-    """Events that signals to the parent set: stop, stop at once, or restart all workers.
+    """Events that signals to the parent set: stop, stop immediately, or restart all workers.
 
     SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the
     kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.

@@ -1,4 +1,4 @@
-"""The features of a server: tools, resources, prompts, and the registry of them. And the hooks around their work.
+"""The features of a server: tools, resources, prompts, their registry, and the hooks around them.
 
 `hooks_of` finds the hooks of an object once. `wrap_with_hooks` puts those for calls around an item when it's
 registered, and `MiddlewareChain` puts those for lists and whole messages around the handlers of a server. A server

@@ -205,7 +205,7 @@ def _calls(part: Items | Streams, writer: SqliteWriter, *names: str) -> dict[str
 
 
 class SqliteLog(SimpleNamespace):
-    """The `Log` in the file. Other methods than these are those of `Streams`."""
+    """The `Log` in the file. All other methods are those of `Streams`."""
 
     def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
         super().__init__(**_calls(streams, writer, "read", "newest", "touch", "trim"))

@@ -172,7 +172,7 @@ class Tickets:
         return self._open(_QUESTION, sealed, AuthorizationRequest, browser) if browser else None
 
     def person(self, request: HttpRequest) -> tuple[User, str] | None:
-        """Return the user signed in in the browser and their login method, if any."""
+        """Return the user of the browser and their login method, if any."""
         return self._open(_PERSON, cookie_of(request, self._person_name), tuple[User, str])
 
     def keep(self, user: User, login: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The OAuth of clients: tokens and registrations, and their stores, in memory or in a file that only you can read."""
+"""OAuth for clients: tokens and registrations, and their stores, in memory or in a file that only you can read."""
 
 import logging
 import os

@@ -297,7 +297,7 @@ class DuplexTransport:
                 waiter.set_result(message)
         elif not isinstance(answered, int) or answered > self._last_id:
             # A smaller id is a late response to a canceled request.
-            self.skip("Unknown id of a response", encode(answered))
+            self.skip("Response with an unknown id", encode(answered))
 
     @property
     def waiting(self) -> int:

@@ -1,4 +1,4 @@
-"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream. And HTTP+SSE, its predecessor.
+"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream. Also HTTP+SSE, its predecessor.
 
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and 2026-07-28. A broken stream of the
 handshake era is resumed with `Last-Event-ID`; in the per-request era, a request is lost with its stream, and closing
@@ -204,7 +204,7 @@ class StreamableTransport:
             elif message.id == request.id or (message.id is None and message.error):
                 return message
             else:
-                self._skip("Unknown id of a response", encode(message.id))
+                self._skip("Response with an unknown id", encode(message.id))
         raise ConnectionLost(f"The server ended the stream of {request.method} before its response.")
 
     async def _resume(self, reader: EventReader, why: ConnectionLost) -> Body:

@@ -110,7 +110,7 @@ class Target:
         self.undelivered_offsets: frozenset[int] = frozenset()
         """Offsets of the events that were pending at the start. The channel's replay may repeat some of them."""
         self.timeouts: int = 0
-        """Consecutive time-outs. While there are any, the endpoint is suspended: it gets nothing but the `probe`."""
+        """Consecutive timeouts. While there are any, the endpoint is suspended: it gets nothing but the `probe`."""
         self.probe: OutgoingMessage | None = None
         self.is_removed: bool = False
         self.status: Status = Status()

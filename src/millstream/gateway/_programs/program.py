@@ -185,7 +185,7 @@ logger = logging.getLogger("millstream.gateway")
 _MAX_QUEUED = 1000
 """Maximum messages that a program hasn't received yet."""
 _GRACE = 2.0
-"""Seconds for a session to end by itself."""
+"""Seconds for a session to end on its own."""
 _NO_DISCOVERY = encode({"code": METHOD_NOT_FOUND, "message": "Method not found"})
 
 
@@ -590,7 +590,7 @@ def program_of(value: Any) -> Program:
     """
     library = library_of(value)
     if not library:
-        raise ProgramError(f"{type(value).__name__} isn't a server of mcp or fastmcp.")
+        raise ProgramError(f"{type(value).__name__} isn't an mcp or fastmcp server.")
     library_version = f"{library} {metadata.version(library)}"
     name = str(getattr(value, "name", "") or "") or "server"
     side: HttpSide | None = None

@@ -138,7 +138,7 @@ export function clients({ name, url, keys, oauth, near, tool }) {
         { text: "Turn on developer mode: Settings, Apps & Connectors, Advanced settings." },
         { text: "Create a connector with this URL.", code: url, says: "Copy the URL" },
         oauth
-          ? { text: "Choose OAuth. ChatGPT registers by itself, and opens this server's page to sign in." }
+          ? { text: "Choose OAuth. ChatGPT registers automatically, and opens this server's page to sign in." }
           : keys
             ? {
                 text: "ChatGPT signs in with OAuth only, and this server takes keys. It needs an authorization server.",

@@ -95,7 +95,7 @@ export function drawEvents(base) {
       element("code", {}, "EventSource"),
       " sends ",
       element("code", {}, "Last-Event-ID"),
-      " by itself."
+      " automatically."
     ),
     element(
       "dl",
