@@ -125,6 +125,9 @@ def __getattr__(name: str) -> Any:
     if home is None:
         if name in _ELSEWHERE:  # an AttributeError would lose its text in `from millstream import FastMCP`
             raise ImportError(f"millstream has no {name}. {_ELSEWHERE[name]}")
+        errors = import_module("millstream._protocol.errors")
+        if name[0].isupper() and (near := errors.closest_name(name, __all__)):  # modules are in lower case
+            raise ImportError(f"millstream has no {name}. Did you mean {near}?")
         raise AttributeError(f"module 'millstream' has no attribute {name!r}")
     value = getattr(import_module(f"millstream.{home}"), name)
     globals()[name] = value

@@ -265,9 +265,13 @@ def client_of(mistake: Callable[[Any], Any]) -> Callable[[], Any]:
 PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     # mistake, what happened, what to do
     (lambda: exec("from millstream import FastMCP"), "has no FastMCP", "from millstream import Server"),  # noqa: S102
+    (lambda: exec("from millstream import Sever"), "has no Sever", "Did you mean Server?"),  # noqa: S102
     (lambda: exec("from millstream import McpError"), "has no McpError", "ToolError"),  # noqa: S102
     (lambda: exec("from millstream import BlockingClient"), "has no BlockingClient", "millstream.client"),  # noqa: S102
     (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
+    (lambda: program().list_resources(), "`@mcp.resource` adds", "client.resources()"),  # type: ignore[attr-defined]
+    (lambda: program().call_tool(), "no attribute 'call_tool'", "To define a tool, write `@mcp.tool`."),  # type: ignore[attr-defined]
+    (lambda: Server("shop", "Be kind."), "every argument after the first 1", "version=…, instructions=…"),  # type: ignore[misc]
     (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
     (lambda: program().asgi, "no attribute 'asgi'", "app = mcp"),  # type: ignore[attr-defined]
     (lambda: program().middleware("http"), "no attribute 'middleware'", "`app = GZipMiddleware(mcp)` for HTTP"),  # type: ignore[attr-defined]

@@ -73,6 +73,12 @@ MISTAKES = {
     '[upstreams.a]\nurl = "http://a/mcp"\ntimout = 5': (
         "line 3: upstreams.a.timout: unknown option; did you mean 'timeout'?"
     ),
+    '[upstreams.a]\nopenapi = "a.json"\nbase_url = "http://b"': (
+        "line 3: upstreams.a.base_url: unknown option; write it under [upstreams.a.openapi]."
+    ),
+    '[upstreams.a]\nurl = "http://a/mcp"\ndeny = ["x"]': (
+        "line 3: upstreams.a.deny: unknown option; write it under [upstreams.a.policy]."
+    ),
     "nam = 1": "line 1: nam: unknown option; did you mean 'name'?",
     '[upstreams.a]\nurl = "http://a/mcp"\n\ntimeout = "5"': (
         "line 4: upstreams.a.timeout: it must be a number, not '5'"

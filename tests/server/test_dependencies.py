@@ -316,3 +316,20 @@ def test_unresolvable_dependencies_are_refused_at_registration(function: Any, sa
         @mcp.tool
         async def find(value: Any = Depends(function)) -> str:
             return str(value)
+
+
+def test_the_depends_of_another_library_is_refused() -> None:
+    """Otherwise a client could send the value that it should fill in."""
+    mcp, foreign = Server("shop"), type("Depends", (), {"__module__": "fastapi.params"})()
+
+    def by_default(shop: Any = foreign) -> str:
+        return str(shop)
+
+    def annotated(shop: Annotated[int, foreign]) -> str:
+        return str(shop)
+
+    for function in (by_default, annotated):
+        with pytest.raises(
+            TypeError, match=r"shop: this Depends is of fastapi\. Write: from millstream import Depends"
+        ):
+            mcp.tool(function)

@@ -383,3 +383,12 @@ async def test_names_must_be_utf_8(lane: bool, query: str) -> None:
         status, headers, body = await here.ask("GET", f"/events?{query}")
         assert (status, headers[b"content-type"]) == (400, b"application/problem+json")
         assert "UTF-8" in body["detail"]
+
+
+async def test_misspelled_parameters_are_refused(lane: bool) -> None:
+    """The stream would follow the channel `broadcast`, and stay silent."""
+    async with world(lane) as here:
+        for query, name in (("channels=news", "channel"), ("channel=news&histroy=5", "history")):
+            status, _, body = await here.ask("GET", f"/events?{query}")
+            assert status == 400
+            assert body["detail"].endswith(f"Did you mean '{name}'?")

@@ -167,6 +167,12 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
 
 
 _OTHER_NAMES = {
+    **{
+        f"{verb}_{kind}s": f"`@mcp.{kind}` adds a function to the list. To read it, write "
+        f"`async with Client(mcp) as client: await client.{kind}s()`."
+        for verb in ("get", "list")
+        for kind in ("prompt", "resource", "tool")
+    },
     **dict.fromkeys(
         ("add_middleware", "middleware"),
         "Write `Server(middleware=[…])` for calls, and `app = GZipMiddleware(mcp)` for HTTP.",
@@ -182,18 +188,13 @@ _OTHER_NAMES = {
     "app": "The server is the ASGI application: `app = mcp`.",
     "as_proxy": "Write `mcp.upstream(…)`.",
     "asgi": "The server is the ASGI application: `app = mcp`.",
-    "call_tool": "Write `async with Client(mcp) as client: await client.call(name, arguments)`.",
+    "call_tool": "To define a tool, write `@mcp.tool`. To call one, write `async with Client(mcp) as client: await "
+    "client.call(name)`.",
     "from_fastapi": "Write `Server.from_fastapi(app)`.",
     "get": "Write `@mcp.route(path)`.",
     "get_context": "Add a parameter to your function: `ctx: Context`.",
-    "get_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
-    "get_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
-    "get_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
     "import_server": "Write `mcp.mount(other, prefix=…)`.",
     "include_router": "Write `@mcp.route(path)`, or mount both in one application.",
-    "list_prompts": "Write `async with Client(mcp) as client: await client.prompts()`.",
-    "list_resources": "Write `async with Client(mcp) as client: await client.resources()`.",
-    "list_tools": "Write `async with Client(mcp) as client: await client.tools()`.",
     "on_event": "Write `Server(lifespan=…)`.",
     "post": "Write `@mcp.route(path, methods=['POST'])`.",
     "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",

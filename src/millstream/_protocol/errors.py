@@ -242,6 +242,11 @@ def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) ->
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
+    only = [f"{each.name}=…" for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        only = []
+    bound = int("self" in inspect.signature(function).parameters)
+    most = len(names) - len(only)
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     _, house, *private = function.__module__.split(".")
     if where.islower() and house[0] != "_" and (not private or private[0][0] == "_"):
@@ -250,6 +255,8 @@ def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) ->
     @wraps(function)
     def check_keywords(*positional: Any, **given: Any) -> Any:
         refuse_unknown(where, given, names, elsewhere or {})
+        if only and len(positional) - bound > most:
+            raise TypeError(f"{where}: name every argument after the first {most}, as in {', '.join(only[:3])}")
         return function(*positional, **given)
 
     return check_keywords  # type: ignore[return-value]  # it takes and gives what the function does

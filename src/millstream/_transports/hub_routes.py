@@ -8,6 +8,7 @@ sent as an id alone, which clients store without dispatching an event. Errors ar
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ from millstream._http.message import (
     query_values,
 )
 from millstream._protocol import sse
-from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
+from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
 from millstream._protocol.jsonrpc import check_text, encode
 from millstream._server.calls.services import ObserveMessage, expiry_of, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -115,6 +116,7 @@ class HubRoutes:
         client_id, name = _last(query, "client_id"), _last(query, "name")
 
         def admit() -> int:
+            _check_names(query)
             self._hub.admission.subscribe(
                 channels, client_id=client_id, name=name, principal=principal, address=address
             )
@@ -247,6 +249,17 @@ _SAID: dict[type[Exception], str] = {
 def _refusal(exc: Exception) -> Response:
     status, head = _STATUS[type(exc)]
     return plain_problem(status, _SAID.get(type(exc)) or str(exc), head)
+
+
+_NAMES = ("channel", "client_id", "name", "history", "last_event_id")
+"""Parameters of `HubRoutes.events`."""
+
+
+def _check_names(query: dict[str, list[str]]) -> None:
+    """Refuse misspelled parameters: without its ``channel``, a stream would be open and silent."""
+    for name in islice(query, 8):  # each costs a comparison with all names
+        if name not in _NAMES and (near := closest_name(name, _NAMES)):
+            raise InvalidName(f"There is no parameter {name[:20]!r}. Did you mean {near!r}?")
 
 
 def _last(query: dict[str, list[str]], name: str) -> str:

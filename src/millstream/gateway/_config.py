@@ -122,6 +122,10 @@ class ConfigValue(Struct, frozen=True):
                 hint = suggest(key, tuple(known))
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
+                elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
+                    hint = f"write it under [{'.'.join(self.where)}.openapi]."
+                elif len(self.where) == 2 and key in UpstreamPolicy.__struct_fields__:
+                    hint = f"write it under [{'.'.join(self.where)}.policy]."
                 elif self.where != ("settings",) and key in Settings.__struct_fields__:
                     hint = "write it under [settings]."
                 raise each.error(f"unknown option; {hint}")

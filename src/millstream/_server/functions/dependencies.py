@@ -182,11 +182,19 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
 
 
 def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> dict[str, Dependency]:
-    """Return the parameters that functions fill in, marked by their default or inside ``Annotated``."""
+    """Return the parameters that functions fill in, marked by their default or inside ``Annotated``.
+
+    Raises:
+        TypeError: A mark is from another library, such as FastAPI. Clients could send what it should fill in.
+    """
     found: dict[str, Dependency] = {}
     for name, parameter in signature.parameters.items():
         hint = hints.get(name)
         marks = [parameter.default, *(get_args(hint)[1:] if get_origin(hint) is Annotated else ())]
+        for each in marks:
+            if type(each).__name__.lstrip("_") in ("Depends", "Security"):
+                origin = type(each).__module__.partition(".")[0]
+                raise TypeError(f"{name}: this Depends is of {origin}. Write: from millstream import Depends.")
         mark = next((each for each in marks if isinstance(each, Dependency)), None)
         if mark is not None:
             found[name] = mark
