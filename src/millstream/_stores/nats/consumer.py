@@ -217,6 +217,12 @@ class Consumer:
         }
         return frozenset(filters | {self._mark_subject} | ({f"{self._base}.>"} if _ALL in keys else set()))
 
+    async def reach(self) -> int:
+        """Wait until a consumer has received everything that was appended before. Return that position."""
+        while not (at := await self.reach_mark()):
+            await self.settled.wait()
+        return at
+
     async def reach_mark(self) -> int:
         """Wait until the consumer has received everything that was appended before. Return that position, or 0."""
         seq = await self._mark(self._mark_subject)

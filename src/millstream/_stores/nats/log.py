@@ -485,9 +485,11 @@ class NatsLog:
                 await consumer.settled.wait()
                 if not consumer.filters_by_topic:
                     return None
+                # A new leader may not know the newest entry yet. One that has acknowledged the mark does.
+                reached = await consumer.reach()
                 last, _ = await self._newest(self._main(stream), 0)
-                while not await consumer.reach_mark():
-                    await consumer.settled.wait()
+                if last is not None and last.seq > reached:
+                    await consumer.reach()
         except TimeoutError:
             raise StoreUnavailable("The NATS store didn't respond in time: its consumer can't be created.") from None
         return None if last is None else Position(self._link.epoch, last.seq)
