@@ -5,7 +5,7 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import Entry, Gap, Index, StoreFull, StoreUnavailable
+from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.store import NatsStore
 from nats_parts import NatsBacking
@@ -180,26 +180,6 @@ async def test_values_above_the_server_limit_are_refused(backing: NatsBacking) -
         await store.kv.put("session:a", bytes(9 * 2**20), TTL)
     assert await store.kv.get("session:a") == b"1"
     assert await asyncio.gather(*(store.kv.get("session:a") for _ in range(50))) == [b"1"] * 50
-
-
-async def test_lost_consumers_are_replaced_while_listeners_come_and_go(
-    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("millstream._stores.nats.consumer._HEARTBEAT", 0.3)
-    store, heard = await backing.worker(), list[Entry]()
-    link, stream = store.backend._link, store.log._main("bus:all").stream
-    stop = store.log.listen("bus:all", heard.append, topic="a")
-    await store.log.wait_until_listening("bus:all")
-    for name in (await link.api(f"CONSUMER.NAMES.{stream}"))["consumers"]:
-        await link.api(f"CONSUMER.DELETE.{stream}.{name}")
-    await store.log.append("bus:all", b"1", ttl=TTL, max_entries=9, topic="a")
-
-    def arrived() -> bool:
-        store.log.listen("bus:all", heard.append, topic="b")()
-        return [entry.data for entry in heard] == [b"1"]
-
-    await until(arrived)
-    stop()
 
 
 async def test_the_epoch_is_read_again_until_jetstream_responds(
