@@ -263,6 +263,11 @@ class Tail:
         await self.catch_up()
 
     @property
+    def is_pushed_all(self) -> bool:
+        """Whether every entry after the position is pushed, whatever is followed."""
+        return self._in_step and self._pushes_all
+
+    @property
     def _is_current(self) -> bool:
         """Whether pushes are delivered immediately."""
         return self._in_step and not self._lock.locked()

@@ -277,7 +277,8 @@ class Interest:
                 self._stops[topic] = self._tail.follow(topic)
         stops = {topic: self._stops[topic] for topic in topics}
         if not all(topic in journal.floors for topic in topics):
-            await self._tail.settle()
+            if not self._tail.is_pushed_all:
+                await self._tail.settle()
             for topic in topics:
                 if self._stops.get(topic) is stops[topic]:  # it wasn't stopped and followed again
                     journal.floors.setdefault(topic, journal.offset)
