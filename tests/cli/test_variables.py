@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_unusable_variables_are_named_without_a_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, variable: str, text: str, what: str
 ) -> None:
     (folder / "shop.py").write_text(SHOP)
+    monkeypatch.delitem(sys.modules, "shop", raising=False)  # another test's
     monkeypatch.setenv(variable, text)
     with pytest.raises(CommandError) as caught:
         load(target)

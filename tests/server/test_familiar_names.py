@@ -155,7 +155,7 @@ async def test_names_from_other_packages_suggest_the_name_here() -> None:
             ctx.set_state("a", 1)  # type: ignore[attr-defined]
         return "looked"
 
-    with pytest.raises(AttributeError, match=r"Write `async with Client\(mcp\) as client: await client\.tools\(\)`"):
+    with pytest.raises(AttributeError, match=r"write `async with Client\(mcp\) as client: await client\.tools\(\)`"):
         mcp.list_tools()  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"Write `Server\(middleware=\[…\]\)`"):
         mcp.middleware("http")  # type: ignore[attr-defined]
