@@ -79,7 +79,7 @@ def _at_parent(url: str) -> Store | None:
     address = parent_address()
     if address is None:
         return None
-    from millstream._stores.local.store import LocalStore  # noqa: PLC0415  most processes are nobody's workers
+    from millstream._stores.local.store import LocalStore  # noqa: PLC0415  most processes aren't workers
 
     return LocalStore(address, url)
 

@@ -263,7 +263,7 @@ class Tail:
         await self.catch_up()
 
     @property
-    def is_pushed_all(self) -> bool:
+    def pushes_all(self) -> bool:
         """Whether every entry after the position is pushed, whatever is followed."""
         return self._in_step and self._pushes_all
 

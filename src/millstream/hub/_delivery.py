@@ -277,7 +277,7 @@ class Interest:
                 self._stops[topic] = self._tail.follow(topic)
         stops = {topic: self._stops[topic] for topic in topics}
         if not all(topic in journal.floors for topic in topics):
-            if not self._tail.is_pushed_all:
+            if not self._tail.pushes_all:
                 await self._tail.settle()
             for topic in topics:
                 if self._stops.get(topic) is stops[topic]:  # it wasn't stopped and followed again

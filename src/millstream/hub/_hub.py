@@ -153,7 +153,7 @@ class Hub:
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
                 the same channel within two minutes is a repetition and isn't published again.
-            publisher: The caller for whom this is published, whose many ids can't displace those of others.
+            publisher: The caller that this is published for. A caller's ids can't displace those of others.
 
         Raises:
             InvalidName: The channel, event name, or id is invalid.
