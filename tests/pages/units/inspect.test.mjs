@@ -11,6 +11,7 @@ const { expand, variables } = await import(`${assets}/inspect/templates.js`);
 const { costOf, totalCost } = await import(`${assets}/inspect/tokens.js`);
 const { curl, pythonCode } = await import(`${assets}/inspect/exports.js`);
 const { requestHeaders, wait } = await import(`${assets}/mcp/transports.js`);
+const { Client } = await import(`${assets}/mcp/client.js`);
 const { ask } = await import(`${assets}/inspect/questions.js`);
 
 const result = { structuredContent: { total: 3, name: "Ada" }, content: [{ text: "three" }], empty: null };
@@ -172,4 +173,25 @@ test("a wait leaves nothing at its signal, and ends with it", async () => {
   const waiting = wait(60_000, stop.signal);
   stop.abort(new Error("Stopped."));
   await assert.rejects(waiting, { message: "Stopped." });
+});
+
+test("the first notification of a session names the revision that the server chose", async () => {
+  const sent = [];
+  let receive;
+  const transport = (on) => {
+    receive = on.got;
+    return { replies: false, session: "", open: async () => {}, listen: () => new Promise(() => {}), send };
+  };
+  const send = async (message, headers) => {
+    sent.push([message.method, headers]);
+    if (message.method === "initialize")
+      receive({ id: message.id, result: { protocolVersion: "2025-06-18", capabilities: {} } }, {});
+  };
+  const ignore = () => {};
+  const client = new Client(transport, "2025-11-25", {}, { sent: ignore, got: ignore, failed: ignore, lost: ignore });
+  await client.open();
+  assert.deepEqual(sent, [
+    ["initialize", {}],
+    ["notifications/initialized", { "mcp-protocol-version": "2025-06-18" }]
+  ]);
 });

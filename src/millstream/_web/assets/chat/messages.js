@@ -75,7 +75,7 @@ const dayName = (at) => {
 };
 
 /**
- * @typedef {object} Entry a message, or an event such as that somebody joined
+ * @typedef {object} Entry a message, or an event such as "Ada joined"
  * @property {"message" | "event"} kind
  * @property {string} text
  * @property {string} [id]

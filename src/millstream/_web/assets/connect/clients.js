@@ -26,8 +26,8 @@ function argumentsOf(schema) {
       property.default ?? property.enum?.[0] ?? property.examples?.[0] ?? small[[property.type].flat()[0]] ?? "hello";
     return typeof given === "object" ? JSON.stringify(given) : String(given);
   };
-  const { required = [], properties } = schema ?? {};
-  return required.map((/** @type {string} */ name) => quoted(`${name}=${value(properties?.[name] ?? {})}`));
+  const { required, properties } = schema ?? {};
+  return (required ?? []).map((/** @type {string} */ name) => quoted(`${name}=${value(properties?.[name] ?? {})}`));
 }
 
 /**

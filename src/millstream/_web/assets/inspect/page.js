@@ -420,8 +420,7 @@ function tasksChanged() {
   drawItems();
 }
 
-/** @param {Json} item */
-const copyLink = (item) => copy(new URL(links.write(kind, item.name), location.href).href, "The link is copied.");
+const copyLink = () => copy(new URL(links.write(kind, chosen[kind]), location.href).href, "The link is copied.");
 
 $("transport").append(...optionsOf(Object.entries(TRANSPORTS).map(([value, { title }]) => [value, title])));
 $("revision").append(...optionsOf(REVISIONS.map((date) => [date, date])));
@@ -488,9 +487,7 @@ Object.keys(KINDS).forEach((name, index) =>
   })
 );
 commands(() => [
-  ...[current() ?? []]
-    .flat()
-    .map((item) => ({ title: "Copy a link to this", group: "This page", icon: "link", run: () => copyLink(item) })),
+  ...(current() ? [{ title: "Copy a link to this", group: "This page", icon: "link", run: copyLink }] : []),
   { title: "Reconnect", group: "This page", icon: "reload", run: again },
   {
     title: "Connection settings: headers, key, capabilities",

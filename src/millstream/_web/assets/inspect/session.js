@@ -105,11 +105,11 @@ export function connect() {
 /** @param {Client} mine @returns {Promise<Client>} */
 async function establish(mine) {
   const found = await mine.open();
-  if (session.client !== mine) return opening ?? mine; // another attempt has begun
+  if (session.client !== mine) return opening ?? session.client ?? mine; // another attempt has begun
   session.server = found;
   await applyLevel();
   await page.ready(mine);
-  if (session.client !== mine) return opening ?? mine;
+  if (session.client !== mine) return opening ?? session.client ?? mine;
   failures = 0;
   showReconnected();
   page.state("Connected", "good");

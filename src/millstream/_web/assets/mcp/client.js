@@ -95,6 +95,7 @@ export class Client {
         capabilities: this.#clientCapabilities(),
         clientInfo: CLIENT
       });
+      this.server = server; // the notification names its revision
       await this.notify("notifications/initialized");
     } else {
       const found = await this.request("server/discover", {});
