@@ -41,7 +41,7 @@ export function drawWorkers(rows) {
 }
 
 /** @param {Json} part */
-const filled = (part) => part && `${size(part.bytes)} of ${size(part.max_bytes)}`;
+const filled = (part) => part && `${figure(part.bytes / 2 ** 20)} of ${figure(part.max_bytes / 2 ** 20)} MiB`;
 
 /** Return the store's state and usage. @param {Json | null} store */
 function storeHealth(store) {
