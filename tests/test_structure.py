@@ -177,7 +177,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_http.client.pool": "ConnectionPool guard_dial is_public is_this_machine",
         "_http.client.url": "parse Url",
         "_jsonc": "JsonSyntaxError Node read",
-        "_limits.limiters": "Limiter Rate",
+        "_limits": "Limiter Rate",
         "_protocol": "revisions",
         "_protocol.admission": "require_capabilities target_name",
         "_protocol.foreign": "EXPECTED",

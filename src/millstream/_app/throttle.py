@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from millstream._config import Settings
 from millstream._http.message import peer_network
-from millstream._limits.limiters import (
+from millstream._limits import (
     CalendarQuota,
     Limiter,
     Rate,

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._limits.limiters import StoreLimiter
+from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services

@@ -16,7 +16,7 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError, check_
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent

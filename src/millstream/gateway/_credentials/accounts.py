@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import digest, fits, new_secret
