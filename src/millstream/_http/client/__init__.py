@@ -90,16 +90,13 @@ class RateMeter(Struct):
     """Limits the amount received per second."""
 
     _limit: int
-    _amount: int = 0
-    _since: float = -inf
+    _whole_at: float = -inf
+    """Time when the whole allowance of one second is free again, as in `Limiter`."""
 
     def take(self, amount: int, now: float) -> float:
-        """Return the seconds to wait before reading more."""
-        if now - self._since >= 1:
-            self._since = now
-            self._amount = 0
-        self._amount += amount
-        return max(0.0, self._since + 1 - now) if self._amount > self._limit else 0.0
+        """Count what has arrived, and return the seconds to wait before reading more."""
+        self._whole_at = max(now, self._whole_at) + amount / self._limit
+        return max(0.0, self._whole_at - 1 - now)
 
 
 class ArrivingBytes:
