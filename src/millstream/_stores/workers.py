@@ -394,8 +394,6 @@ class LogBus:
 class _Reader:
     """A tail and its task."""
 
-    __slots__ = ("tail", "task")
-
     def __init__(self, tail: Tail) -> None:
         self.tail = tail
         self.task = asyncio.get_running_loop().create_task(tail.run())
