@@ -198,7 +198,7 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_server.peers": "CallNews LeaveCall WakeCall",
         "_stores.memory.store": "MemoryMap",
         "_stores.rates": "share_for",
-        "_tasks": "cancel_all has_failed retry_delay Tasks",
+        "_tasks": "cancel_all has_failed retry_delay SingleFlight Tasks",
         "auth": "_pages",
         "auth._authorization_server.records": "digest fits new_secret",
         "auth._authorization_server.tickets": "new_state Tickets Vault",

@@ -22,6 +22,7 @@ from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
 from millstream._server.functions.description import Names
 from millstream._stores.rates import share_for
+from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.records import (
     ASSERTED,
@@ -38,7 +39,7 @@ from millstream.auth._authorization_server.records import (
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import public_set
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import SingleFlight, Unavailable
+from millstream.auth._method import Unavailable
 from millstream.auth.providers import RegistrationDenied, SignInFailed
 
 MAX_BYTES = 5 * 1024
