@@ -6,7 +6,6 @@ registers at `POST /register`.
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -33,6 +32,7 @@ from millstream.auth._authorization_server.records import (
     OAuthError,
     check_redirect,
     digest,
+    fingerprint,
     new_secret,
     reply,
 )
@@ -291,8 +291,7 @@ class Allowlist:
 
 
 def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
-    said = " ".join((at, name, *sorted(scopes))).encode()
-    return AllowlistEntry(scopes, float(int.from_bytes(sha256(said).digest()[:6])))  # 48 bits: exact in a float
+    return AllowlistEntry(scopes, fingerprint(scopes, at, name))
 
 
 def lower(name: str) -> str:
