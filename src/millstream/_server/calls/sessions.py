@@ -22,7 +22,7 @@ from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
 from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
-from millstream._stores.changes import read_again
+from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
 _PREFIX = "session:"
