@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, members, value_at
+from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, members, value_at
 from millstream._protocol.jsonrpc import MAX_ID, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
@@ -230,7 +230,7 @@ _INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
 
 # Keywords that hold subschemas in JSON Schema 2020-12 and earlier drafts.
 _SCHEMAS_BY_NAME = (*sorted(MAPS), "dependencies")
-_SCHEMAS = (*sorted(LISTS | SINGLE), "additionalItems")
+_SCHEMAS = (*sorted(SUBSCHEMA_LISTS | SUBSCHEMAS), "additionalItems")
 
 
 class ParamHeader(Struct, frozen=True, gc=False):

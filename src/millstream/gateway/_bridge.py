@@ -20,10 +20,6 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
-from millstream._protocol.seal import Rounds
-from millstream._server.calls.call import DEFERRED, raw_meta
-from millstream._server.calls.context import TaskStart
-from millstream._tasks import retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -54,7 +50,7 @@ from millstream.gateway._relay import (
 )
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call
+from millstream.parts import Call, retry_delay
 from millstream.protocol import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -246,7 +242,7 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask)
 
 def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most of a client's requests share it."""
-    raw = raw_meta(call)
+    raw = call.raw_meta()
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
@@ -265,7 +261,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        found = _decode_meta(raw_meta(call) or b"{}")
+        found = _decode_meta(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
@@ -487,7 +483,7 @@ class _ForwardedCall:
         self._ask: Ask
         self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
         self.previous: _State | None = None
-        raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
+        raw = call.saved_value(self._slot)
         if raw is not None:
             saved = _decode_state(raw)
             if saved.upstream != upstream.config.name:
@@ -506,11 +502,7 @@ class _ForwardedCall:
 
     def _save(self, state: _State) -> None:
         """Save a state for the next run of the call."""
-        call = self._call
-        rounds = call.rounds
-        if rounds is None:
-            rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(_SavedState(self._upstream.config.name, state)))
+        self._call.save_value(self._slot, encode(_SavedState(self._upstream.config.name, state)))
 
     def run(self, link: Link, ask: Ask) -> Awaitable[bytes]:
         """Return the raw result."""
@@ -620,9 +612,9 @@ class _ForwardedCall:
         if created is None:
             return result
         task = StoredTask(created.task_id, [])
-        if call.task == DEFERRED:
+        if call.can_start_task:
             self._save(task)
-            raise TaskStart
+            call.start_task()
         return await self._follow_task(task)
 
     async def _follow_task(self, previous: StoredTask) -> bytes:

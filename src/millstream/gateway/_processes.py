@@ -24,8 +24,6 @@ from msgspec import Struct, field, structs
 from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.handlers import NotificationFilters
-from millstream._recent import Recent
-from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
     ClientError,
     ConnectFailed,
@@ -38,7 +36,7 @@ from millstream.client import (
 from millstream.client._transports import DuplexTransport
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.gateway._links import InUse
-from millstream.parts import Pool
+from millstream.parts import Pool, Recent, Tasks, cancel_all, retry_delay
 from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")

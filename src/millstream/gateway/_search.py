@@ -16,11 +16,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream._protocol.admission import require_capabilities, target_name
-from millstream._server.handlers import sees
 from millstream.client._negotiation import headers_of
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
-from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes, sees
+from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object, require_capabilities, target_name
 
 SEARCH, CALL = "search_tools", "call_tool"
 LISTED_TAG = "listed"

@@ -16,8 +16,6 @@ from msgspec import Struct, structs
 
 from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
-from millstream._recent import Recent
-from millstream._tasks import cancel_all, retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -67,7 +65,7 @@ from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.gateway._results import Redactor
-from millstream.parts import Call
+from millstream.parts import Call, Recent, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,

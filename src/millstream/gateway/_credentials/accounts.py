@@ -17,7 +17,6 @@ from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
-from millstream._limits.limiters import Limiter, Rate
 from millstream._override import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import digest, fits, new_secret
@@ -45,7 +44,7 @@ from millstream.gateway._credentials.source import (
 )
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Host, HttpRequest, Response, Route, header_lines, query_value, refusal
+from millstream.parts import Call, Host, HttpRequest, Limiter, Rate, Response, Route, header_lines, query_value, refusal
 from millstream.protocol import declares, encode, notification_message
 
 PAGE = "/connections"

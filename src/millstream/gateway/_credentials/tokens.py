@@ -21,8 +21,6 @@ from msgspec import Struct
 from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._recent import Recent
-from millstream._tasks import has_failed
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
 from millstream.client._oauth import PRIVATE_KEY_JWT
@@ -30,7 +28,7 @@ from millstream.client._oauth.endpoints import IssuerMetadata, TokenResponse, as
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Services
+from millstream.parts import Call, Recent, Services, has_failed
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
