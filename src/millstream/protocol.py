@@ -64,6 +64,7 @@ from millstream._protocol.metadata import (
     declares,
     decode_name,
     find_annotations,
+    param_headers,
 )
 from millstream._protocol.notifications import (
     NOTIFICATIONS,
@@ -197,6 +198,7 @@ __all__ = [
     "members",
     "name_problem",
     "notification_message",
+    "param_headers",
     "present",
     "project_conversation",
     "project_form",

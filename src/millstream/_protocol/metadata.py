@@ -314,6 +314,23 @@ def encode_value(value: str) -> str:
     return value if plain else f"{_OPEN}{b64encode(value.encode()).decode()}{_CLOSE}"
 
 
+def param_headers(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the headers of a tool call that repeat its arguments: ``param_headers(found, {"region": "eu"})``.
+
+    Args:
+        known: The tool's annotated parameters, see `find_annotations`.
+        arguments: Arguments of the call.
+    """
+    headers: dict[str, str] = {}
+    for param in known:
+        value = value_at(arguments, param.path)
+        if isinstance(value, bool | int):
+            value = str(value).lower()
+        if isinstance(value, str):
+            headers[param.header.decode().title()] = encode_value(value)
+    return headers
+
+
 def decode_value(raw: bytes, header: str = "Header value") -> str:
     """Return the value that a header field carries. `header` names it in errors.
 

@@ -18,10 +18,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream._files import stamp_of, write_private
 from millstream.client import ClientError, InvalidResponse, ServerError
-from millstream.client._conversation import Conversation
-from millstream.client._requests import Ask
+from millstream.client.lowlevel import Conversation, RawRequest
+from millstream.files import stamp_of, write_private
 from millstream.gateway._names import fold
 from millstream.gateway._policy import UpstreamPolicy, canonical_uri
 from millstream.protocol import (
@@ -203,7 +202,7 @@ def _hash_of(catalog: Catalog) -> bytes:
 async def _discover(conversation: Conversation, found: Catalog) -> None:
     """Update capabilities and instructions. Sessions keep those of their handshake."""
     try:
-        raw = await conversation.requests.ask(Ask(method="server/discover", repeatable=True))
+        raw = await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
         found.add_hint("discover", raw)
     except (ServerError, *MALFORMED) as exc:
@@ -272,7 +271,7 @@ async def _fetch_list(
     size = 0
     for _ in range(MAX_PAGES):
         result = await conversation.requests.ask(
-            Ask(method=method, params=encode({"cursor": cursor} if cursor else {}), repeatable=True)
+            RawRequest(method=method, params=encode({"cursor": cursor} if cursor else {}), repeatable=True)
         )
         size += len(result)
         if size > max_bytes:

@@ -17,7 +17,6 @@ from msgspec import Raw, Struct, structs
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream.client import InvalidResponse
-from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
@@ -66,6 +65,7 @@ from millstream.protocol import (
     is_array,
     is_object,
     members,
+    param_headers,
     project_prompt,
     project_tool_result,
     shorten,
@@ -190,7 +190,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         params = self._call_head + bytes(arguments) + b"}"
         headers: Mapping[str, str] = {}
         if self._own_headers:
-            headers = headers_of(self._own_headers, _decode_object(arguments))
+            headers = param_headers(self._own_headers, _decode_object(arguments))
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
     @override

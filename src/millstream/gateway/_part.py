@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
-from millstream._files import stamp_of
-from millstream._http.client import ArrivingBytes
-from millstream._http.client.url import Url, parse
 from millstream.client import TargetError
+from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
 from millstream.gateway._credentials import (
     BearerToken,
@@ -36,6 +34,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
+from millstream.http import ArrivingBytes, Url, parse_url
 from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
 from millstream.protocol import BY_DATE, LocalError, members
 
@@ -739,6 +738,6 @@ def _url_of(target: Any) -> Url | None:
     if not isinstance(target, str):
         return None
     try:
-        return parse(target)
+        return parse_url(target)
     except TargetError:
         return None

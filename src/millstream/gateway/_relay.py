@@ -22,8 +22,7 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, Declined, Message, ProtocolError, ToolError
 from millstream._override import override
-from millstream.client._conversation import Conversation
-from millstream.client._server_messages import Notification
+from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
 from millstream.parts import Call, ClientRefusal
 from millstream.protocol import (

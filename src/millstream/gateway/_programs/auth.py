@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 
 from millstream import Principal
 from millstream._override import override
-from millstream.auth._method import AuthMethod, Identity, Unavailable
+from millstream.auth import AuthMethod, Identity, Unavailable
 from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of
 from millstream.parts import Handler, HostedApplication, HttpRequest
 
