@@ -103,7 +103,11 @@ class SingleFlight(Generic[T]):
         return len(self._tasks)
 
     def runs(self, key: str) -> bool:
-        """Return whether a call with this key is running in this event loop."""
+        """Return whether the work for a key is running in this event loop.
+
+        Args:
+            key: What the work is for.
+        """
         return (asyncio.get_running_loop(), key) in self._tasks
 
     async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -126,7 +130,7 @@ class SingleFlight(Generic[T]):
         return await asyncio.shield(task)
 
     async def settle(self) -> None:
-        """Wait until no call is running."""
+        """Wait until no work is running."""
         while self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
