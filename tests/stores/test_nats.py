@@ -1,14 +1,19 @@
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
+import uvloop
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.store import NatsStore
+from millstream._stores.rates import RateCharge
 from nats_parts import NatsBacking
+from patience import WAIT
 from redis_parts import until
 from store_parts import TTL, append, data_of
 
@@ -129,6 +134,83 @@ async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, mo
     assert [entry.position for entry in await store.log.read("hub:journal", None)][1:] == [one]
     assert [entry.position for entry in await store.log.read("call:1", None)] == [end]
     assert lost == 2
+
+
+def test_a_closed_connection_is_replaced_and_the_append_repeated() -> None:
+    async def run() -> None:
+        backing = NatsBacking()
+        store = await backing.worker()
+        await append(store, "hub:journal", b"0")
+        client = store.backend._link.client
+        # On uvloop, writing to a closed connection raises RuntimeError, which ends the tasks that would connect again.
+        for task in (client._reading_task, client._flusher_task):
+            task.cancel()
+        client._transport._io_writer.transport.abort()
+        await until(client._flusher_task.done)
+        async with asyncio.timeout(WAIT):
+            await append(store, "hub:journal", b"1", b"2")
+        assert data_of(await store.log.read("hub:journal", None)) == [b"0", b"1", b"2"]
+        assert client.stats["reconnects"] == 1
+        await backing.close()
+
+    uvloop.run(run())
+
+
+async def test_rejected_requests_are_reported_as_failures_of_the_store(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backing.worker()
+    await append(store, "hub:journal", b"0")
+    await append(store, "call:1", b"0")
+    await store.kv.put("session:a", b"0", TTL)
+    rejected = []
+
+    async def reject(subject: str, *_: object) -> object:
+        rejected.append(subject)
+        error = {"code": 500, "err_code": 10009, "description": "JetStream cluster can not handle request"}
+        return SimpleNamespace(data=json.dumps({"error": error}))
+
+    monkeypatch.setattr(store.backend._link, "_ask", reject)
+    log, kv = store.log, store.kv
+    for attempt in (
+        lambda: append(store, "hub:journal", b"1"),
+        lambda: append(store, "call:1", b"1"),
+        lambda: append(store, "call:2", b"1"),
+        lambda: log.read("hub:journal", None),
+        lambda: log.newest("hub:journal", 5),
+        lambda: log.touch("call:1", TTL),
+        lambda: log.trim("call:1"),
+        lambda: kv.get("session:a"),
+        lambda: kv.put("session:a", b"1", TTL),
+        lambda: kv.compare_and_set("session:b", None, b"1", TTL),
+        lambda: kv.delete("session:a"),
+        lambda: kv.keys("session:"),
+        lambda: store.backend.charge("worker", [RateCharge("ada", 1, 1)], ()),
+    ):
+        rejected.clear()
+        with pytest.raises(StoreUnavailable, match="can not handle request"):
+            await attempt()
+        assert len(rejected) <= 2
+
+
+async def test_an_entry_that_is_being_stored_is_waited_for(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backing.worker()
+    await append(store, "hub:journal", b"0")
+    ask, busy = store.backend._link._ask, []
+
+    async def be_busy(subject: str, *rest: object) -> object:
+        if ".log." in subject and len(busy) < 2:
+            busy.append(subject)
+            code, err_code = (409, 10158) if len(busy) == 1 else (429, 10167)
+            return SimpleNamespace(data=json.dumps({"error": {"code": code, "err_code": err_code}}))
+        return await ask(subject, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.backend._link, "_ask", be_busy)
+    (position,) = await append(store, "hub:journal", b"1")
+    assert len(busy) == 2
+    assert (await store.log.newest("hub:journal", 1))[0].position == position
 
 
 async def test_reads_after_an_election_return_every_known_entry(

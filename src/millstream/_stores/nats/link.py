@@ -45,6 +45,8 @@ FULL = frozenset({10077, 10047, 10023})
 TOO_LARGE = 10054
 _IN_USE = 10058
 _STORE_FAILED = 10049
+_BUSY = frozenset({409, 429, 503})
+"""Statuses of errors that end soon: a message with this id is being stored, too many requests, no leader."""
 _TRIES = 5
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
@@ -64,11 +66,15 @@ class StreamMessage(Struct, frozen=True):
     """Time of storage, by the server's clock."""
 
 
-class JetStreamError(Exception):
+CONNECTION_ERRORS = (nats.errors.Error, OSError, RuntimeError)
+"""What nats-py raises when it can't send. A connection that was just closed raises RuntimeError on uvloop."""
+
+
+class JetStreamError(StoreUnavailable):
     """An error reply from JetStream, with its `code`."""
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
+        super().__init__(f"NATS rejected a request: {text}.")
         self.code = code
 
 
@@ -148,7 +154,7 @@ class NatsLink:
                     error_cb=self._on_error,
                     **options,
                 )
-        except (TimeoutError, OSError, nats.errors.Error) as exc:
+        except CONNECTION_ERRORS as exc:
             raise LocalError(f"No NATS server responded at {address!r}: {_text(exc)}.") from exc
         self._inbox = self._client.new_inbox()
         try:
@@ -175,12 +181,19 @@ class NatsLink:
             if not waiting.done():
                 waiting.set_exception(StoreUnavailable("The NATS store is closed."))
         if client is not None:
-            with suppress(nats.errors.Error, OSError):
+            with suppress(*CONNECTION_ERRORS):
                 await client.close()
 
     async def subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Call `take` with each message of a subject."""
-        return await self.client.subscribe(subject, cb=take)  # pyright: ignore[reportUnknownMemberType]  a bare Future
+        """Call `take` with each message of a subject.
+
+        Raises:
+            StoreUnavailable: There is no connection.
+        """
+        try:
+            return await self.client.subscribe(subject, cb=take)  # pyright: ignore[reportUnknownMemberType]  a bare Future
+        except CONNECTION_ERRORS as exc:
+            raise StoreUnavailable(f"The NATS store didn't respond: {_text(exc)}.") from exc
 
     def time(self) -> float:
         """Return the time of the servers."""
@@ -239,16 +252,24 @@ class NatsLink:
         reply = await self._request(subject, data, headers, no_answer=again)
         return int(reply["seq"]), bool(reply.get("duplicate") and not reply.get("retried"))
 
-    async def send(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
-        """Send a message that a later one commits.
+    async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send a message without waiting for a reply.
 
         Raises:
             StoreUnavailable: There is no connection.
         """
         try:
-            await self.client.publish(subject, data, headers=headers)
-        except (nats.errors.Error, OSError) as exc:
+            await self._publish(subject, data, headers=headers)
+        except CONNECTION_ERRORS as exc:
             raise StoreUnavailable(f"The NATS store didn't respond: {_text(exc)}.") from exc
+
+    async def _publish(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        try:
+            await self.client.publish(subject, data, reply, headers)
+        except RuntimeError:
+            # The client's tasks that would notice a closed connection may have ended with this error, too.
+            await self.client.force_reconnect()
+            raise
 
     async def _request(
         self,
@@ -260,6 +281,7 @@ class NatsLink:
     ) -> dict[str, Any]:
         until = time.monotonic() + DEADLINE
         last: Exception | None = None
+        why = ""
         while (left := until - time.monotonic()) > 0:
             try:
                 reply = json.loads((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
@@ -271,7 +293,7 @@ class NatsLink:
                 continue
             except nats.errors.MaxPayloadError as exc:
                 raise JetStreamError(TOO_LARGE, "larger than the server allows") from exc
-            except (nats.errors.Error, OSError, TimeoutError) as exc:
+            except CONNECTION_ERRORS as exc:
                 last = exc
                 if not isinstance(exc, TimeoutError):
                     await asyncio.sleep(_PAUSE)
@@ -279,10 +301,11 @@ class NatsLink:
             error = reply.get("error")
             if error is None:
                 return reply if last is None else {**reply, "retried": True}
-            if error.get("code") != 503:
-                raise JetStreamError(error.get("err_code", 0), error.get("description", ""))
+            why = error.get("description", "")
+            if error.get("code") not in _BUSY:
+                raise JetStreamError(error.get("err_code", 0), why)
             await asyncio.sleep(_PAUSE)
-        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {_text(last)}.")
+        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {why or _text(last)}.")
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
@@ -291,7 +314,7 @@ class NatsLink:
         self._answers[mark] = answer
         try:
             async with asyncio.timeout(seconds):
-                await self.client.publish(subject, data, f"{self._inbox}.{mark}", headers)
+                await self._publish(subject, data, f"{self._inbox}.{mark}", headers)
                 return await answer
         finally:
             del self._answers[mark]
@@ -344,7 +367,7 @@ class NatsLink:
                     if refused.code == _IN_USE:  # another worker created it first
                         return
                     if not left or refused.code != _STORE_FAILED:
-                        raise LocalError(f"NATS can't create the stream {name}: {refused}.") from refused
+                        raise
                     await asyncio.sleep(_PAUSE)
                 else:
                     return
@@ -367,9 +390,7 @@ class NatsLink:
             )
             found = (await self.info(name))["config"]["metadata"]["epoch"]
         except JetStreamError as exc:
-            raise LocalError(
-                f"NATS rejected a write: {exc}. Check that JetStream is enabled and that enough nodes are up."
-            ) from exc
+            raise StoreUnavailable(f"{exc} Check that JetStream is enabled and that enough nodes are up.") from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
             self.outages.notify()
@@ -409,11 +430,11 @@ class NatsLink:
             self._batches[mark] = batch
             try:
                 async with asyncio.timeout(_ATTEMPT):
-                    await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
+                    await self._publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
                     end = await batch.done
             except TimeoutError:
                 continue
-            except (nats.errors.Error, OSError):
+            except CONNECTION_ERRORS:
                 await asyncio.sleep(_PAUSE)
                 continue
             finally:

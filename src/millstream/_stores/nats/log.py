@@ -163,7 +163,7 @@ class NatsLog:
                 if exc.code == TOO_LARGE:
                     raise StoreFull("The entry exceeds the size that the NATS server allows.") from exc
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS rejected an entry: {exc}.") from exc
+                    raise
                 if await self._is_sealed(view):
                     raise StreamSealed("The stream has ended.") from exc
                 await asyncio.sleep(_LAG)
@@ -267,7 +267,7 @@ class NatsLog:
                 break
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS rejected a change of a stream's floor: {exc}.") from exc
+                    raise
         await self._purge(view, floor.seq)
 
     async def _purge(self, view: View, upto: int) -> None:
@@ -416,10 +416,7 @@ class NatsLog:
 
     async def _touch(self, subject: str, view: View, ttl: float) -> None:
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
-        try:
-            await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
-        except JetStreamError as exc:
-            raise StoreUnavailable(f"NATS rejected a change to a stream's time to live: {exc}.") from exc
+        await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
 
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)

@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position
-from millstream._stores.nats.link import JetStreamError, NatsLink
+from millstream._stores.nats.link import CONNECTION_ERRORS, NatsLink
 from millstream._stores.tail import Topics, Watchers
 
 _HEARTBEAT = 1.0
@@ -77,14 +76,14 @@ class _Consumer:
                 name = await self._create(inbox)
                 self.ready.set()
                 await self._watch()
-                with suppress(JetStreamError, LocalError):
+                with suppress(LocalError):
                     await self._link.api(f"CONSUMER.DELETE.{self._stream}.{name}")
-            except (LocalError, JetStreamError, nats.errors.Error, OSError) as exc:
+            except LocalError as exc:
                 _logger.debug("Re-creating a NATS consumer: %s", exc)
                 await asyncio.sleep(_PAUSE)
             finally:
                 if subscription is not None:
-                    with suppress(nats.errors.Error, OSError):
+                    with suppress(*CONNECTION_ERRORS):
                         await subscription.unsubscribe()
             # The new consumer pushes entries appended since then, unless they were deleted.
             self.interrupted.notify()
@@ -128,8 +127,8 @@ class _Consumer:
         headers = msg.headers or {}
         if "Status" in headers:
             if msg.reply:  # flow control
-                with suppress(nats.errors.Error, OSError):
-                    await msg.respond(b"")
+                with suppress(LocalError):
+                    await self._link.send(msg.reply, b"")
             elif int(headers.get("Nats-Last-Consumer", self._number)) != self._number:
                 self._broken.set()
             return
