@@ -6,16 +6,17 @@ after an election. A lagging replica may answer `batch`, so its callers compare 
 
 import asyncio
 import base64
-import json
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, count
 from typing import Any
 
+import msgspec
 import nats
 import nats.errors
 from msgspec import Struct
@@ -51,6 +52,8 @@ _TRIES = 5
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
 _DUPLICATES = int(ONCE_SECONDS * 1e9)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -107,7 +110,7 @@ class NatsLink:
         self._offset = 0.0
         self._measured_at = -_CLOCK_EVERY
         self._inbox = ""
-        self._number = 0
+        self._numbers = count()
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._batches: dict[str, _Batch] = {}
 
@@ -178,8 +181,7 @@ class NatsLink:
         self._measured_at = -_CLOCK_EVERY
         batches = [batch.done for batch in self._batches.values()]
         for waiting in chain[asyncio.Future[Any]](self._answers.values(), batches):
-            if not waiting.done():
-                waiting.set_exception(StoreUnavailable("The NATS store is closed."))
+            _fail(waiting, StoreUnavailable("The NATS store is closed."))
         if client is not None:
             with suppress(*CONNECTION_ERRORS):
                 await client.close()
@@ -228,7 +230,7 @@ class NatsLink:
             StoreUnavailable: JetStream didn't respond in time.
             JetStreamError: JetStream replied with an error.
         """
-        data = b"" if body is None else json.dumps(body).encode()
+        data = b"" if body is None else _encode(body)
         return await self._request(f"$JS.API.{subject}", data, None)
 
     async def publish(
@@ -242,8 +244,10 @@ class NatsLink:
             StoreUnavailable: JetStream didn't acknowledge it in time. It may have been added or not.
             JetStreamError: JetStream rejected it.
         """
-        headers.setdefault("Nats-Msg-Id", secrets.token_hex(12))
-        await ensure()
+        headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")
+        created = self._streams.get(stream)
+        if created is None or not created.done() or has_failed(created):
+            await ensure()
 
         async def again() -> None:
             self._streams.pop(stream, None)
@@ -284,7 +288,7 @@ class NatsLink:
         why = ""
         while (left := until - time.monotonic()) > 0:
             try:
-                reply = json.loads((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
+                reply = _decode((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
             except nats.errors.NoRespondersError as exc:
                 last = exc
                 await asyncio.sleep(_PAUSE)
@@ -309,19 +313,16 @@ class NatsLink:
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
-        mark = self._next_mark()
-        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        mark, loop = str(next(self._numbers)), asyncio.get_running_loop()
+        answer: asyncio.Future[Msg] = loop.create_future()
         self._answers[mark] = answer
+        timer = loop.call_later(seconds, _fail, answer, TimeoutError())  # cheaper than `asyncio.timeout`
         try:
-            async with asyncio.timeout(seconds):
-                await self._publish(subject, data, f"{self._inbox}.{mark}", headers)
-                return await answer
+            await self._publish(subject, data, f"{self._inbox}.{mark}", headers)
+            return await answer
         finally:
+            timer.cancel()
             del self._answers[mark]
-
-    def _next_mark(self) -> str:
-        self._number += 1
-        return str(self._number)
 
     # Streams
 
@@ -417,16 +418,16 @@ class NatsLink:
         data = base64.b64decode(found.get("data", ""))
         return StreamMessage(found["seq"], found["subject"], data, headers, parse_time(found["time"]))
 
-    async def batch(self, stream: str, subject: str, seq: int, count: int, max_bytes: int) -> list[StreamMessage]:
+    async def batch(self, stream: str, subject: str, seq: int, most: int, max_bytes: int) -> list[StreamMessage]:
         """Return messages of a subject from a sequence on, read from any replica.
 
         Raises:
             StoreUnavailable: No replica answered in time.
         """
-        body = json.dumps({"seq": seq, "next_by_subj": subject, "batch": count, "max_bytes": max_bytes}).encode()
+        body = _encode({"seq": seq, "next_by_subj": subject, "batch": most, "max_bytes": max_bytes})
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            mark, batch = self._next_mark(), _Batch()
+            mark, batch = str(next(self._numbers)), _Batch()
             self._batches[mark] = batch
             try:
                 async with asyncio.timeout(_ATTEMPT):
@@ -453,11 +454,9 @@ class NatsLink:
         mark = msg.subject.rpartition(".")[2]
         answer = self._answers.get(mark)
         if answer is not None:
-            if answer.done():
-                return
             if not msg.data and (msg.headers or {}).get("Status") == "503":
-                answer.set_exception(nats.errors.NoRespondersError())
-            else:
+                _fail(answer, nats.errors.NoRespondersError())
+            elif not answer.done():
                 answer.set_result(msg)
             return
         batch = self._batches.get(mark)
@@ -508,6 +507,12 @@ class NatsLink:
         return list(reply.get("streams") or [])
 
 
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+@lru_cache(maxsize=1024)
 def token(name: str) -> str:
     """Encode a name as one segment of a subject, which can also be part of a JetStream stream's name."""
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") or "_"
