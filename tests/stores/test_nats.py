@@ -1,6 +1,6 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +10,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
+from millstream._stores.nats.link import read_token
 from millstream._stores.nats.store import NatsStore
 from millstream._stores.rates import RateCharge
 from nats_parts import NatsBacking
@@ -262,6 +263,84 @@ async def test_values_above_the_server_limit_are_refused(backing: NatsBacking) -
         await store.kv.put("session:a", bytes(9 * 2**20), TTL)
     assert await store.kv.get("session:a") == b"1"
     assert await asyncio.gather(*(store.kv.get("session:a") for _ in range(50))) == [b"1"] * 50
+
+
+async def filters_of(store: NatsStore, stream: str) -> list[str]:
+    """Return the last segments of the filters of a stream's only consumer."""
+    link, name = store.backend._link, store.log._main(stream).stream
+    (consumer,) = (await link.api(f"CONSUMER.LIST.{name}"))["consumers"]
+    config = consumer["config"]
+    subjects = config.get("filter_subjects") or [config["filter_subject"]]
+    parts = [subject.split(".") for subject in subjects if ".log." in subject]
+    return sorted(
+        ".".join(each if each == ">" else read_token(each) for each in part[6:] or part[4:]) for part in parts
+    )
+
+
+async def test_filters_follow_the_topics_and_become_wider(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.consumer._MAX_FILTERS", 3)
+    store = await backing.worker()
+    log, heard, stops = store.log, list[bytes](), list[Callable[[], None]]()
+
+    async def follow(*topics: str) -> list[str]:
+        stops.extend(log.listen("hub:journal", lambda entry: heard.append(entry.data), topic=each) for each in topics)
+        await log.wait_until_listening("hub:journal")
+        return await filters_of(store, "hub:journal")
+
+    assert await follow("a.1", "b.x.y", "c") == ["a.a.1", "b.b.x.y", "c.c"]
+    assert await follow("a.2") == ["a.>", "b.>", "c.>"]
+    assert await follow("d", "e.") == [">"]
+    while len(stops) > 2:
+        stops.pop()()
+    assert await follow("a.") == ["a.>", "b.b.x.y"]
+    for topic in ("a.1", "a.3", "b.x.y", "b.x", "c", "d"):
+        await log.append("hub:journal", topic.encode(), ttl=TTL, max_entries=9, topic=topic)
+    await until(lambda: len(heard) >= 4)
+    assert heard == [b"a.1", b"a.1", b"a.3", b"b.x.y"]
+    for stop in stops:
+        stop()
+
+
+async def test_added_topics_are_sent_without_their_old_entries(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.consumer._FRESH_SECONDS", 0.0)
+    store, heard = await backing.worker(), list[bytes]()
+    stops = [store.log.listen("hub:journal", lambda _: None, topic="a")]
+    await store.log.wait_until_listening("hub:journal")
+    for number in range(20):
+        last = await store.log.append("hub:journal", b"%d" % number, ttl=TTL, max_entries=99, topic="b")
+    stops.append(store.log.listen("hub:journal", lambda entry: heard.append(entry.data), topic="b"))
+    assert await store.log.wait_until_listening("hub:journal") == last
+    await store.log.append("hub:journal", b"new", ttl=TTL, max_entries=99, topic="b")
+    await until(lambda: b"new" in heard)
+    assert heard == [b"new"]
+    for stop in stops:
+        stop()
+
+
+async def test_listeners_do_not_wait_for_a_lost_consumer(backing: NatsBacking) -> None:
+    store, heard = await backing.worker(), list[bytes]()
+    link, stream = store.backend._link, store.log._main("hub:journal").stream
+    interruptions: list[None] = []
+    stop = store.log.listen(
+        "hub:journal",
+        lambda entry: heard.append(entry.data),
+        interrupted=lambda: interruptions.append(None),
+        topic="a",
+    )
+    await store.log.wait_until_listening("hub:journal")
+    for name in (await link.api(f"CONSUMER.NAMES.{stream}"))["consumers"]:
+        await link.api(f"CONSUMER.DELETE.{stream}.{name}")
+    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="a")
+    stop_other = store.log.listen("hub:journal", lambda _: None, topic="b")
+    assert await store.log.wait_until_listening("hub:journal") is None
+    await until(lambda: heard == [b"1"])
+    assert interruptions
+    for each in (stop, stop_other):
+        each()
 
 
 async def test_the_epoch_is_read_again_until_jetstream_responds(

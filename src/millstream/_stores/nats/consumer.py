@@ -25,6 +25,8 @@ _MAX_MISSED = 2.5
 """Heartbeat intervals without a message after which a consumer counts as failed."""
 _MARK_SECONDS = 5.0
 """Seconds without an expected message after which a consumer counts as failed."""
+_FRESH_SECONDS = 1.0
+"""Seconds after a message for which the consumer has little to look through."""
 _PAUSE = 0.2
 _MAX_FILTERS = 200
 """Maximum number of filters, whose cost for NATS grows with their square. Above it, they're made wider."""
@@ -193,7 +195,7 @@ class Consumer:
         async with self._lock:
             if self._filters == self._find_filters():
                 return
-            if self._received_at + _HEARTBEAT < asyncio.get_running_loop().time():
+            if self._received_at + _FRESH_SECONDS < asyncio.get_running_loop().time():
                 # Without a mark, NATS would continue where it last sent something, with old entries of added topics.
                 await self.receive(await self.mark())
             try:
