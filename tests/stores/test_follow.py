@@ -53,6 +53,7 @@ class Parts:
         self.hear: Callable[[Entry], None] = lambda entry: None
         self.interrupted: Callable[[], None] = lambda: None
         self.reads = 0
+        self.reads_before_listening = 0
         self.log: Any = self
 
     async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
@@ -68,13 +69,20 @@ class Parts:
         await self.memory.trim(stream)
 
     def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None], topic: None
+        self,
+        stream: str,
+        heard: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None,
     ) -> Any:
-        self.hear, self.interrupted = heard, interrupted
+        if interrupted is not None:
+            self.hear, self.interrupted = heard, interrupted
         return lambda: None
 
     async def wait_until_listening(self, stream: str) -> None:
         """Return immediately."""
+        self.reads_before_listening = self.reads
 
 
 async def append(store: Any, *data: bytes, max_entries: int = 100) -> list[Position]:
@@ -165,6 +173,17 @@ async def test_followers_that_settle_together_share_the_reads() -> None:
     await asyncio.gather(*late)
     assert reader.got == [b"2"]
     assert store.reads <= 4
+
+
+async def test_interrupted_followers_read_after_a_new_topic_is_pushed() -> None:
+    store = Parts()
+    reader = Reader(store, (await append(store, b"1"))[0], topic="")
+    await reader.tail.catch_up()
+    store.interrupted()
+    reads = store.reads
+    reader.tail.follow("a")
+    await reader.tail.settle()
+    assert store.reads_before_listening == reads < store.reads
 
 
 async def test_failed_reads_fail_only_those_who_waited_for_them() -> None:

@@ -10,7 +10,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
-from millstream._stores.nats.link import read_token
+from millstream._stores.nats.link import StreamMessage, read_token
 from millstream._stores.nats.store import NatsStore
 from millstream._stores.rates import RateCharge
 from nats_parts import NatsBacking
@@ -241,6 +241,67 @@ async def test_reads_after_an_election_return_every_known_entry(
     assert data_of(await one.log.read("hub:journal", None)) == [b"a", b"b"]
     assert await two.log.read("hub:journal", position) == []
     assert len(stale) == 2
+
+
+async def test_reads_up_to_a_settled_position_return_every_entry_after_an_election(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await backing.worker(), await backing.worker()
+    link = one.backend._link
+    stop = one.log.listen("hub:journal", lambda _: None, topic="a")
+    index = Index("hub:channel:b", TTL, 9)
+    for data in (b"1", b"2"):
+        last = await two.log.append("hub:journal", data, ttl=TTL, max_entries=9, index=index, topic="b")
+    begin = (await two.log.newest("hub:journal", 2))[0].position
+    await one.log.wait_until_listening("hub:journal")
+    assert data_of(await one.log.newest("hub:channel:b", 9)) == [b"1", b"2"]
+    get, batch, publish, stale = link._get, link.batch, link.publish, True
+
+    async def lag(stream: str, body: dict[str, object]) -> StreamMessage | None:
+        found = await get(stream, body)
+        if stale and found is not None and found.seq == last.offset:
+            return await get(stream, {"seq": begin.offset}) if "last_by_subj" in body else None
+        return found
+
+    async def catch_up(stream: str, subject: str, *rest: object, **more: object) -> object:
+        nonlocal stale
+        stale = stale and ".touch." not in subject
+        return await publish(stream, subject, *rest, **more)  # type: ignore[arg-type]
+
+    async def lag_too(*args: object) -> list[StreamMessage]:
+        found = await batch(*args)  # type: ignore[arg-type]
+        return [each for each in found if each.seq <= begin.offset] if stale else found
+
+    monkeypatch.setattr(link, "_get", lag)
+    monkeypatch.setattr(link, "batch", lag_too)
+    monkeypatch.setattr(link, "publish", catch_up)
+    assert data_of(await one.log.read("hub:journal", begin)) == [b"2"]
+    stale = True
+    assert data_of(await one.log.newest("hub:channel:b", 9)) == [b"1", b"2"]
+    stop()
+
+
+async def test_topics_added_during_the_creation_of_a_consumer_are_sent(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, heard, stops = await backing.worker(), list[bytes](), list[Callable[[], None]]()
+    link = store.backend._link
+    api = link.api
+
+    async def add_topic(subject: str, body: object = None) -> object:
+        if subject.startswith("CONSUMER.CREATE") and len(stops) == 1:
+            stops.append(store.log.listen("hub:journal", lambda entry: heard.append(entry.data), topic="b"))
+        return await api(subject, body)
+
+    monkeypatch.setattr(link, "api", add_topic)
+    real = store.backend.log._consumers
+    stops.append(store.log.listen("hub:journal", lambda _: None, topic="a"))
+    await real["hub:journal"].created.wait()
+    assert await filters_of(store, "hub:journal") == ["a.a", "b.b"]
+    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="b")
+    await until(lambda: heard == [b"1"])
+    for stop in stops:
+        stop()
 
 
 async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBacking) -> None:

@@ -275,7 +275,7 @@ class Tail:
             await self._settle_now()
 
     async def _settle_now(self) -> None:
-        if self._in_step and not self._pushes_all:
+        if not self._pushes_all:
             at, here = await self._log.wait_until_listening(self._stream), self.position
             if at is not None and here is not None and at.epoch == here.epoch and self._is_current:
                 if at.offset > here.offset:

@@ -167,8 +167,9 @@ class Consumer:
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self.seq + 1,
         }
-        self._name = ""
         await self._configure("create")
+        while self._filters != self._find_filters():
+            await self._configure("update")
         self.failed = asyncio.get_running_loop().create_future()
         if self._broken:
             self.restart()
@@ -178,7 +179,7 @@ class Consumer:
         filters, self._filters = self._find_filters(), frozenset[str]()
         config = {**self._config, "filter_subjects": sorted(filters)}
         body = {"stream_name": self._stream, "config": config, "action": action}
-        path = f"{self._stream}.{self._name}" if self._name else self._stream
+        path = f"{self._stream}.{self._name}" if action == "update" else self._stream
         self._name = (await self._link.api(f"CONSUMER.CREATE.{path}", body))["name"]
         self._filters = filters
 

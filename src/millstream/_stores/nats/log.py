@@ -127,6 +127,8 @@ class NatsLog:
         link.outages.add(self._restart)
         self._seen: Recent[str, int] = Recent(_MAX_NEWEST)
         """The newest sequence known to this worker, by the view's subject."""
+        self._newest_seqs: dict[str, int] = {}
+        """The same by JetStream stream."""
         self._views: Recent[tuple[str, str], _ViewCache] = Recent(_MAX_VIEWS)
         self._homes: dict[str, set[str]] = {}
         """Kinds of the streams that feed an index, by the kind of the index."""
@@ -141,6 +143,7 @@ class NatsLog:
         await trims.close()
         self._views.clear()
         self._seen.clear()
+        self._newest_seqs.clear()
         self._homes.clear()
 
     # Appending
@@ -185,11 +188,11 @@ class NatsLog:
         if once and repeated:
             raise EntryRepeated(REPEATED)
         known.until = max(known.until, link.time() + ttl)
-        self._note(view.subject, seq)
+        self._note(view, seq)
         self._count(view, max_entries)
         if index is not None:
             shown = self._index(index.stream, view.kind)
-            self._note(shown.subject, seq)
+            self._note(shown, seq)
             self._count(shown, index.max_entries)
         return Position(link.epoch, seq)
 
@@ -205,10 +208,11 @@ class NatsLog:
             headers["Nats-Expected-Last-Subject-Sequence-Subject"] = view.seal
         return headers
 
-    def _note(self, subject: str, seq: int) -> None:
+    def _note(self, view: View, seq: int) -> None:
         """Remember the newest sequence of a view."""
-        if seq > self._seen.get(subject, 0):
-            self._seen.keep(subject, seq)
+        if seq > self._seen.get(view.subject, 0):
+            self._seen.keep(view.subject, seq)
+            self._newest_seqs[view.stream] = max(seq, self._newest_seqs.get(view.stream, 0))
 
     async def _begin(self, view: View) -> _ViewCache:
         """Delete what remains of an expired stream. Return this worker's cached state of the view."""
@@ -398,10 +402,11 @@ class NatsLog:
         return self._main(name), None, Floor()
 
     async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, Floor]:
-        seen = self._seen.get(view.subject, 0)
+        seen, known = self._seen.get(view.subject, 0), self._newest_seqs.get(view.stream, 0)
+        late = known and view.index and not await self._link.first(view.stream, f"{self._namespace}.log.>", known)
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
-        if newest < seen or (last is not None and newest < at_least):
+        if late or newest < seen or (last is not None and newest < at_least):
             await self._touch(f"{self._namespace}.touch.{view.kind}.{token('')}", view, 0.0)
             last, floor = await self._ends(view)
             if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
@@ -457,7 +462,7 @@ class NatsLog:
         consumer = self._consumers.get(stream)
         if consumer is None:
             mark_subject = f"{self._namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
-            mark, note = partial(self._touch, view=view, ttl=0.0), partial(self._note, view.subject)
+            mark, note = partial(self._touch, view=view, ttl=0.0), partial(self._note, view)
             consumer = Consumer(self._link, view.stream, view.base, mark_subject, mark, note)
             self._consumers[stream] = consumer
 
@@ -491,9 +496,10 @@ class NatsLog:
         await consumer.set_filters()
         # A new leader may not know the newest entry yet. One that has acknowledged a mark does.
         mark = await consumer.mark()
-        _, last, _ = await self._look(stream)
+        view, last, _ = await self._look(stream)
         if last is None:
             return None
+        self._note(view, last.seq)
         if last.seq > max(mark, consumer.seq):
             await consumer.mark()
         await consumer.receive(last.seq)
