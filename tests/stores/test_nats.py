@@ -1,5 +1,6 @@
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
@@ -11,10 +12,9 @@ from millstream._stores import open_store
 from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.link import StreamMessage, read_token
-from millstream._stores.nats.store import NatsStore
+from millstream._stores.nats.store import NatsBackend, NatsStore
 from millstream._stores.rates import RateCharge
-from nats_parts import NatsBacking
-from patience import WAIT
+from nats_parts import NatsBacking, shared_server
 from redis_parts import until
 from store_parts import TTL, append, data_of
 
@@ -139,20 +139,21 @@ async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, mo
 
 def test_a_closed_connection_is_replaced_and_the_append_repeated() -> None:
     async def run() -> None:
-        backing = NatsBacking()
-        store = await backing.worker()
+        server = shared_server()
+        await server.wait()
+        store = NatsBackend(parse_address(f"nats://127.0.0.1:{server.port}?namespace=t{secrets.token_hex(6)}"))
+        await store.open()
         await append(store, "hub:journal", b"0")
-        client = store.backend._link.client
+        client = store._link.client
         # On uvloop, writing to a closed connection raises RuntimeError, which ends the tasks that would connect again.
         for task in (client._reading_task, client._flusher_task):
             task.cancel()
         client._transport._io_writer.transport.abort()
         await until(client._flusher_task.done)
-        async with asyncio.timeout(WAIT):
-            await append(store, "hub:journal", b"1", b"2")
+        await append(store, "hub:journal", b"1", b"2")
         assert data_of(await store.log.read("hub:journal", None)) == [b"0", b"1", b"2"]
         assert client.stats["reconnects"] == 1
-        await backing.close()
+        await store.close()
 
     uvloop.run(run())
 
