@@ -227,10 +227,10 @@ def _raise_file_limit(connections: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # macOS allows fewer than the hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
             soft = wanted
-    if soft <= connections:
+    if soft < connections:
         logger.warning(
-            "This process may open only %d files, so it closes connections long before max_connections (%d). Raise "
-            "the limit: `ulimit -n`, or LimitNOFILE of systemd.", soft, connections,
+            "This process may open only %d files. Beyond that, it closes new connections without a response, although "
+            "max_connections is %d. Raise the limit: `ulimit -n`, or LimitNOFILE of systemd.", soft, connections,
         )  # fmt: skip
 
 
