@@ -146,7 +146,7 @@ NPM = """npm error code E404
 npm error 404 Not Found - GET https://npm.example/typo
 npm error 404
 npm error 404  'typo@*' could not be found.
-npm error A complete log of this run can be found in: /root/.npm/_logs/2026.log
+npm error A complete log of this run can be found in: /home/ada/.npm/_logs/2026.log
 """
 GO = """panic: assignment to entry in nil map
 
