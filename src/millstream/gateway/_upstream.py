@@ -620,7 +620,7 @@ class Upstream:
             raise
         if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
-        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
+        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self._in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
@@ -640,6 +640,7 @@ class Upstream:
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
+        found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
         before, self.catalog = self.catalog, found
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
