@@ -30,7 +30,7 @@ from millstream.client._negotiation import (
     ToolHeaders,
 )
 from millstream.client._questions import QuestionHandler
-from millstream.client._requests import Ask, Requests
+from millstream.client._requests import NOT_CONNECTED, Ask, Requests
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find
@@ -96,7 +96,7 @@ class Conversation:
     async def start(self) -> None:
         """Connect and negotiate."""
         try:
-            await self._restore(await self.requests.connect())
+            await self._restore(await self.requests.connect(first=True))
         except BaseException:
             await self.close()
             raise
@@ -130,7 +130,7 @@ class Conversation:
         """
         connection = self.requests.connection or self.requests.last
         if connection is None:
-            raise ClientError("The client isn't connected. Use `async with Client(…) as client:`.")
+            raise ClientError(NOT_CONNECTED)
         return connection
 
     @property
