@@ -267,6 +267,22 @@ def client_of(mistake: Callable[[Any], Any]) -> Callable[[], Any]:
     return work
 
 
+def answered_by(answer: Any) -> Callable[[], Any]:
+    """Answer the question of a tool."""
+    mcp = Server("shop")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        """Ask."""
+        return await ctx.elicit("Which?", str)
+
+    def work() -> Any:
+        with BlockingClient(mcp, elicit=lambda _: answer) as client:
+            client.call("ask")
+
+    return work
+
+
 PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     # mistake, what happened, what to do
     (lambda: exec("from millstream import FastMCP"), "has no FastMCP", "from millstream import Server"),  # noqa: S102
@@ -321,6 +337,14 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
     (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),
     (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]
+    (lambda: Client(program(), headers={"A": 1}), "headers must be", "a dict of strings"),  # type: ignore[dict-item]
+    (lambda: Client(program(), headers=["A"]), "headers must be", "a dict of strings"),  # type: ignore[arg-type]
+    (lambda: Client(program(), timeout="5"), "timeout must be", "a number of seconds above 0"),  # type: ignore[arg-type]
+    (lambda: Client(program(), timeout=0), "timeout must be", "a number of seconds above 0"),
+    (lambda: Client(program(), roots="file:///x"), "roots must be", "a list of folders"),
+    (lambda: Client(program(), options={"auth": 1}), "options must be", "Options(…)"),  # type: ignore[arg-type]
+    (answered_by("yes"), "elicit returned str", 'Return the values as a dict, or "decline"'),
+    (answered_by(5), "elicit returned int", 'Return the values as a dict, or "decline"'),
     (lambda: Client(program(), options=Options(logg_level="info")), "logg_level", "log_level"),  # type: ignore[call-arg]
 ]
 

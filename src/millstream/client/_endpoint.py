@@ -87,6 +87,7 @@ class Endpoint:
         check_headers(headers)
         self.url = url
         self._auth = auth
+        self._has_auth = auth is not None or any(name.lower() == "authorization" for name in headers)
         self._waiting = waiting
         """Context manager that is entered during a login."""
         agent = (
@@ -133,7 +134,7 @@ class Endpoint:
                     continue
             if reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
-                    raise access_denied(self.url, reply, challenge, has_auth=self._auth is not None)
+                    raise access_denied(self.url, reply, challenge, has_auth=self._has_auth)
                 retried = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
