@@ -107,6 +107,9 @@ MISTAKES = {
     '[upstreams.a]\nopenapi = "http://a/openapi.json"\nenv = { A = "b" }': (
         "line 3: upstreams.a.env: env requires a command, but this upstream has openapi"
     ),
+    '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy.tools.x]\nusers = ["b"]': (
+        "line 4: upstreams.a.policy.tools.x.users: unknown option; use one of scopes, groups, claims, "
+    ),
     '[upstreams.a]\ncommand = "a"\n[upstreams.a.auth]\ntoken = "b"': (
         "line 3: upstreams.a.auth.kind: it's missing; use one of bearer, headers,"
     ),

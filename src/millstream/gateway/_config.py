@@ -119,7 +119,8 @@ class ConfigValue(Struct, frozen=True):
         table = self.table()
         for key, each in table.items():
             if key not in known:
-                hint = suggest(key, tuple(known))
+                near = closest_name(key, known)
+                hint = suggest(key, tuple(known)) if near else f"use one of {', '.join(known)}."
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
