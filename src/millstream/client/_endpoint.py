@@ -187,7 +187,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
         if not has_auth:
             remedy = "Send credentials: set auth or headers."
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
-        text = f"{url} rejected these credentials (401)."
+        text = f"{url} rejected these credentials (401){problem_detail(reply)}."
     elif "insufficient_scope" in challenge:
         scope = re.search(r'scope="([^"]*)', challenge)
         text = f"{url} requires more permissions than these credentials have (403)"
