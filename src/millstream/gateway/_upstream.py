@@ -176,6 +176,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             raise ValueError(
                 f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}."
             )
+        if problem := self.ignored()[1]:
+            raise ValueError(f"upstream {self.name!r}: {problem}")
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
@@ -190,6 +192,14 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
                 find_server(self.target, env=self.env, cwd=self.cwd)
             except TargetError as exc:
                 raise ValueError(f"upstream {self.name!r}: {exc}") from exc
+
+    def ignored(self) -> tuple[str, str]:
+        """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
+        kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
+        options = {"env": self.env, "cwd": self.cwd, "isolation": self.openapi and self.isolation != "shared"}
+        option = next((name for name, value in options.items() if value and kind), "")
+        requires = "a connection" if option == "isolation" else "a command"
+        return option, option and f"{option} requires {requires}, but this upstream has {kind}."
 
 
 class UpstreamOptions(TypedDict, total=False):
