@@ -11,8 +11,11 @@ from unittest import mock
 
 from cyclopts import App
 
+from millstream._app.server_process import CommandError
 from millstream._cli.errors import run_command
 from millstream._cli.program import program
+
+__all__ = ["CommandError", "program"]
 
 
 @dataclass

@@ -3,14 +3,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
-from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.store import NatsStore
+from millstream.protocol import LocalError
+from millstream.stores import Gap, Index, StoreFull, StoreUnavailable
 from nats_parts import NatsBacking
 from redis_parts import until
-from store_parts import TTL, append, data_of
+from store_parts import TTL, append, data_of, open_store
 
 pytestmark = pytest.mark.server
 
