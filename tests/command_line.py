@@ -12,6 +12,7 @@ from unittest import mock
 from cyclopts import App
 
 from millstream._app.server_process import CommandError
+from millstream._cli.connect_options import _ServerOutput
 from millstream._cli.errors import run_command
 from millstream._cli.program import program
 
@@ -50,6 +51,7 @@ class CliRunner:
             redirect_stderr(streams[1]),
             mock.patch.object(sys, "stdin", given),
             mock.patch.dict(os.environ, variables, clear=True),
+            mock.patch.multiple(_ServerOutput, shown=False, explained=False),  # each command is a process elsewhere
         ):
             try:
                 run_command(app, words)
