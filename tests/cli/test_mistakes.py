@@ -1,21 +1,17 @@
 import asyncio
-import io
 import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
+from command_line import run_in_process
 from millstream import Client, Context, Image, Server, Settings, auth
-from millstream._cli import main
-from millstream._cli.connect_options import _ServerOutput
 from millstream.client import BlockingClient, Options
 from millstream.testing import connect
 from processes import ROOT
@@ -189,20 +185,8 @@ def ports() -> Iterator[dict[str, str]]:
 
 def typed(words: list[str]) -> tuple[int, str]:
     """Run a command in this process, and return its status and output."""
-    _ServerOutput.shown = _ServerOutput.explained = False  # a command has a process of its own
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
-    status = 0
-    with (
-        redirect_stdout(streams[0]),
-        redirect_stderr(streams[1]),
-        mock.patch.object(sys, "argv", ["millstream", *words]),
-        mock.patch.object(sys, "stdin", io.StringIO()),
-    ):
-        try:
-            main()
-        except SystemExit as exc:
-            status = exc.code if isinstance(exc.code, int) else int(bool(exc.code))
-    return status, "".join(stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]
+    done = run_in_process(*words)
+    return done.exit_code, done.output
 
 
 @pytest.mark.server
