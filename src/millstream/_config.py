@@ -28,6 +28,7 @@ Size = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 """A size, where 0 means no limit or nothing to keep."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
+"""A duration in seconds, 0 or more."""
 UrlPath = Annotated[
     str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without spaces, ?, and #")
 ]

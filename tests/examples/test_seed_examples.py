@@ -12,8 +12,8 @@ import yaml
 from agent_world import KEY, ScriptedModel, calls, repeats
 from cases import for_each
 from millstream import Client
-from millstream._files import read_env
 from millstream.client._errors import AccessDenied
+from millstream.files import read_env
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
-_PREFIX = b"\nx-forwarded"
+_PREFIX = b"x-forwarded"
 _REFUSED = Response(
     b"This page is for programs on the server's own machine, because this server has no sign-in. Open it there at a "
     b"loopback address such as http://127.0.0.1:8000, on a server bound to one, and not through a proxy.\n",
@@ -65,7 +65,7 @@ class LocalOnly:
             self._loopback is False
             or not is_loopback(peer)
             or not _FORWARDED.isdisjoint(headers)
-            or _PREFIX in b"\n".join((b"", *headers))
+            or _PREFIX in b"\n".join(headers)
         ):
             return False
         host = parse_authority(headers.get(b"host", b""))

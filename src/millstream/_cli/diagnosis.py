@@ -41,7 +41,7 @@ from millstream._protocol.revisions import BY_DATE
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Change, Notification
-from millstream.client._targets import Remote, find
+from millstream.client._targets import Remote, find_server
 
 _PINGS = 5
 
@@ -212,7 +212,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
     Raises:
         ClientError: A step failed; later steps are skipped.
     """
-    place = find(target, env={}, cwd=None)
+    place = find_server(target, env={}, cwd=None)
     if isinstance(place, Remote):
         url = place.url
         proxy = proxy_for(url)

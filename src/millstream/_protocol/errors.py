@@ -232,8 +232,12 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
 def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
     """Return a wrapper of a function or class whose errors about unknown keywords suggest the closest one.
 
-    The wrapper adds a call, so use it only for functions that are rarely called. A class can have `_ELSEWHERE`: keyword
-    that users try -> a sentence with the alternative.
+    The wrapper adds a call, so use it only for functions that are rarely called. A class can have `_ELSEWHERE` instead
+    of the argument.
+
+    Args:
+        function: The function or class: ``@suggest_keywords``.
+        elsewhere: Keyword that users try -> a sentence with the alternative.
     """
     if isinstance(function, type):
         elsewhere = getattr(function, "_ELSEWHERE", None)

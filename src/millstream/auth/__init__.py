@@ -1,6 +1,7 @@
 """Authentication methods: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none.
+Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none. For a
+credential of your own, write an `AuthMethod`.
 """
 
 from importlib import import_module
@@ -12,10 +13,14 @@ if TYPE_CHECKING:
     from millstream.auth._authorization_server.upstreams import github, google, login_provider
     from millstream.auth._authorization_server.users import users
     from millstream.auth._key_file import keys
+    from millstream.auth._method import AuthMethod, Identity, Unavailable
     from millstream.auth._oidc import oidc
     from millstream.auth._tokens import introspection, jwt
 
 _HOMES = {
+    "AuthMethod": "_method",
+    "Identity": "_method",
+    "Unavailable": "_method",
     "client": "_authorization_server.config",
     "github": "_authorization_server.upstreams",
     "google": "_authorization_server.upstreams",
@@ -31,6 +36,9 @@ _HOMES = {
 """Public name -> module, imported on first use."""
 
 __all__ = [
+    "AuthMethod",
+    "Identity",
+    "Unavailable",
     "client",
     "github",
     "google",

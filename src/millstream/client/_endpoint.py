@@ -24,7 +24,10 @@ _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "con
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Reject headers that are malformed or that the client sets itself.
+    """Reject headers that are malformed or that the client sets itself: ``check_headers({"X-Shop": "1"})``.
+
+    Args:
+        headers: Value of each header.
 
     Raises:
         TargetError: A header isn't allowed; the message names it.
@@ -74,7 +77,15 @@ class Auth(Protocol):
 
 
 class Endpoint:
-    """Sends requests to one URL."""
+    """Sends requests to one URL: ``await endpoint.send("GET", "accept: text/plain\\r\\n", repeatable=True)``.
+
+    Args:
+        url: The URL.
+        headers: Headers for every request.
+        pool: Connections to the URL's origin.
+        auth: Source of credentials that change.
+        waiting: Returns a context manager that is entered during a login.
+    """
 
     def __init__(
         self,
@@ -105,7 +116,7 @@ class Endpoint:
 
         Args:
             method: HTTP method.
-            extra: Additional header lines.
+            extra: Additional header lines, each with ``\\r\\n``.
             body: Request body.
             repeatable: Whether the request may reach the server twice.
             target: Another path and query of the same origin.

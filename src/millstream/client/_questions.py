@@ -61,10 +61,15 @@ class ObservedQuestion(Struct, frozen=True):
 
 
 class QuestionHandler(Protocol):
-    """Answers the questions of one server, with the handlers of a `Client` or by forwarding them."""
+    """Answers the questions of one server: ``Conversation(url, handler, options, …)``."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
-        """Return the capabilities to declare in a revision; `more` comes from `Options.declare`."""
+        """Return the capabilities to declare.
+
+        Args:
+            revision: The revision.
+            more: `Options.extra_capabilities`.
+        """
         ...
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:

@@ -33,8 +33,8 @@ OnReconnect = Callable[[Connection], Awaitable[None]]
 """Restores the state of the old connection on a new one."""
 
 
-class Ask(Struct, kw_only=True):
-    """One request, as specified by the caller."""
+class RawRequest(Struct, kw_only=True):
+    """One request, as specified by the caller: ``RawRequest(method="tools/call", params=body, name="add")``."""
 
     method: str
     params: bytes = b"{}"
@@ -70,7 +70,7 @@ class Requests(Struct):
     ids: Iterator[int]
     timeout: float
     on_reconnect: OnReconnect | None = None
-    around: Callable[[Ask], Awaitable[bytes]] | None = None
+    around: Callable[[RawRequest], Awaitable[bytes]] | None = None
     """Hooks of extensions around each request."""
     connection: Connection | None = None
     last: Connection | None = None
@@ -115,7 +115,7 @@ class Requests(Struct):
         if connection is not None:
             await connection.transport.close()
 
-    async def ask(self, ask: Ask) -> bytes:
+    async def ask(self, ask: RawRequest) -> bytes:
         """Send a request and return the raw result, after any rounds of questions.
 
         Raises:
@@ -161,7 +161,7 @@ class Requests(Struct):
             members["requestState"] = required.request_state
         return encode(members)[1:-1]
 
-    async def _once(self, ask: Ask, extra: bytes) -> bytes:
+    async def _once(self, ask: RawRequest, extra: bytes) -> bytes:
         """Send one round. Retry it on a new connection if that's safe."""
         connection = self.connection
         if connection is None or connection.transport.lost:
@@ -177,7 +177,7 @@ class Requests(Struct):
             connection = await self._renew(connection) if connection.transport.lost else connection
             return await self.send(connection, ask, extra)
 
-    def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
+    def send(self, connection: Connection, ask: RawRequest, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send one request on one connection, and return its result."""
         request_id = ask.id or next(self.ids)
         params = ask.params

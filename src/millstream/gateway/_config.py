@@ -22,14 +22,14 @@ from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings
-from millstream._http.client.url import parse
-from millstream._jsonc import JsonSyntaxError, Node
-from millstream._jsonc import read as read_json
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
+from millstream.gateway._jsonc import JsonSyntaxError, Node
+from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
+from millstream.http import parse_url
 from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, members, suggest
 
 MAX_FILE = 4 * 1024 * 1024
@@ -397,7 +397,7 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
 def _check_url(written: ConfigValue, url: str) -> None:
     """Raise a `ConfigError` unless a string is a URL, because the client would run any other string as a command."""
     try:
-        parse(url)
+        parse_url(url)
     except TargetError:
         raise written.error(
             "it must be a URL such as https://example.com/mcp, without a user name or password."

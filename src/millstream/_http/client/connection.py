@@ -30,7 +30,7 @@ _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPIN
 
 
 class HttpReply(Struct, eq=False):
-    """The server's response. `stream` is for event streams, and `body` for everything else."""
+    """A server's response: ``reply.status, reply.body``. Event streams have a `stream` instead of a body."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -41,7 +41,11 @@ class HttpReply(Struct, eq=False):
     """The final URL, if the request was redirected."""
 
     def header(self, name: bytes) -> str:
-        """Return a header as text, or an empty string if it's missing."""
+        """Return a header as text, or an empty string if it's missing.
+
+        Args:
+            name: Name in lower case, such as ``b"content-type"``.
+        """
         return self.headers.get(name, b"").decode("latin-1")
 
     def discard(self) -> None:

@@ -181,7 +181,6 @@ class RedisClient:
         args: Sequence[Argument],
         *,
         again: bool = True,
-        confirm: bool = False,
     ) -> Any:
         """Run a script.
 
@@ -190,14 +189,13 @@ class RedisClient:
             keys: Its keys, all in one slot.
             args: Its arguments.
             again: Whether it may run twice, because it recognizes retries or changes nothing.
-            confirm: Whether replicas must confirm it, if the URL asks for that.
 
         Raises:
-            StoreUnavailable: No answer came in time, or too few replicas confirmed.
+            StoreUnavailable: No answer came in time.
             StoreFull: There isn't enough space.
             StreamSealed: The stream has its last entry.
         """
-        return await self.send(script, keys, args, again=again, confirm=confirm).reply
+        return await self.send(script, keys, args, again=again).reply
 
     async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
         """Send a plain command, whose first key is `key`. Arguments and errors are those of `run`."""
