@@ -14,11 +14,6 @@ Stamp = tuple[int, int, int]
 """What changes with a file: the time of its last change, its size, and its inode."""
 
 
-def state_file(name: str) -> Path:
-    """Return the path of a file in ``$XDG_STATE_HOME/millstream``, by default ``~/.local/state/millstream``."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "millstream" / name
-
-
 def stamp_of(path: Path) -> Stamp | None:
     """Return the current stamp of a file; None if it's missing."""
     try:

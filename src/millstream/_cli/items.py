@@ -4,6 +4,7 @@
 """
 
 import json as json_module
+import os
 import shlex
 import sys
 import time
@@ -32,7 +33,7 @@ from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
-from millstream._files import state_file, write_private
+from millstream._files import write_private
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
@@ -374,7 +375,6 @@ _MOST = 500
 """Maximum number of tasks in the file. The oldest are removed first."""
 _UNLIMITED = 30 * 86400.0
 """Seconds to keep a task without a time to live."""
-_TASKS = "tasks.json"
 
 
 class StartedTask(Struct):
@@ -389,10 +389,16 @@ class StartedTask(Struct):
     """Unix time after which the server may have deleted it."""
 
 
+def path_of_tasks() -> Path:
+    """Return the path of the file."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "millstream" / "tasks.json"
+
+
 def read_tasks() -> list[StartedTask]:
     """Return the tasks that may still exist, oldest first, or none if the file can't be read."""
     try:
-        found = msgspec.json.decode(state_file(_TASKS).read_bytes(), type=list[StartedTask])
+        found = msgspec.json.decode(path_of_tasks().read_bytes(), type=list[StartedTask])
     except (OSError, ValueError, RecursionError):
         return []
     now = time.time()
@@ -408,7 +414,7 @@ def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
     now = time.time()
     until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
     tasks = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
-    write_private(state_file(_TASKS), msgspec.json.encode(tasks))
+    write_private(path_of_tasks(), msgspec.json.encode(tasks))
 
 
 async def start(client: Client, server: str, tool: str, arguments: Mapping[str, Any]) -> Task:

@@ -1,13 +1,14 @@
 """OAuth for clients: tokens and registrations, and their stores, in memory or in a file that only you can read."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
-from millstream._files import state_file, write_private
+from millstream._files import write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""
@@ -94,7 +95,8 @@ class FileTokenStore:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path: Path = path or state_file("tokens.json")
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        self.path: Path = path or state / "millstream" / "tokens.json"
         self._unsaved: StoredCredentials | None = None
         """Content that couldn't be written to the file."""
 
