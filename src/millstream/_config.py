@@ -28,6 +28,7 @@ Size = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 """A size, where 0 means no limit or nothing to keep."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
+"""A duration in seconds, 0 or more."""
 Timeout = Annotated[float, Meta(gt=0, le=1e9, description="a number of seconds above 0")]
 """A time limit that must leave some time: with 0, it would end requests, sessions, or questions at once."""
 UrlPath = Annotated[

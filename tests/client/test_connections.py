@@ -87,6 +87,18 @@ async def test_refused_credentials_say_what_to_do(status: str, words: str) -> No
         assert len(server.requests) == 1
 
 
+async def test_rejected_header_shows_the_reason() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        body = b'{"detail":"Send Bearer, a space, and the token."}'
+        await asked.reply(body, status="401 Unauthorized", type="application/problem+json")
+
+    async with misbehaving(behave) as server:
+        with pytest.raises(AccessDenied) as caught:
+            async with Client(server.url, headers={"authorization": "mellon"}):
+                pass
+        assert_readable(caught.value, "rejected these credentials (401): Send Bearer, a space, and the token")
+
+
 async def test_missing_tls_is_explained() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

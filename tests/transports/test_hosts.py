@@ -2,7 +2,7 @@ import pytest
 
 from cases import for_each
 from millstream._http.hosts import HostPolicy, parse_authority
-from millstream._http.message import HttpRequest
+from millstream.parts import HttpRequest
 
 LOCAL = HostPolicy()
 PUBLIC = HostPolicy(

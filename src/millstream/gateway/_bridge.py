@@ -21,10 +21,6 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
-from millstream._protocol.seal import Rounds
-from millstream._server.calls.call import DEFERRED, raw_meta
-from millstream._server.calls.context import TaskStart
-from millstream._tasks import retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -37,8 +33,7 @@ from millstream.client import (
     TooLarge,
     TooMuchArriving,
 )
-from millstream.client._negotiation import NO_HANDSHAKE
-from millstream.client._requests import Ask
+from millstream.client.lowlevel import NO_HANDSHAKE, RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
 from millstream.gateway._parked_calls import CALL_OVER, Ticket
@@ -55,7 +50,7 @@ from millstream.gateway._relay import (
 )
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call
+from millstream.parts import Call, retry_delay
 from millstream.protocol import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -196,7 +191,7 @@ def forward(
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
     if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
-        ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
+        ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
         return _forward_plainly(call, upstream, link, ask)
     return _forward(call, upstream, method, params, name, headers)
 
@@ -214,7 +209,7 @@ def _is_plain(call: Call) -> bool:
     )
 
 
-async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask) -> bytes:
+async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawRequest) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
@@ -250,7 +245,7 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask)
 
 def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most of a client's requests share it."""
-    raw = raw_meta(call)
+    raw = call.raw_meta()
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
@@ -269,7 +264,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        found = _decode_meta(raw_meta(call) or b"{}")
+        found = _decode_meta(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
@@ -319,7 +314,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
             meta = _meta(call, upstream, source, relay.abilities, relay.level)
-            work = forwarding.run(link, Ask(method=method, params=params, name=name, headers=headers, meta=meta))
+            work = forwarding.run(link, RawRequest(method=method, params=params, name=name, headers=headers, meta=meta))
         result = await _await_in_order(relay, work)
         answered = True
         if not (
@@ -496,10 +491,10 @@ class _ForwardedCall:
         self._source = source
         self._slot = f"gateway {method} {name}"
         self._link: Link
-        self._ask: Ask
+        self._ask: RawRequest
         self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
         self.previous: _State | None = None
-        raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
+        raw = call.saved_value(self._slot)
         if raw is not None:
             saved = _decode_state(raw)
             if saved.upstream != upstream.config.name:
@@ -518,13 +513,9 @@ class _ForwardedCall:
 
     def _save(self, state: _State) -> None:
         """Save a state for the next run of the call."""
-        call = self._call
-        rounds = call.rounds
-        if rounds is None:
-            rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(_SavedState(self._upstream.config.name, state)))
+        self._call.save_value(self._slot, encode(_SavedState(self._upstream.config.name, state)))
 
-    def run(self, link: Link, ask: Ask) -> Awaitable[bytes]:
+    def run(self, link: Link, ask: RawRequest) -> Awaitable[bytes]:
         """Return the raw result."""
         self._link, self._ask, self._source = link, ask, link.conversation.negotiated.revision
         if self._source.handshake:
@@ -632,9 +623,9 @@ class _ForwardedCall:
         if created is None:
             return result
         task = StoredTask(created.task_id, [])
-        if call.task == DEFERRED:
+        if call.can_start_task:
             self._save(task)
-            raise TaskStart
+            call.start_task()
         return await self._follow_task(task)
 
     async def _follow_task(self, previous: StoredTask) -> bytes:
@@ -670,7 +661,7 @@ class _ForwardedCall:
 
     def _ask_task(self, method: str, task_id: str, params: Mapping[str, Any]) -> Awaitable[bytes]:
         body, meta = encode({"taskId": task_id, **params}), self._ask.meta
-        ask = Ask(method=method, params=body, name=task_id, meta=meta, repeatable=True, rounds=False)
+        ask = RawRequest(method=method, params=body, name=task_id, meta=meta, repeatable=True, rounds=False)
         return self._link.conversation.requests.ask(ask)
 
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
@@ -738,7 +729,9 @@ class _ForwardedCall:
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
-async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progress: bool, extra: bytes) -> bytes:
+async def _send(
+    link: Link, ask: RawRequest, recipient: Recipient, owner: str, *, progress: bool, extra: bytes
+) -> bytes:
     """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
     requests, relays, answered = link.conversation.requests, link.relays, False
     params = ask.params

@@ -388,6 +388,7 @@ class HttpSseTransport(DuplexTransport):
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max, self.skip)
+        fault: ClientError = NotMcp(f"{self._endpoint.url} closes its event stream immediately.")
         assert reply.stream is not None  # noqa: S101  checked in `open`
         reader.attach(reply.stream)
         try:
@@ -400,26 +401,19 @@ class HttpSseTransport(DuplexTransport):
                     break
         except ClientError as exc:
             self.end(exc)
-            if not named.done():
-                named.set_exception(exc)
+            fault = exc
         finally:
             self.end(ConnectionLost("The server closed the event stream."))
             reader.close()
             if not named.done():
-                named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream immediately."))
+                named.set_exception(fault)
                 named.exception()
 
     def _set_messages_target(self, reference: str, named: asyncio.Future[None]) -> None:
         url = self._endpoint.url
-        try:
-            target = url.join(reference)
-            if target.origin != url.origin:  # credentials are only sent to this origin
-                raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
-        except ClientError as exc:
-            if not named.done():
-                named.set_exception(exc)
-            self.end(exc)
-            return
+        target = url.join(reference)
+        if target.origin != url.origin:  # credentials are only sent to this origin
+            raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
         self._messages = target.target
         if not named.done():
             named.set_result(None)

@@ -109,7 +109,7 @@ INHERITED_VARIABLES = (
 
 
 class Command(Struct, frozen=True):
-    """How to start a server."""
+    """How to start a server: ``Command(("uvx", "mcp-server-time"))``."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = {}
@@ -166,7 +166,15 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 
 class StdioTransport(DuplexTransport):
-    """One process, started by `open` and ended by `close`."""
+    """One process, started by `open` and ended by `close`: ``StdioTransport(command, listener, tasks, 2**20)``.
+
+    Args:
+        command: How to start the server.
+        listener: Receives what the server sends outside of responses.
+        background: Owns the tasks of the transport.
+        max_bytes: Maximum bytes of one message.
+        show: Called with each line of the standard error.
+    """
 
     name = "stdio"
 
@@ -266,11 +274,19 @@ class StdioTransport(DuplexTransport):
     # Events of the process
 
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
-        """Store the process, before any of its output arrives."""
+        """Store the process, before any of its output arrives.
+
+        Args:
+            process: The process.
+        """
         self._process = process
 
     def feed_stdout(self, data: bytes) -> None:
-        """Process a chunk of standard output."""
+        """Process a chunk of standard output.
+
+        Args:
+            data: Bytes of its standard output.
+        """
         for line in self._lines.feed(data):
             if line is None or (type(line) is LineStart and not self.refuse(line, too_large(self._max))):
                 self.end(too_large(self._max))
@@ -293,7 +309,11 @@ class StdioTransport(DuplexTransport):
             self._kill(signal.SIGTERM)
 
     def feed_stderr(self, data: bytes) -> None:
-        """Process a chunk of standard error."""
+        """Process a chunk of standard error.
+
+        Args:
+            data: Bytes of its standard error.
+        """
         self._stderr = (self._stderr + data)[-_MAX_STDERR:]
         if self._show is not None:
             *lines, rest = (self._partial_line + data).split(b"\n")
