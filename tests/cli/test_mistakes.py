@@ -159,6 +159,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("read shop.py book://al", "The server has no resource 'book://al'.", "Did you mean book://all?"),
     ("prompt shop.py pich", "The server has no prompt 'pich'.", "Did you mean pitch?"),
     ("install shop.py --client emacs", "emacs isn't a supported application", "cursor"),
+    ("install shop.py --client claude-desktop", "claude-desktop isn't a supported", "Did you mean claude?"),
     ("install shop.py --client vs-code", "vs-code isn't a supported application", "Did you mean vscode?"),
     ("publish shop.py --dry-run", "needs a name in the registry", "--url https://shop.example.com/mcp"),
     ("install nofile.py --client json", "There is no file nofile.py.", "Use a .py"),
@@ -168,6 +169,9 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
     ("list shop.py --timeout abc", 'Invalid value "abc" for --timeout.', "Write a number."),
     ("gateway http://127.0.0.1:FREE/mcp", "There is no file", "For one server: millstream run URL"),
+    ("gateway .", ". is a folder.", "Use a gateway.toml"),
+    ("gateway ''", ". is a folder.", "Use a gateway.toml"),
+    ("install . --client cursor", ". is a folder.", "Use a .py"),
     ("gateway nofile.toml", "There is no file nofile.toml.", "Use a gateway.toml"),
     ("gateway wrong.toml", "line 1: nonsense: unknown option", "use one of name"),
     ("init shop.py", "shop.py is a file, not a folder.", "millstream init DIR"),
@@ -290,6 +294,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().exception_handler(1), "no attribute 'exception_handler'", "Raise ToolError"),  # type: ignore[attr-defined]
     (lambda: Server("shop", log_level="debug"), "'log_level'", "settings=Settings(log_level=…)"),  # type: ignore[call-arg]
     (lambda: Server("shop", settings=Settings(rate_limit="1/minute")), "'rate_limit'", "Set limit_calls"),  # type: ignore[call-arg]
+    (lambda: Server("shop", settings=Settings(serve="hub")), "'serve'", "use --serve or Server(serve=…)"),  # type: ignore[call-arg]
     (lambda: program().run(path="/x"), "run has no option 'path'", "Settings(path=…)"),  # type: ignore[call-arg]
     (lambda: connect(program()).__enter__(), "TestClient is asynchronous", "async with"),
     (lambda: connect(program(), user="ada"), "no option 'user'", "Write principal='ada'"),  # type: ignore[call-arg]
