@@ -113,6 +113,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 100000", 'Invalid value "100000" for --workers.', "Must be <= 1000."),
     ("run shop.py -- --color red", "Programs get no arguments.", 'millstream run "python shop.py --color red"'),
+    ("channel shop.py", "Error: The server has no events (-32601).", ""),
     ("call shop.py order isbn", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=VALUE."),
     ("keys list --file inside", "The key file inside can't be read: Is a directory.", "Use the path of a file."),
     ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
@@ -327,6 +328,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.call("order", "1")), "Pass arguments by name", "call('order', name='1')"),
     (client_of(lambda client: client.call("order", isbn="1")["sum"]), "isn't the value", "result.data['sum']"),
     (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
+    (client_of(lambda client: client.subscribe("a://b")), "no attribute 'subscribe'", "client.watch(uri)"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
     (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),
     (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]
