@@ -7,17 +7,15 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 
-from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
-from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.link import StreamMessage, read_token
 from millstream._stores.nats.store import NatsBackend, NatsStore
-from millstream._stores.rates import RateCharge
+from millstream.protocol import LocalError
+from millstream.stores import Gap, Index, RateCharge, StoreFull, StoreUnavailable
 from nats_parts import NatsBacking, shared_server
 from patience import WAIT
 from redis_parts import until
-from store_parts import TTL, append, data_of
+from store_parts import TTL, append, data_of, open_store
 
 pytestmark = pytest.mark.server
 

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.changes import read_again
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.nats.address import NatsAddress
 from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
@@ -34,6 +33,7 @@ from millstream._stores.rates import (
     refuse_all,
 )
 from millstream._stores.store import BackendStore
+from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
 _ROOM = 64 * 1024 * 1024
