@@ -36,7 +36,7 @@ from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.endpoints import read_challenges
-from millstream.client._oauth.flow import answer_of
+from millstream.client._oauth.flow import parse_redirect
 from millstream.client._transports import EventReader
 from wire import FakeTransport
 
@@ -177,7 +177,7 @@ def headers() -> Target:
         with suppress(ClientError, ValueError):
             parse_url(text)
         with suppress(ClientError, ValueError):
-            answer_of(f"/callback?{text}")
+            parse_redirect(f"/callback?{text}")
 
     return read
 

@@ -22,6 +22,7 @@ from millstream._cli.connect_options import (
     ConnectOptions,
     Target,
     Timeout,
+    explain,
     list_items,
     pairs,
     run_to_exit,
@@ -41,7 +42,7 @@ from millstream._protocol.revisions import BY_DATE
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Change, Notification
-from millstream.client._targets import Remote, find
+from millstream.client._targets import Remote, find_server
 
 _PINGS = 5
 
@@ -212,7 +213,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
     Raises:
         ClientError: A step failed; later steps are skipped.
     """
-    place = find(target, env={}, cwd=None)
+    place = find_server(target, env={}, cwd=None)
     if isinstance(place, Remote):
         url = place.url
         proxy = proxy_for(url)
@@ -328,6 +329,8 @@ def cors(reply: HttpReply) -> DiagnosticStep:
 
 def remedy_of(error: ClientError) -> str:
     """Return the remedy of an error, or the usual one for its type."""
+    if isinstance(error, TlsFailed) and "isn't trusted" in error.message:
+        return explain(error)[2]
     if isinstance(error, NotMcp | TlsFailed) and error.remedy:
         return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [

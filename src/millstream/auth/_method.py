@@ -21,7 +21,7 @@ from millstream._server.calls.services import Services
 
 
 class Identity(Struct, frozen=True):
-    """The owner of a credential."""
+    """The owner of a credential: ``Identity(Principal("ada", scopes=frozenset({"read"})), 60.0)``."""
 
     principal: Principal
     seconds: float
@@ -29,15 +29,14 @@ class Identity(Struct, frozen=True):
 
 
 class Unavailable(Exception):
-    """A credential can't be verified at the moment, because a dependency doesn't respond. The caller may retry."""
+    """A credential can't be verified at the moment: ``raise Unavailable("Try again later.", "LDAP is down.")``.
+
+    Args:
+        text: Message for the caller, who may retry, without details of the network.
+        why: Message for the operator.
+    """
 
     def __init__(self, text: str, why: str = "") -> None:
-        """Create the error.
-
-        Args:
-            text: Message for the caller, without details of the network.
-            why: Message for the operator.
-        """
         super().__init__(text)
         self.why: str = why or text
 
@@ -85,7 +84,7 @@ KnownScopes = Callable[[], Collection[str]]
 
 
 class AuthMethod:
-    """One kind of credential. Subclasses override at least `identify` and `holds`."""
+    """One kind of credential: ``Server("shop", auth=BadgeReader())``. Subclasses override `identify` and `holds`."""
 
     resource: str = ""
     """Audience of the tokens; empty for credentials without one."""
@@ -99,13 +98,20 @@ class AuthMethod:
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a credential, or None if it isn't valid here.
 
+        Args:
+            credential: What the caller sent, such as the token of a `Bearer` header.
+
         Raises:
             Unavailable: The credential can't be verified at the moment.
         """
         raise NotImplementedError
 
     def holds(self, id: str) -> bool:
-        """Return whether a principal with this id may still have a valid credential. If not, its streams are closed."""
+        """Return whether a principal may still have a valid credential. If not, its streams are closed.
+
+        Args:
+            id: `Principal.id`.
+        """
         raise NotImplementedError
 
     def count(self) -> int:
@@ -113,11 +119,18 @@ class AuthMethod:
         return 0
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early."""
+        """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early.
+
+        Args:
+            principal: The principal.
+        """
         return ""
 
     async def is_revoked(self, revocation_id: str) -> bool:
         """Return whether a credential was revoked before its expiry.
+
+        Args:
+            revocation_id: What `revocation_id` returned.
 
         Raises:
             StoreUnavailable: The store doesn't respond.
@@ -142,10 +155,18 @@ class AuthMethod:
         return frozenset()
 
     def share(self, pool: StoreLimiter) -> None:
-        """Count attempts in `pool`, which all workers share, from now on."""
+        """Count attempts on all workers together from now on.
+
+        Args:
+            pool: The limits in the store.
+        """
 
     def tell(self, refused: Callable[[str], None]) -> None:
-        """Call `refused` with the address of every invalid credential at the method's own paths."""
+        """Call `refused` for every invalid credential at the method's own paths.
+
+        Args:
+            refused: A function of the caller's address.
+        """
 
     def close(self) -> None:
         """Release resources when the server stops."""

@@ -58,7 +58,7 @@ class Prompt(Item):
         """
         members = encode_messages(value)
         if not call.revision.content >= NEWEST.content:
-            members = revisions.prompt_messages(members, call.revision)
+            members = revisions.project_prompt(members, call.revision)
         description = self._described.get("description")
         return members if description is None else b'"description":%b,%b' % (encode(description), members)
 

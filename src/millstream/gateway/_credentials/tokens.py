@@ -18,18 +18,22 @@ import msgspec
 from msgspec import Struct
 
 from millstream import ProtocolError, ToolError
-from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._recent import Recent
-from millstream._tasks import SingleFlight
-from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth.pages import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
-from millstream.client._oauth import PRIVATE_KEY_JWT
-from millstream.client._oauth.endpoints import IssuerMetadata, TokenResponse, ask_token, find_issuer, parse_secure
+from millstream.client.oauth import (
+    IssuerMetadata,
+    TokenResponse,
+    ask_token,
+    find_issuer,
+    parse_secure,
+    with_private_key,
+)
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Services
+from millstream.http import Url
+from millstream.parts import Call, Recent, Services, SingleFlight
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
@@ -343,18 +347,14 @@ class _TokenCredentials(UpstreamCredentials):
         options, owner = self._options, f"the upstream {self.upstream!r}"
         secret = options.client_secret.read(owner) if options.client_secret is not None else ""
         key = options.private_key.read(owner) if options.private_key is not None else ""
-        method = ""
-        if key:
-            from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
-
-            try:
-                check_key(key)
-            except ValueError as exc:
-                raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
-            method = PRIVATE_KEY_JWT
-        elif secret:
+        method = "none"
+        if secret:
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
-        self._registration = Registration(options.client_id, secret, method or "none", key, options.key_id)
+        registration = Registration(options.client_id, secret, method)
+        try:
+            self._registration = with_private_key(registration, key, options.key_id) if key else registration
+        except ValueError as exc:
+            raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
 
     async def _issuer(self) -> IssuerMetadata:
         options = self._options
