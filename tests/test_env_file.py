@@ -4,9 +4,9 @@ import pytest
 
 from millstream._app.server_process import CommandError
 from millstream._cli.serve import read_file
-from millstream._files import EnvFileError, read_env, read_env_file
 from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration
+from millstream.files import EnvFileError, read_env, read_env_file
 
 
 def test_env_files_are_read_like_python_dotenv() -> None:

@@ -7,6 +7,7 @@ Example:
 """
 
 from millstream._frontmatter import FrontmatterError, read_frontmatter
+from millstream._protocol.admission import require_capabilities, target_name
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     INSUFFICIENT_SCOPE,
@@ -27,13 +28,22 @@ from millstream._protocol.errors import (
     closest_name,
     shorten,
     suggest,
+    suggest_keywords,
 )
-from millstream._protocol.foreign import drop_nulls, foreign_decoder, present, repair_schema
-from millstream._protocol.json_schema import inline_references, is_array, is_object, members, value_at_pointer
+from millstream._protocol.foreign import drop_nulls, fits_keyword, foreign_decoder, present, repair_schema
+from millstream._protocol.json_schema import (
+    inline_references,
+    is_array,
+    is_object,
+    map_subschemas,
+    members,
+    value_at_pointer,
+)
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
     Envelope,
+    check_text,
     decoder,
     encode,
     exceeds_limits,
@@ -54,6 +64,7 @@ from millstream._protocol.metadata import (
     declares,
     decode_name,
     find_annotations,
+    param_headers,
 )
 from millstream._protocol.notifications import (
     NOTIFICATIONS,
@@ -76,7 +87,18 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.principal import Share
-from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE, REGISTRY_SCHEMA, Revision
+from millstream._protocol.revisions import (
+    ALL,
+    BY_DATE,
+    NEWEST,
+    NEWEST_HANDSHAKE,
+    REGISTRY_SCHEMA,
+    Revision,
+    project_conversation,
+    project_form,
+    project_prompt,
+    project_tool_result,
+)
 from millstream._protocol.seal import InputRequired
 from millstream._protocol.skills import (
     DIRECTORY,
@@ -157,6 +179,7 @@ __all__ = [
     "TemplateDescription",
     "ToolDescription",
     "UriTemplate",
+    "check_text",
     "closest_name",
     "declares",
     "decode_name",
@@ -166,18 +189,28 @@ __all__ = [
     "encode",
     "exceeds_limits",
     "find_annotations",
+    "fits_keyword",
     "foreign_decoder",
     "inline_references",
     "is_array",
     "is_object",
+    "map_subschemas",
     "members",
     "name_problem",
     "notification_message",
+    "param_headers",
     "present",
+    "project_conversation",
+    "project_form",
+    "project_prompt",
+    "project_tool_result",
     "read_frontmatter",
     "repair_schema",
+    "require_capabilities",
     "shorten",
     "suggest",
+    "suggest_keywords",
+    "target_name",
     "too_many_members",
     "value_at_pointer",
 ]

@@ -26,8 +26,7 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
-from millstream._stores.changes import Claim, read_again
-from millstream._stores.memory.store import UsageCounter
+from millstream._stores.memory.store import MemoryMap, UsageCounter
 from millstream._stores.rates import (
     MARK_BYTES,
     Charge,
@@ -37,9 +36,10 @@ from millstream._stores.rates import (
     Quota,
     RateCharge,
     owner_for,
+    share_for,
 )
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.workers import expire
+from millstream._stores.workers import Claim, expire, read_again
 
 __all__ = [
     "EPHEMERAL",
@@ -58,6 +58,7 @@ __all__ = [
     "Index",
     "Log",
     "Map",
+    "MemoryMap",
     "OwnerQuotaExceeded",
     "Position",
     "Quota",
@@ -72,4 +73,5 @@ __all__ = [
     "expire",
     "owner_for",
     "read_again",
+    "share_for",
 ]

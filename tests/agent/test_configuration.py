@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._files import read_env
 from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration
+from millstream.files import read_env
 
 SEED = """\
 # Configuration of the API

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
-from millstream import _jsonc as jsonc
-from millstream._jsonc import JsonSyntaxError
+from millstream.gateway import _jsonc as jsonc
+from millstream.gateway._jsonc import JsonSyntaxError
 
 ENTRY = {"command": "run", "args": ["a b", 'c"d']}
 VSCODE = """\

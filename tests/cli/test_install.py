@@ -16,7 +16,7 @@ from millstream._cli import applications as launch
 from millstream._cli import install as command
 from millstream._cli.applications import APPLICATIONS, System
 from millstream._cli.program import program
-from millstream.client._targets import find
+from millstream.client._targets import find_server
 from millstream.client._transports.stdio import Command
 
 SHOP = Path(__file__).resolve().parents[1] / "client" / "shop.py"
@@ -107,7 +107,7 @@ def written(key: str, text: str) -> Any:
 
 
 def command_value(text: str) -> Any:
-    from millstream import _jsonc as jsonc  # noqa: PLC0415 - what the applications read, comments aside
+    from millstream.gateway import _jsonc as jsonc  # noqa: PLC0415 - what the applications read, comments aside
 
     return jsonc.read(text).value
 
@@ -397,7 +397,7 @@ def test_packages_run_with_uv_in_this_environment(home: Path) -> None:
 
 def test_printed_configuration_works_with_our_client(home: Path) -> None:
     configuration = json.loads(install(str(SHOP), "--client", "json").stdout)
-    place = find(configuration, env={}, cwd=None)
+    place = find_server(configuration, env={}, cwd=None)
     assert isinstance(place, Command)
     assert place.argv == (PROGRAM, *ARGS)
 

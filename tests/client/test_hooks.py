@@ -8,7 +8,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import Revision
 from millstream.client import Options
 from millstream.client._conversation import Conversation
-from millstream.client._requests import Ask
+from millstream.client._requests import RawRequest
 from patience import WAIT
 
 ASKS_BACK: dict[str, Any] = {
@@ -73,7 +73,9 @@ async def test_questions_and_notifications_name_their_request() -> None:
         try:
             await talk.start()
             ids = [next(talk.requests.ids) for _ in range(2)]
-            calls = [talk.requests.ask(Ask(method="tools/call", params=b'{"name":"x"}', id=each)) for each in ids]
+            calls = [
+                talk.requests.ask(RawRequest(method="tools/call", params=b'{"name":"x"}', id=each)) for each in ids
+            ]
             async with asyncio.timeout(WAIT):
                 await asyncio.gather(*calls)
         finally:
@@ -99,7 +101,7 @@ async def test_rounds_can_be_handled_by_the_caller() -> None:
         try:
             await talk.start()
             meta = b'"example.com/a":1'
-            ask = Ask(method="tools/call", params=b'{"name":"x"}', rounds=False, meta=meta)
+            ask = RawRequest(method="tools/call", params=b'{"name":"x"}', rounds=False, meta=meta)
             assert json.loads(await talk.requests.ask(ask)) == ASKS_BACK
         finally:
             await talk.close()

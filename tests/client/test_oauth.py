@@ -37,7 +37,7 @@ from millstream.client._oauth.endpoints import (
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.flow import Loopback, OAuth, answer_of, code_of
+from millstream.client._oauth.flow import Loopback, OAuth, code_of, parse_redirect
 from patience import WAIT
 
 ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
@@ -85,7 +85,7 @@ def test_malformed_oauth_responses_are_refused(answer: dict[str, str], words: st
 def test_duplicate_parameters_are_refused() -> None:
     """RFC 6749 §3.1"""
     with pytest.raises(AccessDenied, match="twice"):
-        answer_of("/callback?code=a&code=b")
+        parse_redirect("/callback?code=a&code=b")
 
 
 @for_each("url", ["http://as.example/token", "http://192.168.0.1/token", "http://127.0.0.1.evil.example/"])
@@ -132,7 +132,7 @@ async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("webbrowser.open", open_browser)
     try:
         async with asyncio.timeout(WAIT):
-            assert answer_of(await loopback.visit("https://as.example/authorize")) == {"code": "c", "state": "s"}
+            assert parse_redirect(await loopback.visit("https://as.example/authorize")) == {"code": "c", "state": "s"}
     finally:
         await loopback.close()
 

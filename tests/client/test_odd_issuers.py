@@ -20,7 +20,7 @@ from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
 from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
-from millstream.client._oauth.flow import Loopback, answer_of, default_store
+from millstream.client._oauth.flow import Loopback, default_store, parse_redirect
 from patience import WAIT
 
 GOOD = {"access_token": "good", "token_type": "Bearer"}
@@ -195,7 +195,7 @@ async def test_login_prints_the_url_if_no_browser_opens(
 
 def test_malformed_browser_callbacks_are_ignored() -> None:
     with pytest.raises(AccessDenied, match="an invalid URL"):
-        answer_of("http://[bad")
+        parse_redirect("http://[bad")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", "[" * 100_000, '{"tokens":{"x":5}}'])

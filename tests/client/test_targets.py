@@ -11,12 +11,12 @@ from millstream import Server
 from millstream._http.client.url import parse
 from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
-from millstream.client._targets import Place, Remote, find
+from millstream.client._targets import Place, Remote, find_server
 from millstream.client._transports.stdio import Command
 
 
 def place(target: Any) -> Place:
-    return find(target, env={}, cwd=None)
+    return find_server(target, env={}, cwd=None)
 
 
 @for_each(

@@ -15,7 +15,9 @@ from millstream import (
     auth,
     client,
     extensions,
+    files,
     gateway,
+    http,
     hub,
     middleware,
     parts,
@@ -23,7 +25,8 @@ from millstream import (
     stores,
     testing,
 )
-from millstream.auth import providers
+from millstream.auth import pages, providers
+from millstream.client import lowlevel, oauth
 from millstream.compat import fastmcp
 from millstream.extensions import apps, cards, events, http_post, skills, tasks
 
@@ -36,7 +39,22 @@ EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 def public() -> dict[str, Any]:
     """Yield public names, and the methods of a server and a context."""
     names: dict[str, Any] = {}
-    for module in (millstream, agent, auth, client, hub, middleware, parts, protocol, testing):
+    for module in (
+        millstream,
+        agent,
+        auth,
+        client,
+        files,
+        http,
+        hub,
+        lowlevel,
+        middleware,
+        oauth,
+        pages,
+        parts,
+        protocol,
+        testing,
+    ):
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
     for holder in (Context, SyncContext, Server):
         for name, member in inspect.getmembers(holder):
@@ -74,8 +92,8 @@ def test_exceptions_of_the_example_rule_exist() -> None:
 
 
 DESCRIBED = (
-    millstream, agent, apps, auth, cards, client, events, extensions, gateway, http_post, hub, middleware, parts,
-    protocol, providers, skills, stores, tasks, testing, fastmcp,
+    millstream, agent, apps, auth, cards, client, events, extensions, files, gateway, http, http_post, hub, lowlevel,
+    middleware, oauth, pages, parts, protocol, providers, skills, stores, tasks, testing, fastmcp,
 )  # fmt: skip
 """Modules whose parameters are described."""
 ENTRY = re.compile(r"^ *(\*{0,2}\w+(?:, \*{0,2}\w+)*): [^\s]", re.MULTILINE)

@@ -20,7 +20,7 @@ from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.message import parse_accept, peer_network, query_values
-from millstream._limits.limiters import CalendarQuota, Rate
+from millstream._limits import CalendarQuota, Rate
 from millstream._protocol import jsonrpc, seal, sse
 from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
 from millstream._protocol.errors import LocalError, ProtocolError
@@ -36,7 +36,7 @@ from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.endpoints import read_challenges
-from millstream.client._oauth.flow import answer_of
+from millstream.client._oauth.flow import parse_redirect
 from millstream.client._transports import EventReader
 from wire import FakeTransport
 
@@ -177,7 +177,7 @@ def headers() -> Target:
         with suppress(ClientError, ValueError):
             parse_url(text)
         with suppress(ClientError, ValueError):
-            answer_of(f"/callback?{text}")
+            parse_redirect(f"/callback?{text}")
 
     return read
 

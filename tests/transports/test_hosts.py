@@ -176,6 +176,12 @@ def test_invalid_origin_settings_raise() -> None:
         HostPolicy(allowed_origins=["app.example.com"])
 
 
+@for_each("entry", ["https://a.example", "a.example/", "*a.example", "a.example:*", "größe.example"])
+def test_host_settings_that_never_match_raise(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed_hosts: .* isn't a host name"):
+        HostPolicy([entry])
+
+
 def test_empty_entries_are_ignored() -> None:
     nobody = HostPolicy([""], [""], loopback_bind=False)
     assert host(b"evil.com", nobody) == 421

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from msgspec import Struct
 
-from millstream import _jsonc as jsonc
 from millstream._app.server_process import CommandError
 from millstream._cli.applications import (
     APPLICATIONS,
@@ -36,10 +35,11 @@ from millstream._cli.errors import tell
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
-from millstream._files import PRIVATE, write_private
-from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.errors import closest_name
 from millstream._protocol.json_schema import value_at
+from millstream.files import PRIVATE, write_private
+from millstream.gateway import _jsonc as jsonc
+from millstream.gateway._jsonc import JsonSyntaxError
 
 _ABSENT = "-absent"
 """Suffix of a backup if the file didn't exist."""

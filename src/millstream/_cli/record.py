@@ -42,7 +42,7 @@ from millstream._version import __version__
 from millstream.client._endpoint import Auth, Endpoint, problem_detail
 from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
 from millstream.client._negotiation import ToolHeaders
-from millstream.client._targets import Remote, find
+from millstream.client._targets import Remote, find_server
 from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
 
@@ -76,7 +76,7 @@ def record(
         raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
 
     async def work() -> int:
-        place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
+        place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)
         if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
             raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
         writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))

@@ -19,7 +19,7 @@ from millstream._app.server_process.over_http import is_supervisor, serve_with_p
 from millstream._app.server_process.slot import claim
 from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
-from millstream._files import EnvFileError, read_env_file
+from millstream.files import EnvFileError, read_env_file
 
 
 def serve_http(  # noqa: PLR0913  the options of commands

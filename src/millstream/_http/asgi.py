@@ -477,7 +477,7 @@ _LINE_BREAKS = (b"\r", b"\n", b"\0")
 
 
 class HostedApplication:
-    """A handler that runs an ASGI application."""
+    """A handler that runs an ASGI application: ``Route({"GET": HostedApplication(app).serve})``."""
 
     def __init__(
         self,
@@ -499,6 +499,9 @@ class HostedApplication:
 
     async def serve(self, request: HttpRequest) -> Response | Sink | None:
         """Respond to one request.
+
+        Args:
+            request: The request.
 
         Raises:
             BrokenReply: The application failed while it was sending its reply.

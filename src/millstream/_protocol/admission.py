@@ -165,7 +165,11 @@ def method_not_found(method: str, revision: Revision) -> ProtocolError:
 
 
 def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
-    """Check that a client declared the capabilities that a method needs.
+    """Check that a client has declared capabilities: ``require_capabilities(client.capabilities, {"roots": {}})``.
+
+    Args:
+        capabilities: Capabilities of the client.
+        needed: Capabilities that a method or a tool needs.
 
     Raises:
         ProtocolError: MISSING_CLIENT_CAPABILITY with `data.requiredCapabilities`.
@@ -225,7 +229,12 @@ def _read_member(message: Envelope, member: str | None) -> str:
 
 
 def target_name(method: str, params: bytes) -> str:
-    """Return the name or URI that a request is about, or an empty string if the parameters have none."""
+    """Return the name or URI that a request is about: ``target_name("tools/call", b'{"name":"add"}')``.
+
+    Args:
+        method: Method of the request.
+        params: Its params as JSON. If they have no name, the result is empty.
+    """
     try:
         return _read_name(Envelope(None, method, params or b"{}"))
     except ProtocolError:

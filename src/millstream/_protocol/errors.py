@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
@@ -212,6 +213,23 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
     return AttributeError(text, name=name)  # without `obj`, Python adds no suggestion of its own
 
 
+def missing_name(module: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> Exception:
+    """Return the error for `__getattr__` of a module. An AttributeError would lose its text in ``from … import``.
+
+    Args:
+        module: The module without the name.
+        name: The name.
+        names: The module's public names.
+        elsewhere: Name that users try here -> a sentence with the alternative.
+    """
+    hint = elsewhere.get(name, "")
+    if name[0] != "_" and not hint and (near := closest_name(name, names)):
+        hint = f"Did you mean {near}?"
+    if not hint or find_spec(f"{module}.{name}"):  # Python looks for attributes before it imports a submodule
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return ImportError(f"{module} has no {name}. {hint}")
+
+
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
     """Check that all given names are known.
 
@@ -232,8 +250,12 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
 def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
     """Return a wrapper of a function or class whose errors about unknown keywords suggest the closest one.
 
-    The wrapper adds a call, so use it only for functions that are rarely called. A class can have `_ELSEWHERE`: keyword
-    that users try -> a sentence with the alternative.
+    The wrapper adds a call, so use it only for functions that are rarely called. A class can have `_ELSEWHERE` instead
+    of the argument.
+
+    Args:
+        function: The function or class: ``@suggest_keywords``.
+        elsewhere: Keyword that users try -> a sentence with the alternative.
     """
     if isinstance(function, type):
         elsewhere = getattr(function, "_ELSEWHERE", None)

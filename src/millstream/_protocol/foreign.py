@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct
 from msgspec.structs import fields, replace
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
-from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object, members
+from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, encode, exceeds_limits, read
 
 T = TypeVar("T", bound=Struct)
@@ -183,22 +183,22 @@ def _repair_keyword(key: str, value: Any) -> Any:
         return value
     if key in MAPS and is_object(value):
         return {name: members(repair_schema(each)) for name, each in value.items()}
-    if key in LISTS or (key == "items" and is_array(value)):
+    if key in SUBSCHEMA_LISTS or (key == "items" and is_array(value)):
         value = [made for each in value if (made := repair_schema(each)) is not None] if is_array(value) else None
-    elif key in SINGLE and not isinstance(value, bool):
+    elif key in SUBSCHEMAS and not isinstance(value, bool):
         value = repair_schema(value)
     elif key == "type" and is_array(value):
         value = [each for each in value if isinstance(each, str)] or None
     elif key == "required" and is_array(value):
         value = [each for each in value if isinstance(each, str)]
-    elif not isinstance(value, EXPECTED.get(key, object)) or (isinstance(value, bool) and key in EXPECTED):
+    elif not isinstance(value, KEYWORD_TYPES.get(key, object)) or (isinstance(value, bool) and key in KEYWORD_TYPES):
         value = None
     return UNSET if value is None else value
 
 
 _DATA = frozenset({"const", "default"})
 """Keywords whose value can be anything."""
-EXPECTED: dict[str, Any] = {
+KEYWORD_TYPES: dict[str, Any] = {
     **dict.fromkeys(MAPS, dict),
     **dict.fromkeys(("enum", "examples", "required"), list),
     **dict.fromkeys(("$dynamicRef", "$ref", "description", "format", "pattern", "title", "type"), str),
@@ -206,3 +206,29 @@ EXPECTED: dict[str, Any] = {
     **dict.fromkeys(("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"), (int, float)),
 }
 """Keyword -> type of its value."""
+_VALUE_TYPES: dict[str, Any] = {
+    **KEYWORD_TYPES,
+    **dict.fromkeys(SUBSCHEMAS, dict | bool),
+    **dict.fromkeys(SUBSCHEMA_LISTS, list),
+    **dict.fromkeys(("minProperties", "maxProperties"), int),
+    "contentEncoding": str,
+}
+_TYPES = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
+
+
+def fits_keyword(keyword: str, value: Any) -> bool:
+    """Return whether a keyword of a schema can have a value: ``fits_keyword("type", "text")`` is False.
+
+    Clients refuse schemas with other values. Keywords that JSON Schema doesn't define fit any value.
+
+    Args:
+        keyword: The keyword.
+        value: Its value. Subschemas in it aren't checked.
+    """
+    if keyword == "required":
+        return is_array(value) and all(isinstance(each, str) for each in value)
+    if keyword == "type":
+        return all(isinstance(each, str) and each in _TYPES for each in (value if is_array(value) else [value]))
+    if keyword not in _VALUE_TYPES:
+        return True
+    return keyword in SUBSCHEMAS if isinstance(value, bool) else isinstance(value, _VALUE_TYPES[keyword])

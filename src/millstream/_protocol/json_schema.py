@@ -28,11 +28,11 @@ _MAX_INDEX_DIGITS = 10
 
 REF = "#/$defs/"
 # Keywords that hold schemas (2020-12 core §10 and §11). All other keywords hold data.
-SINGLE = frozenset(
+SUBSCHEMAS = frozenset(
     ("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
      "unevaluatedItems", "unevaluatedProperties")
 )  # fmt: skip
-LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+SUBSCHEMA_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 LOOSE = frozenset(("date-time", "time", "duration"))
 """Formats that Python's text doesn't always follow: a time can lack an offset, and a duration can be negative or have a
@@ -282,9 +282,9 @@ def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], 
         ValueError: A keyword has a value of the wrong type.
     """
     for keyword, value in node.items():
-        if keyword in SINGLE:
+        if keyword in SUBSCHEMAS:
             yield (keyword,), value
-        elif keyword in LISTS:
+        elif keyword in SUBSCHEMA_LISTS:
             if not is_array(value):
                 raise ValueError(f"{keyword}: must be an array of schemas")
             yield from (((keyword, index), child) for index, child in enumerate(value))
@@ -294,9 +294,17 @@ def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], 
             yield from (((keyword, name), child) for name, child in value.items())
 
 
-def rebuild(node: Schema, change: Callable[[Any], Any]) -> Schema:
-    """Return a copy of a schema in which `change` has replaced each direct subschema."""
-    made = {key: value.copy() if key in LISTS or key in MAPS else value for key, value in node.items()}
+def map_subschemas(node: Schema, change: Callable[[Any], Any]) -> Schema:
+    """Return a copy of a schema in which `change` has replaced each direct subschema: ``map_subschemas(node, strip)``.
+
+    Args:
+        node: A schema object.
+        change: Function that returns the replacement of a subschema.
+
+    Raises:
+        ValueError: A keyword has a value of the wrong type.
+    """
+    made = {key: value.copy() if key in SUBSCHEMA_LISTS or key in MAPS else value for key, value in node.items()}
     for (keyword, *at), child in children(node):
         if at:
             made[keyword][at[0]] = change(child)
@@ -309,7 +317,7 @@ def drop_formats(node: Any, formats: Collection[str]) -> Any:
     """Return a copy of a schema without the given formats, at any depth."""
     if not is_object(node):
         return node
-    made = rebuild(node, lambda child: drop_formats(child, formats))
+    made = map_subschemas(node, lambda child: drop_formats(child, formats))
     if made.get("format") in formats:
         del made["format"]
     return made
@@ -319,7 +327,7 @@ def rebase_references(node: Any, place: str) -> Any:
     """Return a schema to embed in another document at `place`, with references to its root pointing there."""
     if not is_object(node) or "$id" in node:
         return node  # References inside a subschema with an `$id` are relative to it.
-    made = rebuild(node, lambda child: rebase_references(child, place))
+    made = map_subschemas(node, lambda child: rebase_references(child, place))
     for keyword in ("$ref", "$dynamicRef"):
         reference = made.get(keyword, "")
         if reference == "#" or reference.startswith("#/"):
@@ -378,7 +386,7 @@ class _Inliner:
         return self.names[id(target)]
 
     def members(self, node: Schema, scope: Schema) -> Schema:
-        result = rebuild(node, lambda child: self.expand(child, scope))
+        result = map_subschemas(node, lambda child: self.expand(child, scope))
         if "enum" in result and "type" not in result:
             values: list[Any] = result["enum"]
             kinds = {JSON_TYPES.get(type(value)) for value in values}

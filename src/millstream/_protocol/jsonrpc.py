@@ -207,7 +207,12 @@ def _unreadable(why: object) -> ProtocolError:
 
 
 def check_text(body: bytes) -> None:
-    """Refuse text that later decoding wouldn't: bad UTF-8 in skipped members, deep nesting, and too many containers.
+    """Refuse JSON that a decoder accepts, but that isn't safe to process: ``check_text(body)`` before decoding.
+
+    That is bad UTF-8 in skipped members, deep nesting, and too many containers.
+
+    Args:
+        body: The JSON text.
 
     Raises:
         ProtocolError: PARSE_ERROR.

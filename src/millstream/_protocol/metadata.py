@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, members, value_at
+from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, members, value_at
 from millstream._protocol.jsonrpc import MAX_ID, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
@@ -230,7 +230,7 @@ _INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
 
 # Keywords that hold subschemas in JSON Schema 2020-12 and earlier drafts.
 _SCHEMAS_BY_NAME = (*sorted(MAPS), "dependencies")
-_SCHEMAS = (*sorted(LISTS | SINGLE), "additionalItems")
+_SCHEMAS = (*sorted(SUBSCHEMA_LISTS | SUBSCHEMAS), "additionalItems")
 
 
 class ParamHeader(Struct, frozen=True, gc=False):
@@ -312,6 +312,23 @@ def encode_value(value: str) -> str:
     """Return the header text for `value`: unchanged if HTTP preserves it, otherwise in the Base64 sentinel."""
     plain = _PLAIN.fullmatch(value) and value == value.strip(" \t") and not _is_sentinel(value)
     return value if plain else f"{_OPEN}{b64encode(value.encode()).decode()}{_CLOSE}"
+
+
+def param_headers(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the headers of a tool call that repeat its arguments: ``param_headers(found, {"region": "eu"})``.
+
+    Args:
+        known: The tool's annotated parameters, see `find_annotations`.
+        arguments: Arguments of the call.
+    """
+    headers: dict[str, str] = {}
+    for param in known:
+        value = value_at(arguments, param.path)
+        if isinstance(value, bool | int):
+            value = str(value).lower()
+        if isinstance(value, str):
+            headers[param.header.decode().title()] = encode_value(value)
+    return headers
 
 
 def decode_value(raw: bytes, header: str = "Header value") -> str:

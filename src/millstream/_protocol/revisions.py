@@ -23,9 +23,10 @@ from millstream._protocol.errors import (
     RESOURCE_NOT_FOUND,
     SERVER_ERROR,
     ProtocolError,
+    ToolError,
 )
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.json_schema import wrap_output
+from millstream._protocol.json_schema import Schema, wrap_output
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import CallToolResult, GetPromptResult
 
@@ -288,11 +289,13 @@ _decode_result = foreign_decoder(CallToolResult)
 _decode_messages = foreign_decoder(GetPromptResult)
 
 
-def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
-    """Return the members of a tool result for an older revision, which may have no structured content, or only objects.
+def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
+    """Return a tool result for an older revision: ``project_tool_result(b'"content":[…]', revision)``.
+
+    Older revisions have no structured content, or only objects.
 
     Args:
-        members: The members for the newest revision.
+        members: Members of the result for the newest revision, as JSON without braces.
         revision: The client's revision.
         wraps: Whether the tool's output schema is wrapped, so that objects are wrapped, too.
     """
@@ -307,8 +310,13 @@ def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> b
     return b",".join(parts)
 
 
-def prompt_messages(members: bytes, revision: Revision) -> bytes:
-    """Return the members of a prompt result for an older revision."""
+def project_prompt(members: bytes, revision: Revision) -> bytes:
+    """Return the messages of a prompt for an older revision: ``project_prompt(b'"messages":[…]', revision)``.
+
+    Args:
+        members: Members of the result for the newest revision, as JSON without braces.
+        revision: The client's revision.
+    """
     messages = [
         Message(message.role, block(cast("Content", message.content), revision))
         if isinstance(message.content, BLOCKS)
@@ -316,3 +324,51 @@ def prompt_messages(members: bytes, revision: Revision) -> bytes:
         for message in _decode_messages(b"{%b}" % members).messages
     ]
     return b'"messages":%b' % encode(messages)
+
+
+def project_form(schema: Schema, revision: Revision) -> Schema:
+    """Return the form of a question to the user for a revision: ``project_form(params["requestedSchema"], revision)``.
+
+    Older revisions have neither titled choices nor multi-selection. These become ``enum`` with ``enumNames``, and one
+    choice instead of several. Only booleans have defaults there.
+
+    Args:
+        schema: A flat form of the newest revision.
+        revision: The client's revision.
+    """
+    if revision.rich_forms:
+        return schema
+    properties: Schema = {}
+    for name, node in schema.get("properties", {}).items():
+        field: Schema = dict(node)
+        if field.get("type") == "array":
+            texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
+            field = {"type": "string", **texts, **field.get("items", {})}
+        choices: list[Schema] = field.get("oneOf") or field.get("anyOf") or []
+        if choices and all("const" in choice for choice in choices):  # others of a handwritten form stay unchanged
+            field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
+            field["enum"] = [choice["const"] for choice in choices]
+            field["enumNames"] = [choice.get("title", choice["const"]) for choice in choices]
+        if field.get("type") != "boolean":
+            field.pop("default", None)
+        properties[name] = field
+    return {**schema, "properties": properties}
+
+
+def project_conversation(messages: Sequence[Message], revision: Revision) -> list[Message]:
+    """Return the messages of a sampling request for a revision: ``project_conversation(messages, revision)``.
+
+    A message with several blocks can become several messages with the same role.
+
+    Args:
+        messages: Messages for the newest revision.
+        revision: The client's revision.
+
+    Raises:
+        ToolError: The revision doesn't support a block.
+    """
+    if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
+        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} doesn't have.")
+    if revision.sampling_tools:
+        return list(messages)
+    return [each for message in messages for each in message.one_by_one()]

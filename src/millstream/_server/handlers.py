@@ -77,7 +77,11 @@ def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
-    """Store the answers and state of earlier rounds, in the era that has them. The call must already have its name.
+    """Store the answers and state of a call's earlier rounds: ``take_rounds(call, decode(call.params))``.
+
+    Args:
+        call: The call, which must already have its name.
+        params: Its params. Revisions with a handshake have no rounds.
 
     Raises:
         ProtocolError: INVALID_PARAMS, including for a state that is invalid or belongs to another call.
@@ -94,7 +98,12 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
 
 
 def sees(call: Call, item: Any) -> bool:
-    """Return whether the caller sees a registered item. A hidden item looks like a missing one."""
+    """Return whether a caller sees an item: ``sees(call, tool)``. A hidden item looks like a missing one.
+
+    Args:
+        call: Any call of the caller.
+        item: The tool, prompt, resource, or template.
+    """
     return item.visible is None or bool(item.visible(call.principal))
 
 

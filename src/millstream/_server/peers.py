@@ -133,31 +133,15 @@ class StatsReply(PeerMessage, frozen=True, tag="tell"):
     answer: bytes
 
 
-class WakeCall(PeerMessage, frozen=True, tag="wake"):
-    """A client's answers to the questions of a forwarded call, which waits on the receiver."""
+class PartMessage(PeerMessage, frozen=True, tag="part"):
+    """A message of a part: ``await host.services.peers.send(worker, PartMessage("shop", body))``.
 
-    number: int
-    """The sender's number for the call, used by `CallNews`."""
-    id: str
-    round: int
-    binding: bytes
-    responses: bytes
-    """JSON: answers by the keys of their questions."""
+    Receive it with ``peers.on(PartMessage, receive)``, on every worker. Ignore other parts' messages.
+    """
 
-
-class LeaveCall(PeerMessage, frozen=True, tag="leave"):
-    """The client that resumed a call canceled it."""
-
-    number: int
-
-
-class CallNews(PeerMessage, frozen=True, tag="news"):
-    """A message about a resumed call, for the worker with its client's request."""
-
-    number: int
+    part: str
+    """Name of the part."""
     body: bytes
-    more: bool = False
-    """Whether the next message has the rest of the body."""
 
 
 Message = (
@@ -177,9 +161,7 @@ Message = (
     | WorkerGreeting
     | StatsRequest
     | StatsReply
-    | WakeCall
-    | LeaveCall
-    | CallNews
+    | PartMessage
 )
 
 

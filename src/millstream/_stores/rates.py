@@ -58,7 +58,13 @@ def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[st
 
 @lru_cache(maxsize=4096)
 def share_for(owner: str) -> str:
-    """Return the share of an owner for keys, as a hash, so the store never sees addresses or principals."""
+    """Return the share of an owner for keys, as a hash: ``f"task:{share_for(call.owner)}.{id}"``. See `owner_for`.
+
+    The store therefore sees neither addresses nor principals.
+
+    Args:
+        owner: The owner, such as `Call.owner`.
+    """
     return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.message import HttpRequest, Response
+from millstream.parts import HttpRequest, Response
 
 _FOLDER = resources.files("millstream._web")
 _TITLES = {

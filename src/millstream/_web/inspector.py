@@ -5,23 +5,28 @@ import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from millstream._http.client.connection import HttpReply, lines
-from millstream._http.client.pool import ConnectionPool
-from millstream._http.client.url import Url, parse
-from millstream._http.message import HttpRequest, Response, Sink, header_lines, plain_problem, refusal
-from millstream._server.calls.services import Services, expiry_of, principal_id
+from millstream._http.message import Sink, plain_problem
+from millstream._server.calls.services import expiry_of, principal_id
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import reply
-from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._authorization_server.tickets import Vault, new_state
 from millstream.auth._jose import InvalidToken, read_payload
-from millstream.auth._pages import continue_page, cookie_of, is_own, quote_foreign, turned_back
+from millstream.auth.pages import (
+    Vault,
+    browser_cookie,
+    continue_page,
+    get_cookie,
+    is_same_origin,
+    new_state,
+    not_signed_in_page,
+    quote_foreign,
+)
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -32,7 +37,9 @@ from millstream.client import (
     TargetError,
     Tokens,
 )
-from millstream.client._oauth.flow import PendingAuthorization, answer_of
+from millstream.client.oauth import PendingAuthorization, parse_redirect
+from millstream.http import ConnectionPool, HttpReply, Url, parse_url
+from millstream.parts import HttpRequest, Response, Services, header_lines, refusal
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -99,7 +106,7 @@ class SignIns:
 
     async def begin(self, request: HttpRequest, url: Url) -> Response:
         """Begin a sign-in, and return the authorization URL: ``{"url": …}``."""
-        if not is_own(request):
+        if not is_same_origin(request):
             return _NOT_OWN_PAGE
         try:
             body = msgspec.json.decode(request.body[:_MAX_FORM], type=SignInRequest)
@@ -126,7 +133,7 @@ class SignIns:
     async def handle_callback(self, request: HttpRequest) -> Response:
         """Handle `GET /inspect/callback`. Each state is valid once, in the browser that began the sign-in."""
         try:
-            answer = answer_of("?" + request.query.decode("latin-1"))
+            answer = parse_redirect("?" + request.query.decode("latin-1"))
         except ClientError as exc:
             return _turned_back(request, f"{exc} Sign in again.", 400)
         pending = await self._take_pending(request, answer.get("state", "")) if request.method == "GET" else None
@@ -137,7 +144,7 @@ class SignIns:
         state.client, state.issuer = pending.client, issuer if pending.client.client_id else ""
         try:
             async with asyncio.timeout(_TIMEOUT):
-                await _client(request, state).exchange_code(parse(pending.url), pending.authorization, answer)
+                await _client(request, state).exchange_code(parse_url(pending.url), pending.authorization, answer)
         except TimeoutError:
             return _turned_back(request, f"{quote_foreign(issuer)} took too long. Sign in again.", 504)
         except ClientError as exc:
@@ -149,9 +156,9 @@ class SignIns:
 
     async def sign_out(self, request: HttpRequest, url: Url) -> Response:
         """Delete the tokens for a server. ``{"revoked": …}`` is whether their issuer has revoked them, too."""
-        if not is_own(request):
+        if not is_same_origin(request):
             return _NOT_OWN_PAGE
-        key = _key(request, cookie_of(request, _COOKIE), url)
+        key = _key(request, get_cookie(request, _COOKIE), url)
         state = await self._load(key)
         await self._vault.kv.delete(_state_key(key))
         revoked = state is not None and await _revoke(request, state, url)
@@ -184,7 +191,7 @@ class SignIns:
 
     async def _refresh(self, request: HttpRequest, url: Url, old: Tokens) -> Tokens | None:
         """Return renewed tokens. Many refresh tokens are valid only once, so one worker at a time uses them."""
-        key = _key(request, cookie_of(request, _COOKIE), url)
+        key = _key(request, get_cookie(request, _COOKIE), url)
         async with self._lock(key):
             sealed = await self._vault.kv.get(_state_key(key))
             state = self._open(key, sealed)
@@ -210,8 +217,8 @@ class SignIns:
 
     async def _own_tokens(self, request: HttpRequest, url: Url) -> Tokens | None:
         """Return the tokens for a request from our own page. Browsers send cookies with other pages' requests, too."""
-        browser = cookie_of(request, _COOKIE)
-        state = await self._load(_key(request, browser, url)) if browser and is_own(request) else None
+        browser = get_cookie(request, _COOKIE)
+        state = await self._load(_key(request, browser, url)) if browser and is_same_origin(request) else None
         return None if state is None else state.credentials.tokens.get(str(url))
 
     async def _load(self, key: str) -> SignInState | None:
@@ -231,7 +238,7 @@ class SignIns:
         pending = await self._vault.take_pending(_PENDING, state, PendingSignIn)
         if pending is None:
             return None
-        key = _key(request, cookie_of(request, _COOKIE), parse(pending.url), pending.owner)
+        key = _key(request, get_cookie(request, _COOKIE), parse_url(pending.url), pending.owner)
         return pending if hmac.compare_digest(key, pending.key) else None
 
 
@@ -266,19 +273,14 @@ def _base(request: HttpRequest) -> str:
 
 def _browser(request: HttpRequest) -> tuple[str, bytes]:
     """Return the id of this browser, and the header line that stores it."""
-    name = cookie_of(request, _COOKIE)
-    name = name if len(name) == 43 else new_secret()
-    # Lax, because the callback is a navigation from another site. `is_own` protects all other requests.
-    secure = "; Secure" if request.scheme == "https" else ""
-    path = f"{request.root_path}/inspect"
-    line = f"set-cookie: {_COOKIE}={name}; Path={path}; Max-Age={_SESSION_TTL:.0f}; HttpOnly; SameSite=Lax{secure}\r\n"
-    return name, line.encode("latin-1")
+    path, secure = f"{request.root_path}/inspect", request.scheme == "https"
+    return browser_cookie(request, _COOKIE, _SESSION_TTL, path=path, secure=secure)
 
 
 def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None) -> str:
     """Return the key of the state for this browser, operator, page, and server."""
     owner = principal_id(request.principal) if owner is None else owner
-    return digest("\n".join((browser, owner, _base(request), str(url))))
+    return sha256("\n".join((browser, owner, _base(request), str(url))).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _state_key(key: str) -> str:
@@ -307,7 +309,7 @@ def _refusal_text(request: HttpRequest, exc: ClientError) -> str:
 
 
 def _turned_back(request: HttpRequest, text: str, status: int) -> Response:
-    return turned_back(request, "/inspect", text, status)
+    return not_signed_in_page(request, "/inspect", text, status)
 
 
 PREFIX = "/inspect/via/"
@@ -435,7 +437,7 @@ class Inspector:
 
 def _parse_url(text: str) -> Url:
     try:
-        url = parse(text)
+        url = parse_url(text)
     except TargetError as exc:
         raise ValueError(str(exc)) from exc
     if url.scheme not in ("http", "https"):
@@ -452,10 +454,11 @@ def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
     }
     if authorization:
         headers["authorization"] = authorization
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     # A body without a length would be read as another request (request smuggling).
     body = request.body if request.method == "POST" else b""
     length = f"content-length: {len(body)}\r\n" if request.method == "POST" else ""
-    head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(headers)}{length}\r\n"
+    head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines}{length}\r\n"
     return head.encode("latin-1") + body
 
 

@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millstream import Settings
-from millstream._http.message import (
-    JSON_HEAD,
-    STREAM_HEAD,
-    Handler,
-    HttpRequest,
-    Response,
-    Sink,
-    last_event_id,
-    plain_problem,
-    query_value,
-)
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, Sink, last_event_id, plain_problem
 from millstream._override import override
 from millstream._protocol import sse
 from millstream._server.calls.services import expiry_of
@@ -27,6 +17,7 @@ from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
+from millstream.parts import Handler, HttpRequest, Response, query_value
 from millstream.protocol import encode
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from importlib.resources.abc import Traversable
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, HttpRequest, Response, query_values, refusal
-from millstream._parts import WATCH, Route, RouteRegistry
+from millstream._http.message import query_values
+from millstream._parts import WATCH, RouteRegistry
+from millstream.parts import Handler, HttpRequest, Response, Route, refusal
 
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
 

@@ -18,11 +18,9 @@ import msgspec
 from msgspec import Struct
 
 from millstream import Principal, ProtocolError
-from millstream._http.message import HttpRequest, Response
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
 from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
-from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
 from millstream._web.live import reply
@@ -42,6 +40,7 @@ from millstream.agent import (
 )
 from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
+from millstream.parts import HttpRequest, Response, Tasks
 from millstream.protocol import encode
 
 if TYPE_CHECKING:

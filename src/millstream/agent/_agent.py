@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 from msgspec import Struct
 
 from millstream import ProtocolError, SampleResult, Text
-from millstream._protocol.errors import suggest_keywords
 from millstream.agent._configuration import (
     Approval,
     Approve,
@@ -57,7 +56,7 @@ from millstream.agent._events import (
 from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
 from millstream.client import Client, ElicitAnswer, Question, Roots
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, suggest_keywords
 
 _REJECTED = -1
 """Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""

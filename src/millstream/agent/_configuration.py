@@ -26,10 +26,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct, field
 
-from millstream._files import EnvFileError, read_env_file
 from millstream.agent._events import ConfigurationError
 from millstream.agent._model import LanguageModel, provider_of
 from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
+from millstream.files import EnvFileError, read_env_file
 
 
 class Approval(Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import SuggestionMeta
+from millstream.protocol import SuggestionMeta
 
 
 class AgentError(Exception):

@@ -1,6 +1,7 @@
 """Authentication methods: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none.
+Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none. For a
+credential of your own, write an `AuthMethod`.
 """
 
 from importlib import import_module
@@ -12,10 +13,14 @@ if TYPE_CHECKING:
     from millstream.auth._authorization_server.upstreams import github, google, login_provider
     from millstream.auth._authorization_server.users import users
     from millstream.auth._key_file import keys
+    from millstream.auth._method import AuthMethod, Identity, Unavailable
     from millstream.auth._oidc import oidc
     from millstream.auth._tokens import introspection, jwt
 
 _HOMES = {
+    "AuthMethod": "_method",
+    "Identity": "_method",
+    "Unavailable": "_method",
     "client": "_authorization_server.config",
     "github": "_authorization_server.upstreams",
     "google": "_authorization_server.upstreams",
@@ -30,7 +35,29 @@ _HOMES = {
 }
 """Public name -> module, imported on first use."""
 
+_SIGN_IN = "Write auth.login_provider, or auth.google or auth.github."
+_ELSEWHERE = {
+    "AuthSettings": "Write Server(auth=auth.oidc(…)).",
+    "BearerAuth": "A client takes headers={'Authorization': 'Bearer KEY'}, a server auth.keys or auth.jwt.",
+    "BearerAuthProvider": "Write auth.jwt(…).",
+    "JWTVerifier": "Write auth.jwt(…).",
+    "MultiAuth": "Write a list: Server(auth=[auth.keys(…), auth.jwt(…)]).",
+    "OAuth": "Import it from millstream.client.",
+    "OAuthProvider": "Write auth.issuer(…).",
+    "OAuthProxy": _SIGN_IN,
+    "OIDCProxy": _SIGN_IN,
+    "RemoteAuthProvider": "Write auth.oidc(…).",
+    "StaticTokenVerifier": "Write auth.keys(…).",
+    "TokenVerifier": "Write auth.jwt(…) or auth.introspection(…).",
+    "api_key": "Write auth.keys(…).",
+    "bearer": "Write auth.keys(…) or auth.jwt(…). For upstreams, import it from millstream.gateway.",
+}
+"""Names of other packages -> what to write instead."""
+
 __all__ = [
+    "AuthMethod",
+    "Identity",
+    "Unavailable",
     "client",
     "github",
     "google",
@@ -48,7 +75,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'millstream.auth' has no attribute {name!r}")
+        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
     return getattr(import_module(f"millstream.auth.{home}"), name)
 
 

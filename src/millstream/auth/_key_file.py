@@ -17,13 +17,13 @@ from typing import ClassVar, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._files import Stamp, stamp_of, write_private
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._method import AuthMethod, Identity
+from millstream.files import Stamp, stamp_of, write_private
 
 
 def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:

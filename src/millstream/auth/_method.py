@@ -6,23 +6,22 @@ unresponsive issuer can't block every caller.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._limits.limiters import StoreLimiter
+from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
-from millstream._tasks import has_failed
 
 
 class Identity(Struct, frozen=True):
-    """The owner of a credential."""
+    """The owner of a credential: ``Identity(Principal("ada", scopes=frozenset({"read"})), 60.0)``."""
 
     principal: Principal
     seconds: float
@@ -30,15 +29,14 @@ class Identity(Struct, frozen=True):
 
 
 class Unavailable(Exception):
-    """A credential can't be verified at the moment, because a dependency doesn't respond. The caller may retry."""
+    """A credential can't be verified at the moment: ``raise Unavailable("Try again later.", "LDAP is down.")``.
+
+    Args:
+        text: Message for the caller, who may retry, without details of the network.
+        why: Message for the operator.
+    """
 
     def __init__(self, text: str, why: str = "") -> None:
-        """Create the error.
-
-        Args:
-            text: Message for the caller, without details of the network.
-            why: Message for the operator.
-        """
         super().__init__(text)
         self.why: str = why or text
 
@@ -86,7 +84,7 @@ KnownScopes = Callable[[], Collection[str]]
 
 
 class AuthMethod:
-    """One kind of credential. Subclasses override at least `identify` and `holds`."""
+    """One kind of credential: ``Server("shop", auth=BadgeReader())``. Subclasses override `identify` and `holds`."""
 
     resource: str = ""
     """Audience of the tokens; empty for credentials without one."""
@@ -100,13 +98,20 @@ class AuthMethod:
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a credential, or None if it isn't valid here.
 
+        Args:
+            credential: What the caller sent, such as the token of a `Bearer` header.
+
         Raises:
             Unavailable: The credential can't be verified at the moment.
         """
         raise NotImplementedError
 
     def holds(self, id: str) -> bool:
-        """Return whether a principal with this id may still have a valid credential. If not, its streams are closed."""
+        """Return whether a principal may still have a valid credential. If not, its streams are closed.
+
+        Args:
+            id: `Principal.id`.
+        """
         raise NotImplementedError
 
     def count(self) -> int:
@@ -114,11 +119,18 @@ class AuthMethod:
         return 0
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early."""
+        """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early.
+
+        Args:
+            principal: The principal.
+        """
         return ""
 
     async def is_revoked(self, revocation_id: str) -> bool:
         """Return whether a credential was revoked before its expiry.
+
+        Args:
+            revocation_id: What `revocation_id` returned.
 
         Raises:
             StoreUnavailable: The store doesn't respond.
@@ -143,10 +155,18 @@ class AuthMethod:
         return frozenset()
 
     def share(self, pool: StoreLimiter) -> None:
-        """Count attempts in `pool`, which all workers share, from now on."""
+        """Count attempts on all workers together from now on.
+
+        Args:
+            pool: The limits in the store.
+        """
 
     def tell(self, refused: Callable[[str], None]) -> None:
-        """Call `refused` with the address of every invalid credential at the method's own paths."""
+        """Call `refused` for every invalid credential at the method's own paths.
+
+        Args:
+            refused: A function of the caller's address.
+        """
 
     def close(self) -> None:
         """Release resources when the server stops."""
@@ -261,38 +281,6 @@ class KeyedSemaphore:
             yield
         finally:
             semaphore.release()
-
-
-T = TypeVar("T")
-
-
-class SingleFlight(Generic[T]):
-    """Calls in progress, by key."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[T]] = {}
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def runs(self, key: str) -> bool:
-        """Return whether a call with this key is running in this event loop."""
-        return (asyncio.get_running_loop(), key) in self._tasks
-
-    async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of `work`, started only if none is running for the key. Canceling one caller doesn't cancel
-        the work for the others.
-        """
-        loop = asyncio.get_running_loop()
-        task = self._tasks.get((loop, key))
-        if task is None:
-            task = self._tasks[loop, key] = loop.create_task(work())
-            task.add_done_callback(lambda done: self._settle(loop, key, done))
-        return await asyncio.shield(task)
-
-    def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: "asyncio.Task[T]") -> None:
-        del self._tasks[loop, key]
-        has_failed(task)  # otherwise, asyncio logs an error if no caller is left
 
 
 _MAX_ENTRIES = 4096

@@ -7,6 +7,7 @@ authorization server are relative, so its pages work below any path.
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zlib import crc32
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 
-def is_own(request: HttpRequest) -> bool:
-    """Return whether a page of this origin sent the request.
+def is_same_origin(request: HttpRequest) -> bool:
+    """Return whether a page of this origin sent the request: ``if not is_same_origin(request): …`` before a form acts.
 
     `Sec-Fetch-Site` takes precedence: a proxy may terminate TLS, so this server can't compare the scheme of `Origin`.
+
+    Args:
+        request: The request.
     """
     headers = request.headers
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -44,8 +48,12 @@ def is_own(request: HttpRequest) -> bool:
     return origin.lower().partition(b"://")[2] == host.lower() != b"" or is_own_origin(origin, host, headers)
 
 
-def not_own(request: HttpRequest) -> str:
-    """Return why a form isn't accepted, unless `is_own`, and what to do."""
+def cross_origin_text(request: HttpRequest) -> str:
+    """Return why a form isn't accepted, and what to do: ``refusal(403, cross_origin_text(request))``.
+
+    Args:
+        request: A request that isn't `is_same_origin`.
+    """
     origin, host = request.headers.get(b"origin"), request.headers.get(b"host", b"")
     text = "This request must be sent from this server's own page."
     if origin is None:
@@ -57,22 +65,57 @@ def not_own(request: HttpRequest) -> str:
     )
 
 
-def is_at(request: HttpRequest, base: str) -> bool:
-    """Return whether the browser uses the host of a callback, since cookies are bound to the host."""
+def is_at_host(request: HttpRequest, base: str) -> bool:
+    """Return whether the browser uses the host of a callback: ``is_at_host(request, "https://shop.example.com")``.
+
+    Cookies are bound to the host, so a sign-in that begins at another one can't be finished.
+
+    Args:
+        request: The request that begins the sign-in.
+        base: URL of the callback.
+    """
     return request.headers.get(b"host", b"").decode("latin-1").lower() == urlsplit(base).netloc.lower()
 
 
-def cookie_of(request: HttpRequest, name: str) -> str:
+def get_cookie(request: HttpRequest, name: str) -> str:
     """Return a cookie; empty if it's missing or repeated, because a sibling domain may have set one of them.
+
+    ``get_cookie(request, "__Host-shop")``
 
     Only spaces may surround a name (RFC 6265 §4.2.1). Accepting Python's other white space would let a sibling domain
     set a cookie that evades the rules of ``__Host-``.
+
+    Args:
+        request: The request.
+        name: Name of the cookie.
     """
     raw = b"; ".join(value for each, value in request.raw_headers if each == b"cookie").decode("latin-1")
     found = [value for key, _, value in (part.strip(" \t").partition("=") for part in raw.split(";")) if key == name]
     return found[0] if len(found) == 1 else ""
 
 
+def browser_cookie(
+    request: HttpRequest, name: str, seconds: float, *, path: str = "/", secure: bool
+) -> tuple[str, bytes]:
+    """Return a random id of the browser, and the header line that stores it: ``browser_cookie(request, "id", 60, …)``.
+
+    Only the browser that began a sign-in with this id may finish it.
+
+    Args:
+        request: The request.
+        name: Name of the cookie.
+        seconds: Lifetime of the cookie.
+        path: Path of the cookie.
+        secure: Whether browsers use https.
+    """
+    value = get_cookie(request, name)
+    value = value if len(value) == _ID_LENGTH else token_urlsafe(32)
+    # Lax, because the callback is a navigation from another site. `is_same_origin` protects all other requests.
+    flags = f"Path={path}; Max-Age={seconds:.0f}; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}"
+    return value, f"set-cookie: {name}={value}; {flags}\r\n".encode("latin-1")
+
+
+_ID_LENGTH = 43
 _PAGES = {
     "/dashboard": "dashboard",
     "/gateway": "gateway",
@@ -166,10 +209,15 @@ def stop(answer: Response, host: str, text: str) -> Response:
     return render("message.html", 400, title=title, text=text, href=url, label=f"Go back to {host}")
 
 
-def lead_on(url: str, label: str, head: bytes = b"") -> Response:
-    """Return the page that redirects to an upstream.
+def redirect_page(url: str, label: str, head: bytes = b"") -> Response:
+    """Return the page that redirects to a sign-in elsewhere: ``redirect_page(pending.url, "Continue to example.com")``.
 
     The page's policy would block a direct redirect after a form, because it applies to the form's target.
+
+    Args:
+        url: URL of the sign-in.
+        label: Text of the link.
+        head: Additional header lines.
     """
     return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
 
@@ -214,9 +262,15 @@ def sign_in(
 
 
 def continue_page(request: HttpRequest, page: str, head: bytes = b"", *, title: str = "You are signed in") -> Response:
-    """Return the page that continues to the requested page after an external login.
+    """Return the page that continues after a sign-in elsewhere: ``continue_page(request, "/shop")``.
 
     A redirect would still count as coming from the other site, and browsers would omit the cookie (`SameSite=Strict`).
+
+    Args:
+        request: Request of the callback.
+        page: Path of the page to open.
+        head: Additional header lines.
+        title: Title of the page.
     """
     href = request.root_path + page
     return render(
@@ -233,8 +287,17 @@ def continue_page(request: HttpRequest, page: str, head: bytes = b"", *, title: 
     )
 
 
-def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Response:
-    """Return the page for a user who returns from another site without a session."""
+def not_signed_in_page(request: HttpRequest, page: str, notice: str, status: int) -> Response:
+    """Return the page for a user who returns from another site without a session.
+
+    ``not_signed_in_page(request, "/shop", "Sign in again.", 403)``
+
+    Args:
+        request: Request of the callback.
+        page: Path of the page to go back to.
+        notice: What happened.
+        status: Status of the response.
+    """
     return render(
         "message.html",
         status,
@@ -249,7 +312,11 @@ def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Re
 
 
 def quote_foreign(text: str) -> str:
-    """Return text that may quote another server, printable and shortened."""
+    """Return text that may quote another server, printable and shortened: ``quote_foreign(str(error))``.
+
+    Args:
+        text: The text.
+    """
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= _MAX_QUOTED else f"{plain[:_MAX_QUOTED]}…"
 
@@ -303,7 +370,7 @@ _DEFAULTS: Mapping[str, Any] = {
 def render(
     template: str | Path, status: int, head: bytes = b"", *, target: str = "", images: str = "", **values: Any
 ) -> Response:
-    """Return a page.
+    """Return a page: ``render(Path("shop.html"), 200, images=IMAGES, books=books)``.
 
     Args:
         template: Name of a template in this package, or path of a template that extends one.

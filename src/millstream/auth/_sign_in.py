@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
 from millstream._http.message import HttpRequest, Response, peer_network, query_value, refusal
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.seal import KeyRing
@@ -28,7 +28,7 @@ from millstream._stores.base import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable, Verdict
-from millstream.auth._pages import LoginOptions, continue_page, cookie_of, is_own, not_own, sign_in
+from millstream.auth._pages import LoginOptions, continue_page, cross_origin_text, get_cookie, is_same_origin, sign_in
 
 logger = logging.getLogger("millstream")
 
@@ -113,8 +113,8 @@ class SignIn:
 
     async def take(self, request: HttpRequest) -> Response:
         """Handle `POST /sign-in`, the form."""
-        if not is_own(request):
-            return refusal(403, not_own(request))
+        if not is_same_origin(request):
+            return refusal(403, cross_origin_text(request))
         if not _is_safe(request):
             return _INSECURE
         try:
@@ -184,8 +184,8 @@ class SignIn:
         """Handle `POST /sign-out`: delete the cookie and invalidate its copies, and with `everywhere`, all cookies of
         the user.
         """
-        if not is_own(request):
-            return refusal(403, not_own(request))
+        if not is_same_origin(request):
+            return refusal(403, cross_origin_text(request))
         seal = _cookie(request)
         if seal:
             await self._end(seal, peer_network(request.peer), everywhere=b"everywhere" in request.body)
@@ -224,7 +224,7 @@ class SignIn:
             return None
         if not self._accepts_cookie(request, own):
             if own and request.method not in _READING:
-                return refusal(403, not_own(request))
+                return refusal(403, cross_origin_text(request))
             return self._guard.challenges.for_missing(request, ignored=True)
         known, verdicts = verdict_key(seal), self._guard.verdicts
         verdict = verdicts.get(known)
@@ -269,7 +269,7 @@ class SignIn:
         if (own or path in self._pages) and request.method in _READING:
             return headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
         called = own or any(path.startswith(each) if each.endswith("/") else path == each for each in _REQUEST_PATHS)
-        return called and is_own(request)
+        return called and is_same_origin(request)
 
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
         return sign_in(request, self._options, wanted if self._is_page(wanted) else "", said, status, typed=typed)
@@ -330,7 +330,7 @@ def _cookie(request: HttpRequest) -> str:
     name = _cookie_name(request)
     if name == _PLAIN and not _is_here(request):
         return ""
-    return cookie_of(request, name)
+    return get_cookie(request, name)
 
 
 def _redirect(request: HttpRequest, path: str, value: str, seconds: int, more: bytes = b"") -> Response:

@@ -43,7 +43,7 @@ from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, ServerError
 from millstream.client._negotiation import Options, ServerInfo, with_meta
 from millstream.client._questions import Elicit, Questions, Roots, Sample
-from millstream.client._requests import Ask
+from millstream.client._requests import RawRequest
 from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
@@ -88,6 +88,27 @@ _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Methods whose name or URI is also sent in a header."""
 _HANDLERS = ("on_progress", "progress_callback", "progress_handler")
 """Names of `progress` in other packages."""
+
+
+def _check_arguments(timeout: object, headers: object, roots: object, options: object) -> None:
+    """Check the types of a client's arguments.
+
+    Raises:
+        TypeError: An argument has the wrong type; the message names it.
+    """
+    texts = (
+        [each for field in headers.items() for each in field]
+        if isinstance(headers, Mapping)
+        else [0 if headers else ""]
+    )
+    for name, valid, kind in (
+        ("timeout", isinstance(timeout, int | float) and timeout > 0, "a number of seconds above 0, or math.inf"),
+        ("headers", all(isinstance(each, str) for each in texts), "a dict of strings"),
+        ("roots", not isinstance(roots, str), "a list of folders and files"),
+        ("options", isinstance(options, Options | None), "Options(…)"),
+    ):
+        if not valid:
+            raise TypeError(f"Client: {name} must be {kind}.")
 
 
 @suggest_keywords
@@ -143,6 +164,7 @@ class Client:
         options: Options | None = None,
         extensions: "Sequence[ClientExtension]" = (),
     ) -> None:
+        _check_arguments(timeout, headers, roots, options)
         questions = Questions(elicit, sample, roots)
         host: ClientHost | None = None
         if extensions:
@@ -370,7 +392,9 @@ class Client:
             ServerError: The resource doesn't exist or can't be read.
             ClientError: There was no response.
         """
-        ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
+        ask = RawRequest(
+            method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True
+        )
         try:
             result, _ = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
         except ServerError as exc:
@@ -394,7 +418,7 @@ class Client:
             ClientError: There was no response.
         """
         params = encode({"name": name, "arguments": {**(arguments or {}), **more}})
-        ask = Ask(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
+        ask = RawRequest(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
         try:
             found = await self.conversation.requests.ask(ask)
         except ServerError as exc:
@@ -419,7 +443,9 @@ class Client:
         reference = Reference("ref/prompt", name=prompt) if prompt else Reference("ref/resource", uri=template)
         context = CompletionContext(dict(known)) if known else None
         params = encode(CompleteRequestParams(reference, CompletionArgument(argument, value), context))
-        raw = await self.conversation.requests.ask(Ask(method="completion/complete", params=params, repeatable=True))
+        raw = await self.conversation.requests.ask(
+            RawRequest(method="completion/complete", params=params, repeatable=True)
+        )
         return read("completion/complete", _decode_completion, raw).completion
 
     # Skills
@@ -513,7 +539,7 @@ class Client:
         """
         given = dict(params or {})
         named = given.get("name") or given.get("uri") if method in _METHODS_WITH_NAME else ""
-        ask = Ask(
+        ask = RawRequest(
             method=method,
             params=encode(given),
             name=name or (named if isinstance(named, str) else ""),
@@ -549,7 +575,7 @@ class Client:
             ClientError: There was no response.
         """
         method = "ping" if self.conversation.negotiated.revision.handshake else "server/discover"
-        await self.conversation.requests.ask(Ask(method=method, timeout=timeout, repeatable=True))
+        await self.conversation.requests.ask(RawRequest(method=method, timeout=timeout, repeatable=True))
 
     async def set_log_level(self, level: str) -> None:
         """Set the minimum severity of log messages for the session: ``await client.set_log_level("warning")``.

@@ -24,16 +24,17 @@ from millstream.client._negotiation import (
     Connection,
     Connector,
     DeclaredCapability,
+    Era,
     LocalPeer,
     Negotiation,
     Options,
     ToolHeaders,
 )
 from millstream.client._questions import QuestionHandler
-from millstream.client._requests import Ask, Requests
+from millstream.client._requests import NOT_CONNECTED, RawRequest, Requests
 from millstream.client._results import Cache, PaginatedList, read
-from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
-from millstream.client._targets import Target, find
+from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
+from millstream.client._targets import Target, find_server
 from millstream.client._transports import Transport
 from millstream.client._watches import Changes, Watches
 
@@ -45,9 +46,31 @@ decode_tools = foreign_decoder(ListToolsResult, logger.warning)
 
 
 class Conversation:
-    """The state of one `Client`, which creates it."""
+    """A connection to a server for raw messages, which gateways forward. A `Client` has one, too.
 
-    def __init__(
+    ``await conversation.requests.ask(RawRequest(method="ping"))`` sends a request and returns the result as JSON.
+    ``next(conversation.requests.ids)`` reserves the id of a later `RawRequest`. After a connection is lost, the next
+    request reconnects.
+
+    Args:
+        target: The server, as for `Client`.
+        questions: Answers the server's questions.
+        options: Limits and less common settings.
+        revision: The only protocol revision to use, as a date; None to negotiate one.
+        headers: Headers for every HTTP request.
+        timeout: Seconds to wait for a response.
+        on_log: Handler for log messages.
+        on_change: Handler for changes that a handshake-era server reports.
+        declared: Capabilities of extensions.
+        inflow: Counts bytes that arrive.
+        observer: Called with each notification, before its handlers.
+        era: What earlier connections learned about the server.
+
+    Raises:
+        TargetError: The target doesn't name a server, or the revision is unknown.
+    """
+
+    def __init__(  # noqa: PLR0913  keyword-only settings
         self,
         target: Target,
         questions: QuestionHandler,
@@ -56,10 +79,12 @@ class Conversation:
         revision: str | None,
         headers: Mapping[str, str],
         timeout: float,
-        on_log: OnLog | None,
-        on_change: OnChange | None,
+        on_log: OnLog | None = None,
+        on_change: OnChange | None = None,
         declared: Sequence[DeclaredCapability] = (),
         inflow: Inflow | None = None,
+        observer: Callable[[Notification], object] | None = None,
+        era: Era | None = None,
     ) -> None:
         if revision is not None and revision not in BY_DATE:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
@@ -72,9 +97,10 @@ class Conversation:
         self.incoming: ServerMessages = ServerMessages(
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_queued_messages
         )
+        self.incoming.observer = observer
         ids = itertools.count(1)
         self.connector: Connector = Connector(
-            place=find(target, env=options.env, cwd=options.cwd),
+            place=find_server(target, env=options.env, cwd=options.cwd),
             me=LocalPeer(options, questions, declared),
             options=options,
             listener=self.incoming,
@@ -84,6 +110,7 @@ class Conversation:
             headers=headers,
             timeout=timeout,
             inflow=inflow or Inflow(),
+            era=era or Era(),
         )
         self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids, timeout)
         self.requests.on_reconnect = self._restore
@@ -96,7 +123,7 @@ class Conversation:
     async def start(self) -> None:
         """Connect and negotiate."""
         try:
-            await self._restore(await self.requests.connect())
+            await self._restore(await self.requests.connect(first=True))
         except BaseException:
             await self.close()
             raise
@@ -118,7 +145,7 @@ class Conversation:
         agreement = connection.negotiated
         if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
             await self.requests.send(
-                connection, Ask(method="logging/setLevel", params=encode({"level": self.log_level}))
+                connection, RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
             )
 
     @property
@@ -130,7 +157,7 @@ class Conversation:
         """
         connection = self.requests.connection or self.requests.last
         if connection is None:
-            raise ClientError("The client isn't connected. Use `async with Client(…) as client:`.")
+            raise ClientError(NOT_CONNECTED)
         return connection
 
     @property
@@ -153,9 +180,18 @@ class Conversation:
         *,
         declared: bytes = b"",
     ) -> bytes:
-        """Return the raw result of a tool call."""
+        """Return the raw result of a tool call.
+
+        Args:
+            tool: Name of the tool.
+            arguments: Arguments of the call.
+            progress: Handler for progress reports.
+            timeout: Seconds to wait; 0 for the default.
+            meta: `_meta` of the request.
+            declared: `_meta` members as JSON without braces, instead of the connection's default ones.
+        """
         params = {"name": tool, "arguments": arguments}
-        ask = Ask(
+        ask = RawRequest(
             method="tools/call",
             params=encode({**params, "_meta": meta} if meta else params),
             name=tool,
@@ -175,22 +211,38 @@ class Conversation:
         return await self.requests.ask(ask)
 
     def callable(self, result: ListToolsResult) -> "list[ToolDescription]":
-        """Return the callable tools of a page. Header annotations only matter on transports with headers."""
+        """Return the callable tools of a page. Header annotations only matter on transports with headers.
+
+        Args:
+            result: The page.
+        """
         over_http = self.transport.name == "streamable-http"
         return self.tool_headers.learn(result.tools) if over_http else result.tools
 
     async def set_log_level(self, level: str) -> None:
-        """Set the log level of the session."""
+        """Set the log level of the session.
+
+        Args:
+            level: Minimum severity, such as ``warning``.
+
+        Raises:
+            ValueError: The level is unknown.
+            NotSupported: The revision has no log level per session.
+        """
         if level not in LOG_LEVELS:
             raise ValueError(f"Unknown log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
         revision = self.negotiated.revision
         if not revision.handshake:
             raise NotSupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
-        await self.requests.ask(Ask(method="logging/setLevel", params=encode({"level": level})))
+        await self.requests.ask(RawRequest(method="logging/setLevel", params=encode({"level": level})))
         self.log_level = level
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
-        """Return a subscription that isn't open yet."""
+        """Return a subscription that isn't open yet: ``async with conversation.watch(wanted) as changes: …``.
+
+        Args:
+            wanted: The changes to report.
+        """
         return Changes(self.requests, self.incoming, wanted, self._watches)
 
     # Lists and cached results
@@ -204,20 +256,34 @@ class Conversation:
         fresh: bool,
         offered: Callable[[], bool] | None = None,
     ) -> PaginatedList[T]:
-        """Return a paginated list. It's empty unless `offered`, or by default unless the server has the capability."""
+        """Return a paginated list. It's empty unless `offered`, or by default unless the server has the capability.
+
+        Args:
+            method: Method of the list.
+            decode: Decodes a page.
+            items: Returns the items of a page.
+            fresh: Whether to ask the server even if the cached list is still valid.
+            offered: Returns whether the server has the list.
+        """
 
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
             negotiated = self.negotiated
             if not (offered() if offered else negotiated.revision.requests.get(method, "") in negotiated.capabilities):
                 return PaginatedResult(), [], 0  # the server would respond "method not found"
-            ask = Ask(method=method, params=encode(PaginatedRequestParams(cursor)), repeatable=True)
+            ask = RawRequest(method=method, params=encode(PaginatedRequestParams(cursor)), repeatable=True)
             result, size = await self.ask_cached(ask, decode, fresh=fresh)
             return result, items(result), size
 
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
-    async def ask_cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> tuple[Any, int]:
-        """Return a result from the cache, or from the server if it's missing or `fresh`, and the bytes received."""
+    async def ask_cached(self, ask: RawRequest, decode: Callable[[bytes], Any], *, fresh: bool) -> tuple[Any, int]:
+        """Return a result from the cache, or from the server if it's missing or `fresh`, and the bytes received.
+
+        Args:
+            ask: The request.
+            decode: Decodes the result.
+            fresh: Whether to ask the server even if the cached result is still valid.
+        """
         cache = self._cache
         found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None
         if found is not None:

@@ -24,7 +24,10 @@ _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "con
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Reject headers that are malformed or that the client sets itself.
+    """Reject headers that are malformed or that the client sets itself: ``check_headers({"X-Shop": "1"})``.
+
+    Args:
+        headers: Value of each header.
 
     Raises:
         TargetError: A header isn't allowed; the message names it.
@@ -74,7 +77,15 @@ class Auth(Protocol):
 
 
 class Endpoint:
-    """Sends requests to one URL."""
+    """Sends requests to one URL: ``await endpoint.send("GET", "accept: text/plain\\r\\n", repeatable=True)``.
+
+    Args:
+        url: The URL.
+        headers: Headers for every request.
+        pool: Connections to the URL's origin.
+        auth: Source of credentials that change.
+        waiting: Returns a context manager that is entered during a login.
+    """
 
     def __init__(
         self,
@@ -87,6 +98,7 @@ class Endpoint:
         check_headers(headers)
         self.url = url
         self._auth = auth
+        self._has_auth = auth is not None or any(name.lower() == "authorization" for name in headers)
         self._waiting = waiting
         """Context manager that is entered during a login."""
         agent = (
@@ -105,7 +117,7 @@ class Endpoint:
 
         Args:
             method: HTTP method.
-            extra: Additional header lines.
+            extra: Additional header lines, each with ``\\r\\n``.
             body: Request body.
             repeatable: Whether the request may reach the server twice.
             target: Another path and query of the same origin.
@@ -133,7 +145,7 @@ class Endpoint:
                     continue
             if reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
-                    raise access_denied(self.url, reply, challenge, has_auth=self._auth is not None)
+                    raise access_denied(self.url, reply, challenge, has_auth=self._has_auth)
                 retried = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
@@ -186,7 +198,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
         if not has_auth:
             remedy = "Send credentials: set auth or headers."
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
-        text = f"{url} rejected these credentials (401)."
+        text = f"{url} rejected these credentials (401){problem_detail(reply)}."
     elif "insufficient_scope" in challenge:
         scope = re.search(r'scope="([^"]*)', challenge)
         text = f"{url} requires more permissions than these credentials have (403)"

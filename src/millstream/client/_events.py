@@ -21,7 +21,7 @@ from millstream._protocol.notifications import PaginatedResult
 from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, ConnectionLost, NotSupported, ServerError
-from millstream.client._requests import Ask, Requests
+from millstream.client._requests import RawRequest, Requests
 from millstream.client._results import read
 from millstream.client._watches import is_temporary, retry_pause
 
@@ -199,7 +199,7 @@ class ClientEvents:
 
     async def ask(self, method: str, params: dict[str, Any], decode: Any) -> Any:
         """Send a request of the extension and return its decoded result."""
-        ask = Ask(method=method, params=encode(params), repeatable=True)
+        ask = RawRequest(method=method, params=encode(params), repeatable=True)
         return read(method, decode, await self.requests.ask(ask))
 
     async def mode_of(self, name: str) -> Mode:
@@ -383,7 +383,7 @@ class EventSubscription:
         try:
             connection = await requests.connect()
             params = encode({**self._params, "cursor": self._received})
-            ask = Ask(method="events/stream", params=params, id=stream, timeout=math.inf)
+            ask = RawRequest(method="events/stream", params=params, id=stream, timeout=math.inf)
             self._request = asyncio.create_task(requests.send(connection, ask))
             self._last_message = asyncio.get_running_loop().time()
             while not self._request.done():

@@ -14,7 +14,7 @@ from millstream._protocol.revisions import ALL
 from millstream.client._errors import InvalidResponse
 from millstream.client._negotiation import DeclaredCapability
 from millstream.client._questions import Questions
-from millstream.client._requests import Ask
+from millstream.client._requests import RawRequest
 
 if TYPE_CHECKING:
     from millstream import Client
@@ -162,7 +162,7 @@ class ClientHost:
             raise ValueError(f"The method {name!r} already exists.")
         return with_decoded_params(handler, type(self.client))
 
-    async def _around(self, ask: Ask) -> bytes:
+    async def _around(self, ask: RawRequest) -> bytes:
         before = _decode(ask.params)
         requests = self.client.conversation.requests
 

@@ -9,7 +9,7 @@ result is cached per target, so the next client starts with the right request.
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, SuggestionMeta, shorten
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
-from millstream._protocol.json_schema import members, value_at
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
@@ -30,8 +30,8 @@ from millstream._protocol.metadata import (
     VERSION_KEY,
     Implementation,
     ParamHeader,
-    encode_value,
     find_annotations,
+    param_headers,
 )
 from millstream._protocol.notifications import (
     DiscoverResult,
@@ -223,35 +223,20 @@ class ToolHeaders:
     def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:
         """Return the headers of a call."""
         known = self._known.get(tool)
-        return headers_of(known, arguments) if known else _NO_HEADERS
-
-
-def headers_of(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the headers for the arguments of a call."""
-    headers: dict[str, str] = {}
-    for param in known:
-        text = _text(value_at(arguments, param.path))
-        if text is not None:
-            headers[param.header.decode().title()] = encode_value(text)
-    return headers
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int) else None
+        return param_headers(known, arguments) if known else _NO_HEADERS
 
 
 _MAX_LINES = 256
 """Maximum number of lines to compare with a second start."""
 NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
-"""Errors of a server that doesn't support the handshake."""
+"""Errors of a server that doesn't support the handshake: ``except NO_HANDSHAKE: …``."""
 
 
 class Era(Struct):
-    """What the connections of a client, or of an upstream, have learned about their target."""
+    """What connections have learned about their server: ``Conversation(…, era=era)``.
+
+    Share it between connections to one server, and only the first one probes.
+    """
 
     name: str = ""
     """``handshake`` or ``http+sse``; empty if the next connection has to probe."""

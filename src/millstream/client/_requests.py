@@ -15,7 +15,14 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
 from millstream._tasks import retry_delay
-from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
+from millstream.client._errors import (
+    ClientError,
+    ConnectionLost,
+    InvalidResponse,
+    RequestTimeout,
+    ServerError,
+    SessionLost,
+)
 from millstream.client._negotiation import Connection, Connector, Options, exchange, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
@@ -33,8 +40,8 @@ OnReconnect = Callable[[Connection], Awaitable[None]]
 """Restores the state of the old connection on a new one."""
 
 
-class Ask(Struct, kw_only=True):
-    """One request, as specified by the caller."""
+class RawRequest(Struct, kw_only=True):
+    """One request, as specified by the caller: ``RawRequest(method="tools/call", params=body, name="add")``."""
 
     method: str
     params: bytes = b"{}"
@@ -60,6 +67,9 @@ class Ask(Struct, kw_only=True):
     """The caller against whose share the reply counts while it arrives, if there are several."""
 
 
+NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as client:`."
+
+
 class Requests(Struct):
     """Sends the requests for one server."""
 
@@ -70,18 +80,24 @@ class Requests(Struct):
     ids: Iterator[int]
     timeout: float
     on_reconnect: OnReconnect | None = None
-    around: Callable[[Ask], Awaitable[bytes]] | None = None
+    around: Callable[[RawRequest], Awaitable[bytes]] | None = None
     """Hooks of extensions around each request."""
     connection: Connection | None = None
     last: Connection | None = None
     """The newest connection, even after it was lost."""
     lock: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
-    async def connect(self) -> Connection:
-        """Return the connection, reconnecting if the last one was lost."""
+    async def connect(self, *, first: bool = False) -> Connection:
+        """Return the connection, reconnecting if the last one was lost.
+
+        Raises:
+            ClientError: The client is closed, or it isn't open yet and this isn't the `first` connection.
+        """
         connection = self.connection
         if connection is not None and not connection.transport.lost:
             return connection
+        if self.last is None and not first:
+            raise ClientError(NOT_CONNECTED)
         return await self._renew(connection)
 
     async def _renew(self, old: Connection | None) -> Connection:
@@ -115,7 +131,7 @@ class Requests(Struct):
         if connection is not None:
             await connection.transport.close()
 
-    async def ask(self, ask: Ask) -> bytes:
+    async def ask(self, ask: RawRequest) -> bytes:
         """Send a request and return the raw result, after any rounds of questions.
 
         Raises:
@@ -161,7 +177,7 @@ class Requests(Struct):
             members["requestState"] = required.request_state
         return encode(members)[1:-1]
 
-    async def _once(self, ask: Ask, extra: bytes) -> bytes:
+    async def _once(self, ask: RawRequest, extra: bytes) -> bytes:
         """Send one round. Retry it on a new connection if that's safe."""
         connection = self.connection
         if connection is None or connection.transport.lost:
@@ -177,7 +193,7 @@ class Requests(Struct):
             connection = await self._renew(connection) if connection.transport.lost else connection
             return await self.send(connection, ask, extra)
 
-    def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
+    def send(self, connection: Connection, ask: RawRequest, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send one request on one connection, and return its result."""
         request_id = ask.id or next(self.ids)
         params = ask.params

@@ -175,7 +175,7 @@ class Change(Struct, frozen=True):
 
 
 class Notification(Struct, frozen=True):
-    """Any notification, as it was received."""
+    """Any notification, as it was received: ``if notification.method == "notifications/message": …``."""
 
     method: str
     params: Raw

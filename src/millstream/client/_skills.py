@@ -21,7 +21,7 @@ from millstream._protocol.skills import (
 )
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
-from millstream.client._requests import Ask
+from millstream.client._requests import RawRequest
 from millstream.client._results import PaginatedList, read
 
 _logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def problem_of(skill: Skill) -> str:
 
 async def get_skill(conversation: Conversation, uri: str) -> Skill:
     """Return the entry of one skill."""
-    ask = Ask(method="skills/get", params=encode({"uri": uri}), repeatable=True)
+    ask = RawRequest(method="skills/get", params=encode({"uri": uri}), repeatable=True)
     result: _Skill = read("skills/get", _decode_one, await conversation.requests.ask(ask))
     problem = problem_of(result.skill) or ("" if result.skill.uri == uri else "it's not the requested skill")
     if problem:

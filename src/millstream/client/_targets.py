@@ -32,7 +32,7 @@ _FILES = (".py", ".toml", *_SCRIPTS, *_CONFIGURATION)
 
 
 class Remote(Struct, frozen=True):
-    """A server at a URL."""
+    """A server at a URL: ``Remote(parse_url("https://example.com/mcp"))``."""
 
     url: Url
     headers: Mapping[str, str] = {}
@@ -43,11 +43,11 @@ class Remote(Struct, frozen=True):
 Place = Remote | Command | ServerObject | TransportFactory
 """The address of a server."""
 Target = str | Path | Sequence[str] | Mapping[str, Any] | ServerObject | TransportFactory
-"""Everything that `find` accepts."""
+"""Everything that `find_server` accepts."""
 
 
-def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
-    """Resolve a target to the address of its server.
+def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
+    """Return the address of a target's server: ``find_server("uvx mcp-server-time", env={}, cwd=None)``.
 
     Args:
         target: A URL; a command as a string or list; a `.py` or `.js` file; a ``gateway.toml``; a `.json` file with
@@ -175,7 +175,7 @@ def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[s
 
     Args:
         configuration: The configuration that applications share, as a mapping. Its entries aren't checked.
-        source: What errors call the configuration.
+        source: Name of the configuration in errors.
 
     Raises:
         TargetError: There are no entries.

@@ -30,7 +30,7 @@ from millstream.client._errors import (
     ServerError,
 )
 from millstream.client._questions import answer_all
-from millstream.client._requests import Ask
+from millstream.client._requests import RawRequest
 from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnProgress
 
@@ -232,7 +232,7 @@ class ClientTasks:
 
     async def _ask(self, method: str, task_id: str, params: Mapping[str, Any], timeout: float) -> bytes:
         meta = await self._extension_meta()
-        ask = Ask(
+        ask = RawRequest(
             method=method,
             params=encode({"taskId": task_id, **params}),
             name=task_id,

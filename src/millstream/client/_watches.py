@@ -31,7 +31,7 @@ from millstream.client._errors import (
     ServerError,
 )
 from millstream.client._negotiation import Connection
-from millstream.client._requests import Ask, Requests
+from millstream.client._requests import RawRequest, Requests
 from millstream.client._server_messages import Change, ServerMessages
 from millstream.client._transports import Transport
 
@@ -158,9 +158,9 @@ class Changes:
         self._fault = fault
         self._changed.set()
 
-    def _asks(self, method: str) -> Iterator[Ask]:
+    def _asks(self, method: str) -> Iterator[RawRequest]:
         for uri in self._filter.resource_subscriptions:
-            yield Ask(method=method, params=encode(ResourceRequestParams(uri)), repeatable=True)
+            yield RawRequest(method=method, params=encode(ResourceRequestParams(uri)), repeatable=True)
 
     # Per-request era
 
@@ -210,7 +210,7 @@ class Changes:
         params = encode(SubscriptionsListenRequestParams(self._filter))
         try:
             connection = await self._requests.connect()
-            ask = Ask(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
+            ask = RawRequest(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
             await self._requests.send(connection, ask)
         finally:
             del self._incoming.acknowledgments[subscription]

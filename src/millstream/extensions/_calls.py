@@ -18,8 +18,8 @@ from millstream._protocol.jsonrpc import decoder, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import RoundState
-from millstream._server.calls.call import DEFERRED, Call, granted_scopes, params_of
-from millstream._server.calls.context import Context, TaskStart
+from millstream._server.calls.call import DEFERRED, Call, TaskStart, granted_scopes, params_of
+from millstream._server.calls.context import Context
 from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.tools import TaskRules, Tool
@@ -331,7 +331,7 @@ class LimitReached(Exception):
 
     Args:
         name: Name of the limit.
-        key: Whose slots are taken.
+        key: Owner of the slots.
     """
 
     def __init__(self, name: str, key: str) -> None:

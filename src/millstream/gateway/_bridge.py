@@ -11,6 +11,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Coroutine, Mapping
 from functools import lru_cache
 from time import monotonic, perf_counter
@@ -20,10 +21,6 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
-from millstream._protocol.seal import Rounds
-from millstream._server.calls.call import DEFERRED, raw_meta
-from millstream._server.calls.context import TaskStart
-from millstream._tasks import retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -36,8 +33,7 @@ from millstream.client import (
     TooLarge,
     TooMuchArriving,
 )
-from millstream.client._negotiation import NO_HANDSHAKE
-from millstream.client._requests import Ask
+from millstream.client.lowlevel import NO_HANDSHAKE, RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
 from millstream.gateway._parked_calls import CALL_OVER, Ticket
@@ -54,7 +50,7 @@ from millstream.gateway._relay import (
 )
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call
+from millstream.parts import Call, retry_delay
 from millstream.protocol import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -101,10 +97,13 @@ _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
 _MAX_PLAIN_METAS = 256
 _INPUT_REQUIRED = b'"input_required"'
-_CANNOT_ASK = b"': this transport context has no back-channel for server-initiated requests."
-"""Error of the official Python SDK 2.x, and of fastmcp 4, if a tool asks in the per-request era. It begins with the
-method. Tools that only write about such requests don't use this sentence.
-"""
+_CANNOT_ASK = re.compile(
+    rb"': this transport context has no back-channel for server-initiated requests\."  # Python, fastmcp
+    rb"|cannot be sent while serving a request on (?:that revision|protocol version)"  # TypeScript, Go
+    rb"|server-to-client requests are not allowed on protocol "  # Rust
+    rb"|server-initiated requests are not supported in protocol version "  # mcp-go
+)
+"""Errors of SDKs if a tool asks in the per-request era. Tools that only write about such requests don't use them."""
 _NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
 """Part of the error of a Millstream tool that needs tasks, in the handshake era. Others name the extension."""
 _CONNECTION_META = frozenset(
@@ -192,7 +191,7 @@ def forward(
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
     if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
-        ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
+        ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
         return _forward_plainly(call, upstream, link, ask)
     return _forward(call, upstream, method, params, name, headers)
 
@@ -210,7 +209,7 @@ def _is_plain(call: Call) -> bool:
     )
 
 
-async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask) -> bytes:
+async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawRequest) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
@@ -246,7 +245,7 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: Ask)
 
 def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most of a client's requests share it."""
-    raw = raw_meta(call)
+    raw = call.raw_meta()
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
@@ -265,7 +264,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        found = _decode_meta(raw_meta(call) or b"{}")
+        found = _decode_meta(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
@@ -315,11 +314,11 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
             meta = _meta(call, upstream, source, relay.abilities, relay.level)
-            work = forwarding.run(link, Ask(method=method, params=params, name=name, headers=headers, meta=meta))
+            work = forwarding.run(link, RawRequest(method=method, params=params, name=name, headers=headers, meta=meta))
         result = await _await_in_order(relay, work)
         answered = True
         if not (
-            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result)
+            (_cannot_ask(result) or _NEEDS_EXTENSION in result)
             and _try_other_era(call, upstream, link, name, result, params)
         ):
             forwarding.finish(result)
@@ -360,7 +359,7 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str,
         sent = encode(msgspec.json.decode(params))
     except MALFORMED:
         return False
-    if any(each in sent for each in (_CANNOT_ASK, _NEEDS_EXTENSION, TASKS.encode())):
+    if _cannot_ask(sent) or _NEEDS_EXTENSION in sent or TASKS.encode() in sent:
         return False  # the error may quote its caller
     if (
         link.key.handshake
@@ -369,9 +368,14 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str,
     ):
         upstream.task_tools.add(name)
         return call.method == "tools/call"
-    if _CANNOT_ASK in result and (remedy := upstream.ask_by_handshake(link)):
+    if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):
         raise call_error(call, f"The server {upstream.config.name!r} couldn't ask a question. {remedy}")
     return False
+
+
+def _cannot_ask(message: bytes) -> bool:
+    """Return whether a message contains an SDK's error. Few large messages need the slower search."""
+    return b" request" in message and _CANNOT_ASK.search(message) is not None
 
 
 async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) -> Link:
@@ -484,10 +488,10 @@ class _ForwardedCall:
         self._source = source
         self._slot = f"gateway {method} {name}"
         self._link: Link
-        self._ask: Ask
+        self._ask: RawRequest
         self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
         self.previous: _State | None = None
-        raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
+        raw = call.saved_value(self._slot)
         if raw is not None:
             saved = _decode_state(raw)
             if saved.upstream != upstream.config.name:
@@ -506,13 +510,9 @@ class _ForwardedCall:
 
     def _save(self, state: _State) -> None:
         """Save a state for the next run of the call."""
-        call = self._call
-        rounds = call.rounds
-        if rounds is None:
-            rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(_SavedState(self._upstream.config.name, state)))
+        self._call.save_value(self._slot, encode(_SavedState(self._upstream.config.name, state)))
 
-    def run(self, link: Link, ask: Ask) -> Awaitable[bytes]:
+    def run(self, link: Link, ask: RawRequest) -> Awaitable[bytes]:
         """Return the raw result."""
         self._link, self._ask, self._source = link, ask, link.conversation.negotiated.revision
         if self._source.handshake:
@@ -620,9 +620,9 @@ class _ForwardedCall:
         if created is None:
             return result
         task = StoredTask(created.task_id, [])
-        if call.task == DEFERRED:
+        if call.can_start_task:
             self._save(task)
-            raise TaskStart
+            call.start_task()
         return await self._follow_task(task)
 
     async def _follow_task(self, previous: StoredTask) -> bytes:
@@ -658,7 +658,7 @@ class _ForwardedCall:
 
     def _ask_task(self, method: str, task_id: str, params: Mapping[str, Any]) -> Awaitable[bytes]:
         body, meta = encode({"taskId": task_id, **params}), self._ask.meta
-        ask = Ask(method=method, params=body, name=task_id, meta=meta, repeatable=True, rounds=False)
+        ask = RawRequest(method=method, params=body, name=task_id, meta=meta, repeatable=True, rounds=False)
         return self._link.conversation.requests.ask(ask)
 
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
@@ -726,7 +726,9 @@ class _ForwardedCall:
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
-async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progress: bool, extra: bytes) -> bytes:
+async def _send(
+    link: Link, ask: RawRequest, recipient: Recipient, owner: str, *, progress: bool, extra: bytes
+) -> bytes:
     """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
     requests, relays, answered = link.conversation.requests, link.relays, False
     params = ask.params

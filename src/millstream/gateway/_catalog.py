@@ -18,12 +18,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream._files import stamp_of, write_private
-from millstream._server.features.registry import DISCOVER
-from millstream._stores.memory.store import MemoryMap
 from millstream.client import ClientError, InvalidResponse, ServerError
-from millstream.client._conversation import Conversation
-from millstream.client._requests import Ask
+from millstream.client.lowlevel import Conversation, RawRequest
+from millstream.files import stamp_of, write_private
 from millstream.gateway._names import fold
 from millstream.gateway._policy import UpstreamPolicy, canonical_uri
 from millstream.protocol import (
@@ -44,7 +41,7 @@ from millstream.protocol import (
     present,
     repair_schema,
 )
-from millstream.stores import Map, Store, StoreFull, StoreUnavailable
+from millstream.stores import Map, MemoryMap, Store, StoreFull, StoreUnavailable
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -109,7 +106,7 @@ class Catalog(Struct, kw_only=True):
     templates: dict[str, Description] = {}
     prompts: dict[str, Description] = {}
     hints: dict[str, tuple[int, bool]] = {}
-    """Kind, or `DISCOVER` -> milliseconds until it's stale, and whether it's private. Without hints, it's absent."""
+    """Kind, or ``discover`` -> milliseconds until it's stale, and whether it's private. Without hints, it's absent."""
     taken_at: float = 0.0
     """Unix time of the copy."""
     asks_by_handshake: bool = False
@@ -205,9 +202,9 @@ def _hash_of(catalog: Catalog) -> bytes:
 async def _discover(conversation: Conversation, found: Catalog) -> None:
     """Update capabilities and instructions. Sessions keep those of their handshake."""
     try:
-        raw = await conversation.requests.ask(Ask(method="server/discover", repeatable=True))
+        raw = await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
-        found.add_hint(DISCOVER, raw)
+        found.add_hint("discover", raw)
     except (ServerError, *MALFORMED) as exc:
         logger.debug("An upstream didn't respond to server/discover: %s", exc)
         return
@@ -274,7 +271,7 @@ async def _fetch_list(
     size = 0
     for _ in range(MAX_PAGES):
         result = await conversation.requests.ask(
-            Ask(method=method, params=encode({"cursor": cursor} if cursor else {}), repeatable=True)
+            RawRequest(method=method, params=encode({"cursor": cursor} if cursor else {}), repeatable=True)
         )
         size += len(result)
         if size > max_bytes:

@@ -22,14 +22,14 @@ from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings
-from millstream._http.client.url import parse
-from millstream._jsonc import JsonSyntaxError, Node
-from millstream._jsonc import read as read_json
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
+from millstream.gateway._jsonc import JsonSyntaxError, Node
+from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
+from millstream.http import parse_url
 from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, members, suggest
 
 MAX_FILE = 4 * 1024 * 1024
@@ -119,7 +119,8 @@ class ConfigValue(Struct, frozen=True):
         table = self.table()
         for key, each in table.items():
             if key not in known:
-                hint = suggest(key, tuple(known))
+                near = closest_name(key, known)
+                hint = suggest(key, tuple(known)) if near else f"use one of {', '.join(known)}."
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
@@ -379,11 +380,8 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
         raise entry.error(f"the upstream {what}: use exactly one of url, command, and openapi.")
-    for key, value in {"args": args, "env": values.get("env"), "cwd": values.get("cwd")}.items():
-        if value and not command:
-            raise entry.member(key).error(f"{key} requires a command, but this upstream has {present[0]}.")
-    if api and values.get("isolation"):
-        raise entry.member("isolation").error("isolation requires a connection, but this upstream has openapi.")
+    if args and not command:
+        raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}.")
     if api:
         return None, _load_openapi(structs.replace(entry.member("openapi"), value=api))
     if url:
@@ -397,7 +395,7 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
 def _check_url(written: ConfigValue, url: str) -> None:
     """Raise a `ConfigError` unless a string is a URL, because the client would run any other string as a command."""
     try:
-        parse(url)
+        parse_url(url)
     except TargetError:
         raise written.error(
             "it must be a URL such as https://example.com/mcp, without a user name or password."
@@ -438,7 +436,8 @@ def _load_credentials(value: ConfigValue) -> Any:
     value.table()
     name = str(value.value.get("kind", ""))
     if name not in kinds:
-        raise value.member("kind").error(f"{name!r} isn't a kind of credentials; {suggest(name, tuple(kinds))}")
+        what = f"{name!r} isn't a kind of credentials" if name else "it's missing"
+        raise value.member("kind").error(f"{what}; {suggest(name, tuple(kinds))}")
     rest = {key: each for key, each in value.value.items() if key != "kind"}
     return structs.replace(value, value=rest).load(kinds[name])
 
@@ -448,6 +447,9 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
     hosts: dict[str, str] = {}
     for config in configs:
         entry = table.member(config.name)
+        option, problem = config.ignored()
+        if option:
+            raise entry.member(option).error(problem)
         try:
             config.check()
         except ValueError as exc:
@@ -525,8 +527,8 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
                 target=url or [*command, *server.args],
                 prefix=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "server",
                 headers=server.headers,
-                env=server.env,
-                cwd=server.cwd,
+                env={} if url else server.env,
+                cwd=None if url else server.cwd,
                 policy=server.policy,
             )
         )

@@ -16,11 +16,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
-from millstream._protocol import revisions
-from millstream._server.features.resources import HINTS
-from millstream._server.handlers import take_rounds
 from millstream.client import InvalidResponse
-from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
@@ -42,6 +38,7 @@ from millstream.parts import (
     Template,
     Tool,
     granted_scopes,
+    take_rounds,
 )
 from millstream.protocol import (
     BY_DATE,
@@ -68,10 +65,14 @@ from millstream.protocol import (
     is_array,
     is_object,
     members,
+    param_headers,
+    project_prompt,
+    project_tool_result,
     shorten,
 )
 
 _BRACE = ord("{")
+_NOT_CACHED = b',"ttlMs":0,"cacheScope":"private"'
 _TASK_RULES = TaskRules(retry=True, deferred=True)
 """A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
 _decode_object = decoder(dict[str, Any])
@@ -189,7 +190,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         params = self._call_head + bytes(arguments) + b"}"
         headers: Mapping[str, str] = {}
         if self._own_headers:
-            headers = headers_of(self._own_headers, _decode_object(arguments))
+            headers = param_headers(self._own_headers, _decode_object(arguments))
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
     @override
@@ -214,7 +215,7 @@ class UpstreamTool(_UpstreamItem, Tool):
                 members = tool_uris(members, upstream.link_uri)
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
-                members = revisions.tool_result(members, revision, wraps=wraps)
+                members = project_tool_result(members, revision, wraps=wraps)
         except MalformedResult as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
@@ -276,7 +277,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
                 members = message_uris(members, upstream.link_uri)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
                 about = _decode_object(b"{%b}" % members).get("description")
-                members = revisions.prompt_messages(members, revision)
+                members = project_prompt(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)
         except MalformedResult as exc:
             raise _malformed_error(call, upstream, exc) from None
@@ -350,7 +351,7 @@ class _UpstreamReadable(_UpstreamItem, Readable):
             except MalformedResult as exc:
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
-                members += HINTS
+                members += _NOT_CACHED
         call.meta = with_origin(call.meta, upstream.config.name)
         return members
 

@@ -18,11 +18,10 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream import ProtocolError
-from millstream._tasks import Tasks, cancel_all, has_failed, retry_delay
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
-from millstream.client._conversation import Conversation
+from millstream.client.lowlevel import Conversation
 from millstream.gateway._relay import Relays
-from millstream.parts import Call, Pool
+from millstream.parts import Call, Pool, Tasks, cancel_all, has_failed, retry_delay
 from millstream.protocol import INVALID_REQUEST, OVERLOADED, Share, SubscriptionFilter
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from importlib import import_module
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -22,21 +22,30 @@ from msgspec import Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
-from millstream._protocol import revisions
-from millstream._protocol.foreign import EXPECTED
-from millstream._protocol.json_schema import LISTS, REF, SINGLE, rebuild
-from millstream._server.features.tools import check_name
-from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream.gateway._credentials.source import check_forwarded
-from millstream.parts import ArgumentError, Call, ItemSource, Read, Resource, Run, Template, Tool
+from millstream.parts import (
+    ArgumentError,
+    Call,
+    ItemSource,
+    Read,
+    Resource,
+    Run,
+    Template,
+    Tool,
+    check_tool_name,
+    describe_problems,
+)
 from millstream.protocol import (
     INTERNAL_ERROR,
     SuggestionMeta,
     encode,
+    fits_keyword,
     inline_references,
     is_array,
     is_object,
+    map_subschemas,
     members,
+    project_tool_result,
     shorten,
     value_at_pointer,
 )
@@ -59,12 +68,6 @@ _MAX_DECODINGS = 4
 _MAX_ERROR_TEXT = 4000
 """Maximum characters of an error body in a message."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " "}
-_VALUE_TYPES: Mapping[str, Any] = {
-    **EXPECTED,
-    **dict.fromkeys(SINGLE, dict | bool), **dict.fromkeys(LISTS, list), "discriminator": dict, "contentEncoding": str,
-    **dict.fromkeys(("minProperties", "maxProperties"), int),
-}  # fmt: skip
-"""Keyword -> type of its value. Keywords with other values are left out, because clients refuse such schemas."""
 _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
 ))  # fmt: skip
@@ -359,7 +362,7 @@ class _Conversion(Struct):
     def _keywords(self, node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
         kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
         parts: list[Any] = kept.pop("allOf", [])
-        converted = rebuild(kept, self.convert)
+        converted = map_subschemas(kept, self.convert)
         if parts:  # they describe the same object
             converted["allOf"] = [self.convert(each, hidden) for each in parts]
         return converted
@@ -373,7 +376,7 @@ class _Conversion(Struct):
             name = unused_name(plain, self.definitions)
             self.names[id(target)], self.definitions[name] = name, {}
             self.pending.append((name, target))
-        return {"$ref": REF + self.names[id(target)]}
+        return {"$ref": f"#/$defs/{self.names[id(target)]}"}
 
 
 def _items(value: Any) -> list[Any]:
@@ -382,15 +385,11 @@ def _items(value: Any) -> list[Any]:
 
 def _is_valid(keyword: str, value: Any) -> bool:
     """Return whether a keyword of a document can be part of a schema for clients."""
-    if keyword == "required":
-        return is_array(value) and all(isinstance(each, str) for each in value)
-    if value == [] or keyword in _NOT_KEPT:
+    if keyword in _NOT_KEPT or (value == [] and keyword != "required"):
         return False
-    if keyword == "type":
-        return all(isinstance(each, str) and each in WORDS for each in (value if is_array(value) else [value]))
-    if isinstance(value, bool) and keyword in _VALUE_TYPES:
-        return keyword in SINGLE or keyword.startswith("exclusive")
-    return keyword not in _VALUE_TYPES or isinstance(value, _VALUE_TYPES[keyword])
+    if keyword == "discriminator":
+        return is_object(value)
+    return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
 
 
 def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
@@ -655,7 +654,7 @@ class OperationTool(Tool):
         if type(value) is not bytes:
             return super().encode(value, call)
         members = value[1:-1]
-        return members if call.revision.structured == "any" else revisions.tool_result(members, call.revision)
+        return members if call.revision.structured == "any" else project_tool_result(members, call.revision)
 
 
 def argument_reader(name: str, schema: dict[str, Any]) -> Read:
@@ -668,12 +667,11 @@ def argument_reader(name: str, schema: dict[str, Any]) -> Read:
         try:
             arguments = _object_decoder.decode(raw)
             present = {each: value for each, value in arguments.items() if value is not None}
-            problems = find_problems(schema, present, lax=True, matches=lambda pattern, text: True)
-            found = list(islice(problems, MAX_LISTED))
+            problems = describe_problems(schema, present, patterns=False)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
-        if found:
-            raise ArgumentError(f"Invalid arguments for tool {name!r}: {explain(found, schema)}")
+        if problems:
+            raise ArgumentError(f"Invalid arguments for tool {name!r}: {problems}")
         return arguments
 
     return read
@@ -754,7 +752,7 @@ def register(
         name = unused_name(operation.name(names or {}), used_names)
         used_names.add(name)
         if kind is RouteKind.TOOL:
-            check_name(name)
+            check_tool_name(name)
             run = partial(_run, send, operation)
             add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
         else:

@@ -21,13 +21,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream import ToolError
-from millstream._http.client import Inflow
-from millstream._http.client.fetch import tls
-from millstream._http.client.pool import ConnectionPool
-from millstream._http.client.url import Url, parse
 from millstream._override import override
 from millstream.client import AccessDenied, Auth, ClientError, RequestTimeout
-from millstream.client._endpoint import Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
@@ -50,6 +45,7 @@ from millstream.gateway._openapi import (
 )
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._upstream import Upstream, UpstreamConfig, reconnect_delay
+from millstream.http import ConnectionPool, Endpoint, Inflow, Url, parse_url
 from millstream.parts import Call, Tool, encode_result
 from millstream.protocol import NEWEST, encode, exceeds_limits
 
@@ -318,7 +314,7 @@ class ApiUpstream(Upstream):
             document = document.openapi()
         elif isinstance(document, str | Path):
             if isinstance(document, str) and document.startswith(("http://", "https://")):
-                origin = parse(document)
+                origin = parse_url(document)
                 data = await self._fetch(origin)
             else:
                 try:
@@ -343,7 +339,7 @@ class ApiUpstream(Upstream):
 
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
-        same_origin = not self.openapi.base_url or parse(self.openapi.base_url).origin == url.origin
+        same_origin = not self.openapi.base_url or parse_url(self.openapi.base_url).origin == url.origin
         credentials = (
             self.credentials if same_origin and self.credentials is not None and not self.credentials.personal else None
         )
@@ -362,7 +358,7 @@ class ApiUpstream(Upstream):
         if origin is None or self.openapi.base_url:
             if not text.startswith(("http://", "https://")):
                 raise ApiError(f"The document has no absolute server URL ({text!r}): set base_url.")
-            return parse(text)
+            return parse_url(text)
         base = origin.join(text or "/")
         if base.origin != origin.origin:
             raise ApiError(
@@ -383,7 +379,6 @@ class ApiUpstream(Upstream):
                 max_connections=MAX_HTTP_CALLS,
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
-                tls=tls() if url.secure else None,
                 inflow=Inflow(self.arriving, self.config.name),
             )
         return pool

@@ -17,9 +17,6 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError
 from millstream._override import override
-from millstream._server.calls.context import call_binding
-from millstream._server.peers import CallNews, LeaveCall, WakeCall
-from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._relay import (
     COMPLETE,
@@ -32,7 +29,7 @@ from millstream.gateway._relay import (
     project_answer,
 )
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Services
+from millstream.parts import Call, PartMessage, Services, Tasks, call_binding, cancel_all, has_failed
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -65,6 +62,37 @@ class Ticket(Struct, array_like=True, tag=True):
     id: str
     round: int
 
+
+class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
+    """A client's answers to the questions of a forwarded call, which waits on the receiver."""
+
+    number: int
+    """The sender's number for the call, used by `CallNews`."""
+    id: str
+    round: int
+    binding: bytes
+    responses: bytes
+    """JSON: answers by the keys of their questions."""
+
+
+class LeaveCall(Struct, frozen=True, array_like=True, tag="leave"):
+    """The client that resumed a call canceled it."""
+
+    number: int
+
+
+class CallNews(Struct, frozen=True, array_like=True, tag="news"):
+    """A message about a resumed call, for the worker with its client's request."""
+
+    number: int
+    body: bytes
+    more: bool = False
+    """Whether the next message has the rest of the body."""
+
+
+_Letter = WakeCall | LeaveCall | CallNews
+_decode_message = msgspec.msgpack.Decoder(_Letter).decode
+_PART = "gateway"
 
 AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
 _decode_responses = decoder(dict[str, Raw])
@@ -291,9 +319,7 @@ class ParkedCalls:
         """Requests on other workers, by worker and its number."""
         self._tasks = Tasks()
         peers = services.peers
-        peers.on(WakeCall, self._on_wake_call)
-        peers.on(LeaveCall, self._on_leave_call)
-        peers.on(CallNews, self._on_call_news)
+        peers.on(PartMessage, self._receive)
         peers.on_interruption(self._on_interruption)
         peers.on_workers(self._drop_calls_of_dead_workers)
 
@@ -415,14 +441,14 @@ class ParkedCalls:
         # A lease may outlive its worker for a while, so the first wait, for any message of that worker, is short. The
         # second lasts as long as the call. If the client leaves, the call must end there: a state works only once, so
         # no later request could resume it.
-        peers, number = self._services.peers, next(self._numbers)
+        number = next(self._numbers)
         remote = _Remote(ticket.worker, relay.notify, asyncio.get_running_loop().create_future(), asyncio.Event())
         self._remote[number] = remote
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
         message = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
         try:
             try:
-                if not await peers.send(ticket.worker, message):
+                if not await self._send(ticket.worker, message):
                     raise call_error(call, CALL_LOST)
                 async with asyncio.timeout(_WAKE_TIMEOUT):
                     await remote.wake_event.wait()
@@ -450,12 +476,26 @@ class ParkedCalls:
                 error = ServerError if isinstance(outcome, _Failure) else ProtocolError
                 raise error(outcome.code, outcome.message, msgspec.json.decode(outcome.data))
 
+    async def _send(self, worker: str, message: _Letter) -> bool:
+        return await self._services.peers.send(worker, PartMessage(_PART, msgspec.msgpack.encode(message)))
+
     def _send_soon(self, worker: str, message: LeaveCall | CallNews) -> None:
         async def send() -> None:
             with contextlib.suppress(LocalError, OSError):
-                await self._services.peers.send(worker, message)
+                await self._send(worker, message)
 
         self._tasks.spawn(send())
+
+    def _receive(self, letter: PartMessage, worker: str) -> None:
+        if letter.part != _PART:
+            return
+        message = _decode_message(letter.body)
+        if isinstance(message, WakeCall):
+            self._on_wake_call(message, worker)
+        elif isinstance(message, LeaveCall):
+            self._on_leave_call(message, worker)
+        else:
+            self._on_call_news(message, worker)
 
     def _on_call_news(self, news: CallNews, worker: str) -> None:
         remote = self._remote.get(news.number)
@@ -525,7 +565,7 @@ class ParkedCalls:
             body = _encode_news(message)
             for at in range(0, len(body), _MAX_MESSAGE):
                 news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
-                if not await self._services.peers.send(worker, news):
+                if not await self._send(worker, news):
                     raise LocalError("The worker that resumed a call has stopped.")
 
         outbox = NotificationQueue(lambda method, params: send(_Notification(method, params)))

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
-from millstream._files import stamp_of
-from millstream._http.client import ArrivingBytes
-from millstream._http.client.url import Url, parse
-from millstream._server.features.registry import DISCOVER, SUBSCRIBE
-from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
+from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
 from millstream.gateway._credentials import (
     BearerToken,
@@ -38,7 +34,8 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.parts import Hooks, Host, Resource, ServerChange, Template
+from millstream.http import ArrivingBytes, Url, parse_url
+from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
 from millstream.protocol import BY_DATE, LocalError, members
 
 if TYPE_CHECKING:
@@ -57,7 +54,7 @@ _MAX_FIELDS = ("p50_ms", "p99_ms", "listed_at", "changed_at")
 _PROCESS_SUM_FIELDS = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
 _LISTED = ("tools", "resources", "prompts")
 _CAPABILITIES = frozenset({*_LISTED, "completions"})
-_NO_CACHE = dict.fromkeys((*METHODS, DISCOVER), (0, False))
+_NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
 NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource template", "prompts": "prompt"}
 _CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 
@@ -392,7 +389,7 @@ class GatewayPart:
         for capability in _CAPABILITIES & theirs.keys():
             registry.offer(capability)
         if members(theirs.get("resources")).get("subscribe"):
-            registry.offer(SUBSCRIBE)
+            registry.offer("subscribe")
         if (catalog.prompts or catalog.templates) and not BY_DATE[catalog.revision].completions_capability:
             registry.offer("completions")
 
@@ -741,6 +738,6 @@ def _url_of(target: Any) -> Url | None:
     if not isinstance(target, str):
         return None
     try:
-        return parse(target)
+        return parse_url(target)
     except TargetError:
         return None

@@ -17,10 +17,21 @@ from msgspec import Meta, Raw, Struct, field, structs
 from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
-from millstream._config import Cap, RateText, Seconds
 from millstream.gateway._names import Names
 from millstream.gateway._results import Redaction, Redactor, run_aside
-from millstream.parts import Call, Item, Pattern, Run, Template, Tool, check_scopes, require_scopes
+from millstream.parts import (
+    Call,
+    Cap,
+    Item,
+    Pattern,
+    RateText,
+    Run,
+    Seconds,
+    Template,
+    Tool,
+    check_scopes,
+    require_scopes,
+)
 from millstream.protocol import (
     MALFORMED,
     RESOURCE_NOT_FOUND,

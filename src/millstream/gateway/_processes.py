@@ -21,11 +21,7 @@ from typing import cast
 
 from msgspec import Struct, field, structs
 
-from millstream._http.client import RateMeter
 from millstream._override import override
-from millstream._protocol.handlers import NotificationFilters
-from millstream._recent import Recent
-from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
     ClientError,
     ConnectFailed,
@@ -35,10 +31,10 @@ from millstream.client import (
     Transport,
     TransportRequest,
 )
-from millstream.client._transports import DuplexTransport
-from millstream.client._transports.stdio import Command, StdioTransport
+from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 from millstream.gateway._links import InUse
-from millstream.parts import Pool
+from millstream.http import RateMeter
+from millstream.parts import Pool, Recent, Tasks, cancel_all, retry_delay
 from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
@@ -569,7 +565,7 @@ class ListenerRelay(Struct, eq=False):
     listener: Listener | None = None
     count: int = 0
     """Number of messages so far that aren't responses."""
-    filters: NotificationFilters | None = None  # a gateway's connections have no extensions
+    filters: None = None  # a gateway's connections have no extensions
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def attach(self, listener: Listener) -> None:

@@ -22,12 +22,9 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, Declined, Message, ProtocolError, ToolError
 from millstream._override import override
-from millstream._server.calls.pending_questions import ClientRefusal
-from millstream._server.calls.questions import project, project_conversation
-from millstream.client._conversation import Conversation
-from millstream.client._server_messages import Notification
+from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
-from millstream.parts import Call
+from millstream.parts import Call, ClientRefusal
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -46,6 +43,8 @@ from millstream.protocol import (
     exceeds_limits,
     members,
     notification_message,
+    project_conversation,
+    project_form,
     repair_schema,
     too_many_members,
 )
@@ -203,7 +202,7 @@ class Recipient:
 
         Args:
             call: The client's call.
-            abilities: What the client can be asked, see `abilities_of`.
+            abilities: The questions that the client can answer, see `abilities_of`.
             redactor: Redacts the upstream's messages, if the policy says so.
         """
         self.abilities: bytes = abilities
@@ -302,11 +301,10 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
         params["mode"] = "form"
     else:
         params.pop("mode", None)
-    if not target.rich_forms:
-        try:
-            params["requestedSchema"] = project(params["requestedSchema"], rich_enums=False, defaults_all=False)
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
+    try:
+        params["requestedSchema"] = project_form(params["requestedSchema"], target)
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
     return params
 
 

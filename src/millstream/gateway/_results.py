@@ -16,8 +16,6 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
-from millstream._server.control import LIGHT
-from millstream._stores.rates import share_for
 from millstream.client import InvalidResponse, Task
 from millstream.gateway._names import Names
 from millstream.parts import Call, ItemSource, Template
@@ -34,12 +32,14 @@ from millstream.protocol import (
     is_array,
     is_object,
 )
-from millstream.stores import Map, StoreFull, StoreUnavailable
+from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
 
 T = TypeVar("T")
 
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000
+_SMALL = 16 * 1024
+"""Bytes below which a thread costs more than the work."""
 _MAX_PROGRAM = 1 << 20
 """Maximum bytes of a compiled expression."""
 
@@ -158,7 +158,7 @@ async def run_aside(call: Call, size: int, function: Callable[..., T], *args: An
     Raises:
         ToolError: The caller's share of the threads is in use.
     """
-    if size < LIGHT:
+    if size < _SMALL:
         return function(*args)
     result: T = await call.services.threads.run(function, *args, owner=call.owner)
     return result

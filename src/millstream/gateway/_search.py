@@ -16,11 +16,17 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream._protocol.admission import require_capabilities, target_name
-from millstream._server.handlers import sees
-from millstream.client._negotiation import headers_of
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
-from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, encode, is_object
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes, sees
+from millstream.protocol import (
+    INVALID_PARAMS,
+    MALFORMED,
+    decoder,
+    encode,
+    is_object,
+    param_headers,
+    require_capabilities,
+    target_name,
+)
 
 SEARCH, CALL = "search_tools", "call_tool"
 LISTED_TAG = "listed"
@@ -228,7 +234,7 @@ class SearchPart:
             require_capabilities(call.client.capabilities, tool.requires)
         if tool.headers and call.headers is not None:
             # The client can't know which arguments belong in headers.
-            repeated = headers_of(tool.headers, msgspec.json.decode(inner.arguments))
+            repeated = param_headers(tool.headers, msgspec.json.decode(inner.arguments))
             call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
 
 

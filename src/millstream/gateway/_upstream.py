@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct, structs
 
-from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
-from millstream._recent import Recent
-from millstream._tasks import cancel_all, retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -30,12 +27,7 @@ from millstream.client import (
     TooMuchArriving,
     TransportFactory,
 )
-from millstream.client._conversation import Conversation
-from millstream.client._negotiation import NO_HANDSHAKE, Era
-from millstream.client._requests import Ask
-from millstream.client._targets import Remote, find
-from millstream.client._transports import RunningServer
-from millstream.client._transports.stdio import Command
+from millstream.client.lowlevel import NO_HANDSHAKE, Command, Conversation, Era, RawRequest, Remote, find_server
 from millstream.gateway._catalog import (
     METHODS,
     STORED_SECONDS,
@@ -67,7 +59,8 @@ from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.gateway._results import Redactor
-from millstream.parts import Call
+from millstream.http import ArrivingBytes, Inflow
+from millstream.parts import Call, Recent, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,
@@ -183,6 +176,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             raise ValueError(
                 f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}."
             )
+        if problem := self.ignored()[1]:
+            raise ValueError(f"upstream {self.name!r}: {problem}")
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
@@ -194,9 +189,17 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             upstream_of(self.target)
         else:
             try:
-                find(self.target, env=self.env, cwd=self.cwd)
+                find_server(self.target, env=self.env, cwd=self.cwd)
             except TargetError as exc:
                 raise ValueError(f"upstream {self.name!r}: {exc}") from exc
+
+    def ignored(self) -> tuple[str, str]:
+        """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
+        kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
+        options = {"env": self.env, "cwd": self.cwd, "isolation": self.openapi and self.isolation != "shared"}
+        option = next((name for name, value in options.items() if value and kind), "")
+        requires = "a connection" if option == "isolation" else "a command"
+        return option, option and f"{option} requires {requires}, but this upstream has {kind}."
 
 
 class UpstreamOptions(TypedDict, total=False):
@@ -253,7 +256,7 @@ def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[s
 class _SharedServer(Struct, frozen=True):
     """A server object that outlives the connections to it."""
 
-    running: "Callable[[], AbstractAsyncContextManager[RunningServer]]"
+    running: "Callable[[], AbstractAsyncContextManager[Any]]"
 
 
 class Upstream:
@@ -352,7 +355,7 @@ class Upstream:
         """
         config = self.config
         self.links.places.several = pool.places.several
-        match find(self._target, env=config.env, cwd=config.cwd):
+        match find_server(self._target, env=config.env, cwd=config.cwd):
             case Remote() as remote:
                 self._uses_http = remote.url.scheme in ("http", "https")
                 self._is_websocket = not self._uses_http
@@ -394,7 +397,7 @@ class Upstream:
 
         Args:
             call: The client's call.
-            abilities: What the client can be asked, see `_relay.abilities_of`.
+            abilities: The questions that the client can answer, see `_relay.abilities_of`.
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         principal = call.principal.id if call.principal is not None else ""
@@ -537,12 +540,10 @@ class Upstream:
             revision=NEWEST_HANDSHAKE.date if key.handshake else config.revision,
             headers=config.headers,
             timeout=config.timeout,
-            on_log=None,
-            on_change=None,
             inflow=Inflow(self.arriving, config.name),
+            observer=relays.receive,
+            era=self._era,
         )
-        conversation.incoming.observer = relays.receive
-        conversation.connector.era = self._era
         shared = self._uses_http and not owner
         places = http_places(several=self.links.places.several) if shared else None
         return Link(key, owner, conversation, relays, places)
@@ -629,7 +630,7 @@ class Upstream:
             raise
         if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
-        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
+        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self._in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
@@ -649,6 +650,7 @@ class Upstream:
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
+        found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
         before, self.catalog = self.catalog, found
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
@@ -785,7 +787,7 @@ class Upstream:
                 else:
                     conversation = await self._shared_conversation()
                     method = "ping" if conversation.negotiated.revision.handshake else "server/discover"
-                    await conversation.requests.ask(Ask(method=method, repeatable=True))
+                    await conversation.requests.ask(RawRequest(method=method, repeatable=True))
                     return None
         except InUse:
             return None

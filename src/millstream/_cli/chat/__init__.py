@@ -51,7 +51,7 @@ from millstream.agent import (
     ServerConfig,
 )
 from millstream.client import ClientError, Options, TargetError
-from millstream.client._targets import Remote, find, mcp_servers
+from millstream.client._targets import Remote, find_server, mcp_servers
 
 
 def chat(  # noqa: PLR0913  the options of the command
@@ -151,7 +151,7 @@ def chat(  # noqa: PLR0913  the options of the command
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers(), configuration)
-        found = find(places[0].target, env={}, cwd=None)
+        found = find_server(places[0].target, env={}, cwd=None)
         remote = isinstance(found, Remote) and not is_loopback(found.url.host)
         if len(places) > 1 or remote:  # what one of them returns could reach another
             places = [structs.replace(each, trusts_hints=_trust_none) for each in places]

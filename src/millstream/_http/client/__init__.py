@@ -64,7 +64,7 @@ class TooMuchArriving(TooLarge):
     ``except TooMuchArriving as error: print(error.holding)``
 
     Args:
-        holding: Which messages take how many bytes of how many.
+        holding: The messages, with their bytes and the maximum, as text.
     """
 
     def __init__(self, holding: str) -> None:
@@ -87,23 +87,27 @@ LINES_PER_SECOND = 20_000
 
 
 class RateMeter(Struct):
-    """Limits the amount received per second."""
+    """Limits the amount received per second: ``await asyncio.sleep(RateMeter(20_000).take(lines, loop.time()))``."""
 
     _limit: int
-    _amount: int = 0
-    _since: float = -inf
+    _whole_at: float = -inf
+    """Time when the whole allowance of one second is free again, as in `Limiter`."""
 
     def take(self, amount: int, now: float) -> float:
-        """Return the seconds to wait before reading more."""
-        if now - self._since >= 1:
-            self._since = now
-            self._amount = 0
-        self._amount += amount
-        return max(0.0, self._since + 1 - now) if self._amount > self._limit else 0.0
+        """Count what was received, and return the seconds to wait before reading more.
+
+        Args:
+            amount: What has been received, in any unit.
+            now: The time in seconds.
+        """
+        self._whole_at = max(now, self._whole_at) + amount / self._limit
+        return max(0.0, self._whole_at - 1 - now)
 
 
 class ArrivingBytes:
     """Bytes of unfinished messages, by the server that sends them, and by the caller who waits for them.
+
+    ``ArrivingBytes(256 * 1024**2, largest=64 * 1024**2)``
 
     A caller may hold half as much as a server, so that one caller can't use up a server's share for the others.
 
@@ -118,7 +122,9 @@ class ArrivingBytes:
 
 
 class Inflow:
-    """What one server sends: messages that aren't complete yet, and lines of event streams.
+    """What one server sends: ``ConnectionPool(…, inflow=Inflow(arriving, "shop"))``.
+
+    That is messages that aren't complete yet, and lines of event streams.
 
     Args:
         arriving: Bytes of unfinished messages from several servers. Without it, they aren't counted.

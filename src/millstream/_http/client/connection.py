@@ -30,7 +30,7 @@ _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPIN
 
 
 class HttpReply(Struct, eq=False):
-    """The server's response. `stream` is for event streams, and `body` for everything else."""
+    """A server's response: ``reply.status, reply.body``. Event streams have a `stream` instead of a body."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -41,7 +41,11 @@ class HttpReply(Struct, eq=False):
     """The final URL, if the request was redirected."""
 
     def header(self, name: bytes) -> str:
-        """Return a header as text, or an empty string if it's missing."""
+        """Return a header as text, or an empty string if it's missing.
+
+        Args:
+            name: Name in lower case, such as ``b"content-type"``.
+        """
         return self.headers.get(name, b"").decode("latin-1")
 
     def discard(self) -> None:
@@ -297,7 +301,10 @@ class HttpConnection(asyncio.Protocol):
         was_closed, self.closed = self.closed, True
         self._drop_body()
         if waiter is not None and not waiter.done():
-            waiter.set_exception(error or ConnectionLost("The server closed the connection before it responded."))
+            plain = self._transport is not None and self._transport.get_extra_info("sslcontext") is None
+            remedy = "If it serves https, write https:// in the URL." if plain and not self.reply_count else ""
+            text = "The server closed the connection before it responded."
+            waiter.set_exception(error or ConnectionLost(text, remedy=remedy))
         if reply is not None and reply.stream is not None:
             reply.stream.end(error or ConnectionLost("The server closed the connection in the middle of a stream."))
         if not was_closed:

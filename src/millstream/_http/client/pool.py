@@ -50,7 +50,7 @@ class AddressRefused(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address belongs to the public Internet, in any notation.
+    """Return whether an address belongs to the public Internet, in any notation: ``is_public("192.0.2.1")``.
 
     Args:
         address: An IP address, not a name.
@@ -62,7 +62,7 @@ def is_public(address: str) -> bool:
 
 
 def allow_any(address: str) -> bool:
-    """Accept any address, because the operator configured the URL.
+    """Accept any address, because the operator configured the URL: ``guard_dial(allow_any)``.
 
     Args:
         address: An IP address, not a name.
@@ -71,7 +71,11 @@ def allow_any(address: str) -> bool:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host is this machine, by a name that needs no lookup."""
+    """Return whether a host is this machine, by a name that needs no lookup: ``is_this_machine(url.host)``.
+
+    Args:
+        host: A name or an IP address.
+    """
     if host == "localhost":
         return True
     with suppress(ValueError):
@@ -86,13 +90,17 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
 
 
 def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
-    """Return a dial function that connects only to addresses that `is_allowed` accepts.
+    """Return a dial function that connects only to some addresses: ``ConnectionPool(…, dial=guard_dial(is_public))``.
 
     It's for URLs from untrusted sources (SSRF). It resolves a name once, checks every address, and connects to one of
     the checked addresses, so DNS rebinding has no effect. Lookups count against the share of `owner`, see `Share`.
 
     A name is refused if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
     resolve to loopback addresses only, which `is_public` refuses.
+
+    Args:
+        is_allowed: Returns whether connecting to an address is permitted.
+        owner: The caller against whose share lookups count.
     """
 
     async def connect(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
@@ -147,17 +155,27 @@ _MAX_IDLE = 3.0
 
 
 class ConnectionPool:
-    """A pool that sends requests as complete bytes, head and body. A call takes a free connection, opens one, or waits.
+    """A pool of connections to one origin: ``reply = await pool.send(request, repeatable=False)``.
+
+    It sends requests as complete bytes, head and body. A call takes a free connection, opens one, or waits.
 
     A server may close an idle connection at any time, even while a request is being sent (RFC 9112 §9.3.1). A request
     that must not run twice therefore gets a recently used connection or a new one.
+
+    Args:
+        url: Any URL of the origin.
+        max_connections: Maximum open connections.
+        max_body: Maximum bytes of a reply's body.
+        connect_timeout: Seconds to wait for a connection.
+        tls: Certificates to trust or present; by default, those of the system.
+        dial: Opens connections, and disables proxies of the environment.
+        inflow: Counts bytes that arrive.
     """
 
     def __init__(
-        self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None,
-        dial: Dial[HttpConnection] | None = None, inflow: Inflow | None = None,
+        self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float,
+        tls: ssl.SSLContext | None = None, dial: Dial[HttpConnection] | None = None, inflow: Inflow | None = None,
     ) -> None:  # fmt: skip
-        """Create a pool for one origin. `dial` opens connections and disables proxies."""
         # Configuration
         self._url = url
         self._max = max_connections
@@ -280,12 +298,6 @@ class ConnectionPool:
             hint = " Use http:// if the server has no TLS." if url.secure else ""
             text = f"{url.origin} didn't accept a connection within {self._timeout:g} seconds.{hint}"
             raise ConnectFailed(text) from exc
-        except ssl.SSLCertVerificationError as exc:
-            raise tls_error(url, exc) from exc
-        except ssl.SSLError as exc:
-            raise TlsFailed(
-                f"{url.origin} doesn't speak TLS ({exc.reason or exc}). Use http:// if the server has no TLS."
-            ) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
         return connection
@@ -327,17 +339,17 @@ class ConnectionPool:
 
 
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
-    """Return the error for a server that doesn't respond."""
+    """Return the error for a server that doesn't respond, or not with TLS that is trusted."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return TlsFailed(
+            f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
+            remedy="If it's your own certificate, pass a context that trusts it (Options.tls).",
+        )
+    if isinstance(exc, ssl.SSLError):
+        remedy = f"Use {url.scheme[:-1]}:// if the server has no TLS."
+        return TlsFailed(f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy=remedy)
     remedy = "Check the host and port, and that the server is running."
     return ConnectFailed(f"There is no server at {url.origin}: {os_error_text(exc)}.", remedy=remedy)
-
-
-def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
-    """Return the error for an untrusted certificate."""
-    return TlsFailed(
-        f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
-        remedy="If it's your own certificate, pass a context that trusts it (Options.tls).",
-    )
 
 
 def os_error_text(exc: OSError) -> str:

@@ -25,7 +25,7 @@ def _bracket(host: str) -> str:
 
 
 class Url(Struct, frozen=True):
-    """An absolute URL without a fragment."""
+    """An absolute URL without a fragment: ``parse_url("https://example.com/mcp").origin``."""
 
     scheme: str
     host: str
@@ -68,7 +68,10 @@ class Url(Struct, frozen=True):
 
 
 def parse(text: str) -> Url:
-    """Parse a URL.
+    """Parse a URL: ``parse_url("https://example.com/mcp")``.
+
+    Args:
+        text: The URL.
 
     Raises:
         TargetError: It isn't an absolute http, https, ws, or wss URL, or it contains a password.

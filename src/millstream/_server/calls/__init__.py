@@ -18,9 +18,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from millstream._files import write_private
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
+from millstream.files import write_private
 
 MIN_SECRET = 32
 """Minimum number of characters."""

@@ -34,6 +34,10 @@ NOBODY = ClientInfo()
 """A client without information about itself."""
 
 
+class TaskStart(BaseException):
+    """Stops the function, which runs again as a task. Not an `Exception`, so user code doesn't catch it."""
+
+
 class ReplyChannel(Protocol):
     """The channel for messages to one caller. Messages are complete JSON-RPC messages without framing, sent in
     order.
@@ -203,6 +207,44 @@ class Call(Struct, eq=False, kw_only=True):
             self.params = bytes(_decode_body(self.body).params)
         return self.params
 
+    def raw_meta(self) -> bytes:
+        """Return the `_meta` of the request as JSON, or empty bytes if it's missing or unreadable."""
+        if self.params or not self.body:
+            return bytes(params_of(self).meta)
+        try:
+            return bytes(_decode_meta_in(self.body).params.meta)
+        except MALFORMED:
+            return b""
+
+    def saved_value(self, key: str) -> bytes | None:
+        """Return what `save_value` stored in an earlier round of the call, or None.
+
+        Args:
+            key: Key of the value.
+        """
+        return None if self.rounds is None else self.rounds.find_settled(key, key)
+
+    def save_value(self, key: str, value: bytes) -> None:
+        """Store a value for the next round of the call, in the sealed state that the client returns.
+
+        Args:
+            key: Key of the value.
+            value: The value. It travels to the client and back, so keep it small.
+        """
+        if self.rounds is None:
+            self.rounds = Rounds(None, self.responses or {})
+        self.rounds.settle(key, key, value)
+
+    @property
+    def can_start_task(self) -> bool:
+        """Whether `start_task` has an effect: the tool is deferrable, and the client supports tasks."""
+        return self.task == DEFERRED
+
+    def start_task(self) -> None:
+        """Turn the call into a task, if possible. It stops here and starts again, with the values of `save_value`."""
+        if self.can_start_task:
+            raise TaskStart
+
     def open_reply_channel(self) -> ReplyChannel:
         """Return the reply channel, and open it if necessary."""
         channel = self.reply_channel
@@ -281,16 +323,6 @@ _NO_PARAMS = RawParams()
 _decode_params = decoder(RawParams)
 _decode_body = decoder(_Body)
 _decode_meta_in = decoder(_MetaBody)
-
-
-def raw_meta(call: Call) -> bytes:
-    """Return the `_meta` of a request as JSON, or empty bytes if it's missing or unreadable."""
-    if call.params or not call.body:
-        return bytes(params_of(call).meta)
-    try:
-        return bytes(_decode_meta_in(call.body).params.meta)
-    except MALFORMED:
-        return b""
 
 
 def params_of(call: Call) -> RawParams:

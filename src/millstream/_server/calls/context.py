@@ -23,7 +23,7 @@ from millstream._protocol.notifications import (
     SampleResult,
 )
 from millstream._protocol.seal import Rounds, binding_hash, hash_principal, open_state
-from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
+from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
 from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample
 from millstream._server.calls.services import Publisher
@@ -36,10 +36,6 @@ P = ParamSpec("P")
 _NO_LEVEL = len(LOG_LEVELS)
 OWN_STEP = 1e-6
 """The step of progress that the server reports for a silent call."""
-
-
-class TaskStart(BaseException):
-    """Stops the function, which runs again as a task. Not an `Exception`, so user code doesn't catch it."""
 
 
 class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
@@ -103,7 +99,7 @@ class Context(CallInfo):
             LocalError: The server has no hub.
         """
         if self._services.hub is None:
-            raise LocalError("This server has no hub. Pass serve=('hub',) to Server.")
+            raise LocalError('This server has no hub. Write Server(…, serve="hub"), or run it with --serve hub.')
         return self._services.hub
 
     @property
@@ -140,9 +136,9 @@ class Context(CallInfo):
         basic/utilities/progress).
 
         Args:
-            progress: How much is done, in any unit. Values that don't increase, or that aren't finite, aren't sent.
+            progress: The progress so far, in any unit. Values that don't increase, or that aren't finite, aren't sent.
             total: The value at which the work is done, if you know it.
-            message: What happens now, for the user. Clients of 2024-11-05 don't receive it.
+            message: The current step, for the user. Clients of 2024-11-05 don't receive it.
         """
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
@@ -161,9 +157,9 @@ class Context(CallInfo):
         """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``.
 
         Args:
-            progress: How much is done.
+            progress: The progress so far.
             total: The value at which the work is done.
-            message: What happens now, for the user.
+            message: The current step, for the user.
         """
         await self.progress(progress, total, message)
 
@@ -263,8 +259,7 @@ class Context(CallInfo):
         The function stops here and runs again from its start as the task, with the answers given so far. The caller
         answers earlier questions within the call, and later ones through the task.
         """
-        if self._call.task == DEFERRED:
-            raise TaskStart
+        self._call.start_task()
 
     # Questions
 
@@ -335,7 +330,7 @@ class Context(CallInfo):
             system: A system prompt. The client may ignore it.
             temperature: Randomness of the reply. Its range depends on the model.
             stop_sequences: Texts that end the reply.
-            preferences: Which model to use: ``{"hints": [{"name": "sonnet"}], "speedPriority": 0.8}``.
+            preferences: The preferred models: ``{"hints": [{"name": "sonnet"}], "speedPriority": 0.8}``.
             tools: Descriptions of tools that the model may ask for. Needs a client of 2025-11-25 or newer.
             tool_choice: Whether the model must use one of them: ``{"mode": "required"}``.
             key: As for `elicit`.
@@ -459,7 +454,13 @@ def open_rounds(call: Call) -> None:
 
 
 def call_binding(call: Call) -> bytes:
-    """Return the data that the state of a call is bound to: principal, method, name, and the raw arguments."""
+    """Return a digest of what the state of a call is bound to: its principal, method, name, and raw arguments.
+
+    Compare it before another request resumes the work: ``if call_binding(call) != parked.binding: …``.
+
+    Args:
+        call: The call.
+    """
     if not call.binding:
         call.binding = binding_hash(
             hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments)

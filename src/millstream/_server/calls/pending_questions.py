@@ -28,7 +28,7 @@ _decode_error = decoder(PeerError)
 
 
 class ClientRefusal(ToolError):
-    """The client answered a question with an error."""
+    """The client answered a question with an error: ``except ClientRefusal as exc: code = exc.code``."""
 
     def __init__(self, text: str, code: int, reason: str) -> None:
         super().__init__(text)

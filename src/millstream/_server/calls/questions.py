@@ -21,7 +21,6 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.content import (
-    Audio,
     EmbeddedResource,
     Message,
     ResourceLink,
@@ -39,7 +38,7 @@ from millstream._protocol.notifications import (
     Params,
     SampleResult,
 )
-from millstream._protocol.revisions import Revision
+from millstream._protocol.revisions import Revision, project_conversation, project_form
 from millstream._server.functions.engine import VALUE, Engine, engine_of_type
 from millstream._server.functions.problems import Problem, explain, find_problems
 
@@ -128,35 +127,6 @@ def _inclusive(node: Schema) -> Schema:
     return bounds | node
 
 
-def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
-    """Return a form for an older revision.
-
-    Args:
-        schema: A schema of `requested_schema`.
-        rich_enums: Whether the revision has titled choices and multi-selection. Otherwise these become ``enum`` with
-            ``enumNames``, and a single choice (which `parse_answer` reads as a list of one).
-        defaults_all: Whether every field can have a default. Otherwise only booleans can.
-    """
-    if rich_enums and defaults_all:
-        return schema
-    properties: Schema = {}
-    for name, node in schema.get("properties", {}).items():
-        field: Schema = dict(node)
-        if not rich_enums:
-            if field.get("type") == "array":
-                texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
-                field = {"type": "string", **texts, **field.get("items", {})}
-            choices: list[Schema] = field.get("oneOf") or field.get("anyOf") or []
-            if choices and all("const" in choice for choice in choices):  # others of a handwritten form stay unchanged
-                field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
-                field["enum"] = [choice["const"] for choice in choices]
-                field["enumNames"] = [choice.get("title", choice["const"]) for choice in choices]
-        if not defaults_all and field.get("type") != "boolean":
-            field.pop("default", None)
-        properties[name] = field
-    return {**schema, "properties": properties}
-
-
 def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     """Return the answer as the type that was asked for, or unchanged for a schema.
 
@@ -235,19 +205,6 @@ def _tools_of(message: Message, where: str) -> tuple[Counter[str], Counter[str]]
 
 def _ids(counted: Counter[str]) -> str:
     return ", ".join(map(repr, counted.elements())) or "none"
-
-
-def project_conversation(messages: Sequence[Message], revision: Revision) -> list[Message]:
-    """Return messages for a revision. A message with several blocks can become several messages of the same role.
-
-    Raises:
-        ToolError: The revision doesn't support a block.
-    """
-    if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
-        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} doesn't have.")
-    if revision.sampling_tools:
-        return list(messages)
-    return [each for message in messages for each in message.one_by_one()]
 
 
 class Elicit(Struct, frozen=True):
@@ -337,9 +294,7 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
         ToolError: The revision doesn't support the question.
     """
     if isinstance(question, Elicit):
-        schema = project(
-            requested_schema(question.answer), rich_enums=revision.rich_forms, defaults_all=revision.rich_forms
-        )
+        schema = project_form(requested_schema(question.answer), revision)
         mode = "form" if "url" in revision.elicitation_modes else None
         return ElicitRequestParams(mode=mode, message=question.message, requested_schema=schema)
     if isinstance(question, ElicitUrl):

@@ -277,7 +277,8 @@ class Registry:
         """Limit how lists and `server/discover` can be cached. Return whether the limits have changed.
 
         Args:
-            hints: Kind, or `DISCOVER` -> maximum cache time in milliseconds, and whether only the caller can cache it.
+            hints: Kind, or ``discover`` -> maximum cache time in milliseconds, and whether only the caller can
+                cache it.
         """
         changed = hints != self._hints
         if changed:

@@ -172,7 +172,7 @@ class Tool(Item):
         """Return the members of the result for the call's revision.
 
         Args:
-            value: What the tool's function returned.
+            value: The return value of the tool's function.
             call: The call.
 
         Raises:
@@ -195,7 +195,7 @@ class Tool(Item):
             return members
         # Results with a schema of an object look the same as in the newest revision.
         same = revision.structured == "object" and self._output is not None and not self.wraps
-        return members if same else revisions.tool_result(members, revision, wraps=self.wraps)
+        return members if same else revisions.project_tool_result(members, revision, wraps=self.wraps)
 
 
 def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
@@ -212,7 +212,7 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
     source, rest = source_of(function, "tool", home, options)
     rest["task"] = _task_rules(name_of(function), rest)
-    check_name(source.name, source.code)
+    check_tool_name(source.name, source.code)
     return Tool(source, **rest)
 
 
@@ -228,7 +228,11 @@ def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
 
 
 def works_everywhere(name: str) -> bool:
-    """Return whether every client accepts this tool name."""
+    """Return whether every client accepts a tool name: ``works_everywhere("find_books")``. See `NAMES_THAT_WORK`.
+
+    Args:
+        name: The name, with its prefix.
+    """
     return _NAME.fullmatch(name) is not None
 
 
@@ -259,8 +263,13 @@ def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
-def check_name(name: str, code: CodeType | None = None) -> None:
-    """Warn the author if some clients refuse a tool's name."""
+def check_tool_name(name: str, code: CodeType | None = None) -> None:
+    """Warn the author if some clients refuse a tool's name: ``check_tool_name("find books")``.
+
+    Args:
+        name: The name.
+        code: Code of the tool's function, whose place the warning names. By default, that of the caller.
+    """
     if not works_everywhere(name):
         warn_author(f"The tool name {name!r} doesn't work with every client: {NAMES_THAT_WORK}", code)
 

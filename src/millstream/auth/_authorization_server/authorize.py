@@ -12,7 +12,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from millstream._http.message import HttpRequest, Response
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig, canonical
@@ -33,7 +33,7 @@ from millstream.auth._authorization_server.records import (
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, Vault
 from millstream.auth._authorization_server.users import LOCAL, SLOW, WRONG, Accounts, LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
-from millstream.auth._pages import is_own, not_own
+from millstream.auth._pages import cross_origin_text, is_same_origin
 from millstream.auth.providers import Callback, SignInFailed, User
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -324,8 +324,8 @@ class AuthorizationEndpoint(Struct, frozen=True):
 
     async def post(self, request: HttpRequest) -> Response:
         """Handle `POST /authorize`: the form of the consent page, from the browser that it was shown in."""
-        if not is_own(request):
-            return pages.wrong("Not from here", not_own(request), 403)
+        if not is_same_origin(request):
+            return pages.wrong("Not from here", cross_origin_text(request), 403)
         try:
             form = form_of(request)
         except OAuthError as exc:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.limiters import Limiter, Rate, StoreLimiter
+from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map
@@ -27,7 +27,7 @@ from millstream.auth._authorization_server.records import (
     new_secret,
 )
 from millstream.auth._method import NotAdmitted, PageMethod
-from millstream.auth._pages import cookie_of, is_at
+from millstream.auth._pages import get_cookie, is_at_host
 from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
@@ -45,10 +45,13 @@ T = TypeVar("T")
 
 
 class Vault:
-    """Typed values in the store.
+    """Typed values in the store: ``await Vault(host.services).put("shop:ada", basket, ttl=3600)``.
 
     Values that anyone can create without signing in are `lossy`: when the store is full, a flood displaces only values
     of the same kind, and never a user's grants.
+
+    Args:
+        services: Services of the server.
     """
 
     def __init__(self, services: Services) -> None:
@@ -62,23 +65,52 @@ class Vault:
         """Called with the address after each failed password or client authentication."""
 
     def limiter(self, name: str, rate: Rate) -> Limiter:
-        """Return a limiter that workers share."""
+        """Return a limiter that workers share.
+
+        Args:
+            name: Name of the limit.
+            rate: Rate of each key.
+        """
         return Limiter(name, rate, pool=lambda: self.pool)
 
     async def get(self, key: str, kind: type[T]) -> T | None:
-        """Return a value; None if it's missing or malformed."""
+        """Return a value; None if it's missing or malformed.
+
+        Args:
+            key: Key of the value.
+            kind: Type of the value.
+        """
         return read(await self.kv.get(key), kind)
 
     async def put(self, key: str, value: Any, ttl: float, *, lossy: bool = False) -> None:
-        """Store a value for `ttl` seconds."""
+        """Store a value.
+
+        Args:
+            key: Key of the value.
+            value: A value that MessagePack can encode, or bytes.
+            ttl: Seconds until it's deleted.
+            lossy: Whether it may be dropped when the store is full.
+        """
         await self.kv.put(key, pack(value), ttl, lossy=lossy)
 
     async def exchange(self, key: str, before: bytes | None, value: Any, ttl: float, *, lossy: bool = False) -> bool:
-        """Replace a value if it still equals `before`; return whether it did."""
+        """Replace a value if it still equals another; return whether it did.
+
+        Args:
+            key: Key of the value.
+            before: The stored bytes to replace; None if there must be none.
+            value: See `put`.
+            ttl: See `put`.
+            lossy: See `put`.
+        """
         return await self.kv.compare_and_set(key, before, pack(value), ttl, lossy=lossy)
 
     async def take(self, key: str) -> bytes | None:
-        """Remove a value and return its stored bytes. Only one of several concurrent callers gets it."""
+        """Remove a value and return its stored bytes. Only one of several concurrent callers gets it.
+
+        Args:
+            key: Key of the value.
+        """
         raw = await self.kv.get(key)
         taken = raw is not None and await self.kv.compare_and_set(key, raw, None, 1)
         return raw if taken else None
@@ -96,21 +128,44 @@ class Vault:
         await self.put(_pending_key(kind, state), sealed.encode(), ttl, lossy=True)
 
     async def take_pending(self, kind: str, state: str, want: type[T]) -> T | None:
-        """Remove and return a pending login; None if there is none with this state."""
+        """Remove and return a pending login; None if there is none with this state.
+
+        Args:
+            kind: Kind of the key in the store.
+            state: See `new_state`.
+            want: Type of the login.
+        """
         sealed = await self.take(_pending_key(kind, state))
         return None if sealed is None else self.open(kind.encode(), sealed.decode("latin-1"), want, state.encode())
 
     def seal(self, kind: bytes, value: Any, bound: bytes = b"") -> str:
-        """Encode a value as text that only this server can create and read."""
+        """Encode a value as text that only this server can create and read.
+
+        Args:
+            kind: What the text is for. Texts of other kinds don't open.
+            value: A value that MessagePack can encode, or bytes.
+            bound: Data that must be known to open it.
+        """
         return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
 
     def open(self, kind: bytes, text: str, want: type[T], bound: bytes = b"") -> T | None:
-        """Decode a value that `seal` encoded with the same `kind` and `bound`; return None for any other text."""
+        """Decode a value that `seal` encoded; return None for any other text.
+
+        Args:
+            kind: See `seal`.
+            text: The text.
+            want: Type of the value.
+            bound: See `seal`.
+        """
         return read(self._services.ring.open(kind, text, bound), want)
 
 
 def new_state(owner: str) -> str:
-    """Return a new secret that finds the pending login of an owner: a principal, or the network of an address."""
+    """Return a secret that finds a pending login: ``await vault.put_pending("shop", new_state(owner), login, 600)``.
+
+    Args:
+        owner: Whose share of the store it uses: a principal, or the network of an address.
+    """
     return f"{share_for(owner)}.{new_secret()}"
 
 
@@ -153,7 +208,7 @@ class Tickets:
 
     def browser(self, request: HttpRequest) -> tuple[str, bytes]:
         """Return the browser's id, and the header line that sets a new one if it had none."""
-        name = cookie_of(request, self._browser_name)
+        name = get_cookie(request, self._browser_name)
         if len(name) == 43:
             return name, b""
         name = new_secret()
@@ -161,7 +216,7 @@ class Tickets:
 
     def known_browser(self, request: HttpRequest) -> str:
         """Return the browser's id; empty if it has none."""
-        return cookie_of(request, self._browser_name)
+        return get_cookie(request, self._browser_name)
 
     def seal_request(self, browser: str, authorization: AuthorizationRequest) -> str:
         """Seal a request for a browser."""
@@ -173,7 +228,7 @@ class Tickets:
 
     def person(self, request: HttpRequest) -> tuple[User, str] | None:
         """Return the user of the browser and their login method, if any."""
-        return self._open(_PERSON, cookie_of(request, self._person_name), tuple[User, str])
+        return self._open(_PERSON, get_cookie(request, self._person_name), tuple[User, str])
 
     def keep(self, user: User, login: str) -> bytes:
         """Return the header line that stores a login in the browser."""
@@ -186,7 +241,7 @@ class Tickets:
 
     def device(self, request: HttpRequest, name: str) -> str:
         """Return the device id of the browser; empty if the user with this name hasn't logged in there before."""
-        found = self._open(_DEVICE, cookie_of(request, self._device_name), tuple[str, str])
+        found = self._open(_DEVICE, get_cookie(request, self._device_name), tuple[str, str])
         return found[1] if found is not None and found[0] == name.casefold() else ""
 
     def keep_device(self, name: str) -> bytes:
@@ -288,7 +343,7 @@ class PendingLogins:
             )
         pending = PendingLogin(digest(browser), target.name, redirect.state_data, authorization, page)
         await self._vault.put_pending(_PENDING_KIND, state, pending, _PENDING_SECONDS)
-        return pages.lead_on(redirect.url, target.label, cookie)
+        return pages.redirect_page(redirect.url, target.label, cookie)
 
     async def begin_for_page(self, request: HttpRequest, target: RedirectTarget, page: str) -> Response:
         """Return the page that redirects a browser to an upstream, which returns to a page of this server.
@@ -297,7 +352,7 @@ class PendingLogins:
             NotAdmitted: The upstream isn't available, or the browser uses another host, such as another name of this
                 machine.
         """
-        if not is_at(request, self._base):
+        if not is_at_host(request, self._base):
             raise NotAdmitted(f"You can only sign in at {self._base}{page}. Open that address.", 400, wrong=False)
         try:
             return await self.begin(request, target, page=page)

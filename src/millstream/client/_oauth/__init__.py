@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from millstream._files import write_private
+from millstream.files import write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""

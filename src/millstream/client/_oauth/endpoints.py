@@ -41,7 +41,7 @@ _PLAIN = re.compile(r"[^\s,]*+")
 
 
 class ParsedChallenges(Struct, frozen=True):
-    """The challenges of one header."""
+    """The challenges of one header: ``read_challenges(header).parameters.get("scope", "")``."""
 
     schemes: frozenset[str]
     """Scheme names, in lower case."""
@@ -50,10 +50,13 @@ class ParsedChallenges(Struct, frozen=True):
 
 
 def read_challenges(header: str) -> ParsedChallenges:
-    """Parse a `WWW-Authenticate` header (RFC 9110 §11.6.1), skipping malformed parts.
+    """Parse a `WWW-Authenticate` header (RFC 9110 §11.6.1): ``read_challenges(header).schemes``.
 
-    It takes linear time, because a hostile server can write this header, and the client parses it on its event loop.
-    Every pattern is possessive, so each character is examined at most twice.
+    Malformed parts are skipped. It takes linear time, because a hostile server can write this header, and the client
+    parses it on its event loop. Every pattern is possessive, so each character is examined at most twice.
+
+    Args:
+        header: Value of the header.
     """
     schemes, parameters = set[str](), dict[str, str]()
     position, end = 0, len(header)
@@ -83,12 +86,13 @@ T = TypeVar("T")
 
 
 class Outbound(Struct, frozen=True):
-    """Connection settings for requests to authorization servers."""
+    """Connection settings for requests to authorization servers: ``Outbound(dial=guard_dial(is_public))``."""
 
     tls: ssl.SSLContext | None = None
     """Certificates to trust; those of the system by default."""
     dial: Dial[Any] | None = None
-    """Connects to hosts; pass `guarded` if untrusted parties choose the addresses. By default, honors proxy variables.
+    """Connects to hosts; pass `guard_dial` if untrusted parties choose the addresses. By default, honors proxy
+    variables.
     """
 
 
@@ -110,7 +114,16 @@ async def fetch(
     body: bytes = b"",
     outbound: Outbound = DIRECT,
 ) -> HttpReply:
-    """Send one request and return the reply. Redirects aren't followed, because each response is for one URL.
+    """Send one request and return the reply: ``await fetch("GET", "https://login.example.com/keys")``.
+
+    Redirects aren't followed, because each response is for one URL.
+
+    Args:
+        method: HTTP method.
+        url: URL of the request.
+        headers: Headers of the request.
+        body: Body of the request.
+        outbound: Connection settings.
 
     Raises:
         AccessDenied: Credentials may not be sent to the URL.
@@ -142,7 +155,10 @@ async def fetch(
 
 
 def parse_secure(url: str) -> Url:
-    """Parse a URL that tokens and secrets may be sent to: https, or a loopback address.
+    """Parse a URL that tokens and secrets may be sent to: ``parse_secure("https://login.example.com/token")``.
+
+    Args:
+        url: A URL with https, or of a loopback address.
 
     Raises:
         AccessDenied: The URL is neither.
@@ -226,7 +242,7 @@ class ProtectedResource(Struct):
 
 
 class IssuerMetadata(Struct):
-    """Metadata of an authorization server."""
+    """Metadata of an authorization server: ``(await find_issuer(url, Outbound())).token_endpoint``."""
 
     issuer: str = ""
     authorization_endpoint: str = ""
@@ -273,7 +289,11 @@ def _covers(resource: str, url: Url) -> bool:
 
 
 async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
-    """Return the metadata of an authorization server.
+    """Return the metadata of an authorization server: ``await find_issuer("https://login.example.com", Outbound())``.
+
+    Args:
+        issuer: The issuer's identifier.
+        outbound: Connection settings.
 
     Raises:
         AccessDenied: The metadata names another issuer.
@@ -329,7 +349,7 @@ _MAX_NONCE = 1024
 
 
 class Proofs:
-    """The keys of one client, and the nonces that servers currently require.
+    """The keys of one client, and the nonces that servers require: ``proofs.authorize(tokens, "POST", url)``.
 
     Sender-constrained tokens (DPoP, RFC 9449) come with a proof for every request. A server announces DPoP in its
     challenge or its metadata. The authorization server binds the tokens to our key, so a stolen token is useless
@@ -351,7 +371,14 @@ class Proofs:
         return key.pem
 
     def headers(self, pem: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
-        """Return the proof header for a request. It's empty if there's no key, or if the key is invalid."""
+        """Return the proof header for a request. It's empty if there's no key, or if the key is invalid.
+
+        Args:
+            pem: Private key in PEM.
+            method: HTTP method.
+            url: URL of the request.
+            token: The access token that the request sends.
+        """
         if not pem:
             return {}
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  see above
@@ -366,12 +393,23 @@ class Proofs:
         return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
 
     def authorize(self, tokens: Tokens, method: str, url: str) -> Mapping[str, str]:
-        """Return the headers that send a token, with a proof if it's bound to a key."""
+        """Return the headers that send a token, with a proof if it's bound to a key.
+
+        Args:
+            tokens: The token, and its key.
+            method: HTTP method.
+            url: URL of the request.
+        """
         proof = self.headers(tokens.proof_key, method, url, tokens.access_token)
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
     def learn(self, url: Url | str, nonce: str) -> bool:
-        """Store the nonce that a server requires from now on. Return whether the nonce is valid."""
+        """Store the nonce that a server requires from now on. Return whether the nonce is valid.
+
+        Args:
+            url: URL of the server.
+            nonce: Value of the ``DPoP-Nonce`` header (RFC 9449 §8).
+        """
         parts = urlsplit(str(url))
         if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable():
             return False
@@ -409,7 +447,13 @@ def challenged_for_proofs(challenge: str) -> bool:
 
 
 def wants_nonce(challenge: str) -> bool:
-    """Return whether a request was refused only because its proof had no nonce or an old one (RFC 9449 §9)."""
+    """Return whether a request was refused only because its proof had no nonce or an old one (RFC 9449 §9).
+
+    ``proofs.learn(url, nonce) and wants_nonce(challenge)``
+
+    Args:
+        challenge: The `WWW-Authenticate` header.
+    """
     found = read_challenges(challenge)
     return SCHEME.lower() in found.schemes and found.parameters.get("error") == "use_dpop_nonce"
 
@@ -418,7 +462,7 @@ _REMEDY = "Pass OAuth a client_id that the issuer knows."
 
 
 class TokenResponse(Struct):
-    """The response of a token endpoint."""
+    """The response of a token endpoint: ``response.check(issuer.issuer)`` raises its error."""
 
     access_token: str = ""
     refresh_token: str = ""
@@ -431,6 +475,10 @@ class TokenResponse(Struct):
 
     def check(self, issuer: str, wanted: str = "token") -> None:
         """Check that there's a token of a type that we support (RFC 6749 §7.1), and that it fits in a header.
+
+        Args:
+            issuer: The issuer, for the error.
+            wanted: What was requested, for the error.
 
         Raises:
             AccessDenied: There's no such token.
@@ -497,7 +545,19 @@ async def ask_token(
     proofs: Proofs | None = None,
     key: str = "",
 ) -> TokenResponse:
-    """Send a request to the token endpoint, with a proof of `key`, a private key in PEM, if there is one."""
+    """Send a request to the token endpoint: ``await ask_token(issuer, registration, {"grant_type": …}, outbound)``.
+
+    Args:
+        issuer: The authorization server.
+        who: The client's identity at the issuer.
+        form: Fields of the request, without those that authenticate the client.
+        outbound: Connection settings.
+        proofs: Keys and nonces of the client.
+        key: Private key in PEM to bind the token to, or empty for a bearer token.
+
+    Raises:
+        ClientError: There was no response.
+    """
     proofs = proofs or Proofs()
     where, response = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
@@ -547,6 +607,24 @@ def authenticate(
     return fields, {}
 
 
+def with_private_key(who: Registration, key: str, key_id: str = "") -> Registration:
+    """Return an identity that authenticates with signatures (RFC 7523 §2.2): ``with_private_key(who, pem, "2027")``.
+
+    Args:
+        who: The client's identity at an issuer.
+        key: Private key in PEM.
+        key_id: Id of the key at the issuer.
+
+    Raises:
+        ValueError: The key can't sign.
+    """
+    from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
+
+    check_key(key)
+    changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": key, "key_id": key_id}
+    return msgspec.structs.replace(who, **changes)
+
+
 class ClientRegistrations(Struct):
     """The identities of one client, one per issuer.
 
@@ -569,10 +647,7 @@ class ClientRegistrations(Struct):
         """
         if self.configured.client_secret or not (self.configured.client_id or self.metadata_url):
             raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
-        from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
-
-        changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": check_key(key), "key_id": key_id}
-        self.configured = msgspec.structs.replace(self.configured, **changes)
+        self.configured = with_private_key(self.configured, key, key_id)
 
     def bind(self, url: Url, issuer: str) -> None:
         """Bind our credentials to an issuer, so that a server can't have them sent to another one.

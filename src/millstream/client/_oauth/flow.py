@@ -56,7 +56,11 @@ from millstream.client._oauth.endpoints import (
 
 
 class PendingAuthorization(Struct, frozen=True):
-    """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the user returns."""
+    """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the user returns.
+
+    ``request = await oauth.ask(url, 401, challenge)`` creates it. Send the browser to `url`, and pass the answer to
+    `OAuth.exchange_code`.
+    """
 
     issuer: IssuerMetadata
     who: Registration
@@ -85,6 +89,9 @@ class PendingAuthorization(Struct, frozen=True):
 
     def form(self, answer: Mapping[str, str]) -> dict[str, str]:
         """Return the token request for the parameters of the redirect.
+
+        Args:
+            answer: What `parse_redirect` returned.
 
         Raises:
             AccessDenied: The parameters don't answer this request.
@@ -186,8 +193,11 @@ class Loopback:
             writer.close()
 
 
-def answer_of(url: str) -> dict[str, str]:
-    """Return the query parameters of the redirect.
+def parse_redirect(url: str) -> dict[str, str]:
+    """Return the query parameters of a redirect: ``parse_redirect("/callback?code=…&state=…")``.
+
+    Args:
+        url: The URL that the browser was redirected to.
 
     Raises:
         AccessDenied: A parameter is repeated, or the URL is malformed.
@@ -659,7 +669,7 @@ class OAuth:
             request = await self._authorization_request(issuer, target, scope, redirect)
             visit = self._visit or (loopback.visit if loopback is not None else None)
             assert visit is not None  # noqa: S101  one of them is set
-            answer = answer_of(await visit(request.url))
+            answer = parse_redirect(await visit(request.url))
         finally:
             if loopback is not None:
                 await loopback.close()

@@ -89,7 +89,7 @@ class TransportRequest(Struct, gc=False):
     repeatable: bool = False
     """Whether the request only reads, so it can be sent again after a broken connection."""
     owner: str = ""
-    """See `Ask.owner`."""
+    """See `RawRequest.owner`."""
 
 
 class Listener(Protocol):
@@ -97,8 +97,11 @@ class Listener(Protocol):
 
     subscribed: asyncio.Event
     """Set while there are subscribers for messages outside of calls."""
-    filters: NotificationFilters | None
-    """Filters of notifications, if an extension has one."""
+
+    @property
+    def filters(self) -> NotificationFilters | None:
+        """Filters of notifications, if an extension has one."""
+        ...
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
         """Receive a request or notification.
@@ -194,7 +197,14 @@ async def send_cancellation(transport: Transport, listener: Listener, request_id
 
 
 class DuplexTransport:
-    """A connection that carries whole messages in both directions, and its pending requests."""
+    """A connection that carries whole messages in both directions: ``class PipeTransport(DuplexTransport): …``.
+
+    Subclasses open the connection, write messages, pass what arrives to `receive`, and call `end` when it's over.
+
+    Args:
+        listener: Receives what the server sends outside of responses.
+        background: Owns the tasks of the transport.
+    """
 
     name: str
 
@@ -221,10 +231,19 @@ class DuplexTransport:
         raise NotImplementedError
 
     def set_revision(self, revision: Revision) -> None:
-        """Do nothing: most of these transports don't depend on the revision."""
+        """Do nothing: most of these transports don't depend on the revision.
+
+        Args:
+            revision: The negotiated revision.
+        """
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or a response."""
+        """Send a notification or a response.
+
+        Args:
+            message: The encoded message.
+            method: Method of the notification; empty for a response.
+        """
         if self.fault is not None:
             raise self.fault
         await self._write(message)
@@ -234,7 +253,11 @@ class DuplexTransport:
         raise NotImplementedError
 
     async def exchange(self, request: TransportRequest) -> Envelope:
-        """Send a request and wait for the response. Notify the server if the caller is canceled."""
+        """Send a request and wait for the response. Notify the server if the caller is canceled.
+
+        Args:
+            request: The request.
+        """
         if self.fault is not None:
             raise self.fault
         waiter: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
@@ -255,7 +278,11 @@ class DuplexTransport:
                 waiter.exception()  # retrieve it, in case the write failed first
 
     def receive(self, data: bytes) -> None:
-        """Receive one message or a batch. Invalid messages are skipped, as official clients do."""
+        """Receive one message or a batch. Invalid messages are skipped, as official clients do.
+
+        Args:
+            data: JSON of the message or batch.
+        """
         try:
             items = split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
         except ProtocolError as exc:
@@ -271,7 +298,12 @@ class DuplexTransport:
                 self.skip(exc.message, item)
 
     def refuse(self, clipped: bytes, error: ClientError) -> bool:
-        """Fail the request of a response whose start and end are known. Return whether they name the request."""
+        """Fail the request of a response whose start and end are known. Return whether they name the request.
+
+        Args:
+            clipped: Start and end of the response.
+            error: The error of the request.
+        """
         match = _CLIPPED_RESPONSE.fullmatch(clipped)
         if match is None:
             return False
@@ -281,7 +313,12 @@ class DuplexTransport:
         return True
 
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
-        """Receive one decoded message. `request_id` is the request it belongs to, if known."""
+        """Receive one decoded message.
+
+        Args:
+            message: The message.
+            request_id: The request that it belongs to; 0 if it's unknown.
+        """
         if not message.is_answer:
             try:
                 self._listener.receive(message, self, request_id)
@@ -305,7 +342,11 @@ class DuplexTransport:
         return len(self._waiting)
 
     def end(self, fault: ClientError | None = None) -> None:
-        """End the connection and fail all pending requests."""
+        """End the connection and fail all pending requests.
+
+        Args:
+            fault: Why it has ended.
+        """
         first = self.fault is None
         if self.fault is None:
             self.fault = fault or ConnectionLost("The server closed the connection.")

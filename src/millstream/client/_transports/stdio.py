@@ -109,7 +109,7 @@ INHERITED_VARIABLES = (
 
 
 class Command(Struct, frozen=True):
-    """How to start a server."""
+    """How to start a server: ``Command(("uvx", "mcp-server-time"))``."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = {}
@@ -166,7 +166,15 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 
 class StdioTransport(DuplexTransport):
-    """One process, started by `open` and ended by `close`."""
+    """One process, started by `open` and ended by `close`: ``StdioTransport(command, listener, tasks, 2**20)``.
+
+    Args:
+        command: How to start the server.
+        listener: Receives what the server sends outside of responses.
+        background: Owns the tasks of the transport.
+        max_bytes: Maximum bytes of one message.
+        show: Called with each line of the standard error.
+    """
 
     name = "stdio"
 
@@ -266,11 +274,19 @@ class StdioTransport(DuplexTransport):
     # Events of the process
 
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
-        """Store the process, before any of its output arrives."""
+        """Store the process, before any of its output arrives.
+
+        Args:
+            process: The process.
+        """
         self._process = process
 
     def feed_stdout(self, data: bytes) -> None:
-        """Process a chunk of standard output."""
+        """Process a chunk of standard output.
+
+        Args:
+            data: Bytes of its standard output.
+        """
         for line in self._lines.feed(data):
             if line is None or (type(line) is LineStart and not self.refuse(line, too_large(self._max))):
                 self.end(too_large(self._max))
@@ -293,7 +309,11 @@ class StdioTransport(DuplexTransport):
             self._kill(signal.SIGTERM)
 
     def feed_stderr(self, data: bytes) -> None:
-        """Process a chunk of standard error."""
+        """Process a chunk of standard error.
+
+        Args:
+            data: Bytes of its standard error.
+        """
         self._stderr = (self._stderr + data)[-_MAX_STDERR:]
         if self._show is not None:
             *lines, rest = (self._partial_line + data).split(b"\n")
@@ -386,14 +406,27 @@ class StdioTransport(DuplexTransport):
 
 _SENTENCE_STARTS = ("Cause:", "Fix:")
 """Prefixes of lines that begin a new sentence, even if the previous line has no period."""
+_DETAILS = re.compile(r"^(?:goroutine \d|stack backtrace:|note: run with|Require stack:)", re.MULTILINE)
+"""Beginning of the details after a message."""
+_GROUP = re.compile(r"^ +[|+] ?", re.MULTILINE)
+_NOISE = re.compile(r"\W*$|\s+at |Node\.js v\d|npm \S+ A complete log|Run 'docker|exit status \d")
+_NPM = re.compile(r"npm \S+ ")
 
 
 def _last_sentence(output: str) -> str:
-    """Return the last unindented line and those below it: an error message, or the end of a traceback."""
-    lines = [line for line in output.splitlines() if line.strip()]
+    """Return the last unindented line and those below it: an error message, or the end of a traceback.
+
+    What Node, npm, Go, Rust, and exception groups write below their message, or beside it, is left out.
+    """
+    report = _GROUP.sub("", _DETAILS.split(output.strip())[0])
+    lines = [line for line in report.splitlines() if not _NOISE.match(line)]
     begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
+    prefix = _NPM.match(lines[begin]) if lines else None
+    while prefix and begin and lines[begin - 1].startswith(prefix[0]):
+        begin -= 1
     sentence = ""
     for line in lines[begin:]:
         between = ". " if line.lstrip().startswith(_SENTENCE_STARTS) and sentence[-1:].isalnum() else " "
-        sentence += f"{between if sentence else ''}{' '.join(line.split())}"
+        text = line.removeprefix(prefix[0] if prefix and sentence else "")
+        sentence += f"{between if sentence else ''}{' '.join(text.split())}"
     return sentence

@@ -323,4 +323,4 @@ class ToolItem(tools.Tool):
         revision = call.revision
         if revision.structured != "none" and {"audio", "resource_link"} <= set(revision.content):
             return members
-        return revisions.tool_result(members, revision)
+        return revisions.project_tool_result(members, revision)

@@ -5,6 +5,7 @@ connections page; a call without one asks its user to open the page. Everything 
 """
 
 import asyncio
+import hmac
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,9 @@ from urllib.parse import parse_qs
 from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
-from millstream._http.client.url import Url, parse
-from millstream._limits.limiters import Limiter, Rate
 from millstream._override import override
-from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.records import digest, fits, new_secret
-from millstream.auth._authorization_server.tickets import Tickets, Vault, new_state
-from millstream.auth._pages import is_at, is_own, not_own
+from millstream.auth import pages
+from millstream.auth.pages import Vault, new_state
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -33,8 +30,7 @@ from millstream.client import (
     StoredCredentials,
     Tokens,
 )
-from millstream.client._oauth.endpoints import Outbound, Proofs, fetch, wants_nonce
-from millstream.client._oauth.flow import PendingAuthorization, answer_of
+from millstream.client.oauth import Outbound, PendingAuthorization, Proofs, fetch, parse_redirect, wants_nonce
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import (
     LinkAuth,
@@ -45,7 +41,8 @@ from millstream.gateway._credentials.source import (
 )
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Host, HttpRequest, Response, Route, header_lines, query_value, refusal
+from millstream.http import Url, parse_url
+from millstream.parts import Call, Host, HttpRequest, Limiter, Rate, Response, Route, header_lines, query_value, refusal
 from millstream.protocol import declares, encode, notification_message
 
 PAGE = "/connections"
@@ -94,7 +91,7 @@ class PersonalCredentials(UpstreamCredentials):
             LocalError: A secret is missing.
         """
         super().__init__(upstream, forward)
-        self.url: Url = parse("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
+        self.url: Url = parse_url("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
         self.options: PerUserOAuth = options
         self._services = host.services
         self._vault = Vault(host.services)
@@ -450,6 +447,7 @@ def _configured_base(host: Host) -> str:
 _TEMPLATE = Path(__file__).parent / "templates" / "connections.html"
 _LOGIN_SECONDS = 600.0
 _ANSWER_SECONDS = 120.0
+_BROWSER_SECONDS = 8 * 3600.0
 _MAX_FORM = 4096
 _MAX_QUERY = 8192
 _PENDING = "connection-pending"
@@ -531,8 +529,8 @@ class ConnectionsPage:
     async def submit(self, request: HttpRequest) -> Response:
         """Handle `POST /connections`: connect or disconnect an upstream."""
         principal = request.principal
-        if not is_own(request):
-            return refusal(403, not_own(request))
+        if not pages.is_same_origin(request):
+            return refusal(403, pages.cross_origin_text(request))
         if principal is None or len(request.body) > _MAX_FORM:
             return _MALFORMED_FORM
         try:
@@ -553,24 +551,24 @@ class ConnectionsPage:
         if self._login_limiter.take(owner) > 0:
             return await self._page(request, "Too many attempts. Wait a minute, then try again.", 429)
         base = self._base(request, connection)
-        if not is_at(request, base):
+        if not pages.is_at_host(request, base):
             return await self._page(request, f"You can only connect accounts at {base}{PAGE}. Open that address.", 400)
-        tickets = Tickets(self._vault, secure=base.startswith("https://"))
-        browser, cookie = tickets.browser(request)
+        secure = base.startswith("https://")
+        browser, cookie = pages.browser_cookie(request, _cookie_name(base), _BROWSER_SECONDS, secure=secure)
         try:
             authorization = structs.replace(await connection.begin(owner, base), state=new_state(owner))
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
             return await self._page(request, pages.quote_foreign(str(exc)), 502)
-        pending = PendingConnection(name, owner, digest(browser), base, authorization)
+        pending = PendingConnection(name, owner, owner_of(browser), base, authorization)
         await self._vault.put_pending(_PENDING, authorization.state, pending, _LOGIN_SECONDS)
-        return pages.lead_on(authorization.url, f"Continue to {connection.url.host}", cookie)
+        return pages.redirect_page(authorization.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/callback`: store the answer of an authorization server. Each state is valid once."""
         try:
-            answer = answer_of("?" + request.query[:_MAX_QUERY].decode("latin-1"))
+            answer = parse_redirect("?" + request.query[:_MAX_QUERY].decode("latin-1"))
         except ClientError:
             answer = {}
         state = answer.get("state", "")
@@ -580,8 +578,8 @@ class ConnectionsPage:
             else None
         )
         if pending is None or not self._is_browser_of(request, pending):
-            return pages.turned_back(request, PAGE, _LOGIN_OVER, 403)
-        handle = f"{state.partition('.')[0]}.{new_secret()}"
+            return pages.not_signed_in_page(request, PAGE, _LOGIN_OVER, 403)
+        handle = f"{state.partition('.')[0]}.{secrets.token_urlsafe(32)}"
         await self._vault.put_pending(_PENDING, handle, AnsweredConnection(pending, answer), _ANSWER_SECONDS)
         return pages.continue_page(request, f"{PAGE}?finish={handle}", title="One moment")
 
@@ -627,14 +625,14 @@ class ConnectionsPage:
     # Helpers
 
     def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
-        tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))
-        return fits(tickets.known_browser(request), pending.browser)
+        browser = owner_of(pages.get_cookie(request, _cookie_name(pending.base)))
+        return hmac.compare_digest(browser, pending.browser)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, first: str = "") -> Response:
         principal = request.principal
         if principal is None:
             text = "Sign in to this server first: a connection belongs to a user."
-            return pages.turned_back(request, "/sign-in", text, 403)
+            return pages.not_signed_in_page(request, "/sign-in", text, 403)
         owner = owner_of(principal.id)
         rows = [await self._row(name, each, owner) for name, each in self._connections.items()]
         rows.sort(key=lambda row: row.name != first)
@@ -662,6 +660,10 @@ class ConnectionsPage:
     def _redirect_to_page(request: HttpRequest) -> Response:
         """Redirect to the page itself, so that a reload doesn't repeat the request."""
         return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
+
+
+def _cookie_name(base: str) -> str:
+    return f"{'__Host-' if base.startswith('https://') else ''}millstream-browser"
 
 
 def _name(claim: object) -> str:

@@ -13,24 +13,27 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream import ProtocolError, ToolError
-from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._recent import Recent
-from millstream._tasks import has_failed
-from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth.pages import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
-from millstream.client._oauth import PRIVATE_KEY_JWT
-from millstream.client._oauth.endpoints import IssuerMetadata, TokenResponse, ask_token, find_issuer, parse_secure
+from millstream.client.oauth import (
+    IssuerMetadata,
+    TokenResponse,
+    ask_token,
+    find_issuer,
+    parse_secure,
+    with_private_key,
+)
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Services
+from millstream.http import Url
+from millstream.parts import Call, Recent, Services, SingleFlight
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
@@ -121,7 +124,7 @@ class SharedTokens:
         self._cache: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
         self._change_count = 0
         """Counter of possible changes in the store."""
-        self._renewals: dict[str, asyncio.Task[StoredGrant | None]] = {}
+        self._renewals = SingleFlight[StoredGrant | None]()
         self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""
         self._stop = services.store.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
@@ -129,8 +132,7 @@ class SharedTokens:
     async def close(self) -> None:
         """Stop after finishing running renewals, which may be receiving a refresh token."""
         self._stop()
-        while self._renewals:
-            await asyncio.wait(list(self._renewals.values()))
+        await self._renewals.settle()
 
     def _forget_all(self) -> None:
         self._change_count += 1
@@ -229,19 +231,9 @@ class SharedTokens:
         return fresh is not None and fresh.token != refused
 
     async def _renewal(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
-        task = self._renewals.get(name)
-        if task is None:
-            if len(self._renewals) >= _MAX_RENEWALS:
-                raise ConnectFailed("Too many access tokens are being renewed at once. Try again later.")
-            task = asyncio.get_running_loop().create_task(self._renew(name, old, renew))
-            self._renewals[name] = task
-            task.add_done_callback(lambda done: self._forget(name, done))
-        return await asyncio.shield(task)
-
-    def _forget(self, name: str, done: asyncio.Task[Any]) -> None:
-        if self._renewals.get(name) is done:
-            del self._renewals[name]
-        has_failed(done)  # its callers may have been canceled
+        if len(self._renewals) >= _MAX_RENEWALS and not self._renewals.runs(name):
+            raise ConnectFailed("Too many access tokens are being renewed at once. Try again later.")
+        return await self._renewals.run(name, lambda: self._renew(name, old, renew))
 
     async def _renew(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
         try:
@@ -355,18 +347,14 @@ class _TokenCredentials(UpstreamCredentials):
         options, owner = self._options, f"the upstream {self.upstream!r}"
         secret = options.client_secret.read(owner) if options.client_secret is not None else ""
         key = options.private_key.read(owner) if options.private_key is not None else ""
-        method = ""
-        if key:
-            from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
-
-            try:
-                check_key(key)
-            except ValueError as exc:
-                raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
-            method = PRIVATE_KEY_JWT
-        elif secret:
+        method = "none"
+        if secret:
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
-        self._registration = Registration(options.client_id, secret, method or "none", key, options.key_id)
+        registration = Registration(options.client_id, secret, method)
+        try:
+            self._registration = with_private_key(registration, key, options.key_id) if key else registration
+        except ValueError as exc:
+            raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
 
     async def _issuer(self) -> IssuerMetadata:
         options = self._options

@@ -12,11 +12,10 @@ from typing import Any, cast
 from starlette.requests import HTTPConnection
 
 from millstream import Principal
-from millstream._http.asgi import HostedApplication
 from millstream._override import override
-from millstream.auth._method import AuthMethod, Identity, Unavailable
+from millstream.auth import AuthMethod, Identity, Unavailable
 from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of
-from millstream.parts import Handler, HttpRequest
+from millstream.parts import Handler, HostedApplication, HttpRequest
 
 logger = logging.getLogger("millstream.gateway")
 

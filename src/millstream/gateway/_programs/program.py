@@ -23,11 +23,10 @@ from msgspec import Struct
 
 from millstream import Principal
 from millstream._override import override
-from millstream._recent import Recent
-from millstream._tasks import Tasks
 from millstream.client import ConnectFailed, ConnectionLost, Listener, TransportRequest
-from millstream.client._transports import DuplexTransport
+from millstream.client.lowlevel import DuplexTransport
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
+from millstream.parts import Recent, Tasks
 from millstream.protocol import METHOD_NOT_FOUND, Envelope, Revision, decoder, encode
 
 _decode_message = decoder(dict[str, Any])

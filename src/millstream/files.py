@@ -1,6 +1,9 @@
 """Files that only their user can read, replaced atomically, and the variables of ``.env`` files.
 
 python-dotenv parses variables without expansion: a ``$`` is literal.
+
+Example:
+    >>> write_private(Path.home() / ".shop" / "token", token.encode())
 """
 
 import io
@@ -9,13 +12,28 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+__all__ = [
+    "PRIVATE",
+    "EnvFileError",
+    "Stamp",
+    "read_env",
+    "read_env_file",
+    "stamp_of",
+    "write_private",
+]
+
 PRIVATE = 0o600
+"""The mode of a file that only its user can read and write."""
 Stamp = tuple[int, int, int]
 """What changes with a file: the time of its last change, its size, and its inode."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Return the current stamp of a file; None if it's missing."""
+    """Return the current stamp of a file; None if it's missing: ``if stamp_of(path) != last: …``.
+
+    Args:
+        path: The file.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -24,7 +42,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def write_private(path: Path, content: bytes, *, overwrite: bool = True, mode: int = PRIVATE) -> None:
-    """Write a whole file or none of it. Create its folder if necessary.
+    """Write a whole file or none of it: ``write_private(path, b"secret")``. Create its folder if necessary.
 
     Args:
         path: The file.
@@ -55,11 +73,15 @@ def write_private(path: Path, content: bytes, *, overwrite: bool = True, mode: i
 
 
 class EnvFileError(ValueError):
-    """An environment file is invalid; the message says why."""
+    """An environment file is invalid: ``except EnvFileError as error: print(error)``."""
 
 
 def read_env_file(path: Path, label: str = "") -> dict[str, str]:
-    """Return the variables of a file. Error messages call it `label`.
+    """Return the variables of a file: ``read_env_file(Path(".env"))["SHOP_KEY"]``.
+
+    Args:
+        path: The file.
+        label: What error messages call it; by default its path.
 
     Raises:
         EnvFileError: The file can't be read, or a line isn't NAME=VALUE.
@@ -74,7 +96,11 @@ def read_env_file(path: Path, label: str = "") -> dict[str, str]:
 
 
 def read_env(text: str, label: str = ".env") -> dict[str, str]:
-    """Return the variables in the text of a file. If a name is repeated, the last value wins.
+    """Return the variables in the text of a file: ``read_env("SHOP_KEY=1")``. The last of repeated names wins.
+
+    Args:
+        text: The text.
+        label: What error messages call the file.
 
     Raises:
         EnvFileError: A line isn't NAME=VALUE.

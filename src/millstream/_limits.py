@@ -148,6 +148,12 @@ def hash_key(policy: str, key: str) -> str:
 
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
+"""Characters that a name in a header shouldn't contain."""
+
+
+def limit_name(kind: str, tool: str) -> str:
+    """Return the name of a tool's own limit, for headers and the store."""
+    return f"{kind}:{_ODD.sub('_', tool)}"
 
 
 def concurrency_limits(owner: str, most: int, tool: str, most_of_tool: int) -> list[tuple[str, str, int]]:
@@ -161,7 +167,7 @@ def concurrency_limits(owner: str, most: int, tool: str, most_of_tool: int) -> l
     """
     limits = [("concurrency", owner, most)] if most and owner else []
     if most_of_tool:
-        limits.append((f"concurrency:{_ODD.sub('_', tool)}", "", most_of_tool))
+        limits.append((limit_name("concurrency", tool), "", most_of_tool))
     return limits
 
 
@@ -170,7 +176,7 @@ _RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
 
 
 class Rate(Struct, frozen=True):
-    """A number of actions per number of seconds, with a burst of the same size."""
+    """A number of actions per number of seconds, with a burst of the same size: ``Rate(60, 60)``."""
 
     count: int
     seconds: int
@@ -178,6 +184,9 @@ class Rate(Struct, frozen=True):
     @classmethod
     def of(cls, text: str) -> "Rate":
         """Parse ``100/minute``. The units are second, minute, hour, and day.
+
+        Args:
+            text: The text.
 
         Raises:
             ValueError: The text isn't a rate.
@@ -189,7 +198,7 @@ class Rate(Struct, frozen=True):
 
 
 class Limiter:
-    """A limiter that applies one rate to each key. For one event loop.
+    """A limiter that applies one rate to each key: ``if (seconds := limiter.take(call.owner)): …``. For one event loop.
 
     Args:
         name: Name of the limit, for headers and the store.
@@ -222,12 +231,22 @@ class Limiter:
         return len(self.whole_at)
 
     def wait(self, key: str, cost: float = 1.0) -> float:
-        """Return the seconds until a key can take this much, or 0. Takes nothing."""
+        """Return the seconds until a key can take this much, or 0. Takes nothing.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            cost: Tokens to take; a call takes one by default.
+        """
         now = self.clock()
         return pace_wait(self.whole_at.get(key, now), now, self.rate.count, self.rate.seconds, cost)
 
     def take(self, key: str, cost: float = 1.0) -> float:
-        """Take from a key's allowance. If it isn't enough, take nothing and return the seconds to wait."""
+        """Take from a key's allowance. If it isn't enough, take nothing and return the seconds to wait.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            cost: Tokens to take; a call takes one by default.
+        """
         wait = self.wait(key, cost)
         if wait <= 0:
             now, whole_at = self.clock(), self.whole_at
@@ -237,7 +256,11 @@ class Limiter:
         return wait
 
     async def charge(self, key: str) -> float:
-        """Take one token. If none is left on any worker, take nothing and return the seconds to wait."""
+        """Take one token. If none is left on any worker, take nothing and return the seconds to wait.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+        """
         wait, pool = self.take(key), self._pool()
         if wait > 0 or pool is None:
             return wait
@@ -248,37 +271,70 @@ class Limiter:
         return wait
 
     def report(self, key: str) -> float:
-        """Take one token here and report it to the store later, for actions that have happened or can't wait."""
+        """Take one token here and report it to the store later, for actions that have happened or can't wait.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+        """
         wait, pool = self.take(key), self._pool()
         if wait <= 0 and pool is not None:
             pool.report(self.pace(key), lambda seconds: self.block(key, seconds))
         return wait
 
     def pace(self, key: str, cost: float = 1.0) -> RateCharge:
-        """Return the charge for the store, with a hashed key."""
+        """Return the charge for the store, with a hashed key.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            cost: Tokens to take; a call takes one by default.
+        """
         return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
 
     def spend(self, key: str, cost: float) -> bool:
-        """Take from a key's allowance, and return whether it was enough. See `SharedLimiter.spend`."""
+        """Take from a key's allowance, and return whether it was enough.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            cost: Tokens to take; a call takes one by default.
+        """
         return self.take(key, cost) <= 0
 
     def put_back(self, key: str, cost: float) -> None:
-        """Return tokens that weren't needed."""
+        """Return tokens that weren't needed.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            cost: Number of tokens.
+        """
         if key in self.whole_at:
             self.whole_at[key] -= self.each * cost
 
     def block(self, key: str, wait: float) -> None:
-        """Block a key for a number of seconds, because another worker has reached its limit."""
+        """Block a key for a number of seconds, because another worker has reached its limit.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            wait: Number of seconds.
+        """
         until = self.clock() + wait + self.rate.seconds - self.each
         self.whole_at[key] = max(until, self.whole_at.get(key, until))
 
     def count_remaining(self, key: str) -> int:
-        """Return the remaining allowance of a key."""
+        """Return the remaining allowance of a key.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+        """
         now = self.clock()
         return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
 
     def header_lines(self, key: str, wait: float) -> bytes:
-        """Return header lines with a caller's limit and the time to wait."""
+        """Return header lines with a caller's limit and the time to wait.
+
+        Args:
+            key: Key of the caller, or of what is limited.
+            wait: Seconds to wait.
+        """
         return rate_lines(self.name, self.rate, self.count_remaining(key), wait)
 
 
@@ -421,13 +477,14 @@ class SharedLimiter:
         return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
-        """Process the store's answer."""
+        """Process the store's answer, and discard what this worker has decided without it."""
         cost, advanced = asked.cost, asked.most > asked.cost
         now = self._clock()
         known = self._known.get(key)
         if known is None:
             self._known.keep(key, known := _KnownPace())
         known.asked_at, known.remaining = now, taken.remaining
+        self._alone = None
         if advanced:
             known.fetching = -_LOST
         if taken.wait > 0:
@@ -448,7 +505,3 @@ class SharedLimiter:
         if self._alone is None or self._alone.rate.count != part:
             self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self._clock)
         return self._alone
-
-    def rejoin(self) -> None:
-        """Discard local decisions after the store has answered again."""
-        self._alone = None
