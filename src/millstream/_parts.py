@@ -313,7 +313,7 @@ class Host:
         """Run a coroutine in the background.
 
         Args:
-            work: The coroutine. It's canceled when the server closes.
+            work: The coroutine. When the server closes, it's canceled, and has `drain_timeout` to end.
         """
         self.background.spawn(work)
 

@@ -45,10 +45,15 @@ class Tasks:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    async def close(self) -> None:
-        """Cancel all tasks and wait for them to end."""
+    async def close(self, seconds: float | None = None) -> None:
+        """Cancel all tasks, and wait up to `seconds` for them to end, or without a limit."""
         self._closed = True
-        await cancel_all(*self._tasks)
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await self.settle(seconds)
+        for task in tasks:
+            has_failed(task)
 
 
 def has_failed(task: asyncio.Future[Any]) -> bool:

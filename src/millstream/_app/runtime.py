@@ -308,7 +308,7 @@ class Runtime:
             )
             self._stack.push_async_callback(host.close)
             await self._stack.enter_async_context(host.stack)
-            self._stack.push_async_callback(host.background.close)
+            self._stack.push_async_callback(host.background.close, settings.drain_timeout)
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)

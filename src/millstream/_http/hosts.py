@@ -139,12 +139,19 @@ class HostPolicy:
             shared: Further paths that pages of any origin may use, because they ignore cookies.
             cors: Whether to answer preflights and let pages of allowed origins read replies.
             note: Called with the status of each refusal.
+
+        Raises:
+            ValueError: An entry isn't a host name or an origin, so it would never match.
         """
         self._note = note
         self.show: Callable[[HttpRequest, Response], Response] = lambda request, refused: refused
         """Returns a refusal as a page for browsers."""
         self._logged: set[bytes] = set()
         self._cors = cors
+        for entry in allowed_hosts:
+            name = entry.strip().removeprefix("*.")
+            if name not in ("", "*") and parse_authority(name.encode()) is None:
+                raise ValueError(f"allowed_hosts: {entry!r} isn't a host name. Use host[:port], *.example.com, or *.")
         self._hosts = HostNames(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
         self._loopback_bind = loopback_bind
