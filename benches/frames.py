@@ -138,7 +138,7 @@ def draw(browser: Browser, address: str, name: str, seconds: float) -> list[Draw
     """A page at rest, then under the load, which begins before and ends after the measurement."""
     path, prepare = PAGES[name]
     context = browser.new_context(viewport={"width": 1280, "height": 720})
-    context.add_init_script("localStorage.setItem('millstream.name', 'Ada')")
+    context.add_init_script("localStorage.setItem('millstream.name', '\"Ada\"')")
     page = context.new_page()
     page.goto(f"{address}/{path}")
     prepare(page)

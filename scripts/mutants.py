@@ -23,7 +23,7 @@ FOLDERS = {
     "_app": "transports server hub scale web",
     "_cli": "cli",
     "_http": "transports security",
-    "_limits": "auth scale server",
+    "_limits.py": "auth scale server",
     "_protocol": "protocol bad_input behavior properties",
     "_server": "server behavior bad_input",
     "_stores": "stores scale",
@@ -38,7 +38,7 @@ FOLDERS = {
     "gateway": "gateway",
     "hub": "hub",
 }
-"""Package -> folders of its tests, the ones that find most first."""
+"""Package or module -> folders of its tests, the ones that find most first."""
 MARKS = "not server and not nightly and not check"
 SWAPPED = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
@@ -80,7 +80,7 @@ def choose(count: int, seed: int) -> list[tuple[Path, int, int, int, str]]:
     chosen = []
     while len(chosen) < count:
         package = sorted(FOLDERS)[len(chosen) % len(FOLDERS)]
-        path = chance.choice(sorted((SOURCE / package).rglob("*.py")))
+        path = chance.choice(sorted(SOURCE.glob(package if package.endswith(".py") else f"{package}/**/*.py")))
         found = sorted(set(places(path)))
         if found:
             chosen.append((path, *chance.choice(found)))

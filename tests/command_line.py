@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,13 @@ from unittest import mock
 
 from cyclopts import App
 
+from millstream._app.server_process import CommandError
+from millstream._cli import main
+from millstream._cli.connect_options import _ServerOutput
 from millstream._cli.errors import run_command
 from millstream._cli.program import program
+
+__all__ = ["CommandError", "program"]
 
 
 @dataclass
@@ -37,25 +42,38 @@ class CliRunner:
         self, app: App, words: list[str], input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Result:
         """Run a command. Errors that `main` would report are in `exception`. A variable that's None is unset."""
-        streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
-        given = io.TextIOWrapper(io.BytesIO(input.encode() if isinstance(input, str) else input or b""), "utf-8")
-        code, error = 0, None
-        changed = {**os.environ, **(env or {})}
-        variables = {name: value for name, value in changed.items() if value is not None}
-        with (
-            redirect_stdout(streams[0]),
-            redirect_stderr(streams[1]),
-            mock.patch.object(sys, "stdin", given),
-            mock.patch.dict(os.environ, variables, clear=True),
-        ):
-            try:
-                run_command(app, words)
-            except SystemExit as exc:
-                code, error = (exc.code if isinstance(exc.code, int) else 1 if exc.code else 0), exc
-            except Exception as exc:
-                code, error = 1, exc
-        out, err = (stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]  # a BytesIO
-        return Result(code, out, err, error)
+        return _run(lambda: run_command(app, words), input, env)
+
+
+def run_in_process(*words: str, input: str = "", env: Mapping[str, str | None] | None = None) -> Result:
+    """Run `millstream` with these words. All that a process of its own adds to this is its start."""
+    with mock.patch.object(sys, "argv", ["millstream", *words]):
+        done = _run(main, input, env)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def _run(command: Callable[[], None], input: str | bytes | None, env: Mapping[str, str | None] | None) -> Result:
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
+    given = io.TextIOWrapper(io.BytesIO(input.encode() if isinstance(input, str) else input or b""), "utf-8")
+    code, error = 0, None
+    changed = {**os.environ, **(env or {})}
+    variables = {name: value for name, value in changed.items() if value is not None}
+    with (
+        redirect_stdout(streams[0]),
+        redirect_stderr(streams[1]),
+        mock.patch.object(sys, "stdin", given),
+        mock.patch.dict(os.environ, variables, clear=True),
+        mock.patch.multiple(_ServerOutput, shown=False, explained=False),  # each command is a process elsewhere
+    ):
+        try:
+            command()
+        except SystemExit as exc:
+            code, error = (exc.code if isinstance(exc.code, int) else 1 if exc.code else 0), exc
+        except Exception as exc:
+            code, error = 1, exc
+    out, err = (stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]  # a BytesIO
+    return Result(code, out, err, error)
 
 
 def names_of(app: App) -> list[str]:

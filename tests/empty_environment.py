@@ -22,10 +22,23 @@ def build_wheel(out: Path) -> Path:
 
 
 class Environment:
-    """An environment in which nothing is installed yet."""
+    """An environment in which nothing is installed yet. It replaces an earlier one in its folder."""
 
     def __init__(self, folder: Path, wheel: Path) -> None:
-        run([sys.executable, "-m", "uv", "venv", "--quiet", "--no-project", "--python", sys.executable, folder])
+        run(
+            [
+                sys.executable,
+                "-m",
+                "uv",
+                "venv",
+                "--quiet",
+                "--clear",
+                "--no-project",
+                "--python",
+                sys.executable,
+                folder,
+            ]
+        )
         self.bin = folder / "bin"
         pins = re.findall(r"^[\w.-]+==[^ ;\\]+", (ROOT / "requirements" / "test.lock").read_text("utf-8"), re.MULTILINE)
         pins = [pin for pin in pins if not pin.startswith("mcp")]  # programs need several versions of it

@@ -8,6 +8,7 @@ from typing import Any
 
 from behavior.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
+from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare
 from millstream._stores.base import Store
@@ -15,6 +16,8 @@ from patience import WAIT
 from shared_store import SharedStore
 from store_parts import Backing
 from wire import LATEST_HANDSHAKE, POST, Json, request
+
+__all__ = ["Bind", "Runtime"]
 
 STREAM = {"accept": "text/event-stream"}
 

@@ -17,11 +17,13 @@ from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import HostPolicy, TrustedProxies
-from millstream._http.message import Handler, HttpLimits
+from millstream._http.message import STREAM_HEAD, Handler, HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.listener import SocketListener
 from patience import WAIT
+
+__all__ = ["STREAM_HEAD", "Endpoints", "HostPolicy", "HttpLimits", "SocketListener", "prepare"]
 
 HEAD = b"Host: 127.0.0.1\r\n"
 NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

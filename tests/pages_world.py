@@ -73,7 +73,7 @@ class PagePool:
         page.set_viewport_size(ViewportSize(width=width, height=height))
         page.emulate_media(color_scheme=options.get("color_scheme", "light"), reduced_motion="no-preference")
         if fresh and name:
-            page.add_init_script(f"localStorage.setItem('millstream.name', {name!r})")
+            page.add_init_script(f"localStorage.setItem('millstream.name', JSON.stringify({name!r}))")
         elif name or page.url != "about:blank":
             _clear_page(page, url, name)
         self._messages[page] = []
@@ -133,7 +133,7 @@ def _clear_page(page: Page, url: str, name: str = "") -> bool:
     page.evaluate("localStorage.clear(); sessionStorage.clear()")
     page.context.clear_cookies()
     if name:
-        page.evaluate("(name) => localStorage.setItem('millstream.name', name)", name)
+        page.evaluate("(name) => localStorage.setItem('millstream.name', JSON.stringify(name))", name)
     return True
 
 

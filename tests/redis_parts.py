@@ -123,7 +123,7 @@ def long_redis_timeouts(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     Tests with the mark `impatient` use the default timeouts.
     """
     if request.node.get_closest_marker("impatient") is None:
-        for name in ("PATIENCE", "CONNECT_SECONDS", "START_SECONDS"):
+        for name in ("PATIENCE", "EXCHANGE_SECONDS", "CONNECT_SECONDS", "START_SECONDS"):
             monkeypatch.setattr(f"millstream._stores.redis.client.{name}", WAIT)
 
 

@@ -23,6 +23,7 @@ class Proxy:
         self._open.set()
         self.drop_replies = False
         """Drop replies."""
+        self.dropped_bytes = 0
         self.delay = 0.0
         """Seconds by which each reply is delayed."""
         self.split = False
@@ -113,6 +114,7 @@ class Proxy:
     def _keep(self, data: bytes) -> bytes:
         """Return the bytes of a reply to forward."""
         if self.drop_replies:
+            self.dropped_bytes += len(data)
             return b""
         if self.reply_bytes_left is not None:
             data = data[: self.reply_bytes_left]

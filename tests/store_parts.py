@@ -13,16 +13,18 @@ import pytest
 
 from dict_backend import Data, DictBackend, void
 from millstream._stores import open_store
-from millstream._stores.base import PAGE_BYTES, Entry, Gap, Position, Store
+from millstream._stores.base import PAGE_BYTES, CoAppend, Entry, Gap, Position, Store
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
-from millstream._stores.memory.store import UsageCounter
+from millstream._stores.memory.store import MemoryStore, UsageCounter
 from millstream._stores.store import BackendStore
 from millstream._stores.tail import Tail
 from nats_parts import NatsBacking
 from patience import WAIT
 from property_settings import NIGHTLY
 from redis_parts import ClusterBacking, RedisBacking, SentinelBacking, until
+
+__all__ = ["CoAppend", "MemoryStore", "open_store"]
 
 TTL = 300.0
 

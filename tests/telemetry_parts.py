@@ -10,7 +10,10 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call, CallFailure
 from millstream._server.observability.observer import Tracer
+from millstream._telemetry.metrics import Metrics, render
 from millstream._telemetry.spans import Spans
+
+__all__ = ["Metrics", "render"]
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -273,18 +273,18 @@ async def test_time_limits_cost_one_call() -> None:
 
 
 @for_each(
-    "lines",
+    ("lines", "unique"),
     [
-        {"X-Real-IP": "192.0.2.1", "X-Request-ID": "7f3a", "X-Forwarded-For": "192.0.2.1"},
-        {"CF-Ray": "8a-FRA", "CF-Connecting-IP": "192.0.2.1", "CF-IPCountry": "DE", "CDN-Loop": "cloudflare; loops=1"},
-        {"X-Tenant": "acme", "x-api-version": "3"},
+        ({"X-Real-IP": "192.0.2.1", "X-Request-ID": "7f3a", "X-Forwarded-For": "192.0.2.1"}, 1),
+        ({"CF-Ray": "8a-FRA", "CF-Connecting-IP": "192.0.2.1", "CF-IPCountry": "DE", "CDN-Loop": "cloudflare"}, 1),
+        ({"X-Tenant": "acme", "x-api-version": "3"}, 2),
     ],
     ids=["nginx", "cloudflare", "custom"],
 )
-async def test_each_new_header_costs_one_call(lines: dict[str, str]) -> None:
+async def test_headers_that_differ_between_requests_cost_one_call_each(lines: dict[str, str], unique: int) -> None:
     data = encode_request("POST", "/mcp", [*HEADERS, *encode_headers(lines)], BODY)
-    more = await count_more(make_server()[0], data)
-    assert more == ["HeaderLineCache.__missing__"] * len(lines)
+    more = await count_more(make_server()[0], data, data)
+    assert more == ["HeaderLineCache.__missing__"] * unique
 
 
 async def test_origins_cost_their_check_alone() -> None:

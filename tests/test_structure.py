@@ -183,6 +183,23 @@ def test_guests_use_the_public_interface() -> None:
     assert [line for line in private if not line.endswith(" millstream._override.override")] == []
 
 
+MAX_FILES_THAT_IMPORT_INSIDE = 199
+"""Test files that import private modules of other subjects. It only falls."""
+
+
+def test_test_files_import_the_private_module_they_are_named_after() -> None:
+    """A moved module then changes its own tests, and those helpers of tests that share one of its names."""
+    inside: list[str] = []
+    for path in sources("tests"):
+        own = path.stem.removeprefix("test_")
+        for name in imported(path) if path.name.startswith("test_") else ():
+            parts = [part.strip("_") for part in name.split(".")]
+            if parts[0] == "millstream" and re.search(r"\._(?!_|override\.)", name) and own not in parts:
+                inside.append(f"{path.relative_to(ROOT)} imports {name}")
+    files = len({line.partition(" ")[0] for line in inside})
+    assert files <= MAX_FILES_THAT_IMPORT_INSIDE, f"{files} files:\n" + "\n".join(inside)
+
+
 def test_other_libraries_are_used_by_their_public_names() -> None:
     module = re.compile(r"(mcp|mcp_types|fastmcp)(\.\w+)*")
     inside: list[str] = []

@@ -149,10 +149,9 @@ PAGES = {
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/guides/behind-a-proxy.md": Page(
+        needs="nginx",
         untyped={
-            "nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it.",
             "location /ws": "deploy/nginx.conf has the same lines. tests/deploy reads them.",
-            "curl -sN http://mcp": "The name is made up. tests/transports has proxies that pass on streams.",
             "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
             "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
@@ -319,7 +318,9 @@ PAGES = {
         files=SHOP,
         places={"/etc/ssl/shop": "tls"},
         also={
-            "millstream run": (TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),)
+            "millstream run shop.py": (
+                TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),
+            )
         },
         untyped={
             "mcp.example.com {": "There is no Caddy here.",

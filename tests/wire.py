@@ -15,8 +15,11 @@ from http_peer import Peer, RunningServer, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare
+from millstream._protocol.sse import Decoder
 from millstream._transports.connection import MemoryPipe
 from patience import WAIT
+
+__all__ = ["Decoder", "MemoryPipe"]
 
 HOST = {"host": "127.0.0.1"}
 POST = {**HOST, "content-type": "application/json", "accept": "application/json, text/event-stream"}

@@ -123,12 +123,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        if name in _ELSEWHERE:  # an AttributeError would lose its text in `from millstream import FastMCP`
-            raise ImportError(f"millstream has no {name}. {_ELSEWHERE[name]}")
-        errors = import_module("millstream._protocol.errors")
-        if name[0].isupper() and (near := errors.closest_name(name, __all__)):  # modules are in lower case
-            raise ImportError(f"millstream has no {name}. Did you mean {near}?")
-        raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
     value = getattr(import_module(f"millstream.{home}"), name)
     globals()[name] = value
     return value

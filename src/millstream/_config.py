@@ -29,6 +29,8 @@ Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 """A size, where 0 means no limit or nothing to keep."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
 """A duration in seconds, 0 or more."""
+Timeout = Annotated[float, Meta(gt=0, le=1e9, description="a number of seconds above 0")]
+"""A time limit that must leave some time: with 0, it would end requests, sessions, or questions at once."""
 UrlPath = Annotated[
     str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without spaces, ?, and #")
 ]
@@ -136,19 +138,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Maximum bytes of unread replies for all clients, half of it per principal, or per address without one."""
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
-    header_timeout: Seconds = 10.0
-    body_timeout: Seconds = 30.0
-    write_timeout: Seconds = 30.0
+    header_timeout: Timeout = 10.0
+    body_timeout: Timeout = 30.0
+    write_timeout: Timeout = 30.0
     keep_alive: Seconds = 75.0
     max_connections: Size = 20_000
     max_connections_per_address: Cap = 0
     """0 means half of `max_connections`, but no cap for this machine and trusted proxies."""
     tool_timeout: Seconds = 0.0
     """0 means no timeout unless the tool has its own."""
-    max_call_seconds: Seconds = 3600.0
+    max_call_seconds: Timeout = 3600.0
     """The time limit of a call, even if heartbeats keep it alive."""
     heartbeat: Seconds = 15.0
-    input_timeout: Seconds = 600.0
+    input_timeout: Timeout = 600.0
     """The time limit for the user's answer to a question, and for the next round of a multi-round request."""
     max_calls: Size = 10_000
     """Maximum concurrent calls, half of them per principal, or per address without one."""
@@ -174,11 +176,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Seconds that clients should wait between polls of a task."""
     max_rounds: Size = 64
     """Maximum question rounds of a 2026-07-28 call."""
-    max_stream_seconds: Seconds = 24 * 3600.0
+    max_stream_seconds: Timeout = 24 * 3600.0
     """Maximum age of an open stream. Clients then reconnect."""
     stream_buffer: Size = 1024 * 1024
     """Maximum unread bytes of a stream before it's closed."""
-    session_ttl: Seconds = 24 * 3600.0
+    session_ttl: Timeout = 24 * 3600.0
     """How long a session id is valid, and how long an unused record of it is kept."""
     list_ttl_ms: Cap = 60_000
     compression: Compression = "auto"

@@ -29,7 +29,7 @@ from millstream._tasks import Tasks
 from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream._limits.limiters import StoreLimiter
+    from millstream._limits import StoreLimiter
     from millstream._server.observability.observer import Observer
     from millstream._telemetry.metrics import Metrics
     from millstream.auth._guard import AuthGuard
@@ -313,7 +313,7 @@ class Host:
         """Run a coroutine in the background.
 
         Args:
-            work: The coroutine. It's canceled when the server closes.
+            work: The coroutine. When the server closes, it's canceled, and has `drain_timeout` to end.
         """
         self.background.spawn(work)
 
@@ -380,7 +380,7 @@ class Host:
     def pool(self) -> "StoreLimiter":
         """The limiter whose rates are in the store, created on first use."""
         if self.open_pool is None:
-            from millstream._limits.limiters import StoreLimiter  # noqa: PLC0415  only where something is limited
+            from millstream._limits import StoreLimiter  # noqa: PLC0415  only where something is limited
 
             self.open_pool = StoreLimiter(self.store.rates)
         return self.open_pool

@@ -1,4 +1,4 @@
-"""Tasks that end with their owner, work in a thread of its own, and the delay between attempts.
+"""Tasks that end with their owner or serve several callers, work in a thread of its own, and delays between attempts.
 
 Delays grow and vary, so that a failing server isn't flooded, and its clients don't all return at once.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from random import uniform
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -45,10 +45,15 @@ class Tasks:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    async def close(self) -> None:
-        """Cancel all tasks and wait for them to end."""
+    async def close(self, seconds: float | None = None) -> None:
+        """Cancel all tasks, and wait up to `seconds` for them to end, or without a limit."""
         self._closed = True
-        await cancel_all(*self._tasks)
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await self.settle(seconds)
+        for task in tasks:
+            has_failed(task)
 
 
 def has_failed(task: asyncio.Future[Any]) -> bool:
@@ -91,6 +96,52 @@ async def run_in_thread(work: Callable[[], T], name: str) -> T:
 
     Thread(target=run, name=name, daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+class SingleFlight(Generic[T]):
+    """Work in progress by key, which several callers await: ``await SingleFlight[Tokens]().run(user, renew)``."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def runs(self, key: str) -> bool:
+        """Return whether the work for a key is running in this event loop.
+
+        Args:
+            key: What the work is for.
+        """
+        return (asyncio.get_running_loop(), key) in self._tasks
+
+    async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of the work for a key, which is started unless it's running.
+
+        Canceling one caller doesn't cancel the work for the others.
+
+        Args:
+            key: What the work is for.
+            work: Starts the work.
+
+        Raises:
+            Exception: An error of the work, for each of its callers.
+        """
+        loop = asyncio.get_running_loop()
+        task = self._tasks.get((loop, key))
+        if task is None:
+            task = self._tasks[loop, key] = loop.create_task(work())
+            task.add_done_callback(lambda done: self._settle(loop, key, done))
+        return await asyncio.shield(task)
+
+    async def settle(self) -> None:
+        """Wait until no work is running."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: asyncio.Task[T]) -> None:
+        del self._tasks[loop, key]
+        has_failed(task)  # otherwise, asyncio logs an error if no caller is left
 
 
 def retry_delay(attempt: int, first: float, most: float, *, jitter: float = 0.25) -> float:

@@ -20,7 +20,7 @@ Example:
 from millstream._config import Cap, RateText, Seconds
 from millstream._http.asgi import HostedApplication
 from millstream._http.message import Handler, HttpRequest, Response, header_lines, query_value, refusal
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._parts import Host, Part, Route
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, check_scopes, granted_scopes
@@ -38,7 +38,7 @@ from millstream._server.functions.problems import describe_problems
 from millstream._server.handlers import sees, take_rounds
 from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
-from millstream._tasks import Tasks, cancel_all, has_failed, retry_delay
+from millstream._tasks import SingleFlight, Tasks, cancel_all, has_failed, retry_delay
 
 __all__ = [
     "NAMES_THAT_WORK",
@@ -72,6 +72,7 @@ __all__ = [
     "Seconds",
     "ServerChange",
     "Services",
+    "SingleFlight",
     "TaskRules",
     "Tasks",
     "Template",

@@ -26,7 +26,6 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
-from millstream._stores.changes import Claim, read_again
 from millstream._stores.memory.store import MemoryMap, UsageCounter
 from millstream._stores.rates import (
     MARK_BYTES,
@@ -40,7 +39,7 @@ from millstream._stores.rates import (
     share_for,
 )
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.workers import expire
+from millstream._stores.workers import Claim, expire, read_again
 
 __all__ = [
     "EPHEMERAL",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream._limits.limiters import Rate
+from millstream._limits import Rate
 from millstream.auth import _guard, _sign_in
 from millstream.auth._authorization_server import client_proof, clients, tickets, users
 

@@ -11,7 +11,7 @@ from auth_world import ALICE, BOB, ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from fleet import until
 from millstream import Server, Settings, auth
-from millstream._limits.limiters import Rate
+from millstream._limits import Rate
 from millstream._protocol.principal import Principal
 from millstream.auth import _guard
 from millstream.auth._authorization_server import client_proof, users

@@ -1,13 +1,13 @@
 import json
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
+from command_line import run_in_process
 from patience import WAIT
 from processes import free_port, run_command, run_server
 
@@ -26,12 +26,10 @@ async def who(ctx: Context) -> str:
 
 def keys(folder: Path, *arguments: str, fails: bool = False) -> tuple[str, str]:
     """Run the command in a folder, and return its output and its error output."""
-    start = "from millstream._cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", start, "keys", *arguments], cwd=folder, capture_output=True, timeout=WAIT, check=False
-    )
-    assert (done.returncode != 0) == fails, done.stderr.decode()
-    return done.stdout.decode().strip(), done.stderr.decode()
+    with chdir(folder):
+        done = run_in_process("keys", *arguments)
+    assert (done.exit_code != 0) == fails, done.stderr
+    return done.stdout.strip(), done.stderr
 
 
 def status(port: int, key: str | None, body: bytes = CALL) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from cases import for_each
 from fleet import until
 from millstream import Server, Settings, auth
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.limiters import Limiter, Rate, SharedLimiter, period
+from millstream._limits import Limiter, Rate, SharedLimiter, period
 from millstream._stores.rates import ChargeResult
 from millstream.testing import ServerError, connect
 from wire import request, run_wire

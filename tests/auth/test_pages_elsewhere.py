@@ -10,8 +10,8 @@ from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuing_world import KnownUsers
 from millstream import auth
-from millstream._stores.base import StoreUnavailable
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed, User
+from millstream.stores import StoreUnavailable
 from processes import free_port
 from wire import Reply
 

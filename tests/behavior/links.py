@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from behavior.exchanges import Event, Exchange, Http
 from millstream._app.runtime import Runtime
-from millstream._transports.connection import MemoryPipe
+from millstream._transports.connection import ClientConnection, MemoryPipe
 from patience import WAIT
 from processes import RunState
 
@@ -30,6 +30,15 @@ WORLD = "tests/behavior/world.py"
 ACCEPT = "application/json, text/event-stream"
 NAME_PARAMS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 VERSION = "io.modelcontextprotocol/protocolVersion"
+
+
+def attach(runtime: Runtime, sent: list[bytes], *, peer: str = "") -> ClientConnection:
+    """Return a connection to a server. Its client reads at once, and `sent` collects what it reads."""
+
+    async def drain() -> None:
+        """Do nothing, because no data is buffered."""
+
+    return ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain, peer=peer)
 
 
 class Link(Protocol):

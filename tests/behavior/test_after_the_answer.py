@@ -6,9 +6,8 @@ from bad_input.shop import make_shop, stock
 from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._server.calls.pending_questions import OVER
-from millstream._transports.connection import MemoryPipe
 from millstream.middleware import MessageRequest, Middleware, Next
-from wire import POST, Wire, open_sse, per_request, request, routing, run_wire
+from wire import POST, MemoryPipe, Wire, open_sse, per_request, request, routing, run_wire
 
 INITIALIZE = {
     "protocolVersion": "2025-11-25",

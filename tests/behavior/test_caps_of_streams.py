@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bad_input.shop import make_shop, stock
+from behavior.links import attach
 from cases import for_each
 from millstream import Context, Server, Settings
-from millstream._http.message import HttpRequest
-from millstream._transports.connection import ClientConnection
 from millstream.middleware import MessageRequest, Middleware, Next
+from millstream.parts import HttpRequest
 from patience import WAIT
 from wire import POST, Reply, Wire, ask_asgi, encode_headers, per_request, request, routing, run_wire
 
@@ -103,13 +103,7 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
     async with make_shop(max_streams=4).running() as runtime:
         sent: list[bytes] = []
 
-        async def drain() -> None:
-            """Do nothing, because no data is buffered."""
-
-        def connection(peer: str) -> ClientConnection:
-            return ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain, peer=peer)
-
-        near, far = connection(ELSEWHERE), connection("198.51.100.1")
+        near, far = (attach(runtime, sent, peer=peer) for peer in (ELSEWHERE, "198.51.100.1"))
         for number, each in ((1, near), (2, near), (3, near), (4, far)):
             each.receive(json.dumps(per_request("subscriptions/listen", LISTENING, number)).encode())
         async with asyncio.timeout(WAIT):

@@ -11,8 +11,7 @@ import pytest
 from cases import for_each
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
 from millstream._server.pool import Threads
-from millstream._transports.connection import MemoryPipe
-from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, per_request, request, routing, run_wire
+from wire import LATEST_HANDSHAKE, POST, WAIT, Json, MemoryPipe, Wire, per_request, request, routing, run_wire
 
 FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 WORDS = ["art", "book"]

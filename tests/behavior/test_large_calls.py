@@ -3,11 +3,11 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from behavior.links import attach
 from cases import for_each
 from millstream import Server, Settings
-from millstream._transports.connection import ClientConnection, MemoryPipe
 from socket_world import ask, recv_json, send_json, world
-from wire import POST, Wire, per_request, request, routing, run_wire
+from wire import POST, MemoryPipe, Wire, per_request, request, routing, run_wire
 
 BODY = 100_000
 SIZE = 60_000
@@ -135,10 +135,7 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
     async with mcp.running() as runtime:
         sent: list[bytes] = []
 
-        async def drain() -> None:
-            return None
-
-        connection = ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain)
+        connection = attach(runtime, sent)
         connection.receive(json.dumps(request("tools/call", arguments(SIZE))).encode())
         assert runtime.dispatcher.by_id
         assert runtime.services.bodies.used > SIZE

@@ -12,11 +12,10 @@ from millstream._protocol.jsonrpc import read
 from millstream._protocol.revisions import ASSUMED
 from millstream._server import sweep as sweeps
 from millstream._server.calls.call import ReplyChannel, handshake_call
-from millstream._transports.connection import MemoryPipe
 from millstream._transports.open_streams import NULL_REPLY
 from patience import WAIT
 from processes import free_port, run_command, run_server
-from wire import request
+from wire import MemoryPipe, request
 
 SERVER = Path(__file__).with_name("slow_peers.py")
 META = {

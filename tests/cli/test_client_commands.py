@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cases import for_each
-from command_line import commands, options, parameters
+from command_line import Result, commands, options, parameters, run_in_process
 from millstream._cli.diagnosis import check_certificate
 from millstream._cli.help import COMMANDS, overview
 from millstream._cli.program import MODULES
@@ -26,18 +27,24 @@ SHOP = str(ROOT / "tests" / "client" / "shop.py")
 OWN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "tests")}
 
 
-def run(*arguments: str, given: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False,
-        env={**OWN, **(env or {})},
-    )  # fmt: skip
+def run(*arguments: str, given: str = "") -> Result:
+    """Run a command in this process. `start` and `at_terminal` give it its own."""
+    with chdir(ROOT):
+        done = run_in_process(*arguments, input=given, env=OWN)
     assert "\nTraceback" not in f"\n{done.stderr}", done.stderr  # that of the log of a server is indented
     return done
 
 
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in its own process."""
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, env=OWN, cwd=ROOT, timeout=WAIT, check=False
+    )
+
+
 def printed(*arguments: str, given: str = "") -> str:
     done = run(*arguments, given=given)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     return done.stdout
 
 
@@ -194,7 +201,7 @@ class TestInAPipe:
 )
 def test_failures_are_one_line_and_a_status(arguments: list[str], status: int, words: str) -> None:
     done = run(*(word.replace("{port}", str(free_port())) for word in arguments))
-    assert done.returncode == status, done.stderr
+    assert done.exit_code == status, done.stderr
     assert words in done.stderr
     assert done.stdout == ""
 
@@ -226,11 +233,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
 @for_each("revision", ["2025-11-25", "2026-07-28"])
 def test_watch_fails_for_unknown_resources(server: SharedServer, revision: str) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
-    done = subprocess.run(
-        [*COMMAND, "watch", url, "shop://newz", "--count", "1", "--revision", revision],
-        capture_output=True, text=True, env=OWN, cwd=ROOT, timeout=WAIT, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (1, "")
+    done = run("watch", url, "shop://newz", "--count", "1", "--revision", revision)
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "Error: The server has no resource 'shop://newz'. Did you mean shop://news?\n"
 
 
@@ -255,16 +259,16 @@ def test_watch_prints_changes_as_they_happen(server: SharedServer) -> None:
 @pytest.mark.server
 def test_unknown_names_suggest_the_nearest() -> None:
     done = run("call", SHOP, "ordr")
-    assert (done.returncode, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")
+    assert (done.exit_code, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")
     done = run("prompt", SHOP, "zzz")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "The server has no prompt 'zzz'. It has: " in done.stderr
 
 
 @pytest.mark.server
 def test_questions_without_a_terminal_are_explained() -> None:
     done = run("call", SHOP, "deliver")
-    assert (done.returncode, done.stderr) == (
+    assert (done.exit_code, done.stderr) == (
         1,
         "Error: The server has a question for the user, but there's no terminal. Run this command in a terminal.\n",
     )
@@ -284,15 +288,11 @@ def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
         'failing.py", line 5, in boom',
         "Raise ToolError",
     )
-    done = subprocess.run(
-        [*COMMAND, "call", str(path), "boom"], capture_output=True, text=True, timeout=WAIT, check=False, env=OWN
-    )
+    done = start("call", str(path), "boom")
     assert done.returncode == 1
     assert done.stdout == ""
     assert [each for each in words if each not in done.stderr] == []
-    done = subprocess.run(
-        [*COMMAND, "list", f"{path}:mcp"], capture_output=True, text=True, timeout=WAIT, check=False, env=OWN
-    )
+    done = start("list", f"{path}:mcp")
     assert done.returncode == 0
     assert done.stderr.startswith("imported\n")
 
@@ -333,10 +333,10 @@ def test_doctor_reports_each_step(server: SharedServer) -> None:
     assert f" {counted['resourceTemplates']} template" in offers, "a fixed defect: templates were resources"
     assert browsers.startswith("preflight requests are refused"), "a fixed defect: they got no answer"
     done = run("doctor", f"{url}/nothing")
-    assert done.returncode == 3
+    assert done.exit_code == 3
     assert "FAIL  connection:" in done.stdout
     assert "Fix: Check the path" in done.stdout
     assert done.stdout.count("Check the path") == 1, "a fixed defect: the step said it, and so did its remedy"
     done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
-    assert done.returncode == 3
+    assert done.exit_code == 3
     assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check the host and port")

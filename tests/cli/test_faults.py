@@ -115,6 +115,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (unknown, 3, "1999-01-01", ()),
     (with_discovery(hang), 5, r"didn't respond to \S+ within 0\.3 seconds", ("--timeout", "0.3")),
     (with_discovery(die), 3, "closed the connection before it responded", ()),
+    (die, 3, r"before it responded\. If it serves https, write https:// in the URL", ()),
     (with_discovery(wrong_id), 1, "999", ()),
     (with_discovery(gigabyte), 1, "more than 67,108,864 bytes", ()),
     (with_discovery(bomb), 5, "didn't respond", ("--timeout", "0.3")),
@@ -171,11 +172,13 @@ async def test_tls_failures_are_explained(unasked: int) -> None:
         "list",
         f"https://localhost:{unasked}/mcp",
     )
+    _, diagnosis, _ = await run("doctor", f"https://localhost:{unasked}/mcp")
+    assert "Fix: To trust your own certificate: SSL_CERT_FILE=FILE" in diagnosis
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         await fails(3, r"doesn't speak TLS .* Use http://", "list", f"https://localhost:{port}/mcp")
-    await fails(3, "closed the connection|doesn't speak HTTP", "list", f"http://localhost:{unasked}/mcp")
+    await fails(3, "write https://|doesn't speak HTTP", "list", f"http://localhost:{unasked}/mcp")
 
 
 PROGRAMS = [

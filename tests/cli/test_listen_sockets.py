@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from millstream._app.server_process import CommandError
+from command_line import CommandError
 from millstream._app.server_process import listen_sockets as listening
 
 

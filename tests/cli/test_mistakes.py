@@ -1,20 +1,17 @@
-import io
+import asyncio
 import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
+from command_line import run_in_process
 from millstream import Client, Context, Image, Server, Settings, auth
-from millstream._cli import main
-from millstream._cli.connect_options import _ServerOutput
 from millstream.client import BlockingClient, Options
 from millstream.testing import connect
 from processes import ROOT
@@ -54,6 +51,7 @@ def pitch(title: str) -> str:
     "two.py": "from millstream import Server\na = Server('a')\nb = Server('b')\n",
     "raises.py": "1/0\n",
     "inside/raises.py": "1/0\n",
+    "inside/misnamed.py": "from millstream.server import Sever\n",
     "inside/misspelled.py": "import json.ech\n",
     "inside/fast.py": "from mcp import FastMCP\nmcp = FastMCP('x')\n",
     "inside/mounts.py": "import shop\nfrom starlette.applications import Starlette\n\n"
@@ -88,6 +86,9 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run inside", "inside is a package without a server.", "Name a file in it: millstream run inside/fast.py"),
     ("run shop.py --auth-key K", "run has no option --auth-key.", "millstream run shop.py --auth K"),
     ("run shop.py --debug", "run has no option --debug.", "millstream run shop.py --log-level debug"),
+    ("call shop.py order --debug", "call has no option --debug.", "millstream dev shop.py"),
+    ("list -v http://127.0.0.1:FREE/mcp", "list has no option -v.", "millstream doctor http://127.0.0.1:FREE/mcp"),
+    ("run inside/misnamed.py", "Millstream has no module millstream.server.", "from millstream import Server"),
     ("run shop.py --stdio", "run has no option --stdio.", "millstream run shop.py --transport stdio"),
     ("run shop.py 9000", "Unexpected argument: 9000.", "millstream run shop.py --port 9000"),
     ("--debug run shop.py", "--debug comes after the command", "millstream run --log-level debug"),
@@ -184,20 +185,8 @@ def ports() -> Iterator[dict[str, str]]:
 
 def typed(words: list[str]) -> tuple[int, str]:
     """Run a command in this process, and return its status and output."""
-    _ServerOutput.shown = _ServerOutput.explained = False  # a command has a process of its own
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
-    status = 0
-    with (
-        redirect_stdout(streams[0]),
-        redirect_stderr(streams[1]),
-        mock.patch.object(sys, "argv", ["millstream", *words]),
-        mock.patch.object(sys, "stdin", io.StringIO()),
-    ):
-        try:
-            main()
-        except SystemExit as exc:
-            status = exc.code if isinstance(exc.code, int) else int(bool(exc.code))
-    return status, "".join(stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]
+    done = run_in_process(*words)
+    return done.exit_code, done.output
 
 
 @pytest.mark.server
@@ -262,10 +251,32 @@ def client_of(mistake: Callable[[Any], Any]) -> Callable[[], Any]:
     return work
 
 
+def answered_by(answer: Any) -> Callable[[], Any]:
+    """Answer the question of a tool."""
+    mcp = Server("shop")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        """Ask."""
+        return await ctx.elicit("Which?", str)
+
+    def work() -> Any:
+        with BlockingClient(mcp, elicit=lambda _: answer) as client:
+            client.call("ask")
+
+    return work
+
+
 PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     # mistake, what happened, what to do
     (lambda: exec("from millstream import FastMCP"), "has no FastMCP", "from millstream import Server"),  # noqa: S102
     (lambda: exec("from millstream import Sever"), "has no Sever", "Did you mean Server?"),  # noqa: S102
+    (lambda: exec("from millstream import conext"), "has no conext", "Did you mean Context?"),  # noqa: S102
+    (lambda: exec("from millstream.client import Clent"), "has no Clent", "Did you mean Client?"),  # noqa: S102
+    (lambda: exec("from millstream.auth import jwtt"), "has no jwtt", "Did you mean jwt?"),  # noqa: S102
+    (lambda: exec("from millstream.auth import BearerAuth"), "has no BearerAuth", "auth.keys or auth.jwt"),  # noqa: S102
+    (lambda: exec("from millstream.auth import OAuthProxy"), "has no OAuthProxy", "auth.login_provider"),  # noqa: S102
+    (lambda: exec("from millstream.gateway import Redactor"), "has no Redactor", "Did you mean Redaction?"),  # noqa: S102
     (lambda: exec("from millstream import McpError"), "has no McpError", "ToolError"),  # noqa: S102
     (lambda: exec("from millstream import BlockingClient"), "has no BlockingClient", "millstream.client"),  # noqa: S102
     (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
@@ -299,7 +310,8 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (auth.keys, "key", "keys"),
     (within(lambda ctx: ctx.set_state("a", 1)), "no attribute 'set_state'", "ctx.state[name] = value"),  # type: ignore[attr-defined]
     (within(lambda ctx: ctx.fastmcp), "no attribute 'fastmcp'", "the server itself"),  # type: ignore[attr-defined]
-    (within(lambda ctx: ctx.hub), "This server has no hub", "serve=('hub',)"),
+    (within(lambda ctx: ctx.hub), "This server has no hub", '(…, serve="hub"), or run it with --serve hub'),
+    (lambda: asyncio.run(connect(program()).call("order", isbn="1")), "The client isn't connected", "async with"),  # type: ignore[arg-type]
     (client_of(lambda client: client.call("oder")), "oder", "did you mean 'order'?"),
     (client_of(lambda client: client.call("order")), "missing 'isbn'", '"isbn": string'),
     (client_of(lambda client: client.call("order", isbn=1)), "'isbn' must be a string", '"isbn": string'),
@@ -309,6 +321,14 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
     (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),
     (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]
+    (lambda: Client(program(), headers={"A": 1}), "headers must be", "a dict of strings"),  # type: ignore[dict-item]
+    (lambda: Client(program(), headers=["A"]), "headers must be", "a dict of strings"),  # type: ignore[arg-type]
+    (lambda: Client(program(), timeout="5"), "timeout must be", "a number of seconds above 0"),  # type: ignore[arg-type]
+    (lambda: Client(program(), timeout=0), "timeout must be", "a number of seconds above 0"),
+    (lambda: Client(program(), roots="file:///x"), "roots must be", "a list of folders"),
+    (lambda: Client(program(), options={"auth": 1}), "options must be", "Options(…)"),  # type: ignore[arg-type]
+    (answered_by("yes"), "elicit returned str", 'Return the values as a dict, or "decline"'),
+    (answered_by(5), "elicit returned int", 'Return the values as a dict, or "decline"'),
     (lambda: Client(program(), options=Options(logg_level="info")), "logg_level", "log_level"),  # type: ignore[call-arg]
 ]
 

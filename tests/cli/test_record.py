@@ -13,7 +13,7 @@ from client.misbehaving_servers import DONE, misbehaving, with_discovery, with_h
 from client.test_param_headers import behave
 from millstream import Client
 from millstream._cli.record import Writer
-from millstream.client._errors import ConnectionLost, ServerError
+from millstream.client import ConnectionLost, ServerError
 from patience import WAIT
 from processes import ROOT, SharedServer, run_command, share_server
 

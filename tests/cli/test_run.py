@@ -323,6 +323,31 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
     assert ended.value.code == 130
 
 
+@for_each("command", ["run", "gateway"])
+def test_options_without_effect_on_stdio_are_named(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[str] = []
+    monkeypatch.setattr(f"millstream._cli.{command}.serve_stdio", lambda target, *_, **__: served.append(target))
+    (tmp_path / "servers.json").write_text('{"mcpServers": {}}')
+    words = [
+        "--transport",
+        "stdio",
+        "--log-level",
+        "error",
+        "--port",
+        "0",
+        "--auth-keys",
+        "team.keys",
+        "--serve",
+        "hub",
+    ]
+    monkeypatch.setattr(sys, "argv", ["millstream", command, str(tmp_path / "servers.json"), *words])
+    main()
+    warnings = re.findall("Warning: (--[a-z-]+) has no effect with --transport stdio[.]", capsys.readouterr().err)
+    assert (sorted(warnings), len(served)) == (["--auth-keys", "--port", "--serve"], 1)
+
+
 def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Server] = []
     monkeypatch.setattr("millstream._cli.serve.serve_with_panel", lambda server, host, port, **_: served.append(server))

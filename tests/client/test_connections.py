@@ -30,6 +30,7 @@ from millstream.client import (
     NotMcp,
     Options,
     RequestTimeout,
+    ServerError,
     TlsFailed,
     UnknownVersion,
 )
@@ -84,6 +85,18 @@ async def test_refused_credentials_say_what_to_do(status: str, words: str) -> No
         assert caught.value.status == int(status[:3])
         assert caught.value.challenge == 'Bearer scope="a"'
         assert len(server.requests) == 1
+
+
+async def test_rejected_header_shows_the_reason() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        body = b'{"detail":"Send Bearer, a space, and the token."}'
+        await asked.reply(body, status="401 Unauthorized", type="application/problem+json")
+
+    async with misbehaving(behave) as server:
+        with pytest.raises(AccessDenied) as caught:
+            async with Client(server.url, headers={"authorization": "mellon"}):
+                pass
+        assert_readable(caught.value, "rejected these credentials (401): Send Bearer, a space, and the token")
 
 
 async def test_missing_tls_is_explained() -> None:
@@ -187,16 +200,27 @@ async def test_same_origin_redirects_are_followed() -> None:
         assert [asked.path for asked in server.requests] == ["/mcp", "/mcp/", "/mcp/"]
 
 
-async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
+@for_each(
+    ("status", "body"),
+    [
+        ("404 Not Found", b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"x"}}'),
+        # As the examples of the official TypeScript SDK, and older versions of the Python SDK.
+        (
+            "400 Bad Request",
+            b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"No valid session ID provided"}}',
+        ),
+        ("400 Bad Request", b"Bad Request: No valid session ID provided"),
+        ("400 Bad Request", b"Invalid or missing session ID"),
+    ],
+)
+async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, body: bytes) -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management"""
     seen: list[str] = []
 
     async def behave(asked: ReceivedRequest) -> None:
         seen.append(asked.headers["mcp-session-id"])
         if len(seen) == 1:
-            await asked.reply(
-                b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"x"}}', status="404 Not Found"
-            )
+            await asked.reply(body, status=status)
         else:
             await asked.result(DONE)
 
@@ -204,6 +228,19 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
         assert (await client.call("x")).text == "done"
         assert [asked.method for asked in server.requests].count("initialize") == 2
         assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
+
+
+async def test_refused_requests_keep_their_session() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        error = {"code": -32602, "message": "Pass the session of your browser."}
+        await asked.reply(
+            json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode(), status="400 Bad Request"
+        )
+
+    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+        with pytest.raises(ServerError, match="Pass the session"):
+            await client.call("x")
+        assert [asked.method for asked in server.requests].count("initialize") == 1
 
 
 async def test_broken_streams_are_resumed() -> None:

@@ -19,8 +19,7 @@ from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_
 from client.test_proxies import proxying, secure
 from millstream import Client
 from millstream._http.client.url import parse
-from millstream.client._errors import AccessDenied
-from millstream.client._negotiation import Options
+from millstream.client import AccessDenied, Options
 from millstream.client._oauth import (
     FileTokenStore,
     MemoryTokenStore,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream import Client
 from millstream.client import (
     ClientError,
@@ -113,6 +114,85 @@ async def test_misbehaving_processes_are_explained(
         assert (first == second) == (tool in ("hang", "invalid"))
     assert not alive(first)
     assert not alive(second)
+
+
+NODE = """node:internal/modules/cjs/loader:1210
+  throw err;
+  ^
+
+Error: Cannot find module './nope'
+Require stack:
+- /srv/server.js
+    at Module._resolveFilename (node:internal/modules/cjs/loader:1207:15)
+    at node:internal/main/run_main_module:28:49 {
+  code: 'MODULE_NOT_FOUND',
+  requireStack: [ '/srv/server.js' ]
+}
+
+Node.js v20.20.2
+"""
+NODE_CODE = """file:///srv/server.mjs:3
+    throw error
+    ^
+
+Error: connect ECONNREFUSED 127.0.0.1:5432
+    at ModuleJob.run (node:internal/modules/esm/module_job:325:25) {
+  code: 'ECONNREFUSED'
+}
+
+Node.js v24.1.0
+"""
+NPM = """npm error code E404
+npm error 404 Not Found - GET https://npm.example/typo
+npm error 404
+npm error 404  'typo@*' could not be found.
+npm error A complete log of this run can be found in: /home/ada/.npm/_logs/2026.log
+"""
+GO = """panic: assignment to entry in nil map
+
+goroutine 1 [running]:
+main.main()
+\t/srv/main.go:2 +0x28
+exit status 2
+"""
+RUST = """thread 'main' (5560) panicked at src/main.rs:1:39:
+API_KEY must be set
+note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+"""
+DOCKER = """docker: Cannot connect to the Docker daemon. Is it running?
+
+Run 'docker run --help' for more information
+"""
+GROUP = """  + Exception Group Traceback (most recent call last):
+  |   File "server.py", line 4, in main
+  | ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "server.py", line 5, in start
+    | ValueError: API_KEY is missing
+    +------------------------------------
+"""
+
+
+@for_each(
+    ("output", "message"),
+    [
+        (NODE, "Error: Cannot find module './nope'"),
+        (NODE_CODE, "Error: connect ECONNREFUSED 127.0.0.1:5432 code: 'ECONNREFUSED'"),
+        (NPM, "npm error code E404 404 Not Found - GET https://npm.example/typo 404 404 'typo@*' could not be found."),
+        (GO, "panic: assignment to entry in nil map"),
+        (RUST, "API_KEY must be set"),
+        (DOCKER, "docker: Cannot connect to the Docker daemon. Is it running?"),
+        (GROUP, "ValueError: API_KEY is missing"),
+        ("Listening\nAPI_KEY is missing\n}\n", "API_KEY is missing"),
+    ],
+)
+async def test_crash_reports_are_reduced_to_their_message(output: str, message: str) -> None:
+    crash = [sys.executable, "-c", "import sys; sys.exit(sys.argv[1])", output]
+    with pytest.raises(ConnectionLost) as caught:
+        async with Client(crash, timeout=WAIT) as client:
+            await client.tools()
+    assert str(caught.value) == f"The server exited with code 1. Its last output: {message}"
 
 
 async def test_lines_that_are_not_messages_are_skipped(script: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,12 +14,9 @@ from cases import for_each
 from compat.test_programs import programs, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
-from millstream._stores.base import StoreUnavailable
-from millstream.client._negotiation import Options
-from millstream.client._oauth import MemoryTokenStore
-from millstream.client._oauth.endpoints import fetch
-from millstream.client._oauth.flow import OAuth
+from millstream.client import MemoryTokenStore, OAuth, Options
 from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
+from millstream.stores import StoreUnavailable
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -34,10 +31,11 @@ class Person:
     async def visit(self, url: str) -> str:
         self.visits += 1
         origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-        while url.startswith(origin):
-            reply = await fetch("GET", url)
-            assert reply.status in (303, 307), reply.body
-            url = reply.header(b"location")
+        async with httpx2.AsyncClient(timeout=WAIT) as browser:
+            while url.startswith(origin):
+                reply = await browser.get(url)
+                assert reply.status_code in (303, 307), reply.text
+                url = reply.headers["location"]
         return url
 
 

@@ -15,7 +15,9 @@ import pytest
 from agent_world import KEY, ScriptedModel, calls, says
 from auth.test_tls import make
 from nats_parts import NatsServer
-from processes import ROOT
+from processes import ROOT, free_port
+from programs import MISSING
+from proxies import NGINX
 from reader_world import INITIALIZE, FileBlock, Reader, TextBlock, TypedCommand, install, steps
 from redis_parts import RedisServer
 from scripts.docs import blocks
@@ -86,6 +88,20 @@ def certificate(reader: Reader) -> Iterator[None]:
 
 
 @contextmanager
+def nginx(reader: Reader) -> Iterator[None]:
+    """Let the page run nginx, and stop it even if the page doesn't get that far."""
+    if NGINX is None:
+        pytest.skip(f"{MISSING}nginx")
+    reader.places["8080"] = str(free_port())
+    reader.variables["PATH"] += f":{Path(NGINX).parent}"
+    try:
+        yield
+    finally:
+        if (reader.folder / "nginx.pid").exists():
+            reader.run("nginx -p . -e nginx.log -c nginx-try.conf -s stop")
+
+
+@contextmanager
 def nothing(_: Reader) -> Iterator[None]:
     """Prepare nothing, as for most pages."""
     yield
@@ -95,6 +111,7 @@ NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
     "": nothing,
     "model": model,
     "nats": nats,
+    "nginx": nginx,
     "redis": redis,
     "certificate": certificate,
 }

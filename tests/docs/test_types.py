@@ -12,8 +12,9 @@ from pydantic import HttpUrl, SecretStr
 
 from cases import for_each
 from examples import argument_types
-from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
+from millstream.parts import ArgumentError
 from millstream.testing import connect
+from plans import Plan, plan, read_arguments
 from scripts.docs import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "types.md").read_text("utf-8")

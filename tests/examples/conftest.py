@@ -10,8 +10,8 @@ import pytest
 
 from millstream import Server
 from millstream._protocol.revisions import ALL
-from millstream._transports.connection import MemoryPipe
 from patience import WAIT
+from wire import MemoryPipe
 
 CAPABILITIES: dict[str, Any] = {"sampling": {}, "elicitation": {}, "roots": {}}
 META = "io.modelcontextprotocol/"

@@ -2,18 +2,19 @@ import os
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import yaml
+from dotenv import dotenv_values
 
 from agent_world import KEY, ScriptedModel, calls, repeats
 from cases import for_each
 from millstream import Client
-from millstream.client._errors import AccessDenied
-from millstream.files import read_env
+from millstream.client import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
 
@@ -70,7 +71,7 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
     script = (calls(("get_current_time", '{"timezone": "Europe/Paris"}')), repeats("It is "))
     with ScriptedModel(*script) as api, run_server(command, port, tmp_path / "log"):
         example = (TIME / ".env.example").read_text("utf-8")
-        assert read_env(example)["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
+        assert dotenv_values(stream=StringIO(example))["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
         own = example.replace("localhost:8000", f"localhost:{port}")
         own = own.replace("https://api.example.com/v1", api.url).replace("your_api_key", KEY)
         (tmp_path / ".env").write_text(own)

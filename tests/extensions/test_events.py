@@ -13,9 +13,8 @@ from msgspec.structs import replace
 
 from cases import for_each
 from extensions.event_shop import ADA, BOB, Audited, OrderPaid, Refunded, RpcError, events_of, make_shop, run_shop
+from http_peer import SocketListener, prepare
 from millstream import Client, Server, Settings
-from millstream._app.server_process.entry import prepare
-from millstream._http.server.listener import SocketListener
 from millstream._override import override
 from millstream.extensions.events import Events
 from patience import WAIT

@@ -20,7 +20,7 @@ from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.message import parse_accept, peer_network, query_values
-from millstream._limits.limiters import CalendarQuota, Rate
+from millstream._limits import CalendarQuota, Rate
 from millstream._protocol import jsonrpc, seal, sse
 from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
 from millstream._protocol.errors import LocalError, ProtocolError

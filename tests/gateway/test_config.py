@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from millstream.gateway import UpstreamConfig
 from millstream.gateway._config import ConfigError, load_file
 from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
 
@@ -105,6 +106,12 @@ MISTAKES = {
     ),
     '[upstreams.a]\nopenapi = "http://a/openapi.json"\nenv = { A = "b" }': (
         "line 3: upstreams.a.env: env requires a command, but this upstream has openapi"
+    ),
+    '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy.tools.x]\nusers = ["b"]': (
+        "line 4: upstreams.a.policy.tools.x.users: unknown option; use one of scopes, groups, claims, "
+    ),
+    '[upstreams.a]\ncommand = "a"\n[upstreams.a.auth]\ntoken = "b"': (
+        "line 3: upstreams.a.auth.kind: it's missing; use one of bearer, headers,"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\ncwd = "b"': (
         "line 3: upstreams.a.cwd: cwd requires a command, but this upstream has url"
@@ -272,6 +279,18 @@ def test_variables_in_a_command_add_no_words(tmp_path: Path) -> None:
         assert load_file(write(tmp_path, text), variables).upstreams[0].target == target
     with pytest.raises(ConfigError, match=r"line 2: upstreams\.a\.command: .*No closing quotation"):
         load_file(write(tmp_path, '[upstreams.a]\ncommand = "serve \'${FILE}"'), variables)
+
+
+def test_options_without_effect_are_refused_in_code() -> None:
+    options: list[tuple[dict[str, Any], str]] = [
+        ({"openapi": "a.json", "env": {"A": "b"}}, "'a': env requires a command"),
+        ({"openapi": "a.json", "isolation": "per_principal"}, "'a': isolation requires a connection"),
+        ({"target": "https://example.com/mcp", "cwd": "b"}, "'a': cwd requires a command"),
+    ]
+    for each, error in options:
+        with pytest.raises(ValueError, match=error):
+            UpstreamConfig(**{"name": "a", "target": None, **each}).check()
+    UpstreamConfig(name="a", target="uvx --from git+https://example.com/b b", env={"A": "b"}, cwd="c").check()
 
 
 def test_policies_in_code_are_checked_like_files() -> None:

@@ -11,9 +11,8 @@ import httpx2
 import pytest
 
 from millstream import Client
-from millstream._protocol.metadata import ORIGIN_KEY
-from millstream._protocol.revisions import BY_DATE
 from millstream.client import Options, ToolFailed
+from millstream.protocol import BY_DATE, ORIGIN_KEY
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_server, share_server
 

@@ -8,8 +8,8 @@ import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from millstream import Client, Context, Server, Settings
-from millstream._protocol.revisions import BY_DATE
 from millstream.gateway._search import ToolIndex
+from millstream.protocol import BY_DATE
 from patience import WAIT
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from http_peer import serve
 from millstream import Client, Server, Settings, auth
 from millstream.client import Question
@@ -201,6 +202,23 @@ SDK_ERROR = (
     "Error executing tool go: Cannot send 'elicitation/create': this transport context has no back-channel for "
     "server-initiated requests."
 )
+
+
+@for_each(
+    "text",
+    [
+        SDK_ERROR,
+        "'elicitation/create' cannot be sent while serving a request on that revision. Return inputRequired({ ... })",
+        'failed: "elicitation/create" cannot be sent while serving a request on protocol version 2026-07-28: return',
+        "server-to-client requests are not allowed on protocol 2026-07-28 or later; return InputRequiredResult instead",
+        '"elicitation/create": server-initiated requests are not supported in protocol version 2026-07-28 or later',
+    ],
+)
+async def test_every_sdk_error_about_questions_changes_the_era(text: str) -> None:
+    mcp = Server("front")
+    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK, text], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, HANDSHAKE) as client:
+        assert "Call again." in (await client.call("go", raise_on_error=False)).text
 
 
 async def test_process_without_handshake_keeps_its_era() -> None:

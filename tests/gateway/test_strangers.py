@@ -77,9 +77,21 @@ async def test_go_sdk_server_with_an_argument_of_any_type_is_served(go_server: s
     with run_server(run_command(f"{go_server} --stdio", port), port, tmp_path / "log"):
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             assert (client.server.name, client.server.title, client.server.version) == ("anything", "Any Thing", "7.1")
-            [tool] = await client.tools()
+            [tool] = [each for each in await client.tools() if each.name == "show"]
             assert tool.input_schema["properties"] == {"anything": {}}
             assert (await client.call("show", anything=[1, 2])).text == "[1 2]"
+
+
+async def test_go_sdk_server_can_ask_clients_of_both_eras(go_server: str) -> None:
+    mcp, answers = Server("front"), {"elicit": lambda _: {"name": "Ada"}, "timeout": WAIT}
+    mcp.upstream("odd", [go_server], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with (
+        asyncio.timeout(WAIT), mcp.running() as runtime,
+        Client(mcp, revision="2025-11-25", **answers) as old, Client(mcp, revision="2026-07-28", **answers) as new,
+    ):  # fmt: skip
+        assert "Call again." in (await old.call("ask", raise_on_error=False)).text
+        await upstream_of(runtime).load()  # as if another worker had listed it, in the newer era
+        assert [(await each.call("ask")).text for each in (old, new)] == ["Ada", "Ada"]
 
 
 SCHEMAS: list[Any] = [

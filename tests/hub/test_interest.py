@@ -9,6 +9,7 @@ import pytest
 
 from hub_parts import Outlet, encode_line, listen, open_hub
 from millstream.hub import Hub
+from nats_parts import NatsBacking
 from redis_parts import RedisBacking, shared_servers, until
 from store_parts import BACKINGS, Backing, LocalBacking, backings
 
@@ -170,6 +171,49 @@ async def redis() -> AsyncIterator[RedisBacking]:
     await backing.close()
 
 
+@pytest.fixture(params=["redis", "nats"])
+async def filtering(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """A store that filters events on its server."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()
+
+
+@pytest.fixture
+async def nats() -> AsyncIterator[NatsBacking]:
+    """A NATS store."""
+    backing = NatsBacking()
+    yield backing
+    await backing.close()
+
+
+@pytest.mark.server
+async def test_subscribers_that_come_together_share_marks(nats: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers(nats, 2) as (one, two):
+        last = (await listen(one, "lobby")).last_id
+        for number in range(300):
+            await two.publish(f"room.{number}", "missed")
+        link = one._store.backend._link  # type: ignore[attr-defined]
+        ask, marks, changes = link._ask, list[str](), list[str]()
+
+        async def count(subject: str, *rest: object) -> object:
+            if ".touch." in subject:
+                marks.append(subject)
+            elif "CONSUMER.CREATE" in subject:
+                changes.append(subject)
+            return await ask(subject, *rest)
+
+        monkeypatch.setattr(link, "_ask", count)
+        outlets = await asyncio.gather(*(listen(one, f"room.{number}", last_event_id=last) for number in range(300)))
+        assert len(marks) <= 10
+        assert len(changes) <= 3
+        for number in range(300):
+            await two.publish(f"room.{number}", "new")
+        for outlet in outlets:
+            assert await outlet.until(2) == ["missed", "new"]
+            assert outlet.gaps == []
+
+
 @pytest.mark.server
 async def test_killed_redis_connections_miss_and_repeat_nothing(redis: RedisBacking) -> None:
     server = shared_servers(redis.servers)
@@ -185,8 +229,8 @@ async def test_killed_redis_connections_miss_and_repeat_nothing(redis: RedisBack
 
 
 @pytest.mark.server
-async def test_uninterested_redis_workers_are_sent_nothing(redis: RedisBacking) -> None:
-    async with workers(redis, 2) as (one, two):
+async def test_uninterested_workers_are_sent_nothing(filtering: Backing) -> None:
+    async with workers(filtering, 2) as (one, two):
         await listen(one, "mine")
         tail = one._delivery.event_tail
         before = tail.position

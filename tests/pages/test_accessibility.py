@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from cases import for_each
-from millstream._web.pages import asset
+from page_files import asset
 from pages_world import OpenPage, call
 
 pytestmark = pytest.mark.server

@@ -374,3 +374,45 @@ def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_pag
     visitor.get_by_label("Search the messages of this channel").fill("number 11")
     expect(visitor.locator("#found")).to_have_text("1 message")
     assert find_layout_problems(visitor) == []
+
+
+def test_a_channel_too_many_leaves_the_open_one_as_it_is(hub: str, open_page: OpenPage) -> None:
+    ada = open_page(f"{hub}/chat#channel=many-0", name="Ada")
+    live(ada)
+    for number in range(1, 12):
+        ada.get_by_label("Channel", exact=True).fill(f"many-{number}")
+        ada.keyboard.press("Enter")
+    expect(ada.locator("#channel-error")).to_have_text("You're on 12 channels already. Leave one first.")
+    expect(ada.locator("#talk-title")).to_have_text("# many-10")
+    grace = open_page(f"{hub}/chat#channel=many-10", name="Grace")
+    live(grace)
+    expect(ada.locator("#members").get_by_text("Grace", exact=True)).to_be_visible()
+
+
+def test_clients_without_a_name_join_an_empty_channel(hub: str, open_page: OpenPage) -> None:
+    ada = open_page(f"{hub}/chat#channel=quiet", name="Ada")
+    live(ada)
+    expect(ada.locator("#members").get_by_text("Ada (you)")).to_be_visible()
+    other = open_page(f"{hub}/docs")
+    other.evaluate("window.stranger = new EventSource('events?channel=quiet&client_id=stranger')")
+    expect(ada.locator("#messages")).to_contain_text("Someone joined")
+    other.evaluate("stranger.close()")
+
+
+def test_leaving_a_channel_drops_what_was_not_sent(hub: str, open_page: OpenPage) -> None:
+    ada = open_page(f"{hub}/chat#channel=left", name="Ada", lossy=True)
+    live(ada)
+    expect(ada.locator("#members").get_by_text("Ada (you)")).to_be_visible()
+    ada.context.set_offline(True)
+    expect(ada.locator("#state")).to_have_text("Offline")
+    say(ada, "left: never sent")
+    expect(ada.locator(".message", has_text="left: never sent")).to_contain_text("Waiting")
+    ada.get_by_role("button", name="Leave left").click()
+    ada.context.set_offline(False)
+    live(ada)
+    ada.get_by_label("Channel", exact=True).fill("left")
+    ada.keyboard.press("Enter")
+    say(ada, "left: sent")
+    grace = open_page(f"{hub}/chat#channel=left", name="Grace")
+    expect(grace.locator(".bubble").get_by_text("left: sent")).to_be_visible()
+    assert heard(grace, "left:") == ["left: sent"]

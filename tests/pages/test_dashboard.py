@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import OpenPage, call, count_calls
 from processes import free_port, run_command, run_server
@@ -298,3 +298,37 @@ def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> 
         expect(calls).to_have_count(15)
         expect(calls.first).to_contain_text("No order")
         page.context.close()
+
+
+def test_an_address_that_names_no_part_opens_the_first(hub: str, open_page: OpenPage) -> None:
+    page = open_page(f"{hub}/dashboard#toString")
+    live(page)
+    expect(page.get_by_role("tab", selected=True)).to_contain_text("Tools and methods")
+
+
+def test_a_marked_point_is_forgotten_where_the_range_has_fewer(hub: str, open_page: OpenPage) -> None:
+    page = open_page(f"{hub}/dashboard", fresh=True)
+
+    def cut(route: Route) -> None:
+        response = route.fetch()
+        found = response.json()
+        kept = 4 if "seconds=60&" in f"{route.request.url}&" else 1
+        size = len(found["at"])
+        for part in (found, found["process"], found["all"]):
+            for name, values in part.items():
+                if isinstance(values, list) and len(values) == size:
+                    part[name] = [*values, *values, *values, *values][-kept:]
+        route.fulfill(response=response, json=found)
+
+    page.route("**/dashboard/history?*", cut)
+    page.reload()
+    live(page)
+    chart = page.locator("#calls-chart canvas")
+    expect(chart).to_have_attribute("aria-label", re.compile(", now: "))
+    chart.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    expect(chart).to_have_attribute("aria-label", re.compile(" ago: "))
+    page.keyboard.press("2")
+    expect(chart).to_have_attribute("aria-label", re.compile(", now: "))
+    expect(page.locator("#lag-chart canvas")).to_have_attribute("aria-label", re.compile(", now: "))

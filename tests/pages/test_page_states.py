@@ -213,3 +213,25 @@ def test_tool_table_sorts_filters_and_pages(crowd: str, open_page: OpenPage) -> 
     page.keyboard.type("tool_03")
     expect(rows.first.get_by_role("rowheader")).to_have_text("tool_030")
     expect(rows).to_have_count(min(shown, 10))
+
+
+def test_pages_work_while_the_browser_blocks_storage(hub: str, open_page: OpenPage) -> None:
+    page = open_page(f"{hub}/assets/mark.svg", fresh=True)
+    page.add_init_script(
+        """for (const name of ["localStorage", "sessionStorage"])
+          Object.defineProperty(window, name, { get() { throw new DOMException("Blocked.", "SecurityError"); } });"""
+    )
+    page.goto(f"{hub}/dashboard")
+    expect(page.locator(READY["dashboard"])).to_be_visible()
+    page.get_by_role("button", name="15 min").click()
+    expect(page.get_by_role("button", name="15 min")).to_have_attribute("aria-pressed", "true")
+    page.goto(f"{hub}/docs")
+    tool("add_numbers")(page)
+    page.get_by_role("group", name="Language").get_by_role("button", name="Python").click()
+    page.goto(f"{hub}/inspect")
+    expect(page.locator("#state")).to_have_text("Connected")
+    page.get_by_label("Order of the list").select_option("tokens")
+    page.goto(f"{hub}/chat")
+    page.get_by_label("Your name").fill("Ada")
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("Live")

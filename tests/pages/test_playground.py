@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, WebSocketRoute, expect
 
 from agent_world import KEY, Answer, ScriptedModel, calls, hangs, repeats, says
 from pages_matrix import find_problems
@@ -201,3 +201,28 @@ def test_without_a_model_one_screen_says_how_to_set_it(plain: str, open_page: Op
     assert find_layout_problems(page) == []
     page.go_back()
     expect(page.get_by_label("Message", exact=True)).to_be_visible()
+
+
+def test_a_new_conversation_outlives_the_end_of_the_old_one(shop: Callable[..., str], open_page: OpenPage) -> None:
+    page = open_page(shop(says("Hello."), says("Hello again.")), fresh=True)
+    held: list[Route] = []
+    sockets: list[WebSocketRoute] = []
+
+    def relay(socket: WebSocketRoute) -> None:
+        sockets.append(socket)
+        socket.connect_to_server()
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route_web_socket("**/chat/playground/talk", relay)
+    ask(page, "Are you there?")
+    idle(page)
+    page.route("**/chat/playground", hold)
+    with page.expect_request("**/chat/playground"):
+        sockets[0].close()
+    page.get_by_role("button", name="New conversation").click()
+    with page.expect_response("**/chat/playground"):
+        held[0].continue_()
+    ask(page, "And now?")
+    expect(page.locator(".answer")).to_have_text("Hello again.")

@@ -2,7 +2,7 @@ import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from millstream._protocol.principal import Principal
+from millstream import Principal
 from millstream._protocol.seal import (
     KeyRing,
     SessionToken,

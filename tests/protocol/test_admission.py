@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
+from millstream import ProtocolError
 from millstream._protocol.admission import (
     admit_per_request,
     check_handshake_header,
@@ -11,10 +12,7 @@ from millstream._protocol.admission import (
     is_per_request,
     target_name,
 )
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope
-from millstream._protocol.metadata import declares
-from millstream._protocol.revisions import ALL, NEWEST
+from millstream.protocol import BY_DATE, NEWEST, Envelope, declares
 
 META = {
     "io.modelcontextprotocol/protocolVersion": NEWEST.date,
@@ -109,7 +107,7 @@ def test_body_decides_the_era_first() -> None:
 
 def test_handshake_version_header_must_be_known() -> None:
     """MCP 2025-11-25, basic/transports."""
-    l3, l4 = ALL[2], ALL[3]
+    l3, l4 = BY_DATE["2025-06-18"], BY_DATE["2025-11-25"]
     assert check_handshake_header({}, None) is None
     assert check_handshake_header({}, l4) is l4
     assert check_handshake_header({b"mcp-protocol-version": b" 2025-06-18 "}, None) is l3

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cases import for_each
-from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream import ProtocolError
 from millstream._protocol.jsonrpc import (
     MAX_ID,
     Envelope,
@@ -16,6 +16,9 @@ from millstream._protocol.jsonrpc import (
     result_message,
     split_batch,
 )
+from millstream.protocol import INVALID_REQUEST
+
+PARSE_ERROR = -32700
 
 
 def code_of(body: bytes) -> int:

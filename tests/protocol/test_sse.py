@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
+from millstream import ProtocolError
 from millstream._protocol import sse
-from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.sse import Decoder, SseEvent
 from strategies import bytewise, cuts, line_ends, one_line_texts, texts
 
@@ -184,7 +184,7 @@ def test_oversized_lines_and_events_end_the_decoder(stream: bytes) -> None:
         decoder = Decoder(max_event_bytes=10)
         with pytest.raises(ProtocolError, match="10 bytes") as caught:
             collections.deque(map(decoder.feed, chunks))
-        assert caught.value.code == PARSE_ERROR
+        assert caught.value.code == -32700
         with pytest.raises(ProtocolError):
             decoder.feed(b"\n\n")
 

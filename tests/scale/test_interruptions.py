@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
-from fleet import Worker, fleet, one_worker, settle, until
+from fleet import Bind, Runtime, Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
-from millstream._app.definition import Bind
-from millstream._app.runtime import Runtime
-from millstream._server.calls.services import ServerChange
-from millstream._stores.base import StoreUnavailable
+from millstream.parts import ServerChange
+from millstream.stores import StoreUnavailable
 from scale.test_changes import SIGN, listen, tools
 from shared_store import SharedStore
 

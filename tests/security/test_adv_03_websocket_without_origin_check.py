@@ -7,9 +7,9 @@ import pytest
 
 from cases import for_each
 from four_workers import ON_FOUR
-from millstream._http.hosts import HostPolicy
-from millstream._http.message import HttpRequest
-from millstream._protocol.principal import Principal
+from http_peer import HostPolicy
+from millstream import Principal
+from millstream.parts import HttpRequest
 from socket_world import TEXT, TRANSPORTS, UPGRADE, RawSocket, World, frame, recv_json, world
 
 EVIL = [

@@ -8,6 +8,7 @@ from cases import for_each
 from four_workers import ADMIN_KEY, FOUR, ON_FOUR
 from http_peer import Peer
 from millstream import Server, Settings
+from page_files import pages
 from wire import run_wire
 
 NAMES = ["pages.py", "../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "%2e%2e%2fpages.py", "..%5cpages.py",
@@ -44,7 +45,5 @@ async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
 
 
 async def test_served_files_are_fixed_at_start() -> None:
-    from millstream._web.pages import pages  # noqa: PLC0415  the table of files
-
     assert all(path.count("..") == 0 and path.startswith(("/assets/", "/")) for path in pages())
     assert not any(path.endswith(".py") for path in pages())

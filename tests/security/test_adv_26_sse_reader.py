@@ -9,9 +9,8 @@ import pytest
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
-from millstream._protocol.sse import Decoder
-from millstream.client._errors import TooLarge
-from millstream.client._negotiation import Options
+from millstream.client import Options, TooLarge
+from wire import Decoder
 
 MIB = 1024 * 1024
 ENDLESS = {

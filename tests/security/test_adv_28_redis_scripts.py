@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream._stores.base import CoAppend
-from millstream._stores.rates import ConcurrencySlot, Quota, RateCharge
+from millstream.stores import ConcurrencySlot, Quota, RateCharge
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, shared_servers
 from scripts.docs import ROOT
-from store_parts import TTL, append
+from store_parts import TTL, CoAppend, append
 
 LUA = Path(millstream.__file__).parent / "_stores" / "redis" / "lua"
 EVIL = [

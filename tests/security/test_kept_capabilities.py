@@ -4,8 +4,7 @@ from typing import Any
 from bad_input.shop import make_shop
 from cases import for_each
 from millstream._protocol.metadata import MAX_CAPABILITIES
-from millstream._transports.connection import MemoryPipe
-from wire import per_request, request, run_wire
+from wire import MemoryPipe, per_request, request, run_wire
 
 BULK = {f"{number:040}": {} for number in range(40_000)}  # within the limit on nested objects
 WIDE = {**BULK, "roots": {"listChanged": True}, "elicitation": BULK, "sampling": {}}

@@ -12,9 +12,9 @@ from typing_extensions import TypeAliasType
 
 from cases import for_each
 from millstream import Field, Server, Settings
-from millstream._server.functions.engine import encode_result
-from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
+from millstream.parts import ArgumentError, encode_result
 from millstream.testing import connect
+from plans import Plan, plan, read_arguments
 
 
 class Level(enum.Enum):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from cases import for_each
-from millstream._server.functions.description import Field
-from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
+from millstream import Field
+from millstream.parts import ArgumentError
+from plans import Plan, plan, read_arguments
 from property_settings import examples
 from signature_types import Address, Color, Movie, Node, Point
 from strategies import json_values, texts

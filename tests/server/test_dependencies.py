@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
+import fastapi
 import pytest
 
 from cases import for_each
@@ -316,6 +317,25 @@ def test_unresolvable_dependencies_are_refused_at_registration(function: Any, sa
         @mcp.tool
         async def find(value: Any = Depends(function)) -> str:
             return str(value)
+
+
+@for_each(
+    ("kind", "instead"), [("Query", "from millstream import Field"), ("Body", "Field"), ("Header", "Read ctx.headers")]
+)
+def test_parameters_of_fastapi_are_refused(kind: str, instead: str) -> None:
+    """Their constraints wouldn't apply, and clients could send a header's value as an argument."""
+    mark: Any = getattr(fastapi.params, kind)(default="a")
+    mcp = Server("shop")
+
+    def by_default(word: str = mark) -> str:
+        return word
+
+    def annotated(word: Annotated[str, mark] = "a") -> str:
+        return word
+
+    for function in (by_default, annotated):
+        with pytest.raises(TypeError, match=rf"word: a tool can't use {kind} of FastAPI\. .*{instead}"):
+            mcp.tool(function)
 
 
 def test_the_depends_of_another_library_is_refused() -> None:

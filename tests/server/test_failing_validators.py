@@ -6,8 +6,9 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._server.functions.plan import ArgumentError, plan, read_arguments
+from millstream.parts import ArgumentError
 from patience import WAIT
+from plans import plan, read_arguments
 from wire import LATEST_HANDSHAKE, POST, per_request, request, routing, run_wire
 
 

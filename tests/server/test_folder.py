@@ -8,7 +8,7 @@ from cases import for_each
 from millstream import Client, Context, Server
 from millstream._app import folder as offered
 from millstream._app.folder import Folder
-from millstream.client._errors import ServerError
+from millstream.client import ServerError
 from patience import WAIT
 
 

@@ -4,11 +4,7 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings, ToolResult
-from millstream._server.calls.call import Call
-from millstream._server.features.registry import RegisteredExtension
-from millstream._server.features.resources import Prompt, Template
-from millstream._server.features.sources import ItemSource
-from millstream._server.features.tools import Tool
+from millstream.parts import Call, ItemSource, Prompt, RegisteredExtension, Template, Tool
 from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from schema_source import source_from_schema
 from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, run_wire

@@ -6,8 +6,8 @@ import pydantic
 import pytest
 
 from cases import for_each
-from millstream._server.functions.description import Field
-from millstream._server.functions.plan import plan
+from millstream import Field
+from plans import plan
 from signature_types import CONTEXTS, Address, Color, Context, Model, run
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import gc
 import weakref
 from collections.abc import Collection
@@ -161,6 +162,22 @@ async def test_background_work_ends_before_its_part_closes() -> None:
     async with Server("shop", parts=[Busy("busy", events)]).running():
         await asyncio.sleep(0)
     assert events == ["work ends", "close busy"]
+
+
+async def test_background_work_that_ignores_its_cancellation_does_not_keep_the_server_from_closing() -> None:
+    released = asyncio.Event()
+
+    async def ignore() -> None:
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await released.wait()
+
+    events: list[str] = []
+    async with Server("shop", parts=[Empty("a", events)], settings=Settings(drain_timeout=0.01)).running() as runtime:
+        runtime.host.run(ignore())
+        await asyncio.sleep(0)
+    assert events == ["open a", "close a"]
+    released.set()
 
 
 async def test_finished_background_work_is_forgotten() -> None:

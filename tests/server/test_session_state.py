@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from millstream import Client, Context, Server, SyncContext
-from millstream.client._errors import ServerError
+from millstream.client import ServerError
 from wire import request, run_wire
 
 MAX_STATE = 64 * 1024

@@ -15,7 +15,8 @@ from typing_extensions import TypedDict
 
 from cases import for_each
 from millstream import Field
-from millstream._server.functions.plan import ArgumentError, plan, read_arguments
+from millstream.parts import ArgumentError
+from plans import plan, read_arguments
 from signature_types import run
 
 

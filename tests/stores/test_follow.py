@@ -10,7 +10,7 @@ import pytest
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import health, tail
-from millstream._stores.base import Entry, Gap, Position
+from millstream._stores.base import Entry, Gap, Position, StoreUnavailable
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.tail import Tail
 from patience import WAIT
@@ -53,6 +53,7 @@ class Parts:
         self.hear: Callable[[Entry], None] = lambda entry: None
         self.interrupted: Callable[[], None] = lambda: None
         self.reads = 0
+        self.reads_before_listening = 0
         self.log: Any = self
 
     async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
@@ -68,13 +69,20 @@ class Parts:
         await self.memory.trim(stream)
 
     def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None], topic: None
+        self,
+        stream: str,
+        heard: Callable[[Entry], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None,
     ) -> Any:
-        self.hear, self.interrupted = heard, interrupted
+        if interrupted is not None:
+            self.hear, self.interrupted = heard, interrupted
         return lambda: None
 
     async def wait_until_listening(self, stream: str) -> None:
         """Return immediately."""
+        self.reads_before_listening = self.reads
 
 
 async def append(store: Any, *data: bytes, max_entries: int = 100) -> list[Position]:
@@ -151,6 +159,52 @@ async def test_current_followers_need_no_read() -> None:
     assert (reader.got, store.reads) == ([b"2", b"3"], reads)
     store.hear(Entry(Position("here", 99), b"4"))
     assert (reader.got[-1], store.reads) == (b"4", reads)
+
+
+async def test_followers_that_settle_together_share_the_reads() -> None:
+    store = Parts()
+    reader = Reader(store, (await append(store, b"1"))[0])
+    together = [asyncio.create_task(reader.tail.settle()) for _ in range(50)]
+    await asyncio.sleep(0)
+    await append(store, b"2")
+    late = [asyncio.create_task(reader.tail.settle()) for _ in range(50)]
+    together[0].cancel()
+    await asyncio.gather(*together[1:])
+    await asyncio.gather(*late)
+    assert reader.got == [b"2"]
+    assert store.reads <= 4
+
+
+async def test_interrupted_followers_read_after_a_new_topic_is_pushed() -> None:
+    store = Parts()
+    reader = Reader(store, (await append(store, b"1"))[0], topic="")
+    await reader.tail.catch_up()
+    store.interrupted()
+    reads = store.reads
+    reader.tail.follow("a")
+    await reader.tail.settle()
+    assert store.reads_before_listening == reads < store.reads
+
+
+async def test_failed_reads_fail_only_those_who_waited_for_them() -> None:
+    store = Parts()
+    reader = Reader(store, (await append(store, b"1"))[0])
+    read, failures = store.read, [StoreUnavailable("No answer.")]
+
+    async def fail_once(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await read(*args)
+
+    store.read = fail_once  # type: ignore[method-assign]
+    first = asyncio.create_task(reader.tail.settle())
+    await asyncio.sleep(0)
+    await append(store, b"2")
+    await asyncio.gather(reader.tail.settle(), return_exceptions=True)
+    with pytest.raises(StoreUnavailable):
+        await first
+    await reader.tail.settle()
+    assert reader.got == [b"2"]
 
 
 async def test_following_writers_continue_after_their_own_entry() -> None:

@@ -4,12 +4,11 @@ import tracemalloc
 import pytest
 
 from cases import for_each
-from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
-from millstream._stores.base import Gap, Position, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.rates import MARK_BYTES
+from millstream.protocol import LocalError
+from millstream.stores import MARK_BYTES, Gap, Position, StoreFull
+from store_parts import open_store
 
 
 class Clock:

@@ -1,8 +1,7 @@
 import pytest
 
-from millstream._stores.base import OwnerQuotaExceeded
-from millstream._stores.memory.store import MemoryStore
-from millstream._stores.rates import MARK_BYTES
+from millstream.stores import MARK_BYTES, OwnerQuotaExceeded
+from store_parts import MemoryStore
 
 
 class Clock:

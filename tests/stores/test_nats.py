@@ -1,16 +1,20 @@
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import pytest
+import uvloop
 
-from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
-from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable
 from millstream._stores.nats.address import parse_address
-from millstream._stores.nats.store import NatsStore
-from nats_parts import NatsBacking
+from millstream._stores.nats.link import StreamMessage, read_token
+from millstream._stores.nats.store import NatsBackend, NatsStore
+from millstream.protocol import LocalError
+from millstream.stores import Gap, Index, RateCharge, StoreFull, StoreUnavailable
+from nats_parts import NatsBacking, shared_server
 from redis_parts import until
-from store_parts import TTL, append, data_of
+from store_parts import TTL, append, data_of, open_store
 
 pytestmark = pytest.mark.server
 
@@ -131,6 +135,84 @@ async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, mo
     assert lost == 2
 
 
+def test_a_closed_connection_is_replaced_and_the_append_repeated() -> None:
+    async def run() -> None:
+        server = shared_server()
+        await server.wait()
+        store = NatsBackend(parse_address(f"nats://127.0.0.1:{server.port}?namespace=t{secrets.token_hex(6)}"))
+        await store.open()
+        await append(store, "hub:journal", b"0")
+        client = store._link.client
+        # On uvloop, writing to a closed connection raises RuntimeError, which ends the tasks that would connect again.
+        for task in (client._reading_task, client._flusher_task):
+            task.cancel()
+        client._transport._io_writer.transport.abort()
+        await until(client._flusher_task.done)
+        await append(store, "hub:journal", b"1", b"2")
+        assert data_of(await store.log.read("hub:journal", None)) == [b"0", b"1", b"2"]
+        assert client.stats["reconnects"] == 1
+        await store.close()
+
+    uvloop.run(run())
+
+
+async def test_rejected_requests_are_reported_as_failures_of_the_store(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backing.worker()
+    await append(store, "hub:journal", b"0")
+    await append(store, "call:1", b"0")
+    await store.kv.put("session:a", b"0", TTL)
+    rejected = []
+
+    async def reject(subject: str, *_: object) -> object:
+        rejected.append(subject)
+        error = {"code": 500, "err_code": 10009, "description": "JetStream cluster can not handle request"}
+        return SimpleNamespace(data=json.dumps({"error": error}))
+
+    monkeypatch.setattr(store.backend._link, "_ask", reject)
+    log, kv = store.log, store.kv
+    for attempt in (
+        lambda: append(store, "hub:journal", b"1"),
+        lambda: append(store, "call:1", b"1"),
+        lambda: append(store, "call:2", b"1"),
+        lambda: log.read("hub:journal", None),
+        lambda: log.newest("hub:journal", 5),
+        lambda: log.touch("call:1", TTL),
+        lambda: log.trim("call:1"),
+        lambda: kv.get("session:a"),
+        lambda: kv.put("session:a", b"1", TTL),
+        lambda: kv.compare_and_set("session:b", None, b"1", TTL),
+        lambda: kv.delete("session:a"),
+        lambda: kv.keys("session:"),
+        lambda: store.backend.charge("worker", [RateCharge("ada", 1, 1)], ()),
+    ):
+        rejected.clear()
+        with pytest.raises(StoreUnavailable, match="can not handle request"):
+            await attempt()
+        assert len(rejected) <= 2
+
+
+async def test_an_entry_that_is_being_stored_is_waited_for(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await backing.worker()
+    await append(store, "hub:journal", b"0")
+    ask, busy = store.backend._link._ask, []
+
+    async def be_busy(subject: str, *rest: object) -> object:
+        if ".log." in subject and len(busy) < 2:
+            busy.append(subject)
+            code, err_code = (409, 10158) if len(busy) == 1 else (429, 10167)
+            return SimpleNamespace(data=json.dumps({"error": {"code": code, "err_code": err_code}}))
+        return await ask(subject, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.backend._link, "_ask", be_busy)
+    (position,) = await append(store, "hub:journal", b"1")
+    assert len(busy) == 2
+    assert (await store.log.newest("hub:journal", 1))[0].position == position
+
+
 async def test_reads_after_an_election_return_every_known_entry(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +242,67 @@ async def test_reads_after_an_election_return_every_known_entry(
     assert len(stale) == 2
 
 
+async def test_reads_up_to_a_settled_position_return_every_entry_after_an_election(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await backing.worker(), await backing.worker()
+    link = one.backend._link
+    stop = one.log.listen("hub:journal", lambda _: None, topic="a")
+    index = Index("hub:channel:b", TTL, 9)
+    for data in (b"1", b"2"):
+        last = await two.log.append("hub:journal", data, ttl=TTL, max_entries=9, index=index, topic="b")
+    begin = (await two.log.newest("hub:journal", 2))[0].position
+    await one.log.wait_until_listening("hub:journal")
+    assert data_of(await one.log.newest("hub:channel:b", 9)) == [b"1", b"2"]
+    get, batch, publish, stale = link._get, link.batch, link.publish, True
+
+    async def lag(stream: str, body: dict[str, object]) -> StreamMessage | None:
+        found = await get(stream, body)
+        if stale and found is not None and found.seq == last.offset:
+            return await get(stream, {"seq": begin.offset}) if "last_by_subj" in body else None
+        return found
+
+    async def catch_up(stream: str, subject: str, *rest: object, **more: object) -> object:
+        nonlocal stale
+        stale = stale and ".touch." not in subject
+        return await publish(stream, subject, *rest, **more)  # type: ignore[arg-type]
+
+    async def lag_too(*args: object) -> list[StreamMessage]:
+        found = await batch(*args)  # type: ignore[arg-type]
+        return [each for each in found if each.seq <= begin.offset] if stale else found
+
+    monkeypatch.setattr(link, "_get", lag)
+    monkeypatch.setattr(link, "batch", lag_too)
+    monkeypatch.setattr(link, "publish", catch_up)
+    assert data_of(await one.log.read("hub:journal", begin)) == [b"2"]
+    stale = True
+    assert data_of(await one.log.newest("hub:channel:b", 9)) == [b"1", b"2"]
+    stop()
+
+
+async def test_topics_added_during_the_creation_of_a_consumer_are_sent(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, heard, stops = await backing.worker(), list[bytes](), list[Callable[[], None]]()
+    link = store.backend._link
+    api = link.api
+
+    async def add_topic(subject: str, body: object = None) -> object:
+        if subject.startswith("CONSUMER.CREATE") and len(stops) == 1:
+            stops.append(store.log.listen("hub:journal", lambda entry: heard.append(entry.data), topic="b"))
+        return await api(subject, body)
+
+    monkeypatch.setattr(link, "api", add_topic)
+    real = store.backend.log._consumers
+    stops.append(store.log.listen("hub:journal", lambda _: None, topic="a"))
+    await real["hub:journal"].created.wait()
+    assert await filters_of(store, "hub:journal") == ["a.a", "b.b"]
+    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="b")
+    await until(lambda: heard == [b"1"])
+    for stop in stops:
+        stop()
+
+
 async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBacking) -> None:
     store: NatsStore = await backing.worker()
     (old,) = await append(store, "hub:journal", b"old")
@@ -180,6 +323,84 @@ async def test_values_above_the_server_limit_are_refused(backing: NatsBacking) -
         await store.kv.put("session:a", bytes(9 * 2**20), TTL)
     assert await store.kv.get("session:a") == b"1"
     assert await asyncio.gather(*(store.kv.get("session:a") for _ in range(50))) == [b"1"] * 50
+
+
+async def filters_of(store: NatsStore, stream: str) -> list[str]:
+    """Return the last segments of the filters of a stream's only consumer."""
+    link, name = store.backend._link, store.log._main(stream).stream
+    (consumer,) = (await link.api(f"CONSUMER.LIST.{name}"))["consumers"]
+    config = consumer["config"]
+    subjects = config.get("filter_subjects") or [config["filter_subject"]]
+    parts = [subject.split(".") for subject in subjects if ".log." in subject]
+    return sorted(
+        ".".join(each if each == ">" else read_token(each) for each in part[6:] or part[4:]) for part in parts
+    )
+
+
+async def test_filters_follow_the_topics_and_become_wider(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.consumer._MAX_FILTERS", 3)
+    store = await backing.worker()
+    log, heard, stops = store.log, list[bytes](), list[Callable[[], None]]()
+
+    async def follow(*topics: str) -> list[str]:
+        stops.extend(log.listen("hub:journal", lambda entry: heard.append(entry.data), topic=each) for each in topics)
+        await log.wait_until_listening("hub:journal")
+        return await filters_of(store, "hub:journal")
+
+    assert await follow("a.1", "b.x.y", "c") == ["a.a.1", "b.b.x.y", "c.c"]
+    assert await follow("a.2") == ["a.>", "b.>", "c.>"]
+    assert await follow("d", "e.") == [">"]
+    while len(stops) > 2:
+        stops.pop()()
+    assert await follow("a.") == ["a.>", "b.b.x.y"]
+    for topic in ("a.1", "a.3", "b.x.y", "b.x", "c", "d"):
+        await log.append("hub:journal", topic.encode(), ttl=TTL, max_entries=9, topic=topic)
+    await until(lambda: len(heard) >= 4)
+    assert heard == [b"a.1", b"a.1", b"a.3", b"b.x.y"]
+    for stop in stops:
+        stop()
+
+
+async def test_added_topics_are_sent_without_their_old_entries(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.consumer._FRESH_SECONDS", 0.0)
+    store, heard = await backing.worker(), list[bytes]()
+    stops = [store.log.listen("hub:journal", lambda _: None, topic="a")]
+    await store.log.wait_until_listening("hub:journal")
+    for number in range(20):
+        last = await store.log.append("hub:journal", b"%d" % number, ttl=TTL, max_entries=99, topic="b")
+    stops.append(store.log.listen("hub:journal", lambda entry: heard.append(entry.data), topic="b"))
+    assert await store.log.wait_until_listening("hub:journal") == last
+    await store.log.append("hub:journal", b"new", ttl=TTL, max_entries=99, topic="b")
+    await until(lambda: b"new" in heard)
+    assert heard == [b"new"]
+    for stop in stops:
+        stop()
+
+
+async def test_listeners_do_not_wait_for_a_lost_consumer(backing: NatsBacking) -> None:
+    store, heard = await backing.worker(), list[bytes]()
+    link, stream = store.backend._link, store.log._main("hub:journal").stream
+    interruptions: list[None] = []
+    stop = store.log.listen(
+        "hub:journal",
+        lambda entry: heard.append(entry.data),
+        interrupted=lambda: interruptions.append(None),
+        topic="a",
+    )
+    await store.log.wait_until_listening("hub:journal")
+    for name in (await link.api(f"CONSUMER.NAMES.{stream}"))["consumers"]:
+        await link.api(f"CONSUMER.DELETE.{stream}.{name}")
+    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="a")
+    stop_other = store.log.listen("hub:journal", lambda _: None, topic="b")
+    assert await store.log.wait_until_listening("hub:journal") is None
+    await until(lambda: heard == [b"1"])
+    assert interruptions
+    for each in (stop, stop_other):
+        each()
 
 
 async def test_the_epoch_is_read_again_until_jetstream_responds(

@@ -130,6 +130,34 @@ async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkey
         assert journal[-1].position.offset == before[0].offset + 20
 
 
+async def test_a_connection_closed_while_idle_is_replaced_before_a_write(server: RedisServer) -> None:
+    async with open_worker(server.url, lease=600.0) as store:
+        await store.kv.put("session:1", b"before", TTL)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)  # closed after the store's
+        writer.write(b"PING\r\n")
+        await reader.readline()
+        server.ask("CLIENT", "KILL", "TYPE", "normal")
+        await reader.read()
+        await asyncio.sleep(0)
+        await store.kv.put("session:1", b"after", TTL)  # a write that isn't repeated
+        assert await store.kv.get("session:1") == b"after"
+        writer.close()
+
+
+async def test_a_silent_connection_is_replaced(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
+    monkeypatch.setattr("millstream._stores.redis.client.EXCHANGE_SECONDS", 1.0)
+    async with Proxy(server.port) as wire, open_worker(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
+        await warm_up(store)
+        await until(lambda: store.backend._client._write_task is None)
+        wire.drop_replies = True
+        task = asyncio.create_task(append(store, STREAM, b"once"))
+        await until(lambda: wire.dropped_bytes)
+        wire.drop_replies = False
+        await task
+        assert data_of(await read_all(store, STREAM)) == [b"warm", b"once"]
+
+
 async def test_broken_redis_connections_are_reopened(server: RedisServer) -> None:
     async with Proxy(server.port) as wire, open_worker(f"redis://127.0.0.1:{wire.port}") as store:
         follower = Follower(store, STREAM)

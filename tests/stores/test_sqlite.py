@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from millstream._protocol.errors import LocalError
-from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.sqlite.file import locate
 from millstream._stores.sqlite.store import SqliteStore
+from millstream.protocol import LocalError
+from millstream.stores import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
 from patience import WAIT
 from store_parts import TTL, append, data_of, read_all
 

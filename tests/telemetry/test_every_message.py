@@ -8,15 +8,12 @@ import pytest
 
 from app_peer import ask
 from cases import for_each
+from fleet import Bind, Runtime
 from millstream import Server, Settings
-from millstream._app.definition import Bind
-from millstream._app.runtime import Runtime
-from millstream._protocol.revisions import NEWEST_HANDSHAKE
-from millstream._telemetry.metrics import render
-from millstream._transports.connection import MemoryPipe
+from millstream.protocol import NEWEST_HANDSHAKE
 from patience import WAIT
-from telemetry_parts import make_call
-from wire import per_request, request
+from telemetry_parts import make_call, render
+from wire import MemoryPipe, per_request, request
 
 DATE = NEWEST_HANDSHAKE.date
 INITIALIZE = {

@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ def root_logger_as_before() -> Iterator[None]:
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@for_each("seconds", [0.0, 1_700_000_000.123, 1_700_000_000.9999999, 1_700_000_059.9995, 4_102_444_800.001])
+def test_times_have_milliseconds(seconds: float) -> None:
+    at = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    assert logs.stamp(seconds) == at.replace("+00:00", "Z")
 
 
 class Terminal(io.StringIO):

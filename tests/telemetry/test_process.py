@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._telemetry import process
-from millstream._telemetry.metrics import Metrics, render
 from millstream._telemetry.process import INTERVAL, LoopLag, ProcessFigures
 from patience import WAIT
+from telemetry_parts import Metrics, render
 
 
 async def test_lag_is_the_excess_sleep_time() -> None:

@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from http_peer import WAIT
-from millstream._config import Settings
+from http_peer import STREAM_HEAD, WAIT, HostPolicy, HttpLimits
+from millstream import Settings
 from millstream._http.asgi import AsgiAdapter, header_list, header_lists
-from millstream._http.hosts import HostPolicy
-from millstream._http.message import STREAM_HEAD, Handler, HttpLimits, HttpRequest, Response
+from millstream.parts import Handler, HttpRequest, Response
 
 DISCONNECT = {"type": "http.disconnect"}
 

@@ -144,7 +144,7 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 
 
 AWAITED_IN_EXCEPT = {
-    **dict.fromkeys(("hub/_replay.py", "_limits/limiters.py"), "asks the store again, or waits for it"),
+    **dict.fromkeys(("hub/_replay.py", "_limits.py"), "asks the store again, or waits for it"),
     "auth/_authorization_server/authorize.py": "shows the form of consent again, for a person who is not signed in",
     "hub/_mailbox.py": "saves its position after the gap",
     **dict.fromkeys(("extensions/events/_webhook.py", "extensions/events/_delivery.py"), "deletes a record"),

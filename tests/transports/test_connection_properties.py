@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from http_peer import HEAD, ToyApp
-from millstream._config import Settings
-from millstream._http.message import STREAM_HEAD, HttpRequest, Response
-from millstream._http.server import Endpoints
-from millstream._http.server.listener import SocketListener
+from http_peer import HEAD, STREAM_HEAD, Endpoints, SocketListener, ToyApp
+from millstream import Settings
+from millstream.parts import HttpRequest, Response
 from patience import WAIT
 from property_settings import examples
 from strategies import bytewise, cuts

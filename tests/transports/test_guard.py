@@ -7,11 +7,9 @@ from websockets.asyncio.client import connect
 
 from cases import for_each
 from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_guarded_servers
-from http_peer import HEAD, WAIT, Peer, request, serve
-from millstream._config import Settings
-from millstream._http.hosts import HostPolicy
-from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Response
-from millstream._http.server import Endpoints
+from http_peer import HEAD, STREAM_HEAD, WAIT, Endpoints, HostPolicy, HttpLimits, Peer, request, serve
+from millstream import Settings
+from millstream.parts import HttpRequest, Response
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
 """A hot endpoint, and one that the fast head reader does not find: the limits are the same."""

@@ -7,7 +7,7 @@ import pytest
 from cases import for_each
 from guard_peer import Start, expect_refusal, make_blocking_handler, run_guarded_servers
 from http_peer import HEAD, WAIT, Peer, request
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream.parts import Handler, HttpRequest, Response
 
 MAX_PIPELINE = 64
 """Maximum number of pipelined requests that wait for one."""

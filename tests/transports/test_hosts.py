@@ -2,7 +2,7 @@ import pytest
 
 from cases import for_each
 from millstream._http.hosts import HostPolicy, parse_authority
-from millstream._http.message import HttpRequest
+from millstream.parts import HttpRequest
 
 LOCAL = HostPolicy()
 PUBLIC = HostPolicy(
@@ -174,6 +174,12 @@ def test_own_origin_is_allowed_if_a_proxy_drops_the_port(page: bytes, site: byte
 def test_invalid_origin_settings_raise() -> None:
     with pytest.raises(ValueError, match="allowed_origins"):
         HostPolicy(allowed_origins=["app.example.com"])
+
+
+@for_each("entry", ["https://a.example", "a.example/", "*a.example", "a.example:*", "größe.example"])
+def test_host_settings_that_never_match_raise(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed_hosts: .* isn't a host name"):
+        HostPolicy([entry])
 
 
 def test_empty_entries_are_ignored() -> None:

@@ -73,6 +73,18 @@ async def test_probes_have_the_same_cors_headers_under_every_server(
     assert status == (405 if method == "OPTIONS" and not allowed else 204 if method == "OPTIONS" else 200)
 
 
+async def test_head_never_opens_a_websocket() -> None:
+    """RFC 9110 §9.3.2: the reply to HEAD has no body, but that of a refused handshake does."""
+    offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    offer += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    server = Server("paths", serve="hub")
+    async with server.running(), serve(server) as running:
+        peer = await running.connect()
+        for path, expected in (("/ws", 426), ("/livez", 200)):
+            await peer.send(request("HEAD", path, extra=offer))
+            assert (await peer.reply(head_only=True))[0] == expected
+
+
 async def test_websocket_handshake_at_other_paths_gets_404() -> None:
     start, body = await answers("websocket", "/nowhere", extensions={"websocket.http.response": {}})
     assert (start["type"], start["status"]) == ("websocket.http.response.start", 404)

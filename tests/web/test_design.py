@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._web.pages import asset, pages
+from page_files import asset, pages
 
 pytestmark = pytest.mark.check
 

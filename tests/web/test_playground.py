@@ -14,9 +14,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from agent.shop import make as make_shop
 from agent_world import KEY as MODEL_KEY
 from agent_world import ScriptedModel, calls, hangs, refuses, repeats, says
-from http_peer import NO_TRUST, serve
+from http_peer import NO_TRUST, prepare, serve
 from millstream import Context, Server, ToolAnnotations, auth
-from millstream._app.server_process.entry import prepare
 from millstream._web.playground import MAX_CONVERSATIONS_EACH, MAX_TEXT
 from patience import WAIT
 

@@ -66,6 +66,7 @@ class Replicas:
         self._catching_up: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
+        self._tell_soon = peers.tell_soon
         peers.on(
             ResourceUpdate,
             lambda message, worker: services.changes.emit(ServerChange("updated", message.uri)),
@@ -83,7 +84,7 @@ class Replicas:
     async def join(self) -> None:
         """Ask the others what was removed."""
         if not await self._services.peers.tell(WorkerStart()):
-            self._services.peers.tell_soon(WorkerStart())
+            self._tell_soon(WorkerStart())
 
     @property
     def alone(self) -> bool:
@@ -110,7 +111,7 @@ class Replicas:
         subscriptions on other workers.
         """
         if change.uri and self._services.peers.shared:
-            self._services.peers.tell_soon(ResourceUpdate(change.uri))
+            self._tell_soon(ResourceUpdate(change.uri))
         else:
             self._services.changes.emit(change)
 
@@ -123,12 +124,12 @@ class Replicas:
         elif how == "removed":
             self._switched.pop((kind, key), None)
             self._removed[message := ItemRemoval(kind, key)] = None
-            self._services.peers.tell_soon(message)
+            self._tell_soon(message)
         else:
             known = self._switched.get((kind, key))
             after = 0 if known is None else known.at + 1
             switched = ItemSwitch(kind, key, how == "on", max(self._services.peers.stamp(), after))
-            self._services.peers.tell_soon(switched)
+            self._tell_soon(switched)
             self._apply(switched)  # one from another worker may have arrived since the change in a thread
 
     # Remote changes
@@ -143,7 +144,7 @@ class Replicas:
         self._catching_up = None
         self._services.changes.emit(ANY_UPDATE)
         self._tell_what_is_gone()
-        self._services.peers.tell_soon(LossNotice())
+        self._tell_soon(LossNotice())
 
     def _remove(self, message: ItemRemoval) -> None:
         if not self._definition.registry.has(message.kind, message.key):
@@ -187,15 +188,15 @@ class Replicas:
     def _inform(self, worker: str) -> None:
         """Send an outdated worker what it's missing. All workers receive it, without effect on the others."""
         self._others.add(worker)
-        self._services.peers.tell_soon(WorkerGreeting())
+        self._tell_soon(WorkerGreeting())
         self._tell_what_is_gone()
 
     def _tell_what_is_gone(self) -> None:
         for removed in self._removed:
             if not self._definition.registry.has(removed.kind, removed.key):
-                self._services.peers.tell_soon(removed)
+                self._tell_soon(removed)
         for switched in self._switched.values():
-            self._services.peers.tell_soon(switched)
+            self._tell_soon(switched)
 
     # Secret
 
@@ -307,7 +308,7 @@ class Runtime:
             )
             self._stack.push_async_callback(host.close)
             await self._stack.enter_async_context(host.stack)
-            self._stack.push_async_callback(host.background.close)
+            self._stack.push_async_callback(host.background.close, settings.drain_timeout)
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)

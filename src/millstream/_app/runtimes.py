@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from millstream._app.definition import Bind, Definition
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
-from millstream._tasks import Tasks
+from millstream._tasks import SingleFlight, Tasks
 
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
@@ -35,7 +35,7 @@ class Runtimes:
         """Open runtimes."""
         self._living: dict[asyncio.AbstractEventLoop, Runtime] = {}
         """Runtimes that are open, opening, or closing: their lifespans may publish at any time."""
-        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
+        self._opening: SingleFlight[Runtime] = SingleFlight()
         self._closing = Tasks()
         self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
         """The store of each loop, which outlives idle runtimes along with session state."""
@@ -58,11 +58,7 @@ class Runtimes:
         loop = asyncio.get_running_loop()
         runtime = self._by_loop.get(loop)
         if runtime is None:
-            task = self._opening.get(loop)
-            if task is None:
-                task = self._opening[loop] = loop.create_task(self._open(loop))
-                task.add_done_callback(lambda _: self._opening.pop(loop, None))
-            runtime = await asyncio.shield(task)
+            runtime = await self._opening.run("", lambda: self._open(loop))
         if supervised:
             runtime.on_idle = None
         return runtime

@@ -5,7 +5,6 @@ limits of the tools. If any limit refuses a call, none is charged. With a shared
 workers together. Without limits, there is no gate.
 """
 
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from millstream._config import Settings
 from millstream._http.message import peer_network
-from millstream._limits.limiters import (
+from millstream._limits import (
     CalendarQuota,
     Limiter,
     Rate,
@@ -22,6 +21,7 @@ from millstream._limits.limiters import (
     StoreLimiter,
     concurrency_limits,
     hash_key,
+    limit_name,
     rate_lines,
 )
 from millstream._protocol.admission import target_name
@@ -33,9 +33,6 @@ from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
 from millstream._stores.base import Store
 from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
-
-_ODD = re.compile(r"[^A-Za-z0-9_.-]")
-"""Characters that a name in a header shouldn't contain."""
 
 
 class _Pace(NamedTuple):
@@ -112,7 +109,7 @@ class Throttle:
         Raises:
             ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
         """
-        paces = self._common(request.owner, peer_network(request.peer), 1.0)
+        paces = self._paces(request.owner, peer_network(request.peer))
         self._refuse_early(paces)
         if not _spend(paces):
             await self._ask(None, paces, [])
@@ -121,10 +118,11 @@ class Throttle:
         """Charge a call to all limits."""
         owner = call.owner
         peer = "" if call.origin is None else peer_network(call.origin.peer)
-        tool = self._tool(call) if call.method == "tools/call" else None
-        paces = self._paces(call, tool, owner, peer)
+        is_tool_call = call.method == "tools/call"
+        tool = self._tool(call) if is_tool_call else None
+        paces = self._paces(owner, peer, tool, is_tool_call=is_tool_call)
         self._refuse_early(paces)
-        charges = self._more(call, tool, owner)
+        charges = self._more(tool, owner) if is_tool_call else []
         spent = _spend(paces)
         return self._ask(call, paces, charges, spent=spent) if charges or not spent else None
 
@@ -136,29 +134,16 @@ class Throttle:
         if wait > 0:
             raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
-    def _paces(self, call: Call, tool: Tool | None, owner: str, peer: str) -> list[_Pace]:
-        paces: list[_Pace] = []
+    def _paces(self, owner: str, peer: str, tool: Tool | None = None, *, is_tool_call: bool = False) -> list[_Pace]:
+        """Return the rates that apply to a request."""
         cost = 1.0 if tool is None else tool.cost
-        if tool is not None and tool.limit:
-            paces.append(_Pace(self._of_tool(tool), owner, 1.0))
-        if self._calls is not None and owner and call.method == "tools/call":
-            paces.append(_Pace(self._calls, owner, cost))
-        return [*paces, *self._common(owner, peer, cost)]
+        common = (self._calls if is_tool_call else None, owner), (self._requests, owner), (self._address, peer)
+        paces = [_Pace(limiter, key, cost) for limiter, key in common if limiter is not None and key]
+        return [_Pace(self._of_tool(tool), owner, 1.0), *paces] if tool is not None and tool.limit else paces
 
-    def _common(self, owner: str, peer: str, cost: float) -> list[_Pace]:
-        """Return the general limits of callers and addresses."""
-        paces: list[_Pace] = []
-        if self._requests is not None and owner:
-            paces.append(_Pace(self._requests, owner, cost))
-        if self._address is not None and peer:
-            paces.append(_Pace(self._address, peer, cost))
-        return paces
-
-    def _more(self, call: Call, tool: Tool | None, owner: str) -> list[tuple[str, Charge]]:
-        """Return the names and charges of the limits that only the store tracks."""
+    def _more(self, tool: Tool | None, owner: str) -> list[tuple[str, Charge]]:
+        """Return the names and charges of a tool call's limits that only the store tracks."""
         charges: list[tuple[str, Charge]] = []
-        if call.method != "tools/call":
-            return charges
         if self._quota is not None and owner:
             cost = 1.0 if tool is None else tool.cost
             charges.append((self._quota.name, self._quota.at(owner, cost, self._time())))
@@ -193,7 +178,6 @@ class Throttle:
         said = list(zip(paces, asked, decision.results, strict=False))  # the rest are other kinds
         for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers
-            limiter.rejoin()
             limiter.learn(key, pace, taken)
         for (limiter, key, _), _, taken in said:
             self._refuse_rate(limiter, key, taken.wait)
@@ -242,7 +226,7 @@ class Throttle:
     def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
         key = (tool.name, tool.limit)
         if key not in self._tools:
-            self._tools[key] = self._limiter(f"tool:{_ODD.sub('_', tool.name)}", Rate.of(tool.limit))
+            self._tools[key] = self._limiter(limit_name("tool", tool.name), Rate.of(tool.limit))
         return self._tools[key]
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:

@@ -22,6 +22,7 @@ from millstream._cli.connect_options import (
     ConnectOptions,
     Target,
     Timeout,
+    explain,
     list_items,
     pairs,
     run_to_exit,
@@ -334,6 +335,8 @@ def cors(reply: HttpReply) -> DiagnosticStep:
 
 def remedy_of(error: ClientError) -> str:
     """Return the remedy of an error, or the usual one for its type."""
+    if isinstance(error, TlsFailed) and "isn't trusted" in error.message:
+        return explain(error)[2]
     if isinstance(error, NotMcp | TlsFailed) and error.remedy:
         return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [

@@ -218,6 +218,10 @@ def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = (), remedy
     option = _OTHER_OPTIONS.get(found[2]) if found else None
     if found and option and (command in _OPTIONED or (command in _CLIENTS and found[2] == "auth-key")):
         text, remedy = f"{command} has no option {found[1]}.", _instead(arguments, found[1], option)
+    elif found and option and option.endswith("debug") and command in _CLIENTS:
+        server = next((each for each in arguments[1:] if each.endswith(_SERVERS) or "://" in each), "FILE")
+        text = f"{command} has no option {found[1]}."
+        remedy = f"To see what happens: millstream {'doctor' if '://' in server else 'dev'} {server}"
     elif command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"
     elif found and command in _LISTED:

@@ -23,6 +23,7 @@ from millstream._cli.run import (
     Transport,
     TransportChoice,
     Workers,
+    warn_unused,
 )
 from millstream._cli.serve import serve_http, use_file
 from millstream._cli.tables import print_json, print_text
@@ -70,6 +71,7 @@ def serve(  # noqa: PLR0913  the options of the command
     env_file: EnvFile = None,
 ) -> None:
     """Serve the upstreams of a file."""
+    given = locals()
     if not file.is_file():
         fix = "Use a gateway.toml, or a JSON file with mcpServers."
         if file.parts[0].endswith(":"):
@@ -79,6 +81,7 @@ def serve(  # noqa: PLR0913  the options of the command
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
     use_file(env_file)
     if transport is TransportChoice.stdio:
+        warn_unused(given)
         serve_stdio(str(file), log_level or "", settings={})
         return
     serve_http(

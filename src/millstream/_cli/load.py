@@ -331,7 +331,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name and exc.name.startswith("millstream."):
         found = re.search(r"import (\w+)", frames[-1].line or "") if frames else None
-        name = found[1] if found and hasattr(millstream, found[1]) else "Server"
+        name = found[1] if found and found[1] in millstream.__all__ else "Server"
         return CommandError(
             f"Millstream has no module {exc.name}.",
             fix=f"Import from the package itself: from millstream import {name}",

@@ -4,6 +4,8 @@ Without options that only this module knows, servers start without it and the co
 (`millstream._cli.main`). It imports a server only to run one, so that help is quick.
 """
 
+import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
@@ -73,6 +75,41 @@ Inspect = Annotated[
     list[str] | None,
     Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
 ]
+
+
+_HTTP_OPTIONS = (
+    "host",
+    "port",
+    "fd",
+    "path",
+    "no_sessions",
+    "json_response",
+    "store",
+    "serve",
+    "workers",
+    "auth_key",
+    "auth_keys",
+    "tls_cert",
+    "tls_key",
+    "allow_anonymous",
+    "inspect",
+)
+
+
+def _option(name: str) -> str:
+    return "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
+
+
+def warn_unused(given: Mapping[str, object]) -> None:
+    """Warn about options that stdio ignores.
+
+    Args:
+        given: Arguments of `run`, or of a command with the same options.
+    """
+    defaults = run.__kwdefaults__ or {}
+    for name in _HTTP_OPTIONS:
+        if given.get(name, default := defaults[name]) != default:
+            sys.stderr.write(f"Warning: {_option(name)} has no effect with --transport stdio.\n")
 
 
 def run(  # noqa: PLR0913  the options of the command
@@ -158,6 +195,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
+    given = locals()
     from millstream._app.server_process import CommandError  # noqa: PLC0415  help does without a server
     from millstream._cli.serve import run_with, serve_http, use_file  # noqa: PLC0415
     from millstream._config import DEV_SETTINGS  # noqa: PLC0415
@@ -165,7 +203,7 @@ def run(  # noqa: PLR0913  the options of the command
     secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
     for name, value in secured.items():
         if value == "":  # perhaps from an unset variable
-            option = "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
+            option = _option(name)
             raise CommandError(
                 f"{option} is empty.",
                 why="The server would be less protected than you intend. Perhaps a variable isn't set.",
@@ -180,6 +218,7 @@ def run(  # noqa: PLR0913  the options of the command
                     f"--{name} requires HTTP: on stdio, each client starts its own process.",
                     fix=f"Leave out --{name}, or --transport stdio.",
                 )
+        warn_unused(given)
         serve_stdio(target, log_level or "", settings=DEV_SETTINGS if dev else {})
     else:
         serve_http(

@@ -31,6 +31,8 @@ _MAX_ACCEPTED = 1024
 """Maximum number of cached Host values, because clients can make up any number of valid ones."""
 _MAX_LOGGED = 64
 """Maximum refused names to log, because clients can make up any number."""
+_MAX_ADDRESS = 128
+"""Maximum characters of an address with its zone and port."""
 _CACHE_SIZE = 64
 """Cache size for hosts and addresses. Most requests use one of a few."""
 
@@ -139,12 +141,19 @@ class HostPolicy:
             shared: Further paths that pages of any origin may use, because they ignore cookies.
             cors: Whether to answer preflights and let pages of allowed origins read replies.
             note: Called with the status of each refusal.
+
+        Raises:
+            ValueError: An entry isn't a host name or an origin, so it would never match.
         """
         self._note = note
         self.show: Callable[[HttpRequest, Response], Response] = lambda request, refused: refused
         """Returns a refusal as a page for browsers."""
         self._logged: set[bytes] = set()
         self._cors = cors
+        for entry in allowed_hosts:
+            name = entry.strip().removeprefix("*.")
+            if name not in ("", "*") and parse_authority(name.encode()) is None:
+                raise ValueError(f"allowed_hosts: {entry!r} isn't a host name. Use host[:port], *.example.com, or *.")
         self._hosts = HostNames(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
         self._loopback_bind = loopback_bind
@@ -439,8 +448,8 @@ class TrustedProxies:
         """
         found = ""
         values = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
-        for entry in reversed(",".join(values).split(",") if values else ()):
-            address = _normalize(entry)
+        for entry in reversed(",".join(values).split(",")):
+            address = _normalize(entry[:_MAX_ADDRESS])
             if address:
                 found = address
             if not address or self._all or not self.trusts(address):
@@ -455,6 +464,7 @@ class TrustedProxies:
         request.peer = self.client(request.raw_headers) or request.peer
 
 
+@lru_cache(1024)
 def _normalize(entry: str) -> str:
     """Return the usual spelling of an address such as ``192.0.2.1:80`` or ``[2001:db8::1%eth0]``, or an empty string.
 

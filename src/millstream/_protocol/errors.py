@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
@@ -210,6 +211,23 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
         if not name.startswith("_") and (near := closest_name(name, public)):
             text = f"{text}. Did you mean {near!r}?"
     return AttributeError(text, name=name)  # without `obj`, Python adds no suggestion of its own
+
+
+def missing_name(module: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> Exception:
+    """Return the error for `__getattr__` of a module. An AttributeError would lose its text in ``from … import``.
+
+    Args:
+        module: The module without the name.
+        name: The name.
+        names: The module's public names.
+        elsewhere: Name that users try here -> a sentence with the alternative.
+    """
+    hint = elsewhere.get(name, "")
+    if name[0] != "_" and not hint and (near := closest_name(name, names)):
+        hint = f"Did you mean {near}?"
+    if not hint or find_spec(f"{module}.{name}"):  # Python looks for attributes before it imports a submodule
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return ImportError(f"{module} has no {name}. {hint}")
 
 
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:

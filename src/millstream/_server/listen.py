@@ -66,7 +66,7 @@ class Listen:
                 raise too_many_streams(streams.count(owner))
             ends.callback(streams.leave, owner)
             memory.take(owner, size)
-            ends.callback(memory.give, owner, size)
+            ends.callback(memory.bytes.leave, owner, size)
             await self._serve(call, wanted, pushes, agreed, ends)
         return b""
 

@@ -15,8 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._stores.base import Backend, CoAppend, Position
-from millstream._stores.changes import Claim, read_again
-from millstream._stores.workers import Leases, Roster, SoleWorker, update_roster
+from millstream._stores.workers import Claim, Leases, Roster, SoleWorker, read_again, update_roster
 
 RECORDS = 128
 """Maximum number of records per group."""

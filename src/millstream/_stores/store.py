@@ -6,7 +6,7 @@ A store whose data outlive its workers may keep ephemeral kinds (`base.EPHEMERAL
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Generic, TypeVar, Unpack
 
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, AppendOptions, Backend, Entry, Log, Map, Position
 from millstream._stores.health import LogOnce, run_on
@@ -15,13 +15,22 @@ from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
 
+T = TypeVar("T")
 
-class SplitMap:
-    """A `Map` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
-    def __init__(self, durable: Map, memory: Map) -> None:
+class _Split(Generic[T]):
+    """Two places: `memory` for ephemeral kinds, and `durable` for all others."""
+
+    def __init__(self, durable: T, memory: T) -> None:
         self._durable = durable
         self._memory = memory
+
+    def _of(self, name: str) -> T:
+        return self._memory if _is_ephemeral(name) else self._durable
+
+
+class SplitMap(_Split[Map]):
+    """A `Map` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
     async def get(self, key: str) -> bytes | None:
         return await self._of(key).get(key)
@@ -47,16 +56,9 @@ class SplitMap:
             return await self._of(prefix).keys(prefix)
         return await self._durable.keys(prefix) + await self._memory.keys(prefix)
 
-    def _of(self, key: str) -> Map:
-        return self._memory if _is_ephemeral(key) else self._durable
 
-
-class SplitLog:
+class SplitLog(_Split[Log]):
     """A `Log` that keeps ephemeral kinds in `memory` and all others in `durable`."""
-
-    def __init__(self, durable: Log, memory: Log) -> None:
-        self._durable = durable
-        self._memory = memory
 
     async def append(self, stream: str, data: bytes, **options: Unpack[AppendOptions]) -> Position:
         return await self._of(stream).append(stream, data, **options)
@@ -87,9 +89,6 @@ class SplitLog:
 
     async def wait_until_listening(self, stream: str) -> Position | None:
         return await self._of(stream).wait_until_listening(stream)
-
-    def _of(self, stream: str) -> Log:
-        return self._memory if _is_ephemeral(stream) else self._durable
 
 
 def _is_ephemeral(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from millstream._stores.base import Entry, Gap, Log, Position
 from millstream._stores.health import LogOnce, run_on
+from millstream._tasks import Tasks, has_failed
 
 T = TypeVar("T")
 
@@ -163,11 +164,14 @@ class Tail:
         "_lost",
         "_moved",
         "_news",
+        "_next_turn",
         "_pushed_offset",
         "_pushes_all",
         "_stops",
         "_stream",
         "_take",
+        "_turn_lock",
+        "_turns",
         "_waiting",
         "position",
     )
@@ -221,6 +225,11 @@ class Tail:
         """The lowest offset of another epoch that was pushed since the last read."""
         self._waiting: list[tuple[Position, asyncio.Future[bool]]] = []
         """Callers of `reach`."""
+        self._turns = Tasks()
+        """Calls of `_settle`, which end at the latest when the store is closed."""
+        self._turn_lock = asyncio.Lock()
+        self._next_turn: asyncio.Task[None] | None = None
+        """The turn that hasn't begun."""
         self._pushes_all = topic is None
         """Whether the first listener receives all entries. It always does if the store can't filter."""
         hear = self._hear_unwanted if topic == "" else self._hear
@@ -250,10 +259,23 @@ class Tail:
     async def settle(self) -> None:
         """Deliver every followed entry that was appended before this call, and move the position past all others.
 
+        Callers that wait at the same time share the work: at most one turn is in progress, and one is waiting.
+
         Raises:
             LocalError, OSError: The store can't be read.
         """
-        if self._in_step and not self._pushes_all:
+        if self._next_turn is None:
+            self._next_turn = self._turns.spawn(self._settle())
+            self._next_turn.add_done_callback(has_failed)
+        await asyncio.shield(self._next_turn)
+
+    async def _settle(self) -> None:
+        async with self._turn_lock:
+            self._next_turn = None
+            await self._settle_now()
+
+    async def _settle_now(self) -> None:
+        if not self._pushes_all:
             at, here = await self._log.wait_until_listening(self._stream), self.position
             if at is not None and here is not None and at.epoch == here.epoch and self._is_current:
                 if at.offset > here.offset:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, TracebackType
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -162,7 +162,7 @@ class _CaptureHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._listener.handle(record)
         last = logging.lastResort
-        if last is not None and record.levelno >= last.level and self._shows() and not _is_shown(record.name):
+        if last and record.levelno >= last.level and self._shows() and not _is_shown(record.name):
             last.handle(record)
 
     def _shows(self) -> bool:
@@ -211,8 +211,9 @@ class _ErrorFormatter(logging.Formatter):
         key = tuple((each.tb_frame.f_code, each.tb_lasti) for each in links)
         text = self._frames.get(key) if links else ""
         if text is None:
-            text = "".join(("Traceback (most recent call last):\n", *traceback.format_tb(trace)))
-            text = redact_text(text) if len(text) <= MAX_TEXT else text
+            text = "Traceback (most recent call last):\n" + "".join(traceback.format_tb(trace))
+            if len(text) <= MAX_TEXT:
+                text = redact_text(text)
             if len(links) <= _MAX_FRAMES:
                 self._frames.keep(key, text)
         return text
@@ -220,7 +221,13 @@ class _ErrorFormatter(logging.Formatter):
 
 def stamp(seconds: float) -> str:
     """Return a time as in RFC 3339, with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, rest = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_format_second(second)}.{rest // 1000:03d}Z"
+
+
+@lru_cache
+def _format_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class JsonLines(_ErrorFormatter):
@@ -238,8 +245,9 @@ class JsonLines(_ErrorFormatter):
             line.setdefault(name, value)
         if error := self.describe_error(record):
             line["error"] = error
+        text = msgspec.json.encode(line, enc_hook=repr).decode()
         # JSON escapes C0 itself. The others are valid in a string, but some readers break lines there.
-        return escape_invisible(msgspec.json.encode(line, enc_hook=repr).decode())
+        return text if text.isascii() and "\x7f" not in text else escape_invisible(text)
 
 
 class HumanLines(_ErrorFormatter):
@@ -251,7 +259,7 @@ class HumanLines(_ErrorFormatter):
 
     @override
     def format(self, record: logging.LogRecord) -> str:
-        clock = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        clock = self.formatTime(record, "%H:%M:%S")
         level = f"{record.levelname:<8}"
         if self.color:
             level = f"\x1b[{_COLORS.get(record.levelname, '0')}m{level}\x1b[0m"
@@ -446,14 +454,12 @@ def _links(trace: TracebackType | None) -> list[TracebackType]:
 
 def _cut(trace: TracebackType | None, *, whole: bool) -> TracebackType | None:
     links = _links(trace)
-    kept = [each for each in links if not is_foreign(_file(each.tb_frame))]
-    kept = kept or [each for each in links if not Path(_file(each.tb_frame)).is_relative_to(PROGRAM)]
-    kept = kept or (links if whole else [])
+    kept = (
+        [each for each in links if not is_foreign(each.tb_frame.f_code.co_filename)]
+        or [each for each in links if not Path(each.tb_frame.f_code.co_filename).is_relative_to(PROGRAM)]
+        or (links if whole else [])
+    )
     cut: TracebackType | None = None
     for each in reversed(kept):
         cut = TracebackType(cut, each.tb_frame, each.tb_lasti, each.tb_lineno)
     return cut
-
-
-def _file(frame: FrameType) -> str:
-    return frame.f_code.co_filename

@@ -216,19 +216,22 @@ class HubRoutes:
             text = "Send the event with content-type application/json, without a content coding."
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
-            raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
+            raise ProtocolError(INVALID_REQUEST, f"The body is empty. {_USAGE}")
         check_encoded_size(len(request.body), self._hub.limits.max_event)
         check_text(request.body)
         try:
             return _decode_publication(request.body)
         except msgspec.ValidationError as exc:
-            raise ProtocolError(INVALID_REQUEST, f"The body isn't a valid event: {shorten(str(exc))}.") from exc
+            raise ProtocolError(
+                INVALID_REQUEST, f"The body isn't a valid event: {shorten(str(exc))}. {_USAGE}"
+            ) from exc
         except msgspec.DecodeError as exc:
             # The decoder's message for half a surrogate pair is misleading: it says that the data was truncated.
-            text = "The body isn't JSON, or a string in it has half of a surrogate pair."
+            text = f"The body isn't JSON, or a string in it has half of a surrogate pair. {_USAGE}"
             raise ProtocolError(PARSE_ERROR, text) from exc
 
 
+_USAGE = 'Send an event: {"channel": "news", "data": …}.'
 _STATUS: dict[type[Exception], tuple[int, bytes]] = {
     InvalidName: (400, b""),
     Forbidden: (403, b""),

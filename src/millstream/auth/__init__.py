@@ -35,6 +35,25 @@ _HOMES = {
 }
 """Public name -> module, imported on first use."""
 
+_SIGN_IN = "Write auth.login_provider, or auth.google or auth.github."
+_ELSEWHERE = {
+    "AuthSettings": "Write Server(auth=auth.oidc(…)).",
+    "BearerAuth": "A client takes headers={'Authorization': 'Bearer KEY'}, a server auth.keys or auth.jwt.",
+    "BearerAuthProvider": "Write auth.jwt(…).",
+    "JWTVerifier": "Write auth.jwt(…).",
+    "MultiAuth": "Write a list: Server(auth=[auth.keys(…), auth.jwt(…)]).",
+    "OAuth": "Import it from millstream.client.",
+    "OAuthProvider": "Write auth.issuer(…).",
+    "OAuthProxy": _SIGN_IN,
+    "OIDCProxy": _SIGN_IN,
+    "RemoteAuthProvider": "Write auth.oidc(…).",
+    "StaticTokenVerifier": "Write auth.keys(…).",
+    "TokenVerifier": "Write auth.jwt(…) or auth.introspection(…).",
+    "api_key": "Write auth.keys(…).",
+    "bearer": "Write auth.keys(…) or auth.jwt(…). For upstreams, import it from millstream.gateway.",
+}
+"""Names of other packages -> what to write instead."""
+
 __all__ = [
     "AuthMethod",
     "Identity",
@@ -56,7 +75,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'millstream.auth' has no attribute {name!r}")
+        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
     return getattr(import_module(f"millstream.auth.{home}"), name)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server import HeaderLineCache
-from millstream._limits.limiters import Limiter, Rate, StoreLimiter
+from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal

@@ -21,7 +21,8 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream.auth._method import Identity, SingleFlight, Unavailable
+from millstream._tasks import SingleFlight
+from millstream.auth._method import Identity, Unavailable
 
 LEEWAY = 60.0
 """Allowed clock skew in seconds."""

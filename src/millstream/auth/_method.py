@@ -6,19 +6,18 @@ unresponsive issuer can't block every caller.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._limits.limiters import StoreLimiter
+from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
-from millstream._tasks import has_failed
 
 
 class Identity(Struct, frozen=True):
@@ -282,38 +281,6 @@ class KeyedSemaphore:
             yield
         finally:
             semaphore.release()
-
-
-T = TypeVar("T")
-
-
-class SingleFlight(Generic[T]):
-    """Calls in progress, by key."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[T]] = {}
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def runs(self, key: str) -> bool:
-        """Return whether a call with this key is running in this event loop."""
-        return (asyncio.get_running_loop(), key) in self._tasks
-
-    async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of `work`, started only if none is running for the key. Canceling one caller doesn't cancel
-        the work for the others.
-        """
-        loop = asyncio.get_running_loop()
-        task = self._tasks.get((loop, key))
-        if task is None:
-            task = self._tasks[loop, key] = loop.create_task(work())
-            task.add_done_callback(lambda done: self._settle(loop, key, done))
-        return await asyncio.shield(task)
-
-    def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: "asyncio.Task[T]") -> None:
-        del self._tasks[loop, key]
-        has_failed(task)  # otherwise, asyncio logs an error if no caller is left
 
 
 _MAX_ENTRIES = 4096

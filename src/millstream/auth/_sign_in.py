@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
 from millstream._http.message import HttpRequest, Response, peer_network, query_value, refusal
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._protocol.seal import KeyRing

@@ -17,6 +17,7 @@ from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._server.functions.description import Names
+from millstream._tasks import SingleFlight
 from millstream.auth._jose import (
     ASYMMETRIC,
     FetchedKeys,
@@ -29,7 +30,7 @@ from millstream.auth._jose import (
     shared_secret,
 )
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import AuthMethod, Identity, SingleFlight, Unavailable
+from millstream.auth._method import AuthMethod, Identity, Unavailable
 
 _MAX_AGE = 3600.0
 _RETRY_SECONDS = 10.0

@@ -128,7 +128,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'millstream.client' has no attribute {name!r}")
+        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, {})
     value = getattr(import_module(f"millstream.client.{home}"), name)
     globals()[name] = value
     return value

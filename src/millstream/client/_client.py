@@ -90,6 +90,27 @@ _HANDLERS = ("on_progress", "progress_callback", "progress_handler")
 """Names of `progress` in other packages."""
 
 
+def _check_arguments(timeout: object, headers: object, roots: object, options: object) -> None:
+    """Check the types of a client's arguments.
+
+    Raises:
+        TypeError: An argument has the wrong type; the message names it.
+    """
+    texts = (
+        [each for field in headers.items() for each in field]
+        if isinstance(headers, Mapping)
+        else [0 if headers else ""]
+    )
+    for name, valid, kind in (
+        ("timeout", isinstance(timeout, int | float) and timeout > 0, "a number of seconds above 0, or math.inf"),
+        ("headers", all(isinstance(each, str) for each in texts), "a dict of strings"),
+        ("roots", not isinstance(roots, str), "a list of folders and files"),
+        ("options", isinstance(options, Options | None), "Options(…)"),
+    ):
+        if not valid:
+            raise TypeError(f"Client: {name} must be {kind}.")
+
+
 @suggest_keywords
 class Client:
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
@@ -143,6 +164,7 @@ class Client:
         options: Options | None = None,
         extensions: "Sequence[ClientExtension]" = (),
     ) -> None:
+        _check_arguments(timeout, headers, roots, options)
         questions = Questions(elicit, sample, roots)
         host: ClientHost | None = None
         if extensions:

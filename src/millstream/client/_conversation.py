@@ -31,7 +31,7 @@ from millstream.client._negotiation import (
     ToolHeaders,
 )
 from millstream.client._questions import QuestionHandler
-from millstream.client._requests import RawRequest, Requests
+from millstream.client._requests import NOT_CONNECTED, RawRequest, Requests
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server
@@ -123,7 +123,7 @@ class Conversation:
     async def start(self) -> None:
         """Connect and negotiate."""
         try:
-            await self._restore(await self.requests.connect())
+            await self._restore(await self.requests.connect(first=True))
         except BaseException:
             await self.close()
             raise
@@ -157,7 +157,7 @@ class Conversation:
         """
         connection = self.requests.connection or self.requests.last
         if connection is None:
-            raise ClientError("The client isn't connected. Use `async with Client(…) as client:`.")
+            raise ClientError(NOT_CONNECTED)
         return connection
 
     @property

@@ -98,6 +98,7 @@ class Endpoint:
         check_headers(headers)
         self.url = url
         self._auth = auth
+        self._has_auth = auth is not None or any(name.lower() == "authorization" for name in headers)
         self._waiting = waiting
         """Context manager that is entered during a login."""
         agent = (
@@ -144,7 +145,7 @@ class Endpoint:
                     continue
             if reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
-                    raise access_denied(self.url, reply, challenge, has_auth=self._auth is not None)
+                    raise access_denied(self.url, reply, challenge, has_auth=self._has_auth)
                 retried = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
@@ -197,7 +198,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
         if not has_auth:
             remedy = "Send credentials: set auth or headers."
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
-        text = f"{url} rejected these credentials (401)."
+        text = f"{url} rejected these credentials (401){problem_detail(reply)}."
     elif "insufficient_scope" in challenge:
         scope = re.search(r'scope="([^"]*)', challenge)
         text = f"{url} requires more permissions than these credentials have (403)"

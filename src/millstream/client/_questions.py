@@ -155,7 +155,10 @@ class Questions:
             return {"action": "accept", "content": dict(cast("Mapping[str, Any]", answer))}
         if isinstance(answer, str) and answer in _ACTIONS:
             return {"action": answer}
-        return {"action": "cancel" if answer is None else "accept" if answer is True else "decline"}
+        if answer is not None and not isinstance(answer, bool):
+            what = f"elicit returned {type(answer).__name__}"
+            raise ProtocolError(INTERNAL_ERROR, f'{what}. Return the values as a dict, or "decline" or "cancel".')
+        return {"action": "cancel" if answer is None else "accept" if answer else "decline"}
 
     async def _complete(self, params: bytes) -> Any:
         if self._sample is None:

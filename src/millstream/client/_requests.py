@@ -15,7 +15,14 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
 from millstream._tasks import retry_delay
-from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
+from millstream.client._errors import (
+    ClientError,
+    ConnectionLost,
+    InvalidResponse,
+    RequestTimeout,
+    ServerError,
+    SessionLost,
+)
 from millstream.client._negotiation import Connection, Connector, Options, exchange, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
@@ -60,6 +67,9 @@ class RawRequest(Struct, kw_only=True):
     """The caller against whose share the reply counts while it arrives, if there are several."""
 
 
+NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as client:`."
+
+
 class Requests(Struct):
     """Sends the requests for one server."""
 
@@ -77,11 +87,17 @@ class Requests(Struct):
     """The newest connection, even after it was lost."""
     lock: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
-    async def connect(self) -> Connection:
-        """Return the connection, reconnecting if the last one was lost."""
+    async def connect(self, *, first: bool = False) -> Connection:
+        """Return the connection, reconnecting if the last one was lost.
+
+        Raises:
+            ClientError: The client is closed, or it isn't open yet and this isn't the `first` connection.
+        """
         connection = self.connection
         if connection is not None and not connection.transport.lost:
             return connection
+        if self.last is None and not first:
+            raise ClientError(NOT_CONNECTED)
         return await self._renew(connection)
 
     async def _renew(self, old: Connection | None) -> Connection:

@@ -8,7 +8,7 @@ from msgspec import Raw, Struct
 
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response, respond_with_tag
-from millstream._limits.limiters import concurrency_limits, hash_key
+from millstream._limits import concurrency_limits, hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError

@@ -11,6 +11,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Coroutine, Mapping
 from functools import lru_cache
 from time import monotonic, perf_counter
@@ -96,10 +97,13 @@ _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
 _MAX_PLAIN_METAS = 256
 _INPUT_REQUIRED = b'"input_required"'
-_CANNOT_ASK = b"': this transport context has no back-channel for server-initiated requests."
-"""Error of the official Python SDK 2.x, and of fastmcp 4, if a tool asks in the per-request era. It begins with the
-method. Tools that only write about such requests don't use this sentence.
-"""
+_CANNOT_ASK = re.compile(
+    rb"': this transport context has no back-channel for server-initiated requests\."  # Python, fastmcp
+    rb"|cannot be sent while serving a request on (?:that revision|protocol version)"  # TypeScript, Go
+    rb"|server-to-client requests are not allowed on protocol "  # Rust
+    rb"|server-initiated requests are not supported in protocol version "  # mcp-go
+)
+"""Errors of SDKs if a tool asks in the per-request era. Tools that only write about such requests don't use them."""
 _NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
 """Part of the error of a Millstream tool that needs tasks, in the handshake era. Others name the extension."""
 _CONNECTION_META = frozenset(
@@ -314,7 +318,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         result = await _await_in_order(relay, work)
         answered = True
         if not (
-            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result)
+            (_cannot_ask(result) or _NEEDS_EXTENSION in result)
             and _try_other_era(call, upstream, link, name, result, params)
         ):
             forwarding.finish(result)
@@ -355,7 +359,7 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str,
         sent = encode(msgspec.json.decode(params))
     except MALFORMED:
         return False
-    if any(each in sent for each in (_CANNOT_ASK, _NEEDS_EXTENSION, TASKS.encode())):
+    if _cannot_ask(sent) or _NEEDS_EXTENSION in sent or TASKS.encode() in sent:
         return False  # the error may quote its caller
     if (
         link.key.handshake
@@ -364,9 +368,14 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str,
     ):
         upstream.task_tools.add(name)
         return call.method == "tools/call"
-    if _CANNOT_ASK in result and (remedy := upstream.ask_by_handshake(link)):
+    if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):
         raise call_error(call, f"The server {upstream.config.name!r} couldn't ask a question. {remedy}")
     return False
+
+
+def _cannot_ask(message: bytes) -> bool:
+    """Return whether a message contains an SDK's error. Few large messages need the slower search."""
+    return b" request" in message and _CANNOT_ASK.search(message) is not None
 
 
 async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) -> Link:

@@ -119,7 +119,8 @@ class ConfigValue(Struct, frozen=True):
         table = self.table()
         for key, each in table.items():
             if key not in known:
-                hint = suggest(key, tuple(known))
+                near = closest_name(key, known)
+                hint = suggest(key, tuple(known)) if near else f"use one of {', '.join(known)}."
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
@@ -379,11 +380,8 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
     if len(present) != 1:
         what = f"has {' and '.join(present)}" if present else "has no target"
         raise entry.error(f"the upstream {what}: use exactly one of url, command, and openapi.")
-    for key, value in {"args": args, "env": values.get("env"), "cwd": values.get("cwd")}.items():
-        if value and not command:
-            raise entry.member(key).error(f"{key} requires a command, but this upstream has {present[0]}.")
-    if api and values.get("isolation"):
-        raise entry.member("isolation").error("isolation requires a connection, but this upstream has openapi.")
+    if args and not command:
+        raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}.")
     if api:
         return None, _load_openapi(structs.replace(entry.member("openapi"), value=api))
     if url:
@@ -438,7 +436,8 @@ def _load_credentials(value: ConfigValue) -> Any:
     value.table()
     name = str(value.value.get("kind", ""))
     if name not in kinds:
-        raise value.member("kind").error(f"{name!r} isn't a kind of credentials; {suggest(name, tuple(kinds))}")
+        what = f"{name!r} isn't a kind of credentials" if name else "it's missing"
+        raise value.member("kind").error(f"{what}; {suggest(name, tuple(kinds))}")
     rest = {key: each for key, each in value.value.items() if key != "kind"}
     return structs.replace(value, value=rest).load(kinds[name])
 
@@ -448,6 +447,9 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
     hosts: dict[str, str] = {}
     for config in configs:
         entry = table.member(config.name)
+        option, problem = config.ignored()
+        if option:
+            raise entry.member(option).error(problem)
         try:
             config.check()
         except ValueError as exc:
@@ -525,8 +527,8 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
                 target=url or [*command, *server.args],
                 prefix=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "server",
                 headers=server.headers,
-                env=server.env,
-                cwd=server.cwd,
+                env={} if url else server.env,
+                cwd=None if url else server.cwd,
                 policy=server.policy,
             )
         )

@@ -176,6 +176,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             raise ValueError(
                 f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}."
             )
+        if problem := self.ignored()[1]:
+            raise ValueError(f"upstream {self.name!r}: {problem}")
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
@@ -190,6 +192,14 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
                 find_server(self.target, env=self.env, cwd=self.cwd)
             except TargetError as exc:
                 raise ValueError(f"upstream {self.name!r}: {exc}") from exc
+
+    def ignored(self) -> tuple[str, str]:
+        """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
+        kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
+        options = {"env": self.env, "cwd": self.cwd, "isolation": self.openapi and self.isolation != "shared"}
+        option = next((name for name, value in options.items() if value and kind), "")
+        requires = "a connection" if option == "isolation" else "a command"
+        return option, option and f"{option} requires {requires}, but this upstream has {kind}."
 
 
 class UpstreamOptions(TypedDict, total=False):
@@ -620,7 +630,7 @@ class Upstream:
             raise
         if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
-        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
+        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self._in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
@@ -640,6 +650,7 @@ class Upstream:
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
+        found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
         before, self.catalog = self.catalog, found
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:

@@ -372,7 +372,7 @@ class Delivery:
     async def catch_up(self) -> None:
         """Deliver all new entries of the two streams, and move past those that aren't followed here."""
         await self.event_tail.settle()
-        await self.change_tail.catch_up()
+        await self.change_tail.settle()
 
     def _deliver_entries(self, entries: Sequence[Entry]) -> None:
         take, write = self.journal.add, self._write

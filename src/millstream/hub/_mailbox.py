@@ -27,8 +27,8 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._stores.base import Entry, Gap, Map, Position, Store, read_offset
-from millstream._stores.changes import Claim
 from millstream._stores.health import LogOnce, run_on
+from millstream._stores.workers import Claim
 from millstream.hub._channels import CLIENT, HubLimits, InvalidName, check_pattern, matches, topic_for
 from millstream.hub._event import Event, parse_offset, position_id, unpack
 from millstream.hub._journal import JOURNAL, Journal

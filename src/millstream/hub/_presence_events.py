@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import deque
 
-from millstream._limits.limiters import Limiter
+from millstream._limits import Limiter
 from millstream._stores.health import LogOnce
 from millstream.hub._channels import is_pattern
 from millstream.hub._delivery import Delivery

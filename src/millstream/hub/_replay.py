@@ -19,7 +19,7 @@ from itertools import chain, repeat
 from msgspec.structs import replace
 
 from millstream._http.message import peer_network
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._stores.base import Entry, Gap
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub._delivery import Delivery

@@ -15,7 +15,7 @@ from cases import for_each
 from issuer_world import run_issuer
 from issuing_world import BACK, URL, Desk
 from millstream import auth
-from millstream._limits.limiters import Rate
+from millstream._limits import Rate
 from millstream.auth._authorization_server.client_proof import ASSERTION
 from millstream.auth._jose import read_keys, verify
 from store_parts import BACKINGS

@@ -10,11 +10,10 @@ from cases import for_each
 from issuer_world import Issuer, run_issuer
 from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
-from millstream._stores.base import Store
-from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.clients import client_of, judge_of
-from millstream.auth._authorization_server.records import OAuthClient
-from millstream.auth.providers import Provider, RegistrationDenied, User
+from millstream.auth.providers import OAuthClient, Provider, RegistrationDenied, User
+from millstream.stores import Store
+from store_parts import MemoryStore
 
 JSON = "application/json"
 

@@ -1,7 +1,7 @@
 import asyncio
 from typing import Any, cast
 
-from millstream._limits.limiters import Rate
+from millstream._limits import Rate
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._authorization_server.users import FailureLimiter
 from redis_parts import until

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from issuing_world import BACK, Browser, Desk
-from millstream._limits.limiters import StoreLimiter
+from millstream._limits import StoreLimiter
 from millstream._stores.base import Store, StoreUnavailable
 from millstream.auth._authorization_server.users import SLOW, WRONG
 from millstream.auth.providers import User

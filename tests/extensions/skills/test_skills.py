@@ -7,12 +7,11 @@ import pytest
 
 from cases import for_each
 from millstream import Client, Server, Settings
-from millstream._frontmatter import FrontmatterError, read_frontmatter
-from millstream._protocol.revisions import BY_DATE
 from millstream._protocol.skills import Skill
 from millstream.client import ServerError, SkillMismatch
 from millstream.extensions.skills import Skills, _sources
 from millstream.extensions.skills._sources import SkillFolder
+from millstream.protocol import BY_DATE, FrontmatterError, read_frontmatter
 from millstream.testing import connect
 from processes import ROOT
 

@@ -6,7 +6,8 @@ globalThis.document = {
   baseURI: "http://127.0.0.1/inspect",
   body: { append() {} },
   createElement: fake,
-  createElementNS: fake
+  createElementNS: fake,
+  getElementById: fake
 };
 
 function fake() {

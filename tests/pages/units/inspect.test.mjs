@@ -10,7 +10,9 @@ const links = await import(`${assets}/inspect/links.js`);
 const { expand, variables } = await import(`${assets}/inspect/templates.js`);
 const { costOf, totalCost } = await import(`${assets}/inspect/tokens.js`);
 const { curl, pythonCode } = await import(`${assets}/inspect/exports.js`);
-const { requestHeaders } = await import(`${assets}/mcp/transports.js`);
+const { requestHeaders, wait } = await import(`${assets}/mcp/transports.js`);
+const { Client } = await import(`${assets}/mcp/client.js`);
+const { ask } = await import(`${assets}/inspect/questions.js`);
 
 const result = { structuredContent: { total: 3, name: "Ada" }, content: [{ text: "three" }], empty: null };
 
@@ -153,4 +155,43 @@ test("exported Python has Python's literals", () => {
   assert.ok(
     code.includes('"a": [\n                True,\n                None,\n            ],\n            "b": {},\n')
   );
+});
+
+test("a question of an unknown method is refused, even if every object has a member of that name", async () => {
+  for (const method of ["constructor", "toString", "server/unknown"])
+    await assert.rejects(ask(method, {}), { code: -32601 }, method);
+});
+
+test("a wait leaves nothing at its signal, and ends with it", async () => {
+  const { signal } = new AbortController();
+  const listeners = new Set();
+  signal.addEventListener = (_, listener) => listeners.add(listener);
+  signal.removeEventListener = (_, listener) => listeners.delete(listener);
+  await wait(0, signal);
+  assert.equal(listeners.size, 0);
+  const stop = new AbortController();
+  const waiting = wait(60_000, stop.signal);
+  stop.abort(new Error("Stopped."));
+  await assert.rejects(waiting, { message: "Stopped." });
+});
+
+test("the first notification of a session names the revision that the server chose", async () => {
+  const sent = [];
+  let receive;
+  const transport = (on) => {
+    receive = on.got;
+    return { replies: false, session: "", open: async () => {}, listen: () => new Promise(() => {}), send };
+  };
+  const send = async (message, headers) => {
+    sent.push([message.method, headers]);
+    if (message.method === "initialize")
+      receive({ id: message.id, result: { protocolVersion: "2025-06-18", capabilities: {} } }, {});
+  };
+  const ignore = () => {};
+  const client = new Client(transport, "2025-11-25", {}, { sent: ignore, got: ignore, failed: ignore, lost: ignore });
+  await client.open();
+  assert.deepEqual(sent, [
+    ["initialize", {}],
+    ["notifications/initialized", { "mcp-protocol-version": "2025-06-18" }]
+  ]);
 });

@@ -8,7 +8,7 @@ const assets = "../../../src/millstream/_web/assets";
 const { count, duration, figure, labelOf } = await import(`${assets}/dom.js`);
 const { groupItems, tagsOf, withHeads } = await import(`${assets}/shell/long-list.js`);
 const { rankMatch } = await import(`${assets}/shell/palette.js`);
-const { rowsOf } = await import(`${assets}/render/content.js`);
+const { nodes, rowsOf } = await import(`${assets}/render/content.js`);
 const { parseTraceback } = await import(`${assets}/render/content.js`);
 const { present } = await import(`${assets}/schema/resolve.js`);
 const { withoutSecrets } = await import(`${assets}/schema/controls.js`);
@@ -159,4 +159,8 @@ test("a server that takes keys only gets no ChatGPT steps without a warning", ()
   const given = { name: "shop", url: "https://shop.example/mcp", keys: true, oauth: false, near: false, tool: null };
   const steps = clients(given).find(({ id }) => id === "chatgpt").steps;
   assert.ok(steps.some(({ warn }) => warn));
+});
+
+test("content of an unknown type is shown as JSON, even if every object has a member of that name", () => {
+  for (const type of ["constructor", "toString", "video"]) assert.equal(nodes({ type, text: "Hello" }).length, 1, type);
 });

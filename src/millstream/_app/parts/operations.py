@@ -33,8 +33,7 @@ from millstream._server.calls.services import ObserveMessage
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
 from millstream._stores.base import Store
-from millstream._stores.changes import read_again
-from millstream._stores.workers import parent_address
+from millstream._stores.workers import parent_address, read_again
 from millstream._telemetry.logs import stamp
 from millstream._telemetry.messages import AuditEntry, AuditLog, session_hash
 from millstream._telemetry.metrics import EndedProcesses, Metrics, dump, metrics_handler, render_sums

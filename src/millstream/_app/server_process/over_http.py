@@ -57,6 +57,8 @@ from millstream._server.calls import load_secrets
 READY = "ready"
 RELOAD_LINGER = 0.1
 """Seconds that an idle connection stays open while a developer waits for the new version."""
+_OTHER_FILES = 4_000
+"""Files to open besides the connections: stores, connections to upstreams, and three pipes for each process."""
 AFTER_DRAIN = 1
 """Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""
 
@@ -148,6 +150,7 @@ class HttpServer:
                     logger.exception("%s couldn't be closed cleanly.", self._runtimes.definition.name)
 
     async def _serve(self, endpoints: Endpoints, sockets: list[socket.socket]) -> None:
+        _raise_file_limit(self._runtimes.definition.settings.max_connections)
         listener = SocketListener(
             endpoints,
             tls=None if self._certificate is None else self._certificate.context,
@@ -206,6 +209,29 @@ class HttpServer:
             going = (drainer.close_idle(linger) or drainer.is_answering()) and clock() < until
             if going:
                 await asyncio.sleep(TICK)
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Let this process open a file for each connection, and warn if it can't.
+
+    Many systems limit a process to 256 or 1,024 files. Above the limit, the event loop closes new connections silently.
+    """
+    try:
+        import resource  # noqa: PLC0415  not on Windows
+    except ImportError:
+        return
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if each == resource.RLIM_INFINITY else each for each in limits)
+    wanted = min(connections + _OTHER_FILES, hard)
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows fewer than the hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
+            soft = wanted
+    if soft < connections:
+        logger.warning(
+            "This process may open only %d files. Beyond that, it closes new connections without a response, although "
+            "max_connections is %d. Raise the limit: `ulimit -n`, or LimitNOFILE of systemd.", soft, connections,
+        )  # fmt: skip
 
 
 def _certificate(settings: Settings) -> Certificate | None:

@@ -90,21 +90,18 @@ class RateMeter(Struct):
     """Limits the amount received per second: ``await asyncio.sleep(RateMeter(20_000).take(lines, loop.time()))``."""
 
     _limit: int
-    _amount: int = 0
-    _since: float = -inf
+    _whole_at: float = -inf
+    """Time when the whole allowance of one second is free again, as in `Limiter`."""
 
     def take(self, amount: int, now: float) -> float:
-        """Return the seconds to wait before reading more.
+        """Count what was received, and return the seconds to wait before reading more.
 
         Args:
             amount: What has been received, in any unit.
             now: The time in seconds.
         """
-        if now - self._since >= 1:
-            self._since = now
-            self._amount = 0
-        self._amount += amount
-        return max(0.0, self._since + 1 - now) if self._amount > self._limit else 0.0
+        self._whole_at = max(now, self._whole_at) + amount / self._limit
+        return max(0.0, self._whole_at - 1 - now)
 
 
 class ArrivingBytes:

@@ -301,7 +301,10 @@ class HttpConnection(asyncio.Protocol):
         was_closed, self.closed = self.closed, True
         self._drop_body()
         if waiter is not None and not waiter.done():
-            waiter.set_exception(error or ConnectionLost("The server closed the connection before it responded."))
+            plain = self._transport is not None and self._transport.get_extra_info("sslcontext") is None
+            remedy = "If it serves https, write https:// in the URL." if plain and not self.reply_count else ""
+            text = "The server closed the connection before it responded."
+            waiter.set_exception(error or ConnectionLost(text, remedy=remedy))
         if reply is not None and reply.stream is not None:
             reply.stream.end(error or ConnectionLost("The server closed the connection in the middle of a stream."))
         if not was_closed:

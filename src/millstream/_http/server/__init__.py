@@ -21,11 +21,13 @@ from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpLimits
 
 _CACHED_NAMES = frozenset({
-    b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"connection", b"content-length",
-    b"content-type", b"host", b"mcp-method", b"mcp-name", b"mcp-protocol-version", b"mcp-session-id", b"origin",
-    b"pragma", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent",
+    b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"cdn-loop", b"cf-connecting-ip",
+    b"cf-ipcountry", b"cf-visitor", b"connection", b"content-length", b"content-type", b"host", b"mcp-method",
+    b"mcp-name", b"mcp-protocol-version", b"mcp-session-id", b"origin", b"pragma", b"sec-ch-ua", b"sec-ch-ua-mobile",
+    b"sec-ch-ua-platform", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent", b"x-forwarded-for",
+    b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-real-ip",
 })  # fmt: skip
-"""Names of lines that a client repeats. All others are read each time."""
+"""Names of lines that a client or its proxy repeats. All others are read each time."""
 _PARSED_NAMES = frozenset({b"expect", b"proxy-connection", b"upgrade"})
 """Headers that need another event than a request, or that llhttp takes for such a header. The parser reads them."""
 _HEX = b"0123456789abcdefABCDEF"

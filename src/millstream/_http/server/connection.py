@@ -413,10 +413,13 @@ class ServerConnection:
         self._headers = []
         fields = dict(headers)
         upgrade = fields.get(b"upgrade")
-        self._wants_websocket = (
-            upgrade is not None and parser.should_upgrade() and upgrade.strip().lower() == b"websocket"
-        )
         method, target = parser.get_method(), self._target
+        self._wants_websocket = (
+            upgrade is not None
+            and parser.should_upgrade()
+            and upgrade.strip().lower() == b"websocket"
+            and method != b"HEAD"  # whose refusal must not have a body
+        )
         wrong = self._check(method, fields, headers)
         if wrong is not None:
             self.refuse(wrong)

@@ -99,7 +99,7 @@ class Context(CallInfo):
             LocalError: The server has no hub.
         """
         if self._services.hub is None:
-            raise LocalError("This server has no hub. Pass serve=('hub',) to Server.")
+            raise LocalError('This server has no hub. Write Server(…, serve="hub"), or run it with --serve hub.')
         return self._services.hub
 
     @property

@@ -22,7 +22,7 @@ from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
 from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
-from millstream._stores.changes import read_again
+from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
 _PREFIX = "session:"
@@ -348,7 +348,7 @@ class ClientMemoryQuota:
         self.bytes: Share = Share(MAX_HELD)
 
     def take(self, owner: str, size: int) -> None:
-        """Count bytes for a caller, until `give`.
+        """Count bytes for a caller, until they leave `bytes`.
 
         Raises:
             ProtocolError: FULL, HTTP 503: the caller's share or the whole quota is used up.
@@ -356,10 +356,6 @@ class ClientMemoryQuota:
         if not self.bytes.take(owner, size):
             is_full = self.bytes.used + size > self.bytes.maximum
             raise ProtocolError(FULL, OTHERS if is_full else YOURS, status=503)
-
-    def give(self, owner: str, size: int) -> None:
-        """Release bytes of a caller."""
-        self.bytes.leave(owner, size)
 
     def resize(self, session: Session, size: int) -> None:
         """Set the record size of a connection's session.
@@ -372,7 +368,7 @@ class ClientMemoryQuota:
         if size > session.charged_bytes:
             self.take(session.owner, size - session.charged_bytes)
         else:
-            self.give(session.owner, session.charged_bytes - size)
+            self.bytes.leave(session.owner, session.charged_bytes - size)
         session.charged_bytes = size
 
     def release(self, session: Session) -> None:

@@ -185,16 +185,21 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
     """Return the parameters that functions fill in, marked by their default or inside ``Annotated``.
 
     Raises:
-        TypeError: A mark is from another library, such as FastAPI. Clients could send what it should fill in.
+        TypeError: A mark is from another library, such as FastAPI. Clients could send what it should fill in, or its
+            constraints wouldn't apply.
     """
     found: dict[str, Dependency] = {}
     for name, parameter in signature.parameters.items():
         hint = hints.get(name)
         marks = [parameter.default, *(get_args(hint)[1:] if get_origin(hint) is Annotated else ())]
         for each in marks:
-            if type(each).__name__.lstrip("_") in ("Depends", "Security"):
-                origin = type(each).__module__.partition(".")[0]
+            kind, module = type(each).__name__.lstrip("_"), type(each).__module__
+            if kind in ("Depends", "Security"):
+                origin = module.partition(".")[0]
                 raise TypeError(f"{name}: this Depends is of {origin}. Write: from millstream import Depends.")
+            if module == "fastapi.params":
+                use = "Read ctx.headers" if kind in ("Header", "Cookie") else "Write: from millstream import Field"
+                raise TypeError(f"{name}: a tool can't use {kind} of FastAPI. {use}.")
         mark = next((each for each in marks if isinstance(each, Dependency)), None)
         if mark is not None:
             found[name] = mark

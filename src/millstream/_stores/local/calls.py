@@ -1,9 +1,9 @@
 """Calls between a worker and the parent process that runs its store, generated from the protocols in `base`.
 
-Each method of `Log`, `Map`, and `StoreSession` has one request type, a struct with the method's parameters. A reply
-repeats the id of its request, and its value is decoded as the method's return type. A frame is four bytes of length and
-a MessagePack array of all messages that one side sends in one iteration of its event loop. Frames go through a socket
-in a private folder of the parent.
+Each method of `Log`, `Map`, `StoreSession`, and some of `Backend` has one request type, a struct with the method's
+parameters. A reply repeats the id of its request, and its value is decoded as the method's return type. A frame is four
+bytes of length and a MessagePack array of all messages that one side sends in one iteration of its event loop. Frames
+go through a socket in a private folder of the parent.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct as Format
@@ -27,6 +27,7 @@ from msgspec import Struct, defstruct
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
+    Backend,
     Entry,
     EntryRepeated,
     Gap,
@@ -38,9 +39,8 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
-from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
-VERSION = 5
+VERSION = 6
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE = 65 * 1024 * 1024
 """Maximum bytes of a request. Every store's own limit is lower."""
@@ -63,7 +63,7 @@ class Greeting(Struct, frozen=True, array_like=True):
 
 
 class StoreSession(Protocol):
-    """Requests other than those of `Map` and `Log`."""
+    """Requests of a connection itself."""
 
     async def hello(self, version: int, secret: str, url: str) -> Greeting:
         """Open a store. This must be the first request."""
@@ -71,10 +71,6 @@ class StoreSession(Protocol):
 
     async def clock(self) -> float:
         """Return the store's time."""
-        ...
-
-    async def degraded_reason(self) -> str:
-        """See `Backend.degraded_reason`."""
         ...
 
     async def bind(self, worker: str) -> None:
@@ -86,13 +82,6 @@ class StoreSession(Protocol):
     async def mark(self, stream: str) -> Position | None:
         """Return the newest position of a stream, or None if pushes before this reply were dropped."""
         ...
-
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
-        """See `Backend.charge`."""
-        ...
-
-    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
-        """See `Backend.release`."""
 
 
 class StoreReply(Struct, frozen=True, gc=False, array_like=True, tag=0):
@@ -152,8 +141,6 @@ _ERRORS = {
 class StoreCall:
     """A method that a worker can call."""
 
-    __slots__ = ("name", "part", "read_reply", "request", "run")
-
     def __init__(self, part: str, name: str, function: Callable[..., Any], tag: int) -> None:
         hints = get_type_hints(function)
         parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -190,11 +177,15 @@ def _runner(
     return run
 
 
+_LOCAL = {"backend": ("bind", "close", "open"), "log": ("wait_until_listening",)}
+"""Methods that each side implements itself."""
+
+
 def _calls() -> Iterator[StoreCall]:
     tag = 0
-    for part, protocol in (("session", StoreSession), ("kv", Map), ("log", Log)):
+    for part, protocol in (("session", StoreSession), ("backend", Backend), ("kv", Map), ("log", Log)):
         for name, function in vars(protocol).items():
-            if inspect.iscoroutinefunction(function) and name != "wait_until_listening":
+            if inspect.iscoroutinefunction(function) and name not in _LOCAL.get(part, ()):
                 yield StoreCall(part, name, function, tag)
                 tag += 1
 
@@ -209,7 +200,7 @@ _answers = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush
 
 
 def calls(part: str) -> dict[str, StoreCall]:
-    """Return the methods of ``session``, ``kv``, or ``log`` by name."""
+    """Return the methods of ``session``, ``backend``, ``kv``, or ``log`` by name."""
     return {call.name: call for call in CALLS if call.part == part}
 
 
@@ -219,8 +210,6 @@ class WireError(Exception):
 
 class Frame:
     """A frame under construction."""
-
-    __slots__ = ("_bytes", "_count")
 
     def __init__(self) -> None:
         self._bytes = bytearray(_HEAD.size)
@@ -258,8 +247,6 @@ class Frame:
 
 class Frames:
     """An incremental parser of frames."""
-
-    __slots__ = ("_max", "_rest")
 
     def __init__(self, max_frame: int) -> None:
         self._rest = bytearray()

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,6 @@ from millstream._stores.local.calls import (
     read_requests,
     sweep,
 )
-from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import ParentAddress, expire
 from millstream._tasks import Tasks
@@ -65,6 +64,8 @@ class WorkerConnection(FrameConnection):
         self.worker = ""
         """The worker's name, under which it has its lease."""
         # Connection
+        self._parts: dict[str, Any] = {"session": self}
+        """`StoreCall.part` -> what implements its requests."""
         self._paused = False
         self._dropped = False
         self._waiting: deque[Any] = deque()
@@ -131,7 +132,7 @@ class WorkerConnection(FrameConnection):
         if (self.backend is None) != (call is HELLO):
             self.abort()
             return
-        answer = call.run(self if call.part == "session" else getattr(self.backend, call.part), request)
+        answer = call.run(self._parts[call.part], request)
         try:
             step = answer.send(None)
         except StopIteration as done:
@@ -159,13 +160,11 @@ class WorkerConnection(FrameConnection):
     async def hello(self, version: int, secret: str, url: str) -> Greeting:
         backend = await self._server.admit(self, version, secret, url)
         self.backend = backend
+        self._parts |= {"backend": backend, "kv": backend.kv, "log": backend.log}
         return Greeting(backend.epoch, backend.time())
 
     async def clock(self) -> float:
         return self._opened.time()
-
-    async def degraded_reason(self) -> str:
-        return await self._opened.degraded_reason()
 
     async def bind(self, worker: str) -> None:
         self.worker = worker
@@ -182,12 +181,6 @@ class WorkerConnection(FrameConnection):
     async def mark(self, stream: str) -> Position | None:
         newest = await self._opened.log.wait_until_listening(stream)
         return None if self._dropped else newest
-
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
-        return await self._opened.charge(worker, charges, dead)
-
-    async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
-        await self._opened.release(worker, slots)
 
     @property
     def _opened(self) -> Backend:

@@ -241,13 +241,15 @@ class LocalBackend:
         self.persistent = False
         self.lease = LEASE
         self.epoch = ""
-        session = {name: partial(link.call, call) for name, call in calls("session").items()}
-        self.degraded_reason = session["degraded_reason"]
-        self.bind = session["bind"]
-        self.charge = session["charge"]
-        self.release = session["release"]
-        kv: Any = SimpleNamespace(**{name: partial(link.call, call) for name, call in calls("kv").items()})
-        log: Any = SimpleNamespace(**{name: partial(link.call, call) for name, call in calls("log").items()})
+
+        def remote(part: str) -> Any:
+            return SimpleNamespace(**{name: partial(link.call, call) for name, call in calls(part).items()})
+
+        backend, kv, log = remote("backend"), remote("kv"), remote("log")
+        self.degraded_reason = backend.degraded_reason
+        self.charge = backend.charge
+        self.release = backend.release
+        self.bind = remote("session").bind
         log.listen, log.wait_until_listening = self._listen, self._wait_until_listening
         self.kv: Map = kv
         self.log: Log = log

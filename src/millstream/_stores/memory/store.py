@@ -13,6 +13,7 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from millstream._stores.base import Map, OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
@@ -281,6 +282,14 @@ class MemoryBackend:
         max_value_bytes: int = 32 * 1024 * 1024,
         max_log_bytes: int = 64 * 1024 * 1024,
     ) -> None:
+        """Create an empty store.
+
+        Args:
+            clock: Monotonic clock for times to live, in seconds.
+            epoch: Epoch of its positions. Random by default.
+            max_value_bytes: Maximum bytes of each kind of values.
+            max_log_bytes: Maximum bytes of each kind of streams.
+        """
         self.shared = False
         self.persistent = False
         self.lease = 0.0
@@ -318,22 +327,6 @@ class MemoryStore(BackendStore):
     kv: MemoryMap  # pyright: ignore[reportIncompatibleVariableOverride]  the store makes both itself
     log: MemoryLog  # pyright: ignore[reportIncompatibleVariableOverride]  as above
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        epoch: str = "",
-        max_value_bytes: int = 32 * 1024 * 1024,
-        max_log_bytes: int = 64 * 1024 * 1024,
-    ) -> None:
-        """Create an empty store.
-
-        Args:
-            clock: Monotonic clock for times to live, in seconds.
-            epoch: Epoch of its positions. Random by default.
-            max_value_bytes: Maximum bytes of each kind of values.
-            max_log_bytes: Maximum bytes of each kind of streams.
-        """
-        super().__init__(
-            MemoryBackend(clock=clock, epoch=epoch, max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)
-        )
+    def __init__(self, **options: Any) -> None:
+        """Take the arguments of `MemoryBackend`."""
+        super().__init__(MemoryBackend(**options))

@@ -6,16 +6,17 @@ after an election. A lagging replica may answer `batch`, so its callers compare 
 
 import asyncio
 import base64
-import json
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, count
 from typing import Any
 
+import msgspec
 import nats
 import nats.errors
 from msgspec import Struct
@@ -45,10 +46,14 @@ FULL = frozenset({10077, 10047, 10023})
 TOO_LARGE = 10054
 _IN_USE = 10058
 _STORE_FAILED = 10049
+_BUSY = frozenset({409, 429, 503})
+"""Statuses of errors that end soon: a message with this id is being stored, too many requests, no leader."""
 _TRIES = 5
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
 _DUPLICATES = int(ONCE_SECONDS * 1e9)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -64,11 +69,15 @@ class StreamMessage(Struct, frozen=True):
     """Time of storage, by the server's clock."""
 
 
-class JetStreamError(Exception):
+CONNECTION_ERRORS = (nats.errors.Error, OSError, RuntimeError)
+"""What nats-py raises when it can't send. A connection that was just closed raises RuntimeError on uvloop."""
+
+
+class JetStreamError(StoreUnavailable):
     """An error reply from JetStream, with its `code`."""
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
+        super().__init__(f"NATS rejected a request: {text}.")
         self.code = code
 
 
@@ -101,7 +110,7 @@ class NatsLink:
         self._offset = 0.0
         self._measured_at = -_CLOCK_EVERY
         self._inbox = ""
-        self._number = 0
+        self._numbers = count()
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._batches: dict[str, _Batch] = {}
 
@@ -148,7 +157,7 @@ class NatsLink:
                     error_cb=self._on_error,
                     **options,
                 )
-        except (TimeoutError, OSError, nats.errors.Error) as exc:
+        except CONNECTION_ERRORS as exc:
             raise LocalError(f"No NATS server responded at {address!r}: {_text(exc)}.") from exc
         self._inbox = self._client.new_inbox()
         try:
@@ -172,15 +181,21 @@ class NatsLink:
         self._measured_at = -_CLOCK_EVERY
         batches = [batch.done for batch in self._batches.values()]
         for waiting in chain[asyncio.Future[Any]](self._answers.values(), batches):
-            if not waiting.done():
-                waiting.set_exception(StoreUnavailable("The NATS store is closed."))
+            _fail(waiting, StoreUnavailable("The NATS store is closed."))
         if client is not None:
-            with suppress(nats.errors.Error, OSError):
+            with suppress(*CONNECTION_ERRORS):
                 await client.close()
 
     async def subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Call `take` with each message of a subject."""
-        return await self.client.subscribe(subject, cb=take)  # pyright: ignore[reportUnknownMemberType]  a bare Future
+        """Call `take` with each message of a subject.
+
+        Raises:
+            StoreUnavailable: There is no connection.
+        """
+        try:
+            return await self.client.subscribe(subject, cb=take)  # pyright: ignore[reportUnknownMemberType]  a bare Future
+        except CONNECTION_ERRORS as exc:
+            raise StoreUnavailable(f"The NATS store didn't respond: {_text(exc)}.") from exc
 
     def time(self) -> float:
         """Return the time of the servers."""
@@ -215,7 +230,7 @@ class NatsLink:
             StoreUnavailable: JetStream didn't respond in time.
             JetStreamError: JetStream replied with an error.
         """
-        data = b"" if body is None else json.dumps(body).encode()
+        data = b"" if body is None else _encode(body)
         return await self._request(f"$JS.API.{subject}", data, None)
 
     async def publish(
@@ -229,8 +244,10 @@ class NatsLink:
             StoreUnavailable: JetStream didn't acknowledge it in time. It may have been added or not.
             JetStreamError: JetStream rejected it.
         """
-        headers.setdefault("Nats-Msg-Id", secrets.token_hex(12))
-        await ensure()
+        headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")
+        created = self._streams.get(stream)
+        if created is None or not created.done() or has_failed(created):
+            await ensure()
 
         async def again() -> None:
             self._streams.pop(stream, None)
@@ -239,16 +256,24 @@ class NatsLink:
         reply = await self._request(subject, data, headers, no_answer=again)
         return int(reply["seq"]), bool(reply.get("duplicate") and not reply.get("retried"))
 
-    async def send(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
-        """Send a message that a later one commits.
+    async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send a message without waiting for a reply.
 
         Raises:
             StoreUnavailable: There is no connection.
         """
         try:
-            await self.client.publish(subject, data, headers=headers)
-        except (nats.errors.Error, OSError) as exc:
+            await self._publish(subject, data, headers=headers)
+        except CONNECTION_ERRORS as exc:
             raise StoreUnavailable(f"The NATS store didn't respond: {_text(exc)}.") from exc
+
+    async def _publish(self, subject: str, data: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        try:
+            await self.client.publish(subject, data, reply, headers)
+        except RuntimeError:
+            # The client's tasks that would notice a closed connection may have ended with this error, too.
+            await self.client.force_reconnect()
+            raise
 
     async def _request(
         self,
@@ -260,9 +285,10 @@ class NatsLink:
     ) -> dict[str, Any]:
         until = time.monotonic() + DEADLINE
         last: Exception | None = None
+        why = ""
         while (left := until - time.monotonic()) > 0:
             try:
-                reply = json.loads((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
+                reply = _decode((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
             except nats.errors.NoRespondersError as exc:
                 last = exc
                 await asyncio.sleep(_PAUSE)
@@ -271,7 +297,7 @@ class NatsLink:
                 continue
             except nats.errors.MaxPayloadError as exc:
                 raise JetStreamError(TOO_LARGE, "larger than the server allows") from exc
-            except (nats.errors.Error, OSError, TimeoutError) as exc:
+            except CONNECTION_ERRORS as exc:
                 last = exc
                 if not isinstance(exc, TimeoutError):
                     await asyncio.sleep(_PAUSE)
@@ -279,26 +305,24 @@ class NatsLink:
             error = reply.get("error")
             if error is None:
                 return reply if last is None else {**reply, "retried": True}
-            if error.get("code") != 503:
-                raise JetStreamError(error.get("err_code", 0), error.get("description", ""))
+            why = error.get("description", "")
+            if error.get("code") not in _BUSY:
+                raise JetStreamError(error.get("err_code", 0), why)
             await asyncio.sleep(_PAUSE)
-        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {_text(last)}.")
+        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {why or _text(last)}.")
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
-        mark = self._next_mark()
-        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        mark, loop = str(next(self._numbers)), asyncio.get_running_loop()
+        answer: asyncio.Future[Msg] = loop.create_future()
         self._answers[mark] = answer
+        timer = loop.call_later(seconds, _fail, answer, TimeoutError())  # cheaper than `asyncio.timeout`
         try:
-            async with asyncio.timeout(seconds):
-                await self.client.publish(subject, data, f"{self._inbox}.{mark}", headers)
-                return await answer
+            await self._publish(subject, data, f"{self._inbox}.{mark}", headers)
+            return await answer
         finally:
+            timer.cancel()
             del self._answers[mark]
-
-    def _next_mark(self) -> str:
-        self._number += 1
-        return str(self._number)
 
     # Streams
 
@@ -344,7 +368,7 @@ class NatsLink:
                     if refused.code == _IN_USE:  # another worker created it first
                         return
                     if not left or refused.code != _STORE_FAILED:
-                        raise LocalError(f"NATS can't create the stream {name}: {refused}.") from refused
+                        raise
                     await asyncio.sleep(_PAUSE)
                 else:
                     return
@@ -367,9 +391,7 @@ class NatsLink:
             )
             found = (await self.info(name))["config"]["metadata"]["epoch"]
         except JetStreamError as exc:
-            raise LocalError(
-                f"NATS rejected a write: {exc}. Check that JetStream is enabled and that enough nodes are up."
-            ) from exc
+            raise StoreUnavailable(f"{exc} Check that JetStream is enabled and that enough nodes are up.") from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
             self.outages.notify()
@@ -396,24 +418,24 @@ class NatsLink:
         data = base64.b64decode(found.get("data", ""))
         return StreamMessage(found["seq"], found["subject"], data, headers, parse_time(found["time"]))
 
-    async def batch(self, stream: str, subject: str, seq: int, count: int, max_bytes: int) -> list[StreamMessage]:
+    async def batch(self, stream: str, subject: str, seq: int, most: int, max_bytes: int) -> list[StreamMessage]:
         """Return messages of a subject from a sequence on, read from any replica.
 
         Raises:
             StoreUnavailable: No replica answered in time.
         """
-        body = json.dumps({"seq": seq, "next_by_subj": subject, "batch": count, "max_bytes": max_bytes}).encode()
+        body = _encode({"seq": seq, "next_by_subj": subject, "batch": most, "max_bytes": max_bytes})
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            mark, batch = self._next_mark(), _Batch()
+            mark, batch = str(next(self._numbers)), _Batch()
             self._batches[mark] = batch
             try:
                 async with asyncio.timeout(_ATTEMPT):
-                    await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
+                    await self._publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
                     end = await batch.done
             except TimeoutError:
                 continue
-            except (nats.errors.Error, OSError):
+            except CONNECTION_ERRORS:
                 await asyncio.sleep(_PAUSE)
                 continue
             finally:
@@ -432,11 +454,9 @@ class NatsLink:
         mark = msg.subject.rpartition(".")[2]
         answer = self._answers.get(mark)
         if answer is not None:
-            if answer.done():
-                return
             if not msg.data and (msg.headers or {}).get("Status") == "503":
-                answer.set_exception(nats.errors.NoRespondersError())
-            else:
+                _fail(answer, nats.errors.NoRespondersError())
+            elif not answer.done():
                 answer.set_result(msg)
             return
         batch = self._batches.get(mark)
@@ -487,6 +507,12 @@ class NatsLink:
         return list(reply.get("streams") or [])
 
 
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+@lru_cache(maxsize=1024)
 def token(name: str) -> str:
     """Encode a name as one segment of a subject, which can also be part of a JetStream stream's name."""
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") or "_"

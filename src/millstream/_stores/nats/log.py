@@ -1,9 +1,10 @@
 """The log in JetStream, with one JetStream stream per kind and one message per entry.
 
-The subject of a message names the stream of the entry and its index: ``<namespace>.log.<kind>.<stream>.<index>.<end>``.
-So a stream and an index are two views of the same messages, and an entry has one position in both: the sequence in the
-JetStream stream, which increases but isn't consecutive. Each view records a floor, up to which its entries are dropped.
-Messages that both views have dropped are purged.
+The subject of a message names the entry's stream, its index, whether it's the last one, and its topic:
+``<namespace>.log.<kind>.<stream>.<index>.<end>.<first segment of the topic>.<topic>``. So a stream and an index are two
+views of the same messages, and an entry has one position in both: the sequence in the JetStream stream, which increases
+but isn't consecutive. Each view records a floor, up to which its entries are dropped. Messages that both views have
+dropped are purged.
 
 A new leader may briefly answer reads before it has applied everything that the last one acknowledged. If a read doesn't
 find an entry that this worker has appended, received, or been asked to read after, it's repeated behind a barrier: a
@@ -13,6 +14,7 @@ leader that acknowledges a message has applied all messages before it.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -32,6 +34,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.log import REPEATED, kind_of, within
+from millstream._stores.nats.consumer import Consumer
 from millstream._stores.nats.link import (
     TOO_LARGE,
     WRONG_LAST,
@@ -41,7 +44,6 @@ from millstream._stores.nats.link import (
     read_token,
     token,
 )
-from millstream._stores.nats.log_listeners import LogListeners
 from millstream._tasks import Tasks, has_failed
 
 ROOM = 512 * 1024 * 1024
@@ -92,6 +94,15 @@ class View(Struct, frozen=True):
     def index(self) -> bool:
         return self.ttl == _INDEX_TTL
 
+    @property
+    def base(self) -> str:
+        return self.subject.removesuffix(".>")
+
+    @property
+    def seal(self) -> str:
+        """The subject of a stream's last message."""
+        return f"{self.base}.*.end.*.*"
+
 
 class _ViewCache(Struct):
     """The cached state of a stream that a worker appends to."""
@@ -111,9 +122,13 @@ class NatsLog:
     def __init__(self, link: NatsLink) -> None:
         self._link = link
         self._namespace = link.address.namespace
-        self._listeners = LogListeners(link, self._note)
+        self._consumers: dict[str, Consumer] = {}
+        """By the stream that's listened to."""
+        link.outages.add(self._restart)
         self._seen: Recent[str, int] = Recent(_MAX_NEWEST)
         """The newest sequence known to this worker, by the view's subject."""
+        self._newest_seqs: dict[str, int] = {}
+        """The same by JetStream stream."""
         self._views: Recent[tuple[str, str], _ViewCache] = Recent(_MAX_VIEWS)
         self._homes: dict[str, set[str]] = {}
         """Kinds of the streams that feed an index, by the kind of the index."""
@@ -121,11 +136,14 @@ class NatsLog:
 
     async def close(self) -> None:
         """Stop listening and trimming, and clear the caches."""
-        self._listeners.close()
+        for consumer in self._consumers.values():
+            consumer.stop()
+        self._consumers.clear()
         trims, self._trims = self._trims, Tasks()
         await trims.close()
         self._views.clear()
         self._seen.clear()
+        self._newest_seqs.clear()
         self._homes.clear()
 
     # Appending
@@ -148,8 +166,8 @@ class NatsLog:
             raise StoreFull(
                 f"An entry of {len(data)} bytes exceeds the {link.max_bytes} bytes that the NATS server allows."
             )
-        place = token(index.stream) if index is not None else _NO_INDEX
-        subject = f"{view.subject.removesuffix('.*.*')}.{place}.{'end' if seal else 'entry'}"
+        place, first = token(index.stream) if index is not None else _NO_INDEX, token(topic.partition(".")[0])
+        subject = f"{view.base}.{place}.{'end' if seal else 'entry'}.{first}.{token(topic)}"
         headers = self._headers(view, ttl, index, once)
         if index is not None:
             await self._announce(kind_of(index.stream), view.kind)
@@ -163,36 +181,38 @@ class NatsLog:
                 if exc.code == TOO_LARGE:
                     raise StoreFull("The entry exceeds the size that the NATS server allows.") from exc
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS rejected an entry: {exc}.") from exc
+                    raise
                 if await self._is_sealed(view):
                     raise StreamSealed("The stream has ended.") from exc
                 await asyncio.sleep(_LAG)
         if once and repeated:
             raise EntryRepeated(REPEATED)
         known.until = max(known.until, link.time() + ttl)
-        self._note(view.subject, seq)
+        self._note(view, seq)
         self._count(view, max_entries)
         if index is not None:
             shown = self._index(index.stream, view.kind)
-            self._note(shown.subject, seq)
+            self._note(shown, seq)
             self._count(shown, index.max_entries)
         return Position(link.epoch, seq)
 
     def _headers(self, view: View, ttl: float, index: Index | None, once: str) -> dict[str, str]:
         """Return the headers of an entry."""
-        id = sha256(f"{view.name}\0{once}".encode()).hexdigest()[:32] if once else secrets.token_hex(12)
-        headers = {_ID: id, _TTL: repr(ttl)}
+        headers = {_TTL: repr(ttl)}
+        if once:
+            headers[_ID] = sha256(f"{view.name}\0{once}".encode()).hexdigest()[:32]
         if index is not None:
             headers[_INDEX_TTL] = repr(index.ttl)
         if view.name not in UNSEALED:
             headers["Nats-Expected-Last-Subject-Sequence"] = "0"
-            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = f"{view.subject.removesuffix('.*')}.end"
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = view.seal
         return headers
 
-    def _note(self, subject: str, seq: int) -> None:
+    def _note(self, view: View, seq: int) -> None:
         """Remember the newest sequence of a view."""
-        if seq > self._seen.get(subject, 0):
-            self._seen.keep(subject, seq)
+        if seq > self._seen.get(view.subject, 0):
+            self._seen.keep(view.subject, seq)
+            self._newest_seqs[view.stream] = max(seq, self._newest_seqs.get(view.stream, 0))
 
     async def _begin(self, view: View) -> _ViewCache:
         """Delete what remains of an expired stream. Return this worker's cached state of the view."""
@@ -209,13 +229,13 @@ class NatsLog:
 
     async def _is_sealed(self, view: View) -> bool:
         """Return whether a live stream is sealed. Remove the seal of an expired stream."""
-        end = await self._link.last(view.stream, f"{view.subject.removesuffix('.*')}.end")
+        end = await self._link.last(view.stream, view.seal)
         if end is None:
             return False
         if end.seq > (await self._floor(view)).seq and await self._lives(view, end):
             return True
         await self._raise_floor(view, Floor(end.seq))
-        await self._link.purge(view.stream, f"{view.subject.removesuffix('.*')}.end", before=end.seq + 1)
+        await self._link.purge(view.stream, view.seal, before=end.seq + 1)
         return False
 
     def _count(self, view: View, most: int) -> None:
@@ -267,14 +287,14 @@ class NatsLog:
                 break
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
-                    raise StoreUnavailable(f"NATS rejected a change of a stream's floor: {exc}.") from exc
+                    raise
         await self._purge(view, floor.seq)
 
     async def _purge(self, view: View, upto: int) -> None:
         """Delete messages up to a sequence that no view needs anymore."""
         link = self._link
         if not view.index:
-            await link.purge(view.stream, view.subject.replace(".*.*", f".{_NO_INDEX}.*"), before=upto + 1)
+            await link.purge(view.stream, f"{view.base}.{_NO_INDEX}.>", before=upto + 1)
             return
         # Purge an index stream by stream, each only up to that stream's own floor.
         for subject in await link.subjects(view.stream, view.subject):
@@ -382,10 +402,11 @@ class NatsLog:
         return self._main(name), None, Floor()
 
     async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, Floor]:
-        seen = self._seen.get(view.subject, 0)
+        seen, known = self._seen.get(view.subject, 0), self._newest_seqs.get(view.stream, 0)
+        late = known and view.index and not await self._link.first(view.stream, f"{self._namespace}.log.>", known)
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
-        if newest < seen or (last is not None and newest < at_least):
+        if late or newest < seen or (last is not None and newest < at_least):
             await self._touch(f"{self._namespace}.touch.{view.kind}.{token('')}", view, 0.0)
             last, floor = await self._ends(view)
             if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
@@ -414,12 +435,10 @@ class NatsLog:
         await self._touch(self._beside("touch", view), view, ttl)
         return True
 
-    async def _touch(self, subject: str, view: View, ttl: float) -> None:
+    async def _touch(self, subject: str, view: View, ttl: float) -> int:
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
-        try:
-            await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
-        except JetStreamError as exc:
-            raise StoreUnavailable(f"NATS rejected a change to a stream's time to live: {exc}.") from exc
+        seq, _ = await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
+        return seq
 
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)
@@ -439,12 +458,56 @@ class NatsLog:
         topic: str | None = None,
     ) -> Callable[[], None]:
         view = self._main(stream)
-        return self._listeners.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
+
+        consumer = self._consumers.get(stream)
+        if consumer is None:
+            mark_subject = f"{self._namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
+            mark, note = partial(self._touch, view=view, ttl=0.0), partial(self._note, view)
+            consumer = Consumer(self._link, view.stream, view.base, mark_subject, mark, note)
+            self._consumers[stream] = consumer
+
+        def stop() -> None:
+            stop_listening()
+            if not consumer.is_used and self._consumers.get(stream) is consumer:
+                del self._consumers[stream]
+                consumer.stop()
+
+        stop_listening = consumer.add(topic, hear, interrupted)
+        return stop
 
     async def wait_until_listening(self, stream: str) -> Position | None:
-        """See `Log.wait_until_listening`. Consumers don't filter, so there is nothing to tell."""
-        await self._listeners.ready(self._main(stream).subject)
-        return None
+        consumer = self._consumers.get(stream)
+        if consumer is None:
+            return None
+        await consumer.created.wait()
+        if not consumer.filters_by_topic:
+            return None
+        failed: asyncio.Future[Any] = consumer.failed
+        work = asyncio.create_task(self._settle(consumer, stream))
+        work.add_done_callback(has_failed)
+        try:
+            await asyncio.wait([failed, work], return_when=asyncio.FIRST_COMPLETED)
+            # A consumer that's created again notifies its listeners, which then read the stream.
+            return None if failed.done() else work.result()
+        finally:
+            work.cancel()
+
+    async def _settle(self, consumer: Consumer, stream: str) -> Position | None:
+        await consumer.set_filters()
+        # A new leader may not know the newest entry yet. One that has acknowledged a mark does.
+        mark = await consumer.mark()
+        view, last, _ = await self._look(stream)
+        if last is None:
+            return None
+        self._note(view, last.seq)
+        if last.seq > max(mark, consumer.seq):
+            await consumer.mark()
+        await consumer.receive(last.seq)
+        return Position(self._link.epoch, last.seq)
+
+    def _restart(self) -> None:
+        for consumer in self._consumers.values():
+            consumer.restart()
 
     # Sweeping
 
@@ -471,11 +534,11 @@ class NatsLog:
 
     def _main(self, name: str) -> View:
         kind = token(kind_of(name))
-        subject = f"{self._namespace}.log.{kind}.{token(name)}.*.*"
+        subject = f"{self._namespace}.log.{kind}.{token(name)}.>"
         return View(name, f"{self._namespace}-log-{kind}", kind, subject, _TTL)
 
     def _index(self, name: str, home: str) -> View:
-        subject = f"{self._namespace}.log.{home}.*.{token(name)}.*"
+        subject = f"{self._namespace}.log.{home}.*.{token(name)}.>"
         return View(name, f"{self._namespace}-log-{home}", home, subject, _INDEX_TTL)
 
     def _beside(self, what: str, view: View) -> str:

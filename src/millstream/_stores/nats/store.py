@@ -14,8 +14,6 @@ from typing import Any
 import msgspec
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreUnavailable
-from millstream._stores.changes import read_again
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.nats.address import NatsAddress
 from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
@@ -35,6 +33,7 @@ from millstream._stores.rates import (
     refuse_all,
 )
 from millstream._stores.store import BackendStore
+from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
 _ROOM = 64 * 1024 * 1024
@@ -152,7 +151,7 @@ class NatsLimits:
                 await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST and last == 1:
-                    raise StoreUnavailable(f"NATS rejected the charge for a limit: {exc}.") from exc
+                    raise
                 return False
         return True
 
@@ -240,7 +239,7 @@ class NatsBackend:
             return ""
         try:
             info = await self._link.info(f"{self._link.address.namespace}-meta")
-        except (LocalError, JetStreamError) as exc:
+        except LocalError as exc:
             return f"NATS doesn't respond: {exc}"
         cluster: dict[str, Any] = info.get("cluster") or {}
         replicas: list[dict[str, Any]] = cluster.get("replicas") or []
@@ -266,11 +265,8 @@ class NatsBackend:
         """Do nothing, because NATS doesn't report ended connections."""
 
     async def _sweep(self) -> None:
-        try:
-            await self.log.sweep()
-            await self._limits.sweep()
-        except JetStreamError as exc:
-            raise LocalError(f"NATS rejected a request: {exc}.") from exc
+        await self.log.sweep()
+        await self._limits.sweep()
 
 
 class NatsStore(BackendStore):

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable
+from millstream._stores.base import OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
 from millstream._stores.nats.link import (
     FULL,
@@ -89,7 +89,10 @@ class NatsMap:
                 else:
                     await self._check_room(key, value, old, lossy=lossy)
                     await self._write(key, value, ttl, lossy, headers)
-            except JetStreamError:  # changed by another worker, or expired
+            except JetStreamError as exc:
+                if exc.code not in WRONG_LAST:
+                    raise
+                # It was changed by another worker, or has expired.
                 await asyncio.sleep(_PAUSE)
                 continue
             if value is None and old is not None:
@@ -131,7 +134,7 @@ class NatsMap:
         """Add the next message of a key.
 
         Raises:
-            JetStreamError: The last message isn't the expected one.
+            JetStreamError: JetStream rejected it, for example because the last message isn't the expected one.
         """
         stream = self._stream(key)
         if value is None:
@@ -145,11 +148,9 @@ class NatsMap:
         try:
             await self._link.publish(stream, self._subject(key), value or b"", headers, ensure=ensure)
         except JetStreamError as exc:
-            if exc.code in WRONG_LAST:
-                raise
             if exc.code in FULL or exc.code == TOO_LARGE:
-                raise StoreFull(f"NATS has no space for a value: {exc}.") from exc
-            raise StoreUnavailable(f"NATS rejected a value: {exc}.") from exc
+                raise StoreFull(f"NATS has no space for a value: {exc}") from exc
+            raise
 
     # Space
 

@@ -1,4 +1,4 @@
-"""Commands to Redis through redis-py. One writer task sends all queued commands as one pipeline.
+"""Commands to Redis through redis-py's connections. One writer task sends all queued commands at once.
 
 Repeatable commands are retried for up to `PATIENCE` seconds. Other commands are retried only if they certainly didn't
 run. Permanent errors are raised immediately.
@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -39,6 +40,8 @@ PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""
 SILENCE = 4.0
 """Seconds without a reply after which a connection counts as broken."""
+EXCHANGE_SECONDS = 4.0
+"""Seconds to wait for the replies to a pipeline."""
 CONNECT_SECONDS = 3.0
 START_SECONDS = 10.0
 """Seconds to wait for Redis at startup."""
@@ -113,10 +116,13 @@ class RedisClient:
         self.reconnected: Callable[[], None] | None = None
         """Called after a failure, once the server responds again."""
         self._key = key
+        self._is_cluster = address.kind == "+cluster"
         # process
         self._redis: Any = None  # redis-py's types differ between its three kinds of clients
         self._opened: list[Any] = []
         """Clients to close: the main one and those of Sentinels."""
+        self._connection: Any = None
+        """The connection for commands, unless it's a Cluster."""
         self._queue: deque[RedisRequest] = deque()
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
@@ -175,7 +181,6 @@ class RedisClient:
         args: Sequence[Argument],
         *,
         again: bool = True,
-        confirm: bool = False,
     ) -> Any:
         """Run a script.
 
@@ -184,14 +189,13 @@ class RedisClient:
             keys: Its keys, all in one slot.
             args: Its arguments.
             again: Whether it may run twice, because it recognizes retries or changes nothing.
-            confirm: Whether replicas must confirm it, if the URL asks for that.
 
         Raises:
-            StoreUnavailable: No answer came in time, or too few replicas confirmed.
+            StoreUnavailable: No answer came in time.
             StoreFull: There isn't enough space.
             StreamSealed: The stream has its last entry.
         """
-        return await self.send(script, keys, args, again=again, confirm=confirm).reply
+        return await self.send(script, keys, args, again=again).reply
 
     async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
         """Send a plain command, whose first key is `key`. Arguments and errors are those of `run`."""
@@ -221,7 +225,7 @@ class RedisClient:
             raise ConnectionError("The store is closed.")
         connection: Any = None
         try:
-            if isinstance(self._redis, RedisCluster):
+            if self._is_cluster:
                 await self._redis.initialize()
                 node: Any = self._redis.get_node_from_key(key)
                 connection = node.connection_class(**node.connection_kwargs)
@@ -272,7 +276,7 @@ class RedisClient:
                     continue
                 sent = False
                 try:
-                    async with asyncio.timeout_at(batch[0].deadline):
+                    async with asyncio.timeout_at(min(batch[0].deadline, loop.time() + EXCHANGE_SECONDS)):
                         if self._broken:
                             await self._reconnect()
                             self._broken, pauses = False, _pauses()
@@ -313,17 +317,18 @@ class RedisClient:
 
     async def _send(self, batch: Sequence[RedisRequest]) -> list[Any]:
         """Return the reply to each command, or its exception."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for request in batch:
-            pipeline.execute_command(*request.command())
+        commands = [request.command() for request in batch]
         confirmed = [number for number, request in enumerate(batch) if request.confirm] if self.address.wait else []
-        milliseconds = int(SILENCE * 500)
-        if confirmed and isinstance(self._redis, RedisCluster):
+        wait: tuple[Argument, ...] = ("WAIT", self.address.wait, int(SILENCE * 500))
+        if self._is_cluster:
+            pipeline = self._redis.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
             for node in {self._redis.get_node_from_key(batch[number].keys[0]) for number in confirmed}:
-                pipeline.execute_command("WAIT", self.address.wait, milliseconds, target_nodes=node)
-        elif confirmed:
-            pipeline.execute_command("WAIT", self.address.wait, milliseconds)
-        replies = await pipeline.execute(raise_on_error=False)
+                pipeline.execute_command(*wait, target_nodes=node)
+            replies = await pipeline.execute(raise_on_error=False)
+        else:
+            replies = await self._exchange([*commands, wait] if confirmed else commands)
         replicas = replies[len(batch) :]
         if confirmed and not all(isinstance(count, int) and count >= self.address.wait for count in replicas):
             text = f"it was stored, but fewer than {self.address.wait} replicas confirmed it"
@@ -331,6 +336,24 @@ class RedisClient:
                 if not isinstance(replies[number], Exception):
                     replies[number] = _unavailable(text)
         return list(replies[: len(batch)])
+
+    async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Send commands on one connection, within the caller's time limit. redis-py's pipelines take twice as long."""
+        pool, connection = self._redis.connection_pool, self._connection
+        if connection is None:
+            self._connection = connection = await pool.get_connection()
+            connection.socket_timeout = None
+        else:
+            await pool.ensure_connection(connection)
+        packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
+        await connection.send_packed_command(packed, check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except ResponseError as failure:
+                replies.append(failure)
+        return replies
 
     def _answer(self, batch: Sequence[RedisRequest], replies: Sequence[Any]) -> list[RedisRequest]:
         """Pass each caller its reply. Return the requests to retry."""
@@ -357,7 +380,7 @@ class RedisClient:
 
     async def _reconnect(self) -> None:
         """Wait until the server responds. None of the queued commands has been sent."""
-        if isinstance(self._redis, RedisCluster):
+        if self._is_cluster:
             await self._redis.aclose()
             await self._redis.initialize()
             await self._redis.execute_command("TIME", target_nodes=self._redis.get_node_from_key(self._key))
@@ -367,22 +390,25 @@ class RedisClient:
             self.reconnected()
 
     async def _disconnect(self) -> None:
-        self._redis, clients, self._opened = None, self._opened, []
+        self._redis = self._connection = None
+        clients, self._opened = self._opened, []
         for client in clients:
             with suppress(RedisError, OSError):
                 await client.aclose()
 
     async def _infos(self) -> list[dict[str, Any]]:
         """Return the result of INFO from each primary."""
-        if isinstance(self._redis, RedisCluster):
+        if self._is_cluster:
             await self._redis.initialize()
             nodes = self._redis.get_primaries()
             return [await self._redis.execute_command("INFO", target_nodes=node) for node in nodes]
-        return [await self._redis.execute_command("INFO")]
+        info = await self._redis.execute_command("INFO")
+        await self._redis.connection_pool.disconnect(inuse_connections=False)  # commands have their own connection
+        return [info]
 
     async def _check(self) -> None:
         for info in await self._infos():
-            check(info, f"Redis at {self.address}", cluster=isinstance(self._redis, RedisCluster))
+            check(info, f"Redis at {self.address}", cluster=self._is_cluster)
 
     async def _watch_settings(self) -> None:
         while True:

@@ -6,13 +6,18 @@
 import { showLost, showReconnected } from "./shell/connection.js";
 
 const SILENCE_MS = 45_000; // The server sends a comment every 15 seconds.
-const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
+export const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
+
+/** @typedef {{type: string, data: string, id: string}} ServerEvent */
+/** @typedef {{state: "connecting" | "open" | "waiting" | "offline", reason: string, status?: number}} FeedState */
 
 /** Parses text in chunks into events (HTML standard, 9.2.6). */
 export class Parser {
   lastEventId = "";
+  /** @type {number | null} */
   retryMs = null;
   #rest = "";
+  /** @type {string[]} */
   #data = [];
   #type = "";
   #id = "";
@@ -21,10 +26,10 @@ export class Parser {
     this.lastEventId = this.#id = lastEventId;
   }
 
-  /** Yield the events that this text completes, `{type, data, id}`, and update `lastEventId`. */
+  /** Yield the events that this text completes, `{type, data, id}`, and update `lastEventId`. @param {string} text */
   *feed(text) {
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
-    this.#rest = lines.pop();
+    this.#rest = lines.pop() ?? "";
     for (const line of lines) {
       if (line === "") yield* this.#dispatch();
       else this.#field(line);
@@ -39,8 +44,9 @@ export class Parser {
     if (data.length) yield { type, data: data.join("\n"), id: this.#id };
   }
 
+  /** @param {string} line */
   #field(line) {
-    const [, name, value] = /^([^:]*)(?:: ?(.*))?$/s.exec(line);
+    const [, name, value] = /^([^:]*)(?:: ?(.*))?$/s.exec(line) ?? [];
     if (name === "data") this.#data.push(value ?? "");
     else if (name === "event") this.#type = value ?? "";
     else if (name === "id" && !value?.includes("\0")) this.#id = value ?? "";
@@ -48,9 +54,13 @@ export class Parser {
   }
 }
 
-/** Yield the events of a response until it ends. `alive` is called for every chunk, including comments. */
+/**
+ * Yield the events of a response until it ends. `alive` is called for every chunk, including comments.
+ *
+ * @param {Response} response
+ */
 export async function* events(response, parser = new Parser(), alive = () => {}) {
-  const reader = response.body.getReader();
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader(); // every response of `fetch` has one
   const decoder = new TextDecoder();
   try {
     for (;;) {
@@ -64,14 +74,15 @@ export async function* events(response, parser = new Parser(), alive = () => {})
   }
 }
 
-/** Return the message of an error response, or its status if it has none. */
+/** Return the message of an error response, or its status if it has none. @param {Response} response */
 export async function errorMessage(response) {
+  const text = await response.text().catch(() => "");
   let message = "";
   try {
-    const body = await response.json();
-    message = body.detail ?? body.error?.message ?? "";
+    const body = JSON.parse(text);
+    message = body.detail ?? body.error?.message ?? body.error_description;
   } catch {
-    // The body isn't JSON.
+    if (text.length < 400 && !/^\s*</.test(text)) message = text.trim();
   }
   return message || `${`The server answered ${response.status} ${response.statusText}`.trim()}.`;
 }
@@ -82,15 +93,15 @@ export class Feed {
   #onEvent;
   #onState;
   #parser;
+  /** @type {AbortController | null} */
   #stop = null;
   /** @type {(done?: any) => void} */
   #wake = () => {};
 
   /**
    * @param {string} url URL of the stream
-   * @param {(event: {type: string, data: string, id: string}) => void} onEvent called with each event
-   * @param {(state: {state: string, reason: string, status?: number}) => void} onState called with the state: connecting,
-   *   open, waiting, offline
+   * @param {(event: ServerEvent) => void} onEvent called with each event
+   * @param {(state: FeedState) => void} onState called with each new state
    */
   constructor(url, onEvent, onState = () => {}) {
     this.#url = url;
@@ -102,10 +113,12 @@ export class Feed {
   start() {
     if (this.#stop) return;
     this.#stop = new AbortController();
-    const options = { signal: this.#stop.signal };
-    addEventListener("online", () => this.#wake(), options);
-    addEventListener("offline", () => this.#onState({ state: "offline", reason: "This device is offline." }), options);
-    this.#run(this.#stop.signal);
+    const { signal } = this.#stop;
+    addEventListener("online", () => this.#wake(), { signal });
+    addEventListener("offline", () => this.#onState({ state: "offline", reason: "This device is offline." }), {
+      signal
+    });
+    this.#run(signal);
   }
 
   /** Reconnect immediately if it's waiting. */
@@ -119,6 +132,7 @@ export class Feed {
     this.#wake();
   }
 
+  /** @param {AbortSignal} stopped */
   async #run(stopped) {
     for (let failures = 0; !stopped.aborted; failures += 1) {
       const attempt = { open: false, retryAfterMs: 0, status: 0 };
@@ -137,6 +151,7 @@ export class Feed {
     }
   }
 
+  /** @param {AbortSignal} stopped @param {{open: boolean, retryAfterMs: number, status: number}} attempt */
   async #listen(stopped, attempt) {
     const url = new URL(this.#url, document.baseURI);
     if (this.#parser.lastEventId) url.searchParams.set("last_event_id", this.#parser.lastEventId);
@@ -167,7 +182,7 @@ export class Feed {
     }
   }
 
-  /** Call the handler. An exception is only logged, so later events are still handled. */
+  /** Call the handler. An exception is only logged, so later events are still handled. @param {ServerEvent} event */
   #dispatch(event) {
     try {
       this.#onEvent(event);
@@ -176,6 +191,7 @@ export class Feed {
     }
   }
 
+  /** @param {number} ms @param {string} reason @param {number} status */
   async #pause(ms, reason, status) {
     if (navigator.onLine) this.#onState({ state: "waiting", reason, status });
     else this.#onState({ state: "offline", reason: "This device is offline." });
@@ -190,7 +206,13 @@ export class Feed {
 
 const STATE_NAMES = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
 
-/** Show the state of a feed in a badge, and the reason for a lost connection in the banner. `retry` reconnects. */
+/**
+ * Show the state of a feed in a badge, and the reason for a lost connection in the banner. `retry` reconnects.
+ *
+ * @param {HTMLElement} badge
+ * @param {FeedState} state
+ * @param {(() => void) | null} [retry]
+ */
 export function showState(badge, { state, reason, status = 0 }, retry = null) {
   badge.textContent = STATE_NAMES[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;

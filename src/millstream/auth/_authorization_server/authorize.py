@@ -12,7 +12,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from millstream._http.message import HttpRequest, Response
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig, canonical

@@ -11,7 +11,7 @@ from msgspec import Struct
 from millstream._http.client.fetch import fetch
 from millstream._http.client.pool import AddressCheck, allow_any, is_public
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array
 from millstream._recent import Recent
 from millstream.auth._authorization_server.clients import TOO_MANY, Clients, judge_of

@@ -6,7 +6,6 @@ registers at `POST /register`.
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -16,12 +15,13 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError, check_
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
-from millstream._limits.limiters import Limiter, Rate
+from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
 from millstream._server.functions.description import Names
 from millstream._stores.rates import share_for
+from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.records import (
     ASSERTED,
@@ -32,13 +32,14 @@ from millstream.auth._authorization_server.records import (
     OAuthError,
     check_redirect,
     digest,
+    fingerprint,
     new_secret,
     reply,
 )
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import public_set
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import SingleFlight, Unavailable
+from millstream.auth._method import Unavailable
 from millstream.auth.providers import RegistrationDenied, SignInFailed
 
 MAX_BYTES = 5 * 1024
@@ -290,8 +291,7 @@ class Allowlist:
 
 
 def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
-    said = " ".join((at, name, *sorted(scopes))).encode()
-    return AllowlistEntry(scopes, float(int.from_bytes(sha256(said).digest()[:6])))  # 48 bits: exact in a float
+    return AllowlistEntry(scopes, fingerprint(scopes, at, name))
 
 
 def lower(name: str) -> str:

@@ -5,7 +5,6 @@ The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose pat
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from hashlib import sha256
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     check_redirect,
     digest,
+    fingerprint,
 )
 from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
 from millstream.auth._key_file import check_scopes
@@ -118,8 +118,7 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
         raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
-    said = " ".join((issuer, *sorted(names))).encode()
-    return TrustedIdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
+    return TrustedIdentityProvider(issuer, names, fingerprint(names, issuer))
 
 
 def check_issuer_url(url: str) -> None:

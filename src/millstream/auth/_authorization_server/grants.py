@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
 from millstream.auth._authorization_server.records import (
@@ -38,7 +39,6 @@ from millstream.auth._jose import (
     select_keys,
     sign,
 )
-from millstream.auth._method import SingleFlight
 from millstream.auth.providers import User
 
 logger = logging.getLogger("millstream")

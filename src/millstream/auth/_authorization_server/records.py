@@ -14,7 +14,7 @@ ownership, so the user is always asked for consent, and PKCE makes an intercepte
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
@@ -214,10 +214,15 @@ def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
     return see(f"{redirect_uri}{mark}{said}")
 
 
-def see(url: str, head: bytes = b"") -> Response:
+def see(url: str) -> Response:
     """Redirect the browser to GET a URL, whatever the current method (RFC 9700 §4.12)."""
-    lines = b"location: %b\r\n%breferrer-policy: no-referrer\r\n" % (url.encode("ascii"), NO_STORE)
-    return Response(b"", 303, lines + head)
+    head = b"location: %b\r\n%breferrer-policy: no-referrer\r\n" % (url.encode("ascii"), NO_STORE)
+    return Response(b"", 303, head)
+
+
+def fingerprint(scopes: Iterable[str], *said: str) -> float:
+    """Return a number that changes with scopes and other texts: 48 bits, which are exact in a float."""
+    return float(int.from_bytes(sha256(" ".join((*said, *sorted(scopes))).encode()).digest()[:6]))
 
 
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")

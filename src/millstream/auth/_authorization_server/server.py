@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
-from millstream._limits.limiters import StoreLimiter
+from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.jsonrpc import encode

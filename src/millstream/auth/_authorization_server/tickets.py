@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.limiters import Limiter, Rate, StoreLimiter
+from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map

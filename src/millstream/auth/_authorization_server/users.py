@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
 from millstream._http.message import peer_network
-from millstream._limits.limiters import Limiter, Rate, StoreLimiter
+from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._stores.rates import ConcurrencySlot

@@ -7,6 +7,7 @@ the stream cancels it.
 
 import asyncio
 import contextlib
+import re
 from functools import lru_cache
 
 from millstream._http.client import Body
@@ -39,6 +40,9 @@ from millstream.client._transports import (
 
 _ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 _ACCEPT_EVENTS = "Accept: text/event-stream\r\n"
+_NO_SESSION = re.compile(
+    rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|session (?:id )?(?:not found|expired)"
+)
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _ATTEMPTS = 5
@@ -138,7 +142,7 @@ class StreamableTransport:
         """Return the response from a reply that isn't a stream."""
         if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
             return message
-        if reply.status == 404 and self._session:
+        if self._has_lost_session(reply):
             raise SessionLost("The session has expired on the server.")
         if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
             raise self._error(reply)
@@ -162,9 +166,15 @@ class StreamableTransport:
             )
         return message
 
+    def _has_lost_session(self, reply: HttpReply) -> bool:
+        """Return whether the server doesn't know the session. Many respond with 400 instead of 404."""
+        return bool(self._session) and (
+            reply.status == 404 or (reply.status == 400 and _NO_SESSION.search(reply.body) is not None)
+        )
+
     def _error(self, reply: HttpReply) -> ClientError:
         url = self._endpoint.url
-        if reply.status == 404 and self._session:
+        if self._has_lost_session(reply):
             return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
@@ -373,6 +383,7 @@ class HttpSseTransport(DuplexTransport):
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max, self.skip)
+        fault: ClientError = NotMcp(f"{self._endpoint.url} closes its event stream immediately.")
         assert reply.stream is not None  # noqa: S101  checked in `open`
         reader.attach(reply.stream)
         try:
@@ -385,26 +396,19 @@ class HttpSseTransport(DuplexTransport):
                     break
         except ClientError as exc:
             self.end(exc)
-            if not named.done():
-                named.set_exception(exc)
+            fault = exc
         finally:
             self.end(ConnectionLost("The server closed the event stream."))
             reader.close()
             if not named.done():
-                named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream immediately."))
+                named.set_exception(fault)
                 named.exception()
 
     def _set_messages_target(self, reference: str, named: asyncio.Future[None]) -> None:
         url = self._endpoint.url
-        try:
-            target = url.join(reference)
-            if target.origin != url.origin:  # credentials are only sent to this origin
-                raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
-        except ClientError as exc:
-            if not named.done():
-                named.set_exception(exc)
-            self.end(exc)
-            return
+        target = url.join(reference)
+        if target.origin != url.origin:  # credentials are only sent to this origin
+            raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
         self._messages = target.target
         if not named.done():
             named.set_result(None)

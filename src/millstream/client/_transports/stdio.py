@@ -406,14 +406,27 @@ class StdioTransport(DuplexTransport):
 
 _SENTENCE_STARTS = ("Cause:", "Fix:")
 """Prefixes of lines that begin a new sentence, even if the previous line has no period."""
+_DETAILS = re.compile(r"^(?:goroutine \d|stack backtrace:|note: run with|Require stack:)", re.MULTILINE)
+"""Beginning of the details after a message."""
+_GROUP = re.compile(r"^ +[|+] ?", re.MULTILINE)
+_NOISE = re.compile(r"\W*$|\s+at |Node\.js v\d|npm \S+ A complete log|Run 'docker|exit status \d")
+_NPM = re.compile(r"npm \S+ ")
 
 
 def _last_sentence(output: str) -> str:
-    """Return the last unindented line and those below it: an error message, or the end of a traceback."""
-    lines = [line for line in output.splitlines() if line.strip()]
+    """Return the last unindented line and those below it: an error message, or the end of a traceback.
+
+    What Node, npm, Go, Rust, and exception groups write below their message, or beside it, is left out.
+    """
+    report = _GROUP.sub("", _DETAILS.split(output.strip())[0])
+    lines = [line for line in report.splitlines() if not _NOISE.match(line)]
     begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
+    prefix = _NPM.match(lines[begin]) if lines else None
+    while prefix and begin and lines[begin - 1].startswith(prefix[0]):
+        begin -= 1
     sentence = ""
     for line in lines[begin:]:
         between = ". " if line.lstrip().startswith(_SENTENCE_STARTS) and sentence[-1:].isalnum() else " "
-        sentence += f"{between if sentence else ''}{' '.join(line.split())}"
+        text = line.removeprefix(prefix[0] if prefix and sentence else "")
+        sentence += f"{between if sentence else ''}{' '.join(text.split())}"
     return sentence

@@ -227,7 +227,9 @@ def _refusal(url: Url, reply: Response) -> ClientError:
     status = reply.status_code
     if status in (401, 403):
         return AccessDenied(
-            f"{url} rejected the connection ({status}).", status, reply.headers.get("WWW-Authenticate", "")
+            f"{url} rejected the connection ({status}). Check the credentials.",
+            status,
+            reply.headers.get("WWW-Authenticate", ""),
         )
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")

@@ -2,11 +2,13 @@
 
 import inspect
 import logging
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
@@ -32,6 +34,7 @@ from millstream.compat.fastmcp._resources import (
 logger = logging.getLogger("millstream")
 
 LifespanT = TypeVar("LifespanT")
+M = TypeVar("M", bound=BaseModel)
 
 _TRANSPORTS = ("stdio", "sse", "streamable-http")
 _MAX_COMPLETIONS = 100
@@ -91,14 +94,12 @@ class FastMCP(Generic[LifespanT]):
         registry.completes_choices = False  # only the program's handler completes arguments
         for capability in ("tools", "resources", "prompts"):
             registry.offer(capability)  # the SDK announces them even on an empty server
-        self._tools: dict[str, Tool] = {}
-        self._resources: dict[str, Resource] = {}
-        self._templates: dict[str, ResourceTemplate] = {}
-        self._prompts: dict[str, Prompt] = {}
+        self._items: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+        """Kind, as in the registry -> name or URI -> `Tool`, `Resource`, `ResourceTemplate`, or `Prompt`."""
         self._custom_routes: list[Route] = []
         self._session_manager: SessionManager | None = None
         for tool in tools:
-            self._add("tools", tool.name, tool, self._tools)
+            self._add("tools", tool.name, tool)
 
     @property
     def __millstream_server__(self) -> Server:
@@ -121,15 +122,17 @@ class FastMCP(Generic[LifespanT]):
 
     # Registration
 
-    def _add(self, kind: str, key: str, item: Any, items: dict[str, Any]) -> Any:
+    def _add(self, kind: str, key: str, item: Any) -> None:
         """Register an item, unless one with the same name exists."""
-        if key in items:
+        if key in self._items[kind]:
             if getattr(self.settings, f"warn_on_duplicate_{'resources' if kind == 'templates' else kind}"):
                 logger.warning("%s already exists: %s", kind.capitalize().removesuffix("s"), key)
-            return items[key]
-        items[key] = item
+            return
+        self._items[kind][key] = item
         self.engine.definition.add(kind, key, item.item(self))
-        return item
+
+    def _list(self, kind: str, model: type[M]) -> list[M]:
+        return [model.model_validate(each.describe()) for each in self._items[kind].values()]
 
     def tool(  # noqa: PLR0917  the SDK's order
         self,
@@ -178,7 +181,7 @@ class FastMCP(Generic[LifespanT]):
             **options: The other arguments of `tool`, by keyword.
         """
         tool = Tool.from_function(fn, name, *args, **options)
-        self._add("tools", tool.name, tool, self._tools)
+        self._add("tools", tool.name, tool)
 
     def remove_tool(self, name: str) -> None:
         """Remove a tool. Raises ToolError if it doesn't exist.
@@ -186,7 +189,7 @@ class FastMCP(Generic[LifespanT]):
         Args:
             name: Name of the tool.
         """
-        if self._tools.pop(name, None) is None:
+        if self._items["tools"].pop(name, None) is None:
             raise ToolError(f"Unknown tool: {name}")
         self.engine.definition.remove("tools", name)
 
@@ -207,7 +210,7 @@ class FastMCP(Generic[LifespanT]):
             signature = signature_of(function, options.get("name"))
             if "{" in uri or signature.parameters:
                 template = ResourceTemplate.from_function(function, uri, **options)
-                self._add("templates", uri, template, self._templates)
+                self._add("templates", uri, template)
             else:
                 self.add_resource(FunctionResource.from_function(function, uri, **options))
             return function
@@ -220,7 +223,7 @@ class FastMCP(Generic[LifespanT]):
         Args:
             resource: A resource, such as ``TextResource(uri="notes://today", text="…")``.
         """
-        self._add("resources", str(resource.uri), resource, self._resources)
+        self._add("resources", str(resource.uri), resource)
 
     def prompt(
         self,
@@ -250,7 +253,7 @@ class FastMCP(Generic[LifespanT]):
         Args:
             prompt: A prompt, from `Prompt.from_function`.
         """
-        self._add("prompts", prompt.name, prompt, self._prompts)
+        self._add("prompts", prompt.name, prompt)
 
     def completion(self) -> Callable[[Any], Any]:
         """Register the completion handler, ``async def f(ref, argument, context) -> Completion | None``."""
@@ -318,19 +321,19 @@ class FastMCP(Generic[LifespanT]):
 
     async def list_tools(self) -> list[types.Tool]:
         """Return the tools as listed to clients."""
-        return [types.Tool.model_validate(each.describe()) for each in self._tools.values()]
+        return self._list("tools", types.Tool)
 
     async def list_resources(self) -> list[types.Resource]:
         """Return the resources as listed to clients."""
-        return [types.Resource.model_validate(each.describe()) for each in self._resources.values()]
+        return self._list("resources", types.Resource)
 
     async def list_resource_templates(self) -> list[types.ResourceTemplate]:
         """Return the resource templates as listed to clients."""
-        return [types.ResourceTemplate.model_validate(each.describe()) for each in self._templates.values()]
+        return self._list("templates", types.ResourceTemplate)
 
     async def list_prompts(self) -> list[types.Prompt]:
         """Return the prompts as listed to clients."""
-        return [types.Prompt.model_validate(each.describe()) for each in self._prompts.values()]
+        return self._list("prompts", types.Prompt)
 
     async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
         """Call a tool. Return its content, or content and structured content if it has an output schema.
@@ -342,7 +345,7 @@ class FastMCP(Generic[LifespanT]):
         Raises:
             ToolError: The tool doesn't exist or failed.
         """
-        tool = self._tools.get(name)
+        tool = self._items["tools"].get(name)
         if tool is None:
             raise ToolError(f"Unknown tool: {name}")
         result: ToolOutput = await tool.run(arguments, self.get_context(), convert_result=True)
@@ -359,11 +362,11 @@ class FastMCP(Generic[LifespanT]):
         """
         text, context = str(uri), self.get_context()
         try:
-            if text in self._resources:
-                found: Any = self._resources[text]
+            found: Any = self._items["resources"].get(text)
+            if found is not None:
                 content = await found.read_for(context)
             else:
-                matches = ((each, each.matches(text)) for each in self._templates.values())
+                matches = ((each, each.matches(text)) for each in self._items["templates"].values())
                 found, values = next((each for each in matches if each[1] is not None), (None, None))
                 if found is None:
                     raise ResourceError(f"Unknown resource: {text}")
@@ -382,7 +385,7 @@ class FastMCP(Generic[LifespanT]):
         Raises:
             ValueError: The prompt doesn't exist or failed.
         """
-        prompt = self._prompts.get(name)
+        prompt = self._items["prompts"].get(name)
         if prompt is None:
             raise ValueError(f"Unknown prompt: {name}")
         messages = await prompt.render(arguments, self.get_context())

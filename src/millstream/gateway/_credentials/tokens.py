@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -34,7 +33,7 @@ from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._results import call_error
 from millstream.http import Url
-from millstream.parts import Call, Recent, Services, has_failed
+from millstream.parts import Call, Recent, Services, SingleFlight
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
@@ -125,7 +124,7 @@ class SharedTokens:
         self._cache: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
         self._change_count = 0
         """Counter of possible changes in the store."""
-        self._renewals: dict[str, asyncio.Task[StoredGrant | None]] = {}
+        self._renewals = SingleFlight[StoredGrant | None]()
         self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""
         self._stop = services.store.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
@@ -133,8 +132,7 @@ class SharedTokens:
     async def close(self) -> None:
         """Stop after finishing running renewals, which may be receiving a refresh token."""
         self._stop()
-        while self._renewals:
-            await asyncio.wait(list(self._renewals.values()))
+        await self._renewals.settle()
 
     def _forget_all(self) -> None:
         self._change_count += 1
@@ -233,19 +231,9 @@ class SharedTokens:
         return fresh is not None and fresh.token != refused
 
     async def _renewal(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
-        task = self._renewals.get(name)
-        if task is None:
-            if len(self._renewals) >= _MAX_RENEWALS:
-                raise ConnectFailed("Too many access tokens are being renewed at once. Try again later.")
-            task = asyncio.get_running_loop().create_task(self._renew(name, old, renew))
-            self._renewals[name] = task
-            task.add_done_callback(lambda done: self._forget(name, done))
-        return await asyncio.shield(task)
-
-    def _forget(self, name: str, done: asyncio.Task[Any]) -> None:
-        if self._renewals.get(name) is done:
-            del self._renewals[name]
-        has_failed(done)  # its callers may have been canceled
+        if len(self._renewals) >= _MAX_RENEWALS and not self._renewals.runs(name):
+            raise ConnectFailed("Too many access tokens are being renewed at once. Try again later.")
+        return await self._renewals.run(name, lambda: self._renew(name, old, renew))
 
     async def _renew(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
         try:

@@ -13,9 +13,10 @@ const MAX_NOTIFICATION = 16 * 1024; // characters
 const MAX_PENDING = 16; // requests of a frame
 const MAX_RATE = 100; // messages of a frame per second
 
+/** @param {number} code @param {string} message */
 const error = (code, message) => Object.assign(new Error(message), { code });
 
-/** Return the length of a value as JSON; infinity if it can't be encoded. */
+/** Return the length of a value as JSON; infinity if it can't be encoded. @param {unknown} value */
 function sizeOf(value) {
   try {
     return (JSON.stringify(value) ?? "").length;
@@ -24,19 +25,19 @@ function sizeOf(value) {
   }
 }
 
-/** Whether apps may call a tool, which is the default. */
+/** Whether apps may call a tool, which is the default. @param {Json} tool */
 export const isVisibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model", "app"]).includes("app");
 
 /**
  * @typedef {object} Host the page's functions for an app
- * @property {() => Record<string, any>} context returns the host context
- * @property {Record<string, any>} capabilities
- * @property {(name: string) => Record<string, any> | undefined} tool returns a tool of the app's server
- * @property {(tool: Record<string, any>, given: Record<string, any>) => Promise<Record<string, any>>} call asks for consent if needed
- * @property {(uri: string) => Promise<Record<string, any>>} read
+ * @property {() => Json} context returns the host context
+ * @property {Json} capabilities
+ * @property {(name: string) => Json | undefined} tool returns a tool of the app's server
+ * @property {(tool: Json, given: Json) => Promise<Json>} call asks for consent if needed
+ * @property {(uri: string) => Promise<Json>} read
  * @property {(url: string) => Promise<void>} open rejects if the user declines
  * @property {(text: string, role: string) => Promise<void>} say
- * @property {(context: Record<string, any>) => void} remember updates the model's context
+ * @property {(context: Json) => void} remember updates the model's context
  * @property {(size: {width?: number, height?: number}) => void} resize
  * @property {(level: string, data: unknown) => void} log
  * @property {(reason: string) => void} dropped a notification was dropped; at most once a second if there are too many
@@ -65,12 +66,18 @@ export class Bridge {
     removeEventListener("message", this.listen);
   }
 
-  /** Send a notification to the app. */
+  /** Send a notification to the app. @param {string} method @param {Json} params */
   notify(method, params) {
     this.#post({ jsonrpc: "2.0", method, params });
   }
 
-  /** Send a request to the app, and wait for its response, at most `ms`. */
+  /**
+   * Send a request to the app, and wait for its response, at most `ms`.
+   *
+   * @param {string} method
+   * @param {Json} params
+   * @param {number} ms
+   */
   request(method, params, ms) {
     const id = `host-${this.#next++}`;
     this.#post({ jsonrpc: "2.0", id, method, params });
@@ -81,10 +88,12 @@ export class Bridge {
   }
 
   // The frame's origin is opaque, so the target can't be restricted to it.
+  /** @param {Json} message */
   #post(message) {
     this.#frame.contentWindow?.postMessage(message, "*");
   }
 
+  /** @param {MessageEvent} event */
   async listen({ source, data }) {
     if (!source || source !== this.#frame.contentWindow || data?.jsonrpc !== "2.0") return;
     const { id, method, params } = data;
@@ -118,6 +127,7 @@ export class Bridge {
     return this.#rate > MAX_RATE;
   }
 
+  /** @param {string} method @param {Json} params */
   #onNotification(method, params) {
     if (method === "ui/notifications/initialized" && !this.ready) {
       this.ready = true;
@@ -126,6 +136,7 @@ export class Bridge {
     else if (method === "notifications/message") this.#host.log(String(params.level ?? "info"), params.data);
   }
 
+  /** @param {string} method @param {Json} params */
   async #onRequest(method, params) {
     const host = this.#host;
     if (method === "ui/initialize")

@@ -6,6 +6,8 @@ import { jsonBlock } from "../render/json.js";
 import { guard } from "../shell/controls.js";
 import { Bridge, MIME } from "./bridge.js";
 
+/** @import { Host } from "./bridge.js" */
+
 const MAX_HTML = 5 * 1024 * 1024;
 const MAX_EVENTS = 50;
 const MAX_QUESTION = 2_000; // characters
@@ -15,6 +17,7 @@ const TEARDOWN_MS = 300;
 const DOMAIN =
   /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
 const ORIGIN = "millstream.gateway/upstream"; // `_meta` of a gateway's items and results
+/** @type {Record<string, [string, string]>} */
 const KINDS = {
   connectDomains: ["connect", "connects to"],
   resourceDomains: ["resource", "loads from"],
@@ -22,12 +25,13 @@ const KINDS = {
   baseUriDomains: ["base", "resolves addresses below"]
 };
 
-/** Escape characters that can't be seen, or that change what's seen. */
-const visible = (text) => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (each) => `\\u{${each.codePointAt(0).toString(16)}}`);
+/** Escape characters that can't be seen, or that change what's seen. @param {string} text */
+const visible = (text) => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (each) => `\\u{${each.codePointAt(0)?.toString(16)}}`);
 
-const openApps = new Set(); // close functions
+/** @type {Set<() => Promise<void>>} close functions */
+const openApps = new Set();
 
-/** Return the URI of a tool's app, or "". */
+/** Return the URI of a tool's app, or "". @param {Json} tool */
 export const appOf = (tool) => {
   const uri = tool._meta?.ui?.resourceUri ?? tool._meta?.["ui/resourceUri"];
   return typeof uri === "string" && uri.startsWith("ui://") ? uri : "";
@@ -36,16 +40,17 @@ export const appOf = (tool) => {
 /**
  * Return the names of the upstream that an item or a result comes from, and of those behind it; [] for the server's own.
  *
- * @param {Record<string, any>} item
+ * @param {Json} item
  */
 export const originOf = ({ _meta }) => [_meta?.[ORIGIN] ?? []].flat().map(String);
 
+/** @param {Json} one @param {Json} other */
 const haveSameOrigin = (one, other) => JSON.stringify(originOf(one)) === JSON.stringify(originOf(other));
 
 /** Close all apps, after a short notice to each. */
 export const closeApps = () => Promise.all([...openApps].map((close) => close()));
 
-/** Return the valid domains that a resource declares. */
+/** Return the valid domains that a resource declares. @param {Json | undefined} csp */
 function domainsOf(csp) {
   return Object.fromEntries(
     Object.keys(KINDS).map((name) => [
@@ -99,9 +104,9 @@ function themeOf() {
   };
 }
 
-/** Return the HTML and metadata of a resource. Throws if it isn't an app. */
+/** Return the HTML and metadata of a resource. Throws if it isn't an app. @param {Json} result @param {string} uri */
 function htmlOf({ contents = [] }, uri) {
-  const found = contents.find((each) => each.uri === uri) ?? contents[0];
+  const found = contents.find((/** @type {Json} */ each) => each.uri === uri) ?? contents[0];
   if (!found) throw new Error(`${uri} is empty.`);
   if ((found.mimeType ?? "").replaceAll(" ", "") !== MIME)
     throw new Error(`${uri} has the type ${found.mimeType ?? "(none)"}. Apps need ${MIME}.`);
@@ -115,22 +120,24 @@ function htmlOf({ contents = [] }, uri) {
  * Create the card of an app. An app of this page's server may use everything that the server offers. Any other app may use
  * only what comes from its own upstream, and needs consent, whatever the hints of its tools say.
  *
- * @param {Record<string, any>} tool
- * @param {Record<string, any>} given arguments of the call
- * @param {Record<string, any>} result
- * @param {{request: (method: string, params: Record<string, any>, options?: Record<string, any>) => Promise<Record<string, any>>, tools: () => Record<string, any>[], host: string}} server
+ * @param {Json} tool
+ * @param {Json} given arguments of the call
+ * @param {Json} result
+ * @param {{request: (method: string, params: Json, options?: Json) => Promise<Json>, tools: () => Json[], host: string}} server
  *   `host` is the host of another server; "" for this page's server
  */
 export function appCard(tool, given, result, { request, tools, host: elsewhere }) {
   const uri = appOf(tool);
   const from = elsewhere || originOf(tool)[0] || ""; // the rest is what that server says
   const own = !from;
+  /** @param {Json} item */
   const mayUse = (item) => own || haveSameOrigin(item, tool);
   const status = element("p", "soft small", "Loading…");
   const consents = element("div", "app-asks");
   const events = element("ol", "app-events");
   const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
   const stage = element("div", "app-stage");
+  /** @type {HTMLIFrameElement | null} */
   let frame = null;
   const node = element(
     "section",
@@ -148,8 +155,10 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     fold
   );
   const always = new Set();
+  /** @type {Bridge | null} */
   let bridge = null;
 
+  /** @param {string} title @param {unknown} [value] */
   const logEvent = (title, value) => {
     fold.hidden = false;
     const text = value === undefined ? "" : pretty(value);
@@ -158,18 +167,24 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
         ? [element("pre", { className: "wrap", tabIndex: 0, "aria-label": title }, `${text.slice(0, MAX_SHOWN)}…`)]
         : text && [jsonBlock(value, title)];
     events.append(element("li", {}, element("strong", {}, title), ...shown));
-    if (events.childElementCount > MAX_EVENTS) events.firstChild.remove();
+    if (events.childElementCount > MAX_EVENTS) events.firstElementChild?.remove();
   };
 
-  /** Ask the user for consent. Rejects if they decline. With `lasting`, they can also approve all further ones. */
+  /**
+   * Ask the user for consent. Rejects if they decline. With `lasting`, they can also approve all further ones.
+   *
+   * @param {string} asked
+   * @param {unknown} [value]
+   */
   const requestConsent = (asked, value, lasting = true) => {
     const question = visible(asked);
     if (always.has(question)) return Promise.resolve();
     return /** @type {Promise<void>} */ (
       new Promise((resolve, reject) => {
         if (question.length > MAX_QUESTION) throw new Error("This is too long to ask the user.");
-        const choice = (text, look, onChoose) => {
-          const button = makeButton(
+        /** @param {string} text @param {string} look @param {() => void} onChoose */
+        const choice = (text, look, onChoose) =>
+          makeButton(
             look,
             () => {
               card.remove();
@@ -178,8 +193,6 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
             },
             text
           );
-          return button;
-        };
         const buttons = [
           choice("Approve", "primary", resolve),
           ...(lasting
@@ -216,6 +229,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     if (wantedHeight && frame) frame.style.height = `${wantedHeight}px`;
   };
 
+  /** @param {Json} domains @returns {Host} */
   const host = (domains) => ({
     capabilities: {
       openLinks: {},
@@ -260,17 +274,16 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
       logEvent(`Said as ${role}`, text);
     },
     remember: (context) => logEvent("Updated the model's context", context),
-    /** @param {{width?: number, height?: number}} size */
     resize: ({ height }) => {
-      if (!Number.isFinite(height)) return;
+      if (typeof height !== "number" || !Number.isFinite(height)) return;
       wantedHeight = Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1]);
       if (!consents.childElementCount) setHeight(); // otherwise it could move the buttons under the pointer
     },
     log: (level, data) => logEvent(`Logged (${level.slice(0, 20)})`, data),
     dropped: (reason) => logEvent("A message was dropped", reason),
     ready: () => {
-      bridge.notify("ui/notifications/tool-input", { arguments: given });
-      bridge.notify("ui/notifications/tool-result", result);
+      bridge?.notify("ui/notifications/tool-input", { arguments: given });
+      bridge?.notify("ui/notifications/tool-result", result);
     }
   });
 
@@ -304,20 +317,21 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     const query = new URLSearchParams(
       Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each]))
     );
-    frame = element("iframe", {
+    const made = element("iframe", {
       className: meta.prefersBorder === false ? "" : "bordered",
       title: `App of ${labelOf(tool)}`,
       sandbox: "allow-scripts",
       referrerPolicy: "no-referrer",
       src: `inspect/app?${query}`
     });
-    bridge = new Bridge(frame, host(domains));
+    frame = made;
+    bridge = new Bridge(made, host(domains));
     addEventListener("message", function onReady({ source, data }) {
-      if (source !== frame.contentWindow || data?.ready !== true) return;
+      if (!source || source !== made.contentWindow || data?.ready !== true) return;
       removeEventListener("message", onReady);
-      frame.contentWindow.postMessage({ html }, "*");
+      made.contentWindow.postMessage({ html }, "*");
     });
-    stage.replaceChildren(frame);
+    stage.replaceChildren(made);
   };
   start().catch((problem) => {
     status.textContent = `The app can't be shown. ${problem.message}`;

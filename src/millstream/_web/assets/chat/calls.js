@@ -1,12 +1,13 @@
 // Tool calls within an answer: each is a collapsible card with its arguments, result, and duration. It asks for approval
 // of calls that may change something.
 
-import { $, element, icon, makeButton, onSubmit, pre, pretty, swap, wrapped, write } from "../dom.js";
+import { $, element, icon, makeButton, ms, onSubmit, pre, pretty, swap, wrapped, write } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
 import { looksLikeMarkdown, markdownBlock } from "../render/markdown.js";
 import { schemaForm } from "../schema/form.js";
 import { copyable, guard } from "../shell/controls.js";
 
+/** @type {Record<string, [string, string, string]>} by outcome: shape, look, and word */
 const LOOKS = {
   done: ["check", "good", ""],
   error: ["alert", "bad", "Tool error"],
@@ -16,15 +17,14 @@ const LOOKS = {
 };
 const PREVIEW = 120;
 
+/** @param {Json} given */
 const preview = (given) =>
   Object.entries(given)
     .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`)
     .join(", ")
     .slice(0, PREVIEW);
-const seconds = (milliseconds) =>
-  milliseconds < 1_000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1_000).toFixed(1)} s`;
 
-/** Render the text of a result as JSON, Markdown, or plain text. */
+/** Render the text of a result as JSON, Markdown, or plain text. @param {string} text */
 function result(text) {
   try {
     if (/^\s*[[{]/.test(text)) {
@@ -47,10 +47,12 @@ export class Card {
   #word = element("span", { className: "badge", hidden: true });
   #summary = element("summary");
   #body = element("div", "call-body stack tight");
+  /** @type {HTMLElement | null} */
   #asked = null;
+  /** @type {{node: HTMLElement, bar: HTMLProgressElement, says: HTMLElement} | null} */
   #progress = null;
 
-  /** @param {{tool: string, given: Record<string, any>}} call */
+  /** @param {{tool: string, given: Json}} call */
   constructor({ tool, given }) {
     this.tool = tool;
     this.given = given;
@@ -66,13 +68,19 @@ export class Card {
     this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // keep a pending question visible
   }
 
-  /** Ask the user to approve the call. `upstream` is the one that it goes to, if any. */
+  /**
+   * Ask the user to approve the call. `upstream` is the one that it goes to, if any.
+   *
+   * @param {{description?: string, upstream?: string}} call
+   * @param {(decision: string) => void} decide
+   */
   requestApproval({ description, upstream }, decide) {
     this.node.open = true;
     this.node.classList.add("asks");
     swap(this.#shown, "help");
-    const choice = (says, decision, look) => {
-      const button = makeButton(
+    /** @param {string} says @param {string} decision @param {string} look */
+    const choice = (says, decision, look) =>
+      makeButton(
         look,
         () => {
           this.allowed = decision !== "decline";
@@ -82,14 +90,12 @@ export class Card {
         },
         says
       );
-      return button;
-    };
     const buttons = [
       choice("Approve", "approve", "primary"),
       choice("Approve, and don't ask again for this tool", "always", ""),
       choice("Decline", "decline", "quiet")
     ];
-    this.#asked = element(
+    const asked = element(
       "div",
       { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` },
       element(
@@ -100,8 +106,9 @@ export class Card {
       element("p", { className: "about", dir: "auto" }, description || "The tool has no description."),
       element("div", "row", ...buttons)
     );
-    this.#body.append(this.#asked);
-    guard(this.#asked, buttons);
+    this.#asked = asked;
+    this.#body.append(asked);
+    guard(asked, buttons);
   }
 
   /** Whether approval is pending. */
@@ -116,6 +123,7 @@ export class Card {
     this.node.open = false;
   }
 
+  /** @param {string} id */
   run(id) {
     this.id = id;
     this.node.classList.add("running");
@@ -123,17 +131,15 @@ export class Card {
     write(this.#time, "running");
   }
 
+  /** @param {number} value @param {number | undefined} total @param {string | undefined} message */
   progress(value, total, message) {
     if (!this.#progress) {
-      this.#progress = element(
-        "div",
-        "stack tight",
-        element("progress", { "aria-label": `Progress of ${this.tool}` }),
-        element("p", { className: "soft small", dir: "auto" })
-      );
-      this.#body.append(this.#progress);
+      const bar = element("progress", { "aria-label": `Progress of ${this.tool}` });
+      const says = element("p", { className: "soft small", dir: "auto" });
+      this.#progress = { node: element("div", "stack tight", bar, says), bar, says };
+      this.#body.append(this.#progress.node);
     }
-    const [bar, says] = this.#progress.children;
+    const { bar, says } = this.#progress;
     if (total) [bar.max, bar.value] = [total, value];
     write(says, message ?? "");
     write(this.#time, message || (total ? `${Math.round((100 * value) / total)} %` : "running"));
@@ -143,7 +149,7 @@ export class Card {
   settle({ text, outcome, milliseconds }) {
     this.over = true;
     this.#endAsking();
-    this.#progress?.remove();
+    this.#progress?.node.remove();
     const [shape, look, word] = LOOKS[outcome] ?? LOOKS.error;
     this.node.classList.remove("running");
     this.node.classList.add(look);
@@ -151,7 +157,7 @@ export class Card {
     write(this.#word, word);
     this.#word.className = `badge ${look}`;
     this.#word.hidden = !word;
-    write(this.#time, milliseconds === undefined || outcome === "refused" ? "" : seconds(milliseconds));
+    write(this.#time, milliseconds === undefined || outcome === "refused" ? "" : ms(milliseconds));
     if (outcome !== "refused" && text) this.#body.append(element("p", "soft small", "Result"), result(text));
   }
 
@@ -161,7 +167,12 @@ export class Card {
   }
 }
 
-/** Create the card for a question of a tool: a form, or a URL to open. `fill` receives the values, or null. */
+/**
+ * Create the card for a question of a tool: a form, or a URL to open. `fill` receives the values, or null.
+ *
+ * @param {{id: string, message: string, url?: string, schema?: Schema}} question
+ * @param {(values: Json | null) => void} fill
+ */
 export function formCard({ id, message, url, schema }, fill) {
   const form = url ? null : schemaForm(schema ?? {}, { id: `fill-${id}`, label: "Answer as JSON" });
   const address = url && element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, url);
@@ -176,6 +187,7 @@ export function formCard({ id, message, url, schema }, fill) {
     element("div", "row", ...buttons)
   );
   guard(node, buttons);
+  /** @param {Json | null} values @param {string} says */
   const end = (values, says) => {
     node.replaceChildren(element("p", { className: "soft small", dir: "auto" }, `${message} ${says}`));
     node.classList.remove("asks");
@@ -188,7 +200,7 @@ export function formCard({ id, message, url, schema }, fill) {
       open(url, "_blank", "noopener,noreferrer");
       return end({}, "Opened.");
     }
-    const values = form.read();
+    const values = form?.read() ?? null;
     if (values !== null) end(values, "Answered.");
   });
   return node;

@@ -4,22 +4,30 @@
 import { $, isAtEnd } from "../dom.js";
 import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 
-/** @type {import("./messages.js").Conversation | null} */
-let room = null;
-let actions = {};
-let follows = true;
-let words = []; // search words
-let undrawn = []; // {entry, before}: messages since the last frame
+/** @import { Actions, Conversation, Entry } from "./messages.js" */
 
-/** `retry(entry)` and `edit(entry)` are called by the buttons of a failed message. */
+/** @type {Conversation | null} */
+let room = null;
+let actions = /** @type {Actions} */ ({}); // until `connectList`
+let follows = true;
+/** @type {string[]} of the search */
+let words = [];
+/** @type {Array<{entry: Entry, before?: Entry}>} messages since the last frame */
+let undrawn = [];
+
+/**
+ * `retry(entry)` and `edit(entry)` are called by the buttons of a failed message.
+ *
+ * @param {Omit<Actions, "found">} given
+ */
 export const connectList = (given) => (actions = { ...given, found: () => words.length > 0 });
 
-/** Whether an entry contains all search words. */
+/** Whether an entry contains all search words. @param {Entry} entry */
 const matches = (entry) =>
   !words.length ||
   (entry.kind === "message" && words.every((word) => `${entry.name}\n${entry.text}`.toLowerCase().includes(word)));
 
-/** Show only messages that contain these words, and return their number. */
+/** Show only messages that contain these words, and return their number. @param {string} text */
 export function search(text) {
   words = text.toLowerCase().split(/\s+/).filter(Boolean);
   redraw();
@@ -27,7 +35,7 @@ export function search(text) {
   return room?.entries.filter((entry) => entry.kind === "message" && matches(entry)).length ?? 0;
 }
 
-/** Scroll to a message and highlight it. Returns false if it isn't in the list. */
+/** Scroll to a message and highlight it. Returns false if it isn't in the list. @param {string} id */
 export function reveal(id) {
   const entry = room?.entries.find((each) => each.id === id);
   drawNew();
@@ -50,7 +58,7 @@ export function toEnd() {
 /** Keep the list at the end if it was there. */
 export const stay = () => follows && toEnd();
 
-/** Show a channel, or none. */
+/** Show a channel, or none. @param {Conversation | null} conversation */
 export function showRoom(conversation) {
   room = conversation;
   redraw();
@@ -66,7 +74,12 @@ export function redraw() {
   stay();
 }
 
-/** Show a new entry of the open channel; the user's own messages immediately. */
+/**
+ * Show a new entry of the open channel; the user's own messages immediately.
+ *
+ * @param {Entry} entry
+ * @param {Entry | undefined} before
+ */
 export function append(entry, before) {
   if (!matches(entry)) return;
   undrawn.push({ entry, before });
@@ -81,27 +94,27 @@ function drawNew() {
   const list = $("messages");
   list.append(
     ...undrawn.flatMap(({ entry, before }) => [
-      ...(entry === room.mark ? [unreadLine()] : []),
+      ...(entry === room?.mark ? [unreadLine()] : []),
       ...draw(entry, before, actions)
     ])
   );
   undrawn = [];
   $("quiet").hidden = true;
   // Keep more messages while the user reads older ones.
-  for (const most = follows ? DRAWN : 4 * DRAWN; list.childElementCount > most; ) list.firstChild.remove();
+  for (const most = follows ? DRAWN : 4 * DRAWN; list.childElementCount > most; ) list.firstElementChild?.remove();
   if (follows) toEnd();
   else $("newer").hidden = false;
 }
 
-/** Redraw a changed entry. */
+/** Redraw a changed entry. @param {Entry} entry */
 export function update(entry) {
-  if (!entry.node?.isConnected) return;
+  if (!room || !entry.node?.isConnected) return;
   const place = room.entries.indexOf(entry);
   entry.node.replaceWith(...draw(entry, room.entries[place - 1] ?? null, actions).slice(-1));
   stay();
 }
 
-/** Remove an entry. */
+/** Remove an entry. @param {Entry} entry */
 export function remove(entry) {
   undrawn = undrawn.filter((each) => each.entry !== entry);
   entry.node?.remove();

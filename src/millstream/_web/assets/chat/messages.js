@@ -12,13 +12,21 @@ const HEARD = 2_000; // ids kept to detect duplicates
 const days = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
-/** Return the time of a message as a Date; null if it's invalid, because programs can publish any data. */
+/**
+ * Return the time of a message as a Date; null if it's invalid, because programs can publish any data.
+ *
+ * @param {unknown} time
+ */
 function moment(time) {
   const at = typeof time === "number" ? new Date(time * 1_000) : typeof time === "string" ? new Date(time) : null;
   return at && Number.isFinite(at.getTime()) ? at : null;
 }
 
-/** Parse an event: sender, text, and time. Programs may publish plain text. */
+/**
+ * Parse an event: sender, text, and time. Programs may publish plain text.
+ *
+ * @param {{data: string, id: string}} event
+ */
 export function read({ data, id }) {
   try {
     const value = JSON.parse(data);
@@ -42,7 +50,7 @@ export function read({ data, id }) {
   return { id, name: "", text: data, at: null, key: "" };
 }
 
-/** Render a text as Markdown, with copy buttons for code. HTML is shown as text. */
+/** Render a text as Markdown, with copy buttons for code. HTML is shown as text. @param {string} text */
 export function body(text) {
   if (text.length > LONGEST) return [element("p", {}, text)];
   return markdown(text).map((node) => {
@@ -55,45 +63,82 @@ export function body(text) {
   });
 }
 
+/** @param {Date} at */
 const dayName = (at) => {
   const today = new Date();
   const before = new Date(today.getTime() - 86_400_000);
-  const named =
-    at.toDateString() === today.toDateString()
-      ? "Today"
-      : at.toDateString() === before.toDateString()
-        ? "Yesterday"
-        : days.format(at);
-  return named;
+  return at.toDateString() === today.toDateString()
+    ? "Today"
+    : at.toDateString() === before.toDateString()
+      ? "Yesterday"
+      : days.format(at);
 };
+
+/**
+ * @typedef {object} Entry a message, or an event such as "Ada joined"
+ * @property {"message" | "event"} kind
+ * @property {string} text
+ * @property {string} [id]
+ * @property {string} [name] of the sender
+ * @property {Date | null} [at]
+ * @property {string} [day]
+ * @property {boolean} [own]
+ * @property {string} [channel] of the user's own message
+ * @property {string} [state] delivery state of the user's own message: "", "sending", "waiting", or "failed"
+ * @property {string} [reason] why it failed
+ * @property {string} [look] of an event
+ * @property {string | null} [left] member who left
+ * @property {number} [when] time of an event
+ * @property {HTMLElement} [node]
+ *
+ * @typedef {Entry & {channel: string, name: string, at: Date, key: string, byTool: boolean}} Own the user's own message
+ *
+ * @typedef {object} Actions
+ * @property {(entry: Own) => void} retry
+ * @property {(entry: Own) => void} edit
+ * @property {(entry: Entry) => string} address
+ * @property {() => boolean} found whether the list shows search results
+ */
 
 /** The state of a channel. Only the open channel is drawn. */
 export class Conversation {
-  entries = []; // {kind: "message" | "event", ...}
-  drawn = new Set(); // ids of recent messages
+  /** @type {Entry[]} */
+  entries = [];
+  /** @type {Set<string>} ids of recent messages */
+  drawn = new Set();
   unread = 0;
-  mark = null; // the first unread entry
+  /** @type {Entry | null} the first unread entry */
+  mark = null;
+  /** @type {Map<string, Json>} by client id */
   members = new Map();
   ready = false; // its history has arrived
   live = false; // its subscription is active
   present = false; // its members are loaded
   failed = "";
   draft = "";
-  typing = new Map(); // name -> expiry time
+  /** @type {Map<string, number>} name -> expiry time */
+  typing = new Map();
 
+  /** @param {Entry} entry */
   add(entry) {
     this.entries.push(entry);
     if (this.entries.length > DRAWN) this.entries.shift();
   }
 
-  /** Record the id of a received message. */
+  /** Record the id of a received message. @param {string} id */
   hears(id) {
     this.drawn.add(id);
-    if (this.drawn.size > HEARD) this.drawn.delete(this.drawn.values().next().value);
+    if (this.drawn.size > HEARD) this.drawn.delete(this.drawn.values().next().value ?? "");
   }
 }
 
-/** Return the nodes of an entry, given the previous entry. */
+/**
+ * Return the nodes of an entry, given the previous entry.
+ *
+ * @param {Entry} entry
+ * @param {Entry | null | undefined} before
+ * @param {Actions} actions
+ */
 export function draw(entry, before, actions) {
   if (entry.kind === "event")
     return [element("li", { className: `event ${entry.look ?? ""}`, dir: "auto" }, entry.text)];
@@ -102,7 +147,7 @@ export function draw(entry, before, actions) {
   const last = before?.kind === "message" ? before : null;
   const newDay = day && day !== before?.day;
   entry.day = day ?? before?.day;
-  if (newDay)
+  if (newDay && entry.at)
     nodes.push(
       element("li", "day", element("time", { dateTime: entry.at.toISOString().slice(0, 10) }, dayName(entry.at)))
     );
@@ -111,7 +156,7 @@ export function draw(entry, before, actions) {
     !newDay &&
     last.name === entry.name &&
     last.own === entry.own &&
-    (!entry.at || !last.at || entry.at - last.at < TOGETHER_MS);
+    (!entry.at || !last.at || Number(entry.at) - Number(last.at) < TOGETHER_MS);
   // Tools of the server send without a name.
   const who = entry.own ? "You" : entry.name || $("server-name").textContent || "Server";
   const head = element("header", together ? "visually-hidden" : "", element("strong", { dir: "auto" }, who));
@@ -125,18 +170,23 @@ export function draw(entry, before, actions) {
     `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}`,
     head,
     element("div", "line", bubble, entry.state ? null : linkButton(entry, actions)),
-    state(entry, actions)
+    state(/** @type {Own} */ (entry), actions) // others have no state
   );
   entry.node = node;
   return [...nodes, node];
 }
 
-/** Create a button that copies a link to a message or, in search results, shows it in the conversation. */
+/**
+ * Create a button that copies a link to a message or, in search results, shows it in the conversation.
+ *
+ * @param {Entry} entry
+ * @param {Actions} actions
+ */
 function linkButton(entry, { address, found }) {
   if (!entry.id) return null;
   const searching = found();
   const does = searching ? "Show in the conversation" : "Copy a link to this message";
-  const button = makeButton(
+  return makeButton(
     { className: "quiet small square to-message", title: does, "aria-label": does },
     () => {
       if (searching) location.hash = new URL(address(entry)).hash;
@@ -144,9 +194,9 @@ function linkButton(entry, { address, found }) {
     },
     icon(searching ? "next" : "link")
   );
-  return button;
 }
 
+/** @param {Own} entry @param {Actions} actions */
 function state(entry, { retry, edit }) {
   if (!entry.state) return null;
   if (entry.state === "sending") return element("p", "fate soft", "Sending…");
@@ -166,7 +216,13 @@ function state(entry, { retry, edit }) {
 /** Create the line above the first unread message. */
 export const unreadLine = () => element("li", "unread", "New");
 
-/** Draw all entries of a channel. */
+/**
+ * Draw all entries of a channel.
+ *
+ * @param {Conversation} conversation
+ * @param {Actions} actions
+ * @param {(entry: Entry) => boolean} matches
+ */
 export function drawAll(conversation, actions, matches) {
   const nodes = [];
   let before = null;

@@ -14,6 +14,9 @@ import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 import { callTool, findTool, mayTake, toolName } from "./tool.js";
 
+/** @import { Entry, Own } from "./messages.js" */
+/** @import { HubEvent } from "./socket.js" */
+
 const FIRST = "broadcast"; // the hub's default channel
 const HISTORY = 200;
 const NAME = "millstream.name";
@@ -26,7 +29,8 @@ const BACK_MS = 15_000;
 
 const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "" };
 const own = new Set(stored("session", OWN, [])); // ids of this tab's messages
-const pending = new Map(); // key -> unconfirmed message
+/** @type {Map<string, Own>} unconfirmed messages by key */
+const pending = new Map();
 /** @type {Map<string, Conversation>} */
 const rooms = new Map();
 let current = "";
@@ -34,7 +38,9 @@ let made = 0;
 let saidTyping = 0;
 
 const room = () => rooms.get(current);
+/** @param {string} channel */
 const typingOf = (channel) => `${channel}.typing`;
+/** @param {string} channel */
 const presenceOf = (channel) => `$presence.${channel}`;
 
 const hub = new Hub(
@@ -56,6 +62,7 @@ function showServer({ name = "", title = "", version = "" } = {}) {
 
 // Messages
 
+/** @param {Own} entry */
 function edit(entry) {
   forget(entry);
   $("text").value = entry.text;
@@ -67,12 +74,14 @@ connectList({
   address: ({ channel, id }) => new URL(addressOf(channel ?? current, id), location.href).href
 });
 
+/** @param {string} channel */
 const addressOf = (channel, message = "") =>
   `#channel=${encodeURIComponent(channel)}${message ? `&message=${encodeURIComponent(message)}` : ""}`;
 
-/** Add an entry to a channel, and show it if the channel is open. */
+/** Add an entry to a channel, and show it if the channel is open. @param {string} channel @param {Entry} entry */
 function show(channel, entry) {
   const conversation = rooms.get(channel);
+  if (!conversation) return; // the user has left it
   const before = conversation.entries.at(-1);
   conversation.add(entry);
   if (channel !== current || (document.hidden && conversation.ready)) {
@@ -86,6 +95,7 @@ function show(channel, entry) {
   append(entry, before);
 }
 
+/** @param {string} channel @param {HubEvent} event */
 function hear(channel, event) {
   const conversation = rooms.get(channel);
   if (!conversation || (event.id && conversation.drawn.has(event.id))) return;
@@ -105,9 +115,9 @@ function hear(channel, event) {
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
 }
 
-/** Move the user's confirmed message to its position in the channel. */
+/** Move the user's confirmed message to its position in the channel. @param {Own} entry @param {Date} at */
 function inOrder(entry, at) {
-  const { entries } = rooms.get(entry.channel);
+  const entries = rooms.get(entry.channel)?.entries ?? [];
   const later = entries.slice(entries.indexOf(entry) + 1).some((each) => !each.own || !each.state);
   if (!later) return fate(entry, "", "", at);
   Object.assign(entry, { state: "", reason: "", at });
@@ -118,25 +128,36 @@ function inOrder(entry, at) {
   redraw();
 }
 
+/** @param {string} id */
 function remember(id) {
   own.add(id);
   store("session", OWN, [...own].slice(-HISTORY));
 }
 
-/** Set the delivery state of the user's message: "", "sending", "waiting", or "failed". */
+/**
+ * Set the delivery state of the user's message: "", "sending", "waiting", or "failed".
+ *
+ * @param {Own} entry
+ * @param {string} state
+ */
 function fate(entry, state, reason = "", at = entry.at) {
   Object.assign(entry, { state, reason, at });
   if (entry.channel === current) update(entry);
 }
 
+/** @param {Own} entry */
 function forget(entry) {
   const conversation = rooms.get(entry.channel);
-  conversation.entries = conversation.entries.filter((each) => each !== entry);
+  if (conversation) conversation.entries = conversation.entries.filter((each) => each !== entry);
   pending.delete(entry.key);
   remove(entry);
 }
 
-/** Publish with the server's tool. The message arrives by the subscription; failed calls aren't repeated. */
+/**
+ * Publish with the server's tool. The message arrives by the subscription; failed calls aren't repeated.
+ *
+ * @param {Own} entry
+ */
 async function sendByTool(entry) {
   fate(entry, "sending");
   try {
@@ -148,10 +169,11 @@ async function sendByTool(entry) {
   }
 }
 
+/** @param {Own} entry */
 async function send(entry) {
   pending.set(entry.key, entry);
   if (entry.byTool) return sendByTool(entry);
-  if (!hub.open || !rooms.get(entry.channel).live) return fate(entry, "waiting");
+  if (!hub.open || !rooms.get(entry.channel)?.live) return fate(entry, "waiting");
   fate(entry, "sending");
   try {
     const { event_id: id } = await hub.publish(entry.channel, {
@@ -180,6 +202,7 @@ function submit() {
   if (!text) return;
   field.value = "";
   saidTyping = 0;
+  /** @type {Own} */
   const entry = {
     kind: "message",
     channel: current,
@@ -199,7 +222,7 @@ function submit() {
 
 const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.ids);
 
-/** Handle a presence event. A quick reconnect isn't shown. */
+/** Handle a presence event. A quick reconnect isn't shown. @param {string} channel @param {HubEvent} event */
 function hearPresence(channel, event) {
   const conversation = rooms.get(channel);
   if (!conversation || conversation.drawn.has(event.id)) return;
@@ -210,7 +233,7 @@ function hearPresence(channel, event) {
   if (channel === current) showPeople();
   if (hub.ids.has(member.client_id) || !conversation.present) return;
   const last = conversation.entries.at(-1);
-  if (event.event === "join" && last?.left === member.name && Date.now() - last.when < BACK_MS) {
+  if (event.event === "join" && last?.when && last.left === member.name && Date.now() - last.when < BACK_MS) {
     conversation.entries.pop();
     if (channel === current) redraw();
     return;
@@ -224,10 +247,12 @@ function hearPresence(channel, event) {
   });
 }
 
+/** @param {string} channel */
 async function fetchMembers(channel) {
   const conversation = rooms.get(channel);
+  /** @type {Json[] | null} */
   const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "the members of this channel");
-  if (!members) return; // presence events continue, and the next connection tries again
+  if (!members || !conversation) return; // presence events continue, and the next connection tries again
   conversation.members = new Map(members.map((member) => [member.client_id, member]));
   conversation.present = true;
   if (channel === current) showPeople();
@@ -236,6 +261,7 @@ async function fetchMembers(channel) {
 const showTyping = () => drawTyping(room()?.typing ?? new Map());
 setInterval(showTyping, 1_000);
 
+/** @param {string} channel @param {HubEvent} event */
 function hearTyping(channel, event) {
   const { name, from } = JSON.parse(event.data);
   if (from === me.id || typeof name !== "string") return;
@@ -253,10 +279,10 @@ function sayTyping() {
 const showChannels = () => drawChannels(rooms, current, FIRST, part);
 const keep = () => store("local", CHANNELS, [...rooms.keys()]);
 
-/** Subscribe to a channel without opening it. */
+/** Subscribe to a channel without opening it. Returns nothing if there are too many. @param {string} channel */
 function enterChannel(channel) {
-  if (rooms.has(channel)) return true;
-  if (rooms.size >= MAX_CHANNELS) return false;
+  const known = rooms.get(channel);
+  if (known || rooms.size >= MAX_CHANNELS) return known;
   const conversation = new Conversation();
   rooms.set(channel, conversation);
   hub.subscribe(channel, {
@@ -285,37 +311,39 @@ function enterChannel(channel) {
     }
   });
   keep();
-  return true;
+  return conversation;
 }
 
 function note() {
-  $("note").textContent = room().failed ? `You can't listen to this channel. ${room().failed}` : "";
-  $("note").hidden = !room().failed;
+  const failed = room()?.failed;
+  showText($("note"), failed && `You can't listen to this channel. ${failed}`);
 }
 
-/** Open a channel. */
+/** Open a channel. @param {string} channel */
 function open(channel) {
   if (channel === current) return;
-  if (current) {
-    room().draft = $("text").value;
-    if (!room().unread) room().mark = null;
+  const next = enterChannel(channel);
+  if (!next) return complain(`You're on ${MAX_CHANNELS} channels already. Leave one first.`);
+  const before = room();
+  if (before) {
+    before.draft = $("text").value;
+    if (!before.unread) before.mark = null;
     hub.unsubscribe(presenceOf(current));
     hub.unsubscribe(typingOf(current));
-    room().present = false;
+    before.present = false;
   }
-  if (!enterChannel(channel)) return complain(`You're on ${MAX_CHANNELS} channels already. Leave one first.`);
   current = channel;
   hub.subscribe(presenceOf(channel), {
     hear: (event) => hearPresence(channel, event),
     ready: () => fetchMembers(channel)
   });
   hub.subscribe(typingOf(channel), { hear: (event) => hearTyping(channel, event) });
-  room().unread = 0;
+  next.unread = 0;
   endSearch();
   offerTool();
   write($("talk-title"), `# ${channel}`);
-  $("text").value = room().draft;
-  showRoom(room());
+  $("text").value = next.draft;
+  showRoom(next);
   note();
   showPeople();
   showTyping();
@@ -324,14 +352,17 @@ function open(channel) {
   if (place() === "people" && wanted() !== channel) history.replaceState(null, "", addressOf(channel));
 }
 
+/** @param {string} channel */
 function part(channel) {
   if (channel === current) open(FIRST);
   hub.unsubscribe(channel);
   rooms.delete(channel);
+  for (const entry of pending.values()) if (entry.channel === channel) pending.delete(entry.key);
   keep();
   showChannels();
 }
 
+/** @param {string} text */
 function complain(text) {
   showText($("channel-error"), text);
 }
@@ -356,7 +387,7 @@ addEventListener("hashchange", () => {
   if (wantedMessage && room()?.ready) find(wantedMessage);
 });
 
-/** Show the message in the URL. */
+/** Show the message in the URL. @param {string} id */
 function find(id) {
   wantedMessage = "";
   endSearch();
@@ -401,16 +432,20 @@ function offerTool() {
 
 // Joining and leaving
 
+/** @param {boolean} joined */
 function showJoined(joined) {
   $("join").hidden = joined;
   for (const id of ["talk", "channels-part", "people", "state"]) $(id).hidden = !joined;
 }
 
+/** @param {string} name */
 function enter(name) {
   me.name = name;
-  localStorage.setItem(NAME, name);
+  store("local", NAME, name);
   showJoined(true);
-  const kept = stored("local", CHANNELS, []).filter((channel) => typeof channel === "string" && channel !== FIRST);
+  /** @type {string[]} */
+  const known = stored("local", CHANNELS, []);
+  const kept = known.filter((channel) => typeof channel === "string" && channel !== FIRST);
   for (const channel of [FIRST, ...kept]) enterChannel(channel);
   const first = wanted();
   open(first && !wrong(first) ? first : FIRST);
@@ -438,9 +473,7 @@ onSubmit($("join"), () => {
   if (name) enter(name);
 });
 $("leave").onclick = leave;
-onSubmit($("composer"), () => {
-  submit();
-});
+onSubmit($("composer"), submit);
 $("text").oninput = sayTyping;
 $("text").addEventListener("keydown", (event) => {
   if (event.isComposing) return;
@@ -448,19 +481,20 @@ $("text").addEventListener("keydown", (event) => {
     event.preventDefault();
     submit();
   } else if (event.key === "ArrowUp" && !$("text").value) {
-    const failed = room().entries.findLast((entry) => entry.state === "failed");
+    const failed = room()?.entries.findLast((entry) => entry.state === "failed");
     if (failed) {
       event.preventDefault();
-      edit(failed);
+      edit(/** @type {Own} */ (failed));
     }
   }
 });
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden || !current) return;
-  room().unread = 0;
+  const shown = room();
+  if (document.hidden || !shown) return;
+  shown.unread = 0;
   showChannels();
 });
-/** Open the next or previous channel. */
+/** Open the next or previous channel. @param {number} by */
 function step(by) {
   const names = [...rooms.keys()];
   if (names.length > 1) open(names[(names.indexOf(current) + by + names.length) % names.length]);
@@ -494,7 +528,7 @@ commands(() =>
 
 /** Open the people room with the stored name, or ask for one. */
 function people() {
-  const known = localStorage.getItem(NAME);
+  const known = stored("local", NAME);
   if (current) showChannels();
   else if (known) enter(known);
   else {

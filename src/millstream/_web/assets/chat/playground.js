@@ -2,7 +2,7 @@
 // runs the model and the calls; this page shows them, and asks the user for approval.
 
 import { listTools } from "./tool.js";
-import { $, element, icon, isAtEnd, labelOf, makeButton, onSubmit, wrapped, write } from "../dom.js";
+import { $, element, icon, isAtEnd, labelOf, makeButton, onSubmit, showText, wrapped, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/controls.js";
 import { commands, shortcut } from "../shell/palette.js";
@@ -12,11 +12,16 @@ import { room } from "./rooms.js";
 
 const SHOWN_TOOLS = 200;
 
-let state = null; // {state, model, reason} of the server
+/** @typedef {{body: HTMLElement, text: {node: HTMLElement, all: string, waits: boolean} | null, cards: Card[]}} Turn */
+
+/** @type {Json | null} {state, model, reason} of the server */
+let state = null;
+/** @type {WebSocket | null} */
 let socket = null;
 let busy = false;
 let follows = true;
-let turn = null; // the current answer: {body, text, cards}
+/** @type {Turn | null} the current answer */
+let turn = null;
 
 // Drawing
 
@@ -31,13 +36,15 @@ function stay() {
   else $("answers-newer").hidden = !busy;
 }
 
-/** Append a node to the answer. */
+/** Append a node to the answer. @param {Node} node */
 function add(node) {
+  if (!turn) return;
   turn.text = null;
   turn.body.append(node);
   stay();
 }
 
+/** @param {string} text */
 function begin(text) {
   $("welcome").hidden = true;
   const body = element("div", "answer");
@@ -52,14 +59,11 @@ function begin(text) {
   toEnd();
 }
 
-/** Append text to the answer, drawn once per frame. */
-function grow(piece) {
-  if (!turn.text) {
-    const node = element("div", { className: "markdown", dir: "auto" });
-    turn.body.append(node);
-    turn.text = { node, all: "", waits: false };
-  }
-  const text = turn.text;
+/** Append text to the answer, drawn once per frame. @param {Turn} answer @param {string} piece */
+function grow(answer, piece) {
+  const text = answer.text ?? { node: element("div", { className: "markdown", dir: "auto" }), all: "", waits: false };
+  if (!answer.text) answer.body.append(text.node);
+  answer.text = text;
   text.all += piece;
   if (text.waits) return;
   text.waits = true;
@@ -72,6 +76,7 @@ function grow(piece) {
   });
 }
 
+/** @param {string} text */
 const remark = (text, look = "") =>
   add(
     element(
@@ -82,9 +87,12 @@ const remark = (text, look = "") =>
     )
   );
 
+/** @param {unknown} one @param {unknown} other */
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+/** @param {Json} message */
 const send = (message) => socket?.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
 
+/** @param {boolean} on */
 function work(on, says = "") {
   busy = on;
   $("ask").hidden = on;
@@ -92,20 +100,36 @@ function work(on, says = "") {
   write($("activity"), says);
 }
 
-/** Handlers of the server's messages by type. */
+/** Append the card of a call that had no question. @param {Card[]} cards @param {string} tool @param {Json} given */
+function newCard(cards, tool, given) {
+  const card = new Card({ tool, given });
+  cards.push(card);
+  add(card.node);
+  return card;
+}
+
+/** @type {Record<string, string>} why an answer ended early */
+const ENDS = {
+  rounds: "Stopped: the model reached the limit of tool calls for one answer.",
+  tokens: "Stopped: the answer reached its limit of tokens.",
+  length: "The model reached its own limit of length.",
+  filtered: "The model's API filtered the answer."
+};
+
+/** @type {Record<string, (message: Json, answer: Turn) => void>} handlers of the server's messages by type */
 const HANDLERS = {
   round_start: () => write($("activity"), "The model is thinking…"),
-  delta: ({ text }) => {
+  delta: ({ text }, answer) => {
     write($("activity"), "The model is writing…");
-    grow(text);
+    grow(answer, text);
   },
-  assistant_message: () => (turn.text = null),
-  model_retry: ({ seconds, reason, void: empty }) => {
-    if (empty && turn.text) turn.text.node.remove();
-    turn.text = null;
+  assistant_message: (_, answer) => (answer.text = null),
+  model_retry: ({ seconds, reason, void: empty }, answer) => {
+    if (empty) answer.text?.node.remove();
+    answer.text = null;
     write($("activity"), `${reason} Trying again in ${Math.ceil(seconds)} s.`);
   },
-  approval: ({ id, kind, tool, upstream, description, arguments: given, text }) => {
+  approval: ({ id, kind, tool, upstream, description, arguments: given, text }, { cards }) => {
     write($("activity"), "The model is waiting for you.");
     const card = new Card({
       tool: kind === "sampling" ? "The server wants to ask the model" : tool,
@@ -116,58 +140,41 @@ const HANDLERS = {
       write($("activity"), "The model is working…");
       if (kind === "sampling") card.settle({ outcome: decision === "decline" ? "refused" : "done", text: "" });
     });
-    turn.cards.push(card);
+    cards.push(card);
     add(card.node);
   },
   question: ({ id, message, url, schema }) => {
     write($("activity"), "A tool is waiting for you.");
     add(formCard({ id, message, url, schema }, (values) => send({ type: "fill", id, values })));
   },
-  tool_start: ({ id, tool, arguments: given }) => {
+  tool_start: ({ id, tool, arguments: given }, { cards }) => {
     write($("activity"), `${tool} is running…`);
-    let card = turn.cards.find((each) => !each.id && each.tool === tool && each.allowed && same(each.given, given));
-    if (!card) {
-      card = new Card({ tool, given });
-      turn.cards.push(card);
-      add(card.node);
-    }
+    const card =
+      cards.find((each) => !each.id && each.tool === tool && each.allowed && same(each.given, given)) ??
+      newCard(cards, tool, given);
     card.run(id);
   },
-  tool_progress: ({ id, value, total, message }) =>
-    turn.cards.find((each) => each.id === id)?.progress(value, total, message),
-  tool_end: ({ id, tool, text, outcome, milliseconds }) => {
-    let card =
-      turn.cards.find((each) => each.id === id && !each.over) ??
-      turn.cards.find((each) => !each.id && !each.over && each.tool === tool && outcome === "refused");
-    if (!card) {
-      card = new Card({ tool, given: {} });
-      turn.cards.push(card);
-      add(card.node);
-    }
+  tool_progress: ({ id, value, total, message }, { cards }) =>
+    cards.find((each) => each.id === id)?.progress(value, total, message),
+  tool_end: ({ id, tool, text, outcome, milliseconds }, answer) => {
+    const { cards } = answer;
+    const card =
+      cards.find((each) => each.id === id && !each.over) ??
+      cards.find((each) => !each.id && !each.over && each.tool === tool && outcome === "refused") ??
+      newCard(cards, tool, {});
     card.settle({ text, outcome, milliseconds });
-    turn.text = null;
-    write(
-      $("activity"),
-      turn.cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…"
-    );
+    answer.text = null;
+    write($("activity"), cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…");
     stay();
   },
   sampling_result: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
-  answer_end: ({ reason }) => {
-    const why = {
-      rounds: "Stopped: the model reached the limit of tool calls for one answer.",
-      tokens: "Stopped: the answer reached its limit of tokens.",
-      length: "The model reached its own limit of length.",
-      filtered: "The model's API filtered the answer."
-    }[reason];
-    if (why) remark(why);
-  },
-  stopped: () => {
-    for (const card of turn.cards) card.stop();
+  answer_end: ({ reason }) => ENDS[reason] && remark(ENDS[reason]),
+  stopped: (_, { cards }) => {
+    for (const card of cards) card.stop();
     remark("Stopped.");
   },
-  failed: ({ reason }) => {
-    for (const card of turn.cards) card.stop();
+  failed: ({ reason }, { cards }) => {
+    for (const card of cards) card.stop();
     remark(reason, "bad");
   },
   idle: () => {
@@ -186,23 +193,26 @@ function connect() {
   mine.addEventListener("message", ({ data }) => {
     if (mine !== socket || !turn) return;
     const message = JSON.parse(data);
-    HANDLERS[message.type]?.(message);
+    HANDLERS[message.type]?.(message, turn);
   });
   mine.addEventListener("close", async ({ reason }) => {
     if (mine !== socket) return;
     socket = null;
-    const asked = reason || (await look()) || "The connection was lost.";
-    if (turn && busy) {
-      for (const card of turn.cards) card.stop();
+    const answer = turn;
+    const why = reason || (await look()) || "The connection was lost.";
+    if (!answer || answer !== turn) return; // a new conversation has begun
+    if (busy) {
+      for (const card of answer.cards) card.stop();
       work(false);
     }
-    if (turn) remark(`This conversation has ended. ${asked}`, "bad");
+    remark(`This conversation has ended. ${why}`, "bad");
     $("asking").hidden = true;
     $("fresh").classList.add("accent");
   });
   return new Promise((resolve) => mine.addEventListener("open", resolve, { once: true }));
 }
 
+/** @param {string} text */
 async function sendQuestion(text) {
   if (busy || !text.trim()) return;
   $("question").value = "";
@@ -228,9 +238,9 @@ function fresh() {
 
 /** Load the state of the playground. Returns an error message, or "". */
 async function look() {
+  /** @param {string} reason */
   const failed = (reason) => {
-    $("unavailable").textContent = reason;
-    $("unavailable").hidden = false;
+    showText($("unavailable"), reason);
     return reason;
   };
   try {
@@ -240,14 +250,14 @@ async function look() {
   } catch {
     return failed("The server can't be reached.");
   }
-  write($("server-name"), state.server.title);
-  write($("server-version"), state.server.version);
-  $("unavailable").hidden = state.state !== "forbidden";
-  $("unavailable").textContent = state.state === "forbidden" ? state.reason : "";
-  $("setup").hidden = state.state !== "off";
-  write($("setup-reason"), state.reason ?? "");
-  $("model").hidden = state.state !== "ready";
-  write($("model"), state.model ?? "");
+  const { server, state: now, reason, model } = /** @type {Json} */ (state);
+  write($("server-name"), server.title);
+  write($("server-version"), server.version);
+  showText($("unavailable"), now === "forbidden" && reason);
+  $("setup").hidden = now !== "off";
+  write($("setup-reason"), reason ?? "");
+  $("model").hidden = now !== "ready";
+  write($("model"), model ?? "");
   return "";
 }
 
@@ -255,6 +265,7 @@ async function showTools() {
   const tools = await listTools();
   if (!tools) return;
   write($("tool-count"), tools.length || "");
+  /** @param {Json} tool */
   const row = ({ name, title, description, annotations }) =>
     element(
       "li",
@@ -267,15 +278,11 @@ async function showTools() {
     .filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length)
     .slice(0, 2);
   const ideas = ["What can you do here?", ...easy.map(({ name }) => `Try ${name} and explain the result.`)];
-  $("suggestions").replaceChildren(
-    ...ideas.map((idea) => {
-      const button = makeButton("", () => sendQuestion(idea), idea);
-      return button;
-    })
-  );
+  $("suggestions").replaceChildren(...ideas.map((idea) => makeButton("", () => sendQuestion(idea), idea)));
 }
 
 const ENV = ["API_URL=http://127.0.0.1:11434/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
+/** @param {string} text @param {string} name */
 const code = (text, name) => copyable(wrapped(name, "ltr", text), "Copy");
 
 /** Open the playground. */
@@ -291,9 +298,7 @@ export async function openPlayground() {
   await showTools().catch(() => {});
 }
 
-onSubmit($("asking"), () => {
-  sendQuestion($("question").value);
-});
+onSubmit($("asking"), () => sendQuestion($("question").value));
 $("question").addEventListener("keydown", (event) => {
   if (event.isComposing) return;
   if (event.key === "Enter" && !event.shiftKey) {

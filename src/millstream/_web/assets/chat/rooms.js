@@ -3,12 +3,14 @@
 import { $ } from "../dom.js";
 import { commands, shortcut } from "../shell/palette.js";
 
+/** @type {Record<string, string>} */
 const TITLES = { people: "Chat", playground: "Playground" };
+/** @type {Record<string, () => void>} */
 let rooms = {};
 
 export const room = () => $("main").dataset.room;
 
-/** Open a room. */
+/** Open a room. @param {string} name */
 export function enterRoom(name) {
   $("main").dataset.room = name;
   for (const each of Object.keys(TITLES)) $(`to-${each}`).ariaCurrent = each === name ? "true" : null;

@@ -3,7 +3,14 @@
 import { $, element, icon, iconButton, write } from "../dom.js";
 import { drawWhenReleased } from "../shell/controls.js";
 
-/** Draw the members of the open channel; `own` contains the ids of this page. */
+/** @import { Conversation } from "./messages.js" */
+
+/**
+ * Draw the members of the open channel; `own` contains the ids of this page.
+ *
+ * @param {Json[]} members
+ * @param {Set<string>} own
+ */
 export function drawPeople(members, own) {
   const people = members.sort((one, other) => one.since - other.since);
   write($("people-count"), people.length);
@@ -22,7 +29,7 @@ export function drawPeople(members, own) {
   );
 }
 
-/** Draw who is typing: name -> expiry time. */
+/** Draw who is typing: name -> expiry time. @param {Map<string, number>} typing */
 export function drawTyping(typing) {
   const now = Date.now();
   const names = [...typing].filter(([, until]) => until > now).map(([name]) => name);
@@ -37,7 +44,14 @@ export function drawTyping(typing) {
   write($("typing"), text);
 }
 
-/** Draw the channels, and the unread count in the page's title. `part` leaves a channel; `first` can't be left. */
+/**
+ * Draw the channels, and the unread count in the page's title. `part` leaves a channel; `first` can't be left.
+ *
+ * @param {Map<string, Conversation>} rooms
+ * @param {string} current
+ * @param {string} first
+ * @param {(channel: string) => void} part
+ */
 export function drawChannels(rooms, current, first, part) {
   let all = 0;
   const items = [...rooms].map(([channel, { unread, failed }]) => {
@@ -65,7 +79,7 @@ export function drawChannels(rooms, current, first, part) {
   if ($("main").dataset.room === "people") document.title = all ? `(${all}) Chat` : "Chat";
 }
 
-/** Validate a channel's name by the hub's rules. Returns a message, or "". */
+/** Validate a channel's name by the hub's rules. Returns a message, or "". @param {string} name */
 export function wrong(name) {
   if (/\s/.test(name)) return "A channel's name has no spaces.";
   if (name.startsWith("$")) return "Names with $ belong to the server.";

@@ -1,11 +1,22 @@
 // The hub over one WebSocket: subscriptions that resume after a reconnect, and confirmed publications. See the reference
 // of /ws.
 
-import { errorMessage } from "../sse.js";
+import { errorMessage, WAITS_MS } from "../sse.js";
 
-const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
 const PING_MS = 20_000;
 const ANSWER_MS = 15_000;
+
+/** @import { FeedState } from "../sse.js" */
+/** @typedef {{id: string, data: string, event?: string}} HubEvent */
+/**
+ * @typedef {object} Subscription
+ * @property {string} [name]
+ * @property {number} [history]
+ * @property {(event: HubEvent) => void} hear
+ * @property {(again: boolean) => void} [ready] called when all missed events have arrived
+ * @property {(reason: string) => void} [failed]
+ * @property {() => void} [gap]
+ */
 
 /** An error sent by the server. */
 export class Refused extends Error {}
@@ -13,10 +24,13 @@ export class Refused extends Error {}
 export class Hub {
   /** Client ids of this page, one for each connection. */
   ids = new Set();
+  /** @type {WebSocket | null} */
   #socket = null;
-  #waiting = new Map(); // request id -> {resolve, reject, timer}
+  /** @type {Map<number, {resolve: (answer: any) => void, reject: (error: Error) => void, timer: number}>} */
+  #waiting = new Map();
   #number = 0;
-  #wanted = new Map(); // channel -> {name, history, last, hear, ready, failed}
+  /** @type {Map<string, Subscription & {last: string, begun: boolean}>} by channel */
+  #wanted = new Map();
   #failures = 0;
   #timer = 0;
   #beat = 0;
@@ -26,7 +40,7 @@ export class Hub {
   #probe;
 
   /**
-   * @param {(state: {state: string, reason: string}) => void} onState connecting, open, waiting, offline
+   * @param {(state: FeedState) => void} onState called with each new state
    * @param {string} probe path that returns why the server rejects a WebSocket, because browsers hide the response
    * @param {(server: {name?: string, title?: string, version?: string}) => void} onServer called with the server's info
    */
@@ -65,33 +79,42 @@ export class Hub {
    * Subscribe to a channel, and resubscribe after reconnects.
    *
    * @param {string} channel
-   * @param {{name?: string, history?: number, hear: (event: {data: string, id: string, event?: string}) => void, ready?: (again: boolean) => void, failed?: (reason: string) => void, gap?: () => void}} options
-   *   `ready` is called when all missed events have arrived
+   * @param {Subscription} options
    */
   subscribe(channel, options) {
-    this.#wanted.set(channel, { history: 0, last: "", begun: false, ...options });
+    this.#wanted.set(channel, { last: "", begun: false, ...options });
     if (this.open) this.#subscribe(channel);
   }
 
+  /** @param {string} channel */
   unsubscribe(channel) {
     if (this.#wanted.delete(channel) && this.open) this.#ask({ type: "unsubscribe", channel }).catch(() => {});
   }
 
-  /** Publish and wait for the confirmation. Throws `Refused` if the server rejects it, or another error. */
+  /**
+   * Publish and wait for the confirmation. Throws `Refused` if the server rejects it, or another error.
+   *
+   * @param {string} channel
+   * @param {unknown} data
+   * @param {string} [event]
+   */
   publish(channel, data, event) {
     return this.#ask({ type: "publish", channel, data, ...(event ? { event } : {}) });
   }
 
+  /** @param {Json} message @returns {Promise<Json>} */
   #ask(message) {
-    if (!this.open) return Promise.reject(new Error("The server can't be reached."));
+    const socket = this.#socket;
+    if (socket?.readyState !== WebSocket.OPEN) return Promise.reject(new Error("The server can't be reached."));
     const id = ++this.#number;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => this.#settle(id, new Error("The server didn't respond in time.")), ANSWER_MS);
       this.#waiting.set(id, { resolve, reject, timer });
-      this.#socket.send(JSON.stringify({ ...message, id }));
+      socket.send(JSON.stringify({ ...message, id }));
     });
   }
 
+  /** @param {number} id @param {Error | null} error @param {Json} [answer] */
   #settle(id, error, answer) {
     const waiting = this.#waiting.get(id);
     if (!waiting) return;
@@ -118,8 +141,10 @@ export class Hub {
     });
   }
 
+  /** @param {string} channel */
   async #subscribe(channel) {
     const wanted = this.#wanted.get(channel);
+    if (!wanted) return;
     const { name, history, last } = wanted;
     try {
       await this.#ask({
@@ -136,12 +161,13 @@ export class Hub {
     }
   }
 
+  /** @param {Json} message */
   #take(message) {
     if (message.type === "event") {
       const wanted = this.#wanted.get(message.channel);
       if (!wanted) return;
       if (message.id) wanted.last = message.id;
-      wanted.hear(message);
+      wanted.hear(/** @type {HubEvent} */ (message));
     } else if (message.type === "position") {
       for (const wanted of this.#wanted.values()) if (wanted.begun) wanted.last = message.id;
     } else if (message.type === "connected") {
@@ -153,6 +179,7 @@ export class Hub {
     else this.#settle(message.id, null, message);
   }
 
+  /** @param {WebSocket} socket @param {string} reason */
   async #closed(socket, reason) {
     if (socket !== this.#socket) return;
     this.#socket = null;

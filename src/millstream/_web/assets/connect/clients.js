@@ -2,7 +2,7 @@
 
 const KEY = "MCP_SERVER_AUTH_KEY";
 
-/** Return the server's name for configurations, in characters that all clients accept. */
+/** Return the server's name for configurations, in characters that all clients accept. @param {string} name */
 export const shortName = (name) =>
   name
     .toLowerCase()
@@ -10,26 +10,30 @@ export const shortName = (name) =>
     .replace(/^-+|-+$/g, "")
     .slice(0, 40) || "server";
 
-/** Quote a word for a shell. */
+/** Quote a word for a shell. @param {string} text */
 export const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
+/** @param {string} text */
 const base64 = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 
-/** Return an argument of `millstream call` for each required property of a tool. */
+/** Return an argument of `millstream call` for each required property of a tool. @param {Schema | undefined} schema */
 function argumentsOf(schema) {
+  /** @type {Json} */
   const small = { integer: 1, number: 1, boolean: "true", array: "[]", object: "{}" };
+  /** @param {Schema} property */
   const value = (property) => {
     const given =
       property.default ?? property.enum?.[0] ?? property.examples?.[0] ?? small[[property.type].flat()[0]] ?? "hello";
     return typeof given === "object" ? JSON.stringify(given) : String(given);
   };
-  return (schema?.required ?? []).map((name) => quoted(`${name}=${value(schema.properties?.[name] ?? {})}`));
+  const { required, properties } = schema ?? {};
+  return (required ?? []).map((/** @type {string} */ name) => quoted(`${name}=${value(properties?.[name] ?? {})}`));
 }
 
 /**
  * Return all clients with their steps.
  *
- * @param {{name: string, url: string, keys: boolean, oauth: boolean, near: boolean, tool: Record<string, any> | null}} server `keys`
+ * @param {{name: string, url: string, keys: boolean, oauth: boolean, near: boolean, tool: Json | null}} server `keys`
  *   and `oauth` are the accepted sign-in methods; `near` is true if only this machine or its network can reach the URL;
  *   `tool` is an example to call
  * @returns {Array<{id: string, title: string, steps: Array<{text: string, code?: string, says?: string, open?: string, label?: string, warn?: boolean}>}>}
@@ -46,7 +50,9 @@ export function clients({ name, url, keys, oauth, near, tool }) {
         }
       ]
     : [];
+  /** @param {string} how */
   const signs = (how) => (oauth ? [{ text: how }] : []);
+  /** @param {string} who */
   const distant = (who) =>
     near
       ? [

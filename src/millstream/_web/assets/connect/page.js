@@ -20,11 +20,14 @@ const PAGES = {
   gateway: ["Gateway", "The servers behind this one."]
 };
 
+/** @type {{path: string, url: string, keys: boolean, oauth: boolean, pages: string[]}} */
 let facts = { path: "/mcp", url: "", keys: false, oauth: false, pages: [] };
+/** @type {ReturnType<typeof clients>} */
 let entries = [];
 
 const url = () => facts.url || new URL(`.${facts.path}`, document.baseURI).href;
 
+/** @param {Json} step */
 function drawStep({ text, code, says = "Copy", open, label, warn }) {
   /** @type {HTMLElement[]} */
   const nodes = [element("p", {}, text)];
@@ -33,11 +36,13 @@ function drawStep({ text, code, says = "Copy", open, label, warn }) {
   return element("li", warn ? "warn" : "", ...nodes);
 }
 
+/** @param {string} id */
 const drawSteps = (id) => {
-  $("steps").replaceChildren(...entries.find((each) => each.id === id).steps.map(drawStep));
+  $("steps").replaceChildren(...entries.flatMap((each) => (each.id === id ? each.steps.map(drawStep) : [])));
   $("client").ariaBusy = "false";
 };
 
+/** @param {string} name @param {Json | null} tool */
 function drawClients(name, tool) {
   const { protocol, hostname } = new URL(url());
   const near = protocol !== "https:" || NEAR.test(hostname);
@@ -82,14 +87,16 @@ function drawPages() {
   );
 }
 
-/** Return the first sentence of a description. */
+/** Return the first sentence of a description. @param {string | undefined} text */
 const summary = (text) => (text ?? "").trim().split(/\n|(?<=[.!?])\s/)[0];
 
+/** @param {Json[]} tools @param {number} resources @param {number} prompts */
 function drawOffers(tools, resources, prompts) {
   write($("count-tools"), count(tools.length));
   write($("count-resources"), count(resources));
   write($("count-prompts"), count(prompts));
   const page = ["inspect", "docs"].find((each) => facts.pages.includes(each));
+  /** @param {Json} tool */
   const name = (tool) => {
     const words = [
       element("strong", { dir: "auto" }, tool.title ? labelOf(tool) : (tool.annotations?.title ?? tool.name)),
@@ -123,7 +130,7 @@ function drawOffers(tools, resources, prompts) {
   );
 }
 
-/** @param {Record<string, any>} server */
+/** @param {Json} server */
 function drawServer({ serverInfo = {} }) {
   const title = serverInfo.title || serverInfo.name || "Connect";
   write($("title"), title);
@@ -148,7 +155,7 @@ async function start() {
   drawServer(server);
   const { tools, resources, templates, prompts } = await list("tools", "resources", "templates", "prompts");
   drawOffers(tools, resources.length + templates.length, prompts.length);
-  const harmless = tools.find((tool) => tool.annotations?.readOnlyHint) ?? tools[0] ?? null;
+  const harmless = tools.find((/** @type {Json} */ tool) => tool.annotations?.readOnlyHint) ?? tools[0] ?? null;
   drawClients(server.serverInfo?.name ?? "server", harmless);
   showReconnected();
 }
@@ -163,7 +170,7 @@ commands(() => [
   ...entries.map(({ id, title }) => ({
     title: `Connect ${title}`,
     group: "Clients",
-    run: () => document.getElementById(`tab-${id}`).click()
+    run: () => $(`tab-${id}`).click()
   }))
 ]);
 const attempt = () =>

@@ -5,7 +5,9 @@ import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { LiveTable, cellBadge, column } from "./table.js";
 
 const EVERY_MS = 5_000;
+/** @param {Json} record */
 const who = ({ subject, address }) => subject || address || "–";
+/** @param {Json} record */
 const what = ({ method, target }) => (target ? `${method} ${target}` : method);
 
 const table = new LiveTable($("audit-table"), {
@@ -18,7 +20,7 @@ const table = new LiveTable($("audit-table"), {
       down: true,
       says: (record) => new Date(record.at).toLocaleString()
     }),
-    column("who", "Who", (record) => who(record), {
+    column("who", "Who", who, {
       head: true,
       sort: who,
       says: (record) => [record.issuer, record.client, record.address].filter(Boolean).join(", ")
@@ -51,14 +53,14 @@ async function load() {
   table.show(found.records);
 }
 
-/** Tell whether the tab is open. */
+/** Tell whether the tab is open. @param {boolean} now */
 export function showAudit(now) {
   open = now;
   if (open) load();
   else clearTrouble("the audit log");
 }
 
-/** Find out whether there's an audit log, and call `tell` with the answer. */
+/** Find out whether there's an audit log, and call `tell` with the answer. @param {(kept: boolean) => void} tell */
 export function lookForAudit(tell) {
   told = tell;
   load();

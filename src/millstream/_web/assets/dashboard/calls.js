@@ -1,20 +1,23 @@
 // Recent calls, or the calls of a period or with an error; errors by message; and clients by name and version.
 
-import { $, clock, count, element, facts, figure, icon, openDialog, pretty, wrapped, write } from "../dom.js";
+import { $, clock, count, element, facts, figure, icon, ms, openDialog, pretty, wrapped, write } from "../dom.js";
 import { colored } from "../render/json.js";
 import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { copyable } from "../shell/controls.js";
-import { ms } from "./health.js";
+
 import { LiveTable, cellBadge, cellButton, column, number } from "./table.js";
 
 const EVERY_MS = 2_000;
 export const OTHER = "_other";
 export const OTHER_SAYS = "Names that this server doesn't have, counted together to save memory.";
 
+/** @param {Json} call */
 const title = (call) =>
   call.method === "tools/call" ? call.name || call.method : call.name ? `${call.method} ${call.name}` : call.method;
+/** @param {Json} call */
 const outcome = ({ outcome: word }) => word.replaceAll("_", " ");
 
+/** @param {Json} call */
 function show(call) {
   const rows = facts({
     When: new Date(call.at * 1_000).toLocaleString(),
@@ -68,16 +71,23 @@ function show(call) {
   );
 }
 
-/** @type {{since: number, until: number, total: number} | null} */
-let time = null; // the selected period
-let error = null; // the selected error
+/** @type {{since: number, until: number, total: number} | null} the selected period */
+let time = null;
+/** @type {Json | null} the selected error */
+let error = null;
 /** @type {(...given: any[]) => void} */
 let go = () => {};
 /** @type {(...given: any[]) => void} */
 let cleared = () => {};
+/** @param {Json} call */
 const isInTime = (call) => !time || (call.at >= time.since && call.at < time.until);
 
-/** Whether a text matches an error message, where each `…` matches any text. */
+/**
+ * Whether a text matches an error message, where each `…` matches any text.
+ *
+ * @param {string} text
+ * @param {string} message
+ */
 function isOf(text, message) {
   let from = 0;
   return message.split("…").every((part) => {
@@ -133,6 +143,7 @@ const recent = new LiveTable($("recent"), {
 });
 $("call-failed").onchange = () => recent.draw(true);
 
+/** @param {number} seconds */
 const moment = (seconds) => {
   const date = new Date(seconds * 1_000);
   return date.toDateString() === new Date().toDateString()
@@ -200,7 +211,7 @@ const clients = new LiveTable($("clients"), {
   ]
 });
 
-/** Add a unique key to each call. Identical calls are numbered from the oldest. */
+/** Add a unique key to each call. Identical calls are numbered from the oldest. @param {Json[]} calls */
 function keyed(calls) {
   const alike = new Map();
   for (const call of [...calls].sort((one, other) => one.at - other.at)) {
@@ -227,14 +238,18 @@ async function load() {
   say(found.calls.filter(isInTime).length);
 }
 
-/** Set the open tab. */
+/** Set the open tab. @param {string} part */
 export function showCalls(part) {
   shown = part;
   if (!PARTS.includes(shown)) clearTrouble("the recent calls");
   load();
 }
 
-/** `open(part)` is called to open a tab, and `forget()` when the selected period is cleared. */
+/**
+ * `open(part)` is called to open a tab, and `forget()` when the selected period is cleared.
+ *
+ * @param {{open: (part: string) => void, forget: () => void}} page
+ */
 export function connectCalls({ open, forget }) {
   go = open;
   cleared = forget;
@@ -268,7 +283,13 @@ function say(kept = 0) {
   $("call-note").title = $("call-note").textContent;
 }
 
-/** Show the calls of a period, in whole seconds since 1970. `total` is their number, and `words` is the filter. */
+/**
+ * Show the calls of a period, in whole seconds since 1970. `total` is their number, and `words` is the filter.
+ *
+ * @param {number} since
+ * @param {number} until
+ * @param {number} total
+ */
 export function callsBetween(since, until, total, words = "") {
   time = { since, until, total };
   error = null;
@@ -278,6 +299,7 @@ export function callsBetween(since, until, total, words = "") {
   recent.draw(true);
 }
 
+/** @param {Json} row */
 function callsOf(row) {
   error = row;
   time = null;

@@ -8,41 +8,46 @@ const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 20;
 const DRAGGED_PX = 5; // shorter movements are clicks
+/** @type {Record<string, number[]>} */
 const DASHES = { solid: [], dashed: [6, 4], dotted: [1.5, 3.5] };
 
-/** Round up to 1, 2, 2.5, or 5 times a power of ten. */
+/** Round up to 1, 2, 2.5, or 5 times a power of ten. @param {number} value */
 function niceStep(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  const factor = [1, 2, 2.5, 5, 10].find((each) => each * power >= value * 0.999);
-  return factor * power;
+  return power * ([1, 2, 2.5, 5].find((each) => each * power >= value * 0.999) ?? 10);
 }
 
-/** Resize a canvas to its box in device pixels, and return its context. */
+/** Resize a canvas to its box in device pixels, and return its context. @param {HTMLCanvasElement} canvas */
 function prepare(canvas) {
   const ratio = devicePixelRatio || 1;
   const { width, height } = canvas.getBoundingClientRect();
   const wide = Math.round(width * ratio);
   const high = Math.round(height * ratio);
   if (canvas.width !== wide || canvas.height !== high) Object.assign(canvas, { width: wide, height: high });
-  const pen = canvas.getContext("2d");
+  const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")); // no other kind of context was requested
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
   return { pen, width, height };
 }
 
+/** @type {Set<LineChart>} */
 const charts = new Set();
 /** @type {{since: number, until: number} | null} */
 let marked = null; // the selected period, in all charts
 /** @type {(...given: any[]) => void} */
 let picked = () => {};
 
-/** `pick(since, until)` is called when a period is selected, in seconds since 1970. */
+/**
+ * `pick(since, until)` is called when a period is selected, in seconds since 1970.
+ *
+ * @param {(since: number, until: number) => void} pick
+ */
 export const onPick = (pick) => (picked = pick);
 
-/** Mark a period in all charts; null clears it. */
+/** Mark a period in all charts; null clears it. @param {{since: number, until: number} | null} time */
 export function markTime(time) {
   marked = time;
-  for (const chart of charts) chart.draw();
+  redraw();
 }
 const redraw = () => charts.forEach((chart) => chart.draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
@@ -50,11 +55,14 @@ addEventListener("millstream-theme", redraw);
 const resized = new ResizeObserver(redraw);
 const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
-/** Return the axis label of a time. */
+/** Return the axis label of a time. @param {number} ago @param {number} at @param {number} seconds */
 function when(ago, at, seconds) {
   if (ago <= 0) return "now";
   return seconds <= 60 ? `−${Math.round(ago)} s` : hours.format(at * 1_000);
 }
+
+/** @typedef {{name: string, color: string, dash?: "dashed" | "dotted", fill?: boolean}} Series */
+/** @typedef {(value: number) => number} Scale */
 
 export class LineChart {
   #canvas;
@@ -63,19 +71,24 @@ export class LineChart {
   #format;
   #series;
   #atLeast;
+  /** @type {number[]} */
   #times = [];
+  /** @type {Array<Array<number | null>>} */
   #values = [];
+  /** @type {Array<{item: HTMLElement, value: HTMLElement}>} */
   #told = [];
   #seconds = 60;
   #step = 10;
   #until = 0;
+  /** @type {number | null} the marked point, counted from the end */
   #at = null;
   #top = 0;
 
   /**
    * @param {HTMLElement} place container of the title, the legend, and the canvas
-   * @param {Record<string, any>} options name: title, and says: the long title; format: formats a value with its unit; series: `{name, color,
-   *   dash, fill}` with a token as the color; atLeast: minimum of the y axis's upper limit
+   * @param {{name: string, says?: string, format: (value: number, axis?: boolean) => string, series: Series[], atLeast?: number}} options
+   *   `says` is the long title; `format` adds the unit; colors are tokens; `atLeast` is the minimum of the y axis's
+   *   upper limit
    */
   constructor(place, { name, format, series, says = name, atLeast = 1 }) {
     this.#name = name;
@@ -99,14 +112,14 @@ export class LineChart {
     charts.add(this);
   }
 
-  /** Change the title. */
+  /** Change the title. @param {string} name */
   rename(name) {
     this.#name = name;
     write(this.#title, name);
     this.#title.title = name;
   }
 
-  /** Show or hide a series. */
+  /** Show or hide a series. @param {number} index @param {boolean} there */
   offer(index, there) {
     this.#told[index].item.hidden = !there;
   }
@@ -125,14 +138,16 @@ export class LineChart {
     this.#until = until;
     this.#seconds = seconds;
     this.#step = step;
-    this.draw();
+    this.mark(this.#at); // there may be fewer points
   }
 
   draw() {
     const { pen, width, height } = prepare(this.#canvas);
     if (width < LEFT + RIGHT + 20) return;
     const { top, step } = this.#scale(height);
+    /** @param {number} t */
     const x = (t) => LEFT + (1 - (this.#until - t) / this.#seconds) * (width - LEFT - RIGHT);
+    /** @param {number} value */
     const y = (value) => TOP + (1 - value / top) * (height - TOP - BOTTOM);
     pen.font = `11px ${getComputedStyle(this.#canvas).fontFamily}`;
     this.#axes(pen, { width, height, top, step, x, y });
@@ -152,7 +167,11 @@ export class LineChart {
     this.#tell();
   }
 
-  /** Return the scale of the y axis. Its limit shrinks only by half or more, to keep the axis readable. */
+  /**
+   * Return the scale of the y axis. Its limit shrinks only by half or more, to keep the axis readable.
+   *
+   * @param {number} height
+   */
   #scale(height) {
     const values = this.#values.flat().filter((value) => value != null);
     const most = Math.max(this.#atLeast, ...values) * 1.05;
@@ -164,6 +183,10 @@ export class LineChart {
     return { step, top: Math.ceil(this.#top / step - 1e-9) * step };
   }
 
+  /**
+   * @param {CanvasRenderingContext2D} pen
+   * @param {{width: number, height: number, top: number, step: number, x: Scale, y: Scale}} plot
+   */
   #axes(pen, { width, height, top, step, x, y }) {
     pen.lineWidth = 1;
     pen.strokeStyle = color("--line");
@@ -188,6 +211,12 @@ export class LineChart {
     }
   }
 
+  /**
+   * @param {CanvasRenderingContext2D} pen
+   * @param {Series} series
+   * @param {number} index
+   * @param {{x: Scale, y: Scale, floor: number}} plot
+   */
   #line(pen, series, index, { x, y, floor }) {
     pen.strokeStyle = pen.fillStyle = color(series.color);
     pen.lineWidth = series.dash ? 1.5 : 2;
@@ -199,7 +228,7 @@ export class LineChart {
       pen.stroke();
       if (run.length === 1 && run[0][1] > 0) this.#dot(pen, x(run[0][0]), y(run[0][1]), 2);
       if (!series.fill) continue;
-      pen.lineTo(x(run.at(-1)[0]), floor);
+      pen.lineTo(x(run[run.length - 1][0]), floor);
       pen.lineTo(x(run[0][0]), floor);
       pen.globalAlpha = 0.12;
       pen.fill();
@@ -208,21 +237,27 @@ export class LineChart {
     pen.setLineDash([]);
   }
 
+  /** @param {CanvasRenderingContext2D} pen @param {number} x @param {number} y @param {number} radius */
   #dot(pen, x, y, radius) {
     pen.beginPath();
     pen.arc(x, y, radius, 0, 7);
     pen.fill();
   }
 
-  /** Return the runs of a series between missing values. */
+  /** Return the runs of a series between missing values. @param {number} index */
   #runs(index) {
+    /** @type {Array<Array<[number, number]>>} */
     const runs = [];
-    let open = false;
+    /** @type {Array<[number, number]> | null} */
+    let run = null;
     this.#times.forEach((t, place) => {
       const value = this.#values[index]?.[place] ?? null;
-      if (value !== null && !open) runs.push([]);
-      if (value !== null) runs.at(-1).push([t, value]);
-      open = value !== null;
+      if (value === null) run = null;
+      else if (run) run.push([t, value]);
+      else {
+        run = [[t, value]];
+        runs.push(run);
+      }
     });
     return runs;
   }
@@ -231,6 +266,7 @@ export class LineChart {
     return this.#at === null ? this.#times.length - 1 : this.#times.length + this.#at;
   }
 
+  /** @param {CanvasRenderingContext2D} pen @param {{x: Scale, y: Scale, floor: number}} plot */
   #cross(pen, { x, y, floor }) {
     if (this.#at === null || !this.#times.length) return;
     const place = this.#place();
@@ -273,11 +309,14 @@ export class LineChart {
   /** Select a point by pointer or arrow keys, in all charts, counted from the end. */
   #follow() {
     const canvas = this.#canvas;
-    let from = null; // where the pointer went down
+    /** @type {PointerEvent | null} where the pointer went down */
+    let from = null;
+    /** @param {MouseEvent} event */
     const timeAt = (event) => {
       const { left, width } = canvas.getBoundingClientRect();
       return this.#until - (1 - (event.clientX - left - LEFT) / (width - LEFT - RIGHT)) * this.#seconds;
     };
+    /** @param {MouseEvent} event */
     const dragged = (event) => from && Math.abs(event.clientX - from.clientX) > DRAGGED_PX;
     canvas.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !this.#times.length) return;
@@ -286,7 +325,7 @@ export class LineChart {
     });
     canvas.addEventListener("pointermove", (event) => {
       const t = timeAt(event);
-      if (dragged(event)) markTime(this.#whole(timeAt(from), t));
+      if (from && dragged(event)) markTime(this.#whole(timeAt(from), t));
       let best = -1;
       this.#times.forEach((each, place) => {
         if (best < 0 || Math.abs(each - t) < Math.abs(this.#times[best] - t)) best = place;
@@ -315,7 +354,7 @@ export class LineChart {
     });
   }
 
-  /** Extend a period to whole points, at least the nearest one. */
+  /** Extend a period to whole points, at least the nearest one. @param {number} one @param {number} other */
   #whole(one, other) {
     const [low, high] = [Math.min(one, other), Math.max(one, other)];
     const inside = this.#times.filter((end) => end > low && end - this.#step < high);
@@ -324,16 +363,17 @@ export class LineChart {
       this.#times[0]
     );
     const ends = high - low < 1e-6 || !inside.length ? [nearest] : inside;
-    return { since: Math.floor(ends[0] - this.#step), until: Math.ceil(ends.at(-1)) };
+    return { since: Math.floor(ends[0] - this.#step), until: Math.ceil(ends[ends.length - 1]) };
   }
 
-  /** Mark a point, counted from the end; null clears it. */
+  /** Mark a point, counted from the end; null clears it. @param {number | null} at */
   mark(at) {
     this.#at = at !== null && -at > this.#times.length ? null : at;
     this.draw();
   }
 }
 
+/** @param {number | null} at */
 function choose(at) {
   for (const chart of charts) chart.mark(at);
 }

@@ -1,31 +1,26 @@
 // The server's health: a verdict with its reasons.
 
-import { $, count, duration, element, figure, write } from "../dom.js";
+import { $, count, duration, element, figure, ms, write } from "../dom.js";
 
 const LAST = "These are the last figures received.";
+/** @type {Record<string, string>} */
 const WORDS = { good: "Healthy", warn: "Degraded", bad: "Unhealthy" };
 const ORDER = ["good", "warn", "bad"];
 const LEAST_CALLS = 10; // the share of fewer calls isn't meaningful
 const BLOCKED_MS = { warn: 1_000, bad: 6_000 }; // per minute; a short delay, as at the start, is normal
 
-let cutBefore = null; // slow readers disconnected before the last snapshot
+/** @type {number | null} slow readers disconnected before the last snapshot */
+let cutBefore = null;
 let cutAt = 0;
 
+/** @param {number} errors @param {number} calls */
 const share = (errors, calls) => (calls ? (100 * errors) / calls : 0);
 
-/** Format a duration in milliseconds with its unit. */
-export const ms = (value) =>
-  value == null
-    ? "–"
-    : value >= 10_000
-      ? `${figure(value / 1_000)} s`
-      : value >= 1_000
-        ? `${(value / 1_000).toFixed(2)} s`
-        : `${figure(value)} ms`;
-
-/** Return the reasons, worst first: `[look, sentence]`. */
+/** Return the reasons, worst first: `[look, sentence]`. @param {Json} snapshot @param {Json | null} past */
 export function reasons(snapshot, past) {
+  /** @type {Array<[string, string]>} */
   const found = [];
+  /** @param {string} look @param {string} text */
   const say = (look, text) => found.push([look, text]);
   const { calls = 0, errors = 0 } = past?.total ?? {};
   const failed = share(errors, calls);
@@ -57,14 +52,14 @@ export function drawUnknown() {
   $("reasons").replaceChildren(element("li", {}, LAST));
 }
 
-/** Show a figure with a smaller unit. */
+/** Show a figure with a smaller unit. @param {HTMLElement} node @param {string} text */
 function unit(node, text) {
   if (node.textContent === text) return;
   const [value, name = ""] = text.split(" ");
   node.replaceChildren(value, ...(name ? [element("span", "unit", ` ${name}`)] : []));
 }
 
-/** Draw the verdict and the figures. */
+/** Draw the verdict and the figures. @param {Json} snapshot @param {Json | null} past */
 export function drawHealth(snapshot, past) {
   const found = reasons(snapshot, past);
   const look = found[0]?.[0] ?? "good";
@@ -76,7 +71,9 @@ export function drawHealth(snapshot, past) {
     $("reasons").replaceChildren(...found.map(([each, sentence]) => element("li", each, sentence)));
     $("reasons").title = text;
   }
+  /** @param {Json[]} rows */
   const sum = (rows) => rows.reduce((total, row) => total + row.count, 0);
+  /** @type {number[]} */
   const lately = snapshot.per_second.slice(-10);
   write($("rate"), figure(lately.reduce((total, each) => total + each, 0) / lately.length));
   const total = past?.total;

@@ -3,8 +3,10 @@
 import { $, clock, element, hasWords, isAtEnd, pre, showContentOrEmpty, write } from "../dom.js";
 
 const KEPT = 1_000;
+/** @type {Record<string, number>} */
 const RANKS = { debug: 10, info: 20, warning: 30, error: 40, critical: 50 };
 
+/** @type {Array<{line: Json, text: string}>} */
 const lines = [];
 let warnings = 0;
 let errors = 0;
@@ -12,12 +14,15 @@ let opened = false;
 let paused = false;
 let waiting = 0;
 
+/** @param {unknown} value */
 const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
+/** @param {{line: Json, text: string}} entry */
 function shown({ line, text }) {
   return (RANKS[line.level] ?? 20) >= Number($("log-level").value) && hasWords(text, $("log-filter").value);
 }
 
+/** @param {Json} line */
 function draw(line) {
   const { ts, level, logger, message, error, ...fields } = line;
   const when = new Date(ts);
@@ -71,7 +76,7 @@ function tell() {
   $("log-count").textContent = lines.length ? `${list.childElementCount} of ${lines.length} lines${held}` : "";
 }
 
-/** Add lines. The list stays scrolled to the end, unless the user has scrolled up. */
+/** Add lines. The list stays scrolled to the end, unless the user has scrolled up. @param {Json[]} news */
 export function add(news) {
   const list = $("log");
   const fresh = news.map((line) => ({ line, text: JSON.stringify(line) }));
@@ -91,7 +96,7 @@ export function add(news) {
   }
   const follows = isAtEnd(list);
   list.append(...fresh.filter(shown).map((each) => draw(each.line)));
-  while (list.childElementCount > KEPT) list.firstChild.remove();
+  while (list.childElementCount > KEPT) list.firstElementChild?.remove();
   tell();
   if (follows) list.scrollTop = list.scrollHeight;
 }

@@ -1,7 +1,7 @@
 // The dashboard. An event stream sends the server's facts once, a snapshot each second, and the log. The charts of the
 // selected range come from the history.
 
-import { $, count, figure, makeButton, write } from "../dom.js";
+import { $, count, figure, makeButton, ms, store, stored, write } from "../dom.js";
 import { fetchJson } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { tabs } from "../shell/controls.js";
@@ -9,7 +9,7 @@ import { Feed, showState } from "../sse.js";
 import { lookForAudit, showAudit } from "./audit.js";
 import { OTHER, OTHER_SAYS, callsBetween, connectCalls, showCalls } from "./calls.js";
 import { LineChart, markTime, onPick } from "./charts.js";
-import { drawHealth, drawUnknown, ms } from "./health.js";
+import { drawHealth, drawUnknown } from "./health.js";
 import { add, toggleLog } from "./log.js";
 import { drawServer, drawWorkers, takeFacts } from "./server.js";
 import { drawStreams, showStreams } from "./streams.js";
@@ -22,10 +22,13 @@ const RANGES = [
   [900, "15 min", "Last 15 minutes"],
   [3_600, "1 h", "Last hour"]
 ];
+/** @type {Record<number, number>} */
 const AGAIN_MS = { 60: 1_000, 900: 5_000 };
 const CHOSEN = "millstream.range";
 
+/** @param {number} value */
 const rate = (value) => `${figure(value)} /s`;
+/** @param {number} value */
 const axisMs = (value) =>
   value >= 1_000 ? `${Number((value / 1_000).toPrecision(3))} s` : `${Number(value.toPrecision(3))} ms`;
 
@@ -72,15 +75,20 @@ const charts = {
 };
 
 /** @type {number} */
-let range = Number(sessionStorage.getItem(CHOSEN)) || 60;
-let chosen = null; // {method, name} of the row shown in the charts
+let range = stored("session", CHOSEN, 60);
+/** @type {{method: string, name: string} | null} the row shown in the charts */
+let chosen = null;
+/** @type {Json | null} */
 let snapshot = null;
+/** @type {Json | null} */
 let past = null;
 let asked = 0;
 
 // Tools and methods
 
+/** @param {Json} row */
 const key = (row) => `${row.method} ${row.name}`;
+/** @param {Json} row */
 const title = (row) =>
   row.method === "tools/call"
     ? row.name === OTHER
@@ -89,6 +97,7 @@ const title = (row) =>
     : row.method === OTHER
       ? "Other methods"
       : row.method;
+/** @param {Json} row */
 const share = (row) => (row.calls ? (100 * row.errors) / row.calls : 0);
 
 const tools = new LiveTable($("tools"), {
@@ -124,6 +133,7 @@ const tools = new LiveTable($("tools"), {
   ]
 });
 
+/** @param {Json} row */
 function choose(row) {
   chosen = chosen && key(chosen) === key(row) ? null : { method: row.method, name: row.name };
   tools.draw(false);
@@ -131,9 +141,9 @@ function choose(row) {
 }
 
 /** Draw all operations since the start, with their figures in the range. */
-function drawTools() {
-  const lately = new Map((past?.operations ?? []).map((row) => [key(row), row]));
-  const ever = [...snapshot.tools, ...snapshot.methods];
+/** @param {Json[]} ever tools and methods */
+function drawTools(ever) {
+  const lately = new Map((past?.operations ?? []).map((/** @type {Json} */ row) => [key(row), row]));
   const rows = ever.map((row) => ({
     calls: 0,
     errors: 0,
@@ -161,10 +171,14 @@ function drawTools() {
 
 // Charts
 
-function drawCharts() {
-  const { at: times, until, seconds, step, process } = past;
-  const columns = chosen ? past.chosen : past.all;
+/** @param {Json} found the history */
+function drawCharts(found) {
+  const { until, seconds, step, process } = found;
+  /** @type {number[]} */
+  const times = found.at;
+  const columns = chosen ? found.chosen : found.all;
   const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds, step };
+  /** @param {Array<number | null>} values */
   const perSecond = (values) =>
     values.map((value, place) => (value === null ? null : value / Math.max(1, Math.min(step, until - times[place]))));
   charts.calls.rename(chosen ? `Calls of ${title(chosen)}` : "Calls");
@@ -173,14 +187,21 @@ function drawCharts() {
   charts.latency.show(axis, [columns.p50_ms, columns.p95_ms, columns.p99_ms]);
   charts.lag.show(axis, [process.lag_ms]);
   charts.cpu.show(axis, [process.cpu_percent]);
-  charts.memory.show(axis, [process.memory_bytes.map((bytes) => (bytes === null ? null : bytes / MIB))]);
+  charts.memory.show(axis, [
+    process.memory_bytes.map((/** @type {number | null} */ bytes) => (bytes === null ? null : bytes / MIB))
+  ]);
 }
 
-/** Show the calls of a period selected in the charts. */
+/** Show the calls of a period selected in the charts. @param {number} since @param {number} until */
 function drillDown(since, until) {
-  const { at, step, all, chosen: ofOne } = past;
+  const { at = [], step, all, chosen: ofOne } = past ?? {};
   const calls = (chosen ? ofOne : all).calls;
-  const total = at.reduce((sum, t, place) => sum + (t + step > since && t < until ? (calls[place] ?? 0) : 0), 0);
+  /** @type {number} */
+  const total = at.reduce(
+    (/** @type {number} */ sum, /** @type {number} */ t, /** @type {number} */ place) =>
+      sum + (t + step > since && t < until ? (calls[place] ?? 0) : 0),
+    0
+  );
   markTime({ since, until });
   callsBetween(since, until, total, chosen ? title(chosen) : "");
 }
@@ -188,15 +209,13 @@ onPick(drillDown);
 
 // Ranges
 
-const buttons = RANGES.map(([seconds, short, long]) => {
-  const button = makeButton({ title: long }, () => turn(seconds), short);
-  return button;
-});
+const buttons = RANGES.map(([seconds, short, long]) => makeButton({ title: long }, () => turn(seconds), short));
 $("ranges").append(...buttons);
 
+/** @param {number} seconds */
 function turn(seconds) {
   range = seconds;
-  sessionStorage.setItem(CHOSEN, String(seconds));
+  store("session", CHOSEN, seconds);
   buttons.forEach((button, place) => (button.ariaPressed = String(RANGES[place][0] === range)));
   load();
 }
@@ -211,10 +230,10 @@ async function load() {
   if (mine !== asked) return;
   if (found) {
     past = found;
-    drawCharts();
+    drawCharts(found);
     draw();
   }
-  if (feedOpen) timer = setTimeout(() => (document.hidden ? void 0 : load()), AGAIN_MS[range] ?? 15_000);
+  if (feedOpen) timer = setTimeout(() => document.hidden || load(), AGAIN_MS[range] ?? 15_000);
 }
 document.addEventListener("visibilitychange", () => document.hidden || load());
 
@@ -242,7 +261,7 @@ connectCalls({
   open: (id) => {
     parts.choose(id);
     const details = document.querySelector(".details");
-    if (details.getBoundingClientRect().top > innerHeight / 2) details.scrollIntoView(); // as on a phone
+    if (details && details.getBoundingClientRect().top > innerHeight / 2) details.scrollIntoView(); // as on a phone
   },
   forget: () => markTime(null)
 });
@@ -253,12 +272,14 @@ lookForAudit((kept) => {
   if (location.hash === "#audit" && kept && parts.current() !== "audit") goTo("audit");
 });
 
+/** @param {string} id */
 function opened(id) {
   showCalls(id);
   showStreams(id === "streams");
   showAudit(id === "audit");
 }
 
+/** @param {string} id */
 function goTo(id) {
   parts.choose(id, false);
   opened(id);
@@ -273,21 +294,24 @@ function draw() {
   if (!snapshot) return;
   if ($("main").classList.contains("stale")) drawUnknown();
   else drawHealth(snapshot, past);
-  drawTools();
-  const errors = [...snapshot.tools, ...snapshot.methods].reduce((sum, row) => sum + row.errors, 0);
+  const ever = [...snapshot.tools, ...snapshot.methods];
+  drawTools(ever);
+  const errors = ever.reduce((sum, row) => sum + row.errors, 0);
   parts.count("errors", errors ? count(errors) : "", "bad"); // since the start, as in the table
 }
 
+/** @param {Json} taken */
 function takeSnapshot(taken) {
   snapshot = taken;
   draw();
-  drawStreams(snapshot);
-  drawWorkers(snapshot.workers);
-  parts.count("workers", snapshot.workers.length > 1 ? snapshot.workers.length : "");
-  drawServer(snapshot);
+  drawStreams(taken);
+  drawWorkers(taken.workers);
+  parts.count("workers", taken.workers.length > 1 ? taken.workers.length : "");
+  drawServer(taken);
 }
 
 let feedOpen = false;
+/** @type {Record<string, (data: any) => void>} */
 const take = { server: takeFacts, snapshot: takeSnapshot, log: add };
 const feed = new Feed(
   "dashboard/events",

@@ -1,12 +1,14 @@
 // The workers, and facts about the server and its store.
 
-import { $, count, facts, figure, write } from "../dom.js";
+import { $, count, facts, figure, ms, size, write } from "../dom.js";
 import { LiveTable, column, number } from "./table.js";
 
-const MIB = 1_048_576;
+/** @type {Record<string, string>} */
 const WORDS = { true: "yes", false: "no" };
+/** @type {Json} */
 const fixed = {};
 
+/** @param {number} seconds */
 const moment = (seconds) =>
   new Date(seconds * 1_000).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
 
@@ -21,15 +23,13 @@ const workers = new LiveTable($("workers"), {
     number("pid", "Process", (row) => String(row.pid)),
     number("calls_per_second", "Calls/s"),
     number("streams", "Streams"),
-    number("memory_bytes", "Memory", (row) =>
-      row.memory_bytes === null ? "–" : `${figure(row.memory_bytes / MIB)} MiB`
-    ),
-    number("lag_ms", "Loop lag", (row) => `${figure(row.lag_ms)} ms`),
+    number("memory_bytes", "Memory", (row) => (row.memory_bytes === null ? "–" : size(row.memory_bytes))),
+    number("lag_ms", "Loop lag", (row) => ms(row.lag_ms)),
     number("since", "Since", (row) => moment(row.since))
   ]
 });
 
-/** Draw a row for each worker. */
+/** Draw a row for each worker. @param {Json[]} rows */
 export function drawWorkers(rows) {
   workers.show(rows);
   write(
@@ -40,24 +40,24 @@ export function drawWorkers(rows) {
   );
 }
 
-const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;
+/** @param {Json} part */
+const filled = (part) => part && `${figure(part.bytes / 2 ** 20)} of ${figure(part.max_bytes / 2 ** 20)} MiB`;
 
-/** Return the store's state and usage. */
+/** Return the store's state and usage. @param {Json | null} store */
 function storeHealth(store) {
-  const log = store?.log ?? {};
-  return store
-    ? {
-        Store: store.kind,
-        "Store answers": store.up,
-        "Stored values": filled(store.values),
-        "Stored events": filled(log.hub),
-        "Stored mailboxes": filled(log.mailbox),
-        "Streams of calls": filled(log.call)
-      }
-    : {};
+  if (!store) return {};
+  const log = store.log ?? {};
+  return {
+    Store: store.kind,
+    "Store answers": store.up,
+    "Stored values": filled(store.values),
+    "Stored events": filled(log.hub),
+    "Stored mailboxes": filled(log.mailbox),
+    "Streams of calls": filled(log.call)
+  };
 }
 
-/** Draw the facts about the process and the store. */
+/** Draw the facts about the process and the store. @param {Json} snapshot */
 export function drawServer(snapshot) {
   const figures = snapshot.process;
   const descriptors = figures.open_descriptors;
@@ -80,7 +80,7 @@ export function drawServer(snapshot) {
   );
 }
 
-/** Handle the facts that don't change while the server runs. */
+/** Handle the facts that don't change while the server runs. @param {Json} info */
 export function takeFacts(info) {
   $("server-name").textContent = info.title || info.name;
   document.title = `${info.title || info.name} · Dashboard`;

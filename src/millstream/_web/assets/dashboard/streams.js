@@ -1,18 +1,11 @@
 // Connections: the slowest readers, open connections by transport, and channels.
 
-import { $, count, duration, element, figure, showContentOrEmpty, write } from "../dom.js";
+import { $, count, duration, element, showContentOrEmpty, size, write } from "../dom.js";
 import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { LiveTable, column, number } from "./table.js";
 
 const EVERY_MS = 2_000;
 const LATE = 64 * 1024; // slower readers are shown in red; at 512 KiB they're disconnected
-
-const size = (bytes) =>
-  bytes >= 1_048_576
-    ? `${figure(bytes / 1_048_576)} MiB`
-    : bytes >= 1_024
-      ? `${figure(bytes / 1_024)} KiB`
-      : `${bytes} B`;
 
 const readers = new LiveTable($("readers"), {
   name: "Readers",
@@ -32,7 +25,9 @@ const readers = new LiveTable($("readers"), {
   ]
 });
 
+/** @param {HTMLTableElement} table @param {HTMLElement} empty @param {string[][]} rows */
 function fill(table, empty, rows) {
+  /** @param {string[]} row */
   const cells = (row) =>
     row.map((value, index) => element("td", index === row.length - 1 ? "number" : "one-line", String(value)));
   const body = table.tBodies[0];
@@ -44,8 +39,9 @@ function fill(table, empty, rows) {
   showContentOrEmpty(table, empty, rows.length > 0);
 }
 
-/** Draw the connections of a snapshot. */
+/** Draw the connections of a snapshot. @param {Json} snapshot */
 export function drawStreams(snapshot) {
+  /** @param {Json} each */
   const row = (each) => [each.transport, each.revision || "–", count(each.count)];
   fill($("connections"), $("no-connections"), snapshot.connections.map(row));
   fill($("sessions"), $("no-sessions"), snapshot.sessions.map(row));
@@ -72,10 +68,12 @@ async function load() {
   if (!open || document.hidden) return;
   const found = await fetchJson("dashboard/readers", "the readers of streams");
   if (!open) clearTrouble("the readers of streams"); // the reply came after this part was closed
-  if (found) readers.show(found.readers.map((reader, number) => ({ ...reader, number })));
+  /** @type {Json[]} */
+  const rows = found?.readers ?? [];
+  if (found) readers.show(rows.map((reader, number) => ({ ...reader, number })));
 }
 
-/** Tell whether the tab is open. */
+/** Tell whether the tab is open. @param {boolean} now */
 export function showStreams(now) {
   open = now;
   if (!open) clearTrouble("the readers of streams");

@@ -31,7 +31,7 @@ export const column = (id, title, text = (row) => row[id], others = {}) => ({
   ...others
 });
 
-/** A column of figures. Parameters as for `column`. @returns {Column} */
+/** @type {typeof column} a column of figures */
 export const number = (id, title, text = (row) => count(row[id]), others = {}) =>
   column(id, title, text, { number: true, ...others });
 
@@ -40,11 +40,14 @@ export class LiveTable {
   #columns;
   #key;
   #empty;
+  /** @type {Json[]} */
   #rows = [];
+  /** @type {Map<string, {node: HTMLElement, cells: HTMLElement[]}>} */
   #lines = new Map();
   #page = 0;
   #sort;
   #down = true;
+  /** @type {(row: Json) => boolean} */
   #fits;
   #body = element("tbody");
   #heads = new Map();
@@ -54,14 +57,15 @@ export class LiveTable {
   #box;
   #none;
   #pager;
-  #order = [];
-  #frozen = new Map(); // key -> row, in the frozen order
+
+  /** @type {Map<string, Json>} rows by key, in the frozen order */
+  #frozen = new Map();
   #outside;
   #over = false;
 
   /**
    * @param {HTMLElement} place container of the table
-   * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement, fits?: (row: any) => boolean, pager?: HTMLElement}} options
+   * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement | null, fits?: (row: any) => boolean, pager?: HTMLElement | null}} options
    *   `sort` is the initial sort column; `words` returns the text for `search`; `pager` is a container for the page
    *   buttons above the table, instead of below it
    */
@@ -94,9 +98,9 @@ export class LiveTable {
     // The whole row is the button's.
     this.#body.addEventListener("click", (event) => {
       const at = /** @type {Element} */ (event.target);
-      /** @type {HTMLElement | null} */
-      const name = at.closest("tr").querySelector(".row-name");
-      if (!at.closest("button") && getSelection().isCollapsed) name?.click();
+      /** @type {HTMLElement | null | undefined} */
+      const name = at.closest("tr")?.querySelector(".row-name");
+      if (!at.closest("button") && getSelection()?.isCollapsed) name?.click();
     });
     search?.addEventListener("input", () => {
       this.#page = 0;
@@ -116,6 +120,7 @@ export class LiveTable {
     this.#body.addEventListener("focusout", () => setTimeout(() => this.draw(false)));
   }
 
+  /** @param {Column} column */
   #head(column) {
     const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
     const cell = element("th", {
@@ -141,6 +146,7 @@ export class LiveTable {
     return cell;
   }
 
+  /** @param {string} shape @param {string} title @param {number} step */
   #turn(shape, title, step) {
     const button = iconButton(title, icon(shape), () => {
       if (button.ariaDisabled === "true") return;
@@ -150,16 +156,15 @@ export class LiveTable {
     return button;
   }
 
-  /** Replace the rows. */
+  /** Replace the rows. @param {Json[]} rows */
   show(rows) {
     this.#rows = rows;
     drawWhenReleased(this.#body, () => this.draw(false));
   }
 
-  /** Redraw; `again` sorts the rows even while the table is in use. */
+  /** Redraw; `again` sorts the rows even while the table is in use. @param {boolean} again */
   draw(again) {
-    const held =
-      !again && this.#order.length > 0 && (this.#over || this.#body.querySelector(":focus-visible") !== null);
+    const held = !again && this.#frozen.size > 0 && (this.#over || this.#body.querySelector(":focus-visible") !== null);
     const fitting = this.#rows.filter(this.#fits);
     const rows = held ? this.#unmoved(fitting) : this.#sorted(fitting);
     const row = Number.parseFloat(getComputedStyle(this.#place).getPropertyValue("--row")) || 24;
@@ -194,15 +199,17 @@ export class LiveTable {
     }
   }
 
-  /** Return the frozen rows with current figures. */
+  /** Return the frozen rows with current figures. @param {Json[]} rows */
   #unmoved(rows) {
     for (const row of rows) if (this.#frozen.has(this.#key(row))) this.#frozen.set(this.#key(row), row);
-    return this.#order.map((key) => this.#frozen.get(key));
+    return [...this.#frozen.values()];
   }
 
+  /** @param {Json[]} rows */
   #sorted(rows) {
-    const by = this.#columns.find(({ id }) => id === this.#sort).sort;
+    const by = this.#columns.find(({ id }) => id === this.#sort)?.sort ?? this.#key;
     const down = this.#down ? -1 : 1;
+    /** @param {Json} one @param {Json} other */
     const compare = (one, other) => {
       const [a, b] = [by(one), by(other)];
       const lists = Array.isArray(a) ? [a, b] : [[a], [b]];
@@ -214,17 +221,17 @@ export class LiveTable {
       return this.#key(one).localeCompare(this.#key(other));
     };
     const sorted = [...rows].sort(compare);
-    this.#order = sorted.map(this.#key);
+
     this.#frozen = new Map(sorted.map((row) => [this.#key(row), row]));
     return sorted;
   }
 
+  /** @param {Json[]} rows */
   #fill(rows) {
     const wanted = rows.map((row) => {
       const key = this.#key(row);
-      if (!this.#lines.has(key)) this.#lines.set(key, this.#line());
-      const line = this.#lines.get(key);
-      line.row = row;
+      const line = this.#lines.get(key) ?? this.#line();
+      this.#lines.set(key, line);
       this.#columns.forEach(({ fill }, place) => fill(line.cells[place], row));
       return line.node;
     });
@@ -241,25 +248,32 @@ export class LiveTable {
         className: column.number ? "number" : column.wide ? "wide one-line" : "one-line"
       })
     );
-    return { cells, node: element("tr", {}, ...cells), row: null };
+    return { cells, node: element("tr", {}, ...cells) };
   }
 }
 
-/** Fill a cell with a button, created once; `run` receives the current row. */
+/**
+ * Fill a cell with a button, created once; `run` receives the current row.
+ *
+ * @param {HTMLElement} cell
+ * @param {Json} row
+ * @param {string} title
+ * @param {(row: Json) => void} run
+ */
 export function cellButton(cell, row, title, run) {
   if (!cell.firstChild) {
     cell.append(element("button", { type: "button", className: "quiet row-name" }));
   }
-  const button = cell.firstChild;
+  const button = /** @type {HTMLButtonElement} */ (cell.firstChild);
   button.onclick = () => run(row);
   write(button, title);
   return button;
 }
 
-/** Fill a cell with a badge. */
+/** Fill a cell with a badge. @param {HTMLElement} cell @param {string} text @param {string} look */
 export function cellBadge(cell, text, look) {
   if (!cell.firstChild) cell.append(element("span"));
-  const badge = cell.firstChild;
+  const badge = /** @type {HTMLElement} */ (cell.firstChild);
   badge.className = look === "plain" ? "soft" : text ? `badge ${look}` : "";
   write(badge, text);
 }

@@ -7,6 +7,7 @@ import { copyable } from "../shell/controls.js";
 const SHOWN = 200;
 
 const inspector = () => document.querySelector('.bar nav a[href="inspect"]') !== null;
+/** @param {string} kind @param {string} wanted @param {Child} shown */
 const name = (kind, wanted, shown) =>
   inspector()
     ? element(
@@ -15,21 +16,26 @@ const name = (kind, wanted, shown) =>
         shown
       )
     : element("span", { dir: "auto" }, shown);
+/** @param {Json} item */
 const about = ({ description }) =>
   description ? element("p", { className: "soft words", dir: "auto" }, ...inline(description)) : "";
+/** @param {Child[]} head @param {...Child} facts */
 const row = (head, ...facts) => element("li", {}, element("p", "property", ...head), ...facts);
+/** @param {string} label @param {Json[]} list @param {(item: Json) => Node} draw */
 const rows = (label, list, draw) => [
   element("ul", { className: "properties offers", "aria-label": label }, ...list.slice(0, SHOWN).map(draw)),
   ...(list.length > SHOWN ? [element("p", "soft small", `And ${list.length - SHOWN} more.`)] : [])
 ];
+/** @param {string} label @param {string} text */
 const code = (label, text) => copyable(pre(label, text), `Copy: ${label}`);
 
-/** Draw resources and templates. */
+/** Draw resources and templates. @param {Json} lists @param {string} endpoint */
 export function drawResources({ resources, templates }, endpoint) {
   const all = [
-    ...resources.map((each) => ({ ...each, kind: "resource", at: each.uri })),
-    ...templates.map((each) => ({ ...each, kind: "template", at: each.uriTemplate }))
+    ...resources.map((/** @type {Json} */ each) => ({ ...each, kind: "resource", at: each.uri })),
+    ...templates.map((/** @type {Json} */ each) => ({ ...each, kind: "template", at: each.uriTemplate }))
   ];
+  /** @param {Json} each */
   const draw = (each) =>
     row(
       [
@@ -56,8 +62,9 @@ export function drawResources({ resources, templates }, endpoint) {
   ];
 }
 
-/** Draw prompts and their arguments. */
+/** Draw prompts and their arguments. @param {Json} lists */
 export function drawPrompts({ prompts }) {
+  /** @param {Json} item */
   const argument = ({ name: wanted, required, description }) =>
     element(
       "li",
@@ -66,6 +73,7 @@ export function drawPrompts({ prompts }) {
       required ? element("span", "badge accent", "required") : "",
       description ? element("span", { className: "soft small", dir: "auto" }, description) : ""
     );
+  /** @param {Json} each */
   const draw = (each) =>
     row(
       [element("strong", {}, name("prompt", each.name, each.title ?? each.name))],
@@ -84,8 +92,9 @@ export function drawPrompts({ prompts }) {
   ];
 }
 
-/** Draw the routes of the hub. */
+/** Draw the routes of the hub. @param {string} base */
 export function drawEvents(base) {
+  /** @param {string} path */
   const at = (path) => new URL(path, base).href;
   return [
     element(

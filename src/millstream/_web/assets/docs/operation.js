@@ -1,6 +1,20 @@
 // One operation: its description and arguments, example code, and a form that runs it. The result is shown beside the code.
 
-import { $, element, fold, makeButton, onSubmit, post, pre, pretty, reveal, segments, wrapped } from "../dom.js";
+import {
+  $,
+  element,
+  fold,
+  makeButton,
+  onSubmit,
+  post,
+  pre,
+  pretty,
+  reveal,
+  segments,
+  store,
+  stored,
+  wrapped
+} from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
 import { markdownBlock } from "../render/markdown.js";
 import { describe } from "../schema/describe.js";
@@ -13,14 +27,25 @@ import { LANGUAGES } from "../inspect/exports.js";
 
 const LANGUAGE = "millstream.language";
 
-const pictures = (result) =>
-  (Array.isArray(result?.content) ? result.content : [])
+/** @param {any} result */
+function pictures(result) {
+  /** @type {any[]} */
+  const blocks = Array.isArray(result?.content) ? result.content : [];
+  return blocks
     .filter((block) => block?.type === "image" && /^image\/[\w.+-]+$/.test(block.mimeType))
     .map((block, index) =>
       element("img", { src: `data:${block.mimeType};base64,${block.data}`, alt: `Image ${index + 1} of the result` })
     );
+}
 
-/** Send the arguments, and draw the response into `output`. */
+/**
+ * Send the arguments, and draw the response into `output`.
+ *
+ * @param {string} path
+ * @param {Json} values
+ * @param {HTMLElement} output
+ * @param {() => void} again
+ */
 async function run(path, values, output, again) {
   const started = performance.now();
   let response, body;
@@ -59,17 +84,18 @@ async function run(path, values, output, again) {
   output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
 }
 
-/** Create example code in the selected language; `show(values)` updates it. */
+/** Create example code in the selected language; `show(values)` updates it. @param {string} url @param {Json} first */
 function examples(url, first) {
   const names = Object.keys(LANGUAGES);
   const block = pre("Code");
   let values = first;
   const { bar, mark } = segments("Language", names, (name) => {
-    localStorage.setItem(LANGUAGE, name);
+    store("local", LANGUAGE, name);
     dispatchEvent(new Event(LANGUAGE));
   });
   const draw = () => {
-    const name = names.includes(localStorage.getItem(LANGUAGE)) ? localStorage.getItem(LANGUAGE) : names[0];
+    const chosen = stored("local", LANGUAGE);
+    const name = names.includes(chosen) ? chosen : names[0];
     mark(name);
     block.textContent = LANGUAGES[name](url, values, $("account") !== null);
   };
@@ -81,6 +107,7 @@ function examples(url, first) {
     element("div", "row", element("h3", "grow", "Request"), bar),
     copyable(block, "Copy the code")
   );
+  /** @param {Json} next */
   const show = (next) => {
     values = next;
     draw();
@@ -88,6 +115,7 @@ function examples(url, first) {
   return { node, show };
 }
 
+/** @param {string} title @param {boolean} open @param {...Child} children */
 function folded(title, open, ...children) {
   return element(
     "details",
@@ -97,10 +125,12 @@ function folded(title, open, ...children) {
   );
 }
 
+/** @param {Schema} schema @param {string} name */
 function raw(schema, name) {
   return fold("JSON Schema", jsonBlock(schema, name));
 }
 
+/** @param {Json} operation @param {Json} root */
 function problems(operation, root) {
   const rows = Object.entries(operation.responses)
     .filter(([status]) => status !== "200")
@@ -124,7 +154,7 @@ function problems(operation, root) {
   );
 }
 
-/** Return the nodes of an operation. */
+/** Return the nodes of an operation. @param {Json} item @param {Json} root */
 export function draw({ name, path, operation }, root) {
   const media = operation.requestBody.content["application/json"];
   const schema = resolve(media.schema, root);
@@ -134,9 +164,9 @@ export function draw({ name, path, operation }, root) {
   const likely = sample(whole) ?? media.example ?? {};
   const code = examples(url, likely);
   const fields = schemaForm(whole, { id: "try" });
-  /** Complete the entered values with sample values for required arguments. */
+  /** Complete the entered values with sample values for required arguments. @param {Json} values */
   const completed = (values) => ({
-    ...Object.fromEntries((schema.required ?? []).filter((each) => each in likely).map((each) => [each, likely[each]])),
+    ...Object.fromEntries(Object.entries(likely).filter(([each]) => schema.required?.includes(each))),
     ...values
   });
   const output = element(
@@ -175,13 +205,11 @@ export function draw({ name, path, operation }, root) {
     button.disabled = true;
     button.textContent = "Running…";
     await run(path, values, output, send);
-    reveal(output.parentElement);
+    reveal(output.parentElement ?? output);
     button.disabled = false;
     button.textContent = "Run";
   };
-  onSubmit(form, () => {
-    send();
-  });
+  onSubmit(form, send);
   form.addEventListener("input", () => {
     try {
       code.show(completed(fields.values()));

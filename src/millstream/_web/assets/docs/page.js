@@ -12,11 +12,18 @@ import { errorMessage } from "../sse.js";
 import { drawEvents, drawPrompts, drawResources } from "./offers.js";
 import { draw } from "./operation.js";
 
+/** @typedef {{name: string, path: string, operation: Json, words: string}} Operation */
+
+/** @type {Json | null} the OpenAPI document */
 let root = null;
+/** @type {Operation[]} */
 let operations = [];
+/** @type {Operation[]} */
 let shown = [];
+/** @type {Operation | null} */
 let current = null;
-const drawn = new Map(); // operation -> its nodes, kept with their inputs and results
+/** @type {Map<Operation, Node[]>} the nodes of operations, kept with their inputs and results */
+const drawn = new Map();
 
 const items = new LongList($("index"), {
   row: (each) => [
@@ -53,6 +60,7 @@ function filter() {
   $("count").textContent = shown.length === operations.length ? all : `${shown.length} of ${all}`;
 }
 
+/** @param {string} name */
 const view = (name) => ($("main").dataset.view = name);
 
 /** Show the tool, the place in the overview, or the overview that the URL names. */
@@ -64,14 +72,14 @@ function route(first = false) {
   }
   const wanted = hashParameters().get("tool");
   const next = wanted === null ? null : operations.find((each) => each.name === wanted);
-  if (next && next === current) return view("detail");
+  if (next && next === current) return void view("detail");
   current = next ?? null;
   $("overview").hidden = Boolean(next);
   $("detail").hidden = !next;
   if (!next && !$("sections").querySelector("[aria-current]")) $("to-overview").ariaCurrent = "true";
-  if (next && !drawn.has(next)) drawn.set(next, draw(next, root));
-  if (next) $("detail").replaceChildren(...drawn.get(next));
-  else $("detail").replaceChildren();
+  const nodes = next ? (drawn.get(next) ?? draw(next, root)) : [];
+  if (next) drawn.set(next, nodes);
+  $("detail").replaceChildren(...nodes);
   document.title = next ? `${next.name} · ${root.info.title}` : root.info.title;
   $("failure").hidden = wanted === null || Boolean(next);
   $("failure").textContent =
@@ -93,6 +101,7 @@ function route(first = false) {
 
 const PATIENCE_MS = 300; // wait for sections above the list of tools, to avoid a layout shift
 
+/** @param {Json} document_ */
 async function ready(document_) {
   root = document_;
   operations = Object.entries(root.paths).map(([path, item]) => ({
@@ -111,17 +120,18 @@ async function ready(document_) {
   route(true);
 }
 
-/** Draw the sections for connecting, resources, prompts, and events. */
+/** Draw the sections for connecting, resources, prompts, and events. @param {Json | undefined} mcp */
 async function drawBeside(mcp) {
   if (!mcp) return;
   const endpoint = new URL(mcp.endpoint, document.baseURI).href;
   $("connect").hidden = false;
   $("endpoint").replaceWith(copyable(pre("URL of the server", endpoint), "Copy the URL"));
   $("to-connect").hidden = !document.querySelector('.bar nav a[href="connect"]');
+  /** @param {string} id @param {string | number} size @param {Node[] | null} nodes */
   const show = (id, size, nodes) => {
     $(id).hidden = $(`to-${id}`).hidden = !nodes;
-    if (nodes) $(id).lastElementChild.replaceChildren(...nodes);
-    if (nodes && size) $(`to-${id}`).lastElementChild.textContent = size;
+    if (nodes) $(id).lastElementChild?.replaceChildren(...nodes);
+    if (nodes && size) $(`to-${id}`).lastElementChild?.replaceChildren(String(size));
   };
   if (mcp.events) show("events", 0, drawEvents(document.baseURI));
   const found = await connect(mcp.endpoint)
@@ -156,8 +166,10 @@ $("sign-in").hidden = !$("account");
 $("back").onclick = () => view("list");
 $("to-overview").onclick = () => location.hash === "#overview" && view("detail");
 addEventListener("hashchange", () => route());
+/** @param {number} by */
 const step = (by) => {
-  const next = shown[Math.max(0, Math.min(shown.length - 1, shown.indexOf(current) + by))];
+  const at = current ? shown.indexOf(current) : -1;
+  const next = shown[Math.max(0, Math.min(shown.length - 1, at + by))];
   if (next) location.hash = `tool=${encodeURIComponent(next.name)}`;
 };
 shortcut("/", "Find a tool", () => {

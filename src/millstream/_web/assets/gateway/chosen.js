@@ -1,38 +1,22 @@
 // The selected upstream: its tools with their token cost, its state, and quarantined definitions beside the accepted ones.
 
 import { quoted } from "../connect/clients.js";
-import {
-  $,
-  count,
-  duration,
-  element,
-  facts,
-  figure,
-  pre,
-  pretty,
-  showContentOrEmpty,
-  showText,
-  write
-} from "../dom.js";
+import { $, count, duration, element, facts, pre, pretty, showContentOrEmpty, showText, size, write } from "../dom.js";
 import { fetchJson } from "../shell/connection.js";
 import { tabs } from "../shell/controls.js";
 import { write as address } from "../inspect/links.js";
 
 /** Style of a badge by state. */
+/** @type {Record<string, string>} */
 export const LOOKS = { ready: "good", connecting: "info", degraded: "bad", disabled: "" };
 
+/** @type {Record<string, string>} */
 const NAMES = { ready: "Ready", connecting: "Connecting", degraded: "Down", disabled: "Disabled" };
 
-/** Return the state in one word. */
+/** Return the state in one word. @param {Json} row */
 export const upstreamState = ({ state }) => NAMES[state] ?? state;
 
-/** Format a duration in milliseconds. */
-export const ms = (value) =>
-  value == null ? "–" : value >= 1_000 ? `${figure(value / 1_000)} s` : `${figure(value)} ms`;
-
-/** Format a size in MiB or GiB. */
-export const size = (bytes) => (bytes >= 2 ** 30 ? `${figure(bytes / 2 ** 30)} GiB` : `${figure(bytes / 2 ** 20)} MiB`);
-
+/** @type {Record<string, string>} */
 const KINDS = { tools: "tool", resources: "resource", templates: "template", prompts: "prompt" };
 
 const parts = tabs($("parts"), [
@@ -42,11 +26,12 @@ const parts = tabs($("parts"), [
 ]);
 parts.choose("tools");
 
+/** @type {Json | null} */
 let current = null;
 let asked = 0;
 let seen = "";
 
-/** Show an upstream, or update its figures. */
+/** Show an upstream, or update its figures. @param {Json} row */
 export function open(row) {
   const other = current?.name !== row.name;
   current = row;
@@ -63,30 +48,33 @@ export function open(row) {
     seen = "";
     $("tools").replaceChildren();
     $("quarantine").replaceChildren();
-    load();
+    load(row);
   }
 }
 
 /** Reload the lists if they have changed. */
 export function refresh() {
-  if (current) load();
+  if (current) load(current);
 }
 
+/** @param {Json} row */
 const state = (row) => `${row.name} ${row.changed_at} ${row.listed_at} ${row.quarantined}`;
 
-async function load() {
-  if (seen === state(current)) return;
+/** @param {Json} row */
+async function load(row) {
+  const wanted = state(row);
+  if (seen === wanted) return;
   const mine = ++asked;
-  const wanted = state(current);
-  const found = await fetchJson(`gateway/items?${new URLSearchParams({ upstream: current.name })}`, "its tools");
+  const found = await fetchJson(`gateway/items?${new URLSearchParams({ upstream: row.name })}`, "its tools");
   if (!found || mine !== asked) return;
   seen = wanted;
   showContentOrEmpty($("tools"), $("no-tools"), found.tools.length > 0);
   $("tools").replaceChildren(...found.tools.map(tool));
   showContentOrEmpty($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);
-  $("quarantine").replaceChildren(...found.quarantined.map(quarantined));
+  $("quarantine").replaceChildren(...found.quarantined.map((/** @type {Json} */ each) => quarantined(each, row.name)));
 }
 
+/** @param {Json} tool */
 function tool({ name, description, tokens }) {
   return element(
     "li",
@@ -98,12 +86,15 @@ function tool({ name, description, tokens }) {
   );
 }
 
+/** @param {Json} row */
 function drawFacts(row) {
   const { processes, items, listed } = row;
+  /** @param {...string} kinds */
   const shown = (...kinds) => {
     const [here, there] = [items, listed].map((counts) => kinds.reduce((sum, kind) => sum + counts[kind], 0));
     return here === there ? count(here) : `${count(here)} of the ${count(there)} that it lists`;
   };
+  /** @param {number | null} at */
   const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
   const shownFacts = {
     "Names begin with": row.prefix ? `${row.prefix}_` : "nothing: they are its own",
@@ -133,9 +124,11 @@ function drawFacts(row) {
   $("facts").replaceChildren(...facts(shownFacts));
 }
 
-function quarantined({ kind, name, accepted, offered }) {
+/** @param {Json} item @param {string} upstream */
+function quarantined({ kind, name, accepted, offered }, upstream) {
   const [before, now] = [accepted ? pretty(accepted).split("\n") : [], pretty(offered).split("\n")];
   const [old, fresh] = [new Set(before), new Set(now)];
+  /** @param {string} title @param {string[]} lines @param {Set<string>} others @param {string} look */
   const block = (title, lines, others, look) =>
     element(
       "div",
@@ -158,7 +151,7 @@ function quarantined({ kind, name, accepted, offered }) {
       "p",
       "soft small",
       "To accept it, run ",
-      element("code", { dir: "ltr" }, `millstream gateway accept FILE ${quoted(current.name)} ${quoted(name)}`)
+      element("code", { dir: "ltr" }, `millstream gateway accept FILE ${quoted(upstream)} ${quoted(name)}`)
     )
   );
 }

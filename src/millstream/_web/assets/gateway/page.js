@@ -1,16 +1,18 @@
 // The gateway: all upstreams with their state and figures, polled while the page is visible, and the selected upstream
 // with its tools and quarantined definitions.
 
-import { $, count, duration, reveal, write } from "../dom.js";
+import { $, count, duration, hashParameters, ms, reveal, size, write } from "../dom.js";
 import { LiveTable, cellBadge, cellButton, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
-import { LOOKS, ms, open, refresh, size, upstreamState } from "./chosen.js";
+import { LOOKS, open, refresh, upstreamState } from "./chosen.js";
 
 const EVERY_MS = 2_000;
 
+/** @type {Json[]} */
 let upstreams = [];
 
+/** @param {Json} row */
 const running = ({ processes }) => processes?.running ?? null;
 
 const table = new LiveTable($("upstreams"), {
@@ -78,9 +80,11 @@ const table = new LiveTable($("upstreams"), {
 
 let first = ""; // shown until one is selected: a problem, if there was one
 
+/** @param {string | null} wanted */
 const named = (wanted) => upstreams.find(({ name }) => name === wanted);
-const chosen = () => named(new URLSearchParams(location.hash.slice(1)).get("upstream"))?.name ?? first;
+const chosen = () => named(hashParameters().get("upstream"))?.name ?? first;
 
+/** @param {Json} row */
 function choose({ name }) {
   location.hash = `upstream=${encodeURIComponent(name)}`;
 }
@@ -92,6 +96,7 @@ function drawChosen() {
 }
 
 function drawAll() {
+  /** @param {(row: Json) => number | null | undefined} read */
   const sum = (read) => upstreams.reduce((total, row) => total + (read(row) ?? 0), 0);
   const down = upstreams.filter(({ state }) => state === "degraded");
   const waiting = upstreams.filter(({ state }) => state === "connecting");

@@ -1,7 +1,7 @@
 // The detail view of an item: its form, its progress while it runs, and its result.
 
 import { closeApps } from "../apps/view.js";
-import { count, element, figure, icon, lazyDetails, makeButton, onSubmit, reveal } from "../dom.js";
+import { count, element, figure, icon, lazyDetails, makeButton, ms, onSubmit, reveal } from "../dom.js";
 import { RpcError } from "../mcp/transports.js";
 import { jsonBlock, tree } from "../render/json.js";
 import { rowsOf, rowTable, views } from "../render/content.js";
@@ -9,7 +9,9 @@ import { markdownBlock } from "../render/markdown.js";
 import { validate } from "../schema/validate.js";
 import { copy, copyable, menu } from "../shell/controls.js";
 
+/** @type {AbortController | null} */
 let running = null;
+/** @type {AbortController | null} */
 let watching = null;
 
 const canceled = (byPerson = false) => Object.assign(new Error("Canceled."), { name: "AbortError", byPerson });
@@ -21,34 +23,37 @@ export function cease() {
   closeApps();
 }
 
-/** Return the displayed text of an error. */
+/** Return the displayed text of an error. @param {any} error */
 export function say(error) {
   const code = error instanceof RpcError ? ` (${error.code})` : "";
   return error.name === "TypeError" ? "The server can't be reached." : `${error.message}${code}`;
 }
 
+/** @typedef {{progress: (step: Json) => void, place: (node: Node) => void, signal: AbortSignal}} SendOptions */
+/** @typedef {{text: string, good: boolean, ms: number, result: Json | null}} Outcome */
 /**
  * @typedef {object} Work an item in the detail view
  * @property {string} heading
  * @property {string} [sub] a name or URI
  * @property {string} [about] Markdown
  * @property {Node[]} [badges]
- * @property {Record<string, any>} [form] returned by `schemaForm`, for an item with input
+ * @property {Json} [form] returned by `schemaForm`, for an item with input
  * @property {Node[]} [parts] fields instead of a form
- * @property {(force: boolean) => Record<string, any> | null} [read] returns the values, or null if they're invalid; those
+ * @property {(force: boolean) => Json | null} [read] returns the values, or null if they're invalid; those
  *   of the form by default
- * @property {(values: Record<string, any>) => {method: string, params: Record<string, any>}} request returns the request for the values
- * @property {(method: string, params: Record<string, any>, options: Record<string, any>) => Promise<Record<string, any>>} send
- * @property {(result: Record<string, any>) => Node[]} draw
- * @property {((values: Record<string, any>, result: Record<string, any>) => Node) | null} [app] shows a result in an app of the server
+ * @property {(values: Json) => {method: string, params: Json}} request returns the request for the values
+ * @property {(method: string, params: Json, options: SendOptions) => Promise<Json>} send
+ * @property {(result: Json) => Node[]} draw
+ * @property {((values: Json, result: Json) => Node) | null} [app] shows a result in an app of the server
  * @property {string} verb
- * @property {Record<string, any>} [outputSchema]
- * @property {Function | null} [watch] `(params, signal, changed)` subscribes to changes; each change runs it again
- * @property {Array<{title: string, text: (request: Record<string, any>, values: Record<string, any>) => string}>} [copies] entries of "Copy as"
- * @property {(values: Record<string, any>, outcome: Record<string, any>) => void} [done] called after each run
+ * @property {Json} [outputSchema]
+ * @property {((params: Json, signal: AbortSignal, changed: () => void) => Promise<void>) | null} [watch] subscribes to
+ *   changes; each change runs it again
+ * @property {Array<{title: string, text: (request: Json, values: Json) => string}>} [copies] entries of "Copy as"
+ * @property {((values: Json, outcome: Outcome) => void) | null} [done] called after each run
  * @property {(() => void) | null} [reset] resets the form
- * @property {(error: Error, values: Record<string, any>) => Node | null} [remedy] returns a node that helps with an error, if any
- * @property {((values: Record<string, any>, last: Record<string, any> | null) => void) | null} [save] saves the call; `last` is its newest outcome
+ * @property {(error: Error, values: Json) => Node | null} [remedy] returns a node that helps with an error, if any
+ * @property {((values: Json, last: Outcome | null) => void) | null} [save] saves the call; `last` is its newest outcome
  * @property {Node[]} [extra]
  * @property {boolean} [begins] runs immediately
  * @property {string} [stops] label of the cancel button
@@ -90,9 +95,10 @@ export function bench(work) {
   );
   const anew = makeButton(
     { className: "quiet", title: "Back to the defaults", hidden: !reset },
-    () => reset(),
+    () => reset?.(),
     "Reset"
   );
+  /** @param {{text: (request: Json, values: Json) => string}} copy */
   const copied = ({ text }) => {
     const values = read(true);
     if (values) copy(text(work.request(values), values));
@@ -104,12 +110,13 @@ export function bench(work) {
         copies.map((each) => ({ title: each.title, run: () => copied(each) }))
       )
     : null;
+  /** @type {Outcome | null} */
   let last = null;
   const keep = makeButton(
     { className: "quiet", title: "Keep this call, with checks of its result", hidden: !save },
     () => {
       const values = read(true);
-      if (values) save(values, last);
+      if (values) save?.(values, last);
     },
     icon("add"),
     "Save call"
@@ -125,6 +132,7 @@ export function bench(work) {
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const status = element("p", { className: "visually-hidden", role: "status" });
 
+  /** @param {boolean} forced */
   const start = async (forced) => {
     const values = button.ariaDisabled === "true" ? null : read(forced);
     force.hidden = values !== null || !form || form.summary.hidden;
@@ -145,9 +153,7 @@ export function bench(work) {
     if (document.activeElement === cancel) button.focus();
     cancel.hidden = true;
   };
-  onSubmit(node, () => {
-    start(false);
-  });
+  onSubmit(node, () => start(false));
   node.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
@@ -183,9 +189,16 @@ export function bench(work) {
   ];
 }
 
+/**
+ * @param {HTMLElement} follow
+ * @param {HTMLFormElement} form
+ * @param {HTMLElement} status
+ * @param {Work} work
+ * @param {(force: boolean) => Json | null} read
+ */
 async function toggle(follow, form, status, work, read) {
   if (follow.ariaPressed === "true") {
-    watching.abort(new Error("No longer watched."));
+    watching?.abort(new Error("No longer watched."));
     return;
   }
   const values = read(false);
@@ -195,14 +208,21 @@ async function toggle(follow, form, status, work, read) {
   mine.signal.addEventListener("abort", () => (follow.ariaPressed = "false"));
   follow.ariaPressed = "true";
   try {
-    await work.watch(work.request(values).params, mine.signal, () => form.requestSubmit());
+    await work.watch?.(work.request(values).params, mine.signal, () => form.requestSubmit());
   } catch (error) {
     if (!mine.signal.aborted) status.textContent = say(error);
     mine.abort();
   }
 }
 
-/** Run it, and show its progress and its outcome. */
+/**
+ * Run it, and show its progress and its outcome.
+ *
+ * @param {HTMLElement} output
+ * @param {Work} work
+ * @param {Json} values
+ * @param {AbortSignal} signal
+ */
 async function perform(output, work, values, signal) {
   const bar = element("progress", { "aria-label": "Progress" });
   const step = element("p", "soft small", "Running…");
@@ -210,19 +230,26 @@ async function perform(output, work, values, signal) {
   output.hidden = false;
   await closeApps();
   const started = performance.now();
+  /** @param {Node} node */
   const place = (node) => output.append(node);
+  /** @param {Json} step */
   const progress = ({ progress: value, total, message }) => {
     if (total) Object.assign(bar, { max: total, value });
+    /** @param {number} number */
     const amount = (number) => (Number.isInteger(number) ? count(number) : figure(number));
     const done = total ? `${amount(value)} of ${amount(total)}` : value === undefined ? "" : amount(value);
     step.textContent = message?.includes(`${value} of ${total}`) ? message : [message, done].filter(Boolean).join(", ");
   };
+  /** @type {Json | null} */
   let result = null;
+  /** @param {string} text @param {string} look @param {...(Node | string)} nodes */
   const outcome = (text, look, ...nodes) => {
-    const ms = performance.now() - started;
-    const took = element("span", "soft small", `${figure(ms)} ms`);
-    output.replaceChildren(element("div", "row", element("span", `badge ${look}`, text), took), ...nodes);
-    return { text, good: look === "good", ms, result };
+    const took = performance.now() - started;
+    output.replaceChildren(
+      element("div", "row", element("span", `badge ${look}`, text), element("span", "soft small", ms(took))),
+      ...nodes
+    );
+    return { text, good: look === "good", ms: took, result };
   };
   try {
     const { method, params } = work.request(values);
@@ -238,12 +265,22 @@ async function perform(output, work, values, signal) {
   }
 }
 
+/** @param {unknown} value */
 const plain = (value) => value === null || typeof value !== "object";
 
-/** Unwrap a value that the server wrapped as `{result: …}`, because the protocol requires an object. */
+/**
+ * Unwrap a value that the server wrapped as `{result: …}`, because the protocol requires an object.
+ *
+ * @param {any} value
+ */
 const bare = (value) => (!plain(value) && Object.keys(value).join() === "result" ? value.result : value);
 
-/** Whether the content only repeats the structured value, as servers do for older clients. */
+/**
+ * Whether the content only repeats the structured value, as servers do for older clients.
+ *
+ * @param {any} content
+ * @param {any} structured
+ */
 function same(content, structured) {
   if (structured === undefined || content?.length !== 1 || content[0]?.type !== "text") return false;
   const wanted = [structured, bare(structured)];
@@ -256,7 +293,12 @@ function same(content, structured) {
   }
 }
 
-/** Render a result without repetition: content, structured content with its problems, and the raw result. */
+/**
+ * Render a result without repetition: content, structured content with its problems, and the raw result.
+ *
+ * @param {Json} result
+ * @param {Work} work
+ */
 function results(result, { draw, outputSchema, raw: came = true }) {
   const structured = result.structuredContent;
   const twice = same(result.content, structured);
@@ -270,7 +312,12 @@ function results(result, { draw, outputSchema, raw: came = true }) {
   return [...shown, raw];
 }
 
-/** Create the views of a structured value: a table if it's a list of objects, a tree, and JSON. */
+/**
+ * Create the views of a structured value: a table if it's a list of objects, a tree, and JSON.
+ *
+ * @param {unknown} value
+ * @param {Array<{path: Path, message: string}>} problems
+ */
 function structuredViews(value, problems) {
   const rows = rowsOf(value);
   const json = () => copyable(jsonBlock(value, "Structured content"), "Copy the structured content");
@@ -279,7 +326,13 @@ function structuredViews(value, problems) {
   return views([...table, ["Tree", () => tree(value, problems)], ["JSON", json]]);
 }
 
-/** Render a structured value and its validation; `told` is true if the content shows the same value. */
+/**
+ * Render a structured value and its validation; `told` is true if the content shows the same value.
+ *
+ * @param {unknown} value
+ * @param {Schema | undefined} schema
+ * @param {boolean} told
+ */
 function check(value, schema, told) {
   const problems = schema
     ? value === undefined

@@ -1,5 +1,6 @@
 // Checks of a result: a path, a relation, and a value. Independent of the page.
 
+/** @type {Record<string, string>} */
 export const RELATIONS = {
   equals: "equals",
   differs: "doesn't equal",
@@ -15,17 +16,17 @@ export const WITHOUT_VALUE = ["exists", "missing"];
 const MAX_PATHS = 150;
 const MAX_DEPTH = 8;
 
-/** Split a path such as `content[0].text` into names and indexes. */
+/** Split a path such as `content[0].text` into names and indexes. @param {string} path */
 const steps = (path) => path.split(/[.[\]]+/).filter(Boolean);
 
-/** Return the value at a path, or undefined. */
+/** Return the value at a path, or undefined. @param {unknown} value @param {string} path */
 export const at = (value, path) =>
   steps(path).reduce(
-    (found, step) => (found == null ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined),
+    (/** @type {any} */ found, step) => (found != null && Object.hasOwn(found, step) ? found[step] : undefined),
     value
   );
 
-/** Parse an entered value: as JSON if possible, or else as text. */
+/** Parse an entered value: as JSON if possible, or else as text. @param {string} text */
 function typed(text) {
   try {
     return JSON.parse(text);
@@ -34,7 +35,9 @@ function typed(text) {
   }
 }
 
+/** @param {unknown} one @param {unknown} other */
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+/** @type {Record<string, (found: any, text: string) => boolean>} */
 const holds = {
   equals: (found, text) => found === text || same(found, typed(text)),
   differs: (found, text) => !holds.equals(found, text),
@@ -56,6 +59,7 @@ const holds = {
  * Evaluate a check.
  *
  * @param {{path: string, relation: string, value: string}} check
+ * @param {unknown} result
  * @returns {{good: boolean, found: unknown, problem?: string}}
  */
 export function judge({ path, relation, value }, result) {
@@ -67,7 +71,12 @@ export function judge({ path, relation, value }, result) {
   }
 }
 
-/** Return the paths of a result's primitive values, for suggestions. */
+/**
+ * Return the paths of a result's primitive values, for suggestions.
+ *
+ * @param {unknown} value
+ * @param {string[]} [found]
+ */
 export function paths(value, path = "", found = []) {
   if (found.length >= MAX_PATHS || steps(path).length > MAX_DEPTH) return found;
   if (value === null || typeof value !== "object") found.push(path);

@@ -4,9 +4,10 @@ import { element, pretty } from "../dom.js";
 import { META, requestHeaders } from "../mcp/transports.js";
 
 const REVISION = "2026-07-28";
+/** @param {string} text */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** Format JSON as a Python literal. */
+/** Format JSON as a Python literal. @param {any} value @returns {string} */
 function python(value, indent = 0) {
   const pad = " ".repeat(indent + 4);
   const end = `\n${" ".repeat(indent)}`;
@@ -29,9 +30,9 @@ function python(value, indent = 0) {
  *
  * @param {string} url
  * @param {string} method
- * @param {Record<string, any>} params
+ * @param {Json} params
  * @param {Record<string, string>} headers added by the user
- * @param {Record<string, any>} [schema] schema of a tool's arguments, some of which may be sent as headers
+ * @param {Json} [schema] schema of a tool's arguments, some of which may be sent as headers
  */
 export function curl(url, method, params, headers, schema) {
   const meta = {
@@ -53,6 +54,7 @@ export function curl(url, method, params, headers, schema) {
   ].join(" \\\n  ");
 }
 
+/** @type {Record<string, (params: Json) => string[]>} */
 const PYTHON = {
   "tools/call": ({ name, arguments: given }) => [
     `result = await client.call(${JSON.stringify(name)}, ${python(given ?? {}, 8)})`,
@@ -64,7 +66,14 @@ const PYTHON = {
   ]
 };
 
-/** Return Python code that uses Millstream's client. */
+/**
+ * Return Python code that uses Millstream's client.
+ *
+ * @param {string} url
+ * @param {string} method
+ * @param {Json} params
+ * @param {Record<string, string>} headers
+ */
 export function pythonCode(url, method, params, headers) {
   const lines = (
     PYTHON[method] ?? (() => [`print(await client.request(${JSON.stringify(method)}, ${python(params, 8)}))`])
@@ -86,6 +95,7 @@ export function pythonCode(url, method, params, headers) {
   ].join("\n");
 }
 
+/** @type {Record<string, (params: Json) => string>} */
 const TYPESCRIPT = {
   "tools/call": (params) => `await client.callTool(${pretty(params)})`,
   "resources/read": (params) => `await client.readResource(${pretty(params)})`,
@@ -93,7 +103,14 @@ const TYPESCRIPT = {
   "server/discover": () => "await client.ping()" // the SDK doesn't expose this method
 };
 
-/** Return TypeScript code that uses the official SDK. */
+/**
+ * Return TypeScript code that uses the official SDK.
+ *
+ * @param {string} url
+ * @param {string} method
+ * @param {Json} params
+ * @param {Record<string, string>} headers
+ */
 export function typescript(url, method, params, headers) {
   const call = (TYPESCRIPT[method] ?? (() => `await client.request(${pretty({ method, params })})`))(params);
   const options = Object.keys(headers).length ? `, { requestInit: { headers: ${pretty(headers)} } }` : "";
@@ -108,20 +125,26 @@ export function typescript(url, method, params, headers) {
   ].join("\n");
 }
 
-/** Quote JSON for a shell, on one line if it's short. */
+/** Quote JSON for a shell, on one line if it's short. @param {Json} values */
 function quotedJson(values) {
   const line = JSON.stringify(values);
   return (line.length > 48 ? pretty(values) : line).replaceAll("'", "'\\''");
 }
 
+/** @param {boolean} guarded */
 const headers = (guarded) =>
   Object.entries({ "content-type": "application/json", ...(guarded && { authorization: "Bearer KEY" }) });
+/** @param {boolean} guarded */
 const inJson = (guarded) =>
   headers(guarded)
     .map(([name, value]) => `"${name}": "${value}"`)
     .join(", ");
 
-/** Language -> example code that calls an operation, with a key if callers sign in. */
+/**
+ * Language -> example code that calls an operation, with a key if callers sign in.
+ *
+ * @type {Record<string, (url: string, values: Json, guarded: boolean) => string>}
+ */
 export const LANGUAGES = {
   curl: (url, values, guarded) =>
     `curl ${url} \\\n${headers(guarded)
@@ -133,7 +156,7 @@ export const LANGUAGES = {
     `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { ${inJson(guarded)} },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`
 };
 
-/** Download a file. */
+/** Download a file. @param {string} name @param {string} text @param {string} type */
 export function save(name, text, type) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   element("a", { href: url, download: name }).click();

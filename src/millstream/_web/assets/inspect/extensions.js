@@ -9,13 +9,15 @@ import { contents } from "../render/content.js";
 import { colored } from "../render/json.js";
 import { schemaForm } from "../schema/form.js";
 
+/** @import { SendOptions } from "./bench.js" */
+
 // Skills: folders of instructions for models. Each file can be read, and is verified against the manifest.
 
 export const SKILLS = "io.modelcontextprotocol/skills";
 
 /** Load all skills. Their URIs are unique, their names aren't. */
 export async function loadSkills() {
-  const found = await session.client.list("skills/list", "skills");
+  const found = (await session.client?.list("skills/list", "skills")) ?? [];
   return found.map((skill) => ({
     ...skill,
     name: skill.uri,
@@ -24,10 +26,16 @@ export async function loadSkills() {
   }));
 }
 
+/** @param {Json} file */
 const bytesOf = ({ text, blob }) =>
   blob === undefined ? new TextEncoder().encode(text ?? "") : Uint8Array.from(atob(blob), (each) => each.charCodeAt(0));
 
-/** Return a badge for whether a file matches the manifest; none without a manifest or the Web Crypto API. */
+/**
+ * Return a badge for whether a file matches the manifest; none without a manifest or the Web Crypto API.
+ *
+ * @param {Json | undefined} entry
+ * @param {Json} result
+ */
 async function verdict(entry, result) {
   const file = (result.contents ?? [])[0];
   if (!entry || !file || !globalThis.crypto?.subtle) return [];
@@ -38,10 +46,12 @@ async function verdict(entry, result) {
   return [element("p", {}, same ? badge("as in the manifest", "good") : badge("differs from the manifest", "bad"))];
 }
 
+/** @param {Json} skill @param {Json | null} values */
 export function skillCard(skill, values) {
   const files = Array.isArray(skill.resources) ? skill.resources : [];
   const root = skill.uri.replace(/[^/]*$/, "");
   const all = files.length ? files : [{ uri: skill.uri }];
+  /** @param {Json} file */
   const size = ({ size: bytes }) => (bytes === undefined ? "" : ` (${bytes.toLocaleString()} bytes)`);
   const select = element(
     "select",
@@ -90,7 +100,7 @@ export const EVENTS = "io.modelcontextprotocol/events";
 const KEPT = 200;
 const POLL_MS = [200, 10_000]; // minimum, default
 
-export const loadEvents = () => session.client.list("events/list", "events");
+export const loadEvents = async () => session.client?.list("events/list", "events") ?? [];
 
 /** The newest events of a subscription. */
 class Arrivals {
@@ -104,6 +114,7 @@ class Arrivals {
     element("div", { className: "arrivals", tabIndex: 0, role: "log", "aria-label": "Events" }, this.#list)
   );
 
+  /** @param {Json} event */
   add({ eventId = "", timestamp, data }) {
     this.total += 1;
     const at = new Date(timestamp);
@@ -116,7 +127,7 @@ class Arrivals {
       pre("Data", ...colored(pretty(data ?? null)))
     ]);
     this.#list.prepend(element("li", {}, item));
-    if (this.#list.childElementCount > KEPT) this.#list.lastChild.remove();
+    if (this.#list.childElementCount > KEPT) this.#list.lastElementChild?.remove();
     write(this.#says, `${count(this.total)} ${this.total === 1 ? "event" : "events"}, the newest first`);
   }
 
@@ -127,8 +138,15 @@ class Arrivals {
   }
 }
 
-/** Receive events by a stream until the user stops it. */
+/**
+ * Receive events by a stream until the user stops it.
+ *
+ * @param {Json} params
+ * @param {Arrivals} arrivals
+ * @param {AbortSignal} signal
+ */
 function stream(params, arrivals, signal) {
+  /** @param {string} method @param {Json} params */
   const notified = (method, { truncated, ...event }) => {
     if (method === "notifications/events/event") arrivals.add(event);
     else if (truncated) arrivals.miss();
@@ -136,17 +154,19 @@ function stream(params, arrivals, signal) {
   return request("events/stream", params, { signal, notified });
 }
 
+/** @param {Json} params @param {Arrivals} arrivals @param {AbortSignal} signal */
 async function poll(params, arrivals, signal) {
   let cursor;
   for (;;) {
     const page = await request("events/poll", cursor === undefined ? params : { ...params, cursor }, { signal });
-    page.events.forEach((event) => arrivals.add(event));
+    for (const event of page.events) arrivals.add(event);
     if (page.truncated) arrivals.miss();
     cursor = page.cursor;
     if (!page.hasMore) await wait(Math.max(page.nextPollMs ?? POLL_MS[1], POLL_MS[0]), signal);
   }
 }
 
+/** @param {Json} params @param {boolean} streams @param {SendOptions} options */
 async function receive(params, streams, { place, progress, signal }) {
   const arrivals = new Arrivals();
   progress({ message: streams ? "Subscribed by a stream" : "Subscribed by polls" });
@@ -159,15 +179,16 @@ async function receive(params, streams, { place, progress, signal }) {
   return { arrivals };
 }
 
+/** @param {Json} item @param {Json | null} values */
 export function eventCard(item, values) {
   const form = draft("events", item.name, item.inputSchema, () =>
     schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" })
   );
-  const streams = !session.client.handshake && (item.delivery ?? []).includes("push");
+  const streams = !session.client?.handshake && (item.delivery ?? []).includes("push");
   return show("events", item, values, {
     heading: item.name,
     about: item.description,
-    badges: (item.delivery ?? []).map((each) => badge(each)),
+    badges: (item.delivery ?? []).map((/** @type {string} */ each) => badge(each)),
     form,
     verb: "Subscribe",
     stops: "Stop",

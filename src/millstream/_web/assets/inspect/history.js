@@ -12,16 +12,16 @@ const KEPT = 100; // runs, and drafts
 const MAX_BYTES = 20_000;
 
 /**
- * @typedef {{server: string, kind: string, name: string, values: Record<string, any>, kept: Record<string, any>, text: string, good: boolean, ms: number, at: number}} Run
+ * @typedef {{server: string, kind: string, name: string, values: Json, kept: Json, text: string, good: boolean, ms: number, at: number}} Run
  *   `kept` are the values without secrets, which are stored
  */
 
 /** @type {Run[]} */
-let runs = stored("session", KEY, []).map((run) => ({ ...run, kept: run.values }));
+let runs = stored("session", KEY, []).map((/** @type {Run} */ run) => ({ ...run, kept: run.values }));
 
 const here = () => session.via?.url ?? "";
 
-/** Add a run to the history. */
+/** Add a run to the history. @param {Omit<Run, "server" | "at">} run */
 export function remember(run) {
   runs.unshift({ ...run, server: here(), at: Date.now() });
   runs.length = Math.min(runs.length, KEPT);
@@ -32,16 +32,17 @@ export function remember(run) {
   draw();
 }
 
-/** Return the values last sent to an item of this server, or null. */
+/** Return the values last sent to an item of this server, or null. @param {string} kind @param {string} name */
 export const lastSent = (kind, name) =>
   runs.find((each) => each.server === here() && each.kind === kind && each.name === name)?.values ?? null;
 
 export function clearHistory() {
   runs = [];
-  sessionStorage.removeItem(KEY);
+  store("session", KEY, runs);
   draw();
 }
 
+/** @param {Run} run */
 const mark = ({ good, text }) =>
   text === "Canceled"
     ? element("span", "mark soft", icon("stop"))
@@ -72,11 +73,13 @@ export function draw() {
 // Drafts of forms. Until the page is closed, a reopened item has the entered values, even invalid ones. After a reload,
 // it has the values that were last sent from this tab.
 
-/** @type {Map<string, {form: Record<string, any>, shape: string} | null>} in the order of use; null after a reset */
+/** @type {Map<string, {form: Json, shape: string} | null>} in the order of use; null after a reset */
 const drafts = new Map();
 
+/** @param {string} kind @param {string} name */
 const keyOf = (kind, name) => JSON.stringify([session.via?.url ?? "", kind, name]);
 
+/** @param {Json} form */
 function read(form) {
   try {
     return form.values();
@@ -91,7 +94,7 @@ function read(form) {
  * @param {string} kind
  * @param {string} name
  * @param {unknown} about schema of the form: if it has changed, a new form gets the old values
- * @param {() => Record<string, any>} make
+ * @param {() => Json} make
  */
 export function draft(kind, name, about, make) {
   const key = keyOf(kind, name);
@@ -104,9 +107,9 @@ export function draft(kind, name, about, make) {
   }
   drafts.delete(key);
   drafts.set(key, { form, shape });
-  if (drafts.size > KEPT) drafts.delete(drafts.keys().next().value);
+  if (drafts.size > KEPT) drafts.delete(drafts.keys().next().value ?? "");
   return form;
 }
 
-/** Reset the form of an item to its defaults. */
+/** Reset the form of an item to its defaults. @param {string} kind @param {string} name */
 export const forget = (kind, name) => drafts.set(keyOf(kind, name), null);

@@ -2,19 +2,19 @@
 
 /**
  * @type {{
- *   jump: (item: {kind: string, name: string, values: Record<string, any> | null}) => void,
+ *   jump: (item: {kind: string, name: string, values: Json | null}) => void,
  *   redo: () => void,
- *   resend: (method: string, params: Record<string, any>) => void,
+ *   resend: (method: string, params: Json) => void,
  *   reconnect: () => void,
  *   count: (list: string, total: number, look?: string) => void,
- *   tools: () => Array<Record<string, any>>,
+ *   tools: () => Array<Json>,
  *   tasksChanged: () => void,
- *   savedChanged: (call?: Record<string, any>) => void,
- *   sent: (message: Record<string, any>, how: Record<string, any>) => void,
- *   got: (message: Record<string, any>, how: Record<string, any>) => void,
- *   failed: (message: Record<string, any>, error: Error) => void,
- *   ask: (method: string, params: Record<string, any>, signal: AbortSignal) => Promise<Record<string, any>>,
- *   notified: (method: string, params: Record<string, any>) => void,
+ *   savedChanged: (call?: Json) => void,
+ *   sent: (message: Json, how: Json) => void,
+ *   got: (message: Json, how: Json) => void,
+ *   failed: (message: Json, error: Error) => void,
+ *   ask: (method: string, params: Json, signal?: AbortSignal) => Promise<Json>,
+ *   notified: (method: string, params: Json) => void,
  *   state: (text: string, look: string) => void,
  *   ready: (client: object) => Promise<void>,
  *   signIn: (error: Error) => Promise<void>

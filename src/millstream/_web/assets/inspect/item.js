@@ -15,9 +15,12 @@ import { address, request, session } from "./session.js";
 import { ownHeaders } from "./settings.js";
 import { asksToSignIn, signInCard } from "./sign-in.js";
 
+/** @import { Work } from "./bench.js" */
+
+/** @param {string} text */
 export const badge = (text, look = "") => element("span", `badge ${look}`, text);
 
-/** @type {(schema?: Record<string, any>) => Array<{title: string, text: (...given: any[]) => string}>} */
+/** @type {(schema?: Json) => Array<{title: string, text: (...given: any[]) => string}>} */
 export const copies = (schema) => [
   { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
   { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
@@ -25,35 +28,59 @@ export const copies = (schema) => [
   { title: "JSON", text: ({ params }) => pretty(params) }
 ];
 
-/** Return the formats for copying, including a link to this page with the values but without secrets. */
+/**
+ * Return the formats for copying, including a link to this page with the values but without secrets.
+ *
+ * @param {string} kind
+ * @param {Json} item
+ * @param {(values: Json) => Json} kept
+ */
 const copiesOf = (kind, { name, inputSchema }, kept) => [
   ...copies(inputSchema),
   {
     title: "Link to this page",
-    text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href
+    text: (/** @type {Json} */ _, /** @type {Json} */ values) =>
+      new URL(links.write(kind, name, kept(values)), location.href).href
   }
 ];
 
+/** @param {string} uri */
 const openUri = (uri) => page.jump({ kind: "resources", name: uri, values: null });
 
-/** Return the nodes of content blocks. Links open resources. */
+/** Return the nodes of content blocks. Links open resources. @param {Json[]} list */
 export const contentNodes = (list) => list.flatMap((each) => nodes(each, openUri));
 
+/** @param {Json[]} list */
 export const drawContent = (list) =>
   list.length ? contentNodes(list) : [element("p", "soft", "The result is empty.")];
 
-/** Create collapsed blocks of JSON, rendered when they're opened. */
+/**
+ * Create collapsed blocks of JSON, rendered when they're opened.
+ *
+ * @param {string} title
+ * @param {...[unknown, string]} blocks
+ */
 export const folded = (title, ...blocks) =>
   lazyDetails("", element("summary", {}, title), () =>
     blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))
   );
 
-/** Show an item in the detail view, fill in values, and record its runs. */
+/**
+ * Show an item in the detail view, fill in values, and record its runs.
+ *
+ * @param {string} kind
+ * @param {Json} item
+ * @param {Json | null} values
+ * @param {Omit<Work, "send"> & Partial<Work>} work
+ */
 export function show(kind, item, values, work) {
   if (values) work.form?.write(values);
+  /** @param {Json} given */
   const kept = (given) => withoutSecrets(given, item.inputSchema);
+  /** @param {Json} given @param {Json} outcome */
   const done = (given, { text, good, ms }) =>
     remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
+  /** @param {any} error @param {Json} given */
   const remedy = (error, given) =>
     session.via && asksToSignIn(error)
       ? signInCard(session.via, error, links.write(kind, item.name, kept(given)))
@@ -65,6 +92,7 @@ export function show(kind, item, values, work) {
           page.redo();
         }
       : null;
+  /** @type {Work["save"]} */
   const save =
     kind === "server"
       ? null

@@ -26,14 +26,20 @@ const HINTS = {
   idempotentHint: ["idempotent", ""],
   openWorldHint: ["open world", ""]
 };
-const watched = new Map(); // uri -> callback for updates
+/** @type {Map<string, () => void>} callbacks for updates by URI */
+const watched = new Map();
 
-/** Handle an update of a resource. */
+/** Handle an update of a resource. @param {string} uri */
 export const updated = (uri) => watched.get(uri)?.();
 
 const completes = () => Boolean(session.server.capabilities?.completions);
 
-/** Create a form of text fields, with completion by the server. */
+/**
+ * Create a form of text fields, with completion by the server.
+ *
+ * @param {Array<{name: string, description?: string, required?: boolean}>} list
+ * @param {Json} ref
+ */
 function textForm(list, ref) {
   const editors = list.map(({ name, description, required }, index) => ({
     name,
@@ -44,15 +50,17 @@ function textForm(list, ref) {
     for (const each of editors)
       complete(each, ref, editors, (params, signal) => request("completion/complete", params, { signal }));
   }
+  /** @param {boolean} [force] */
   const read = (force) => {
     for (const each of editors) each.clear();
-    const missing = force ? [] : editors.filter((each) => each.required && !each.control.value);
+    const missing = force ? [] : editors.filter((each) => each.required && !each.read());
     for (const each of missing) each.complain([], "Required.");
     missing[0]?.control.focus();
     return missing.length
       ? null
       : Object.fromEntries(editors.map((each) => [each.name, each.read()]).filter(([, value]) => value));
   };
+  /** @param {Json} values */
   const write = (values) => editors.forEach((each) => each.write(values[each.name]));
   return {
     node: element("div", "fields", ...editors.map((each) => each.node)),
@@ -65,6 +73,7 @@ function textForm(list, ref) {
   };
 }
 
+/** @param {Json} item @param {Json | null} values */
 function tool(item, values) {
   const form = draft("tools", item.name, item.inputSchema, () =>
     schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" })
@@ -74,9 +83,10 @@ function tool(item, values) {
     .map(([, [text, look]]) => badge(text, look));
   const { text: cost, title: costSays } = saidCost(costOf(item));
   const tokens = element("span", { className: "soft small", title: costSays }, cost);
+  /** @type {Array<[unknown, string]>} */
   const schemas = [
     [item.inputSchema, "Schema of the arguments"],
-    ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])
+    ...(item.outputSchema ? [/** @type {[unknown, string]} */ ([item.outputSchema, "Schema of the result"])] : [])
   ];
   return show("tools", item, values, {
     heading: item.title ? labelOf(item) : (item.annotations?.title ?? item.name),
@@ -104,13 +114,20 @@ function tool(item, values) {
   });
 }
 
-/** Subscribe to updates of a resource until the signal aborts. */
+/**
+ * Subscribe to updates of a resource until the signal aborts.
+ *
+ * @param {Json} params
+ * @param {AbortSignal} signal
+ * @param {() => void} changed
+ */
 async function watch({ uri }, signal, changed) {
   watched.set(uri, changed);
   signal.addEventListener("abort", () => watched.delete(uri));
   await (await connected()).watch(uri, signal);
 }
 
+/** @param {Json} item @param {Json | null} values */
 function resource(item, values) {
   const size = item.size === undefined ? [] : [badge(`${item.size.toLocaleString()} bytes`)];
   return show("resources", item, values, {
@@ -126,6 +143,7 @@ function resource(item, values) {
   });
 }
 
+/** @param {Json} item @param {Json | null} values */
 function template(item, values) {
   const form = draft("templates", item.name, [item.uriTemplate, completes()], () =>
     textForm(
@@ -147,10 +165,12 @@ function template(item, values) {
   });
 }
 
+/** @param {Json} item @param {Json | null} values */
 function prompt(item, values) {
   const form = draft("prompts", item.name, [item.arguments, completes()], () =>
     textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name })
   );
+  /** @param {Json} message */
   const said = (message) =>
     element(
       "div",
@@ -176,6 +196,7 @@ function prompt(item, values) {
 
 function about() {
   const { client, server, via } = session;
+  if (!client) return [];
   const { name = "", title, version = "", description, websiteUrl } = server.serverInfo ?? {};
   const rows = facts({
     Name: name,
@@ -258,7 +279,7 @@ function rootsCard() {
 }
 
 function ping() {
-  const method = session.client.handshake ? "ping" : "server/discover";
+  const method = session.client?.handshake ? "ping" : "server/discover";
   return bench({
     heading: "Ping",
     about: `Check that the server responds, and measure how long it takes. This revision uses ${method}.`,
@@ -279,6 +300,7 @@ const ANY = {
   }
 };
 
+/** @param {Json} item @param {Json | null} values */
 function anything(item, values) {
   const form = draft("server", item.name, null, () => schemaForm(ANY, { id: "argument" }));
   return show("server", item, values, {
@@ -299,7 +321,8 @@ const SERVER_ITEMS = [
   { name: SERVER.ping, description: "Check that the server responds", show: ping }
 ];
 
-const list = (method, key) => () => session.client.list(method, key);
+/** @param {string} method @param {string} key */
+const list = (method, key) => async () => session.client?.list(method, key) ?? [];
 
 /**
  * All kinds. `needs` is the required capability, and `extension` the required extension.

@@ -2,6 +2,7 @@
 
 import { hashParameters } from "../dom.js";
 
+/** @type {Record<string, string>} */
 const KINDS = {
   tool: "tools",
   resource: "resources",
@@ -15,7 +16,12 @@ const KINDS = {
 };
 const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
 
-/** Parse a hash: `{kind, name, values}`; null without an item. */
+/**
+ * Parse a hash; null without an item.
+ *
+ * @param {string} hash
+ * @returns {{kind: string, name: string, values: any} | null}
+ */
 export function read(hash) {
   const wanted = hashParameters(hash);
   const found = Object.keys(KINDS).find((name) => wanted.has(name));
@@ -26,10 +32,16 @@ export function read(hash) {
   } catch {
     // Open the item without values.
   }
-  return { kind: KINDS[found], name: wanted.get(found), values };
+  return { kind: KINDS[found], name: wanted.get(found) ?? "", values };
 }
 
-/** Return the hash for an item and its values. */
+/**
+ * Return the hash for an item and its values.
+ *
+ * @param {string} kind
+ * @param {string} name
+ * @param {Json | null} [values]
+ */
 export function write(kind, name, values = null) {
   const args = values && Object.keys(values).length ? `&args=${encodeURIComponent(JSON.stringify(values))}` : "";
   return `#${NAMES[kind]}=${encodeURIComponent(name)}${args}`;

@@ -7,6 +7,7 @@ import { parseTraceback, traceback } from "../render/content.js";
 
 const KEPT = 300;
 const RANKS = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
+/** @type {Record<string, string>} */
 const LOOKS = {
   warning: "warn",
   error: "bad",
@@ -19,11 +20,17 @@ const LOOKS = {
 
 const counts = { notes: 0, logs: 0, bad: 0 };
 
-const fresh = { notes: [], logs: [] }; // functions that create the items added since the last frame
+/** @type {Record<string, Array<() => HTMLElement>>} functions that create the items added since the last frame */
+const fresh = { notes: [], logs: [] };
 
 let asked = false;
 
-/** Add the item that `make` creates with the next frame. */
+/**
+ * Add the item that `make` creates with the next frame.
+ *
+ * @param {"notes" | "logs"} list
+ * @param {() => HTMLElement} make
+ */
 function append(list, make) {
   fresh[list].push(make);
   if (fresh[list].length > KEPT) fresh[list].shift();
@@ -34,19 +41,15 @@ function append(list, make) {
 /** Draw new items of the visible list. Items of other lists wait until their list is opened. */
 export function drawNotes() {
   asked = false;
-  for (const [name, empty] of [
-    ["notes", "no-notes"],
-    ["logs", "no-logs"]
-  ]) {
-    const makes = fresh[name];
+  for (const [name, makes] of Object.entries(fresh)) {
     const list = $(name);
     if (!makes.length || list.closest("[hidden]")) continue;
     fresh[name] = [];
-    const box = list.parentElement;
+    const box = /** @type {HTMLElement} */ (list.parentElement);
     const follows = isAtEnd(box);
     list.append(...makes.map((make) => make()));
-    while (list.childElementCount > KEPT) list.firstChild.remove();
-    $(empty).hidden = true;
+    while (list.childElementCount > KEPT) list.firstElementChild?.remove();
+    $(`no-${name}`).hidden = true;
     if (follows) box.scrollTop = box.scrollHeight;
   }
   tell();
@@ -57,9 +60,10 @@ function tell() {
   page.count("logs", counts.bad || counts.logs, counts.bad ? "bad" : "");
 }
 
+/** @param {any} data */
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
 
-/** Create a summary of a traceback that expands to the full text. */
+/** Create a summary of a traceback that expands to the full text. @param {string} stack */
 function traceOf(stack) {
   const whole = pre("Traceback", stack);
   const found = parseTraceback(stack);
@@ -82,8 +86,10 @@ function traceOf(stack) {
   ];
 }
 
+/** @param {HTMLElement} item */
 const isFilteredOut = (item) => Number(item.dataset.rank) < Number($("log-filter").value);
 
+/** @param {Date} now @param {Json} record */
 function log(now, { level = "info", logger, data }, stack = "") {
   const head = [
     element("time", { dateTime: now.toISOString() }, clock(now)),
@@ -107,6 +113,7 @@ function log(now, { level = "info", logger, data }, stack = "") {
   return item;
 }
 
+/** @param {Date} now @param {string} method @param {Json | undefined} params */
 function notification(now, method, params) {
   const about = params?.uri ?? params?.message ?? params?.reason ?? "";
   const head = [
@@ -121,11 +128,11 @@ function notification(now, method, params) {
   return element("li", {}, folded(head, params ?? {}));
 }
 
-/** Create a line that expands to the full data. */
+/** Create a line that expands to the full data. @param {Child[]} head @param {unknown} whole */
 const folded = (head, whole) =>
   lazyDetails("", element("summary", "log-line", ...head), () => [pre("Data", ...colored(pretty(whole)))]);
 
-/** Add a notification. */
+/** Add a notification. @param {string} method @param {Json | undefined} params */
 export function note(method, params) {
   const now = new Date();
   if (method === "notifications/message") {
@@ -137,7 +144,7 @@ export function note(method, params) {
   append("notes", () => notification(now, method, params));
 }
 
-/** Add records of the server's structured log, which it sends in development. */
+/** Add records of the server's structured log, which it sends in development. @param {Json[]} records */
 export function noteLog(records) {
   for (const { ts, level, logger, message, error } of records) {
     counts.logs += 1;
@@ -146,7 +153,7 @@ export function noteLog(records) {
   }
 }
 
-/** Show why the changed program doesn't start, over the page; null removes it. */
+/** Show why the changed program doesn't start, over the page; null removes it. @param {Json | null} failure */
 export function showFailure(failure) {
   const before = $("load-failure");
   before?.remove();
@@ -169,13 +176,10 @@ export function showFailure(failure) {
 }
 
 export function clearNotes() {
-  for (const [list, empty] of [
-    ["notes", "no-notes"],
-    ["logs", "no-logs"]
-  ]) {
+  for (const list of Object.keys(fresh)) {
     fresh[list] = [];
     $(list).replaceChildren();
-    $(empty).hidden = false;
+    $(`no-${list}`).hidden = false;
   }
   Object.assign(counts, { notes: 0, logs: 0, bad: 0 });
   tell();

@@ -38,8 +38,12 @@ import { TASKS, knownTasks, taskMark } from "./tasks.js";
 import { costOf, saidCost, totalCost } from "./tokens.js";
 import * as traffic from "./traffic.js";
 
+/** @import { Saved } from "./saved.js" */
+/** @import { Server } from "./session.js" */
+
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
 const LINE = "millstream.inspect.line"; // transport, revision, and server of this tab
+/** @type {Record<string, string[]>} */
 const CHANGED = {
   "notifications/tools/list_changed": ["tools"],
   "notifications/prompts/list_changed": ["prompts"],
@@ -47,22 +51,28 @@ const CHANGED = {
 };
 
 let kind = "tools";
-/** @type {Record<string, Array<Record<string, any>>>} */
+/** @type {Record<string, Array<Json>>} */
 const offered = {};
-const refused = {}; // kind -> why its list can't be loaded
+/** @type {Record<string, string>} why the list of a kind can't be loaded */
+const refused = {};
+/** @type {Record<string, string>} name of the open item of each kind */
 const chosen = {};
 const away = backFrom(); // the place before a sign-in redirect
 let asked = links.read(location.hash || (away?.hash ?? "")); // the item in the URL, until it's opened
 let welcomed = away === null; // whether the page has shown that sign-in succeeded
+/** @type {Server[]} */
 let others = [];
 let begun = false; // whether a list has been shown
 
 // Lists
 
 const ORDER = "millstream.inspect.order";
-let ownTags = {}; // tags of this server's tools, which its list doesn't contain
+/** @type {Map<string, string[]>} tags of this server's tools by name, which its list doesn't contain */
+let ownTags = new Map();
 
-const tags = (item) => (kind !== "tools" ? [] : session.via ? tagsOf(item) : (ownTags[item.name] ?? tagsOf(item)));
+/** @param {Json} item */
+const tags = (item) => (kind !== "tools" ? [] : (!session.via && ownTags.get(item.name)) || tagsOf(item));
+/** @param {Json} item */
 const fits = (item) =>
   hasWords(
     `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`,
@@ -88,11 +98,12 @@ const items = new LongList($("items"), {
   }
 });
 
+/** @param {Json} item */
 const costed = (item) =>
   kind === "tools" && $("order").value === "tokens"
     ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item)))
     : "";
-/** Return the row of a saved call: its name, its target, and whether it passed. */
+/** Return the row of a saved call: its name, its target, and whether it passed. @param {Saved} call */
 function savedRow(call) {
   const outcome = outcomeOf(call);
   const mark = outcome
@@ -120,7 +131,11 @@ const kinds = tabs(
 );
 for (const [name, { extension }] of Object.entries(KINDS)) kinds.hide(name, Boolean(extension));
 
-/** Whether the server has an extension at this revision. Tasks need the per-request era. */
+/**
+ * Whether the server has an extension at this revision. Tasks need the per-request era.
+ *
+ * @param {string | undefined} extension
+ */
 function announces(extension) {
   if (!extension) return true;
   if (extension === TASKS && session.client?.handshake) return false;
@@ -129,6 +144,7 @@ function announces(extension) {
   );
 }
 
+/** @param {string} name */
 async function load(name) {
   const { needs, extension, load: fetchAll } = KINDS[name];
   delete refused[name];
@@ -159,7 +175,7 @@ function drawItems() {
     element("strong", {}, there ? "No matches" : `No ${KINDS[kind].plural ?? kind}`),
     there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none)
   );
-  return groups ? groups.values().next().value[0] : found[0];
+  return groups ? [...groups.values()][0][0] : found[0];
 }
 
 /** Draw the footer: the cost of the tools, the order of the list, or the summary of saved calls. */
@@ -177,7 +193,7 @@ function drawFoot() {
   $("cost").title = `${text} for the tools and the instructions, in the context of a model. ${title}`;
 }
 
-/** Return the placeholder for an empty kind, with an example for developers of this server. */
+/** Return the placeholder for an empty kind, with an example for developers of this server. @param {string} name */
 function nothing(name) {
   const { none, first, example, plural = name } = KINDS[name];
   if (session.via || refused[name] || !begun || !example)
@@ -199,7 +215,7 @@ function nothing(name) {
   );
 }
 
-/** Show a kind: its list, and the item that was last open. */
+/** Show a kind: its list, and the item that was last open. @param {string} name */
 function open(name) {
   kind = name;
   kinds.choose(name, false);
@@ -210,7 +226,7 @@ function open(name) {
   else $("detail").replaceChildren(nothing(name));
 }
 
-/** Show an item in the detail view. */
+/** Show an item in the detail view. @param {Json} item @param {Json | null} [values] */
 function show(item, values = null) {
   cease();
   chosen[kind] = item.name;
@@ -221,7 +237,11 @@ function show(item, values = null) {
   history.replaceState(null, "", links.write(kind, item.name));
 }
 
-/** Open an item by name, from a link, the history, or a result. Resources don't have to be listed. */
+/**
+ * Open an item by name, from a link, the history, or a result. Resources don't have to be listed.
+ *
+ * @param {{kind: string, name: string, values: Json | null}} item
+ */
 function jump({ kind: name, name: wanted, values }) {
   const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
   const item =
@@ -258,17 +278,18 @@ async function offerServers() {
   const chosenName = $("server").value;
   const { servers, log, tags: named = {} } = await otherServers();
   others = servers;
-  ownTags = named;
+  ownTags = new Map(Object.entries(named));
   if (log) ownLog.start();
-  const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
-  $("server").replaceChildren(...optionsOf(titles));
+  /** @type {Array<[string, string]>} */
+  const titles = others.map(({ name, url }) => [name, url]);
+  $("server").replaceChildren(...optionsOf([["", "This server"], ...titles]));
   $("server").value = others.some(({ name }) => name === chosenName) ? chosenName : "";
   $("other-servers").hidden = others.length === 0;
   session.via = others.find(({ name }) => name === session.via?.name) ?? null;
   showAccount(session.via, again);
 }
 
-/** Show the sign-in card of another server. */
+/** Show the sign-in card of another server. @param {any} error */
 async function signIn(error) {
   const mine = session.client;
   await offerServers().catch(() => {});
@@ -288,14 +309,15 @@ async function signIn(error) {
   view("detail");
 }
 
+/** @param {string} text @param {string} look */
 function state(text, look) {
   $("state").textContent = text;
   $("state").className = `badge state ${look}`;
-  if (look === "good") $("state").dataset.revision = session.client.revision;
+  if (look === "good") $("state").dataset.revision = session.client?.revision;
   else delete $("state").dataset.revision;
 }
 
-/** Load the lists after connecting, and restore the open item. */
+/** Load the lists after connecting, and restore the open item. @param {object} mine */
 async function ready(mine) {
   const { name = "", title, version = "" } = session.server.serverInfo ?? {};
   $("server-name").textContent = title || name;
@@ -314,6 +336,7 @@ async function ready(mine) {
   asked = null;
 }
 
+/** @param {string} method @param {Json} params */
 async function notified(method, params) {
   note(method, params);
   if (method === "notifications/resources/updated") updated(params.uri);
@@ -341,7 +364,7 @@ function again() {
 
 // The page
 
-/** Select the view on a phone: "list", "detail", or "activity". */
+/** Select the view on a phone: "list", "detail", or "activity". @param {string | undefined} name */
 function view(name) {
   $("main").dataset.view = name;
   for (const button of $("views").querySelectorAll("button")) button.ariaCurrent = String(button.dataset.view === name);
@@ -357,8 +380,10 @@ const activity = tabs(
   ],
   drawNotes
 );
+/** @param {number} number */
 const moments = (number) => (number > 999 ? "999+" : number || "");
 
+/** @param {string} method @param {Json} params */
 function editAndResend(method, { _meta, inputResponses, requestState, ...params }) {
   jump({ kind: "server", name: SERVER.any, values: { method, params } });
 }
@@ -369,9 +394,10 @@ const exportTranscript = () =>
     traffic.transcript(),
     "application/jsonl"
   );
+/** @type {Record<string, () => void>} */
 const clearAll = { messages: traffic.clear, runs: clearHistory, notes: clearNotes, logs: clearNotes };
 
-/** Update the saved calls; `call` is the changed one, if it's only one. */
+/** Update the saved calls; `call` is the changed one, if it's only one. @param {Json} [call] */
 function savedChanged(call) {
   const before = offered.saved ?? [];
   offered.saved = savedCalls();
@@ -379,7 +405,7 @@ function savedChanged(call) {
   kinds.count("saved", total || "", done > good ? "bad" : "");
   if (call && !before.includes(call)) return jump({ kind: "saved", name: call.name, values: null });
   if (kind !== "saved") return;
-  if (call && call !== current() && !offered.saved.includes(current())) chosen.saved = call.name; // it was renamed
+  if (call && !current()) chosen.saved = call.name; // it was renamed
   items.invalidate();
   drawItems();
   if (!current()) open("saved");
@@ -394,7 +420,7 @@ function tasksChanged() {
   drawItems();
 }
 
-const copyLink = () => copy(new URL(links.write(kind, current().name), location.href).href, "The link is copied.");
+const copyLink = () => copy(new URL(links.write(kind, chosen[kind]), location.href).href, "The link is copied.");
 
 $("transport").append(...optionsOf(Object.entries(TRANSPORTS).map(([value, { title }]) => [value, title])));
 $("revision").append(...optionsOf(REVISIONS.map((date) => [date, date])));
@@ -405,9 +431,7 @@ let wantedServer = "";
   session.revision
 ]);
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
-onSubmit($("connection"), () => {
-  again();
-});
+onSubmit($("connection"), again);
 $("server").onchange = again;
 $("transport").onchange = again;
 $("revision").onchange = again;
@@ -415,14 +439,10 @@ $("level").onchange = () => {
   session.level = $("level").value;
   applyLevel().catch((error) => toast(say(error), "bad"));
 };
-try {
-  $("order").value = localStorage.getItem(ORDER) ?? "groups";
-} catch {
-  // Storage is blocked.
-}
+$("order").value = stored("local", ORDER, "groups");
 if (!$("order").value) $("order").value = "groups";
 $("order").onchange = () => {
-  localStorage.setItem(ORDER, $("order").value);
+  store("local", ORDER, $("order").value);
   drawItems();
 };
 makeResizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", min: 180, rest: 620 });
@@ -489,17 +509,20 @@ commands(() => [
 Object.assign(page, {
   jump,
   redo: () => {
-    show(current());
+    const item = current();
+    if (!item) return; // the server no longer has it
+    show(item);
     firstVisible($("detail"), ".fields :is(input, textarea, select)")?.focus();
   },
   resend: editAndResend,
   reconnect: again,
-  count: (list, total, look) => activity.count(list, moments(total), look),
+  count: (/** @type {string} */ list, /** @type {number} */ total, /** @type {string} */ look) =>
+    activity.count(list, moments(total), look),
   tools: () => offered.tools ?? [],
   tasksChanged,
   savedChanged,
-  sent: (message, how) => traffic.record(true, message, how),
-  got: (message, how) => traffic.record(false, message, how),
+  sent: (/** @type {Json} */ message, /** @type {any} */ how) => traffic.record(true, message, how),
+  got: (/** @type {Json} */ message, /** @type {any} */ how) => traffic.record(false, message, how),
   failed: traffic.fail,
   ask,
   notified,
@@ -512,7 +535,7 @@ $("run-all").onclick = runAll;
 $("saved-export").onclick = exportCalls;
 $("saved-import").onclick = () => $("saved-file").click();
 $("saved-file").onchange = async () => {
-  for (const file of $("saved-file").files) await importCalls(file);
+  for (const file of $("saved-file").files ?? []) await importCalls(file);
   $("saved-file").value = "";
 };
 view("list");

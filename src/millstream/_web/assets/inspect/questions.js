@@ -7,6 +7,19 @@ import { schemaForm } from "../schema/form.js";
 import { guard } from "../shell/controls.js";
 import { roots } from "./settings.js";
 
+/**
+ * @typedef {object} Question
+ * @property {string} kind
+ * @property {string} title
+ * @property {Node[]} body
+ * @property {HTMLElement | null} [turn] switches from form to JSON
+ * @property {() => Json | null} accept returns the answer, or null if it's invalid
+ * @property {() => any} [decline]
+ * @property {() => any} cancel
+ * @property {string} [accepts] text of the button
+ */
+
+/** @type {Promise<unknown>} */
 let turn = Promise.resolve();
 let made = 0;
 
@@ -14,20 +27,25 @@ let made = 0;
  * Ask the user. Rejects if they decline and the result can't express that.
  *
  * @param {string} method
- * @param {Record<string, any>} params
+ * @param {Json} params
  * @param {AbortSignal} [signal]
  */
 export function ask(method, params, signal) {
-  const make = KINDS[method];
-  if (!make)
+  if (!Object.hasOwn(KINDS, method))
     return Promise.reject(Object.assign(new Error(`This client doesn't support ${method}.`), { code: -32601 }));
   if (method === "roots/list" && roots().length) return Promise.resolve({ roots: roots() });
-  const answer = turn.then(() => put(make(params), signal));
+  const answer = turn.then(() => put(KINDS[method](params), signal));
   turn = answer.catch(() => {});
   return answer;
 }
 
-/** Show a question: `{kind, title, turn, body, accept(force), decline(), accepts}`; `turn` switches from form to JSON. */
+/**
+ * Show a question.
+ *
+ * @param {Question} question
+ * @param {AbortSignal | undefined} signal
+ * @returns {Promise<any>}
+ */
 function put(question, signal) {
   /** @type {HTMLDialogElement} */
   const dialog = $("question");
@@ -40,6 +58,7 @@ function put(question, signal) {
   $("question-error").hidden = true;
   return new Promise((resolve, reject) => {
     const over = new AbortController();
+    /** @param {() => Json | null} act */
     const finish = (act) => {
       over.abort();
       dialog.close();
@@ -50,13 +69,14 @@ function put(question, signal) {
         reject(error);
       }
     };
+    /** @param {EventTarget} node @param {string} type @param {(event: Event) => void} handle */
     const on = (node, type, handle) => node.addEventListener(type, handle, { signal: over.signal });
     on($("question-form"), "submit", (event) => {
       event.preventDefault();
       const content = $("question-accept").disabled ? null : question.accept();
       if (content !== null) finish(() => content);
     });
-    on($("question-decline"), "click", () => finish(() => question.decline()));
+    on($("question-decline"), "click", () => finish(() => question.decline?.()));
     on($("question-cancel"), "click", () => finish(question.cancel));
     on(dialog, "cancel", (event) => {
       event.preventDefault();
@@ -85,11 +105,14 @@ function put(question, signal) {
   });
 }
 
+/** @param {string} what */
 const refuse = (what) => () => {
   throw Object.assign(new Error(`The user didn't ${what}.`), { code: -1 });
 };
 
+/** @param {Json} params */
 function elicitation(params) {
+  /** @param {string} action */
   const say = (action) => () => ({ action });
   const common = { decline: say("decline"), cancel: say("cancel"), title: params.message };
   if (params.mode === "url") return link(params, common);
@@ -101,6 +124,7 @@ function elicitation(params) {
   return { ...common, kind: "The server asks", turn: form.toolbar, body: [form.node, form.summary], accept };
 }
 
+/** @param {Json} params @param {Pick<Question, "title" | "decline" | "cancel">} common @returns {Question} */
 function link(params, common) {
   const safe = /^https?:\/\//i.test(params.url);
   const body = [
@@ -133,9 +157,9 @@ const REPLY = {
   }
 };
 
-/** Let the user answer as the model: as text, or as a JSON result that may contain tool calls. */
+/** Let the user answer as the model: as text, or as a JSON result that may contain tool calls. @param {Json} params */
 function sampling(params) {
-  const asked = (params.messages ?? []).map((message) =>
+  const asked = (params.messages ?? []).map((/** @type {Json} */ message) =>
     element(
       "div",
       `said ${message.role}`,
@@ -149,7 +173,7 @@ function sampling(params) {
     Temperature: params.temperature,
     Stop: params.stopSequences?.join(", "),
     Models: params.modelPreferences && pretty(params.modelPreferences),
-    Tools: params.tools?.map(({ name }) => name).join(", ")
+    Tools: params.tools?.map((/** @type {Json} */ { name }) => name).join(", ")
   });
   const form = schemaForm(REPLY, { id: `question-${++made}`, label: "Result as JSON" });
   const whole = { role: "assistant", content: { type: "text", text: "" }, model: "person", stopReason: "endTurn" };
@@ -209,4 +233,5 @@ function asked() {
   };
 }
 
+/** @type {Record<string, (params: Json) => Question>} */
 const KINDS = { "elicitation/create": elicitation, "sampling/createMessage": sampling, "roots/list": asked };

@@ -29,6 +29,7 @@ const FORMAT = "millstream-calls";
 const KEPT = 300;
 const MAX_CHECKS = 50;
 const MAX_FILE = 2_000_000;
+/** @type {Record<string, string>} */
 const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts/get": "prompts" };
 
 /**
@@ -37,23 +38,28 @@ const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts
  * @property {string} server
  * @property {string} kind kind of the item
  * @property {string} from name of the item
- * @property {Record<string, any>} values values of its form
+ * @property {Json} values values of its form
  * @property {string} method
- * @property {Record<string, any>} params
+ * @property {Json} params
  * @property {boolean} fails whether it's expected to fail
  * @property {Array<{path: string, relation: string, value: string}>} checks
  */
 
 /** @type {Saved[]} */
 let all = [];
-const outcomes = new WeakMap(); // call -> {good, problems, result, ms}
-let stop = null; // stops "Run all"
+/** @typedef {{good: boolean, problems: string[], result: Json | null, ms: number}} Judgment */
+
+/** @type {WeakMap<Saved, Judgment>} */
+const outcomes = new WeakMap();
+/** @type {AbortController | null} stops "Run all" */
+let stop = null;
 
 const here = () => session.via?.url ?? `own ${session.server.serverInfo?.name ?? ""}`;
 
 /** Return the calls of the current server. */
 export const savedCalls = () => all.filter((call) => call.server === here());
 
+/** @param {Saved} call */
 export const outcomeOf = (call) => outcomes.get(call) ?? null;
 
 function keepAll() {
@@ -61,9 +67,9 @@ function keepAll() {
     toast("The browser's storage is full. New calls last only as long as this page.", "bad");
 }
 
-/** Validate a stored or imported call; null if it's invalid. */
+/** Validate a stored or imported call; null if it's invalid. @param {any} given @param {string} server */
 function clean(given, server) {
-  if (!isObject(given) || !(given.method in METHODS) || !isObject(given.params)) return null;
+  if (!isObject(given) || !Object.hasOwn(METHODS, given.method) || !isObject(given.params)) return null;
   const checks = (Array.isArray(given.checks) ? given.checks : [])
     .filter((each) => isObject(each) && typeof each.path === "string" && Object.hasOwn(RELATIONS, each.relation))
     .slice(0, MAX_CHECKS);
@@ -81,11 +87,11 @@ function clean(given, server) {
   };
 }
 
-all = stored("local", KEY, [])
-  .map((each) => clean(each, each.server))
-  .filter(Boolean);
+/** @type {any[]} */
+const before = stored("local", KEY, []);
+all = before.flatMap((each) => clean(each, each?.server) ?? []);
 
-/** Return a name that no other call of this server has. */
+/** Return a name that no other call of this server has. @param {string} name */
 function unused(name) {
   const taken = new Set(savedCalls().map((each) => each.name));
   for (let number = 1; ; number += 1) {
@@ -94,21 +100,21 @@ function unused(name) {
   }
 }
 
-/** Save a call. `last` is its newest outcome, if it was run. */
+/** Save a call. `last` is its newest outcome, if it was run. @param {Json} call @param {Json | null} last */
 export function keep({ kind, from, values, method, params }, last) {
   const call = clean(
     { kind, from, values, method, params, name: unused(from), fails: last?.good === false, checks: [] },
     here()
   );
+  if (!call) return;
   all.push(call);
   if (all.length > KEPT) all.shift();
   if (last?.result) outcomes.set(call, { good: true, problems: [], result: last.result, ms: last.ms });
   keepAll();
   page.savedChanged(call);
-  return call;
 }
 
-/** Set or clear the outcome of a call. */
+/** Set or clear the outcome of a call. @param {Saved} call @param {Judgment | null} outcome */
 function judged(call, outcome) {
   if (outcome) outcomes.set(call, outcome);
   else outcomes.delete(call);
@@ -116,7 +122,7 @@ function judged(call, outcome) {
   page.savedChanged(call);
 }
 
-/** Run a call, and check its result. */
+/** Run a call, and check its result. @param {Saved} call @param {AbortSignal} [signal] */
 async function run(call, signal) {
   const started = performance.now();
   let result;
@@ -151,10 +157,11 @@ async function run(call, signal) {
 export async function runAll() {
   if (stop) return stop.abort();
   stop = new AbortController();
+  const { signal } = stop;
   for (const call of savedCalls()) judged(call, null);
   for (const call of savedCalls()) {
-    if (stop.signal.aborted) break;
-    await run(call, stop.signal);
+    if (signal.aborted) break;
+    await run(call, signal);
   }
   stop = null;
   page.savedChanged();
@@ -163,7 +170,7 @@ export async function runAll() {
 /** Summarize the outcomes: "3 of 4 pass". */
 export function summary() {
   const calls = savedCalls();
-  const done = calls.map(outcomeOf).filter(Boolean);
+  const done = calls.flatMap((call) => outcomeOf(call) ?? []);
   const good = done.filter((each) => each.good).length;
   return {
     running: stop !== null,
@@ -181,7 +188,7 @@ export const exportCalls = () =>
     "application/json"
   );
 
-/** Import calls from a file. */
+/** Import calls from a file. @param {File} file */
 export async function importCalls(file) {
   let found = null;
   try {
@@ -189,9 +196,9 @@ export async function importCalls(file) {
   } catch {
     // Reported below.
   }
-  const calls = (found?.format === FORMAT && Array.isArray(found.calls) ? found.calls : [])
-    .map((each) => clean(each, here()))
-    .filter(Boolean);
+  /** @type {unknown[]} */
+  const given = found?.format === FORMAT && Array.isArray(found.calls) ? found.calls : [];
+  const calls = given.flatMap((each) => clean(each, here()) ?? []);
   if (!calls.length) return toast(`${file.name} has no calls. Choose a file that this page has exported.`, "bad");
   for (const call of calls.slice(0, KEPT)) all.push({ ...call, name: unused(call.name) });
   all = all.slice(-KEPT);
@@ -203,9 +210,15 @@ export async function importCalls(file) {
 // Detail view of a call
 
 let made = 0;
-let shown = null; // the open call, and the function that redraws its outcome
+/** @type {{call: Saved, draw: () => void} | null} the open call, and the function that redraws its outcome */
+let shown = null;
 
-/** Create the fields of a check. */
+/**
+ * Create the fields of a check.
+ *
+ * @param {Saved["checks"][number]} check
+ * @param {{list: HTMLElement, result: () => Json | null, edited: () => void, remove: () => void}} row
+ */
 function checkRow(check, { list, result, edited, remove }) {
   const path = textInput({
     value: check.path,
@@ -240,7 +253,7 @@ function checkRow(check, { list, result, edited, remove }) {
   return element("div", "check-row", path, relation, value, away);
 }
 
-/** Render the outcome of a call. */
+/** Render the outcome of a call. @param {Saved} call */
 function verdict(call) {
   const outcome = outcomeOf(call);
   if (!outcome) return [];
@@ -267,7 +280,7 @@ function verdict(call) {
   ];
 }
 
-/** Return the nodes of a call: its request, its checks, and its outcome. */
+/** Return the nodes of a call: its request, its checks, and its outcome. @param {Saved} call */
 export function savedCard(call) {
   const id = `saved-${++made}`;
   const list = element("datalist", { id: `${id}-paths` });
@@ -310,7 +323,7 @@ export function savedCard(call) {
       if (call.checks.length >= MAX_CHECKS) return;
       call.checks.push({ path: "", relation: "equals", value: "" });
       draw();
-      rows.lastElementChild.querySelector("input").focus();
+      rows.lastElementChild?.querySelector("input")?.focus();
     },
     icon("add"),
     "Add a check"

@@ -17,27 +17,33 @@ import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
 
+/** @import { Transport } from "../mcp/transports.js" */
+
 const RETRY_MS = 1_000;
 const WAITS_MS = [100, 500, 1_000, 2_000, 4_000]; // at first, for a restart by `millstream dev`
 
+/** @type {Record<string, {title: string, line: new (...given: any[]) => Transport, path: string | null}>} */
 export const TRANSPORTS = {
   http: { title: "Streamable HTTP", line: Http, path: null },
   sse: { title: "HTTP+SSE", line: HttpSse, path: "sse" },
   websocket: { title: "WebSocket", line: WebSocketTransport, path: "ws" }
 };
 
+/** @typedef {{name: string, url: string, signed_in: Json | null}} Server */
+
 /** The current connection. Only this module changes it. */
 export const session = {
   /** @type {Client | null} */ client: null,
-  server: {}, // the server's last `initialize` or `server/discover` result
+  /** @type {Json} */ server: {}, // the server's last `initialize` or `server/discover` result
   endpoint: "mcp",
-  /** @type {{name: string, url: string, signed_in: Record<string, any> | null} | null} */ via: null, // another server, reached through the proxy
+  /** @type {Server | null} */ via: null, // another server, reached through the proxy
   transport: "http",
   revision: "2026-07-28",
   level: ""
 };
 
-let opening = null; // the pending connection attempt
+/** @type {Promise<Client> | null} the pending connection attempt */
+let opening = null;
 let failures = 0;
 let waiting = 0; // runs that wait for a connection
 const lost = new WeakSet(); // clients
@@ -75,6 +81,7 @@ export async function otherServers() {
 export function connect() {
   session.client?.close();
   page.state("Connecting…", "");
+  /** @param {Error} error */
   const gone = (error) => mine === session.client && fail(mine, error);
   const Line = TRANSPORTS[session.transport].line;
   const mine = new Client((on) => new Line(target(), headers(), on), session.revision, capabilities(), {
@@ -86,27 +93,35 @@ export function connect() {
   const attempt = establish(mine);
   opening = attempt;
   attempt
-    .catch((error) => session.client === mine && fail(mine, error))
+    .catch((error) => {
+      if (session.client === mine) fail(mine, error);
+    })
     .finally(() => {
       if (opening === attempt) opening = null;
     });
   return attempt;
 }
 
+/** @param {Client} mine @returns {Promise<Client>} */
 async function establish(mine) {
   const found = await mine.open();
-  if (session.client !== mine) return session.client;
+  if (session.client !== mine) return opening ?? session.client ?? mine; // another attempt has begun
   session.server = found;
   await applyLevel();
   await page.ready(mine);
-  if (session.client !== mine) return session.client;
+  if (session.client !== mine) return opening ?? session.client ?? mine;
   failures = 0;
   showReconnected();
   page.state("Connected", "good");
   return mine;
 }
 
-/** Show that the connection is lost, and reconnect when the server is back, unless it rejected the client. */
+/**
+ * Show that the connection is lost, and reconnect when the server is back, unless it rejected the client.
+ *
+ * @param {Client} mine
+ * @param {any} error
+ */
 async function fail(mine, error) {
   if (lost.has(mine)) return;
   lost.add(mine);
@@ -136,7 +151,7 @@ async function fail(mine, error) {
 export async function connected() {
   waiting += 1;
   try {
-    const usable = () => opening ?? (lost.has(session.client) ? connect() : session.client);
+    const usable = () => opening ?? (!session.client || lost.has(session.client) ? connect() : session.client);
     return await Promise.resolve(usable()).catch(async (error) => {
       if (!(error instanceof TypeError)) throw error;
       await wait(RETRY_MS);
@@ -147,12 +162,13 @@ export async function connected() {
   }
 }
 
-/** Send a request over the current connection. */
+/** @type {Client["request"]} over the current connection */
 export const request = async (...message) => (await connected()).request(...message);
 
 /** Request log messages of the selected level. */
 export async function applyLevel() {
   const { client, level, server } = session;
+  if (!client) return;
   client.logLevel = level;
   if (client.handshake && level && server.capabilities?.logging) await client.request("logging/setLevel", { level });
 }

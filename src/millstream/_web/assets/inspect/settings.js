@@ -29,8 +29,11 @@ const ABILITIES = {
 const TASKS = "io.modelcontextprotocol/tasks";
 const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
+/** @type {Record<string, string>} */
 let headers = stored("session", HEADERS, {});
+/** @type {string[]} */
 let able = stored("local", CAPABLE, Object.keys(ABILITIES));
+/** @type {Json[]} */
 let known = stored("local", ROOTS, []);
 
 /** Return the user's headers for each request. */
@@ -54,6 +57,7 @@ export function forgetKey() {
   tell();
 }
 
+/** @param {Json[]} list */
 export function setRoots(list) {
   known = list;
   store("local", ROOTS, known);
@@ -61,6 +65,7 @@ export function setRoots(list) {
 
 const bearer = () => /^Bearer (.*)$/.exec(headers.authorization ?? headers.Authorization ?? "")?.[1] ?? "";
 
+/** @param {HTMLElement} list */
 function row(list, name = "", value = "") {
   const key = textInput({ value: name, placeholder: "Name", "aria-label": "Name of the header" });
   const text = textInput({ value, placeholder: "Value", "aria-label": "Value of the header" });

@@ -20,26 +20,37 @@ import { httpError } from "../mcp/transports.js";
 import { toast } from "../shell/controls.js";
 import { forgetKey, openSettings } from "./settings.js";
 
+/** @import { Server } from "./session.js" */
+
 const AWAY = "millstream.inspect.away"; // the place before the sign-in redirect
 
-/** Whether signing in, or requesting more scopes, would resolve an error from another server. */
+/** Whether signing in, or requesting more scopes, would resolve an error from another server. @param {any} error */
 export const asksToSignIn = ({ status, challenge }) =>
   status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
 
+/** @param {{challenge: string}} error */
 const scopesOf = ({ challenge }) => (/\bscope="([^"]*)"/.exec(challenge)?.[1] ?? "").split(" ").filter(Boolean);
+/** @param {{name: string}} server */
 const route = ({ name }) => `inspect/sign-in/${encodeURIComponent(name)}`;
+/** @param {string[]} scopes */
 const scopeList = (scopes) => element("ul", "scopes", ...scopes.map((each) => element("li", "badge", each)));
 
 let made = 0;
 
-/** @returns {[HTMLInputElement, HTMLElement]} */
+/** @returns {[HTMLInputElement, HTMLElement]} @param {string} title @param {string} hint */
 function field(title, hint, properties = {}) {
   const id = `sign-in-${++made}`;
   const input = textInput({ id, ...properties });
   return [input, labeled(title, input, ...(hint ? [element("span", "hint", hint)] : []))];
 }
 
-/** Get the sign-in URL, and navigate to it. Rejects if there's none. */
+/**
+ * Get the sign-in URL, and navigate to it. Rejects if there's none.
+ *
+ * @param {Server} server
+ * @param {Json} wanted
+ * @param {string} hash
+ */
 async function leave(server, wanted, hash) {
   const response = await post(route(server), wanted);
   if (!response.ok) throw await httpError(response);
@@ -53,7 +64,16 @@ async function leave(server, wanted, hash) {
 /** @type {(error: Error) => void} */
 const ignore = () => {};
 
-/** Redirect when a form is submitted. `wanted()` returns the request, and errors are shown in `wrong`. */
+/**
+ * Redirect when a form is submitted. `wanted()` returns the request, and errors are shown in `wrong`.
+ *
+ * @param {HTMLFormElement} form
+ * @param {HTMLElement} go
+ * @param {HTMLElement} wrong
+ * @param {Server} server
+ * @param {() => Json} wanted
+ * @param {string} hash
+ */
 function leads(form, go, wrong, server, wanted, hash, failed = ignore) {
   onSubmit(form, async () => {
     if (go.ariaDisabled === "true") return;
@@ -74,7 +94,7 @@ function leads(form, go, wrong, server, wanted, hash, failed = ignore) {
 /**
  * Create the card that asks the user to sign in.
  *
- * @param {{name: string, url: string, signed_in: Record<string, any> | null}} server
+ * @param {Server} server
  * @param {import("../mcp/transports.js").HttpError | import("../mcp/transports.js").RpcError} error the server's error
  * @param {string} hash place to open afterwards
  */
@@ -159,13 +179,14 @@ export function signInCard(server, error, hash) {
 /** Return the place before the sign-in redirect, once: `{name, hash}`; null if there was none. */
 export function back() {
   const kept = stored("session", AWAY);
-  sessionStorage.removeItem(AWAY);
+  store("session", AWAY, null);
   return kept;
 }
 
-/** Return the text for a signed-in user. @param {Record<string, any>} user */
+/** Return the text for a signed-in user. @param {Json} user */
 export const asWhom = ({ who }) => (who ? `Signed in as ${who}` : "Signed in");
 
+/** @param {Server} server @param {() => void} done */
 async function signOut(server, done) {
   try {
     const response = await fetch(route(server), { method: "DELETE" });
@@ -183,8 +204,9 @@ async function signOut(server, done) {
   done();
 }
 
+/** @param {Server} server @param {() => void} done */
 function openAccount(server, done) {
-  const { who, issuer, scopes } = server.signed_in;
+  const { who, issuer, scopes } = server.signed_in ?? {};
   const [more, moreField] = field(
     "Ask for more scopes",
     "Separate scopes by spaces. Lists often leave out what you may not use.",
@@ -226,14 +248,19 @@ function openAccount(server, done) {
   close.focus();
 }
 
-/** Show the signed-in user in the toolbar; `done` is called after sign-out. */
+/**
+ * Show the signed-in user in the toolbar; `done` is called after sign-out.
+ *
+ * @param {Server | null} server
+ * @param {() => void} done
+ */
 export function showAccount(server, done) {
-  const there = Boolean(server?.signed_in);
+  const user = server?.signed_in;
   const button = $("account-button");
-  button.hidden = !there;
-  if (!there) return;
-  button.title = asWhom(server.signed_in);
+  button.hidden = !user;
+  if (!server || !user) return;
+  button.title = asWhom(user);
   button.ariaLabel = button.title;
-  button.replaceChildren(icon("person"), element("span", "wide-only one-line", server.signed_in.who || "Signed in"));
+  button.replaceChildren(icon("person"), element("span", "wide-only one-line", user.who || "Signed in"));
   button.onclick = () => openAccount(server, done);
 }

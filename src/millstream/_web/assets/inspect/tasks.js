@@ -12,6 +12,7 @@ export const TASKS = "io.modelcontextprotocol/tasks";
 const KEY = "millstream.inspect.tasks";
 const KEPT = 100;
 const PAUSES_MS = [50, 1_000, 30_000]; // between two polls: minimum, default, maximum
+/** @type {Record<string, [string, string]>} */
 const LOOKS = {
   working: ["Working", ""],
   input_required: ["Asks you", "warn"],
@@ -19,16 +20,23 @@ const LOOKS = {
   failed: ["Failed", "bad"],
   cancelled: ["Canceled", "warn"]
 };
+/** @type {Record<string, [string, string]>} */
+const MARKS = {
+  completed: ["check", "good"],
+  failed: ["close", "bad"],
+  cancelled: ["stop", "soft"],
+  input_required: ["help", "soft"]
+};
 const OVER = ["completed", "failed", "cancelled"];
 
-/** @typedef {{server: string, name: string, tool: string, state: Record<string, any>}} Known `name` is the id of the task */
+/** @typedef {{server: string, name: string, tool: string, state: Json}} Known `name` is the id of the task */
 
 /** @type {Known[]} */
 const known = stored("session", KEY, []);
 
-/** @type {(state: Record<string, any>) => string[]} */
+/** @type {(state: Json) => [string, string]} */
 const titleOf = ({ status }) => LOOKS[status] ?? [status, ""];
-/** @type {(state: Record<string, any>) => string} */
+/** @type {(state: Json) => string} */
 const words = ({ status, statusMessage }) => [titleOf({ status })[0], statusMessage].filter(Boolean).join(": ");
 
 /** Return the tasks of the current server, newest first. */
@@ -37,17 +45,13 @@ export const knownTasks = () =>
     .filter(({ server }) => server === address())
     .map((task) => Object.assign(task, { title: task.tool, description: words(task.state) }));
 
-/** Return the status icon of a task's row. */
+/** Return the status icon of a task's row. @param {Known} task */
 export function taskMark({ state: { status } }) {
-  const shape = {
-    completed: ["check", "good"],
-    failed: ["close", "bad"],
-    cancelled: ["stop", "soft"],
-    input_required: ["help", "soft"]
-  }[status] ?? ["reload", "soft"];
-  return element("span", `mark ${shape[1]}`, icon(shape[0]));
+  const [shape, look] = MARKS[status] ?? ["reload", "soft"];
+  return element("span", `mark ${look}`, icon(shape));
 }
 
+/** @param {Json} state @param {string} tool */
 function keep(state, tool) {
   let task = known.find(({ name, server }) => name === state.taskId && server === address());
   if (!task) {
@@ -63,7 +67,13 @@ function keep(state, tool) {
   return task;
 }
 
-/** Poll a task until it ends; `told(state)` is called for each state. */
+/**
+ * Poll a task until it ends; `told(state)` is called for each state.
+ *
+ * @param {Json} state
+ * @param {AbortSignal} signal
+ * @param {(state: Json) => void} told
+ */
 async function poll(state, signal, told) {
   const answered = new Set();
   for (;;) {
@@ -71,6 +81,7 @@ async function poll(state, signal, told) {
     if (OVER.includes(state.status)) return state;
     const questions = Object.entries(state.inputRequests ?? {}).filter(([key]) => !answered.has(key));
     if (questions.length) {
+      /** @type {Json} */
       const inputResponses = {};
       for (const [key, question] of questions) {
         answered.add(key);
@@ -86,13 +97,14 @@ async function poll(state, signal, told) {
 /**
  * Wait for the result of a task. If the user cancels, the task is canceled; if they open another item, it continues.
  *
- * @param {Record<string, any>} begun the task, as the call or `tasks/get` returned it
+ * @param {Json} begun the task, as the call or `tasks/get` returned it
  * @param {string} tool
- * @param {{progress: (step: Record<string, any>) => void, place: (node: Node) => void, signal: AbortSignal}} options
+ * @param {{progress: (step: Json) => void, place: (node: Node) => void, signal: AbortSignal}} options
  */
 export async function follow(begun, tool, { progress, place, signal }) {
   const about = element("p", "row small task");
   place(about);
+  /** @param {Json} state */
   const told = (state) => {
     keep(state, tool);
     const [title, look] = titleOf(state);
@@ -116,9 +128,10 @@ export async function follow(begun, tool, { progress, place, signal }) {
   return ended.result ?? {};
 }
 
-/** Show a task, and follow it immediately. */
+/** Show a task, and follow it immediately. @param {Known} task */
 export function taskCard(task) {
   const { taskId, createdAt, lastUpdatedAt, ttlMs } = task.state;
+  /** @param {string | undefined} text */
   const time = (text) => (text ? new Date(text).toLocaleString() : "–");
   const facts = element(
     "dl",

@@ -9,7 +9,7 @@ const SAYS =
 
 const known = new WeakMap();
 
-/** Estimate the tokens of a tool's definition. */
+/** Estimate the tokens of a tool's definition. @param {Json} tool */
 export function costOf(tool) {
   if (!known.has(tool)) {
     const shown = JSON.stringify({
@@ -22,9 +22,9 @@ export function costOf(tool) {
   return known.get(tool);
 }
 
-/** Estimate the tokens of all tools and the instructions. */
+/** Estimate the tokens of all tools and the instructions. @param {Json[]} tools */
 export const totalCost = (tools, instructions = "") =>
   tools.reduce((sum, tool) => sum + costOf(tool), 0) + Math.ceil([...instructions].length / CHARACTERS);
 
-/** Return the text and the title for a cost. */
+/** Return the text and the title for a cost. @param {number} tokens */
 export const saidCost = (tokens) => ({ text: `≈ ${count(tokens)} tokens`, title: SAYS });

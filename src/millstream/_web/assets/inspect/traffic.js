@@ -13,7 +13,7 @@ const SHOWN_NOTES = 100;
 const PAUSE_MS = 120; // minimum between two redraws, to keep the page responsive
 
 /**
- * @typedef {{number: number, out: boolean, message: Record<string, any>, how: Record<string, any>, at: Date, when: number}} Entry one message
+ * @typedef {{number: number, out: boolean, message: Json, how: Json, at: Date, when: number}} Entry one message
  * @typedef {object} Exchange
  * @property {Entry} first the request, or a single message
  * @property {Entry | null} answer
@@ -22,32 +22,38 @@ const PAUSE_MS = 120; // minimum between two redraws, to keep the page responsiv
  * @property {string} method
  * @property {string} about
  * @property {string} problem why there's no response
- * @property {HTMLElement | null} row
+ * @property {{item: HTMLElement, details: HTMLDetailsElement, summary: HTMLElement} | null} row
  */
 
 /** @type {Exchange[]} */
 const exchanges = [];
-const asked = new Map(); // "true 3" -> exchange of the sent request with id 3
-const fresh = new Set(); // exchanges that were added or changed since the last redraw
-const exchangeOf = new WeakMap(); // row -> its exchange
+/** @type {Map<string, Exchange>} "true 3" -> exchange of the sent request with id 3 */
+const asked = new Map();
+/** @type {Set<Exchange>} exchanges that were added or changed since the last redraw */
+const fresh = new Set();
+/** @type {WeakMap<Element, Exchange>} */
+const exchangeOf = new WeakMap();
 let messages = 0;
 let failures = 0;
 let due = false;
 
+/** @param {unknown} value */
 const text = (value) => (typeof value === "string" ? value : "");
-/** @type {(params?: Record<string, any>) => string} */
+/** @type {(params?: Json) => string} */
 const aboutOf = ({ name, uri, ref, clientInfo, message } = {}) =>
   text(name) || text(uri) || text(ref?.name) || text(ref?.uri) || text(clientInfo?.name) || text(message);
 
 /** Return the exchange of a notification, by its progress token or the request in whose response it arrived. */
-/** @type {(message: Record<string, any>, how: Record<string, any>) => Exchange | null} */
+/** @type {(message: Json, how: Json) => Exchange | null} */
 function ownerOf({ params }, how) {
   const id = params?.progressToken ?? params?._meta?.["io.modelcontextprotocol/subscriptionId"] ?? how.of;
   if (id === undefined) return null;
   return exchanges.findLast(({ first }) => first.message.id === id && first.out && first.message.method) ?? null;
 }
 
+/** @type {Record<string, string>} */
 const ENDS = { "Canceled.": "canceled", "Disconnected.": "closed" }; // by this page
+/** @param {Exchange} exchange */
 const failed = ({ answer, problem }) =>
   !(problem in ENDS) && Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
 
@@ -55,7 +61,7 @@ const failed = ({ answer, problem }) =>
  * Add a message.
  *
  * @param {boolean} out whether it was sent
- * @param {Record<string, any>} message
+ * @param {Json} message
  * @param {{how: string, headers: Record<string, string>, of?: number}} how transport and headers; `of` is the id of the
  *   request in whose response it arrived
  */
@@ -76,6 +82,7 @@ export function record(out, message, how) {
     draw(owner);
   } else {
     const method = message.method ?? (message.error ? `error ${message.error.code}` : "response");
+    /** @type {Exchange} */
     const made = {
       first: entry,
       answer: null,
@@ -94,14 +101,14 @@ export function record(out, message, how) {
     exchanges.push(made);
     for (const gone of exchanges.splice(0, exchanges.length - KEPT)) {
       if (failed(gone)) failures -= 1;
-      gone.row?.remove();
+      gone.row?.item.remove();
     }
     draw(made);
   }
   return entry;
 }
 
-/** Record that a request failed without a response. */
+/** Record that a request failed without a response. @param {Json} message @param {Error} error */
 export function fail(message, error) {
   const exchange = asked.get(`true ${message.id}`);
   if (!exchange) return;
@@ -111,9 +118,11 @@ export function fail(message, error) {
   draw(exchange);
 }
 
+/** @param {Exchange} exchange */
 const words = (exchange) =>
   `${exchange.method} ${exchange.about} ${exchange.answer?.message.error?.message ?? ""}`.toLowerCase();
 
+/** @param {Exchange} exchange */
 function fits(exchange) {
   const wanted = $("traffic-filter").value.toLowerCase().split(/\s+/);
   return wanted.every((word) => words(exchange).includes(word) || (word === "failed" && failed(exchange)));
@@ -121,7 +130,7 @@ function fits(exchange) {
 
 let drawn = -PAUSE_MS;
 
-/** Schedule a redraw of an exchange. */
+/** Schedule a redraw of an exchange. @param {Exchange} exchange */
 function draw(exchange) {
   fresh.add(exchange);
   if (due) return;
@@ -136,7 +145,7 @@ function flush() {
   drawn = performance.now();
   drawWhenReleased($("traffic"), () => {
     const list = $("traffic");
-    const box = list.parentElement;
+    const box = /** @type {HTMLElement} */ (list.parentElement);
     const end = isAtEnd(box);
     const shown = [...fresh].slice(-SHOWN).filter(fits);
     fresh.clear();
@@ -144,9 +153,10 @@ function flush() {
       if (exchange.row) update(exchange);
       else list.append(row(exchange));
     }
-    while (list.childElementCount > SHOWN) {
-      exchangeOf.get(list.firstChild).row = null;
-      list.firstChild.remove();
+    for (const item of [...list.children].slice(0, -SHOWN)) {
+      const gone = exchangeOf.get(item);
+      if (gone) gone.row = null;
+      item.remove();
     }
     tell();
     if (end) box.scrollTop = box.scrollHeight;
@@ -155,7 +165,7 @@ function flush() {
 
 /** Redraw the whole list. */
 function redraw() {
-  const box = $("traffic").parentElement;
+  const box = /** @type {HTMLElement} */ ($("traffic").parentElement);
   const end = isAtEnd(box);
   fresh.clear();
   for (const exchange of exchanges) exchange.row = null;
@@ -168,10 +178,10 @@ function tell() {
   page.count("messages", failures || exchanges.length, failures ? "bad" : "");
   const empty = $("traffic").childElementCount === 0;
   $("no-traffic").hidden = !empty;
-  $("no-traffic").firstElementChild.textContent = exchanges.length ? "No exchange matches" : "No messages yet";
+  $("no-traffic").firstElementChild?.replaceChildren(exchanges.length ? "No exchange matches" : "No messages yet");
 }
 
-/** Return the outcome of a request in a word. */
+/** Return the outcome of a request in a word. @param {Exchange} exchange */
 function outcome({ first, answer, problem }) {
   if (problem) return ENDS[problem] ?? "failed";
   if (!first.message.method || first.message.id === undefined) return "";
@@ -181,6 +191,7 @@ function outcome({ first, answer, problem }) {
   return answer.message.result?.isError === true ? "tool error" : "result";
 }
 
+/** @param {Exchange} exchange */
 function head(exchange) {
   const { first, answer, method, about, noted } = exchange;
   const word = outcome(exchange);
@@ -220,6 +231,7 @@ function head(exchange) {
   ];
 }
 
+/** @param {Exchange} exchange */
 function row(exchange) {
   const summary = element("summary", {});
   const details = element("details", {}, summary);
@@ -230,25 +242,33 @@ function row(exchange) {
     if (details.open) details.scrollIntoView({ block: "nearest" });
   });
   exchangeOf.set(item, exchange);
-  exchange.row = item;
+  exchange.row = { item, details, summary };
   update(exchange);
   return item;
 }
 
-/** Update an existing row. */
+/** Update an existing row. @param {Exchange} exchange */
 function update(exchange) {
-  const { row: item, first } = exchange;
-  const details = item.firstChild;
+  const { row: shown, first } = exchange;
+  if (!shown) return;
+  const { item, details, summary } = shown;
   item.className = `${first.out ? "out" : "in"}${failed(exchange) ? " failed" : ""}`;
-  details.firstChild.replaceChildren(...head(exchange));
+  summary.replaceChildren(...head(exchange));
   if (details.childElementCount === 1 || details.contains(document.activeElement)) return;
   const open = new Set([...details.querySelectorAll("details[open]")].map((each) => each.className));
-  details.replaceChildren(details.firstChild, ...opened(exchange));
+  details.replaceChildren(summary, ...opened(exchange));
   for (const each of details.querySelectorAll("details")) each.open = open.has(each.className);
 }
 
-/** Render a message: its headers and its JSON. */
-function message({ message: value, how }, title, look) {
+/**
+ * Render a message: its headers and its JSON.
+ *
+ * @param {Entry} entry
+ * @param {string} title
+ * @param {string} look
+ * @param {HTMLElement | null} [button] beside the one that copies it
+ */
+function message({ message: value, how }, title, look, button) {
   const json = pretty(value);
   const headers = Object.entries(how.headers ?? {}).map(([name, each]) => fact(name, secret(name) ? "••••" : each));
   const kept = headers.length
@@ -264,25 +284,26 @@ function message({ message: value, how }, title, look) {
     "row message-tools",
     element("strong", {}, title),
     element("span", { className: "soft small grow one-line", title: how.how }, how.how),
+    button,
     copyButton(() => json, `Copy the ${title.toLowerCase()}`)
   );
   return element("section", { className: "message", "aria-label": title }, bar, kept, pre(title, ...colored(json)));
 }
 
-/** Render the content of an opened row. */
+/** Render the content of an opened row. @param {Exchange} exchange */
 function opened(exchange) {
   const { first, answer, notes, noted, problem } = exchange;
   const asks = first.message.method && first.message.id !== undefined;
-  const parts = [message(first, asks ? "Request" : "Message", "one")];
-  if (asks && first.out) {
-    const again = makeButton(
-      "quiet small",
-      () => page.resend(first.message.method, first.message.params ?? {}),
-      icon("edit"),
-      "Edit and resend"
-    );
-    parts[0].firstChild.lastChild.before(again);
-  }
+  const again =
+    asks && first.out
+      ? makeButton(
+          "quiet small",
+          () => page.resend(first.message.method, first.message.params ?? {}),
+          icon("edit"),
+          "Edit and resend"
+        )
+      : null;
+  const parts = [message(first, asks ? "Request" : "Message", "one", again)];
   if (noted) parts.push(folded(notes, noted));
   if (answer) parts.push(message(answer, "Response", "two"));
   else if (problem) parts.push(element("p", "notice bad", problem));
@@ -290,6 +311,7 @@ function opened(exchange) {
   return parts;
 }
 
+/** @param {Entry[]} notes @param {number} noted */
 function folded(notes, noted) {
   /** @param {Entry} note */
   const line = ({ at, message: { method, params = {} } }) => {
@@ -326,17 +348,18 @@ function folded(notes, noted) {
   return all;
 }
 
-/** Whether a header is secret, so it's hidden on the screen and in transcripts. */
+/** Whether a header is secret, so it's hidden on the screen and in transcripts. @param {string} name */
 const secret = (name) =>
   /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
 
 /** Return all messages as JSON Lines, without secrets. */
 export function transcript() {
-  const all = exchanges.flatMap(({ first, answer, notes }) => [
-    [first, null],
-    ...notes.map((each) => [each, null]),
-    ...(answer ? [[answer, first]] : [])
-  ]);
+  /** @type {Array<[Entry, Entry | null]>} each message, and the request that it answers */
+  const all = [];
+  for (const { first, answer, notes } of exchanges) {
+    for (const each of [first, ...notes]) all.push([each, null]);
+    if (answer) all.push([answer, first]);
+  }
   const lines = all
     .sort(([one], [other]) => one.number - other.number)
     .map(([{ number, out, message: value, how, at, when }, question]) => {

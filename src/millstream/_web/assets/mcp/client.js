@@ -11,21 +11,32 @@ const MAX_ROUNDS = 100;
 const CHECK_MS = 5_000;
 const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
 
-/** Return a key of what lists and forms depend on. */
+/** @import { Transport, Wire } from "./transports.js" */
+
+/** Return a key of what lists and forms depend on. @param {Json} server */
 const serverKey = ({ capabilities, instructions, _meta }) =>
   JSON.stringify([capabilities, instructions, _meta?.[`${META}serverInfo`]]);
 
 /**
  * @typedef {object} Events callbacks of a client
- * @property {(message: Record<string, any>, how: Record<string, any>) => void} sent for each outgoing message
- * @property {(message: Record<string, any>, how: Record<string, any>) => void} got for each incoming message
- * @property {(message: Record<string, any>, error: Error) => void} failed for a request without a response
- * @property {(method: string, params: Record<string, any>, signal: AbortSignal) => Promise<Record<string, any>>} ask answers a question of the server
- * @property {(method: string, params: Record<string, any>) => void} notified for each notification
- * @property {(error: Error) => void} lost the connection is lost; this client is closed
+ * @property {(message: Json, how: Json) => void} sent for each outgoing message
+ * @property {(message: Json, how: Json) => void} got for each incoming message
+ * @property {(message: Json, error: any) => void} failed for a request without a response
+ * @property {(method: string, params: Json, signal?: AbortSignal) => Promise<Json>} ask answers a question of the server
+ * @property {(method: string, params: Json) => void} notified for each notification
+ * @property {(error: any) => void} lost the connection is lost; this client is closed
+ */
+
+/**
+ * @typedef {object} RequestOptions
+ * @property {(params: Json) => void} [progress] receives progress
+ * @property {(method: string, params: Json) => void} [notified] receives the request's other notifications
+ * @property {AbortSignal} [signal] cancels
+ * @property {Schema} [schema] of the arguments; it determines which of them are sent as headers
  */
 
 export class Client {
+  /** @type {Json | null} */
   server = null; // {serverInfo, capabilities, instructions, protocolVersion}
   logLevel = "";
   #make;
@@ -34,15 +45,18 @@ export class Client {
   #capabilities;
   #on;
   #next = 1;
+  /** @type {Map<number, (message: Json, how: Json) => void>} by the id of the request */
   #pending = new Map();
+  /** @type {Map<number, (params: Json) => void>} */
   #progress = new Map();
-  #notified = new Map(); // request id -> handler of its notifications
+  /** @type {Map<number, (method: string, params: Json) => void>} */
+  #notified = new Map();
   #closed = new AbortController();
 
   /**
-   * @param {(on: Record<string, any>) => Record<string, any>} transport creates a transport: `{replies, session, open, send, listen, close}`
+   * @param {(on: Wire) => Transport} transport creates a transport
    * @param {string} revision one of REVISIONS
-   * @param {Record<string, any>} capabilities client capabilities: elicitation, sampling, roots
+   * @param {Json} capabilities client capabilities: elicitation, sampling, roots
    * @param {Events} on
    */
   constructor(transport, revision, capabilities, on) {
@@ -74,22 +88,24 @@ export class Client {
   /** Connect in the way of the era, and start listening. */
   async open() {
     await this.#transport.open(this.#closed.signal);
+    let server;
     if (this.handshake) {
-      this.server = await this.request("initialize", {
+      server = await this.request("initialize", {
         protocolVersion: this.#revision,
         capabilities: this.#clientCapabilities(),
         clientInfo: CLIENT
       });
+      this.server = server; // the notification names its revision
       await this.notify("notifications/initialized");
     } else {
       const found = await this.request("server/discover", {});
-      this.server = { ...found, serverInfo: found._meta?.[`${META}serverInfo`] ?? {}, protocolVersion: this.#revision };
+      server = { ...found, serverInfo: found._meta?.[`${META}serverInfo`] ?? {}, protocolVersion: this.#revision };
     }
     // Servers without a version send "0", because the protocol requires one.
-    if (this.server.serverInfo?.version === "0")
-      this.server = { ...this.server, serverInfo: { ...this.server.serverInfo, version: "" } };
-    this.#monitor();
-    return this.server;
+    if (server.serverInfo?.version === "0") server = { ...server, serverInfo: { ...server.serverInfo, version: "" } };
+    this.server = server;
+    this.#monitor(server);
+    return server;
   }
 
   /** Cancel all requests, and end the session. */
@@ -98,13 +114,16 @@ export class Client {
     await this.#transport.close(this.#headers({}));
   }
 
-  /** Return the items of all pages of a list. */
+  /** Return the items of all pages of a list. @param {string} method @param {string} key */
   async list(method, key) {
+    /** @type {Json[]} */
     const found = [];
     let cursor;
     do {
       const page = await this.request(method, cursor ? { cursor } : {});
-      found.push(...(page[key] ?? []).filter((item) => typeof (item?.name ?? item?.uri) === "string"));
+      found.push(
+        ...(page[key] ?? []).filter((/** @type {any} */ item) => typeof (item?.name ?? item?.uri) === "string")
+      );
       cursor = page.nextCursor;
     } while (cursor);
     return found;
@@ -114,35 +133,40 @@ export class Client {
    * Send a request and wait for its result.
    *
    * @param {string} method
-   * @param {Record<string, any>} params
-   * @param {{progress?: (params: Record<string, any>) => void, notified?: (method: string, params: Record<string, any>) => void, signal?: AbortSignal, schema?: Record<string, any>}} options
-   *   `progress` receives progress; `notified` receives the request's other notifications; `signal` cancels; `schema` of
-   *   the arguments determines which of them are sent as headers
+   * @param {Json} params
+   * @param {RequestOptions} [options]
+   * @returns {Promise<Json>}
    */
   async request(method, params, options = {}) {
     if (this.handshake) return this.#round(method, params, options);
-    /** @type {{requestState?: string, inputResponses?: Record<string, any>}} */
     let extra = {};
     for (let round = 0; round < MAX_ROUNDS; round += 1) {
       const result = await this.#round(method, { ...params, ...extra }, options);
       if (result.resultType !== "input_required") return result;
-      extra = result.requestState === undefined ? {} : { requestState: result.requestState };
-      const questions = Object.entries(result.inputRequests ?? {});
-      if (questions.length) extra.inputResponses = {};
-      for (const [key, question] of questions) {
-        extra.inputResponses[key] = await this.#on.ask(question.method, question.params ?? {}, options.signal);
-      }
+      /** @type {Json} */
+      const inputResponses = {};
+      for (const [key, question] of Object.entries(result.inputRequests ?? {}))
+        inputResponses[key] = await this.#on.ask(question.method, question.params ?? {}, options.signal);
+      extra = {
+        ...(result.requestState === undefined ? {} : { requestState: result.requestState }),
+        ...(Object.keys(inputResponses).length ? { inputResponses } : {})
+      };
     }
     throw new Error(`The server asked questions in more than ${MAX_ROUNDS} rounds.`);
   }
 
-  /** Send a notification. */
+  /** Send a notification. @param {string} method @param {Json} [params] */
   async notify(method, params) {
     const message = { jsonrpc: "2.0", method, ...(params ? { params } : {}) };
     await this.#transport.send(message, this.#headers(message), this.#closed.signal);
   }
 
-  /** Subscribe to updates of a resource until the signal aborts. They arrive as notifications. */
+  /**
+   * Subscribe to updates of a resource until the signal aborts. They arrive as notifications.
+   *
+   * @param {string} uri
+   * @param {AbortSignal} signal
+   */
   async watch(uri, signal) {
     if (!this.handshake) {
       await this.request("subscriptions/listen", { notifications: { resourceSubscriptions: [uri] } }, { signal });
@@ -154,6 +178,7 @@ export class Client {
 
   // One request
 
+  /** @param {string} method @param {Json} params @param {RequestOptions} options */
   async #round(method, params, options) {
     const { progress, notified, signal, schema } = options;
     const id = this.#next++;
@@ -177,6 +202,7 @@ export class Client {
     }
   }
 
+  /** @param {Json} message @param {Record<string, string>} headers @param {AbortSignal} signal */
   #sendAndWait(message, headers, signal) {
     return new Promise((resolve, reject) => {
       this.#pending.set(message.id, ({ error, result }, how) =>
@@ -189,12 +215,13 @@ export class Client {
     });
   }
 
-  /** Cancel a request. Over HTTP in the per-request era, closing the stream cancels it. */
+  /** Cancel a request. Over HTTP in the per-request era, closing the stream cancels it. @param {number} requestId */
   #cancel(requestId) {
     if (!this.handshake && this.#transport.replies) return;
     this.notify("notifications/cancelled", { requestId, reason: "Canceled by the user." }).catch(() => {});
   }
 
+  /** @param {Json} message @param {Json} how */
   #dispatch(message, how) {
     if (message.method && message.id !== undefined) this.#reply(message);
     else if (message.method === "notifications/progress") {
@@ -206,7 +233,7 @@ export class Client {
     } else this.#pending.get(message.id)?.(message, how);
   }
 
-  /** Answer a request from the server. */
+  /** Answer a request from the server. @param {Json} request */
   async #reply({ id, method, params }) {
     let reply;
     try {
@@ -220,12 +247,16 @@ export class Client {
 
   // Notifications of the server, and the state of the connection
 
-  /** Listen to the server, and detect when its stream ends or, without one, when it stops responding. */
-  async #monitor() {
+  /**
+   * Listen to the server, and detect when its stream ends or, without one, when it stops responding.
+   *
+   * @param {Json} server
+   */
+  async #monitor(server) {
     const signal = this.#closed.signal;
     try {
-      await this.#listen(signal);
-      const before = this.handshake ? "" : serverKey(this.server);
+      await this.#listen(server, signal);
+      const before = this.handshake ? "" : serverKey(server);
       for (;;) {
         await wait(CHECK_MS, signal);
         if (this.handshake) await checkServer(signal);
@@ -236,10 +267,11 @@ export class Client {
     }
   }
 
-  /** Return the current key of the server. This request isn't shown among the messages. */
+  /** Return the current key of the server. This request isn't shown among the messages. @param {AbortSignal} signal */
   #discover(signal) {
     const message = { jsonrpc: "2.0", id: 0, method: "server/discover", params: this.#params({}) };
     return new Promise((resolve, reject) => {
+      /** @param {Json} message */
       const got = ({ result, error }) => (error ? reject(new RpcError(error)) : resolve(serverKey(result)));
       const onEnd = () => reject(new Error("The server sent no response."));
       this.#make({ sent: () => {}, got })
@@ -248,8 +280,9 @@ export class Client {
     });
   }
 
-  async #listen(signal) {
-    const lists = this.#changingLists();
+  /** @param {Json} server @param {AbortSignal} signal */
+  async #listen(server, signal) {
+    const lists = this.#changingLists(server);
     if (this.handshake || !this.#transport.replies) {
       if (!this.handshake && lists)
         this.request("subscriptions/listen", { notifications: lists }, { signal }).catch(() => {});
@@ -266,15 +299,19 @@ export class Client {
     throw new Error("The server closed the connection.");
   }
 
-  /** Return the lists that may change. A subscription without any would end immediately, like a lost connection. */
-  #changingLists() {
+  /**
+   * Return the lists that may change. A subscription without any would end immediately, like a lost connection.
+   *
+   * @param {Json} server
+   */
+  #changingLists(server) {
     const names = Object.keys(LISTS).filter(
-      (name) => this.server.capabilities?.[name.replace("ListChanged", "")]?.listChanged
+      (name) => server.capabilities?.[name.replace("ListChanged", "")]?.listChanged
     );
     return names.length ? Object.fromEntries(names.map((name) => [name, true])) : null;
   }
 
-  /** Close without ending the session, because the server doesn't respond or has dropped it. */
+  /** Close without ending the session, because the server doesn't respond or has dropped it. @param {any} error */
   #handleLoss(error) {
     if (!this.server || this.#closed.signal.aborted) return;
     this.#transport.session = "";
@@ -288,6 +325,7 @@ export class Client {
     return { ...others, elicitation: this.#revision < "2025-11-25" ? {} : { form: {}, url: {} } };
   }
 
+  /** @param {Json | undefined} params @param {number} [token] */
   #params(params, token) {
     const meta = { ...params?._meta };
     if (token !== undefined) meta.progressToken = token;
@@ -300,6 +338,7 @@ export class Client {
     return Object.keys(meta).length ? { ...params, _meta: meta } : params;
   }
 
+  /** @param {Json} message @param {Schema} [schema] */
   #headers(message, schema) {
     if (!this.handshake) return message.method ? requestHeaders(this.#revision, message, schema) : {};
     return this.server && this.revision >= "2025-06-18" ? { "mcp-protocol-version": this.revision } : {};

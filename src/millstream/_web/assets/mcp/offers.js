@@ -5,7 +5,7 @@ import { Http } from "./transports.js";
 
 const ignore = () => {};
 
-/** Kind -> its capability, its method, and the key of its list. */
+/** @type {Record<string, [string, string, string]>} kind -> its capability, its method, and the key of its list */
 const KINDS = {
   tools: ["tools", "tools/list", "tools"],
   resources: ["resources", "resources/list", "resources"],
@@ -34,6 +34,7 @@ export async function connect(endpoint) {
     }
   );
   const server = await client.open();
+  /** @param {...string} kinds */
   const list = async (...kinds) => {
     const lists = kinds.map(async (kind) => {
       const [capability, method, key] = KINDS[kind];

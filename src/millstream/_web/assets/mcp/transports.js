@@ -1,10 +1,27 @@
 // The transports, their errors, and their headers.
 
-import { events, Parser } from "../sse.js";
+import { errorMessage, events, Parser } from "../sse.js";
 
 // Errors, headers, and helpers shared by transports and the client.
 
+/**
+ * @typedef {object} Wire what a transport calls with each message and how it travels
+ * @property {(message: Json, how: Json) => void} sent
+ * @property {(message: Json, how: Json) => void} got with `{how, headers, of}`: the transport, the headers, and the id of
+ *   the request in whose response the message arrived
+ */
+/**
+ * @typedef {object} Transport
+ * @property {boolean} replies whether the response to a request arrives only before `send` returns
+ * @property {string} session
+ * @property {(signal: AbortSignal) => Promise<unknown>} open
+ * @property {(message: Json, headers: Record<string, string>, signal: AbortSignal) => Promise<void>} send
+ * @property {(headers: () => Record<string, string>, signal: AbortSignal) => Promise<void>} listen
+ * @property {(headers: Record<string, string>) => Promise<void>} close
+ */
+
 export const META = "io.modelcontextprotocol/";
+/** @type {Record<string, string>} */
 const NAME_PARAMS = {
   "tools/call": "name",
   "prompts/get": "name",
@@ -16,6 +33,10 @@ const NAME_PARAMS = {
 
 /** A JSON-RPC error from the server. */
 export class RpcError extends Error {
+  /**
+   * @param {{code: number, message: string, data?: unknown}} error
+   * @param {{status?: number, headers?: Record<string, string>}} [response]
+   */
   constructor({ code, message, data }, { status = 200, headers = {} } = {}) {
     super(message);
     this.name = "RpcError";
@@ -28,6 +49,7 @@ export class RpcError extends Error {
 
 /** An HTTP response without an MCP message, from the server or from a proxy. */
 export class HttpError extends Error {
+  /** @param {number} status @param {string} message */
   constructor(status, message, challenge = "") {
     super(message);
     this.name = "HttpError";
@@ -36,7 +58,7 @@ export class HttpError extends Error {
   }
 }
 
-/** Encode a header value: unchanged if that's safe, or else as marked base64. */
+/** Encode a header value: unchanged if that's safe, or else as marked base64. @param {unknown} value */
 function headerValue(value) {
   const text = String(value);
   const plain = /^[\x20-\x7e\t]*$/.test(text) && text.trim() === text && !/^=\?base64\?.*\?=$/.test(text);
@@ -44,7 +66,13 @@ function headerValue(value) {
   return `=?base64?${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}?=`;
 }
 
-/** Return headers for the arguments whose schema has `x-mcp-header`. */
+/**
+ * Return headers for the arguments whose schema has `x-mcp-header`.
+ *
+ * @param {Schema | undefined} schema
+ * @param {Json | undefined} values
+ * @param {Record<string, string>} [headers]
+ */
 function argumentHeaders(schema, values, headers = {}) {
   for (const [name, part] of Object.entries(schema?.properties ?? {})) {
     const value = values?.[name];
@@ -55,42 +83,43 @@ function argumentHeaders(schema, values, headers = {}) {
   return headers;
 }
 
-/** Return the headers of a request in the per-request era (2026-07-28). */
+/**
+ * Return the headers of a request in the per-request era (2026-07-28).
+ *
+ * @param {string} revision
+ * @param {Json} request
+ * @param {Schema} [schema]
+ */
 export function requestHeaders(revision, { method, params }, schema) {
+  /** @type {Record<string, string>} */
   const headers = { "mcp-protocol-version": revision, "mcp-method": method };
   if (NAME_PARAMS[method] && params?.[NAME_PARAMS[method]] !== undefined)
     headers["mcp-name"] = headerValue(params[NAME_PARAMS[method]]);
   return { ...headers, ...(method === "tools/call" ? argumentHeaders(schema, params?.arguments) : {}) };
 }
 
-/** Check whether this page's server responds. Rejects if it can't be reached. */
+/** Check whether this page's server responds. Rejects if it can't be reached. @param {AbortSignal} [signal] */
 export const checkServer = (signal) => fetch("livez", { cache: "no-store", signal });
 
+/** @type {(ms: number, signal?: AbortSignal) => Promise<void>} */
 export const wait = (ms, signal) =>
   new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, ms);
     const stop = () => {
       clearTimeout(timer);
-      reject(signal.reason);
+      reject(signal?.reason);
     };
-    signal?.addEventListener("abort", stop, { once: true });
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop); // a signal lasts longer than its waits
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", stop);
   });
 
-/** Return an error with the message of a response, or its status if it has none. */
-export async function httpError(response) {
-  const text = await response.text().catch(() => "");
-  let message = "";
-  try {
-    const body = JSON.parse(text);
-    message = body.error?.message ?? body.detail ?? body.error_description ?? "";
-  } catch {
-    message = text.length < 400 && !/^\s*</.test(text) ? text.trim() : "";
-  }
-  message ||= `${`The server answered ${response.status} ${response.statusText}`.trim()}.`;
-  return new HttpError(response.status, message, response.headers.get("www-authenticate") ?? "");
-}
+/** Return an error with the message of a response, or its status if it has none. @param {Response} response */
+export const httpError = async (response) =>
+  new HttpError(response.status, await errorMessage(response), response.headers.get("www-authenticate") ?? "");
 
-/** Return headers as an object. */
+/** Return headers as an object. @param {Headers} headers */
 export const headersOf = (headers) => Object.fromEntries(headers.entries());
 
 // Streamable HTTP: each message is a POST, and its response is JSON or a stream. The handshake era adds a session and a
@@ -109,7 +138,7 @@ export class Http {
   /**
    * @param {string} url the endpoint
    * @param {Record<string, string>} own headers that the user adds to each request
-   * @param {Record<string, any>} on called with each message and `{how, headers, of}`: the transport, the
+   * @param {Json} on called with each message and `{how, headers, of}`: the transport, the
    *   headers, and the id of the request in whose response it arrived
    */
   constructor(url, own, on) {
@@ -120,7 +149,13 @@ export class Http {
 
   async open() {}
 
-  /** Send a message, and pass on messages until the response ends. */
+  /**
+   * Send a message, and pass on messages until the response ends.
+   *
+   * @param {Json} message
+   * @param {Record<string, string>} headers
+   * @param {AbortSignal} [signal]
+   */
   async send(message, headers, signal) {
     const response = await this.#post(message, headers, signal);
     this.session = response.headers.get("mcp-session-id") ?? this.session;
@@ -144,7 +179,14 @@ export class Http {
     }
   }
 
-  /** Read a stream until the response arrives, resuming it if it's interrupted. */
+  /**
+   * Read a stream until the response arrives, resuming it if it's interrupted.
+   *
+   * @param {Response} first
+   * @param {number | undefined} id
+   * @param {Record<string, string>} headers
+   * @param {AbortSignal | undefined} signal
+   */
   async #follow(first, id, headers, signal) {
     const parser = new Parser();
     let response = first;
@@ -157,7 +199,13 @@ export class Http {
     }
   }
 
-  /** Deliver the messages of a stream. Returns true once the response to request `id` arrives. */
+  /**
+   * Deliver the messages of a stream. Returns true once the response to request `id` arrives.
+   *
+   * @param {Response} response
+   * @param {Parser} parser
+   * @param {number} [id]
+   */
   async #read(response, parser, id) {
     const how = { how: "stream", headers: headersOf(response.headers), of: id };
     for await (const event of events(response, parser)) {
@@ -170,11 +218,17 @@ export class Http {
     return false;
   }
 
+  /** @param {Json} received @param {Json} how */
   #deliver(received, how) {
     for (const each of Array.isArray(received) ? received : [received]) this.#on.got(each, how);
   }
 
-  /** Read the stand-alone stream. Returns if the server has none, and throws if the session ends. */
+  /**
+   * Read the stand-alone stream. Returns if the server has none, and throws if the session ends.
+   *
+   * @param {() => Record<string, string>} headers
+   * @param {AbortSignal} signal
+   */
   async listen(headers, signal) {
     const parser = new Parser();
     while (this.session) {
@@ -186,7 +240,7 @@ export class Http {
     }
   }
 
-  /** End the session. */
+  /** End the session. @param {Record<string, string>} headers */
   async close(headers) {
     if (!this.session) return;
     const head = { ...this.#own, ...headers, "mcp-session-id": this.session };
@@ -194,10 +248,12 @@ export class Http {
     await fetch(this.#url, { method: "DELETE", headers: head, keepalive: true }).catch(() => {});
   }
 
+  /** @param {Record<string, string>} headers */
   #allHeaders(headers) {
     return { ...headers, ...(this.session ? { "mcp-session-id": this.session } : {}), ...this.#own };
   }
 
+  /** @param {Json} message @param {Record<string, string>} headers @param {AbortSignal | undefined} signal */
   async #post(message, headers, signal) {
     const head = this.#allHeaders({
       "content-type": "application/json",
@@ -208,6 +264,7 @@ export class Http {
     return fetch(this.#url, { method: "POST", headers: head, body: JSON.stringify(message), signal });
   }
 
+  /** @param {Record<string, string>} headers @param {string} lastEventId @param {AbortSignal | undefined} signal */
   async #get(headers, lastEventId, signal) {
     const head = this.#allHeaders({
       ...headers,
@@ -228,13 +285,20 @@ export class HttpSse {
   #postUrl = "";
   #closed = new AbortController();
 
-  /** As for `Http`; `url` is the URL of the stream. */
+  /**
+   * As for `Http`; `url` is the URL of the stream.
+   *
+   * @param {string} url
+   * @param {Record<string, string>} own
+   * @param {Wire} on
+   */
   constructor(url, own, on) {
     this.#url = url;
     this.#own = own;
     this.#on = on;
   }
 
+  /** @param {AbortSignal} signal */
   async open(signal) {
     const stop = AbortSignal.any([signal, this.#closed.signal]);
     const response = await fetch(this.#url, {
@@ -243,12 +307,15 @@ export class HttpSse {
       cache: "no-store"
     });
     if (!response.ok) throw await httpError(response);
-    await new Promise((resolve, reject) => {
-      this.ended = this.#read(response, resolve);
-      this.ended.then(() => reject(new Error("The stream ended before the endpoint event.")), reject);
-    });
+    await /** @type {Promise<void>} */ (
+      new Promise((resolve, reject) => {
+        this.ended = this.#read(response, resolve);
+        this.ended.then(() => reject(new Error("The stream ended before the endpoint event.")), reject);
+      })
+    );
   }
 
+  /** @param {Response} response @param {() => void} ready */
   async #read(response, ready) {
     const how = { how: "stream", headers: headersOf(response.headers) };
     for await (const event of events(response)) {
@@ -259,6 +326,7 @@ export class HttpSse {
     }
   }
 
+  /** @param {Json} message @param {unknown} _ @param {AbortSignal} [signal] */
   async send(message, _, signal) {
     const headers = { "content-type": "application/json", ...this.#own };
     this.#on.sent(message, { how: `POST ${new URL(this.#postUrl).pathname}`, headers });
@@ -277,7 +345,7 @@ export class HttpSse {
   }
 }
 
-/** Whether an error requires the user to sign in. */
+/** Whether an error requires the user to sign in. @param {unknown} error */
 export const isUnauthorized = (error) => error instanceof HttpError && (error.status === 401 || error.status === 403);
 
 // MCP over a WebSocket: the subprotocol `mcp`, one message per frame. Browsers can't add headers to it.
@@ -287,39 +355,44 @@ export class WebSocketTransport {
   session = "";
   #url;
   #on;
+  /** @type {WebSocket | null} */
   #socket = null;
+  /** @type {Promise<CloseEvent> | null} */
   #ended = null;
 
-  /** As for `Http`. */
+  /** As for `Http`. @param {string} url @param {unknown} _ @param {Wire} on */
   constructor(url, _, on) {
     this.#url = new URL(url, document.baseURI);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
     this.#on = on;
   }
 
+  /** @param {AbortSignal} signal */
   open(signal) {
-    this.#socket = new WebSocket(this.#url, ["mcp"]);
-    this.#ended = new Promise((resolve) => this.#socket.addEventListener("close", resolve));
-    this.#socket.addEventListener("message", ({ data }) => {
+    const socket = new WebSocket(this.#url, ["mcp"]);
+    this.#socket = socket;
+    this.#ended = new Promise((resolve) => socket.addEventListener("close", resolve));
+    socket.addEventListener("message", ({ data }) => {
       const received = JSON.parse(data);
       for (const each of Array.isArray(received) ? received : [received])
         this.#on.got(each, { how: "WebSocket", headers: {} });
     });
     return new Promise((resolve, reject) => {
-      this.#socket.addEventListener("open", resolve);
-      this.#socket.addEventListener("close", () => reject(new TypeError("The WebSocket couldn't be opened.")));
+      socket.addEventListener("open", resolve);
+      socket.addEventListener("close", () => reject(new TypeError("The WebSocket couldn't be opened.")));
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     });
   }
 
+  /** @param {Json} message */
   async send(message) {
-    if (this.#socket.readyState !== WebSocket.OPEN) throw new TypeError("The WebSocket is closed.");
+    if (this.#socket?.readyState !== WebSocket.OPEN) throw new TypeError("The WebSocket is closed.");
     this.#on.sent(message, { how: `WebSocket ${this.#url.pathname}`, headers: {} });
     this.#socket.send(JSON.stringify(message));
   }
 
   async listen() {
-    const { code, reason } = await this.#ended;
+    const { code, reason } = await /** @type {Promise<CloseEvent>} */ (this.#ended); // `open` comes first
     throw new Error(`The server closed the connection (${code}${reason ? `: ${reason}` : ""}).`);
   }
 

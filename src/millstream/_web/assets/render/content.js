@@ -14,10 +14,14 @@ import { copyable } from "../shell/controls.js";
  */
 export function views(entries) {
   const body = element("div", "content");
+  const draws = new Map(entries);
+  /** @type {Map<string, Node | undefined>} */
   const drawn = new Map();
+  /** @param {string} name */
   const show = (name) => {
-    if (!drawn.has(name)) drawn.set(name, entries.find(([each]) => each === name)[1]());
-    body.replaceChildren(drawn.get(name));
+    const view = drawn.get(name) ?? draws.get(name)?.();
+    drawn.set(name, view);
+    body.replaceChildren(view ?? "");
     mark(name);
   };
   const { bar, mark } = segments(
@@ -36,7 +40,12 @@ const SAMPLED_ROWS = 50; // rows whose properties become columns
 const SHOWN = 100;
 const MAX_SHOWN = 2_000;
 
-/** Return the rows of a value: a list of objects, or an object whose only property is one. Null for other values. */
+/**
+ * Return the rows of a value: a list of objects, or an object whose only property is one. Null for other values.
+ *
+ * @param {unknown} value
+ * @returns {Json[] | null}
+ */
 export function rowsOf(value) {
   if (isObject(value)) {
     const lists = Object.values(value).filter(Array.isArray);
@@ -46,11 +55,14 @@ export function rowsOf(value) {
   return columnsOf(value).length ? value : null;
 }
 
+/** @param {Json[]} rows */
 const columnsOf = (rows) =>
   [...new Set(rows.slice(0, SAMPLED_ROWS).flatMap((row) => Object.keys(row)))].slice(0, MAX_COLUMNS);
 
+/** @param {unknown} value */
 const cellText = (value) => (value == null ? "" : typeof value === "string" ? value : JSON.stringify(value));
 
+/** @param {unknown} one @param {unknown} other */
 function compare(one, other) {
   if (one === other) return 0;
   if (one == null) return 1; // missing values last
@@ -61,7 +73,7 @@ function compare(one, other) {
 }
 
 /**
- * @param {Record<string, any>[]} rows as returned by `rowsOf`
+ * @param {Json[]} rows as returned by `rowsOf`
  * @param {string} name accessible name of the table
  */
 export function rowTable(rows, name = "Rows of the result") {
@@ -69,6 +81,7 @@ export function rowTable(rows, name = "Rows of the result") {
   const numbers = new Set(
     columns.filter((column) => rows.every((row) => row[column] == null || typeof row[column] === "number"))
   );
+  /** @type {string | null} */
   let sortColumn = null;
   let descending = false;
   let shown = SHOWN;
@@ -77,6 +90,7 @@ export function rowTable(rows, name = "Rows of the result") {
     shown = MAX_SHOWN;
     draw();
   });
+  /** @param {Json} row @param {string} column */
   const cell = (row, column) =>
     element(
       "td",
@@ -89,13 +103,12 @@ export function rowTable(rows, name = "Rows of the result") {
     );
   const draw = () => {
     const sign = descending ? -1 : 1;
-    const isMissing = (row) => row[sortColumn] == null;
+    const by = sortColumn;
     const sorted =
-      sortColumn === null
+      by === null
         ? rows
         : [...rows].sort(
-            (one, other) =>
-              (isMissing(one) || isMissing(other) ? 1 : sign) * compare(one[sortColumn], other[sortColumn])
+            (one, other) => (one[by] == null || other[by] == null ? 1 : sign) * compare(one[by], other[by])
           );
     body.replaceChildren(
       ...sorted.slice(0, shown).map((row) => element("tr", {}, ...columns.map((column) => cell(row, column))))
@@ -145,7 +158,7 @@ export function rowTable(rows, name = "Rows of the result") {
 
 const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n]+))?/gm;
 
-/** Parse a traceback; null if the text isn't one. */
+/** Parse a traceback; null if the text isn't one. @param {string} text */
 export function parseTraceback(text) {
   if (!/^\s*(Traceback \(most recent call last\)|\s*\+ Exception Group Traceback)/.test(text)) return null;
   const last = [...text.matchAll(PLACE)].at(-1);
@@ -158,7 +171,7 @@ export function parseTraceback(text) {
   return { raised, file, line: Number(line), where, code };
 }
 
-/** Render a traceback; null if the text isn't one. */
+/** Render a traceback; null if the text isn't one. @param {string} text */
 export function traceback(text) {
   const found = parseTraceback(text);
   if (!found) return null;
@@ -194,10 +207,11 @@ export function traceback(text) {
 const MAX_RENDERED = 50_000;
 const FRONTMATTER = /^---\r?\n[\s\S]*?\r?\n---\r?\n/; // only shown in the source view
 
+/** @param {string} text @param {string} label @param {Array<Node | string>} [nodes] */
 const block = (text, label, nodes = [text], dir = "auto") =>
   copyable(wrapped(label, dir, ...nodes), `Copy ${label.toLowerCase()}`, () => text);
 
-/** Return indented JSON, or null if the text isn't JSON. */
+/** Return indented JSON, or null if the text isn't JSON. @param {string} text */
 function formatJson(text) {
   if (!/^\s*[[{]/.test(text)) return null;
   try {
@@ -207,19 +221,25 @@ function formatJson(text) {
   }
 }
 
-/** Create an element with several views and their buttons. */
+/** Create an element with several views and their buttons. @param {...[string, () => Node]} entries */
 function withViews(...entries) {
   const { node, bar } = views(entries);
   return element("div", "stack tight", bar, node);
 }
 
+/** @param {string} text @param {string} label */
 const renderMarkdown = (text, label) =>
   withViews(
-    ["Rendered", () => markdownBlock(text.replace(FRONTMATTER, "", { role: "group", "aria-label": label }))],
+    ["Rendered", () => markdownBlock(text.replace(FRONTMATTER, ""), { role: "group", "aria-label": label })],
     ["Source", () => block(text, label)]
   );
 
-/** Render text as JSON, a traceback, Markdown, or plain text, whichever it looks like. */
+/**
+ * Render text as JSON, a traceback, Markdown, or plain text, whichever it looks like.
+ *
+ * @param {string} text
+ * @param {string} label
+ */
 function renderText(text, label, mimeType = "") {
   const json = formatJson(text);
   if (json !== null) {
@@ -233,8 +253,9 @@ function renderText(text, label, mimeType = "") {
   return [isMarkdown && text.length <= MAX_RENDERED ? renderMarkdown(text, label) : block(text, label)];
 }
 
+/** @param {string} data @param {string | undefined} mimeType @param {string} label */
 function file(data, mimeType, label) {
-  const type = /^[\w.+-]+\/[\w.+-]+$/.test(mimeType ?? "") ? mimeType : "application/octet-stream";
+  const type = mimeType && /^[\w.+-]+\/[\w.+-]+$/.test(mimeType) ? mimeType : "application/octet-stream";
   const size = Math.floor((data.length * 3) / 4) - (data.match(/=*$/)?.[0].length ?? 0);
   const link = element(
     "a",
@@ -249,6 +270,7 @@ function file(data, mimeType, label) {
   return element("p", "row", link, element("span", "soft small", `${type}, ${size.toLocaleString()} bytes`));
 }
 
+/** @param {string} data @param {string | undefined} mimeType @param {string} label */
 function binary(data, mimeType, label) {
   const source = `data:${mimeType};base64,${data}`;
   if (/^image\/[\w.+-]+$/.test(mimeType ?? "")) return [element("img", { src: source, alt: `${label} (${mimeType})` })];
@@ -257,14 +279,21 @@ function binary(data, mimeType, label) {
   return [file(data, mimeType, "file")];
 }
 
+/** @param {Json} found */
 const resource = (found) =>
   found.blob !== undefined
     ? binary(found.blob, found.mimeType, found.uri)
     : renderText(found.text ?? "", found.uri, found.mimeType);
 
+/** @param {...unknown} words */
 const about = (...words) => element("p", "soft small about", words.filter(Boolean).join(", "));
 
-/** Render a link to a resource. `read(uri)` is called when it's followed. */
+/**
+ * Render a link to a resource. `read(uri)` is called when it's followed.
+ *
+ * @param {Json} content
+ * @param {(uri: string) => void} read
+ */
 function link(content, read) {
   const follow = makeButton(
     "",
@@ -281,15 +310,17 @@ function link(content, read) {
   return [element("div", "resource-link", about(...facts), follow)];
 }
 
+/** @type {Record<string, (content: Json, read: (uri: string) => void) => Node[]>} */
 const BLOCKS = {
   text: ({ text }) => renderText(text, "Text"),
   image: ({ data, mimeType }) => binary(data, mimeType, "Image of the result"),
   audio: ({ data, mimeType }) => binary(data, mimeType, "Audio of the result"),
+  /** @param {Json} found */
   resource: ({ resource: found }) => [about(found.uri, found.mimeType), ...resource(found)],
   resource_link: link
 };
 
-/** Render the annotations of a block. @param {Record<string, any>} content */
+/** Render the annotations of a block. @param {Json} content */
 function annotationNotes({ annotations = {} }) {
   const parts = [
     annotations.audience && `for ${annotations.audience.join(" and ")}`,
@@ -299,13 +330,18 @@ function annotationNotes({ annotations = {} }) {
   return parts.some(Boolean) ? [about(...parts)] : [];
 }
 
-/** Return the nodes of a content block. `read(uri)` is called when a link to a resource is followed. */
+/**
+ * Return the nodes of a content block. `read(uri)` is called when a link to a resource is followed.
+ *
+ * @param {any} content
+ * @param {(uri: string) => void} read
+ */
 export function nodes(content, read) {
-  const draw = BLOCKS[content?.type];
-  return draw
-    ? [...annotationNotes(content), ...draw(content, read)]
+  const known = Object.hasOwn(BLOCKS, content?.type);
+  return known
+    ? [...annotationNotes(content), ...BLOCKS[content.type](content, read)]
     : [block(pretty(content), content?.type ?? "Content")];
 }
 
-/** Return the nodes of the contents of a resource. */
+/** Return the nodes of the contents of a resource. @param {Json[]} list */
 export const contents = (list) => list.flatMap((each) => [about(each.uri, each.mimeType), ...resource(each)]);

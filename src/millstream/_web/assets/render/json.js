@@ -7,7 +7,11 @@ const MAX_COLORED = 60_000;
 const OPEN_ENTRIES = 12;
 const SHOWN_ENTRIES = 200;
 
-/** Return nodes for JSON text with syntax colors. Very long text stays plain to keep the page responsive. */
+/**
+ * Return nodes for JSON text with syntax colors. Very long text stays plain to keep the page responsive.
+ *
+ * @param {string} text
+ */
 export function colored(text) {
   if (text.length > MAX_COLORED) return [text];
   const nodes = [];
@@ -24,11 +28,12 @@ export function colored(text) {
   return nodes.filter((node) => node !== "");
 }
 
-/** Create a block with a value as JSON. */
+/** Create a block with a value as JSON. @param {unknown} value @param {string} label */
 export const jsonBlock = (value, label) => pre(label, ...colored(pretty(value) ?? "undefined"));
 
+/** @param {unknown} value */
 const leaf = (value) => {
-  const look = { string: "code-string", number: "code-number" }[typeof value] ?? "code-word";
+  const look = typeof value === "string" ? "code-string" : typeof value === "number" ? "code-number" : "code-word";
   return element("span", { className: look, dir: "auto" }, JSON.stringify(value) ?? "undefined");
 };
 
@@ -42,6 +47,12 @@ export function tree(value, problems = []) {
   return element("ul", { className: "tree", "aria-label": "Value" }, branch("", value, problems, 0));
 }
 
+/**
+ * @param {string | number} name
+ * @param {any} value
+ * @param {Array<{path: Path, message: string}>} problems
+ * @param {number} depth
+ */
 function branch(name, value, problems, depth) {
   const here = problems
     .filter(({ path }) => path.length === depth)
@@ -50,6 +61,7 @@ function branch(name, value, problems, depth) {
   if (value === null || typeof value !== "object")
     return element("li", {}, ...title, value === undefined ? element("span", "soft", "missing") : leaf(value), ...here);
   const entries = Array.isArray(value) ? [...value.entries()] : Object.entries(value);
+  /** @type {Array<[string | number, undefined]>} */
   const missing = problems
     .filter(({ path }) => path.length === depth + 1 && !Object.hasOwn(value, path[depth]))
     .map(({ path }) => [path[depth], undefined]);
@@ -59,6 +71,7 @@ function branch(name, value, problems, depth) {
   const body = element("ul");
   const fill = () => {
     if (body.childElementCount) return;
+    /** @param {string | number} key */
     const below = (key) => problems.filter(({ path }) => String(path[depth]) === String(key));
     body.append(
       ...[...entries, ...missing].slice(0, SHOWN_ENTRIES).map(([key, each]) => branch(key, each, below(key), depth + 1))

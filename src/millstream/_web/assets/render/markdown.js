@@ -10,11 +10,12 @@ const MAX_TOKENS = 20_000;
 const MAX_DELIMITERS = 400; // of a paragraph; emphasis nests half as deep, and the time grows with the square
 
 const parser = new MarkdownIt({ html: false, linkify: true, maxNesting: 20 });
-parser.inline.ruler2.before("balance_pairs", "limit_delimiters", (state) => {
+parser.inline.ruler2.before("balance_pairs", "limit_delimiters", (/** @type {Json} */ state) => {
   for (const each of [state, ...state.tokens_meta]) if (each?.delimiters?.length > MAX_DELIMITERS) each.delimiters = [];
 });
 
 const OWN_DIRECTION = new Set(["paragraph_close", "list_item_close"]);
+/** @type {Record<string, string>} */
 const TAGS = {
   strong: "strong",
   em: "em",
@@ -28,15 +29,16 @@ const TAGS = {
   td: "td"
 };
 
-/** Whether an address may become a link: web pages and mail. Others are shown as text. */
+/** Whether an address may become a link: web pages and mail. Others are shown as text. @param {string} address */
 const isSafe = (address) => /^(https?:|mailto:)/i.test(address);
 
+/** @param {string} address @param {...Child} children */
 function anchor(address, ...children) {
   if (!isSafe(address)) return element("span", { title: address }, ...children);
   return element("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, ...children);
 }
 
-/** Create the element for an opening token. */
+/** Create the element for an opening token. @param {Json} token */
 function createElement(token) {
   const kind = token.type.replace(/_open$/, "");
   if (kind === "paragraph") return element("p");
@@ -56,7 +58,7 @@ function createElement(token) {
   return element(TAGS[kind] ?? "span");
 }
 
-/** Return the node or text for a token without children. */
+/** Return the node or text for a token without children. @param {Json} token */
 function leaf(token) {
   if (token.type === "code_inline") return element("code", {}, token.content);
   if (token.type === "fence" || token.type === "code_block") {
@@ -69,6 +71,7 @@ function leaf(token) {
   return token.content;
 }
 
+/** @param {Json[]} tokens */
 function nodes(tokens) {
   const root = document.createDocumentFragment();
   /** @type {Array<any>} */
@@ -94,6 +97,12 @@ function nodes(tokens) {
   return [...root.childNodes];
 }
 
+/**
+ * @param {string} text
+ * @param {(text: string) => Json[]} parse
+ * @param {() => Array<Node | string>} plain
+ * @returns {any[]}
+ */
 function render(text, parse, plain) {
   if (text.length > MAX_TEXT) return plain();
   const tokens = parse(text);
@@ -102,7 +111,7 @@ function render(text, parse, plain) {
     : nodes(tokens);
 }
 
-/** Return the nodes of a single line. */
+/** @type {(text: string) => Array<Node | string>} the nodes of a single line */
 export const inline = (text) =>
   render(
     text,
@@ -110,7 +119,7 @@ export const inline = (text) =>
     () => [text]
   );
 
-/** Return the nodes of a text. */
+/** @type {(text: string) => HTMLElement[]} the blocks of a text */
 export const markdown = (text) =>
   render(
     text,
@@ -118,11 +127,11 @@ export const markdown = (text) =>
     () => [element("p", { dir: "auto" }, text)]
   );
 
-/** Create a block of Markdown. */
+/** Create a block of Markdown. @param {string} text */
 export const markdownBlock = (text, properties = {}) =>
   element("div", { className: "markdown", dir: "auto", ...properties }, ...markdown(text));
 
-/** Whether a text looks like Markdown. */
+/** Whether a text looks like Markdown. @param {string} text */
 export const looksLikeMarkdown = (text) =>
   /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) ||
   /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);

@@ -9,10 +9,16 @@ import { options, present } from "./resolve.js";
 const NAMES = /authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|key$/;
 const MAX_DEPTH = 8;
 
-/** Whether the schema marks a text as a password. */
+/** Whether the schema marks a text as a password. @param {Schema} schema */
 export const isPassword = (schema) => schema.format === "password" || schema.writeOnly === true;
 
-/** Return the schemas of a place with all their alternatives. */
+/**
+ * Return the schemas of a place with all their alternatives.
+ *
+ * @param {Schema[]} schemas
+ * @param {Schema} root
+ * @returns {Schema[]}
+ */
 function shapes(schemas, root, depth = 0) {
   if (depth > MAX_DEPTH) return [];
   return schemas.flatMap((each) => {
@@ -21,9 +27,12 @@ function shapes(schemas, root, depth = 0) {
   });
 }
 
+/** @type {(name: string) => (schema: Schema) => any} */
 const member = (name) => (schema) => schema.properties?.[name] ?? schema.additionalProperties ?? [];
+/** @type {(index: number) => (schema: Schema) => any} */
 const item = (index) => (schema) => schema.prefixItems?.[index] ?? schema.items ?? [];
 
+/** @param {any} value @param {Schema[]} schemas @param {Schema} root @param {string} name @returns {any} */
 function strip(value, schemas, root, name) {
   const found = shapes(schemas, root);
   if (
@@ -40,11 +49,22 @@ function strip(value, schemas, root, name) {
   return Object.fromEntries(entries.filter(([, each]) => each !== undefined));
 }
 
-/** Return the values without secrets. */
+/** Return the values without secrets. @param {Json} values */
 export const withoutSecrets = (values, schema = {}) => strip(values, [schema], schema, "");
 
 // Editors of single values: choices, checkboxes, numbers, text, and JSON. `read` returns the value, or undefined if the
 // field is empty.
+
+/**
+ * @typedef {{id: string, required?: boolean, single?: boolean}} ControlOptions
+ * @typedef {object} Control
+ * @property {HTMLElement} control
+ * @property {() => any} read
+ * @property {(value: any) => void} write
+ * @property {boolean} [group]
+ * @property {boolean} [check]
+ * @property {boolean} [wide]
+ */
 
 /** The input can't be parsed as a value. */
 export class Unreadable extends Error {
@@ -52,14 +72,16 @@ export class Unreadable extends Error {
   control = null;
 }
 
+/** @param {Schema} schema @param {ControlOptions} options */
 export function choice(schema, { id, required }) {
-  const all = options(schema);
+  const all = options(schema) ?? [];
   const control = element("select", { id });
   const at = () => (required && all.length === 1 ? 0 : all.findIndex((each) => each.value === schema.default));
   if (!required || at() < 0) control.append(element("option", { value: "" }, required ? "Choose…" : "–"));
   all.forEach((each, index) =>
     control.append(element("option", { value: String(index), selected: index === at() }, each.title))
   );
+  /** @param {any} value */
   const write = (value) =>
     (control.value = String(all.findIndex((each) => JSON.stringify(each.value) === JSON.stringify(value))).replace(
       "-1",
@@ -68,13 +90,15 @@ export function choice(schema, { id, required }) {
   return { control, write, read: () => (control.value === "" ? undefined : all[Number(control.value)].value) };
 }
 
+/** @param {Schema} schema @param {ControlOptions} options */
 export function several(schema, { id, required }) {
-  const all = options(schema.items);
+  const all = options(schema.items) ?? [];
   const boxes = all.map((each, index) =>
     element("input", { type: "checkbox", id: `${id}-${index}`, checked: (schema.default ?? []).includes(each.value) })
   );
   const labels = all.map((each, index) => element("label", "check", boxes[index], each.title));
   const control = element("div", { id, role: "group", className: "row", tabIndex: -1 }, ...labels);
+  /** @param {any} value */
   const write = (value) => boxes.forEach((box, index) => (box.checked = (value ?? []).includes(all[index].value)));
   const read = () => {
     const found = all.filter((_, index) => boxes[index].checked).map((each) => each.value);
@@ -83,16 +107,20 @@ export function several(schema, { id, required }) {
   return { control, group: true, write, read };
 }
 
-/** True, false, or empty. */
+/** True, false, or empty. @param {Schema} schema @param {ControlOptions} options */
 export function tristate(schema, { id, required }) {
   return choice({ enum: [true, false], enumNames: ["true", "false"], default: schema.default }, { id, required });
 }
 
+/** @param {Schema} schema @param {ControlOptions} options */
 export function flag(schema, { id }) {
   const control = element("input", { id, type: "checkbox", checked: schema.default === true });
-  return { control, check: true, write: (value) => (control.checked = value === true), read: () => control.checked };
+  /** @param {any} value */
+  const write = (value) => (control.checked = value === true);
+  return { control, check: true, write, read: () => control.checked };
 }
 
+/** @param {Schema} schema @param {ControlOptions} options */
 export function numeric(schema, { id }) {
   const integer = schema.type === "integer";
   const control = element("input", {
@@ -102,6 +130,7 @@ export function numeric(schema, { id }) {
     autocomplete: "off",
     inputMode: integer ? "numeric" : "decimal"
   });
+  /** @param {any} value */
   const write = (value) => (control.value = typeof value === "number" ? String(value) : "");
   write(schema.default);
   const read = () => {
@@ -111,8 +140,10 @@ export function numeric(schema, { id }) {
   return { control, write, read };
 }
 
+/** @type {Record<string, string>} */
 const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local" };
 
+/** @type {Record<string, string>} */
 const PLACEHOLDERS = {
   time: "14:30:00",
   duration: "PT1H30M",
@@ -121,7 +152,7 @@ const PLACEHOLDERS = {
   ipv6: "2001:db8::1"
 };
 
-/** Convert a date-time to the value of a `datetime-local` field, in the local time zone. */
+/** Convert a date-time to the value of a `datetime-local` field, in the local time zone. @param {string} text */
 function toLocal(text) {
   const moment = new Date(text);
   if (Number.isNaN(moment.getTime())) return "";
@@ -130,11 +161,12 @@ function toLocal(text) {
 
 const LONG = 200; // characters that don't fit in a line
 
+/** @param {Schema} schema @param {ControlOptions} options */
 export function text(schema, { id, single = false }) {
   const type = isPassword(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
-  /** @type {any} */
+  /** @type {any} an input or a textarea */
   const control = element(grows ? "textarea" : "input", {
     id,
     autocomplete: "off",
@@ -147,13 +179,14 @@ export function text(schema, { id, single = false }) {
   if (moment) control.step = "1";
   if (grows) {
     // Enter submits, and Shift-Enter starts a new line.
-    control.addEventListener("keydown", (event) => {
+    control.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches)
         return;
       event.preventDefault();
       control.form?.requestSubmit();
     });
   }
+  /** @param {any} value */
   const write = (value) => (control.value = typeof value !== "string" ? "" : moment ? toLocal(value) : value);
   write(schema.default);
   const read = () => {
@@ -164,10 +197,11 @@ export function text(schema, { id, single = false }) {
   return { control, write, read };
 }
 
-/** A JSON field, for values without a field of their own. */
+/** A JSON field, for values without a field of their own. @param {Schema} schema @param {ControlOptions} options */
 export function json(schema, { id }) {
   const control = element("textarea", { id, autocomplete: "off", spellcheck: false, className: "code" });
   control.placeholder = schema.type === "array" ? "[]" : schema.type === "object" ? "{}" : "JSON";
+  /** @param {any} value */
   const write = (value) => (control.value = value == null ? "" : pretty(value));
   write(schema.default);
   const read = () => {
@@ -181,7 +215,7 @@ export function json(schema, { id }) {
   return { control, wide: true, write, read };
 }
 
-/** A constant. */
+/** A constant. @param {Schema} schema @param {ControlOptions} options */
 export function constant(schema, { id }) {
   const control = element("output", { id, className: "code" }, JSON.stringify(schema.const));
   return { control, write: () => {}, read: () => schema.const };

@@ -7,6 +7,7 @@ import { hint, nameOf, options, present } from "./resolve.js";
 const MAX_DEPTH = 8;
 const SHOWN_OPTIONS = 24;
 
+/** @param {Schema} schema @param {Schema} root */
 const arrayType = (schema, root) => {
   if (schema.type === "array" && schema.items) {
     const items = present(schema.items, root);
@@ -15,6 +16,7 @@ const arrayType = (schema, root) => {
   return null;
 };
 
+/** @param {Schema} schema */
 function values(schema) {
   const list = "const" in schema ? [{ value: schema.const }] : options(schema);
   if (!list) return null;
@@ -30,7 +32,14 @@ function values(schema) {
   );
 }
 
-/** Describe the properties, items, or alternatives of a schema; null if it has none. */
+/**
+ * Describe the properties, items, or alternatives of a schema; null if it has none.
+ *
+ * @param {Schema} schema
+ * @param {Schema} root
+ * @param {number} depth
+ * @returns {HTMLElement | null}
+ */
 function describeChildren(schema, root, depth) {
   if (depth > MAX_DEPTH || options(schema)) return null;
   const properties = Object.entries(schema.properties ?? {});
@@ -43,14 +52,24 @@ function describeChildren(schema, root, depth) {
     const below = describeChildren(present(schema.items, root), root, depth + 1);
     if (below) parts.push(below);
   }
+  /** @type {Schema[] | undefined} */
   const shapes = schema.anyOf ?? schema.oneOf ?? schema.prefixItems;
   if (shapes)
     parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, true))));
   return parts.length ? element("div", "nested-schema", ...parts) : null;
 }
 
+/** @param {HTMLElement[]} rows */
 const list = (rows) => element("ul", "properties", ...rows);
 
+/**
+ * @param {string} name
+ * @param {Schema} given
+ * @param {boolean | null} required
+ * @param {Schema} root
+ * @param {number} depth
+ * @returns {HTMLElement}
+ */
 function row(name, given, required, root, depth, loose = false) {
   const schema = present(given, root);
   const kind = hint(schema).replace(/^array/, arrayType(schema, root) ?? "array");
@@ -66,7 +85,7 @@ function row(name, given, required, root, depth, loose = false) {
     ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description))
     : null;
   const below = describeChildren(schema, root, depth + 1);
-  const fields = below?.querySelector(".properties").childElementCount;
+  const fields = below?.querySelector(".properties")?.childElementCount;
   const nested =
     below &&
     element(
@@ -81,8 +100,8 @@ function row(name, given, required, root, depth, loose = false) {
 /**
  * Describe a schema.
  *
- * @param {Record<string, any>} given
- * @param {Record<string, any>} root document for references
+ * @param {Json} given
+ * @param {Json} root document for references
  * @param {string} none text for a schema without restrictions
  */
 export function describe(given, root, none = "Any JSON.") {

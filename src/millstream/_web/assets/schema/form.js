@@ -6,17 +6,29 @@ import { list, map, members, object, variants } from "./nested.js";
 import { kindOf, limits, options, present, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
 
+/** @import { Control, ControlOptions } from "./controls.js" */
+/** @import { Editor, Place } from "./nested.js" */
+
 const MAX_DEPTH = 8;
 
+/** @type {Record<string, typeof text | typeof numeric>} */
+const BY_TYPE = { integer: numeric, number: numeric, string: text };
+
+/**
+ * @param {Schema} schema
+ * @param {boolean | undefined} required
+ * @returns {(schema: Schema, options: ControlOptions) => Control}
+ */
 function fieldEditor(schema, required) {
   if ("const" in schema) return constant;
   if (options(schema)) return choice;
   if (schema.type === "array" && options(schema.items ?? {})) return several;
   if (schema.type === "boolean")
     return !schema.nullable && (required || typeof schema.default === "boolean") ? flag : tristate;
-  return { integer: numeric, number: numeric, string: text }[schema.type] ?? json;
+  return BY_TYPE[schema.type] ?? json;
 }
 
+/** @param {Schema} schema @param {Place} at */
 function nestedEditor(schema, { depth, root }) {
   if (options(schema) || depth > MAX_DEPTH) return null;
   if (schema.anyOf || schema.oneOf) return variants;
@@ -28,7 +40,7 @@ function nestedEditor(schema, { depth, root }) {
   return null;
 }
 
-/** Create the editor for a named value. */
+/** Create the editor for a named value. @param {string} name @param {unknown} given @param {Place} at @returns {Editor} */
 function make(name, given, at) {
   const schema = present(given, at.root);
   if (schema.type === "array" && schema.items) schema.items = present(schema.items, at.root);
@@ -36,7 +48,13 @@ function make(name, given, at) {
   return nested ? nested(name, schema, at) : field(name, schema, at);
 }
 
-/** Create a labeled control with its hint and its error. */
+/**
+ * Create a labeled control with its hint and its error.
+ *
+ * @param {string} name
+ * @param {Schema} schema
+ * @param {ControlOptions} at
+ */
 function field(name, schema, at) {
   const { id, required } = at;
   const editor = fieldEditor(schema, required)(schema, at);
@@ -82,6 +100,7 @@ function field(name, schema, at) {
       return false;
     }
   };
+  /** @param {Path} path @param {string} message */
   const complain = (path, message) => {
     // An empty item is validated as null, but the useful message is that it's required.
     error.textContent = path.length
@@ -105,18 +124,19 @@ function field(name, schema, at) {
   return { node, control: editor.control, read, write: editor.write, complain, clear: () => complain([], "") };
 }
 
-/** Create a text field outside of a schema form. */
+/**
+ * Create a text field outside of a schema form.
+ *
+ * @param {string} name
+ * @param {{description?: string, required?: boolean, id: string}} options
+ */
 export const textField = (name, { description, required, id }) =>
-  field(
-    name,
-    { type: "string", description, ...(required ? { minLength: 1 } : {}) },
-    { id, required, single: true, depth: 0, root: {} }
-  );
+  field(name, { type: "string", description, ...(required ? { minLength: 1 } : {}) }, { id, required, single: true });
 
 /**
  * Create a form for the properties of an object schema.
  *
- * @param {Record<string, any>} schema
+ * @param {Json} schema
  * @param {{id: string, label?: string}} options `id` is the prefix of the controls' ids; `label` names the JSON editor
  */
 export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
@@ -131,7 +151,7 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
   mark(jsonOnly ? "JSON" : "Form");
   const toolbar = inner.list.length ? bar : null;
 
-  /** Switch between the form and JSON, keeping the values. */
+  /** Switch between the form and JSON, keeping the values. @param {boolean} asJson */
   const showJson = (asJson) => {
     if (asJson === !raw.node.hidden) return;
     try {
@@ -149,9 +169,6 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     inner.clear();
     raw.complain("");
     summary.hidden = true;
-  };
-  const summarize = (text) => {
-    showText(summary, text);
   };
 
   /** Return the entered values without validation. Throws `Unreadable`. */
@@ -181,7 +198,8 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     const unplaced = problems
       .filter((_, index) => !controls[index])
       .map(({ path, message }) => `${path.join(".")}: ${message}`);
-    summarize(
+    showText(
+      summary,
       [
         problems.length === 1 ? "One value doesn't fit the schema." : `${problems.length} values don't fit the schema.`,
         ...unplaced
@@ -189,6 +207,7 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     );
     return null;
   };
+  /** @param {any} value */
   const write = (value) => {
     clear();
     if (raw.node.hidden) inner.write(value);
@@ -197,11 +216,13 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
   return { node: body, toolbar, summary, read, write, values, showJson, empty: !inner.list.length && !jsonOnly };
 }
 
+/** @param {string} id @param {string} label */
 function rawEditor(id, label) {
   const editor = json({ type: "object" }, { id });
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   editor.control.setAttribute("aria-describedby", error.id);
   const node = element("div", "field wide", element("label", { htmlFor: id }, label), editor.control, error);
+  /** @param {string} message */
   const complain = (message) => {
     showText(error, message);
     editor.control.ariaInvalid = message ? "true" : null;
@@ -215,6 +236,7 @@ function rawEditor(id, label) {
       throw problem;
     }
   };
+  /** @param {any} value */
   const write = (value) => (editor.control.value = pretty(value ?? {}));
   return { node, control: editor.control, read, write, complain };
 }

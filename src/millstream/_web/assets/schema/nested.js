@@ -8,39 +8,63 @@ import { validate } from "./validate.js";
 const MAX_INITIAL_ROWS = 10; // longer lists are completed by the user
 
 /**
+ * @typedef {object} Place what an editor is created for
+ * @property {string} id of its control
+ * @property {boolean} required
+ * @property {number} depth
+ * @property {Schema} root document for references
+ * @property {(name: string, schema: any, at: Place) => Editor} make creates an editor below it
+ * @property {boolean} [variant] whether it's one of several alternatives
+ *
  * @typedef {object} Editor
  * @property {HTMLElement} node
- * @property {() => unknown} read returns the value, or undefined; shows and throws `Unreadable`
- * @property {(value: unknown) => void} write shows a value
- * @property {(path: Array<string | number>, message: string) => HTMLElement} complain shows a problem at a place below,
- *   and returns the control to focus
+ * @property {() => any} read returns the value, or undefined; shows and throws `Unreadable`
+ * @property {(value: any) => void} write shows a value
+ * @property {(path: Path, message: string) => HTMLElement | null} complain shows a problem at a place below, and
+ *   returns the control to focus, or null if there's none at that place
  * @property {() => void} clear hides all problems
  */
 
-const smallButton = (text, iconName, onClick) => {
-  const button = makeButton("quiet small", onClick, icon(iconName), text);
-  return button;
-};
+/** @param {string} text @param {string} iconName @param {() => void} onClick */
+const smallButton = (text, iconName, onClick) => makeButton("quiet small", onClick, icon(iconName), text);
 
-/** Create the button that removes a row of a list or a map. */
+/**
+ * Create the button that removes a row of a list or a map.
+ *
+ * @param {string} label
+ * @param {Array<{node: HTMLElement}>} rows
+ * @param {HTMLElement} row
+ * @param {() => void} done
+ */
 const removeButton = (label, rows, row, done) =>
   makeButton(
     { className: "quiet small square", "aria-label": label, title: "Remove" },
     () => {
-      rows.splice(rows.indexOf(row), 1);
-      row.node.remove();
+      rows.splice(
+        rows.findIndex(({ node }) => node === row),
+        1
+      );
+      row.remove();
       done();
     },
     icon("close")
   );
 
-/** Return the options of an editor inside of another. */
+/** Return the options of an editor inside of another. @param {Place} at @param {string} id */
 const below = (at, id, required = true, variant = false) => ({ ...at, id, required, variant, depth: at.depth + 1 });
 
-/** Return the first visible input, or else the first visible button. */
+/** Return the first visible input, or else the first visible button. @param {HTMLElement} node */
 const firstField = (node) => firstVisible(node, "input, select, textarea") ?? firstVisible(node, "button");
 
-/** Create a fieldset with a title, an error, and a body; `footer` replaces the buttons above the body. */
+/**
+ * Create a fieldset with a title, an error, and a body; `footer` replaces the buttons above the body.
+ *
+ * @param {string} name
+ * @param {Schema} schema
+ * @param {Place} at
+ * @param {HTMLElement[]} buttons
+ * @param {HTMLElement | null} [footer]
+ */
 function frame(name, schema, { id, required }, buttons, footer = null) {
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const body = element("div", "nested-body");
@@ -54,6 +78,7 @@ function frame(name, schema, { id, required }, buttons, footer = null) {
     ...(footer ? [about, body, footer] : [element("div", "nested-tools", ...buttons), about, body]),
     error
   );
+  /** @param {string} message */
   const showError = (message) => {
     showText(error, message);
     return node;
@@ -61,7 +86,12 @@ function frame(name, schema, { id, required }, buttons, footer = null) {
   return { node, body, showError };
 }
 
-/** Create the editors of an object's properties, and functions for all of them. */
+/**
+ * Create the editors of an object's properties, and functions for all of them.
+ *
+ * @param {Schema} schema
+ * @param {Place} at
+ */
 export function members(schema, at) {
   const required = new Set(schema.required ?? []);
   const list = Object.entries(schema.properties ?? {}).map(([name, part], index) => ({
@@ -69,6 +99,7 @@ export function members(schema, at) {
     editor: at.make(name, part, below(at, `${at.id}-${index}`, required.has(name)))
   }));
   const read = () => {
+    /** @type {Json} */
     const values = {};
     let firstError = null;
     for (const { name, editor } of list) {
@@ -82,12 +113,14 @@ export function members(schema, at) {
     if (firstError) throw firstError;
     return values;
   };
+  /** @param {any} value */
   const write = (value) => list.forEach(({ name, editor }) => editor.write(value?.[name]));
   /** @type {Editor["complain"]} */
   const complain = ([first, ...rest], message) =>
     list.find(({ name }) => name === first)?.editor.complain(rest, message) ?? null;
   const clear = () => list.forEach(({ editor }) => editor.clear());
   // The tag of an alternative is already selected with the alternative.
+  /** @param {string} name */
   const isHidden = (name) =>
     at.variant && onlyValue(resolve(schema.properties[name], at.root)) !== undefined && required.has(name);
   return {
@@ -100,7 +133,9 @@ export function members(schema, at) {
   };
 }
 
+/** @param {string} name @param {Schema} schema @param {Place} at @returns {Editor} */
 export function object(name, schema, at) {
+  /** @type {ReturnType<typeof members> | null} */
   let inner = null;
   // The pressed button disappears, so move the focus.
   const add = smallButton("Add", "add", () => {
@@ -120,6 +155,7 @@ export function object(name, schema, at) {
     inner ??= members(schema, at);
     body.replaceChildren(...inner.nodes);
     show();
+    return inner;
   };
   const close = () => {
     inner = null;
@@ -128,10 +164,10 @@ export function object(name, schema, at) {
   };
   if (at.required) open();
   else show();
+  /** @param {any} value */
   const write = (value) => {
-    if (value == null) return at.required ? inner.write({}) : close();
-    open();
-    inner.write(value);
+    if (value == null && !at.required) close();
+    else open().write(value);
   };
   if (schema.default) write(schema.default);
   return {
@@ -148,7 +184,9 @@ export function object(name, schema, at) {
   };
 }
 
+/** @param {string} name @param {Schema} schema @param {Place} at @returns {Editor} */
 export function list(name, schema, at) {
+  /** @type {Array<{editor: Editor, node: HTMLElement, remove: HTMLElement}>} */
   const rows = [];
   let lastNumber = 0;
   const min = Math.min(schema.minItems ?? 0, MAX_INITIAL_ROWS);
@@ -157,7 +195,7 @@ export function list(name, schema, at) {
   const add = smallButton(isTuple ? "Add" : "Add item", "add", () => {
     const first = addRow(undefined);
     while (rows.length < min) addRow(undefined);
-    firstField(first.node)?.focus();
+    firstField(first)?.focus();
   });
   const removeAll = smallButton("Remove", "remove", () => {
     write([]);
@@ -171,22 +209,25 @@ export function list(name, schema, at) {
     tools.hidden = rows.length >= max && removeAll.hidden;
     for (const row of rows) row.remove.hidden = isTuple || (at.required && rows.length <= min);
   };
+  /** @param {number} index */
   const itemSchema = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
+  /** @param {unknown} value */
   const addRow = (value) => {
     const number = ++lastNumber; // not the index: numbers of removed items aren't reused
     const editor = at.make(`Item ${number}`, itemSchema(rows.length), below(at, `${at.id}-i${number}`));
-    const row = { editor, remove: null, node: null };
-    row.remove = removeButton(`Remove item ${number}`, rows, row, () => {
+    const row = element("div", "nested-row", editor.node);
+    const remove = removeButton(`Remove item ${number}`, rows, row, () => {
       updateButtons();
       add.focus();
     });
-    row.node = element("div", "nested-row", editor.node, row.remove);
+    row.append(remove);
     if (value !== undefined) editor.write(value);
-    rows.push(row);
-    body.append(row.node);
+    rows.push({ editor, node: row, remove });
+    body.append(row);
     updateButtons();
     return row;
   };
+  /** @param {any} value */
   const write = (value) => {
     rows.length = lastNumber = 0;
     body.replaceChildren();
@@ -199,7 +240,7 @@ export function list(name, schema, at) {
     node,
     write,
     read: () => (rows.length || at.required ? rows.map(({ editor }) => editor.read() ?? null) : undefined),
-    complain: ([first, ...rest], message) => rows[first]?.editor.complain(rest, message) ?? showError(message),
+    complain: ([first, ...rest], message) => rows[Number(first)]?.editor.complain(rest, message) ?? showError(message),
     clear: () => {
       showError("");
       rows.forEach(({ editor }) => editor.clear());
@@ -207,24 +248,26 @@ export function list(name, schema, at) {
   };
 }
 
-/** Entries with names entered by the user. */
+/** Entries with names that users enter. @param {string} name @param {Schema} schema @param {Place} at @returns {Editor} */
 export function map(name, schema, at) {
+  /** @type {Array<{key: HTMLInputElement, editor: Editor, node: HTMLElement}>} */
   const rows = [];
   let lastNumber = 0;
-  const add = smallButton("Add entry", "add", () => addRow("", undefined).key.focus());
+  const add = smallButton("Add entry", "add", () => addRow("", undefined).focus());
   const { node, body, showError } = frame(name, schema, at, [], element("div", "nested-tools", add));
+  /** @param {string} keyName @param {unknown} value */
   const addRow = (keyName, value) => {
     const id = `${at.id}-e${lastNumber++}`;
     const key = textInput({ id: `${id}-key`, value: keyName });
     const editor = at.make("Value", schema.additionalProperties, below(at, id));
-    const row = { key, editor, node: null };
-    const remove = removeButton("Remove this entry", rows, row, () => add.focus());
-    row.node = element("div", "nested-row pair", labeled("Name", key), editor.node, remove);
+    const row = element("div", "nested-row pair", labeled("Name", key), editor.node);
+    row.append(removeButton("Remove this entry", rows, row, () => add.focus()));
     if (value !== undefined) editor.write(value);
-    rows.push(row);
-    body.append(row.node);
-    return row;
+    rows.push({ key, editor, node: row });
+    body.append(row);
+    return key;
   };
+  /** @param {any} value */
   const write = (value) => {
     rows.length = 0;
     body.replaceChildren();
@@ -247,8 +290,9 @@ export function map(name, schema, at) {
   };
 }
 
-/** One of several alternatives. */
+/** One of several alternatives. @param {string} name @param {Schema} schema @param {Place} at @returns {Editor} */
 export function variants(name, schema, at) {
+  /** @type {Schema[]} */
   const parts = schema.anyOf ?? schema.oneOf;
   const optional = !at.required;
   const select = element("select", { id: `${at.id}-shape`, "aria-label": `Shape of ${schema.title ?? name}` });
@@ -257,6 +301,7 @@ export function variants(name, schema, at) {
     select.append(element("option", { value: String(index) }, nameOf(part, at.root, index)))
   );
   const { node, body, showError } = frame(name, schema, at, [select]);
+  /** @type {Editor | null} */
   let inner = null;
   const show = () => {
     const part = select.value === "" ? null : parts[Number(select.value)];
@@ -267,6 +312,7 @@ export function variants(name, schema, at) {
     body.replaceChildren(...(inner ? [inner.node] : []));
   };
   select.addEventListener("change", show);
+  /** @param {any} value */
   const write = (value) => {
     if (value === undefined || (value === null && optional)) select.value = optional ? "" : "0";
     else

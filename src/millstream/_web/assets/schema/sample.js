@@ -7,6 +7,7 @@ import { validate } from "./validate.js";
 const MAX_DEPTH = 8;
 const MAX_ITEMS = 5;
 const SITE = ["https:", "", "example.com", ""].join("/");
+/** @type {Record<string, string>} */
 const FORMATS = {
   date: "2026-03-14",
   time: "09:30:00Z",
@@ -39,11 +40,12 @@ const BY_NAME = [
   [/(^|_)(id|key|sku|isbn|code|ref)$/i, "A-100"]
 ];
 
-/** Return a text that matches a regular expression; null if it uses unsupported features. */
+/** Return a text that matches a regular expression; null if it uses unsupported features. @param {string} pattern */
 function textMatching(pattern) {
   let at = 0;
-  const classes = { d: "7", w: "a", s: " ", D: "a", W: "-", S: "a" };
-  const escaped = () => classes[pattern[at]] ?? { n: "\n", t: "\t" }[pattern[at]] ?? pattern[at];
+  /** @type {Record<string, string>} */
+  const classes = { d: "7", w: "a", s: " ", D: "a", W: "-", S: "a", n: "\n", t: "\t" };
+  const escaped = () => classes[pattern[at]] ?? pattern[at];
   const atom = () => {
     const sign = pattern[at];
     if (sign === "(") {
@@ -101,8 +103,9 @@ function textMatching(pattern) {
   }
 }
 
+/** @param {Schema} schema @param {string} name */
 function text(schema, name) {
-  if (schema.format in FORMATS) return FORMATS[schema.format];
+  if (Object.hasOwn(FORMATS, schema.format)) return FORMATS[schema.format];
   if (schema.pattern !== undefined) {
     const candidates = [BY_NAME.find(([names]) => names.test(name))?.[1], "A-100", "Ada", textMatching(schema.pattern)];
     return candidates.find((each) => typeof each === "string" && !validate(each, schema).length);
@@ -111,6 +114,7 @@ function text(schema, name) {
   return word.padEnd(Math.min(schema.minLength ?? 0, 1_000), word).slice(0, schema.maxLength ?? 1_000);
 }
 
+/** @param {Schema} schema @param {string} name */
 function number(schema, name) {
   const low = schema.minimum ?? (schema.exclusiveMinimum === undefined ? -Infinity : schema.exclusiveMinimum);
   const high = schema.maximum ?? (schema.exclusiveMaximum === undefined ? Infinity : schema.exclusiveMaximum);
@@ -131,8 +135,15 @@ function number(schema, name) {
   return candidates.find((each) => Number.isFinite(each) && !validate(each, schema).length);
 }
 
-/** Return an object with the required properties, or the first property if none is required. */
+/**
+ * Return an object with the required properties, or the first property if none is required.
+ *
+ * @param {Schema} schema
+ * @param {Schema} root
+ * @param {number} depth
+ */
 function object(schema, root, depth) {
+  /** @type {Json} */
   const made = {};
   const properties = schema.properties ?? {};
   for (const name of schema.required ?? []) {
@@ -155,6 +166,7 @@ function object(schema, root, depth) {
   return made;
 }
 
+/** @param {Schema} schema @param {Schema} root @param {string} name @param {number} depth */
 function array(schema, root, name, depth) {
   const first = schema.prefixItems ?? [];
   const min = Math.max(schema.minItems ?? 0, first.length);
@@ -181,6 +193,7 @@ function array(schema, root, name, depth) {
   return items;
 }
 
+/** @param {unknown} given @param {Schema} root @param {string} name @param {number} depth @returns {any} */
 function make(given, root, name, depth) {
   if (depth > MAX_DEPTH || given === false) return undefined;
   const schema = present(given === true ? {} : given, root);
@@ -188,9 +201,17 @@ function make(given, root, name, depth) {
   return value === undefined && schema.nullable ? null : value;
 }
 
-/** Return a value for a resolved schema. */
+/**
+ * Return a value for a resolved schema.
+ *
+ * @param {Schema} schema
+ * @param {Schema} root
+ * @param {string} name
+ * @param {number} depth
+ */
 function makeResolved(schema, root, name, depth) {
   if ("const" in schema) return schema.const;
+  /** @param {unknown} value */
   const fits = (value) => value !== undefined && !validate(value, schema, root).length;
   const declared = [schema.examples?.[0], schema.example, schema.default].find(
     (each) => each !== null && each !== "" && fits(each)
@@ -207,6 +228,7 @@ function makeResolved(schema, root, name, depth) {
     }
     return undefined;
   }
+  /** @type {Record<string, () => any>} */
   const kinds = {
     object: () => object(schema, root, depth),
     array: () => array(schema, root, name, depth),
@@ -222,8 +244,8 @@ function makeResolved(schema, root, name, depth) {
 /**
  * Return a valid value, or undefined.
  *
- * @param {Record<string, any>} schema
- * @param {Record<string, any>} root document for references
+ * @param {Json} schema
+ * @param {Json} root document for references
  */
 export function sample(schema, root = schema) {
   const value = make(schema, root, "", 0);

@@ -7,8 +7,11 @@ const MAX_DEPTH = 64;
 const MAX_PROBLEMS = 50;
 const MAX_STEPS = 100_000; // Nested alternatives take exponential time. The rest is left to the server.
 
+/** @param {unknown} value */
 const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value);
+/** @param {unknown} one @param {unknown} other */
 const same = (one, other) => one === other || JSON.stringify(sorted(one)) === JSON.stringify(sorted(other));
+/** @type {(value: any) => any} */
 const sorted = (value) => {
   if (Array.isArray(value)) return value.map(sorted);
   if (value === null || typeof value !== "object") return value;
@@ -18,13 +21,17 @@ const sorted = (value) => {
       .map((key) => [key, sorted(value[key])])
   );
 };
+/** @param {unknown} value */
 const brief = (value) => {
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;
 };
+/** @param {string} type */
 const article = (type) => (type === "null" ? type : `${/^[aio]/.test(type) ? "an" : "a"} ${type}`);
+/** @param {string} text */
 const length = (text) => [...text].length;
 
+/** @type {Record<string, (value: any) => boolean>} */
 const is = {
   string: (value) => typeof value === "string",
   number: (value) => typeof value === "number",
@@ -35,11 +42,14 @@ const is = {
   object: (value) => kindOf(value) === "object"
 };
 
+/** @param {string} text */
 const date = (text) =>
   /^\d{4}-\d\d-\d\d$/.test(text) &&
   !Number.isNaN(Date.parse(`${text}T00:00:00Z`)) &&
   new Date(`${text}T00:00:00Z`).toISOString().startsWith(text);
+/** @param {string} text */
 const time = (text) => /^([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?(z|[+-]([01]\d|2[0-3]):[0-5]\d)?$/i.test(text);
+/** @type {Record<string, (text: string) => boolean>} */
 const FORMATS = {
   date,
   time,
@@ -52,6 +62,7 @@ const FORMATS = {
   ipv6: (text) => /^[0-9a-f:.]{2,45}$/i.test(text) && text.includes(":")
 };
 
+/** @param {string} pattern @param {string} text */
 const matches = (pattern, text) => {
   try {
     return new RegExp(pattern, "u").test(text);
@@ -60,13 +71,19 @@ const matches = (pattern, text) => {
   }
 };
 
-/** A check for each keyword: `(argument, value)` returns a message, or false. */
+/**
+ * @typedef {Record<string, (argument: any, value: any) => string | false | undefined>} Checks a check for each keyword,
+ *   which returns a message or false
+ */
+
+/** @type {Checks} */
 const TEXT = {
   minLength: (least, value) => length(value) < least && `At least ${least} characters; it has ${length(value)}.`,
   maxLength: (most, value) => length(value) > most && `At most ${most} characters; it has ${length(value)}.`,
   pattern: (pattern, value) => !matches(pattern, value) && `Must match ${pattern}.`,
   format: (format, value) => FORMATS[format] && !FORMATS[format](value) && `${brief(value)} isn't a valid ${format}.`
 };
+/** @type {Checks} */
 const NUMBER = {
   minimum: (least, value) => value < least && `At least ${least}; it's ${value}.`,
   maximum: (most, value) => value > most && `At most ${most}; it's ${value}.`,
@@ -75,32 +92,51 @@ const NUMBER = {
   multipleOf: (step, value) =>
     Math.abs(value / step - Math.round(value / step)) > 1e-9 && `A multiple of ${step}; it's ${value}.`
 };
+/** @type {Checks} */
 const ARRAY = {
   minItems: (least, value) => value.length < least && `At least ${least} items; it has ${value.length}.`,
   maxItems: (most, value) => value.length > most && `At most ${most} items; it has ${value.length}.`,
   uniqueItems: (wanted, value) =>
-    wanted && new Set(value.map((each) => JSON.stringify(sorted(each)))).size < value.length && "Items must be unique."
+    wanted &&
+    new Set(value.map((/** @type {unknown} */ each) => JSON.stringify(sorted(each)))).size < value.length &&
+    "Items must be unique."
 };
+/** @type {Checks} */
 const OBJECT = {
   minProperties: (least, value) => Object.keys(value).length < least && `At least ${least} properties.`,
   maxProperties: (most, value) => Object.keys(value).length > most && `At most ${most} properties.`
 };
+/** @type {Checks} */
 const ANY = {
   enum: (all, value) =>
-    !all.some((each) => same(each, value)) && `One of ${all.map(brief).join(", ")}; it's ${brief(value)}.`,
+    !all.some((/** @type {unknown} */ each) => same(each, value)) &&
+    `One of ${all.map(brief).join(", ")}; it's ${brief(value)}.`,
   const: (only, value) => !same(only, value) && `Must be ${brief(only)}; it's ${brief(value)}.`
 };
+/** @type {Record<string, Checks>} */
 const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
+
+/** @typedef {[path: Path, keyword: string, message: string]} Problem */
+/** @typedef {(step?: string | number) => At} Below */
+/**
+ * @typedef {object} At a place in the value
+ * @property {Schema | boolean} root document for references
+ * @property {Path} path
+ * @property {number} depth
+ * @property {{left: number}} budget
+ * @property {(...problem: Problem) => void} report
+ */
 
 /**
  * Return the problems of a value, at most 50.
  *
  * @param {unknown} value
- * @param {Record<string, any> | boolean} schema
- * @param {Record<string, any> | boolean} root document for references
+ * @param {Json | boolean} schema
+ * @param {Json | boolean} root document for references
  * @returns {Array<{path: Array<string | number>, message: string, keyword: string}>}
  */
 export function validate(value, schema, root = schema) {
+  /** @type {Array<{path: Path, message: string, keyword: string}>} */
   const problems = [];
   check(value, schema, {
     root,
@@ -112,17 +148,20 @@ export function validate(value, schema, root = schema) {
   return problems;
 }
 
+/** @param {unknown} value @param {any} schema @param {At} at */
 const fits = (value, schema, at) => {
   let valid = true;
   check(value, schema, { ...at, depth: at.depth + 1, report: () => (valid = false) });
   return valid;
 };
 
+/** @param {any} value @param {any} given @param {At} at */
 function check(value, given, at) {
   if (given === true || given === undefined || at.depth > MAX_DEPTH || at.budget.left < 1) return;
   at.budget.left -= 1;
   if (given === false) return void at.report(at.path, "false", "No value is allowed here.");
   const schema = resolve(given, at.root);
+  /** @param {string | number} [step] */
   const below = (step) => ({
     ...at,
     depth: at.depth + 1,
@@ -145,6 +184,7 @@ function check(value, given, at) {
   alternatives(value, schema, at, below);
 }
 
+/** @param {any[]} value @param {Schema} schema @param {At} at @param {Below} below */
 function items(value, schema, at, below) {
   const first = schema.prefixItems ?? [];
   value.forEach((each, index) => {
@@ -159,6 +199,7 @@ function items(value, schema, at, below) {
     at.report(at.path, "contains", "No item matches.");
 }
 
+/** @param {Json} value @param {Schema} schema @param {At} at @param {Below} below */
 function properties(value, schema, at, below) {
   const own = schema.properties ?? {};
   const patterns = Object.entries(schema.patternProperties ?? {});
@@ -181,12 +222,13 @@ function properties(value, schema, at, below) {
   }
 }
 
+/** @param {unknown} value @param {Schema} schema @param {At} at @param {Below} below */
 function alternatives(value, schema, at, below) {
   for (const part of schema.allOf ?? []) check(value, part, below());
-  if (schema.anyOf && !schema.anyOf.some((part) => fits(value, part, at)))
+  if (schema.anyOf && !schema.anyOf.some((/** @type {Schema} */ part) => fits(value, part, at)))
     reportClosest(value, schema.anyOf, "anyOf", at, below);
   if (schema.oneOf) {
-    const count = schema.oneOf.filter((part) => fits(value, part, at)).length;
+    const count = schema.oneOf.filter((/** @type {Schema} */ part) => fits(value, part, at)).length;
     if (count === 0) reportClosest(value, schema.oneOf, "oneOf", at, below);
     else if (count > 1) at.report(at.path, "oneOf", `Matches ${count} of the alternatives; it must match exactly one.`);
   }
@@ -197,14 +239,24 @@ function alternatives(value, schema, at, below) {
   }
 }
 
-/** Report the problems of the closest alternative, if none matches. */
+/**
+ * Report the problems of the closest alternative, if none matches.
+ *
+ * @param {unknown} value
+ * @param {any[]} parts
+ * @param {string} keyword
+ * @param {At} at
+ * @param {Below} below
+ */
 function reportClosest(value, parts, keyword, at, below) {
   const found = parts.map((part) => {
+    /** @type {Problem[]} */
     const problems = [];
-    check(value, part, { ...below(), report: (path, word, message) => problems.push([path, word, message]) });
+    check(value, part, { ...below(), report: (...problem) => problems.push(problem) });
     return problems;
   });
   // A wrong type or tag at this place indicates another alternative.
+  /** @param {Problem[]} problems */
   const distance = (problems) =>
     problems.length +
     10 *

@@ -20,8 +20,10 @@ const banner = element(
 document.body.append(banner);
 
 const CONNECTION = "";
-const troubles = new Map(); // what is missing -> {reason, action, label}, oldest first
+/** @type {Map<string, {reason: string, action: (() => void) | null, label: string}>} what is missing, oldest first */
+const troubles = new Map();
 
+/** @type {(() => void) | null} */
 let currentAction = null;
 
 function draw() {
@@ -48,13 +50,19 @@ export function showReconnected() {
   if (clearTrouble(CONNECTION)) toast("Connected again.", "good");
 }
 
-/** Show that `what` can't be loaded. Parameters as for `showLost`, which takes precedence. */
+/**
+ * Show that `what` can't be loaded. Parameters as for `showLost`, which takes precedence.
+ *
+ * @param {string} what
+ * @param {string} reason
+ * @param {(() => void) | null} [action]
+ */
 export function showTrouble(what, reason, action = null, label = "Try now") {
   troubles.set(what, { reason, action, label });
   draw();
 }
 
-/** Remove an entry. Returns whether there was one. */
+/** Remove an entry. Returns whether there was one. @param {string} what */
 export function clearTrouble(what) {
   const existed = troubles.delete(what);
   if (existed) draw();
@@ -80,7 +88,7 @@ export function watchConnection(ms = CHECK_MS) {
 
 const reload = () => location.reload();
 
-/** By status: the message, the action of the button, and its label. */
+/** @type {Record<number, (what: string) => [string, () => void, string]>} by status: message, action, and its label */
 const MESSAGES = {
   401: (what) => [`You're signed out, so ${what} can't be shown. Sign in again.`, reload, "Sign in"],
   403: (what) => [

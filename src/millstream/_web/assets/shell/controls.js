@@ -1,6 +1,6 @@
 // Controls that pages share, and what protects them from a press that was meant for something else.
 
-import { element, icon, makeButton, swap } from "../dom.js";
+import { $, element, icon, makeButton, swap, write } from "../dom.js";
 
 // Short messages that disappear after a few seconds.
 
@@ -19,7 +19,7 @@ document.body.append(stack);
 export function toast(text, look = "") {
   const node = element("div", `toast ${look}`, text);
   stack.append(node);
-  while (stack.childElementCount > MAX_TOASTS) stack.firstChild.remove();
+  while (stack.childElementCount > MAX_TOASTS) stack.firstElementChild?.remove();
   setTimeout(() => node.remove(), SHOWN_MS);
 }
 
@@ -27,7 +27,7 @@ export function toast(text, look = "") {
 
 const DONE_MS = 1_500;
 
-/** Copy by selecting the text, because the Clipboard API needs a secure context. */
+/** Copy by selecting the text, because the Clipboard API needs a secure context. @param {string} text */
 function copyBySelection(text) {
   const area = element("textarea", { className: "visually-hidden", value: text, "aria-hidden": "true" });
   (document.querySelector("dialog[open]") ?? document.body).append(area);
@@ -37,7 +37,7 @@ function copyBySelection(text) {
   if (!done) throw new Error("The browser blocked access to the clipboard.");
 }
 
-/** Copy a text and show a toast. Returns whether it succeeded. */
+/** Copy a text and show a toast. Returns whether it succeeded. @param {string} text */
 export async function copy(text, message = "Copied.") {
   try {
     if (navigator.clipboard) await navigator.clipboard.writeText(text);
@@ -58,7 +58,7 @@ export async function copy(text, message = "Copied.") {
  */
 export function copyButton(read, name = "Copy") {
   const shown = icon("copy");
-  const button = makeButton(
+  return makeButton(
     { className: "quiet small square copy", title: name, "aria-label": name },
     async (event) => {
       event.stopPropagation();
@@ -68,10 +68,9 @@ export function copyButton(read, name = "Copy") {
     },
     shown
   );
-  return button;
 }
 
-/** Add a copy button to the corner of a block. */
+/** Add a copy button to the corner of a block. @param {HTMLElement} block @param {string} name */
 export const copyable = (block, name, read = () => block.textContent) =>
   element("div", "with-copy", block, copyButton(read, name));
 
@@ -88,7 +87,7 @@ export const copyable = (block, name, read = () => block.textContent) =>
  */
 export function tabs(list, entries, onChange = () => {}) {
   let current = entries[0].id;
-  const panels = new Set(entries.map(({ panel }) => panel).filter(Boolean));
+  const panels = new Set(entries.flatMap(({ panel }) => panel ?? []));
   const byId = new Map(
     entries.map(({ id, title, panel }) => {
       const count = element("span", "count");
@@ -98,8 +97,9 @@ export function tabs(list, entries, onChange = () => {}) {
   );
   list.replaceChildren(...[...byId.values()].map(({ tab }) => tab));
   list.addEventListener("keydown", (event) => {
-    const all = [...byId.keys()].filter((id) => !byId.get(id).tab.hidden);
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] * (getComputedStyle(list).direction === "rtl" ? -1 : 1);
+    const all = [...byId].filter(([, { tab }]) => !tab.hidden).map(([id]) => id);
+    const step =
+      ({ ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? 0) * (getComputedStyle(list).direction === "rtl" ? -1 : 1);
     const next =
       event.key === "Home"
         ? all[0]
@@ -111,29 +111,35 @@ export function tabs(list, entries, onChange = () => {}) {
     if (!next) return;
     event.preventDefault();
     choose(next);
-    byId.get(next).tab.focus();
+    byId.get(next)?.tab.focus();
   });
 
+  /** @param {string} id */
   function choose(id, notify = true) {
+    const chosen = byId.get(id);
+    if (!chosen) return; // an address can name any
     current = id;
     for (const [name, { tab }] of byId) {
       tab.ariaSelected = String(name === id);
       tab.tabIndex = name === id ? 0 : -1;
     }
-    const { panel, tab } = byId.get(id);
-    for (const each of panels) document.getElementById(each).hidden = each !== panel;
-    if (panel) document.getElementById(panel).setAttribute("aria-labelledby", tab.id);
+    const { panel, tab } = chosen;
+    for (const each of panels) $(each).hidden = each !== panel;
+    if (panel) $(panel).setAttribute("aria-labelledby", tab.id);
     tab.scrollIntoView({ block: "nearest", inline: "nearest" });
     if (notify) onChange(id);
   }
 
   choose(current, false);
+  /** @param {string} id @param {string | number} text */
   const count = (id, text, look = "") => {
-    const node = byId.get(id).count;
-    if (node.textContent !== String(text)) node.textContent = text;
+    const node = byId.get(id)?.count;
+    if (!node) return;
+    write(node, text);
     node.className = `count ${look}`;
   };
-  const hide = (id, hidden) => (byId.get(id).tab.hidden = hidden);
+  /** @param {string} id @param {boolean} hidden */
+  const hide = (id, hidden) => byId.get(id)?.tab.toggleAttribute("hidden", hidden);
   return { choose, count, hide, current: () => current };
 }
 
@@ -154,28 +160,28 @@ export function menu(title, iconName, actions) {
     icon(iconName),
     title
   );
-  const items = actions.map(({ title: name, run }) => {
-    const item = makeButton(
+  const items = actions.map(({ title: name, run }) =>
+    makeButton(
       { role: "menuitem", className: "quiet", tabIndex: -1 },
       () => {
         close();
         run();
       },
       name
-    );
-    return item;
-  });
+    )
+  );
   const list = element(
     "div",
     { className: "menu-list", role: "menu", id, "aria-label": title, hidden: true },
     ...items
   );
   const node = element("div", "menu", button, list);
+  /** @param {number} at */
   const open = (at) => {
     list.hidden = false;
     button.ariaExpanded = "true";
     list.scrollIntoView({ block: "nearest" });
-    items.at(at).focus();
+    items.at(at)?.focus();
   };
   const close = () => {
     if (list.contains(document.activeElement)) button.focus();
@@ -190,7 +196,7 @@ export function menu(title, iconName, actions) {
     const at = items.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
     const act = {
       ArrowDown: () => (list.hidden ? open(0) : items[(at + 1) % items.length].focus()),
-      ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1).focus()),
+      ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1)?.focus()),
       Escape: close
     }[event.key];
     if (!act || (event.key === "Escape" && list.hidden)) return;
@@ -238,6 +244,7 @@ export function makeResizable(pane, { grid, name, label, min, rest, before = fal
     else grid.style.removeProperty(name);
     updateAria();
   };
+  /** @param {number | null} wanted */
   const resize = (wanted) => {
     width = wanted === null ? 0 : Math.round(Math.min(max(), Math.max(min, wanted)));
     apply();
@@ -250,6 +257,7 @@ export function makeResizable(pane, { grid, name, label, min, rest, before = fal
   };
   const outward = before ? -1 : 1; // the direction in which the pane grows
   const direction = () => (getComputedStyle(grid).direction === "rtl" ? -1 : 1);
+  /** @type {{x: number, width: number} | null} */
   let from = null;
   handle.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
@@ -290,10 +298,14 @@ export function makeResizable(pane, { grid, name, label, min, rest, before = fal
 // Delays redraws of a list while the pointer is pressed in it, because a click needs the same element at press and
 // release.
 
+/** @type {Node | null} */
 let pressTarget = null;
-const delayed = new Map(); // list -> its newest draw function
+/** @type {Map<HTMLElement, () => void>} the newest draw function of each list */
+const delayed = new Map();
 
-addEventListener("pointerdown", (event) => (pressTarget = event.target), { capture: true });
+addEventListener("pointerdown", (event) => (pressTarget = /** @type {Node | null} */ (event.target)), {
+  capture: true
+});
 for (const end of ["pointerup", "pointercancel", "blur"]) {
   addEventListener(end, () => setTimeout(onRelease, 0), { capture: true }); // after the click event
 }
@@ -305,7 +317,12 @@ function onRelease() {
   for (const draw of draws) draw();
 }
 
-/** Draw the content of `list` now, or when the pointer is released. Only the newest `draw` of a list runs. */
+/**
+ * Draw the content of `list` now, or when the pointer is released. Only the newest `draw` of a list runs.
+ *
+ * @param {HTMLElement} list
+ * @param {() => void} draw
+ */
 export function drawWhenReleased(list, draw) {
   if (pressTarget && list.contains(pressTarget)) delayed.set(list, draw);
   else {
@@ -319,7 +336,7 @@ export function drawWhenReleased(list, draw) {
 
 const SEEN_MS = 600;
 
-/** Whether a button is in view, and nothing covers it. */
+/** Whether a button is in view, and nothing covers it. @param {Element} button */
 function isUncovered(button) {
   const { left, top, width, height } = button.getBoundingClientRect();
   return button.contains(document.elementFromPoint(left + width / 2, top + height / 2));
@@ -334,9 +351,11 @@ function isUncovered(button) {
  */
 export function guard(node, buttons, signal) {
   let [since, last, place] = [0, 0, ""];
+  /** @param {boolean} disabled */
   const disable = (disabled) => {
     for (const each of buttons) if (each.disabled !== disabled) each.disabled = disabled;
   };
+  /** @param {number} now */
   const look = (now) => {
     if (!node.isConnected || !buttons[0].isConnected || signal?.aborted) return;
     const { left, top, width, height } = node.getBoundingClientRect();

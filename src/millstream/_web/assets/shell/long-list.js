@@ -15,7 +15,7 @@ const VERBS = new Set(
 );
 const OTHER = "Other";
 
-/** Return what a name is about: `issue` for `list_issues` and `getIssue`. */
+/** Return what a name is about: `issue` for `list_issues` and `getIssue`. @param {string} name */
 function prefixOf(name) {
   const words = (name.match(WORDS) ?? []).map((word) => word.toLowerCase());
   if (words.length < 2) return "";
@@ -62,12 +62,12 @@ const MAX_OPEN_ITEMS = 60; // groups of longer lists start closed
 export function withHeads(groups, chosen, { current, all = false }) {
   const many = [...groups.values()].reduce((sum, items) => sum + items.length, 0) > MAX_OPEN_ITEMS;
   return [...groups].flatMap(([group, items]) => {
-    const open = all || (chosen.get(group) ?? (!many || items.includes(current)));
+    const open = all || (chosen.get(group) ?? (!many || items.some((item) => item === current)));
     return [{ group, size: items.length, closed: !open }, ...(open ? items : [])];
   });
 }
 
-/** Return the tags of an item. Servers use different keys of `_meta` for them. */
+/** Return the tags of an item. Servers use different keys of `_meta` for them. @param {Json} item */
 export function tagsOf(item) {
   for (const [key, value] of Object.entries(item._meta ?? {})) {
     const tags = /(^|\/)tags$/.test(key) ? value : value?.tags;
@@ -81,7 +81,9 @@ export function tagsOf(item) {
 
 const OVERSCAN_ROWS = 6;
 
+/** @param {Json} item @returns {item is Head} */
 const isHead = (item) => "group" in item;
+/** @param {Head} head */
 const headRow = ({ group, size, closed }) => [
   icon(closed ? "next" : "fold"),
   element("span", { className: "group-name", dir: "auto" }, group),
@@ -89,25 +91,26 @@ const headRow = ({ group, size, closed }) => [
   element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
 ];
 
-/**
- * @template T
- * @param {HTMLElement} box an element with `role="listbox"` and `tabindex="0"` that scrolls
- * @param {{row: (item: T) => Node[], choose: (item: T) => void}} options `row` returns the nodes of a row; `choose` is
- *   called with the selected item
- */
 export class LongList {
   #box;
   #inner = element("div", { className: "rows", role: "presentation" });
+  /** @type {Json[]} */
   #items = []; // and the headings of groups
   #tops = [0]; // top of each row, and the total height
   #selected = -1;
   #active = -1; // row with the keyboard
   #options;
-  #shown = []; // what `show` was called with
+  /** @type {Parameters<LongList["show"]>} */
+  #shown = [[], undefined]; // what `show` was called with
   #unfolded = new Map(); // group -> whether the user opened or closed it
   #drawn = "";
   #rows = new Map(); // index -> element, reused as long as the items are the same
 
+  /**
+   * @param {HTMLElement} box an element with `role="listbox"` and `tabindex="0"` that scrolls
+   * @param {{row: (item: any) => Child[], choose: (item: any) => void}} options `row` returns the nodes of a row;
+   *   `choose` is called with the selected item
+   */
   constructor(box, options) {
     this.#box = box;
     this.#options = options;
@@ -120,7 +123,8 @@ export class LongList {
       () => this.#active < 0 && box.matches(":focus-visible") && this.#move(Math.max(0, this.#selected))
     );
     box.addEventListener("click", (event) => {
-      const row = event.target.closest("[role=option]");
+      /** @type {HTMLElement | null} */
+      const row = /** @type {Element} */ (event.target).closest("[role=option]");
       // If the rows were redrawn between press and release, the target is their container.
       const index = row
         ? Number(row.dataset.index)
@@ -133,29 +137,30 @@ export class LongList {
   /**
    * Show these items, and mark the selected one.
    *
-   * @param {T[]} found
-   * @param {T} current
-   * @param {Map<string, T[]> | null} [groups] the items by group, if they're shown below headings
+   * @param {Json[]} found
+   * @param {Json | null | undefined} current
+   * @param {Map<string, Json[]> | null} [groups] the items by group, if they're shown below headings
    * @param {boolean} [all] opens every group
    */
   show(found, current, groups = null, all = false) {
     this.#shown = [found, current, groups, all];
-    const items = groups ? withHeads(groups, this.#unfolded, { current, all }) : found;
+    /** @type {Json[]} */
+    const items = groups ? withHeads(groups, this.#unfolded, { current: current ?? undefined, all }) : found;
     if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index]))
       this.#rows.clear();
     this.#items = items;
-    this.#selected = items.indexOf(current);
+    this.#selected = items.indexOf(/** @type {Json} */ (current)); // -1 for none
     this.#active = this.#selected;
     this.#drawn = "";
-    this.#tops = [0];
+    let top = 0;
     const style = getComputedStyle(this.#box);
     const [head, row] = ["--head", "--row"].map((name) => Number.parseFloat(style.getPropertyValue(name)) * 16);
-    for (const item of items) this.#tops.push(this.#tops.at(-1) + (isHead(item) ? head : row));
-    this.#inner.style.height = `${this.#tops.at(-1)}px`;
+    this.#tops = [0, ...items.map((item) => (top += isHead(item) ? head : row))];
+    this.#inner.style.height = `${top}px`;
     this.#draw();
   }
 
-  /** Return the index of the row at a height, or the number of rows below the last one. */
+  /** Return the index of the row at a height, or the number of rows below the last one. @param {number} y */
   #indexAt(y) {
     let [low, high] = [0, this.#items.length];
     while (low < high) {
@@ -166,7 +171,7 @@ export class LongList {
     return low;
   }
 
-  /** Mark another item as selected, and scroll it into view. */
+  /** Mark another item as selected, and scroll it into view. @param {Json} selected */
   mark(selected) {
     this.#selected = this.#active = this.#items.indexOf(selected);
     this.#drawn = "";
@@ -178,18 +183,19 @@ export class LongList {
     this.#rows.clear();
   }
 
-  /** Whether an item is in the list. */
+  /** Whether an item is in the list. @param {Json} item */
   has(item) {
     return this.#items.includes(item);
   }
 
-  /** Handle a key. The filter field forwards its keys. */
+  /** Handle a key. The filter field forwards its keys. @param {KeyboardEvent} event */
   key(event) {
     const page = Math.max(
       1,
       this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) - this.#indexAt(this.#box.scrollTop) - 1
     );
     const last = this.#items.length - 1;
+    /** @type {Record<string, number>} */
     const moves = {
       ArrowDown: this.#active + 1,
       ArrowUp: this.#active - 1,
@@ -213,21 +219,24 @@ export class LongList {
     }
   }
 
+  /** @param {number} index */
   #choose(index) {
     const item = this.#items[index];
     this.#active = index;
     if (!isHead(item)) return this.#options.choose(item);
     this.#unfolded.set(item.group, item.closed);
-    this.show(.../** @type {[T[], T]} */ (this.#shown));
+    this.show(...this.#shown);
     this.#move(this.#items.findIndex((each) => each.group === item.group));
   }
 
+  /** @param {number} index */
   #move(index) {
     this.#active = index;
     this.#drawn = "";
     this.#reveal(index);
   }
 
+  /** @param {number} index */
   #reveal(index) {
     if (index >= 0) {
       const [top, end] = [this.#tops[index], this.#tops[index + 1]];
@@ -237,6 +246,7 @@ export class LongList {
     this.#draw();
   }
 
+  /** @param {number} index */
   #row(index) {
     const item = this.#items[index];
     let row = this.#rows.get(index);

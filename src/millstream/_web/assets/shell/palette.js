@@ -6,6 +6,7 @@ import { $, element, icon, openDialog, textInput } from "../dom.js";
 // in text fields. "mod" is Ctrl, or ⌘ on a Mac.
 
 const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
+/** @type {Record<string, string>} */
 const NAMES = { mod: MAC ? "⌘" : "Ctrl", arrowup: "↑", arrowdown: "↓", enter: "Enter", escape: "Esc" };
 const CHORD_MS = 1_000;
 
@@ -14,7 +15,7 @@ const shortcuts = new Map();
 let firstKey = "";
 let chordTimer = 0;
 
-/** Return a `<kbd>` for each key of a shortcut. */
+/** Return a `<kbd>` for each key of a shortcut. @param {string} keys */
 export const keycaps = (keys) =>
   keys
     .split(/[ +]/)
@@ -31,10 +32,11 @@ export function shortcut(keys, title, run) {
   shortcuts.set(keys, { title, run });
 }
 
-/** Whether a node accepts text input. */
+/** Whether a node accepts text input. @param {HTMLElement} node */
 const isTextInput = (node) =>
   node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=button])");
 
+/** @param {KeyboardEvent} event */
 function onKeyDown(event) {
   if (event.defaultPrevented || event.isComposing) return;
   const mod = (MAC ? event.metaKey : event.ctrlKey) && !event.altKey;
@@ -44,7 +46,7 @@ function onKeyDown(event) {
     (event.ctrlKey ||
       event.metaKey ||
       event.altKey ||
-      isTextInput(event.target) ||
+      isTextInput(/** @type {HTMLElement} */ (event.target)) ||
       document.querySelector("dialog[open]"))
   )
     return;
@@ -97,7 +99,12 @@ const sources = [];
  */
 export const commands = (source) => sources.unshift(source);
 
-/** Return the rank of a match, lower is better; null if the text doesn't match. */
+/**
+ * Return the rank of a match, lower is better; null if the text doesn't match.
+ *
+ * @param {string} text
+ * @param {string} typed
+ */
 export function rankMatch(text, typed) {
   const where = text.toLowerCase();
   const wanted = typed.toLowerCase().trim();
@@ -116,6 +123,7 @@ export function rankMatch(text, typed) {
   return 4 + spread / where.length;
 }
 
+/** @param {string} typed */
 function matchingCommands(typed) {
   const all = sources.flatMap((source) => source());
   if (!typed.trim()) return all.slice(0, MAX_SHOWN);
@@ -160,9 +168,11 @@ export function openPalette(typed = "") {
     options,
     none
   );
+  /** @type {Command[]} */
   let shown = [];
   let at = 0;
 
+  /** @param {number} index */
   const mark = (index) => {
     at = shown.length ? (index + shown.length) % shown.length : 0;
     for (const option of options.querySelectorAll("[role=option]"))
@@ -171,6 +181,7 @@ export function openPalette(typed = "") {
     input.setAttribute("aria-activedescendant", active?.id ?? "");
     active?.scrollIntoView({ block: "nearest" });
   };
+  /** @param {number} index */
   const choose = (index) => {
     dialog.close();
     shown[index]?.run();
@@ -199,6 +210,7 @@ export function openPalette(typed = "") {
     none.hidden = shown.length > 0;
     mark(0);
   };
+  /** @type {Record<string, () => void>} */
   const moves = { ArrowDown: () => mark(at + 1), ArrowUp: () => mark(at - 1), Enter: () => choose(at) };
   input.addEventListener("keydown", (event) => {
     if (!moves[event.key] || event.isComposing) return;

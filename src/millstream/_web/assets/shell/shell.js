@@ -4,14 +4,14 @@ import { $, element, icon, makeButton, swap } from "../dom.js";
 import { fetchJson } from "./connection.js";
 import { commands, keycaps, openPalette, shortcut, showKeys } from "./palette.js";
 
-const { millstreamTheme } = /** @type {any} */ (globalThis); // set by theme.js
+/** @type {Record<string, {next: string, icon: string, label: string}>} */
 const THEMES = {
   auto: { next: "light", icon: "auto", label: "as the system" },
   light: { next: "dark", icon: "sun", label: "light" },
   dark: { next: "auto", icon: "moon", label: "dark" }
 };
 
-const links = [...document.querySelectorAll(".bar nav a")];
+const links = /** @type {HTMLAnchorElement[]} */ ([...document.querySelectorAll(".bar nav a")]);
 
 function addBarButtons() {
   const find = makeButton(
@@ -56,8 +56,11 @@ async function showAccount() {
   $("account-scopes").textContent = found.scopes.join(", ") || "what needs no scope";
 }
 
+/** @type {Record<string, string>} */
 const LETTERS = { Connect: "h", Inspect: "i", Dashboard: "d", Gateway: "g", Docs: "o", Chat: "c" };
+/** @param {HTMLAnchorElement} link */
 const keysOf = (link) => `g ${LETTERS[link.textContent]}`;
+/** @param {HTMLAnchorElement} link */
 const go = (link) => (location.href = link.href);
 
 addBarButtons();

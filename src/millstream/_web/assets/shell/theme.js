@@ -11,6 +11,7 @@
       return null; // Storage is blocked: the theme lasts as long as the page.
     }
   };
+  /** @param {string | null} theme */
   const apply = (theme) => {
     if (theme === "light" || theme === "dark") root.dataset.theme = theme;
     else delete root.dataset.theme;

@@ -148,6 +148,12 @@ def hash_key(policy: str, key: str) -> str:
 
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
+"""Characters that a name in a header shouldn't contain."""
+
+
+def limit_name(kind: str, tool: str) -> str:
+    """Return the name of a tool's own limit, for headers and the store."""
+    return f"{kind}:{_ODD.sub('_', tool)}"
 
 
 def concurrency_limits(owner: str, most: int, tool: str, most_of_tool: int) -> list[tuple[str, str, int]]:
@@ -161,7 +167,7 @@ def concurrency_limits(owner: str, most: int, tool: str, most_of_tool: int) -> l
     """
     limits = [("concurrency", owner, most)] if most and owner else []
     if most_of_tool:
-        limits.append((f"concurrency:{_ODD.sub('_', tool)}", "", most_of_tool))
+        limits.append((limit_name("concurrency", tool), "", most_of_tool))
     return limits
 
 
@@ -471,13 +477,14 @@ class SharedLimiter:
         return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
-        """Process the store's answer."""
+        """Process the store's answer, and discard what this worker has decided without it."""
         cost, advanced = asked.cost, asked.most > asked.cost
         now = self._clock()
         known = self._known.get(key)
         if known is None:
             self._known.keep(key, known := _KnownPace())
         known.asked_at, known.remaining = now, taken.remaining
+        self._alone = None
         if advanced:
             known.fetching = -_LOST
         if taken.wait > 0:
@@ -498,7 +505,3 @@ class SharedLimiter:
         if self._alone is None or self._alone.rate.count != part:
             self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self._clock)
         return self._alone
-
-    def rejoin(self) -> None:
-        """Discard local decisions after the store has answered again."""
-        self._alone = None

@@ -1,0 +1,274 @@
+"""Delivery of new entries by an ordered consumer. JetStream pushes entries in order and numbers its messages.
+
+The consumer receives the topics that are listened to, and the marks of this worker. A mark is a message that this
+worker adds to the JetStream stream. When the consumer receives it, it has received all entries before it. If a number
+or a heartbeat is missing, the consumer is re-created after the last received entry, so no entry is skipped.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Entry, Position
+from millstream._stores.nats.link import CONNECTION_ERRORS, NatsLink, token
+from millstream._stores.tail import Topics, Watchers
+from millstream._tasks import has_failed
+
+_HEARTBEAT = 1.0
+_MAX_MISSED = 2.5
+"""Heartbeat intervals without a message after which a consumer counts as failed."""
+_MARK_SECONDS = 5.0
+"""Seconds without an expected message after which a consumer counts as failed."""
+_FRESH_SECONDS = 1.0
+"""Seconds after a message for which the consumer has little to look through."""
+_PAUSE = 0.2
+_MAX_FILTERS = 200
+"""Maximum number of filters, whose cost for NATS grows with their square. Above it, they're made wider."""
+_ALL = ""
+_NONE = "."
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class Consumer:
+    """The consumer of one stream, for all its listeners in this worker."""
+
+    def __init__(
+        self,
+        link: NatsLink,
+        stream: str,
+        base: str,
+        mark_subject: str,
+        mark: Callable[[str], Awaitable[int]],
+        note: Callable[[int], None],
+    ) -> None:
+        """Start a consumer.
+
+        Args:
+            link: The connection.
+            stream: The JetStream stream.
+            base: The beginning of the subjects of the entries.
+            mark_subject: The subject of this consumer's marks.
+            mark: Adds a mark to the JetStream stream, and returns its sequence. The JetStream stream then exists.
+            note: Called with the sequence of each entry, before the listeners.
+        """
+        # Configuration
+        self._link = link
+        self._stream = stream
+        self._base = base
+        self._mark_subject = mark_subject
+        self._mark = mark
+        self._note = note
+        # Process
+        self._listeners = Topics[Entry]()
+        self._interrupted = Watchers()
+        self.filters_by_topic = False
+        """Whether a topic was ever listened to."""
+        self.created = asyncio.Event()
+        """Set when the first consumer exists."""
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the current consumer has failed."""
+        self._config: dict[str, Any] = {}
+        self._name = ""
+        self._filters = frozenset[str]()
+        """The filters of the consumer; empty while they're unknown."""
+        self._lock = asyncio.Lock()
+        """Serializes changes of the filters."""
+        self.seq = 0
+        """The sequence of the last entry or mark."""
+        self._number = 0
+        """The number of the current consumer's last message."""
+        self._broken = False
+        self._alive = False
+        """Whether the consumer has sent anything since the last check."""
+        self._epoch = ""
+        self._received = asyncio.Event()
+        self._received_at = 0.0
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(has_failed)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there are listeners."""
+        return len(self._listeners) > 0
+
+    def add(
+        self, topic: str | None, hear: Callable[[Entry], None], interrupted: Callable[[], None] | None
+    ) -> Callable[[], None]:
+        """Call `hear` with each entry of a topic, as `Log.listen` does. Return a function that stops it."""
+        self.filters_by_topic = self.filters_by_topic or topic is not None
+        stop_hearing = self._listeners.add(_key_for(topic), hear)
+        stop_interrupting = self._interrupted.add(interrupted)
+
+        def stop() -> None:
+            stop_hearing()
+            stop_interrupting()
+
+        return stop
+
+    def stop(self) -> None:
+        """Stop permanently."""
+        self._listeners.clear()
+        self._interrupted.clear()
+        self.restart()
+        self._task.cancel()
+
+    def restart(self) -> None:
+        """Re-create the consumer, because it has failed."""
+        self._broken = True
+        if not self.failed.done():
+            self.failed.set_result(None)
+
+    async def _run(self) -> None:
+        while True:
+            subscription: Subscription | None = None
+            try:
+                self._broken = False
+                inbox = self._link.client.new_inbox()
+                subscription = await self._link.subscribe(inbox, self._take)
+                await self._create(inbox)
+                if self.created.is_set():
+                    # This consumer pushes entries appended since the last one failed, unless they were deleted.
+                    self._interrupted.notify()
+                self.created.set()
+                await self._watch()
+                with suppress(LocalError):
+                    await self._link.api(f"CONSUMER.DELETE.{self._stream}.{self._name}")
+            except LocalError as exc:
+                _logger.debug("Re-creating a NATS consumer: %s", exc)
+                await asyncio.sleep(_PAUSE)
+            finally:
+                if subscription is not None:
+                    with suppress(*CONNECTION_ERRORS):
+                        await subscription.unsubscribe()
+            self._interrupted.notify()
+
+    async def _create(self, inbox: str) -> None:
+        at = await self._mark(self._mark_subject)
+        # Don't use the policy `new`: a restarted node re-creates the consumer and would skip entries.
+        if self._epoch != self._link.epoch or not self.seq:
+            self._epoch, self.seq = self._link.epoch, at
+        self._number = 0
+        self._config = {
+            "deliver_subject": inbox,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "flow_control": True,
+            "idle_heartbeat": int(_HEARTBEAT * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": int(30e9),
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self.seq + 1,
+        }
+        await self._configure("create")
+        while self._filters != self._find_filters():
+            await self._configure("update")
+        self.failed = asyncio.get_running_loop().create_future()
+        if self._broken:
+            self.restart()
+
+    async def _configure(self, action: str) -> None:
+        """Create or update the consumer with filters for all listeners."""
+        filters, self._filters = self._find_filters(), frozenset[str]()
+        config = {**self._config, "filter_subjects": sorted(filters)}
+        body = {"stream_name": self._stream, "config": config, "action": action}
+        path = f"{self._stream}.{self._name}" if action == "update" else self._stream
+        self._name = (await self._link.api(f"CONSUMER.CREATE.{path}", body))["name"]
+        self._filters = filters
+
+    async def _watch(self) -> None:
+        """Wait until the consumer fails or its heartbeat is missing."""
+        while not self.failed.done():
+            self._alive = False
+            await asyncio.wait([self.failed], timeout=_HEARTBEAT * _MAX_MISSED)
+            if not self._alive:
+                self.restart()
+
+    async def set_filters(self) -> None:
+        """Filter by the topics that are listened to now."""
+        async with self._lock:
+            if self._filters == self._find_filters():
+                return
+            if self._received_at + _FRESH_SECONDS < asyncio.get_running_loop().time():
+                # Without a mark, NATS would continue where it last sent something, with old entries of added topics.
+                await self.receive(await self.mark())
+            try:
+                await self._configure("update")
+            except LocalError:
+                self.restart()
+                raise
+
+    def _find_filters(self) -> frozenset[str]:
+        """Return the subjects of everything that's listened to, and of the marks. None overlaps another."""
+        keys = {key for key in self._listeners if key != _NONE}
+        firsts = {f"{key.partition('.')[0]}." for key in keys}
+        if _ALL in keys or len(firsts) > _MAX_FILTERS:
+            keys = {_ALL}
+        elif len(keys) > _MAX_FILTERS:
+            keys = firsts
+        wide = {key for key in keys if key.endswith(".")}
+        filters = {f"{self._base}.*.*.{key}>" for key in wide} | {
+            f"{self._base}.*.*.{key}" for key in keys - wide - {_ALL} if f"{key.partition('.')[0]}." not in wide
+        }
+        return frozenset(filters | {self._mark_subject} | ({f"{self._base}.>"} if _ALL in keys else set()))
+
+    async def mark(self) -> int:
+        """Add a mark, which the consumer will receive. Return its sequence."""
+        return await self._mark(self._mark_subject)
+
+    async def receive(self, seq: int) -> None:
+        """Wait until the consumer has received everything up to a sequence, because there is a mark behind it."""
+        try:
+            async with asyncio.timeout(_MARK_SECONDS):
+                while self.seq < seq:
+                    self._received.clear()
+                    await self._received.wait()
+        except TimeoutError:
+            self.restart()
+
+    async def _take(self, msg: Msg) -> None:
+        self._alive = True
+        headers = msg.headers or {}
+        if "Status" in headers:
+            if reply := msg.reply or headers.get("Nats-Consumer-Stalled"):  # flow control
+                with suppress(LocalError):
+                    await self._link.send(reply, b"")
+            elif int(headers.get("Nats-Last-Consumer", self._number)) != self._number:
+                self.restart()
+            return
+        if self._broken:
+            return
+        parts = msg.reply.split(".")
+        seq, number = (int(each) for each in (parts[5:7] if len(parts) == 9 else parts[7:9]))
+        if number != self._number + 1:
+            self.restart()
+            return
+        self._number = number
+        if seq <= self.seq:
+            return
+        self.seq = seq
+        self._received.set()
+        self._received_at = asyncio.get_running_loop().time()
+        if msg.subject == self._mark_subject:
+            return
+        self._note(seq)
+        entry, (_, first, topic) = Entry(Position(self._epoch, seq), msg.data), msg.subject.rsplit(".", 2)
+        for key in (_ALL, f"{first}.", f"{first}.{topic}"):
+            self._listeners.notify(key, entry)
+
+
+def _key_for(topic: str | None) -> str:
+    """Return the key of the listeners to a topic, or to all topics with a first segment."""
+    if topic is None:
+        return _ALL
+    if not topic:
+        return _NONE
+    first = token(topic.partition(".")[0])
+    return f"{first}." if topic.endswith(".") else f"{first}.{token(topic)}"
