@@ -92,17 +92,13 @@ _HANDLERS = ("on_progress", "progress_callback", "progress_handler")
 """Names of `progress` in other packages."""
 
 
-def _check_arguments(timeout: object, headers: object, roots: object, options: object) -> None:
+def _check_arguments(timeout: object, headers: Any, roots: object, options: object) -> None:
     """Check the types of a client's arguments.
 
     Raises:
         TypeError: An argument has the wrong type; the message names it.
     """
-    texts = (
-        [each for field in headers.items() for each in field]
-        if isinstance(headers, Mapping)
-        else [0 if headers else ""]
-    )
+    texts: list[Any] = [*headers, *headers.values()] if isinstance(headers, Mapping) else [0 if headers else ""]
     for name, valid, kind in (
         ("timeout", isinstance(timeout, int | float) and timeout > 0, "a number of seconds above 0, or math.inf"),
         ("headers", all(isinstance(each, str) for each in texts), "a dict of strings"),
