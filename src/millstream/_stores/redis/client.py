@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
-from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]  its stub lacks a type
+import hiredis
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -62,6 +62,8 @@ _BROKEN = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSErr
 """Errors of redis-py for an unreachable server. `TimeoutError` is an `OSError`."""
 
 Argument = str | bytes | int
+
+_hiredis: Any = hiredis  # its types say that a command has one part
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -319,7 +321,7 @@ class RedisClient:
         """Return the reply to each command, or its exception."""
         commands = [request.command() for request in batch]
         confirmed = [number for number, request in enumerate(batch) if request.confirm] if self.address.wait else []
-        wait: tuple[Argument, ...] = ("WAIT", self.address.wait, int(SILENCE * 500))
+        wait = ("WAIT", self.address.wait, int(SILENCE * 500))
         if self._is_cluster:
             pipeline = self._redis.pipeline(transaction=False)
             for command in commands:
@@ -339,14 +341,14 @@ class RedisClient:
 
     async def _exchange(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Send commands on one connection, within the caller's time limit. redis-py's pipelines take twice as long."""
-        pool, connection = self._redis.connection_pool, self._connection
+        pool = self._redis.connection_pool
+        connection = self._connection
         if connection is None:
             self._connection = connection = await pool.get_connection()
             connection.socket_timeout = None
         else:
             await pool.ensure_connection(connection)
-        packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
-        await connection.send_packed_command(packed, check_health=False)
+        await connection.send_packed_command(b"".join(map(_hiredis.pack_command, commands)), check_health=False)
         replies: list[Any] = []
         for _ in commands:
             try:
