@@ -32,3 +32,10 @@ def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "_MEMORY", 64)
     quick = users._hash("nobody")
     monkeypatch.setattr(users, "_unknown", lambda: quick)
+
+
+@pytest.fixture(autouse=True)
+def fast_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash passwords at a hundredth of the cost. `test_user_file.py` has a fixture of this name that doesn't."""
+    monkeypatch.setattr(users, "_ITERATIONS", 1)
+    monkeypatch.setattr(users, "_MEMORY", 1024)

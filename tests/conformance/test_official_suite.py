@@ -33,7 +33,13 @@ AGAIN = {"all-2025-11-25": "scored-2025-11-25", "all-2026-07-28": "scored-2026-0
 """Selections whose scenarios are all in another one."""
 SKILLS = [name for name in SELECTIONS if name.startswith("skills")]
 """An extension that works the same on every server."""
-OURS = [(way, name) for way in WAYS for name in SELECTIONS if way == "lane" or name not in (*AGAIN, *SKILLS)]
+OURS = [
+    (way, name)
+    for way in WAYS
+    for name in SELECTIONS
+    if way == "lane" or name in SCORED or (NIGHTLY and name not in (*AGAIN, *SKILLS))
+]
+"""By day, the revisions that aren't scored run against one of the ways."""
 RUNS = [*OURS, *(pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED[0 if NIGHTLY else -1 :])]
 _OF_SEVERAL = {
     "sep-2575-server-sends-prompts-list-changed-on-subscription",

@@ -1,10 +1,10 @@
-"""The last 1.x release of the official Python SDK against a server: client_one.py TRANSPORT HUB EVERYTHING HEALTH.
+"""The last 1.x release of the official Python SDK against a server, in an environment of its own.
 
-Runs in an environment of its own, and prints a JSON report. HUB and EVERYTHING are URLs, or files for stdio.
+`client_one.py [[TRANSPORT, HUB, EVERYTHING, HEALTH], …]` prints a JSON report for each list of
+arguments. HUB and EVERYTHING are URLs, or files for stdio.
 """
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -135,4 +135,4 @@ async def main(transport: str, hub: str, everything: str, health: str) -> dict[s
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asyncio.run(main(*sys.argv[1:]))))
+    sys.stdout.write(steps.report_all(main, sys.argv[1]))

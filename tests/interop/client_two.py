@@ -1,10 +1,10 @@
-"""The 2.x line of the official Python SDK against a server: client_two.py TRANSPORT HUB EVERYTHING HEALTH MODE.
+"""The 2.x line of the official Python SDK against a server.
 
-Prints a JSON report. HUB and EVERYTHING are URLs, or files for stdio; MODE is `legacy`, `auto`, or a revision.
+`client_two.py [[TRANSPORT, HUB, EVERYTHING, HEALTH, MODE], …]` prints a JSON report for each list of
+arguments. HUB and EVERYTHING are URLs, or files for stdio; MODE is `legacy`, `auto`, or a revision.
 """
 
 import asyncio
-import json
 import sys
 import warnings
 from typing import Any
@@ -94,4 +94,4 @@ async def main(transport: str, hub: str, everything: str, health: str, mode: str
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asyncio.run(main(*sys.argv[1:]))))
+    sys.stdout.write(steps.report_all(main, sys.argv[1]))

@@ -7,8 +7,9 @@ Uses only method names that both lines have, and reads results as JSON. `hub` us
 import asyncio
 import json
 import time
+import traceback
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from patience import WAIT
@@ -21,6 +22,17 @@ HEARD = 1.0
 
 Stop = Callable[[Any, asyncio.Task[Any], int], Awaitable[None]]
 """Cancels a running call: receives the client, the task that waits for it, and the number of the request."""
+
+
+def report_all(main: Callable[..., Coroutine[Any, Any, dict[str, Any]]], runs: str) -> str:
+    """Run a client for each list of arguments in a JSON array, and return the reports as another."""
+    reports: list[dict[str, Any]] = []
+    for arguments in json.loads(runs):
+        try:
+            reports.append(asyncio.run(main(*arguments)))
+        except Exception:
+            reports.append({"failed": traceback.format_exc()[-4000:]})
+    return json.dumps(reports)
 
 
 def read(result: Any) -> dict[str, Any]:

@@ -113,6 +113,7 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
+@pytest.mark.check
 def test_commands_run_without_a_shell() -> None:
     found: list[str] = []
     for path in PACKAGE.rglob("*.py"):

@@ -319,7 +319,7 @@ async def test_deadlines_of_removed_items_do_not_accumulate(clock: Clock) -> Non
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for n in range(20_000):
+    for n in range(5_000):
         await store.kv.put(f"key{n}", b"value", 86_400.0)
         await store.kv.delete(f"key{n}")
         await append(store, f"stream{n}", b"value", ttl=86_400.0)
@@ -336,13 +336,13 @@ async def test_memory_is_released_when_items_are_gone(clock: Clock, end: str) ->
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for n in range(10_000):
+    for n in range(5_000):
         await store.kv.put(f"key{n}", b"value", 60.0)
         await append(store, f"stream{n}", b"value", ttl=60.0)
         store.bus.subscribe(f"topic{n}", lambda _data: None)()
     full = tracemalloc.get_traced_memory()[0]
     clock.now += 60.0 if end == "expire" else 0.0
-    for n in range(10_000):
+    for n in range(5_000):
         await store.kv.delete(f"key{n}")
         await store.log.trim(f"stream{n}")
     after = tracemalloc.get_traced_memory()[0]

@@ -61,9 +61,12 @@ class LocalOnly:
             peer: Address of the peer.
             headers: Headers of the request, with names in lower case.
         """
-        if self._loopback is False or not is_loopback(peer):
-            return False
-        if any(name in _FORWARDED or name.startswith(_PREFIX) for name in headers):
+        if (
+            self._loopback is False
+            or not is_loopback(peer)
+            or not _FORWARDED.isdisjoint(headers)
+            or _PREFIX in b"\n".join(headers)
+        ):
             return False
         host = parse_authority(headers.get(b"host", b""))
         return host is not None and host.loopback

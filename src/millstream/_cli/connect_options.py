@@ -245,7 +245,7 @@ def explain(error: ClientError) -> tuple[str, str, str]:
             named = re.search(r"\(403\): .*\b(key|token)\b", text, re.IGNORECASE)
             remedy = f"Send {'another key' if named else 'other credentials'} with --auth KEY"
             remedy += "." if named else ", or try millstream doctor."
-    elif isinstance(error, TlsFailed) and remedy:
+    elif isinstance(error, TlsFailed) and "Options" in remedy:
         remedy = "To trust your own certificate: SSL_CERT_FILE=FILE millstream …"
     elif isinstance(error, ServerError) and error.code == MISSING_CLIENT_CAPABILITY:
         text, remedy = _cannot(error)

@@ -35,7 +35,7 @@ from millstream._cli.program import Json, finite
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
+from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
@@ -270,7 +270,7 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
 
     Raises:
         ConnectFailed: The server isn't responding.
-        TlsFailed: The certificate isn't trusted.
+        TlsFailed: The certificate isn't trusted, or the server has none.
     """
     context = ssl.create_default_context()
     try:
@@ -279,12 +279,6 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     except TimeoutError as exc:
         hint = "Use http:// instead of https:// if that's intended."
         raise ConnectFailed(f"{url.origin} sent no certificate within {seconds:g} seconds. {hint}") from exc
-    except ssl.SSLCertVerificationError as exc:
-        raise tls_error(url, exc) from exc
-    except ssl.SSLError as exc:
-        raise TlsFailed(
-            f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy="Use http:// if the server has no TLS."
-        ) from exc
     except OSError as exc:
         raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}

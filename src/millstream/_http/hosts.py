@@ -70,9 +70,7 @@ class Authority(NamedTuple):
     @property
     def loopback(self) -> bool:
         """Whether this is a loopback address, or a name that must resolve to one (RFC 6761 §6.3)."""
-        if self.address is not None:
-            return self.address.is_loopback
-        return self.name == "localhost" or self.name.endswith(".localhost")
+        return is_loopback(self.name) or self.name.endswith(".localhost")
 
 
 @lru_cache(_CACHE_SIZE)

@@ -74,7 +74,7 @@ class Pool(Share):
         Return False if there's none within `WAIT_TIMEOUT`, or if too many requests are waiting already.
 
         Args:
-            owner: Who takes it, see `Call.owner`.
+            owner: The owner of the place, see `Call.owner`.
         """
         if self.take(owner):
             return True

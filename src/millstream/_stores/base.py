@@ -261,8 +261,8 @@ class Log(Protocol):
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
             once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
                 append nothing. Empty text repeats nothing. A full store may forget texts earlier.
-            owner: Who chose `once`, such as a principal. A store that forgets texts forgets none for another owner's.
-            topic: What the entry is about, for listeners that don't want all entries. Dots separate segments.
+            owner: Owner of `once`, such as a principal. A store that forgets texts forgets none for another owner's.
+            topic: The subject of the entry, for listeners that don't want all entries. Dots separate segments.
 
         Raises:
             StoreFull: The entry is larger than the store allows.
@@ -441,7 +441,7 @@ class Backend(Protocol):
 
         Args:
             worker: Id of the worker that takes slots.
-            charges: What to take. Their keys are distinct.
+            charges: Charges with distinct keys.
             dead: Workers whose slots are free.
 
         Raises:

@@ -175,7 +175,7 @@ def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[s
 
     Args:
         configuration: The configuration that applications share, as a mapping. Its entries aren't checked.
-        source: What errors call the configuration.
+        source: Name of the configuration in errors.
 
     Raises:
         TargetError: There are no entries.

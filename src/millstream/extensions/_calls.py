@@ -331,7 +331,7 @@ class LimitReached(Exception):
 
     Args:
         name: Name of the limit.
-        key: Whose slots are taken.
+        key: Owner of the slots.
     """
 
     def __init__(self, name: str, key: str) -> None:

@@ -148,7 +148,7 @@ class ServerHost:
 
         Args:
             value: The value. Its length can be seen in the sealed text.
-            bound: What the value belongs to, such as a caller's id. It isn't stored.
+            bound: The value's context, such as a caller's id. It isn't stored.
         """
         services = self._host.services
         return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
@@ -157,7 +157,7 @@ class ServerHost:
         """Return the value that `seal` encrypted; None if it was modified or the server's keys have changed.
 
         Args:
-            sealed: What `seal` returned.
+            sealed: A value that `seal` returned.
             bound: The `bound` that was passed to `seal`.
         """
         return self._host.services.ring.open(self._name.encode(), sealed.decode("latin-1"), bound.encode())
@@ -186,7 +186,7 @@ class ServerHost:
         """Return whether a token of this server's own issuer was revoked before its expiry.
 
         Args:
-            revocation_id: What `revocation_id` returned.
+            revocation_id: A value that `revocation_id` returned.
 
         Raises:
             StoreUnavailable: The store doesn't respond.
@@ -482,7 +482,7 @@ class ServerHost:
         """Release slots in the background.
 
         Args:
-            slots: What `acquire_slots` returned.
+            slots: The slots that `acquire_slots` returned.
         """
         if slots:
             self._host.pool.leave(slots)

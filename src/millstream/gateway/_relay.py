@@ -202,7 +202,7 @@ class Recipient:
 
         Args:
             call: The client's call.
-            abilities: What the client can be asked, see `abilities_of`.
+            abilities: The questions that the client can answer, see `abilities_of`.
             redactor: Redacts the upstream's messages, if the policy says so.
         """
         self.abilities: bytes = abilities

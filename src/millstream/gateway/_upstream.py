@@ -397,7 +397,7 @@ class Upstream:
 
         Args:
             call: The client's call.
-            abilities: What the client can be asked, see `_relay.abilities_of`.
+            abilities: The questions that the client can answer, see `_relay.abilities_of`.
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         principal = call.principal.id if call.principal is not None else ""

@@ -7,6 +7,7 @@ access and doesn't affect other subscriptions.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import (
@@ -32,6 +33,7 @@ SubscribeRule = Callable[[Principal | None, str], bool]
 raise."""
 
 
+@lru_cache(1024)
 def check_target(channel: str) -> None:
     """Check that a channel can be published to.
 

@@ -17,6 +17,11 @@ from millstream.auth._authorization_server.users import MAX_PASSWORD, UserFile, 
 
 
 @pytest.fixture
+def fast_passwords() -> None:
+    """Hash passwords at the cost in production."""
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "users.json"
 

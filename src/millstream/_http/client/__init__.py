@@ -64,7 +64,7 @@ class TooMuchArriving(TooLarge):
     ``except TooMuchArriving as error: print(error.holding)``
 
     Args:
-        holding: Which messages take how many bytes of how many.
+        holding: The messages, with their bytes and the maximum, as text.
     """
 
     def __init__(self, holding: str) -> None:

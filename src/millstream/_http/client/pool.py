@@ -298,12 +298,6 @@ class ConnectionPool:
             hint = " Use http:// if the server has no TLS." if url.secure else ""
             text = f"{url.origin} didn't accept a connection within {self._timeout:g} seconds.{hint}"
             raise ConnectFailed(text) from exc
-        except ssl.SSLCertVerificationError as exc:
-            raise tls_error(url, exc) from exc
-        except ssl.SSLError as exc:
-            raise TlsFailed(
-                f"{url.origin} doesn't speak TLS ({exc.reason or exc}). Use http:// if the server has no TLS."
-            ) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
         return connection
@@ -345,17 +339,17 @@ class ConnectionPool:
 
 
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
-    """Return the error for a server that doesn't respond."""
+    """Return the error for a server that doesn't respond, or not with TLS that is trusted."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return TlsFailed(
+            f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
+            remedy="If it's your own certificate, pass a context that trusts it (Options.tls).",
+        )
+    if isinstance(exc, ssl.SSLError):
+        remedy = f"Use {url.scheme[:-1]}:// if the server has no TLS."
+        return TlsFailed(f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy=remedy)
     remedy = "Check the host and port, and that the server is running."
     return ConnectFailed(f"There is no server at {url.origin}: {os_error_text(exc)}.", remedy=remedy)
-
-
-def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
-    """Return the error for an untrusted certificate."""
-    return TlsFailed(
-        f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
-        remedy="If it's your own certificate, pass a context that trusts it (Options.tls).",
-    )
 
 
 def os_error_text(exc: OSError) -> str:

@@ -136,9 +136,9 @@ class Context(CallInfo):
         basic/utilities/progress).
 
         Args:
-            progress: How much is done, in any unit. Values that don't increase, or that aren't finite, aren't sent.
+            progress: The progress so far, in any unit. Values that don't increase, or that aren't finite, aren't sent.
             total: The value at which the work is done, if you know it.
-            message: What happens now, for the user. Clients of 2024-11-05 don't receive it.
+            message: The current step, for the user. Clients of 2024-11-05 don't receive it.
         """
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
@@ -157,9 +157,9 @@ class Context(CallInfo):
         """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``.
 
         Args:
-            progress: How much is done.
+            progress: The progress so far.
             total: The value at which the work is done.
-            message: What happens now, for the user.
+            message: The current step, for the user.
         """
         await self.progress(progress, total, message)
 
@@ -330,7 +330,7 @@ class Context(CallInfo):
             system: A system prompt. The client may ignore it.
             temperature: Randomness of the reply. Its range depends on the model.
             stop_sequences: Texts that end the reply.
-            preferences: Which model to use: ``{"hints": [{"name": "sonnet"}], "speedPriority": 0.8}``.
+            preferences: The preferred models: ``{"hints": [{"name": "sonnet"}], "speedPriority": 0.8}``.
             tools: Descriptions of tools that the model may ask for. Needs a client of 2025-11-25 or newer.
             tool_choice: Whether the model must use one of them: ``{"mode": "required"}``.
             key: As for `elicit`.

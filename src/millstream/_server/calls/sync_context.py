@@ -146,9 +146,9 @@ class SyncContext(CallInfo):
         """Report progress if the caller asked for it: ``ctx.progress(3, total=10)``.
 
         Args:
-            progress: How much is done, in any unit. Values that don't increase aren't sent.
+            progress: The progress so far, in any unit. Values that don't increase aren't sent.
             total: The value at which the work is done, if you know it.
-            message: What happens now, for the user.
+            message: The current step, for the user.
         """
         self._wait(self._context.progress(progress, total, message))
 
@@ -156,9 +156,9 @@ class SyncContext(CallInfo):
         """Call `progress`. An alias for the name in other packages: ``ctx.report_progress(3, 10)``.
 
         Args:
-            progress: How much is done.
+            progress: The progress so far.
             total: The value at which the work is done.
-            message: What happens now, for the user.
+            message: The current step, for the user.
         """
         self.progress(progress, total, message)
 

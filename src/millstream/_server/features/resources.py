@@ -50,7 +50,7 @@ class Prompt(Item):
         """Return the members of the result for the call's revision.
 
         Args:
-            value: What the prompt's function returned.
+            value: The return value of the prompt's function.
             call: The call.
 
         Raises:
@@ -126,7 +126,7 @@ class Readable(Item):
         """Return the members of the result of reading a URI, for the call's revision.
 
         Args:
-            value: What the function returned.
+            value: The function's return value.
             uri: The URI.
             call: The call.
 

@@ -172,7 +172,7 @@ class Tool(Item):
         """Return the members of the result for the call's revision.
 
         Args:
-            value: What the tool's function returned.
+            value: The return value of the tool's function.
             call: The call.
 
         Raises:

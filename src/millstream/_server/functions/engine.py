@@ -253,7 +253,7 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     """Return the members of a tool result: ``encode_result({"n": 1})``
 
     Args:
-        value: What the tool's function returned.
+        value: The return value of the tool's function.
         output: Its output schema, if there's one.
 
     Raises:

@@ -68,7 +68,7 @@ class UsageCounter:
 
         Args:
             worker: Id of the worker that takes slots.
-            charges: What to take. Their keys are distinct.
+            charges: Charges with distinct keys.
             dead: Workers whose slots are free.
         """
         quotas = [charge for charge in charges if isinstance(charge, Quota)]

@@ -45,7 +45,7 @@ class Consumer:
         stream: str,
         base: str,
         mark_subject: str,
-        mark: Callable[[str], Awaitable[int]],
+        mark: Callable[[], Awaitable[int]],
         note: Callable[[int], None],
     ) -> None:
         """Start a consumer.
@@ -55,7 +55,7 @@ class Consumer:
             stream: The JetStream stream.
             base: The beginning of the subjects of the entries.
             mark_subject: The subject of this consumer's marks.
-            mark: Adds a mark to the JetStream stream, and returns its sequence. The JetStream stream then exists.
+            mark: Adds a mark with this subject, and returns its sequence. The JetStream stream then exists.
             note: Called with the sequence of each entry, before the listeners.
         """
         # Configuration
@@ -63,7 +63,7 @@ class Consumer:
         self._stream = stream
         self._base = base
         self._mark_subject = mark_subject
-        self._mark = mark
+        self.mark = mark
         self._note = note
         # Process
         self._listeners = Topics[Entry]()
@@ -150,7 +150,7 @@ class Consumer:
             self._interrupted.notify()
 
     async def _create(self, inbox: str) -> None:
-        at = await self._mark(self._mark_subject)
+        at = await self.mark()
         # Don't use the policy `new`: a restarted node re-creates the consumer and would skip entries.
         if self._epoch != self._link.epoch or not self.seq:
             self._epoch, self.seq = self._link.epoch, at
@@ -218,10 +218,6 @@ class Consumer:
             f"{self._base}.*.*.{key}" for key in keys - wide - {_ALL} if f"{key.partition('.')[0]}." not in wide
         }
         return frozenset(filters | {self._mark_subject} | ({f"{self._base}.>"} if _ALL in keys else set()))
-
-    async def mark(self) -> int:
-        """Add a mark, which the consumer will receive. Return its sequence."""
-        return await self._mark(self._mark_subject)
 
     async def receive(self, seq: int) -> None:
         """Wait until the consumer has received everything up to a sequence, because there is a mark behind it."""

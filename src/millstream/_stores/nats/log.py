@@ -411,6 +411,8 @@ class NatsLog:
             last, floor = await self._ends(view)
             if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
                 del self._seen[view.subject]  # JetStream dropped it to free space
+        if last is not None:
+            self._note(view, last.seq)
         return last, floor
 
     async def _ends(self, view: View) -> tuple[StreamMessage | None, Floor]:
@@ -462,7 +464,7 @@ class NatsLog:
         consumer = self._consumers.get(stream)
         if consumer is None:
             mark_subject = f"{self._namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
-            mark, note = partial(self._touch, view=view, ttl=0.0), partial(self._note, view)
+            mark, note = partial(self._touch, mark_subject, view, 0.0), partial(self._note, view)
             consumer = Consumer(self._link, view.stream, view.base, mark_subject, mark, note)
             self._consumers[stream] = consumer
 
@@ -496,10 +498,9 @@ class NatsLog:
         await consumer.set_filters()
         # A new leader may not know the newest entry yet. One that has acknowledged a mark does.
         mark = await consumer.mark()
-        view, last, _ = await self._look(stream)
+        _, last, _ = await self._look(stream)
         if last is None:
             return None
-        self._note(view, last.seq)
         if last.seq > max(mark, consumer.seq):
             await consumer.mark()
         await consumer.receive(last.seq)

@@ -291,6 +291,10 @@ class _May(Enum):
     """There were too many failures."""
 
 
+_Tries = tuple[tuple[Limiter, str], ...]
+"""The rates of an attempt, each with its key."""
+
+
 class FailureLimiter:
     """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
 
@@ -299,8 +303,8 @@ class FailureLimiter:
         self._patience = patience
         self._vault = vault
         # State of one event loop
-        self._trying: Counter[tuple[str, str]] = Counter()
-        self._done: dict[tuple[str, str], dict[asyncio.Future[None], None]] = {}
+        self._trying: Counter[tuple[Limiter, str]] = Counter()
+        self._done: dict[tuple[Limiter, str], dict[asyncio.Future[None], None]] = {}
         """Waiting attempts, in order of arrival."""
 
     def __len__(self) -> int:
@@ -311,15 +315,14 @@ class FailureLimiter:
         """Yield whether an attempt is allowed. Waits for attempts in progress if their failures would exceed a
         limit.
         """
-        tries = frozenset((limiter.name, key) for limiter, key in zip(self._failures, keys, strict=True))
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._patience
-        if not await self._begin(keys, tries, until):
+        tries = self._tries(keys)
+        until = asyncio.get_running_loop().time() + self._patience
+        if not await self._begin(tries, until):
             yield False
             return
         pool, slots = self._vault.pool, list[ConcurrencySlot]()
         try:
-            yield pool is None or await self._wait_for_slots(pool, keys, slots, until)
+            yield pool is None or await self._wait_for_slots(pool, tries, slots, until)
         finally:
             self._trying.subtract(tries)
             for each in tries:
@@ -331,35 +334,38 @@ class FailureLimiter:
 
     async def record_failure(self, *keys: str) -> None:
         """Count a failure."""
-        for limiter, key in zip(self._failures, keys, strict=True):
+        for limiter, key in self._tries(keys):
             await limiter.charge(key)
+
+    def _tries(self, keys: Sequence[str]) -> _Tries:
+        return tuple(zip(self._failures, keys, strict=True))
 
     # In this worker
 
-    async def _begin(self, keys: Sequence[str], tries: frozenset[tuple[str, str]], until: float) -> bool:
+    async def _begin(self, tries: _Tries, until: float) -> bool:
         """Start an attempt as soon as it's allowed; return False if it's refused."""
-        may = self._may(keys)
+        may = self._may(tries)
         if may is _May.LATER and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     while may is _May.LATER:
                         await self._end_of_one(tries)
-                        may = self._may(keys)
+                        may = self._may(tries)
         if may is _May.NOW:
             self._trying.update(tries)
         return may is _May.NOW
 
-    def _may(self, keys: Sequence[str]) -> _May:
+    def _may(self, tries: _Tries) -> _May:
         found = _May.NOW
-        for limiter, key in zip(self._failures, keys, strict=True):
-            attempt = self._trying.get((limiter.name, key), 0)
+        for limiter, key in tries:
+            attempt = self._trying.get((limiter, key), 0)
             if limiter.wait(key) > 0:
                 return _May.NOT
             if attempt and limiter.count_remaining(key) <= attempt:
                 found = _May.LATER
         return found
 
-    async def _end_of_one(self, tries: frozenset[tuple[str, str]]) -> None:
+    async def _end_of_one(self, tries: _Tries) -> None:
         """Wait until an attempt on one of these keys has finished."""
         done = asyncio.get_running_loop().create_future()
         for each in tries:
@@ -373,7 +379,7 @@ class FailureLimiter:
                 if not waiting:
                     self._done.pop(each, None)
 
-    def _wake(self, tries: frozenset[tuple[str, str]]) -> None:
+    def _wake(self, tries: _Tries) -> None:
         for each in tries:
             for done in self._done.get(each, ()):
                 if not done.done():
@@ -382,19 +388,19 @@ class FailureLimiter:
     # In the store
 
     async def _wait_for_slots(
-        self, pool: StoreLimiter, keys: Sequence[str], slots: list[ConcurrencySlot], until: float
+        self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], until: float
     ) -> bool:
         """Return whether the store has a free slot for each key. Adds the slots taken to `slots`."""
         loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
-        while (may := await self._take_slots(pool, keys, slots, me)) is _May.LATER:
+        while (may := await self._take_slots(pool, tries, slots, me)) is _May.LATER:
             pause = retry_delay(next(polls), *_POLL_SECONDS)
             if loop.time() + pause >= until:
                 return False
             await asyncio.sleep(pause)
         return may is _May.NOW
 
-    async def _take_slots(self, pool: StoreLimiter, keys: Sequence[str], slots: list[ConcurrencySlot], me: str) -> _May:
-        charges = [limiter.pace(key, 0.0) for limiter, key in zip(self._failures, keys, strict=True)]
+    async def _take_slots(self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str) -> _May:
+        charges = [limiter.pace(key, 0.0) for limiter, key in tries]
         decision = await pool.take(charges)
         if decision is None:
             return _May.NOW

@@ -13,7 +13,7 @@ from websockets.typing import Subprotocol
 
 from millstream._http.client import Inflow
 from millstream._http.client.connection import too_large
-from millstream._http.client.pool import connect_error, tls_error
+from millstream._http.client.pool import connect_error
 from millstream._http.client.url import Url, parse, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
@@ -27,7 +27,6 @@ from millstream.client._errors import (
     InvalidResponse,
     NotMcp,
     TargetError,
-    TlsFailed,
     TooLarge,
 )
 from millstream.client._transports import DuplexTransport, Listener
@@ -162,12 +161,6 @@ class WebSocketTransport(DuplexTransport):
             )
         except InvalidStatus as exc:
             raise _refusal(url, exc.response) from exc
-        except ssl.SSLCertVerificationError as exc:
-            raise tls_error(url, exc) from exc
-        except ssl.SSLError as exc:
-            raise TlsFailed(
-                f"{url.origin} doesn't support TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
-            ) from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote
 
 from msgspec import Struct
-from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
 from millstream._override import override
 from millstream._server.features import resources
@@ -143,17 +143,24 @@ class FunctionResource(Resource):
             return await _read_value(signature_of(self.fn, self.name), {}, context)
 
 
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("Path must be absolute")
+    return path
+
+
+_AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
 class FileResource(Resource):
     """A file, read for each call. `path` must be absolute."""
 
-    path: Path
+    path: _AbsolutePath
     is_binary: bool = False
 
     @override
     def model_post_init(self, context: Any, /) -> None:
-        """Read media types other than text as bytes. Raises ValueError for a relative path."""
-        if not self.path.is_absolute():
-            raise ValueError("Path must be absolute")
+        """Read media types other than text as bytes."""
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
 
     @override
@@ -168,16 +175,10 @@ class FileResource(Resource):
 class DirectoryResource(Resource):
     """The list of files in a directory, as JSON. `path` must be absolute."""
 
-    path: Path
+    path: _AbsolutePath
     recursive: bool = False
     pattern: str | None = None
     mime_type: str = Field(default="application/json", pattern=_MIME_TYPE)
-
-    @override
-    def model_post_init(self, context: Any, /) -> None:
-        """Raise ValueError for a relative path."""
-        if not self.path.is_absolute():
-            raise ValueError("Path must be absolute")
 
     def list_files(self) -> list[Path]:
         """Return the paths in the directory. Raises NotADirectoryError for another file."""
