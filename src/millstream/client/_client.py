@@ -70,6 +70,7 @@ _decode_completion = foreign_decoder(CompleteResult)
 _ELSEWHERE = {
     "close": "Leave the block: `async with Client(…) as client:` closes it.",
     "connect": "Write `async with Client(…) as client:`.",
+    "get_tool": "Find it in `await client.tools()`.",
     "initialize": "`async with Client(…)` does that; see `server`, `capabilities`, and `revision`.",
     "initialize_result": "See `server`, `capabilities`, `instructions`, and `revision`.",
     "invoke": "Write `await client.call(name, arguments)`.",
@@ -79,7 +80,6 @@ _ELSEWHERE = {
     "send_roots_list_changed": "Write `await client.roots_changed()`.",
     "session": "The client has the session's methods: `await client.call(name, arguments)`.",
     "set_logging_level": "Write `await client.set_log_level(level)`.",
-    "get_tool": "Find it in `await client.tools()`.",
     "subscribe": "Write `async with client.watch(uri) as changes:`.",
     "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
 }
