@@ -5,7 +5,7 @@ import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -98,11 +98,8 @@ def _check_arguments(timeout: object, headers: object, roots: object, options: o
     Raises:
         TypeError: An argument has the wrong type; the message names it.
     """
-    texts = (
-        [each for field in headers.items() for each in field]
-        if isinstance(headers, Mapping)
-        else [0 if headers else ""]
-    )
+    fields = cast("Mapping[object, object]", headers or {} if isinstance(headers, Mapping | None) else {0: 0})
+    texts = [*fields, *fields.values()]
     for name, valid, kind in (
         ("timeout", isinstance(timeout, int | float) and timeout > 0, "a number of seconds above 0, or math.inf"),
         ("headers", all(isinstance(each, str) for each in texts), "a dict of strings"),
