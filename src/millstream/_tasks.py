@@ -49,7 +49,7 @@ class Tasks:
         """Cancel all tasks, and wait for them to end.
 
         Args:
-            seconds: Maximum time to wait, because a task may ignore its cancellation; None for no limit.
+            seconds: Maximum time to wait; None for no limit.
         """
         self._closed = True
         tasks = tuple(self._tasks)
