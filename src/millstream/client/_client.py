@@ -5,7 +5,7 @@ import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -70,6 +70,7 @@ _decode_completion = foreign_decoder(CompleteResult)
 _ELSEWHERE = {
     "close": "Leave the block: `async with Client(…) as client:` closes it.",
     "connect": "Write `async with Client(…) as client:`.",
+    "get_tool": "Find it in `await client.tools()`.",
     "initialize": "`async with Client(…)` does that; see `server`, `capabilities`, and `revision`.",
     "initialize_result": "See `server`, `capabilities`, `instructions`, and `revision`.",
     "invoke": "Write `await client.call(name, arguments)`.",
@@ -79,7 +80,6 @@ _ELSEWHERE = {
     "send_roots_list_changed": "Write `await client.roots_changed()`.",
     "session": "The client has the session's methods: `await client.call(name, arguments)`.",
     "set_logging_level": "Write `await client.set_log_level(level)`.",
-    "get_tool": "Find it in `await client.tools()`.",
     "subscribe": "Write `async with client.watch(uri) as changes:`.",
     "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
 }
@@ -98,7 +98,8 @@ def _check_arguments(timeout: object, headers: Any, roots: object, options: obje
     Raises:
         TypeError: An argument has the wrong type; the message names it.
     """
-    texts: list[Any] = [*headers, *headers.values()] if isinstance(headers, Mapping) else [0 if headers else ""]
+    fields = cast("Mapping[object, object]", headers or {} if isinstance(headers, Mapping | None) else {0: 0})
+    texts = [*fields, *fields.values()]
     for name, valid, kind in (
         ("timeout", isinstance(timeout, int | float) and timeout > 0, "a number of seconds above 0, or math.inf"),
         ("headers", all(isinstance(each, str) for each in texts), "a dict of strings"),
