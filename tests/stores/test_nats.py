@@ -13,6 +13,7 @@ from millstream._stores.nats.store import NatsBackend, NatsStore
 from millstream.protocol import LocalError
 from millstream.stores import Gap, Index, RateCharge, StoreFull, StoreUnavailable
 from nats_parts import NatsBacking, shared_server
+from patience import WAIT
 from redis_parts import until
 from store_parts import TTL, append, data_of, open_store
 
@@ -401,6 +402,38 @@ async def test_listeners_do_not_wait_for_a_lost_consumer(backing: NatsBacking) -
     assert interruptions
     for each in (stop, stop_other):
         each()
+
+
+async def test_listeners_do_not_wait_for_a_consumer_on_a_node_that_failed(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.consumer.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("millstream._stores.nats.log.WAIT_SECONDS", 0.1)
+    store, heard, interruptions = await backing.worker(), list[bytes](), list[None]()
+    link, attempts = store.backend._link, list[str]()
+    api = link.api
+
+    async def create(subject: str, body: object = None) -> object:
+        if subject.startswith("CONSUMER.CREATE"):
+            attempts.append(subject)
+            if len(attempts) < 3:
+                await asyncio.Event().wait()
+            monkeypatch.setattr("millstream._stores.nats.consumer.WAIT_SECONDS", WAIT)
+        return await api(subject, body)
+
+    monkeypatch.setattr(link, "api", create)
+    stop = store.log.listen(
+        "hub:journal",
+        lambda entry: heard.append(entry.data),
+        interrupted=lambda: interruptions.append(None),
+        topic="a",
+    )
+    assert await store.log.wait_until_listening("hub:journal") is None
+    await until(lambda: bool(store.log._consumers["hub:journal"].created.is_set()))
+    assert interruptions
+    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="a")
+    await until(lambda: heard == [b"1"])
+    stop()
 
 
 async def test_the_epoch_is_read_again_until_jetstream_responds(

@@ -18,13 +18,12 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position
 from millstream._stores.nats.link import CONNECTION_ERRORS, NatsLink, token
 from millstream._stores.tail import Topics, Watchers
-from millstream._tasks import has_failed
 
 _HEARTBEAT = 1.0
 _MAX_MISSED = 2.5
 """Heartbeat intervals without a message after which a consumer counts as failed."""
-_MARK_SECONDS = 5.0
-"""Seconds without an expected message after which a consumer counts as failed."""
+WAIT_SECONDS = 5.0
+"""Maximum time to wait for a consumer, or for a message that it should receive, in seconds."""
 _FRESH_SECONDS = 1.0
 """Seconds after a message for which the consumer has little to look through."""
 _PAUSE = 0.2
@@ -73,7 +72,8 @@ class Consumer:
         self.created = asyncio.Event()
         """Set when the first consumer exists."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the current consumer has failed."""
+        """Done when the current consumer has failed, and until there's a new one."""
+        self.failed.set_result(None)
         self._config: dict[str, Any] = {}
         self._name = ""
         self._filters = frozenset[str]()
@@ -91,7 +91,6 @@ class Consumer:
         self._received = asyncio.Event()
         self._received_at = 0.0
         self._task = asyncio.create_task(self._run())
-        self._task.add_done_callback(has_failed)
 
     @property
     def is_used(self) -> bool:
@@ -133,14 +132,12 @@ class Consumer:
                 inbox = self._link.client.new_inbox()
                 subscription = await self._link.subscribe(inbox, self._take)
                 await self._create(inbox)
-                if self.created.is_set():
-                    # This consumer pushes entries appended since the last one failed, unless they were deleted.
-                    self._interrupted.notify()
+                # This consumer pushes entries appended since the last one failed, unless they were deleted.
+                self._interrupted.notify()
                 self.created.set()
                 await self._watch()
-                with suppress(LocalError):
-                    await self._link.api(f"CONSUMER.DELETE.{self._stream}.{self._name}")
-            except LocalError as exc:
+                await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
+            except (LocalError, TimeoutError) as exc:
                 _logger.debug("Re-creating a NATS consumer: %s", exc)
                 await asyncio.sleep(_PAUSE)
             finally:
@@ -167,9 +164,10 @@ class Consumer:
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self.seq + 1,
         }
-        await self._configure("create")
-        while self._filters != self._find_filters():
-            await self._configure("update")
+        async with asyncio.timeout(WAIT_SECONDS):  # NATS may have chosen a node that has just failed
+            await self._configure("create")
+            while self._filters != self._find_filters():
+                await self._configure("update")
         self.failed = asyncio.get_running_loop().create_future()
         if self._broken:
             self.restart()
@@ -222,7 +220,7 @@ class Consumer:
     async def receive(self, seq: int) -> None:
         """Wait until the consumer has received everything up to a sequence, because there is a mark behind it."""
         try:
-            async with asyncio.timeout(_MARK_SECONDS):
+            async with asyncio.timeout(WAIT_SECONDS):
                 while self.seq < seq:
                     self._received.clear()
                     await self._received.wait()

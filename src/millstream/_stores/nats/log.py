@@ -7,13 +7,15 @@ but isn't consecutive. Each view records a floor, up to which its entries are dr
 dropped are purged.
 
 A new leader may briefly answer reads before it has applied everything that the last one acknowledged. If a read doesn't
-find an entry that this worker has appended, received, or been asked to read after, it's repeated behind a barrier: a
-leader that acknowledges a message has applied all messages before it.
+find an entry that this worker has appended, received, read, or been asked to read after, it's repeated behind a
+barrier: a leader that acknowledges a message has applied all messages before it. An index may be quiet, so its readers
+look for the newest entry of its JetStream stream instead.
 """
 
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -34,7 +36,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.log import REPEATED, kind_of, within
-from millstream._stores.nats.consumer import Consumer
+from millstream._stores.nats.consumer import WAIT_SECONDS, Consumer
 from millstream._stores.nats.link import (
     TOO_LARGE,
     WRONG_LAST,
@@ -481,7 +483,9 @@ class NatsLog:
         consumer = self._consumers.get(stream)
         if consumer is None:
             return None
-        await consumer.created.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await consumer.created.wait()
         if not consumer.filters_by_topic:
             return None
         failed: asyncio.Future[Any] = consumer.failed
