@@ -1,9 +1,10 @@
 // Draws the diagrams: pages write them as Mermaid fences. The library is only loaded by pages that have one.
 
 const LIBRARY = new URL("mermaid/mermaid.esm.min.mjs", import.meta.url).href;
-const sources = new WeakMap(); // element -> its text, before it became a picture
+/** @type {WeakMap<Element, string>} the text of each diagram, before it became a picture */
+const sources = new WeakMap();
 
-/** The computed value of a color token, as the library can't read variables. */
+/** The computed value of a color token, as the library can't read variables. @param {string} name */
 function color(name) {
   const probe = document.body.appendChild(document.createElement("i"));
   probe.style.color = `var(${name})`;
@@ -73,7 +74,7 @@ function options() {
 }
 
 async function draw() {
-  const found = [...document.querySelectorAll(".diagram")];
+  const found = /** @type {HTMLElement[]} */ ([...document.querySelectorAll(".diagram")]);
   if (!found.length) return;
   const [{ default: mermaid }] = await Promise.all([import(LIBRARY), document.fonts.ready]);
   mermaid.initialize(options());
@@ -89,7 +90,7 @@ async function draw() {
 function label() {
   for (const bar of document.querySelectorAll("nav.md-code__nav")) bar.role = "presentation"; // it's no landmark
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight code, .diagram")) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    if (box.scrollWidth > box.clientWidth) box.setAttribute("tabindex", "0");
   }
 }
 
@@ -101,7 +102,7 @@ function offerDemo() {
     const frame = document.createElement("iframe");
     frame.title = "The inspector, with a recorded session";
     frame.src = `${button.dataset.demo}#tool=search&args={"words":"Tolkien"}`;
-    document.getElementById("inspector").replaceChildren(frame);
+    document.getElementById("inspector")?.replaceChildren(frame);
     frame.focus();
   };
 }
@@ -120,7 +121,7 @@ new MutationObserver(label).observe(document.body, { childList: true, subtree: t
 addEventListener("resize", label);
 label();
 shareScheme();
-globalThis.document$.subscribe(() => {
+/** @type {any} */ (globalThis).document$.subscribe(() => {
   // Each page, also those that the theme loads without a reload
   draw();
   offerDemo();

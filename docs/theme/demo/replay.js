@@ -6,7 +6,9 @@
   const recorded = fetch("session.json").then((response) => response.json());
   const own = globalThis.fetch;
 
+  /** @param {number} ms */
   const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  /** @type {(value: any) => any} */
   const sorted = (value) =>
     value && typeof value === "object" && !Array.isArray(value)
       ? Object.fromEntries(
@@ -17,12 +19,14 @@
       : typeof value === "string"
         ? value.toLowerCase()
         : value;
+  /** @param {Json} params @param {string} [ignored] */
   const text = (params, ignored) =>
     JSON.stringify(sorted(ignored ? { ...params, arguments: { ...params.arguments, [ignored]: "" } } : params));
+  /** @param {unknown} value */
   const json = (value, status = 200) =>
     new Response(JSON.stringify(value), { status, headers: { "content-type": "application/json" } });
 
-  /** The recorded reply to a request; undefined if there's none. */
+  /** The recorded reply to a request; undefined if there's none. @param {Json[]} session @param {Json} request */
   function find(session, request) {
     const { method } = request;
     const { _meta, requestState, inputResponses, cursor, ...asked } = request.params ?? {};
@@ -33,6 +37,7 @@
       : same.find(({ params, ignored }) => text(params, ignored) === text(asked, ignored));
   }
 
+  /** @param {Json} request */
   function refuse({ id, method }) {
     const message =
       "This page replays a recording, which has no answer to that. Run `millstream dev bookshop.py` to get one.";
@@ -41,7 +46,7 @@
     return json({ jsonrpc: "2.0", id, result: { resultType: "complete", content, isError: true } });
   }
 
-  /** A recorded message, with the ids of this request. */
+  /** A recorded message, with the ids of this request. @param {Json} message @param {Json} request */
   function fill(message, { id, params }) {
     const made = structuredClone(message);
     if ("id" in made) made.id = id;
@@ -51,15 +56,17 @@
     return made;
   }
 
+  /** @param {Json} request @param {AbortSignal | null} [signal] */
   async function reply(request, signal) {
     const entry = find(await recorded, request);
     if (!entry) return refuse(request);
-    const messages = entry.messages.map((message) => fill(message, request));
+    const messages = entry.messages.map((/** @type {Json} */ message) => fill(message, request));
     const { status, headers } = entry;
     if (!headers["content-type"].startsWith("text/event-stream"))
       return new Response(JSON.stringify(messages[0]), { status, headers });
     const body = new ReadableStream({
       async start(controller) {
+        /** @param {Json} message */
         const write = (message) => controller.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`));
         const [first, ...rest] = messages;
         write(first);
@@ -81,7 +88,7 @@
     if (pathname.endsWith("/dashboard/events")) return new Response(null, { status: 404 });
     if (pathname.endsWith("/livez")) return new Response("ok\n");
     if (!pathname.endsWith("/mcp")) return own(input, init);
-    const request = JSON.parse(init.body ?? "{}");
+    const request = JSON.parse(String(init.body ?? "{}"));
     return request.id === undefined ? new Response(null, { status: 202 }) : reply(request, init.signal);
   };
 })();
