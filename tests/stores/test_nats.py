@@ -10,8 +10,9 @@ import uvloop
 from millstream._stores.nats.address import parse_address
 from millstream._stores.nats.link import StreamMessage, read_token
 from millstream._stores.nats.store import NatsBackend, NatsStore
+from millstream._stores.tail import Tail
 from millstream.protocol import LocalError
-from millstream.stores import Gap, Index, RateCharge, StoreFull, StoreUnavailable
+from millstream.stores import Entry, Gap, Index, RateCharge, StoreFull, StoreUnavailable
 from nats_parts import NatsBacking, shared_server
 from patience import WAIT
 from redis_parts import until
@@ -302,6 +303,37 @@ async def test_topics_added_during_the_creation_of_a_consumer_are_sent(
     await until(lambda: heard == [b"1"])
     for stop in stops:
         stop()
+
+
+async def test_topics_added_while_a_consumer_is_replaced_lose_nothing(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, got, gaps = await backing.worker(), list[Entry](), list[Gap]()
+    (start,) = await append(store, "hub:journal", b"0")
+    tail = Tail(store.log, "hub:journal", start, got.extend, gaps.append, topic="")
+    tail.follow("a")
+    await tail.catch_up()
+    running, link = asyncio.create_task(tail.run()), store.backend._link
+    consumer, api, created = store.log._consumers["hub:journal"], link.api, list[str]()
+
+    async def create(subject: str, body: object = None) -> object:
+        made = await api(subject, body)
+        if subject.startswith("CONSUMER.CREATE") and not created:
+            created.append(subject)
+            tail.follow("b")
+            await tail.settle()
+            for topic in ("b", "a"):
+                last = await store.log.append("hub:journal", topic.encode(), ttl=TTL, max_entries=9, topic=topic)
+            await until(lambda: consumer.seq >= last.offset)
+        return made
+
+    monkeypatch.setattr(link, "api", create)
+    consumer.restart()
+    await until(lambda: len(got) > 1)
+    assert data_of(got) == [b"b", b"a"]
+    assert gaps == []
+    tail.stop()
+    running.cancel()
 
 
 async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBacking) -> None:

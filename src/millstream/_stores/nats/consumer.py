@@ -253,6 +253,8 @@ class Consumer:
         if msg.subject == self._mark_subject:
             return
         self._note(seq)
+        if self.failed.done():  # topics may be missing, so the listeners will be told to read
+            return
         entry, (_, first, topic) = Entry(Position(self._epoch, seq), msg.data), msg.subject.rsplit(".", 2)
         for key in (_ALL, f"{first}.", f"{first}.{topic}"):
             self._listeners.notify(key, entry)
