@@ -79,7 +79,7 @@ format: $(VENV)/.test requirements/pages/node_modules/.package-lock.json ## rewr
 	$(BIN)/ruff check --fix .
 	@$(NODE) && requirements/pages/node_modules/.bin/biome format --write
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(NIGHT_PARTS) $(SITE) ## run every test but those of the night (ARGS= goes to pytest)
+test: $(VENV)/.compiled .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(NIGHT_PARTS) $(SITE) ## run every test but those of the night (ARGS= goes to pytest)
 	-@scripts/apt chromium-headless-shell || scripts/apt chromium
 	-@scripts/apt apache2-bin curl fish haproxy nginx rabbitmq-server redis-server strace systemd tmux zsh
 	-@command -v cc >/dev/null || scripts/apt gcc libc6-dev
@@ -101,7 +101,7 @@ nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every P
 	for version in $(VERSIONS); do $(MAKE) test-python VERSION=$$version || exit; done
 
 # Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
-test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
+test-python: $(VENV)/.compiled tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
@@ -171,18 +171,29 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock $(if $(wildcard $(BIN)/pyte
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
+# Compiled once, for all: in a new environment, each worker would compile every test by itself, and processes that tests
+# start, which keep no bytecode, would compile their imports again and again.
+$(VENV)/.compiled: $(VENV)/.test
+	@echo "Compiling the tests ..."
+	-@$(BIN)/python -m pytest --collect-only -qq >/dev/null
+	-@$(BIN)/python -c 'import pydantic_ai.models.openai'
+	@touch $@
+
 .venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
 	@touch $@
 
-# Millstream is in these, too: it runs programs of the libraries there.
+# Millstream is in these, too: it runs programs of the libraries there. Each is imported once, which compiles it.
+IMPORT_mcp1 := from mcp.server.fastmcp import FastMCP
+IMPORT_foreign := from fastmcp import FastMCP
 .venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
 	$(UV) install --python .venv-$*/bin/python $(BUILD) --no-deps --editable .
+	@.venv-$*/bin/python -c '$(IMPORT_$*)'
 	@touch $@
 
 .venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock

@@ -77,13 +77,13 @@ def make_server(
 
 
 async def measure(ask: Callable[[], Any]) -> list[str]:
-    """The calls of the third request."""
-    for _ in range(2):
-        await ask()
-    count = Count()
-    with count:
-        await ask()
-    return count.names
+    """The calls of the second or third request: the fewer ones, because a timer may fire during a request."""
+    await ask()
+    counts = Count(), Count()
+    for count in counts:
+        with count:
+            await ask()
+    return min((count.names for count in counts), key=len)
 
 
 def with_key(server: Server) -> list[tuple[bytes, bytes]]:

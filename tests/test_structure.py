@@ -184,11 +184,11 @@ def test_guests_use_the_public_interface() -> None:
 
 
 MAX_FILES_THAT_IMPORT_INSIDE = 199
-"""Test files that import private modules of other subjects. It only falls."""
+"""Maximum number of test files that import private modules of other subjects. It may only fall."""
 
 
 def test_test_files_import_the_private_module_they_are_named_after() -> None:
-    """A moved module then changes its own tests, and those helpers of tests that share one of its names."""
+    """Moving a module then changes its own tests, and the helpers that import its names for others."""
     inside: list[str] = []
     for path in sources("tests"):
         own = path.stem.removeprefix("test_")

@@ -76,6 +76,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     } | {
         "auth": "Set auth_key, or write Server(auth=…).",
         "rate_limit": "Set limit_calls or limit_requests.",
+        "serve": "The parts to serve aren't a setting: use --serve or Server(serve=…).",
         "token": "Set auth_key, or write Server(auth=…).",
         "workers": "The number of worker processes isn't a setting: use --workers or mcp.run(workers=…).",
     }

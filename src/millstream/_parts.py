@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import Handler
+from millstream._http.message import Handler, HttpRequest, Sink
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
@@ -211,6 +211,17 @@ class Host:
         self.readiness_checks: list[tuple[Callable[[], str], bool]] = []
         self._gates: list[Gate] = []
         self._observers: list[Observe] = []
+
+    def open_stream(self, request: HttpRequest) -> Sink | None:
+        """Open an event stream as the reply to a request: ``sink.write(encode_event(b"sold"))``.
+
+        The stream counts against its caller's share, and ends with their credential. None means that the caller has
+        too many: respond with ``refusal(503, "Too many open streams.")``. The route needs ``stream=True``.
+
+        Args:
+            request: The request. After the stream is opened, its handler returns None.
+        """
+        return self.streams.open(request)
 
     # Protocol
 

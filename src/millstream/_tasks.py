@@ -46,7 +46,11 @@ class Tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
     async def close(self, seconds: float | None = None) -> None:
-        """Cancel all tasks, and wait up to `seconds` for them to end, or without a limit."""
+        """Cancel all tasks, and wait for them to end.
+
+        Args:
+            seconds: Maximum time to wait; None for no limit.
+        """
         self._closed = True
         tasks = tuple(self._tasks)
         for task in tasks:

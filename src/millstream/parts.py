@@ -19,9 +19,10 @@ Example:
 
 from millstream._config import Cap, RateText, Seconds
 from millstream._http.asgi import HostedApplication
-from millstream._http.message import Handler, HttpRequest, Response, header_lines, query_value, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, header_lines, query_value, refusal
 from millstream._limits import Limiter, Rate
 from millstream._parts import Host, Part, Route
+from millstream._protocol.sse import encode_event
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, check_scopes, granted_scopes
 from millstream._server.calls.context import call_binding
@@ -73,6 +74,7 @@ __all__ = [
     "ServerChange",
     "Services",
     "SingleFlight",
+    "Sink",
     "TaskRules",
     "Tasks",
     "Template",
@@ -82,6 +84,7 @@ __all__ = [
     "check_scopes",
     "check_tool_name",
     "describe_problems",
+    "encode_event",
     "encode_result",
     "granted_scopes",
     "has_failed",

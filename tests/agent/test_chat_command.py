@@ -117,9 +117,7 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
 def test_key_is_read_from_the_file(clock: SharedServer, tmp_path: Path, path: str) -> None:
     dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}{path}\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     script = TIME, repeats("It is ")
-    with ScriptedModel(*script) as api:
-        process = start("-m", "what time is it", "--debug", "--yes", folder=tmp_path, api=api, dotenv=dotenv)
-        done = Done(*process.communicate(timeout=WAIT), process.returncode, api)
+    done = chat("-m", "what time is it", "--debug", "--yes", folder=tmp_path, script=script, dotenv=dotenv)
     assert done.status == 0, done.err
     assert done.out.startswith("It is 20")
     assert done.out.endswith("+00:00\n")

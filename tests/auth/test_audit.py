@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import signal
 import stat
@@ -162,6 +163,12 @@ def test_foreign_files_are_not_continued_as_audit_log(tmp_path: Path) -> None:
             AuditLog(path)
     with pytest.raises(LocalError, match="can't be written"):
         AuditLog(tmp_path / "none" / "a")
+
+
+def test_audit_log_must_be_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # as /dev/stdout is in a container
+    with pytest.raises(LocalError, match="it isn't a regular file"):
+        AuditLog(tmp_path / "pipe")
 
 
 @pytest.mark.server

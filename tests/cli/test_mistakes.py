@@ -111,6 +111,11 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "--auth-keys FILE"),
     ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
+    ("run shop.py --workers 100000", 'Invalid value "100000" for --workers.', "Must be <= 1000."),
+    ("run shop.py -- --color red", "Programs get no arguments.", 'millstream run "python shop.py --color red"'),
+    ("channel shop.py", "Error: The server has no events (-32601).", ""),
+    ("call shop.py order isbn", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=VALUE."),
+    ("keys list --file inside", "The key file inside can't be read: Is a directory.", "Use the path of a file."),
     ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
     ("run shop.py --log-level loud", 'Invalid value "loud" for --log-level.', "Choose from:"),
     ("run shop.py --auth ''", "--auth is empty.", "Set a value for --auth"),
@@ -159,6 +164,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("read shop.py book://al", "The server has no resource 'book://al'.", "Did you mean book://all?"),
     ("prompt shop.py pich", "The server has no prompt 'pich'.", "Did you mean pitch?"),
     ("install shop.py --client emacs", "emacs isn't a supported application", "cursor"),
+    ("install shop.py --client claude-desktop", "claude-desktop isn't a supported", "Did you mean claude?"),
     ("install shop.py --client vs-code", "vs-code isn't a supported application", "Did you mean vscode?"),
     ("publish shop.py --dry-run", "needs a name in the registry", "--url https://shop.example.com/mcp"),
     ("install nofile.py --client json", "There is no file nofile.py.", "Use a .py"),
@@ -168,6 +174,9 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
     ("list shop.py --timeout abc", 'Invalid value "abc" for --timeout.', "Write a number."),
     ("gateway http://127.0.0.1:FREE/mcp", "There is no file", "For one server: millstream run URL"),
+    ("gateway .", ". is a folder.", "Use a gateway.toml"),
+    ("gateway ''", ". is a folder.", "Use a gateway.toml"),
+    ("install . --client cursor", ". is a folder.", "Use a .py"),
     ("gateway nofile.toml", "There is no file nofile.toml.", "Use a gateway.toml"),
     ("gateway wrong.toml", "line 1: nonsense: unknown option", "use one of name"),
     ("init shop.py", "shop.py is a file, not a folder.", "millstream init DIR"),
@@ -290,6 +299,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().exception_handler(1), "no attribute 'exception_handler'", "Raise ToolError"),  # type: ignore[attr-defined]
     (lambda: Server("shop", log_level="debug"), "'log_level'", "settings=Settings(log_level=…)"),  # type: ignore[call-arg]
     (lambda: Server("shop", settings=Settings(rate_limit="1/minute")), "'rate_limit'", "Set limit_calls"),  # type: ignore[call-arg]
+    (lambda: Server("shop", settings=Settings(serve="hub")), "'serve'", "use --serve or Server(serve=…)"),  # type: ignore[call-arg]
     (lambda: program().run(path="/x"), "run has no option 'path'", "Settings(path=…)"),  # type: ignore[call-arg]
     (lambda: connect(program()).__enter__(), "TestClient is asynchronous", "async with"),
     (lambda: connect(program(), user="ada"), "no option 'user'", "Write principal='ada'"),  # type: ignore[call-arg]
@@ -318,6 +328,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.call("order", "1")), "Pass arguments by name", "call('order', name='1')"),
     (client_of(lambda client: client.call("order", isbn="1")["sum"]), "isn't the value", "result.data['sum']"),
     (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
+    (client_of(lambda client: client.subscribe("a://b")), "no attribute 'subscribe'", "client.watch(uri)"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
     (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),
     (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]

@@ -76,7 +76,7 @@ def installed_entry(millstream: Path, file: Path) -> Any:
     """Return what `install` writes for an application."""
     printed = subprocess.run(
         [millstream, "install", file, "--client", "json"], capture_output=True, text=True, timeout=WAIT, check=True,
-        env={**os.environ, "HOME": str(file.parent)},
+        env={**os.environ, "HOME": str(file.parent), "PYTHONDONTWRITEBYTECODE": ""},  # it keeps bytecode for the server
     ).stdout  # fmt: skip
     [entry] = json.loads(printed)["mcpServers"].values()
     return entry

@@ -152,7 +152,7 @@ def test_uv_starts_each_example_from_a_clone(tmp_path: Path) -> None:
             shutil.copy(ROOT / name, clone / name)
     uv = f"{sys.executable} -m uv --quiet"
     run(["sh", "-c", f"{uv} sync --python {sys.executable}"], clone, unconfined())
-    for name in OPTIONS if NIGHTLY else ("greet", "mounted"):  # `base` and `place` run the others by day
+    for name in OPTIONS if NIGHTLY else ("greet", "mounted"):  # by day, the templates above prove the others
         options = OPTIONS[name]
         folder = clone / "examples" / SYSTEMS[name].folder
         variables = unconfined() | ({"MCP_SERVER_AUTH_KEY": options.key} if options.key else {})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from account_parts import KeyFile
+from command_line import Result, run_in_process
 from millstream import Client
 from patience import WAIT
 from processes import ROOT, free_port, run_server
@@ -19,6 +20,10 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
+
+
+def accept(file: Path, *arguments: str) -> Result:
+    return run_in_process("gateway", "accept", str(file), *arguments)
 
 
 async def test_example_follows_its_policy(tmp_path: Path) -> None:
@@ -74,22 +79,24 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
     text = 'from millstream import Server\nmcp = Server("s")\n@mcp.tool\ndef buy() -> str:\n    "Buy."\n    return ""\n'
     program.write_text(f"{text}mcp.run()\n", "utf-8")
     file.write_text(f'[upstreams.shop]\ncommand = ["{sys.executable}", "{program}"]\ntrust = "pin"\n', "utf-8")
-    asked = run("accept", str(file), "shop")
-    assert asked.returncode == 1
+    asked = accept(file, "shop")
+    assert asked.exit_code == 1
     assert '"description": "Buy."' in asked.stdout
     assert "use --yes" in asked.stderr
     assert not lock.exists()
-    assert "Accepted buy." in run("accept", str(file), "shop", "--yes").stdout
+    assert "Accepted buy." in accept(file, "shop", "--yes").stdout
     assert json.loads(lock.read_text("utf-8"))["shop"]["tools"]["buy"]["description"] == "Buy."
-    assert run("accept", str(file), "shop").stdout == "Nothing has changed.\n"
-    assert json.loads(run("accept", str(file), "shop", "--json").stdout) == {"changed": [], "written": False}
+    assert accept(file, "shop").stdout == "Nothing has changed.\n"
+    assert json.loads(accept(file, "shop", "--json").stdout) == {"changed": [], "written": False}
     program.write_text(text.replace("Buy.", r"Buy all.\x1b[2J") + "mcp.run()\n", "utf-8")
-    changed = run("accept", str(file), "shop", "buy", "--yes").stdout
+    changed = accept(file, "shop", "buy", "--yes").stdout
     assert '-  "description": "Buy."' in changed
     assert "\x1b" not in changed
+    for words, reason in ((["shp"], "Did you mean 'shop'"), (["shop", "by"], "Did you mean 'buy'")):
+        refused = accept(file, *words)
+        assert refused.exit_code == 1, words
+        assert reason.lower() in refused.stderr.lower(), refused.stderr
     for arguments, reason in (
-        (("accept", str(file), "shp"), "did you mean 'shop'"),
-        (("accept", str(file), "shop", "by"), "did you mean 'buy'"),
         ((str(tmp_path / "none.toml"),), "There is no file"),
         ((str(lock),), "isn't a .toml or .json file.\n  Fix:   Use one. For a program: millstream run"),
         ((str(empty),), "Add a table such as [upstreams.files]"),

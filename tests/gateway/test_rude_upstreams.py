@@ -11,6 +11,7 @@ from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import serve
@@ -51,6 +52,7 @@ async def run_http_upstream(
     answers: list[Json] | None = None,
     *,
     handshake: bool = True,
+    has_sessions: bool = True,
     extensions: Json | None = None,
     seen: list[Json] | None = None,
 ) -> AsyncIterator[str]:
@@ -78,7 +80,7 @@ async def run_http_upstream(
             await asked.reply(json.dumps(reply).encode(), status="404 Not Found")
         else:
             first = message["method"] == "initialize"
-            more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first else ""
+            more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first and has_sessions else ""
             found = greet(message["method"], session_revision if first else revision, extensions)
             await asked.result(found, more=more)
 
@@ -898,7 +900,8 @@ async def test_upstream_with_tasks_and_both_eras_can_ask_handshake_clients() -> 
     assert len(person.questions) == 1
 
 
-async def test_per_request_upstream_serves_both_eras() -> None:
+@for_each("missing", ["handshake", "has_sessions"])  # the HTTP server of the TypeScript SDK has no sessions
+async def test_per_request_upstream_serves_both_eras(missing: str) -> None:
     async def call(asked: ReceivedRequest) -> None:
         if "inputResponses" in asked.message["params"]:
             await asked.result(DONE)
@@ -906,7 +909,7 @@ async def test_per_request_upstream_serves_both_eras() -> None:
         question = {"method": "elicitation/create", "params": FORM}
         await asked.result({"resultType": "input_required", "inputRequests": {"a": question}})
 
-    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST, handshake=False) as url:
+    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST, **{missing: False}) as url:
         mcp = make_gateway(url, None)
         async with mcp.running():
             for revision in (HANDSHAKE, PER_REQUEST, HANDSHAKE):

@@ -142,6 +142,7 @@ def test_tools_can_be_run_by_keyboard_alone(crowd: str, open_page: OpenPage) -> 
     expect(page.locator("#items [role=option]")).to_have_count(10)
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
+    expect(page.locator("#items .at")).to_have_css("outline-style", "solid")  # while the focus is in the filter
     page.keyboard.press("Enter")
     expect(page.locator("#detail").get_by_role("heading", name="tool_491")).to_be_visible()
     expect(page.locator("#pane")).to_be_focused()

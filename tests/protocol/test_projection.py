@@ -37,7 +37,7 @@ def test_names_and_titles_are_kept_on_every_revision() -> None:
     }
     assert revisions.project_item(item, L3) == item
     assert revisions.tool({"name": "plain"}, L4) == {"name": "plain"}
-    assert revisions.tool_result(b'"content":[]', L1) == b'"content":[]'
+    assert revisions.project_tool_result(b'"content":[]', L1) == b'"content":[]'
 
 
 def test_server_info_matches_the_revision() -> None:
@@ -74,13 +74,13 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
 )
 def test_structured_content_is_wrapped_or_dropped(members: bytes, revision: object, expected: object) -> None:
     """MCP 2025-06-18, server/tools."""
-    assert json.loads(b"{%b}" % revisions.tool_result(members, revision)) == expected  # type: ignore[arg-type]
+    assert json.loads(b"{%b}" % revisions.project_tool_result(members, revision)) == expected  # type: ignore[arg-type]
 
 
 def test_prompt_messages_are_converted_too() -> None:
     """MCP 2025-06-18, changelog."""
     members = b'"messages":[{"role":"user","content":{"type":"resource_link","uri":"a:b","name":"n"}}]'
-    told = json.loads(b"{%b}" % revisions.prompt_messages(members, L1))
+    told = json.loads(b"{%b}" % revisions.project_prompt(members, L1))
     assert told["messages"][0]["content"] == {"type": "text", "text": "n: a:b"}
 
 

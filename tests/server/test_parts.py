@@ -10,9 +10,10 @@ import pytest
 from app_peer import ask
 from cases import for_each
 from millstream import ProtocolError, Server, Settings
-from millstream.parts import Call, Host, HttpRequest, Response, Route
+from millstream.parts import Call, Host, HttpRequest, Response, Route, Sink, encode_event, refusal
 from millstream.protocol import INVALID_REQUEST, NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import ServerError, connect
+from patience import WAIT
 
 
 class Toy:
@@ -217,3 +218,48 @@ def test_invalid_parts_are_refused_at_once() -> None:
 def test_servers_with_parts_cannot_be_mounted() -> None:
     with pytest.raises(ValueError, match="has parts of its own"):
         Server("outer").mount(Server("inner", parts=[Toy()]))
+
+
+class Feed:
+    """A part with an event stream, which stays open until the part closes."""
+
+    name = "feed"
+    needs: Collection[str] = ()
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+        self.opened = asyncio.Event()
+
+    async def open(self, host: Host) -> None:
+        """Serve the stream."""
+        self._open_stream = host.open_stream
+        host.routes.add("/feed", Route({"GET": self.show}, stream=True, public=True))
+
+    async def close(self) -> None:
+        """End the streams."""
+        for sink in self.sinks:
+            sink.close()
+
+    async def show(self, request: HttpRequest) -> Response | None:
+        """Send one event."""
+        sink = self._open_stream(request)
+        if sink is None:
+            return refusal(503, "Too many open streams.")
+        self.sinks.append(sink)
+        sink.write(encode_event(b"sold", id="7"))
+        self.opened.set()
+        await sink.wait_closed()
+        return None
+
+
+async def test_event_streams_of_parts_count_against_their_caller() -> None:
+    feed = Feed()
+    server = Server("shop", parts=[feed], settings=Settings(max_streams=2))  # one caller may have half of them
+    async with asyncio.timeout(WAIT), server.running():
+        first = asyncio.create_task(ask(server, "GET", "/feed", accept="text/event-stream"))
+        await feed.opened.wait()
+        assert (await ask(server, "GET", "/feed", accept="text/event-stream")).status == 503
+        feed.sinks[0].close()
+        reply = await first
+    assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")
+    assert reply.body == b"id: 7\ndata: sold\n\n"

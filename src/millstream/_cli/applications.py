@@ -79,7 +79,7 @@ def launch_of(
     path = Path(source)
     if not path.is_file():
         fix = "Use a .py, .js, .json, or .toml file, or a URL like https://example.com/mcp."
-        raise CommandError(f"There is no file {path}.", fix=fix)
+        raise CommandError(f"{path} is a folder." if path.is_dir() else f"There is no file {path}.", fix=fix)
     path = path.resolve()
     if packages or editable:
         words = with_packages(find_uv(), packages, editable) + _words(path, name, python="python")

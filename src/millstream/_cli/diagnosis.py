@@ -329,12 +329,9 @@ def cors(reply: HttpReply) -> DiagnosticStep:
 
 def remedy_of(error: ClientError) -> str:
     """Return the remedy of an error, or the usual one for its type."""
-    if isinstance(error, TlsFailed) and "isn't trusted" in error.message:
-        return explain(error)[2]
     if isinstance(error, NotMcp | TlsFailed) and error.remedy:
-        return error.remedy
+        return explain(error)[2]
     remedies: list[tuple[type[ClientError], str]] = [
-        (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (
             ConnectFailed,
             "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only.",

@@ -136,6 +136,10 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     try:
         if arguments[0] in _CLIENTS and len(arguments) > 2 and arguments[2].endswith(_SERVERS):
             _check_order(*arguments[:3])
+        if arguments[0] in ("run", "dev") and "--" in arguments[1:-1]:
+            at = arguments.index("--")
+            command = shlex.join(["python", *arguments[1:at], *arguments[at + 1 :]])
+            raise UsageError(f'Programs get no arguments. Run it as a command: millstream run "{command}"')
         program(list(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())

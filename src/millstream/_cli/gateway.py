@@ -74,9 +74,9 @@ def serve(  # noqa: PLR0913  the options of the command
     given = locals()
     if not file.is_file():
         fix = "Use a gateway.toml, or a JSON file with mcpServers."
-        if file.parts[0].endswith(":"):
+        if ":/" in str(file):
             fix += " For one server: millstream run URL"
-        raise CommandError(f"There is no file {file}.", fix=fix)
+        raise CommandError(f"{file} is a folder." if file.is_dir() else f"There is no file {file}.", fix=fix)
     if file.suffix not in (".toml", ".json"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
     use_file(env_file)

@@ -389,7 +389,7 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     """
     application = APPLICATIONS.get(key)
     if application is None:
-        near = closest_name(key, APPLICATIONS)
+        near = closest_name(key, APPLICATIONS) or next((each for each in APPLICATIONS if key.startswith(each)), None)
         raise CommandError(
             f"{key} isn't a supported application.",
             fix=f"{f'Did you mean {near}? ' if near else ''}Use one of: {', '.join(APPLICATIONS)}.",

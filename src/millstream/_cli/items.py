@@ -256,11 +256,11 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
     """Return the error for arguments without names, and guess the names."""
     first = words[0]
-    if set(words[::2]) <= set(names):
+    if len(words) > 1 and set(words[::2]) <= set(names):
         names, words = words[::2], words[1::2]  # name Ada
     pairs = [word.partition(":") for word in words]  # name:Ada
     if all(name in names for name, _, _ in pairs):
-        names, words = [name for name, _, _ in pairs], [word for _, _, word in pairs]
+        names, words = [name for name, _, _ in pairs], [word or "VALUE" for _, _, word in pairs]
     named = [f"{name}={word}" for name, word in zip(names, words, strict=False)]
     remedy = f": {item} {shlex.join(named)}" if len(named) == len(words) else ""
     return UsageError(f"{_USAGE}, not {first!r}{remedy}.")

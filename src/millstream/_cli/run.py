@@ -58,7 +58,9 @@ Parts = Annotated[
         help="What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all.",
     ),
 ]
-Workers = Annotated[int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1))]
+Workers = Annotated[
+    int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1, lte=1000))
+]
 KeyFiles = Annotated[
     str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
 ]

@@ -19,7 +19,13 @@ _MAX_RETRY_DIGITS = 15
 
 
 def encode_event(data: bytes, *, event: str | None = None, id: str | None = None, retry_ms: int | None = None) -> bytes:
-    """Return one event. `data` can contain line ends of any kind; each line becomes its own ``data:`` field.
+    """Return one event of a stream: ``encode_event(b"sold", id="7")``.
+
+    Args:
+        data: The data. Line ends of any kind are kept; each line becomes its own ``data:`` field.
+        event: Type of the event.
+        id: Id of the event.
+        retry_ms: Milliseconds after which a client reconnects.
 
     Raises:
         ValueError: `event` or `id` contains CR, LF, or NUL, or `retry_ms` is negative.

@@ -15,7 +15,7 @@ from random import randint
 from time import monotonic, time
 from typing import Any, NamedTuple, Protocol
 
-from millstream._http.message import TEXT_HEAD, Response, Sink, parse_accept
+from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, parse_accept
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._protocol.principal import Share
@@ -23,7 +23,7 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
 from millstream._server.calls.call import NOBODY, Call
-from millstream._server.calls.services import principal_id
+from millstream._server.calls.services import expiry_of, principal_id
 from millstream._server.control import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
@@ -147,6 +147,14 @@ class OpenStreams:
     def full(self, caller: RequestOwner) -> bool:
         """Return whether a caller has reached its cap of streams."""
         return not self._share.has_room(caller.owner)
+
+    def open(self, request: HttpRequest, kind: tuple[str, str] = ("http", "")) -> Sink | None:
+        """Open an event stream as the reply to a request, and track it; None if the caller has reached the cap."""
+        if self.full(request):
+            return None
+        sink = request.open(200, STREAM_HEAD)
+        self.add(sink, request, kind, until=expiry_of(request.principal))
+        return sink
 
     def add(
         self,

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millstream import Settings
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, Sink, last_event_id, plain_problem
+from millstream._http.message import JSON_HEAD, last_event_id, plain_problem
 from millstream._override import override
-from millstream._protocol import sse
-from millstream._server.calls.services import expiry_of
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
-from millstream.parts import Handler, HttpRequest, Response, query_value
+from millstream.parts import Handler, HttpRequest, Response, Sink, encode_event, query_value
 from millstream.protocol import encode
 
 if TYPE_CHECKING:
@@ -148,19 +146,18 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
 
         The event ``failure`` says why the changed program can't start; ``null`` once it has changed again.
         """
-        if streams.full(request):
+        sink = streams.open(request, ("inspect", ""))
+        if sink is None:
             return _BUSY
-        sink = request.open(200, STREAM_HEAD)
-        streams.add(sink, request, ("inspect", ""), until=expiry_of(request.principal))
         sent, told = _lines_sent(last_event_id(request), process), None
         try:
             while not sink.closed and sink.buffered <= MAX_BUFFERED:
                 if (failed := failure()) != told:
                     told = failed
-                    sink.write(sse.encode_event(encode(failed), event="failure"))
+                    sink.write(encode_event(encode(failed), event="failure"))
                 lines, last = log.after(sent)
                 if lines:
-                    sink.write(sse.encode_event(b"[%b]" % b",".join(lines), id=f"{process}-{last}"))
+                    sink.write(encode_event(b"[%b]" % b",".join(lines), id=f"{process}-{last}"))
                     sent = last
                 await asyncio.sleep(LOG_INTERVAL)
         finally:
@@ -203,7 +200,7 @@ class DashboardFeed:
         self._streams = streams
         self._instance = secrets.token_hex(4)
         """Part of event ids, because each process numbers its log lines from 1."""
-        self._info = sse.encode_event(encode({**info, "instance": self._instance}), event="server")
+        self._info = encode_event(encode({**info, "instance": self._instance}), event="server")
         # State
         self._watchers: list[Sink] = []
         self._has_watchers = asyncio.Event()
@@ -230,7 +227,7 @@ class DashboardFeed:
         """Send a snapshot and the new log lines to all watchers."""
         lines, last = self.log.after(self._last_line)
         self._last_line = last
-        self._latest = sse.encode_event(encode(self._snapshot()), event="snapshot")
+        self._latest = encode_event(encode(self._snapshot()), event="snapshot")
         chunk = self._log_event(lines, last) + self._latest
         for sink in tuple(self._watchers):
             if sink.buffered > MAX_BUFFERED:
@@ -240,10 +237,9 @@ class DashboardFeed:
 
     async def events(self, request: HttpRequest) -> Response | None:
         """Handle `GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, skips lines that were already sent."""
-        if self._streams.full(request):
+        sink = self._streams.open(request, ("dashboard", ""))
+        if sink is None:
             return _BUSY
-        sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, request, ("dashboard", ""), until=expiry_of(request.principal))
         try:
             self._add_watcher(sink, last_event_id(request))
             await sink.wait_closed()
@@ -272,7 +268,7 @@ class DashboardFeed:
     def _log_event(self, lines: Sequence[bytes], last: int) -> bytes:
         if not lines:
             return b""
-        return sse.encode_event(b"[%b]" % b",".join(lines), event="log", id=f"{self._instance}-{last}")
+        return encode_event(b"[%b]" % b",".join(lines), event="log", id=f"{self._instance}-{last}")
 
 
 def members_handler(hub: Hub) -> Handler:

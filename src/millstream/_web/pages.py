@@ -33,12 +33,15 @@ from millstream.parts import Handler, HttpRequest, Response, Route, refusal
 
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
 
+_JSDOC = re.compile(rb"^ */\*\*(?:(?!\*/).)*\*/\n", re.MULTILINE | re.DOTALL)
+"""JSDoc of the pages' scripts. It's for developers and their type checker, so browsers don't get it."""
+
 _FILE = re.compile(rb'(?<=url\(")([\w./-]+)(?="\))')
 """A file that a style sheet loads."""
 
 
 def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> dict[str, bytes]:
-    """Return the files with ``?DIGEST`` after each file name in imports and style sheets.
+    """Return the files with ``?DIGEST`` after each file name in imports and style sheets, and without JSDoc.
 
     A module's digest covers the digests of its imports, so a change reaches all modules that import it.
 
@@ -54,7 +57,7 @@ def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) ->
 
     def rewrite(name: str) -> bytes:
         if name not in rewritten:
-            rewritten[name] = _IMPORT.sub(lambda found: link(name, found), files[name])
+            rewritten[name] = _IMPORT.sub(lambda found: link(name, found), _JSDOC.sub(b"", files[name]))
             digests[name] = digest(rewritten[name])
         return digests[name]
 

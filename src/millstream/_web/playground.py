@@ -19,7 +19,6 @@ from msgspec import Struct
 
 from millstream import Principal, ProtocolError
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
-from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
@@ -41,7 +40,7 @@ from millstream.agent import (
 from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
 from millstream.parts import HttpRequest, Response, Tasks
-from millstream.protocol import encode
+from millstream.protocol import check_text, encode
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard

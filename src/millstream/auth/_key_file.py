@@ -42,9 +42,8 @@ def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
             status = os.fstat(file.fileno())
             raw = file.read()
     except OSError as exc:
-        raise LocalError(
-            f"The {kind} {path} can't be read: {exc.strerror}. Create one: {remedy} --file {path}"
-        ) from exc
+        fix = "Use the path of a file." if path.is_dir() else f"Create one: {remedy} --file {path}"
+        raise LocalError(f"The {kind} {path} can't be read: {exc.strerror}. {fix}") from exc
     if os.name == "posix" and status.st_mode & 0o022:
         raise LocalError(f"Other users may write to the {kind} {path}. Run: chmod 600 {path}")
     return raw, (status.st_mtime_ns, status.st_size, status.st_ino)

@@ -79,6 +79,8 @@ _ELSEWHERE = {
     "send_roots_list_changed": "Write `await client.roots_changed()`.",
     "session": "The client has the session's methods: `await client.call(name, arguments)`.",
     "set_logging_level": "Write `await client.set_log_level(level)`.",
+    "get_tool": "Find it in `await client.tools()`.",
+    "subscribe": "Write `async with client.watch(uri) as changes:`.",
     "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
 }
 """Name in other packages -> what to write here."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct, field
 
+from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
@@ -123,9 +124,14 @@ class ClientEvents:
             ServerError: The server has no events.
             ClientError: There was no response.
         """
-        return await self._conversation.list(
-            "events/list", _decode_list, lambda result: result.events, fresh=True, offered=lambda: True
-        )
+        try:
+            return await self._conversation.list(
+                "events/list", _decode_list, lambda result: result.events, fresh=True, offered=lambda: True
+            )
+        except ServerError as exc:
+            if exc.code != METHOD_NOT_FOUND:
+                raise
+            raise ServerError(exc.code, "The server has no events.", exc.data) from exc
 
     def subscribe(
         self,

@@ -380,12 +380,15 @@ def _cannot_ask(message: bytes) -> bool:
 
 async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) -> Link:
     key, links = upstream.key(call, abilities, name), upstream.links
+    link, why = None, "It has no sessions."
     try:
         link = links.ready(key) or await links.open(key, call.owner)
     except NO_HANDSHAKE as exc:
         if not key.handshake or links.has_handshake:  # then the refusal is about this caller
             raise
-        logger.info("%s doesn't support the handshake: %s", upstream.config.name, exc)
+        why = str(exc)
+    if link is None or (key.handshake and not getattr(link.conversation.transport, "has_session", True)):
+        logger.info("%s can't ask questions by the handshake: %s", upstream.config.name, why)
         upstream.has_handshake = False
         key = upstream.key(call, abilities, name)
         link = links.ready(key) or await links.open(key, call.owner)

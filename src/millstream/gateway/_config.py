@@ -549,6 +549,8 @@ def _describe(kind: Any) -> str:
         return " or ".join(_describe(each) for each in parts if each is not NoneType)
     if origin is tuple and get_origin(parts[0]) is Literal:
         return f"a list with some of {', '.join(get_args(parts[0]))}"
+    if parts[1:] == (str,):
+        return "a table of strings"
     return _DESCRIPTIONS.get(origin or kind, "a table")
 
 

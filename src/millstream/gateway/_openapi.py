@@ -667,7 +667,7 @@ def argument_reader(name: str, schema: dict[str, Any]) -> Read:
         try:
             arguments = _object_decoder.decode(raw)
             present = {each: value for each, value in arguments.items() if value is not None}
-            problems = describe_problems(schema, present, patterns=False)
+            problems = describe_problems(schema, present)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
         if problems:

@@ -103,17 +103,17 @@ def explain(problems: Sequence[Problem], schema: Schema) -> str:
     return f"{problem_text(problems)}. {expected_text(schema)}"
 
 
-def describe_problems(schema: Schema, arguments: Schema, *, patterns: bool = True) -> str:
+def describe_problems(schema: Schema, arguments: Schema) -> str:
     """Return what a model has to fix, or an empty string: ``describe_problems(schema, {"copies": "two"})``.
 
-    Strings that stand for a value of the required type are accepted, such as "2" for an integer.
+    Strings that stand for a value of the required type are accepted, such as "2" for an integer. Patterns aren't tried,
+    because those of strangers could take any time.
 
     Args:
         schema: The input schema of a tool.
         arguments: The arguments of a call.
-        patterns: Whether to try the schema's patterns. Those of strangers could take any time.
     """
-    problems = find_problems(schema, arguments, lax=True, matches=None if patterns else lambda pattern, text: True)
+    problems = find_problems(schema, arguments, lax=True, matches=lambda pattern, text: True)
     found = list(islice(problems, MAX_LISTED))
     return explain(found, schema) if found else ""
 

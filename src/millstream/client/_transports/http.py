@@ -122,6 +122,11 @@ class StreamableTransport:
                 async with asyncio.timeout(_STREAM_TIMEOUT):
                     await stands.wait()
 
+    @property
+    def has_session(self) -> bool:
+        """Whether the server has created a session. Without one, a handshake-era server can't ask questions."""
+        return bool(self._session)
+
     def _headers(self, request: TransportRequest) -> str:
         revision = request.revision or self._revision
         key = (request.method, revision, self._session)

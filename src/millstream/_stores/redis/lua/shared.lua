@@ -31,8 +31,9 @@ local function before(places, place, number)
 end
 
 local function remember(places, place, number, gave)
-  redis.call('HSET', places, place, number .. ' ' .. gave)
-  redis.call('PEXPIRE', places, 600000, 'NX')
+  if redis.call('HSET', places, place, number .. ' ' .. gave) == 1 then  -- a new place, perhaps the first one
+    redis.call('PEXPIRE', places, 600000, 'NX')
+  end
 end
 
 -- Epochs begin with the time when they began, so that of two the later one is known.

@@ -6,7 +6,7 @@ import { jsonBlock } from "../render/json.js";
 import { guard } from "../shell/controls.js";
 import { Bridge, MIME } from "./bridge.js";
 
-/** @import { Host } from "./bridge.js" */
+/** @typedef {import("./bridge.js").Host} Host */
 
 const MAX_HTML = 5 * 1024 * 1024;
 const MAX_EVENTS = 50;

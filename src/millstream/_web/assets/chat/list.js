@@ -4,7 +4,9 @@
 import { $, isAtEnd } from "../dom.js";
 import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 
-/** @import { Actions, Conversation, Entry } from "./messages.js" */
+/** @typedef {import("./messages.js").Actions} Actions */
+/** @typedef {import("./messages.js").Conversation} Conversation */
+/** @typedef {import("./messages.js").Entry} Entry */
 
 /** @type {Conversation | null} */
 let room = null;

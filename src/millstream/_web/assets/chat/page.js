@@ -14,8 +14,9 @@ import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 import { callTool, findTool, mayTake, toolName } from "./tool.js";
 
-/** @import { Entry, Own } from "./messages.js" */
-/** @import { HubEvent } from "./socket.js" */
+/** @typedef {import("./messages.js").Entry} Entry */
+/** @typedef {import("./messages.js").Own} Own */
+/** @typedef {import("./socket.js").HubEvent} HubEvent */
 
 const FIRST = "broadcast"; // the hub's default channel
 const HISTORY = 200;

@@ -3,7 +3,7 @@
 import { $, element, icon, iconButton, write } from "../dom.js";
 import { drawWhenReleased } from "../shell/controls.js";
 
-/** @import { Conversation } from "./messages.js" */
+/** @typedef {import("./messages.js").Conversation} Conversation */
 
 /**
  * Draw the members of the open channel; `own` contains the ids of this page.

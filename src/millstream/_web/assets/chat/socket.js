@@ -6,7 +6,7 @@ import { errorMessage, WAITS_MS } from "../sse.js";
 const PING_MS = 20_000;
 const ANSWER_MS = 15_000;
 
-/** @import { FeedState } from "../sse.js" */
+/** @typedef {import("../sse.js").FeedState} FeedState */
 /** @typedef {{id: string, data: string, event?: string}} HubEvent */
 /**
  * @typedef {object} Subscription

@@ -9,7 +9,7 @@ import { contents } from "../render/content.js";
 import { colored } from "../render/json.js";
 import { schemaForm } from "../schema/form.js";
 
-/** @import { SendOptions } from "./bench.js" */
+/** @typedef {import("./bench.js").SendOptions} SendOptions */
 
 // Skills: folders of instructions for models. Each file can be read, and is verified against the manifest.
 

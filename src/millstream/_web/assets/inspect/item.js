@@ -15,7 +15,7 @@ import { address, request, session } from "./session.js";
 import { ownHeaders } from "./settings.js";
 import { asksToSignIn, signInCard } from "./sign-in.js";
 
-/** @import { Work } from "./bench.js" */
+/** @typedef {import("./bench.js").Work} Work */
 
 /** @param {string} text */
 export const badge = (text, look = "") => element("span", `badge ${look}`, text);

@@ -38,8 +38,8 @@ import { TASKS, knownTasks, taskMark } from "./tasks.js";
 import { costOf, saidCost, totalCost } from "./tokens.js";
 import * as traffic from "./traffic.js";
 
-/** @import { Saved } from "./saved.js" */
-/** @import { Server } from "./session.js" */
+/** @typedef {import("./saved.js").Saved} Saved */
+/** @typedef {import("./session.js").Server} Server */
 
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
 const LINE = "millstream.inspect.line"; // transport, revision, and server of this tab

@@ -17,7 +17,7 @@ import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
 
-/** @import { Transport } from "../mcp/transports.js" */
+/** @typedef {import("../mcp/transports.js").Transport} Transport */
 
 const RETRY_MS = 1_000;
 const WAITS_MS = [100, 500, 1_000, 2_000, 4_000]; // at first, for a restart by `millstream dev`

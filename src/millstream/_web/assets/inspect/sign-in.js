@@ -20,7 +20,7 @@ import { httpError } from "../mcp/transports.js";
 import { toast } from "../shell/controls.js";
 import { forgetKey, openSettings } from "./settings.js";
 
-/** @import { Server } from "./session.js" */
+/** @typedef {import("./session.js").Server} Server */
 
 const AWAY = "millstream.inspect.away"; // the place before the sign-in redirect
 

@@ -11,7 +11,8 @@ const MAX_ROUNDS = 100;
 const CHECK_MS = 5_000;
 const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
 
-/** @import { Transport, Wire } from "./transports.js" */
+/** @typedef {import("./transports.js").Transport} Transport */
+/** @typedef {import("./transports.js").Wire} Wire */
 
 /** Return a key of what lists and forms depend on. @param {Json} server */
 const serverKey = ({ capabilities, instructions, _meta }) =>

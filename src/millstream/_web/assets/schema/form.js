@@ -6,8 +6,10 @@ import { list, map, members, object, variants } from "./nested.js";
 import { kindOf, limits, options, present, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
 
-/** @import { Control, ControlOptions } from "./controls.js" */
-/** @import { Editor, Place } from "./nested.js" */
+/** @typedef {import("./controls.js").Control} Control */
+/** @typedef {import("./controls.js").ControlOptions} ControlOptions */
+/** @typedef {import("./nested.js").Editor} Editor */
+/** @typedef {import("./nested.js").Place} Place */
 
 const MAX_DEPTH = 8;
 
