@@ -415,25 +415,22 @@ async def test_added_topics_are_sent_without_their_old_entries(
 
 
 async def test_listeners_do_not_wait_for_a_lost_consumer(backing: NatsBacking) -> None:
-    store, heard = await backing.worker(), list[bytes]()
+    store, got, gaps = await backing.worker(), list[Entry](), list[Gap]()
     link, stream = store.backend._link, store.log._main("hub:journal").stream
-    interruptions: list[None] = []
-    stop = store.log.listen(
-        "hub:journal",
-        lambda entry: heard.append(entry.data),
-        interrupted=lambda: interruptions.append(None),
-        topic="a",
-    )
-    await store.log.wait_until_listening("hub:journal")
+    (start,) = await append(store, "hub:journal", b"0")
+    tail = Tail(store.log, "hub:journal", start, got.extend, gaps.append, topic="")
+    tail.follow("a")
+    await tail.catch_up()
+    running = asyncio.create_task(tail.run())
     for name in (await link.api(f"CONSUMER.NAMES.{stream}"))["consumers"]:
         await link.api(f"CONSUMER.DELETE.{stream}.{name}")
-    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="a")
-    stop_other = store.log.listen("hub:journal", lambda _: None, topic="b")
+    tail.follow("b")
     assert await store.log.wait_until_listening("hub:journal") is None
-    await until(lambda: heard == [b"1"])
-    assert interruptions
-    for each in (stop, stop_other):
-        each()
+    await store.log.append("hub:journal", b"1", ttl=TTL, max_entries=9, topic="a")
+    await until(lambda: data_of(got) == [b"1"])
+    assert gaps == []
+    tail.stop()
+    running.cancel()
 
 
 async def test_listeners_do_not_wait_for_a_consumer_on_a_node_that_failed(
