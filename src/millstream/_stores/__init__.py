@@ -54,7 +54,7 @@ def _redis(url: str, rest: str) -> Store:
     try:
         from millstream._stores.redis.store import RedisStore  # noqa: PLC0415  needs an extra
     except ImportError as missing:
-        if missing.name not in ("redis", "redis.asyncio"):
+        if missing.name not in ("redis", "redis.asyncio", "hiredis"):
             raise
         raise LocalError("A store in Redis needs an extra package: pip install 'millstream[redis]'.") from None
     from millstream._stores.redis.address import parse_address  # noqa: PLC0415  loads TLS

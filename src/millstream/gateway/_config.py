@@ -447,7 +447,7 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
     hosts: dict[str, str] = {}
     for config in configs:
         entry = table.member(config.name)
-        option, problem = config.ignored()
+        option, problem = config.find_ignored_option()
         if option:
             raise entry.member(option).error(problem)
         try:

@@ -176,7 +176,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             raise ValueError(
                 f"upstream {self.name!r}: unknown revision {self.revision}. Use one of {', '.join(BY_DATE)}."
             )
-        if problem := self.ignored()[1]:
+        if problem := self.find_ignored_option()[1]:
             raise ValueError(f"upstream {self.name!r}: {problem}")
         policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
@@ -193,7 +193,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             except TargetError as exc:
                 raise ValueError(f"upstream {self.name!r}: {exc}") from exc
 
-    def ignored(self) -> tuple[str, str]:
+    def find_ignored_option(self) -> tuple[str, str]:
         """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
         kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
         options = {"env": self.env, "cwd": self.cwd, "isolation": self.openapi and self.isolation != "shared"}
