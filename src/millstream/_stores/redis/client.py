@@ -387,6 +387,8 @@ class RedisClient:
             await self._redis.initialize()
             await self._redis.execute_command("TIME", target_nodes=self._redis.get_node_from_key(self._key))
         else:
+            if self._connection is not None:  # its server may no longer be the primary
+                await self._connection.disconnect()
             await self._redis.execute_command("TIME")
         if self.reconnected is not None:
             self.reconnected()
