@@ -1,10 +1,11 @@
 """Runs commands in this process, and examines their options."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -53,6 +54,19 @@ def run_in_process(*words: str, input: str = "", env: Mapping[str, str | None] |
     return done
 
 
+@contextmanager
+def _restored_loggers() -> Iterator[None]:
+    """Undo what a command changes at loggers: ``--debug`` shows messages, for example."""
+    loggers = [logging.getLogger(name) for name in (None, "millstream.client.messages")]
+    before = [(list(each.handlers), each.level, each.propagate) for each in loggers]
+    try:
+        yield
+    finally:
+        for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            each.handlers[:], each.propagate = handlers, propagate
+            each.setLevel(level)
+
+
 def _run(command: Callable[[], None], input: str | bytes | None, env: Mapping[str, str | None] | None) -> Result:
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     given = io.TextIOWrapper(io.BytesIO(input.encode() if isinstance(input, str) else input or b""), "utf-8")
@@ -65,6 +79,7 @@ def _run(command: Callable[[], None], input: str | bytes | None, env: Mapping[st
         mock.patch.object(sys, "stdin", given),
         mock.patch.dict(os.environ, variables, clear=True),
         mock.patch.multiple(_ServerOutput, shown=False, explained=False),  # each command is a process elsewhere
+        _restored_loggers(),
     ):
         try:
             command()

@@ -234,7 +234,7 @@ async def test_handshake_that_one_caller_is_refused_stays_for_others() -> None:
             await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
         else:
             about = {"capabilities": {"tools": {}}, "serverInfo": {"name": "odd", "version": "1"}}
-            await asked.result({"protocolVersion": HANDSHAKE, **about})
+            await asked.result({"protocolVersion": HANDSHAKE, **about}, more=f"Mcp-Session-Id: {len(handshakes)}\r\n")
 
     async with misbehaving(behave) as server, run_gateway(server.url) as gateway:
         alice, bob, carol = [await gateway.connect(name, HANDSHAKE, elicit=lambda _: {}) for name in KEYS]

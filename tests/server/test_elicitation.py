@@ -11,8 +11,11 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import Schema
-from millstream._server.calls.questions import parse_answer, project, requested_schema
+from millstream._server.calls.questions import parse_answer, requested_schema
 from millstream._server.functions.description import Field
+from millstream.protocol import BY_DATE, NEWEST, project_form
+
+OLDER = BY_DATE["2025-06-18"]
 
 
 def inside(path: str) -> str:
@@ -202,7 +205,7 @@ def test_scalar_questions_become_a_form_with_one_field(answer: Any, field: Schem
 def test_alternatives_in_forms_written_by_hand_stay_unchanged() -> None:
     node: Schema = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Note"}
     schema = {"type": "object", "properties": {"note": node}}
-    assert project(schema, rich_enums=False, defaults_all=False)["properties"]["note"] == node
+    assert project_form(schema, OLDER)["properties"]["note"] == node
     assert parse_answer({"note": "x"}, schema) == {"note": "x"}
 
 
@@ -226,12 +229,12 @@ def test_integer_bounds_may_be_open_on_either_side() -> None:
 
 def test_forms_for_the_newest_revisions_are_unchanged() -> None:
     """MCP 2025-11-25, changelog."""
-    assert project(ORDER, rich_enums=True, defaults_all=True) is ORDER
+    assert project_form(ORDER, BY_DATE["2025-11-25"]) is project_form(ORDER, NEWEST) is ORDER
 
 
 def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> None:
     """MCP 2025-11-25, client/elicitation."""
-    old = project(ORDER, rich_enums=False, defaults_all=False)
+    old = project_form(ORDER, OLDER)
     expected = {name: {**node} for name, node in ORDER["properties"].items()}
     for name, node in expected.items():
         if name != "gift":
@@ -239,10 +242,10 @@ def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> No
     expected["extras"] = {"type": "string", "enum": ["wrap", "card"]}
     expected["size"] = {"type": "string", "enum": ["s", "l"], "enumNames": ["Small", "Large"]}
     assert old == {**ORDER, "properties": expected}
-    titled = project(TITLED_FORM, rich_enums=False, defaults_all=True)["properties"]
+    titled = project_form(TITLED_FORM, OLDER)["properties"]
     assert titled["many"] == {"type": "string", "title": "T", "enum": ["s", "l"], "enumNames": ["Small", "Large"]}
-    assert titled["age"] == TITLED_FORM["properties"]["age"]
-    assert "default" not in project(TITLED_FORM, rich_enums=True, defaults_all=False)["properties"]["age"]
+    assert "default" in TITLED_FORM["properties"]["age"]
+    assert "default" not in titled["age"]
 
 
 def test_answers_become_values_of_the_requested_type() -> None:
