@@ -321,6 +321,17 @@ async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
     assert results == ["The user stopped this call. It may have taken effect, fully or partly.", "0"]
 
 
+async def test_answer_that_was_stopped_has_no_more_events() -> None:
+    with ScriptedModel(hangs("Once upon")) as api:
+        async with Agent(model(api)) as agent, asyncio.timeout(WAIT):
+            answer = agent.say("A story")
+            while not isinstance(await anext(answer), TextDelta):
+                pass
+            await answer.aclose()
+            with pytest.raises(StopAsyncIteration):
+                await anext(answer)
+
+
 async def test_text_before_a_stop_is_kept() -> None:
     with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
         async with Agent(model(api)) as agent:
