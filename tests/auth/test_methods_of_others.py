@@ -12,7 +12,7 @@ BADGES = {"4711": "ada"}
 
 
 class Badges(AuthMethod):
-    """Looks a badge up in a directory, which may not respond."""
+    """Looks up a badge in a directory that may not respond."""
 
     down = False
 

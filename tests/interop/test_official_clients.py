@@ -91,7 +91,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, Any]:
-    """Return a client's report. Its program runs on first use; a Python one once, because its imports take long."""
+    """Return a client's report. A program in Python runs all of its cases at once, because its imports take long."""
     if (client, transport, mode) not in servers.reports:
         runs = [run for run in RUNS if run[0] == client] if "python" in client else [(client, transport, mode)]
         given = [arguments(servers, *run[1:]) for run in runs]

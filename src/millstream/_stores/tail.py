@@ -286,7 +286,7 @@ class Tail:
 
     @property
     def pushes_all(self) -> bool:
-        """Whether every entry after the position is pushed, whatever is followed."""
+        """Whether the store pushes every entry after the position, regardless of the topics that are followed."""
         return self._in_step and self._pushes_all
 
     @property

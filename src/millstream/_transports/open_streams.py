@@ -149,7 +149,7 @@ class OpenStreams:
         return not self._share.has_room(caller.owner)
 
     def open(self, request: HttpRequest, kind: tuple[str, str] = ("http", "")) -> Sink | None:
-        """Open an event stream as the reply to a request, and track it; None if the caller has reached the cap."""
+        """Open an event stream as the reply to a request. Return None if the caller has reached the cap."""
         if self.full(request):
             return None
         sink = request.open(200, STREAM_HEAD)

@@ -106,8 +106,8 @@ def explain(problems: Sequence[Problem], schema: Schema) -> str:
 def describe_problems(schema: Schema, arguments: Schema) -> str:
     """Return what a model has to fix, or an empty string: ``describe_problems(schema, {"copies": "two"})``.
 
-    Strings that stand for a value of the required type are accepted, such as "2" for an integer. Patterns aren't tried,
-    because those of strangers could take any time.
+    A string that contains a value of the required type is accepted, such as "2" for an integer. Patterns aren't
+    checked, because a pattern from another server can take very long to match.
 
     Args:
         schema: The input schema of a tool.
