@@ -3,13 +3,15 @@
 Lines are a seeded random choice. Each mutant is a copy of the sources with one change: a comparison or a condition is
 turned around, a number grows by one, `and` and `or` change places, or a `raise` is left out. The tests are those of the
 folders that belong to the package, without servers; a mutant that they don't catch is tried with those of `--deep`.
-The copy goes first on PYTHONPATH, so the working tree isn't touched.
+The files that mention the module and its function most often run first. The copy goes first on PYTHONPATH, so the
+working tree isn't touched.
 """
 
 import argparse
 import ast
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,8 @@ FOLDERS = {
     "hub": "hub",
 }
 """Package or module -> folders of its tests, the ones that find most first."""
+FIRST = 8
+"""Number of test files that run before the folders do: they find most, and folders take minutes."""
 MARKS = "not server and not nightly and not check"
 SWAPPED = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
@@ -87,6 +91,22 @@ def choose(count: int, seed: int) -> list[tuple[Path, int, int, int, str]]:
     return chosen
 
 
+def get_likely_files(path: Path, line: int, folders: list[str]) -> list[str]:
+    """Return the test files that mention the module of a line, and the functions and classes around it, most often."""
+    words = {path.stem.strip("_"), path.parent.name.strip("_")}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        around = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if around and node.lineno <= line <= (node.end_lineno or line):
+            words.add(node.name.strip("_"))
+    patterns = [re.compile(rf"(?<![a-z]){re.escape(word)}(?![a-z])") for word in words]
+    scores = {}
+    for folder in folders:
+        for file in sorted((ROOT / "tests" / folder).rglob("test_*.py")):
+            text = f"{file.stem}\n{file.read_text('utf-8')}"
+            scores[file] = sum(min(len(pattern.findall(text)), 9) for pattern in patterns)
+    return [str(file.relative_to(ROOT)) for file in sorted(scores, key=lambda file: -scores[file])[:FIRST]]
+
+
 def caught(folder: Path, tests: list[str], marks: str, seconds: float) -> bool:
     """Run tests against a copy of the sources, up to the first failure. A run that hangs has found something, too."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -121,10 +141,13 @@ def main() -> None:
             lines[line - 1] = (before[:start] + text.encode() + before[end:]).decode()
             copy.write_text("\n".join(lines), "utf-8")
             result = ""
+            folders = FOLDERS[package].split()
+            runs = [("likely files", get_likely_files(path, line, folders))]
+            runs += [(f"tests/{name}", [f"tests/{name}"]) for name in folders]
             for marks in filter(None, (MARKS, options.deep)):
-                for name in FOLDERS[package].split():
-                    if not result and caught(folder, [f"tests/{name}"], marks, options.seconds):
-                        result = f"tests/{name}" + ("" if marks == MARKS else " (deep)")
+                for name, tests in runs:
+                    if not result and caught(folder, tests, marks, options.seconds):
+                        result = name if marks == MARKS else f"{name} (deep)"
         score += bool(result)
         print(f"{result or 'SURVIVED':28} {path.relative_to(SOURCE)}:{line}", flush=True)
         print(f"{'':28}   - {before.decode().strip()}\n{'':28}   + {lines[line - 1].strip()}", flush=True)
