@@ -23,15 +23,15 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "millstream"
 FOLDERS = {
-    "_app": "transports server hub scale web",
+    "_app": "transports server hub scale web cli workers",
     "_cli": "cli",
-    "_http": "transports security",
+    "_http": "transports security client",
     "_limits.py": "auth scale server",
     "_protocol": "protocol bad_input behavior properties",
-    "_server": "server behavior bad_input",
+    "_server": "server behavior bad_input telemetry extensions",
     "_stores": "stores scale",
-    "_telemetry": "telemetry",
-    "_transports": "behavior transports bad_input",
+    "_telemetry": "telemetry auth",
+    "_transports": "behavior transports bad_input rest",
     "_web": "web",
     "agent": "agent",
     "auth": "auth security",
