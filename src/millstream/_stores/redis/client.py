@@ -125,7 +125,7 @@ class RedisClient:
         """Clients to close: the main one and those of Sentinels."""
         self._connection: Any = None
         """The connection for commands, unless it's a Cluster."""
-        self._queue: deque[RedisRequest] = deque()
+        self._queue = deque[RedisRequest]()
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
         self.degraded_reason = ""
@@ -253,10 +253,11 @@ class RedisClient:
         confirm: bool = False,
     ) -> RedisRequest:
         """Send a script, or a plain command whose first key is given. Arguments and errors are those of `run`."""
-        if self._redis is None:
+        if self.closed:
             raise _unavailable("it's closed")
         if len(self._queue) >= _MAX_QUEUED:
             raise _unavailable("too many commands are queued for Redis")
+        "".join(keys).encode()  # a key that can't be sent must not fail others
         deadline = asyncio.get_running_loop().time() + PATIENCE
         request = RedisRequest(script, keys, args, again=again, confirm=confirm, deadline=deadline)
         self._queue.append(request)
@@ -289,7 +290,7 @@ class RedisClient:
                     self._put_back(batch, failure, sent=sent)
                     await asyncio.sleep(next(pauses))
                     continue
-                except asyncio.CancelledError:
+                except BaseException:
                     for request in batch:
                         request.fail(_unavailable("it's closed"))
                     raise
@@ -307,7 +308,7 @@ class RedisClient:
         now = asyncio.get_running_loop().time()
         final = _explain(failure, self.address)
         why = str(final or _reason(failure, self.address)) or "it doesn't respond"
-        left: list[RedisRequest] = []
+        left = list[RedisRequest]()
         for request in batch:
             if request.reply.done():
                 continue
@@ -349,7 +350,7 @@ class RedisClient:
         else:
             await pool.ensure_connection(connection)
         await connection.send_packed_command(b"".join(map(_hiredis.pack_command, commands)), check_health=False)
-        replies: list[Any] = []
+        replies = list[Any]()
         for _ in commands:
             try:
                 replies.append(await connection.read_response())
@@ -359,7 +360,7 @@ class RedisClient:
 
     def _answer(self, batch: Sequence[RedisRequest], replies: Sequence[Any]) -> list[RedisRequest]:
         """Pass each caller its reply. Return the requests to retry."""
-        waiting: list[RedisRequest] = []
+        waiting = list[RedisRequest]()
         for request, reply in zip(batch, replies, strict=True):
             if request.reply.done():
                 continue

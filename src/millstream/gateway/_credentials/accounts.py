@@ -228,7 +228,7 @@ class PersonalCredentials(UpstreamCredentials):
         return self._proofs.authorize(grant.tokens, method, url)
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Renew the token that was refused."""
         return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
 

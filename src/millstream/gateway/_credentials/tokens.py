@@ -223,10 +223,11 @@ class SharedTokens:
         _, found = await self._read(name)
         if found is not None and found.token != refused:
             return True
-        last = self._renewal_times.get(name)
-        if last is not None and time.monotonic() - last < _MIN_RENEWAL_INTERVAL:
+        now = time.monotonic()
+        last = self._renewal_times.get(name, -_MIN_RENEWAL_INTERVAL)
+        if now - last < _MIN_RENEWAL_INTERVAL and not self._renewals.runs(name):
             return False
-        self._renewal_times.keep(name, time.monotonic())
+        self._renewal_times.keep(name, now)
         fresh = await self._renewal(name, found, renew)
         return fresh is not None and fresh.token != refused
 
@@ -338,7 +339,7 @@ class _TokenCredentials(UpstreamCredentials):
         return {} if grant is None else {"Authorization": f"Bearer {grant.token}"}
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Request another token."""
         refused = sent.get("Authorization", "").partition(" ")[2]
         return await self._tokens.replace(self._key(caller), refused, partial(self._renew, caller))
