@@ -17,6 +17,7 @@ from millstream._server.calls.questions import Question
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import SyncSessionState
 from millstream._server.pool import Jobs, run_carried, work
+from millstream._tasks import fulfill
 
 T = TypeVar("T")
 
@@ -281,7 +282,7 @@ class SyncContext(CallInfo):
 
         async def run() -> Any:
             done: Future[Any] = Future()
-            jobs.put((done, partial(run_carried, function)))
+            jobs.put(lambda: fulfill(done, partial(run_carried, function)))
             return await asyncio.wrap_future(done)
 
         value: T = cast("T", self._wait(self._context.once(key, run, store=store), jobs))
