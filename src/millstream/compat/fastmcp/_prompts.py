@@ -129,7 +129,7 @@ class Prompt:
         """Return the prompt as listed to clients."""
         return description_of(self, arguments=to_wire(self.arguments) or None)
 
-    def item(self, server: Any) -> "PromptItem":
+    def item(self, server: Any) -> resources.Prompt:
         """Return the prompt for the registry of a server.
 
         Args:
@@ -145,15 +145,7 @@ class Prompt:
             ]
 
         schema = {"properties": {each.name: {"type": "string"} for each in self.arguments}}
-        return PromptItem(self, ItemSource(self.name, run, dict, schema=schema))
-
-
-class PromptItem(resources.Prompt):
-    """A prompt in the registry."""
-
-    def __init__(self, prompt: Prompt, source: ItemSource) -> None:
-        super().__init__(source)
-        self._described = prompt.describe()
+        return resources.Prompt(ItemSource(self.name, run, dict, schema=schema))
 
 
 def _message(value: Any) -> Any:
@@ -295,7 +287,7 @@ class Tool:
                 made: ToolOutput = await self.run(arguments, Context(server, call), convert_result=True)
             return made
 
-        return ToolItem(self, ItemSource(self.name, run, _decode_object, schema=self.parameters))
+        return ToolItem(ItemSource(self.name, run, _decode_object, schema=self.parameters), meta=self.meta)
 
 
 def _decode_object(raw: bytes) -> dict[str, Any]:
@@ -304,10 +296,6 @@ def _decode_object(raw: bytes) -> dict[str, Any]:
 
 class ToolItem(tools.Tool):
     """A tool in the registry."""
-
-    def __init__(self, tool: Tool, source: ItemSource) -> None:
-        super().__init__(source, meta=tool.meta)
-        self._described = tool.describe()
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:

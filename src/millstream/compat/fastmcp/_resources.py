@@ -69,7 +69,7 @@ class Resource(BaseModel, abc.ABC):
         """Return the resource as listed to clients."""
         return description_of(self, uri=str(self.uri), mimeType=self.mime_type)
 
-    def item(self, server: Any) -> "ResourceItem":
+    def item(self, server: Any) -> resources.Resource:
         """Return the resource for the registry of a server.
 
         Args:
@@ -80,7 +80,8 @@ class Resource(BaseModel, abc.ABC):
             with errors_as(as_protocol_error):
                 return await self.read_for(Context(server, call))
 
-        return ResourceItem(self, ItemSource(self.name or str(self.uri), run, lambda _: None))
+        source = ItemSource(self.name or str(self.uri), run, lambda _: None)
+        return resources.Resource(str(self.uri), source, mime_type=self.mime_type, meta=self.meta)
 
 
 class TextResource(Resource):
@@ -260,7 +261,7 @@ class ResourceTemplate:
         with errors_as(lambda error: ValueError(f"Error creating resource from template: {error}")):
             return await _read_value(self.signature, self.signature.read(variables), context)
 
-    def item(self, server: Any) -> "TemplateItem":
+    def item(self, server: Any) -> resources.Template:
         """Return the template for the registry of a server.
 
         Args:
@@ -272,7 +273,13 @@ class ResourceTemplate:
                 return await self.read_for(variables, Context(server, call))
 
         schema = {"properties": {name: {"type": "string"} for name in self._pattern.variables}}
-        return TemplateItem(self, ItemSource(self.name, run, dict, schema=schema))
+        return resources.Template(
+            self.uri_template,
+            ItemSource(self.name, run, dict, schema=schema),
+            pattern=UriPattern,
+            mime_type=self.mime_type,
+            meta=self.meta,
+        )
 
 
 class UriPattern:
@@ -302,24 +309,6 @@ class UriPattern:
 
 def _leaves_folder(value: str) -> bool:
     return "\0" in value or _ABSOLUTE.match(value) is not None or ".." in re.split(r"[/\\]", value)
-
-
-class ResourceItem(resources.Resource):
-    """A resource in the registry."""
-
-    def __init__(self, resource: Resource, source: ItemSource) -> None:
-        super().__init__(str(resource.uri), source, mime_type=resource.mime_type, meta=resource.meta)
-        self._described = resource.describe()
-
-
-class TemplateItem(resources.Template):
-    """A template in the registry."""
-
-    def __init__(self, template: ResourceTemplate, source: ItemSource) -> None:
-        super().__init__(
-            template.uri_template, source, pattern=UriPattern, mime_type=template.mime_type, meta=template.meta
-        )
-        self._described = template.describe()
 
 
 async def _read_value(signature: Signature, values: dict[str, Any], context: Any) -> str | bytes:

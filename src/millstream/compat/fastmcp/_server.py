@@ -129,7 +129,9 @@ class FastMCP(Generic[LifespanT]):
                 logger.warning("%s already exists: %s", kind.capitalize().removesuffix("s"), key)
             return
         self._items[kind][key] = item
-        self.engine.definition.add(kind, key, item.item(self))
+        registered = item.item(self)
+        registered._described = item.describe()
+        self.engine.definition.add(kind, key, registered)
 
     def _list(self, kind: str, model: type[M]) -> list[M]:
         return [model.model_validate(each.describe()) for each in self._items[kind].values()]
