@@ -39,7 +39,8 @@ from millstream._protocol.notifications import (
     SampleResult,
 )
 from millstream._protocol.revisions import Revision, project_conversation, project_form
-from millstream._server.functions.engine import VALUE, Engine, engine_of_type
+from millstream._server.functions.engine import VALUE, engine_of_type
+from millstream._server.functions.msgspec_engine import Engine
 from millstream._server.functions.problems import Problem, explain, find_problems
 
 TEXTS = ("type", "title", "description", "default")
