@@ -19,10 +19,8 @@ from millstream._protocol.content import BLOCKS
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import (
     DECIMAL,
-    LOOSE,
     NO_NUMBER,
     Schema,
-    drop_formats,
     has_no_number,
     object_schema,
     schema_of,
@@ -338,7 +336,7 @@ def output_of(annotation: Any) -> Output | None:
         OutputError: msgspec doesn't support the type.
     """
     try:
-        schema = drop_formats(schema_of(annotation, hook=schema_hook, written=True), LOOSE)
+        schema = schema_of(annotation, hook=schema_hook, written=True)
         return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error
