@@ -12,26 +12,21 @@ earlier rounds come only from the state, which is sealed and bound to principal,
 The clock and randomness are arguments: `now` and `nonce`.
 """
 
+import hashlib
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import value_at
 from millstream._protocol.principal import Principal
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-import hashlib
-
-from msgspec import Raw
-
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 
 MAX_TOKEN = 1024 * 1024
 """Maximum number of characters. A longer text isn't decoded."""
@@ -348,11 +343,8 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
     Raises:
         ProtocolError: INVALID_PARAMS, for a state that was changed, has expired, or belongs to another call.
     """
-    plain = ring.open(_KIND, token, bound)
-    if plain is None:
-        raise ProtocolError(INVALID_PARAMS, "Invalid requestState. Start the request again without it.")
     try:
-        state = _decode_state(plain)
+        state = _decode_state(ring.open(_KIND, token, bound) or b"")
     except msgspec.DecodeError as exc:
         raise ProtocolError(INVALID_PARAMS, "Invalid requestState. Start the request again without it.") from exc
     if state.expires_at < now:

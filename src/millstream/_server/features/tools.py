@@ -19,12 +19,9 @@ from millstream._protocol.errors import ToolError, suggest
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import (
-    CAPABILITIES_KEY,
     CLIENT_CAPABILITIES,
-    CLIENT_KEY,
-    LOG_LEVEL_KEY,
+    META_NAMES,
     TASKS,
-    VERSION_KEY,
     Implementation,
     LogLevel,
     ParamHeader,
@@ -306,17 +303,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
         raise
 
 
-class _Meta(
-    Struct,
-    gc=False,
-    rename={
-        "version": VERSION_KEY,
-        "capabilities": CAPABILITIES_KEY,
-        "client": CLIENT_KEY,
-        "log_level": LOG_LEVEL_KEY,
-        "token": "progressToken",
-    },
-):
+class _Meta(Struct, gc=False, rename=META_NAMES):
     version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
@@ -324,7 +311,7 @@ class _Meta(
     token: ProgressToken | UnsetType = UNSET
 
 
-class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
+class _HandshakeMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
     version: Raw | UnsetType = UNSET
     """Present only in the other era."""
     token: ProgressToken | UnsetType = UNSET
