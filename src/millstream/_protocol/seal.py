@@ -13,7 +13,7 @@ The clock and randomness are arguments: `now` and `nonce`.
 """
 
 import hashlib
-from binascii import a2b_base64, b2a_base64
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -38,18 +38,6 @@ _HEAD_BYTES = _NUMBER_BYTES + NONCE_BYTES
 _TAG_BYTES = 16
 _LABEL = b"millstream seal v1"
 """Context of the key derivation and version of the format. Another label gives other keys and key numbers."""
-
-_TO_URL = bytes.maketrans(b"+/", b"-_")
-# The standard alphabet's "+", "/", and "=" become "!", which the strict decoder refuses.
-_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")
-# RFC 4648 §3.5: unused bits of the last character must be zero. Indexed by length modulo 4; 1 isn't a valid length.
-_LAST = (
-    frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
-    frozenset[str](),
-    frozenset("AQgw"),
-    frozenset("AEIMQUYcgkosw048"),
-)
-_PADDING = (b"", b"", b"==", b"=")
 
 
 class KeyRing:
@@ -92,21 +80,20 @@ class KeyRing:
             raise LocalError(f"The content of {len(plain)} bytes is too long to seal.")
         ciphers = self._ciphers or self._load()
         number = self._first
-        sealed = number + nonce + ciphers[number].encrypt(nonce, plain, _associated_data(kind, bound))
-        return b2a_base64(sealed, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
+        return _to_text(number + nonce + ciphers[number].encrypt(nonce, plain, _associated_data(kind, bound)))
 
     def open(self, kind: bytes, token: str, bound: bytes = b"") -> bytes | None:
         """Return the content that this ring sealed for `kind` and `bound`, or None for any other text."""
-        length = len(token)
-        if not 0 < length <= MAX_TOKEN or token[-1] not in _LAST[length & 3]:
+        if len(token) > MAX_TOKEN:
             return None
         try:
-            data = a2b_base64(token.encode("ascii").translate(_FROM_URL) + _PADDING[length & 3], strict_mode=True)
+            data = urlsafe_b64decode(f"{token}==")
         except ValueError:
             return None
         cipher = (self._ciphers or self._load()).get(data[:_NUMBER_BYTES])
-        # The cipher raises different errors for a short nonce, a missing tag, and a wrong tag.
-        if cipher is None or len(data) < _HEAD_BYTES + _TAG_BYTES:
+        # The cipher raises different errors for a short nonce, a missing tag, and a wrong tag. The decoder ignores
+        # unused bits and other characters, which would give one token several spellings (RFC 4648 §3.5).
+        if cipher is None or len(data) < _HEAD_BYTES + _TAG_BYTES or _to_text(data) != token:
             return None
         try:
             return cipher.decrypt(data[_NUMBER_BYTES:_HEAD_BYTES], data[_HEAD_BYTES:], _associated_data(kind, bound))
@@ -128,6 +115,10 @@ class KeyRing:
         self._first = next(iter(ciphers))
         self._ciphers = ciphers
         return ciphers
+
+
+def _to_text(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _associated_data(kind: bytes, bound: bytes) -> bytes:

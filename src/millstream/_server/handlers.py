@@ -4,11 +4,10 @@ Each takes a `Call` and returns the members of the result for the call's revisio
 """
 
 import inspect
-from collections.abc import Awaitable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache, partial
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
@@ -23,7 +22,7 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, encode, too_many_members
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, encode, too_many_members
 from millstream._protocol.metadata import LOG_LEVELS, check, declares
 from millstream._protocol.notifications import (
     CallToolRequestParams,
@@ -53,19 +52,25 @@ from millstream._server.functions.plan import ArgumentError
 S = TypeVar("S")
 
 
-def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+@cache
+def _decoder(kind: Any) -> Callable[[bytes | str], Any]:
+    return decoder(kind)
+
+
+def read(kind: type[S], call: Call) -> S:
     """Decode the parameters of a call.
 
     Raises:
         ProtocolError: INVALID_PARAMS.
     """
     try:
-        return decoder.decode(call.params or b"{}")
+        found: S = _decoder(kind)(call.params or b"{}")  # type: ignore[arg-type]  # a type is hashable
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    return found
 
 
-def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+def read_texts(kind: type[S], call: Call) -> S:
     """Decode parameters with an object of strings, each of which becomes an object.
 
     Raises:
@@ -73,7 +78,7 @@ def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
     """
     if too_many_members(call.params):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
-    return read(decoder, call)
+    return read(kind, call)
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
@@ -111,14 +116,7 @@ MAX_VALUES = 100
 _MAX_KEPT_PARAMS = 16 * 1024
 """Maximum bytes of parameters that a call keeps while its tool runs."""
 _NONE = frozenset[str]()
-_page_decoder = msgspec.json.Decoder(PaginatedRequestParams)
-_complete_decoder = msgspec.json.Decoder(CompleteRequestParams)
-_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
-_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
-_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
-_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
-_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
+_decode_object = decoder(dict[str, Any])
 
 
 class Handlers:
@@ -154,7 +152,7 @@ class Handlers:
         return registry.page(
             kind,
             call.revision,
-            read(_page_decoder, call).cursor,
+            read(PaginatedRequestParams, call).cursor,
             granted_scopes(call) if registry.has_scopes else None,
             registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
         )
@@ -191,7 +189,7 @@ class Handlers:
                 are invalid.
             ToolError: The arguments are invalid. The text tells the model what to fix.
         """
-        params = read(_call_decoder, call)
+        params = read(CallToolRequestParams, call)
         tool = self._registry.tools.get(params.name)
         call.name = params.name if tool is not None else params.name[:128]
         if tool is None or not sees(call, tool):
@@ -222,7 +220,7 @@ class Handlers:
         return tool
 
     async def _get_prompt(self, call: Call) -> bytes:
-        params = read_texts(_get_decoder, call)
+        params = read_texts(GetPromptRequestParams, call)
         prompt = self._registry.prompts.get(params.name)
         if prompt is None or not sees(call, prompt):
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
@@ -236,7 +234,7 @@ class Handlers:
         return prompt.encode(await prompt.run(call.arguments, call), call)
 
     async def _read_resource(self, call: Call) -> bytes:
-        params = read(_read_decoder, call)
+        params = read(ReadResourceRequestParams, call)
         call.name = params.uri
         take_rounds(call, params)
         source, value = await self._read(params.uri, call)
@@ -266,7 +264,7 @@ class Handlers:
 
     async def _subscribe(self, call: Call) -> bytes:
         """Subscribe the session to changes to one resource."""
-        uri = read(_uri_decoder, call).uri
+        uri = read(ResourceRequestParams, call).uri
 
         def add(record: SessionRecord) -> SessionRecord | None:
             if uri in record.subscriptions:
@@ -275,7 +273,7 @@ class Handlers:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
             self._find_readable(uri, call)
             self._services.changes.check_room(call.owner, (uri,))
-            return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
+            return replace(record, subscriptions=[*record.subscriptions, uri])
 
         await self._services.records.change(_session(call), add)
         self._follow(_session(call))
@@ -284,12 +282,12 @@ class Handlers:
 
     async def _unsubscribe(self, call: Call) -> bytes:
         """End the session's subscription to one resource."""
-        uri = read(_uri_decoder, call).uri
+        uri = read(ResourceRequestParams, call).uri
 
         def drop(record: SessionRecord) -> SessionRecord | None:
             if uri not in record.subscriptions:
                 return None
-            return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
+            return replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
 
         await self._services.records.change(_session(call), drop)
         self._follow(_session(call))
@@ -302,7 +300,7 @@ class Handlers:
 
     async def _complete(self, call: Call) -> bytes:
         """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
-        params = read_texts(_complete_decoder, call)
+        params = read_texts(CompleteRequestParams, call)
         if self._registry.completes is not None:
             return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find_completed(params.ref, call)
@@ -353,7 +351,7 @@ class Handlers:
 
     async def _set_level(self, call: Call) -> bytes:
         """Set the minimum severity of log messages for this session. Without a session, do nothing."""
-        level = read(_level_decoder, call).level
+        level = read(SetLevelRequestParams, call).level
         if level not in LOG_LEVELS:
             raise ProtocolError(
                 INVALID_PARAMS, f"Unknown log level {level[:32]!r}. Use one of {', '.join(LOG_LEVELS)}."
@@ -378,7 +376,7 @@ def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        return _object_decoder.decode(raw)
+        return _decode_object(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
 
@@ -413,7 +411,7 @@ class MiddlewareChain:
         """Return the members of the result of a call."""
         if call.method in _LISTS:
             handler = self._wrap_list_handler(handler)
-        params = read(_object_decoder, call)
+        params = read(dict[str, Any], call)
         hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
         if not hooks:
             return await handler(call)
@@ -500,7 +498,7 @@ async def _give(items: list[dict[str, Any]], request: ListRequest) -> list[dict[
 
 
 def _members(members: bytes) -> dict[str, Any]:
-    return _object_decoder.decode(b"{%b}" % members)
+    return _decode_object(b"{%b}" % members)
 
 
 def _encode_result(result: dict[str, Any]) -> bytes:

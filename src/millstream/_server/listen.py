@@ -30,9 +30,6 @@ MAX_URI_BYTES = 128 * 1024
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
-_decoder = msgspec.json.Decoder(SubscriptionsListenRequestParams)
-
-
 class Listen:
     """The handler of `subscriptions/listen`."""
 
@@ -42,7 +39,7 @@ class Listen:
 
     async def __call__(self, call: Call) -> bytes:
         """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
-        wanted = read(_decoder, call).notifications
+        wanted = read(SubscriptionsListenRequestParams, call).notifications
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:
             raise ProtocolError(

@@ -153,15 +153,8 @@ class Context(CallInfo):
             progress = max(progress, reported.value + OWN_STEP)
         await send_progress(call, progress, total, message)
 
-    async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``.
-
-        Args:
-            progress: The progress so far.
-            total: The value at which the work is done.
-            message: The current step, for the user.
-        """
-        await self.progress(progress, total, message)
+    report_progress = progress
+    """An alias for the name in other packages: ``await ctx.report_progress(3, 10)``."""
 
     async def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message if the caller wants it: ``await ctx.log("notice", {"free": 3})``.

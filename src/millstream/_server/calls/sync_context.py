@@ -153,15 +153,8 @@ class SyncContext(CallInfo):
         """
         self._wait(self._context.progress(progress, total, message))
 
-    def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Call `progress`. An alias for the name in other packages: ``ctx.report_progress(3, 10)``.
-
-        Args:
-            progress: The progress so far.
-            total: The value at which the work is done.
-            message: The current step, for the user.
-        """
-        self.progress(progress, total, message)
+    report_progress = progress
+    """An alias for the name in other packages: ``ctx.report_progress(3, 10)``."""
 
     def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``.
