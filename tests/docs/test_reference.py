@@ -30,7 +30,7 @@ from millstream._server.features.registry import MAX_URI
 from millstream._server.functions import plan
 from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
-from millstream._server.listen import MAX_URI_BYTES
+from millstream._server.handlers import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
 from millstream._transports.connection import MAX_ITEMS

@@ -16,8 +16,7 @@ from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hooks
 from millstream._server.features.tools import Tool
-from millstream._server.handlers import MiddlewareChain
-from millstream._server.listen import install
+from millstream._server.handlers import MiddlewareChain, install
 from millstream._server.peers import (
     PAUSE,
     ItemRemoval,
