@@ -55,10 +55,10 @@ from millstream._protocol.notifications import (
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
-from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
-from millstream._server.calls.sessions import Session, SessionRecord
+from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
+from millstream._server.calls.sessions import SessionRecord
 from millstream._server.control import release_arguments, too_many_streams
-from millstream._server.dispatch import Dispatcher, ServerDescription
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import MAX_URI, Handler, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
@@ -132,18 +132,21 @@ def sees(call: Call, item: Any) -> bool:
 MAX_VALUES = 100
 _MAX_KEPT_PARAMS = 16 * 1024
 """Maximum bytes of parameters that a call keeps while its tool runs."""
+MAX_URI_BYTES = 128 * 1024
+"""Maximum total length of a subscription's URIs, the same as in a session's record."""
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 _NONE = frozenset[str]()
 _decode_object = decoder(dict[str, Any])
 
 
 class Handlers:
-    """The handlers of all methods but `subscriptions/listen`."""
+    """The handlers of all methods."""
 
-    def __init__(self, registry: Registry, services: Services, announcement: ServerDescription) -> None:
-        self._registry = registry
-        self._services = services
-        self._announcement = announcement
-        services.read_resource = self._read_inside
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._registry = dispatcher.registry
+        self._services = dispatcher.services
+        self._announcement = dispatcher.announcement
+        self._services.read_resource = self._read_inside
 
     def table(self) -> Mapping[str, Handler]:
         """Return the handlers by method."""
@@ -157,6 +160,7 @@ class Handlers:
             "resources/read": self._read_resource,
             "resources/subscribe": self._subscribe,
             "resources/unsubscribe": self._unsubscribe,
+            "subscriptions/listen": self._listen,
             "completion/complete": self._complete,
             "server/discover": self._discover,
             "ping": self._ping,
@@ -292,8 +296,7 @@ class Handlers:
             self._services.changes.check_room(call.owner, (uri,))
             return replace(record, subscriptions=[*record.subscriptions, uri])
 
-        await self._services.records.change(_session(call), add)
-        self._follow(_session(call))
+        await self._change_subscriptions(call, add)
         await self._services.changes.wait_until_followed((uri,))
         return b""
 
@@ -306,14 +309,120 @@ class Handlers:
                 return None
             return replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
 
-        await self._services.records.change(_session(call), drop)
-        self._follow(_session(call))
+        await self._change_subscriptions(call, drop)
         return b""
 
-    def _follow(self, session: Session) -> None:
-        """Follow the subscriptions of a connection's session. Streamable HTTP sessions have a stream for this."""
+    async def _change_subscriptions(self, call: Call, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
+        """Change the record of a session, and follow its subscriptions.
+
+        Streamable HTTP sessions have a stream that follows them.
+        """
+        session = call.session
+        if session is None:
+            raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
+        await self._services.records.change(session, edit)
         if session.record is not None:
             self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
+
+    async def _listen(self, call: Call) -> bytes:
+        """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
+        wanted = read(SubscriptionsListenRequestParams, call).notifications
+        settings = self._services.settings
+        if len(wanted.resource_subscriptions) > settings.max_subscriptions:
+            raise ProtocolError(
+                INVALID_REQUEST, f"A subscription can have at most {settings.max_subscriptions} resources."
+            )
+        size = sum(map(len, wanted.resource_subscriptions))
+        if size > MAX_URI_BYTES:
+            raise ProtocolError(
+                INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
+            )
+        pushes = _Pushes()
+        with ExitStack() as ends:
+            agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
+            # The request isn't read again, and the stream can be open for a day.
+            client = call.client
+            call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+            call.params, call.token = b"", None
+            release_arguments(call, self._services.bodies)
+            owner, streams, memory = call.owner, self._services.streams, self._services.client_memory
+            if not streams.take(owner):
+                raise too_many_streams(streams.count(owner))
+            ends.callback(streams.leave, owner)
+            memory.take(owner, size)
+            ends.callback(memory.bytes.leave, owner, size)
+            await self._push_changes(call, wanted, pushes, agreed, ends)
+        return b""
+
+    async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> dict[str, Any]:
+        """Pass the filters of extensions to them, and return what they accept."""
+        agreed: dict[str, Any] = {}
+        asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
+        for member, serve in self._registry.filters.items():
+            if member in asked:
+                value, end = await serve(asked[member], call, pushes.push)
+                ends.callback(end)
+                if value is not None:
+                    agreed[member] = value
+        return agreed
+
+    async def _push_changes(
+        self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any], ends: ExitStack
+    ) -> None:
+        """Acknowledge, and push changes until the subscription ends."""
+        mark = {SUBSCRIPTION_KEY: call.id}
+        granted = self._grantable(wanted, call)
+        line = call.open_reply_channel()
+        call.meta = dict(mark)
+        acknowledgment = notification_message(
+            ACKNOWLEDGED,
+            {"notifications": {**msgspec.to_builtins(granted), **agreed}, "_meta": mark}
+            if agreed
+            else SubscriptionsAcknowledgedNotificationParams(granted, mark),
+        )
+        if granted == SubscriptionFilter() and not agreed:
+            await call.send_to_caller(acknowledgment)
+            return
+        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
+        # Updates of a hidden resource would tell that it exists.
+        find = self._registry.find_readable
+        uris = frozenset(
+            uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
+        )
+        lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
+        over, changes, endings = pushes.over, self._services.changes, self._services.endings
+        changes.check_room(call.owner, uris)
+
+        def watcher(change: ServerChange, message: bytes) -> None:
+            if change.kind in lists:
+                pushes.push(lists[change.kind])
+            for uri in affected_uris(change, uris):
+                pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
+
+        ends.callback(changes.watch(watcher))
+        endings.add(over.set)
+        ends.callback(endings.discard, over.set)
+        changes.follow(call, call.owner, uris)
+        ends.callback(changes.follow, call, call.owner, ())
+        await changes.wait_until_followed(uris)
+        await call.send_to_caller(acknowledgment)
+        await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
+        ends.callback(line.on_close(over.set))
+        pushes.begin(call)
+        await over.wait()
+
+    def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
+        offers, scopes = self._registry.offers, granted_scopes(call)
+        uris = wanted.resource_subscriptions if offers("resources") else []
+        if scopes is not None and self._registry.scopes:
+            find = self._registry.find_readable
+            uris = [uri for uri in uris if (item := find(uri)[0]) is None or item.scopes <= scopes]
+        return SubscriptionFilter(
+            wanted.tools_list_changed and offers("tools"),
+            wanted.prompts_list_changed and offers("prompts"),
+            wanted.resources_list_changed and offers("resources"),
+            uris,
+        )
 
     async def _complete(self, call: Call) -> bytes:
         """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
@@ -398,127 +507,8 @@ def _object(raw: bytes) -> dict[str, Any]:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
 
 
-def _session(call: Call) -> Session:
-    if call.session is None:
-        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
-    return call.session
-
-
 def _not_found(uri: str) -> ProtocolError:
     return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
-
-
-MAX_URI_BYTES = 128 * 1024
-"""Maximum total length of a subscription's URIs, the same as in a session's record."""
-ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
-
-
-class Listen:
-    """The handler of `subscriptions/listen`."""
-
-    def __init__(self, registry: Registry, services: Services) -> None:
-        self._registry = registry
-        self._services = services
-
-    async def __call__(self, call: Call) -> bytes:
-        """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
-        wanted = read(SubscriptionsListenRequestParams, call).notifications
-        settings = self._services.settings
-        if len(wanted.resource_subscriptions) > settings.max_subscriptions:
-            raise ProtocolError(
-                INVALID_REQUEST, f"A subscription can have at most {settings.max_subscriptions} resources."
-            )
-        size = sum(map(len, wanted.resource_subscriptions))
-        if size > MAX_URI_BYTES:
-            raise ProtocolError(
-                INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
-            )
-        pushes = _Pushes()
-        with ExitStack() as ends:
-            agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
-            # The request isn't read again, and the stream can be open for a day.
-            client = call.client
-            call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
-            call.params, call.token = b"", None
-            release_arguments(call, self._services.bodies)
-            owner, streams, memory = call.owner, self._services.streams, self._services.client_memory
-            if not streams.take(owner):
-                raise too_many_streams(streams.count(owner))
-            ends.callback(streams.leave, owner)
-            memory.take(owner, size)
-            ends.callback(memory.bytes.leave, owner, size)
-            await self._serve(call, wanted, pushes, agreed, ends)
-        return b""
-
-    async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> dict[str, Any]:
-        """Pass the filters of extensions to them, and return what they accept."""
-        agreed: dict[str, Any] = {}
-        asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
-        for member, serve in self._registry.filters.items():
-            if member in asked:
-                value, end = await serve(asked[member], call, pushes.push)
-                ends.callback(end)
-                if value is not None:
-                    agreed[member] = value
-        return agreed
-
-    async def _serve(
-        self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any], ends: ExitStack
-    ) -> None:
-        """Acknowledge, and push changes until the subscription ends."""
-        mark = {SUBSCRIPTION_KEY: call.id}
-        granted = self._grantable(wanted, call)
-        line = call.open_reply_channel()
-        call.meta = dict(mark)
-        acknowledgment = notification_message(
-            ACKNOWLEDGED,
-            {"notifications": {**msgspec.to_builtins(granted), **agreed}, "_meta": mark}
-            if agreed
-            else SubscriptionsAcknowledgedNotificationParams(granted, mark),
-        )
-        if granted == SubscriptionFilter() and not agreed:
-            await call.send_to_caller(acknowledgment)
-            return
-        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
-        # Updates of a hidden resource would tell that it exists.
-        find = self._registry.find_readable
-        uris = frozenset(
-            uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
-        )
-        lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
-        over, changes, endings = pushes.over, self._services.changes, self._services.endings
-        changes.check_room(call.owner, uris)
-
-        def watcher(change: ServerChange, message: bytes) -> None:
-            if change.kind in lists:
-                pushes.push(lists[change.kind])
-            for uri in affected_uris(change, uris):
-                pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
-
-        ends.callback(changes.watch(watcher))
-        endings.add(over.set)
-        ends.callback(endings.discard, over.set)
-        changes.follow(call, call.owner, uris)
-        ends.callback(changes.follow, call, call.owner, ())
-        await changes.wait_until_followed(uris)
-        await call.send_to_caller(acknowledgment)
-        await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
-        ends.callback(line.on_close(over.set))
-        pushes.begin(call)
-        await over.wait()
-
-    def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
-        offers, scopes = self._registry.offers, granted_scopes(call)
-        uris = wanted.resource_subscriptions if offers("resources") else []
-        if scopes is not None and self._registry.scopes:
-            find = self._registry.find_readable
-            uris = [uri for uri in uris if (item := find(uri)[0]) is None or item.scopes <= scopes]
-        return SubscriptionFilter(
-            wanted.tools_list_changed and offers("tools"),
-            wanted.prompts_list_changed and offers("prompts"),
-            wanted.resources_list_changed and offers("resources"),
-            uris,
-        )
 
 
 class _Pushes:
@@ -551,9 +541,7 @@ class _Pushes:
 
 def install(dispatcher: Dispatcher) -> None:
     """Register the handlers of every method."""
-    registry, services = dispatcher.registry, dispatcher.services
-    handlers = Handlers(registry, services, dispatcher.announcement).table()
-    dispatcher.serve({**handlers, "subscriptions/listen": Listen(registry, services)})
+    dispatcher.serve(Handlers(dispatcher).table())
 
 
 _LISTS = {
