@@ -53,8 +53,8 @@ from millstream._protocol.notifications import (
     SubscriptionsListenRequestParams,
 )
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
-from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
+from millstream._server.calls.questions import read_responses
 from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
 from millstream._server.calls.sessions import SessionRecord
 from millstream._server.control import release_arguments, too_many_streams

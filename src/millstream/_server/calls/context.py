@@ -24,8 +24,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.seal import Rounds, binding_hash, hash_principal, open_state
 from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
-from millstream._server.calls.client_questions import ask_by_request, ask_by_round
-from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample
+from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample, ask_by_request, ask_by_round
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import SessionState, once_stored
 from millstream._stores.rates import share_for
