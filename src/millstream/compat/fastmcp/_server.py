@@ -22,14 +22,16 @@ from millstream._server.calls.call import Call
 from millstream.compat import types
 from millstream.compat.fastmcp._auth import ProviderTokenVerifier, Settings, VerifierMethod, settings_of
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
-from millstream.compat.fastmcp._prompts import Prompt, Tool, ToolOutput
-from millstream.compat.fastmcp._resources import (
+from millstream.compat.fastmcp._items import (
     FunctionResource,
+    Prompt,
     ReadResourceContents,
     Resource,
     ResourceTemplate,
+    Tool,
+    ToolOutput,
 )
+from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
 
 logger = logging.getLogger("millstream")
 
