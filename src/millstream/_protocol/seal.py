@@ -14,6 +14,7 @@ The clock and randomness are arguments: `now` and `nonce`.
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ _HEAD_BYTES = _NUMBER_BYTES + NONCE_BYTES
 _TAG_BYTES = 16
 _LABEL = b"millstream seal v1"
 """Context of the key derivation and version of the format. Another label gives other keys and key numbers."""
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 
 
 class KeyRing:
@@ -80,7 +82,8 @@ class KeyRing:
             raise LocalError(f"The content of {len(plain)} bytes is too long to seal.")
         ciphers = self._ciphers or self._load()
         number = self._first
-        return _to_text(number + nonce + ciphers[number].encrypt(nonce, plain, _associated_data(kind, bound)))
+        sealed = number + nonce + ciphers[number].encrypt(nonce, plain, _associated_data(kind, bound))
+        return b2a_base64(sealed, newline=False).translate(_TO_URL).rstrip(b"=").decode()
 
     def open(self, kind: bytes, token: str, bound: bytes = b"") -> bytes | None:
         """Return the content that this ring sealed for `kind` and `bound`, or None for any other text."""
@@ -93,7 +96,11 @@ class KeyRing:
         cipher = (self._ciphers or self._load()).get(data[:_NUMBER_BYTES])
         # The cipher raises different errors for a short nonce, a missing tag, and a wrong tag. The decoder ignores
         # unused bits and other characters, which would give one token several spellings (RFC 4648 §3.5).
-        if cipher is None or len(data) < _HEAD_BYTES + _TAG_BYTES or _to_text(data) != token:
+        if (
+            cipher is None
+            or len(data) < _HEAD_BYTES + _TAG_BYTES
+            or urlsafe_b64encode(data).rstrip(b"=") != token.encode()
+        ):
             return None
         try:
             return cipher.decrypt(data[_NUMBER_BYTES:_HEAD_BYTES], data[_HEAD_BYTES:], _associated_data(kind, bound))
@@ -115,10 +122,6 @@ class KeyRing:
         self._first = next(iter(ciphers))
         self._ciphers = ciphers
         return ciphers
-
-
-def _to_text(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _associated_data(kind: bytes, bound: bytes) -> bytes:
