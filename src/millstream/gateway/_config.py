@@ -24,7 +24,7 @@ from msgspec.structs import FieldInfo, fields
 from millstream import Settings
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
-from millstream.gateway._jsonc import JsonSyntaxError, Node
+from millstream.gateway._jsonc import JsonSyntaxError
 from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
@@ -243,14 +243,10 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
         raise ConfigError(f"{path}: {exc}") from exc
 
     def line(where: KeyPath) -> int:
-        node: Node = root
-        start = root.start
+        node = root
         for name in where:
-            member = (node.members or {}).get(name)
-            if member is None:
-                break
-            node, start = member.node, member.start
-        return text.count("\n", 0, start) + 1
+            node = node.members.get(name, node)
+        return text.count("\n", 0, node.name_start) + 1
 
     return ConfigValue(path, root.value, line, environ, root.value)
 
