@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import translate
 from functools import partial
 from hashlib import sha256
@@ -29,17 +29,18 @@ from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
+    ApiRequest,
     Document,
     OpenApi,
     Operation,
     OperationTool,
-    Send,
-    call_operation,
+    build_request,
+    check_response,
     client_of_app,
-    encode_form,
     has_dot_segment,
     is_application,
     result_of,
+    send_by,
     unused_name,
     without_properties,
 )
@@ -63,7 +64,7 @@ class ApiError(Exception):
 
 
 class ApiResponse(Struct):
-    """A response of an API, with the interface that `call_operation` expects."""
+    """A response of an API, with the interface that `result_of` expects."""
 
     status_code: int
     headers: dict[str, str]
@@ -174,43 +175,44 @@ class ApiUpstream(Upstream):
             ToolError: There was no usable response.
         """
         if self._client is not None:
-            send = partial(self._send, self._client.request, call, name)
-            return await call_operation(send, operation, arguments, self._forwarder.forwarded_headers(call))
+            request = build_request(operation, arguments, self._forwarder.forwarded_headers(call))
+            return await self._observe(partial(send_by, self._client, request), call, name)
+        request = build_request(operation, arguments)
         if not await self._places.acquire(call.owner):
             raise no_response_error(call, self, InUse(self._places, call.owner))
         try:
-            return await self._request(operation, arguments, call, name)
+            return await self._send(request, call, name)
         finally:
             self._places.leave(call.owner)
 
-    async def _request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
+    async def _send(self, request: ApiRequest, call: Call, name: str) -> Any:
         assert self._base is not None  # noqa: S101  set before any tool exists
         credentials, auth = self.credentials, None
         if credentials is not None:
             await credentials.prepare(call)
             auth = credentials.auth(credentials.link_key(call))
         endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
-        send = partial(self._send, partial(self._exchange, endpoint, call.owner), call, name)
+        exchange = partial(self._exchange, endpoint, request, call.owner)
         try:
-            return await call_operation(send, operation, arguments)
+            return await self._observe(exchange, call, name)
         except AccessDenied as exc:
             if credentials is not None and await credentials.recover(call, exc):
-                return await call_operation(send, operation, arguments)
+                return await self._observe(exchange, call, name)
             raise no_response_error(call, self, exc) from None
 
-    async def _send(self, request: Send, call: Call, name: str, method: str, path: str, **options: Any) -> Any:
-        """Send a request of a call, and record its outcome.
+    async def _observe(self, exchange: Callable[[], Awaitable[Any]], call: Call, name: str) -> Any:
+        """Return the response to a request of a call, and record its outcome.
 
         Raises:
             AccessDenied: The API rejected the credentials.
-            ToolError: It wasn't sent, or there was no usable response.
+            ToolError: The request wasn't sent, or there was no usable response.
         """
         breaker = self.breaker
         if refusal := breaker.refusal(call, call.method, name):
             raise refused_error(call, self, refusal)
         started = monotonic()
         try:
-            response = await request(method, path, **options)
+            response = await exchange()
         except AccessDenied:
             breaker.succeed(monotonic() - started, call, call.method, name)
             raise
@@ -218,36 +220,27 @@ class ApiUpstream(Upstream):
             self.record_failure(exc, call, call.method, name)
             raise no_response_error(call, self, exc) from None
         breaker.succeed(monotonic() - started, call, call.method, name)
-        return response
+        return check_response(response)
 
-    async def _exchange(
-        self,
-        endpoint: Endpoint,
-        owner: str,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None,
-        headers: Mapping[str, Any] | None,
-        content: bytes | None,
-    ) -> ApiResponse:
+    async def _exchange(self, endpoint: Endpoint, request: ApiRequest, owner: str) -> ApiResponse:
         """Send a request to a path below the base URL.
 
         Raises:
             ToolError: The path or a header can't be sent, or the response is a stream.
             ClientError: There was no response.
         """
-        if has_dot_segment(path):
+        if has_dot_segment(request.target.partition("?")[0]):
             raise ToolError("An argument would change the path.")
-        base = endpoint.url.target.partition("?")[0].rstrip("/")
-        target = base + path + (f"?{encode_form(params)}" if params else "")
-        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
+        target = endpoint.url.target.partition("?")[0].rstrip("/") + request.target
+        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(request.headers)}
         extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        method = request.method
         try:
             async with asyncio.timeout(self.config.timeout):
                 reply = await endpoint.send(
-                    method, extra, content or b"", repeatable=method in ("GET", "HEAD"), target=target, owner=owner
-                )
+                    method, extra, request.content or b"", repeatable=method in ("GET", "HEAD"), target=target,
+                    owner=owner,
+                )  # fmt: skip
         except TimeoutError as exc:
             raise RequestTimeout(f"The API didn't respond within {self.config.timeout:g} seconds.") from exc
         if reply.stream is not None:

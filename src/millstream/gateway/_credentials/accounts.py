@@ -242,28 +242,19 @@ class PersonalCredentials(TokenCredentials):
             except (Declined, Cancelled):
                 raise call_error(call, f"{reason} You haven't connected it. {instruction}") from None
             seconds = self._input_timeout
-            limit = seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)
-            if not await self._has_changed(owner, before, event, limit):
-                raise call_error(call, f"{reason} It isn't connected yet. {instruction} Then call again.")
+            try:
+                async with asyncio.timeout(seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)):
+                    while (found := await self.load(owner)) is None or (before and found.token == before.token):
+                        await event.wait()
+                        event.clear()
+            except TimeoutError:
+                raise call_error(call, f"{reason} It isn't connected yet. {instruction} Then call again.") from None
             if revision.elicitation_ids:
                 await call.send_to_caller(
                     notification_message("notifications/elicitation/complete", {"elicitationId": id})
                 )
         finally:
             del self._waiting[event]
-
-    async def _has_changed(self, owner: str, before: StoredGrant | None, event: asyncio.Event, seconds: float) -> bool:
-        old = "" if before is None else before.token
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    event.clear()
-                    found = await self.load(owner)
-                    if found is not None and found.token != old:
-                        return True
-                    await event.wait()
-        except TimeoutError:
-            return False
 
     def page_of(self, call: Call) -> str:
         """Return the URL of the connections page as the caller can reach it; empty if unknown."""
