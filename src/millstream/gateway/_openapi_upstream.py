@@ -91,7 +91,7 @@ def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, value in headers.items():
         text = str(value)
-        if not (text.isprintable() or text == "") or not text.isascii():
+        if not text.isprintable() or not text.isascii():
             raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
         result[name.lower()] = text
     return result
@@ -112,7 +112,6 @@ class ApiUpstream(Upstream):
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
-        self._descriptions: dict[str, Description] = {}
         self._digest = b""
         """Digest of the text that the operations were read from."""
         self._skipped: frozenset[str] = frozenset()
@@ -292,12 +291,12 @@ class ApiUpstream(Upstream):
     async def _refresh(self) -> None:
         digest, document, origin = await self._read()
         if document is not None:
-            operations, tools = await asyncio.to_thread(self._tools, document)
+            operations = await asyncio.to_thread(self._select, document)
             if self._client is None:
                 self._base = self._base_of(document.url, origin)
-            self.operations, self._descriptions, self._digest = operations, tools, digest
-        found = Catalog(revision=NEWEST.date, tools=self._descriptions, capabilities={"tools": {}}, taken_at=time())
-        await self._offer(found)
+            self.operations, self._digest = operations, digest
+        tools = {name: each.describe(name) for name, each in self.operations.items()}
+        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken_at=time()))
         self._recover()
 
     async def _read(self) -> tuple[bytes, Document | None, Url | None]:
@@ -333,10 +332,8 @@ class ApiUpstream(Upstream):
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
         same_origin = not self.openapi.base_url or parse_url(self.openapi.base_url).origin == url.origin
-        credentials = (
-            self.credentials if same_origin and self.credentials is not None and not self.credentials.personal else None
-        )
-        auth = None if credentials is None else credentials.auth("")
+        credentials = self.credentials if same_origin else None
+        auth = None if credentials is None or credentials.personal else credentials.auth("")
         endpoint = self._endpoint(url, self.config.headers if same_origin else {}, auth, self.config.max_catalog_bytes)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
@@ -376,38 +373,35 @@ class ApiUpstream(Upstream):
             )
         return pool
 
-    def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
-        """Return the operations to offer, and their descriptions."""
-        pattern = re.compile("|".join(map(translate, self.openapi.operations))) if self.openapi.operations else None
-        tags, found, tools = set(self.openapi.tags), dict[str, Operation](), dict[str, Description]()
-        size = 0
+    def _select(self, document: Document) -> dict[str, Operation]:
+        """Return the operations to offer, by name."""
+        matches = re.compile("|".join(map(translate, self.openapi.operations or ("*",)))).match
+        tags, found, size = set(self.openapi.tags), dict[str, Operation](), 0
         for operation in document.operations():
-            operation_name = operation.name({})
-            route = f"{operation.method} {operation.path}"
+            method, path, own_name = operation.method, operation.path, operation.name({})
             if tags and tags.isdisjoint(operation.tags):
                 continue
-            if pattern is not None and not (pattern.match(operation_name) or pattern.match(route)):
+            if not (matches(own_name) or matches(f"{method} {path}")):
                 continue
-            if not _PATH.fullmatch(operation.path) or has_dot_segment(operation.path):
-                document.skip(operation.method, operation.path, "its path isn't below the API's base URL")
+            if not _PATH.fullmatch(path) or has_dot_segment(path):
+                document.skip(method, path, "its path isn't below the API's base URL")
                 continue
             if len(found) >= MAX_OPERATIONS:
                 raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-            name = unused_name(operation_name, found)
             restricted = self._restrict(operation)
             if restricted is None:
-                document.skip(operation.method, operation.path, "its schema is too large")
+                document.skip(method, path, "its schema is too large")
                 continue
+            name = unused_name(own_name, found)
             found[name] = restricted
-            tools[name] = restricted.describe(name)
-            size += len(encode(tools[name]))
+            size += len(encode(restricted.describe(name)))
             if size > self.config.max_catalog_bytes:
                 raise ApiError(
                     f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
                 )
         document.log_skipped(self.config.name, self._skipped)
         self._skipped = frozenset(document.skipped)
-        return found, tools
+        return found
 
     def _restrict(self, operation: Operation) -> Operation | None:
         """Return an operation without the headers that arguments can't set; None if its schema is too large.
