@@ -37,6 +37,7 @@ from millstream.parts import (
 from millstream.protocol import (
     INTERNAL_ERROR,
     SuggestionMeta,
+    decoder,
     encode,
     fits_keyword,
     inline_references,
@@ -663,7 +664,7 @@ class OperationTool(Tool):
     """An operation as a tool."""
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
-        schema: dict[str, Any] = description.get("inputSchema") or {"type": "object", "properties": {}}
+        schema: dict[str, Any] = description["inputSchema"]
         super().__init__(ItemSource(name, run, argument_reader(name, schema), schema=schema), tags=frozenset(tags))
         self._described = {**self._described, **description, "name": name}
 
@@ -684,7 +685,7 @@ def argument_reader(name: str, schema: dict[str, Any]) -> Read:
 
     def read(raw: Any) -> dict[str, Any]:
         try:
-            arguments = _object_decoder.decode(raw)
+            arguments = _decode_object(raw)
             present = {each: value for each, value in arguments.items() if value is not None}
             problems = describe_problems(schema, present)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -696,7 +697,7 @@ def argument_reader(name: str, schema: dict[str, Any]) -> Read:
     return read
 
 
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
+_decode_object = decoder(dict[str, Any])
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:

@@ -213,7 +213,7 @@ class SearchPart:
         try:
             params = _decode_params(call.params)
             inner = _read_call(params.get("arguments", Raw(b"{}")))
-        except (msgspec.DecodeError, RecursionError, ArgumentError) as exc:
+        except MALFORMED as exc:
             text = f"Invalid arguments for tool {CALL!r}: {exc}"
             raise (
                 ToolError(text) if call.revision.argument_errors_in_result else ProtocolError(INVALID_PARAMS, text)

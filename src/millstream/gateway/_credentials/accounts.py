@@ -76,13 +76,6 @@ _CLIENT_KIND = b"gateway client"
 _PROBE = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
-class Demand(Struct, frozen=True):
-    """Status and challenge of a denied call."""
-
-    status: int = 401
-    challenge: str = ""
-
-
 class PersonalCredentials(TokenCredentials):
     """The connections of all users to one upstream."""
 
@@ -193,7 +186,7 @@ class PersonalCredentials(TokenCredentials):
         if lacks_scope and self.options.scope:
             return await super().recover(call, denied)  # the user can't grant more than the operator requests
         owner = self._identify(call).owner
-        demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
+        demand = denied.status, denied.challenge[:_MAX_CHALLENGE]
         await self._vault.put(f"connection-wanted:{self._id}:{owner}", demand, _DEMAND_SECONDS, lossy=True)
         reason = "requires more permissions for this" if lacks_scope else "no longer accepts your connection"
         await self._ask(call, owner, await self.load(owner), f"The server {self.upstream!r} {reason}.")
@@ -286,7 +279,7 @@ class PersonalCredentials(TokenCredentials):
         oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
-            request = await oauth.ask(self.url, demand.status, demand.challenge)
+            request = await oauth.ask(self.url, *demand)
         if (found := store.load().registrations) != registrations:
             sealed = self._vault.seal(_CLIENT_KIND, found, key.encode())
             await self._vault.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
@@ -329,9 +322,9 @@ class PersonalCredentials(TokenCredentials):
             async with asyncio.timeout(ISSUER_TIMEOUT):
                 await oauth.sign_out(self.url)
 
-    async def _demand(self, owner: str) -> Demand:
-        """Return the last challenge for this user, or the one for an unauthenticated client."""
-        demand = await self._vault.get(f"connection-wanted:{self._id}:{owner}", Demand)
+    async def _demand(self, owner: str) -> tuple[int, str]:
+        """Return the status and challenge of this user's last denied call, or those for an unauthenticated client."""
+        demand = await self._vault.get(f"connection-wanted:{self._id}:{owner}", tuple[int, str])
         if demand is not None:
             return demand
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
@@ -344,7 +337,7 @@ class PersonalCredentials(TokenCredentials):
                 f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
             ) from exc
         reply.discard()
-        return Demand(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
+        return 401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE]
 
     # Tokens
 

@@ -314,18 +314,6 @@ class _IssuedCredentials(TokenCredentials):
         except ValueError as exc:
             raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
 
-    async def _issuer(self) -> IssuerMetadata:
-        options = self._options
-        if options.token_url:
-            parse_secure(options.token_url)
-            return IssuerMetadata(issuer=options.token_url, token_endpoint=options.token_url)
-        found = await find_issuer(options.issuer, self._outbound)
-        if found is None:
-            raise ConnectFailed(
-                f"The metadata of {options.issuer} isn't available. If it has none, set its token_url instead."
-            )
-        return found
-
     async def _ask(self, lifetime: float, until: float, **form: str) -> StoredGrant:
         """Request a token.
 
@@ -334,10 +322,19 @@ class _IssuedCredentials(TokenCredentials):
             until: Latest expiry, in Unix time.
             form: Parameters of the request.
         """
-        issuer = await self._issuer()
+        options = self._options
+        if options.token_url:
+            parse_secure(options.token_url)
+            issuer: IssuerMetadata | None = IssuerMetadata(options.token_url, token_endpoint=options.token_url)
+        else:
+            issuer = await find_issuer(options.issuer, self._outbound)
+        if issuer is None:
+            raise ConnectFailed(
+                f"The metadata of {options.issuer} isn't available. If it has none, set its token_url instead."
+            )
         form["resource"] = self._target
-        if self._options.scope:
-            form["scope"] = " ".join(self._options.scope)
+        if options.scope:
+            form["scope"] = " ".join(options.scope)
         response = await ask_token(issuer, self._registration, form, self._outbound)
         response.check(issuer.issuer, f"token for the upstream {self.upstream!r}")
         lifetime = response.expires_in or lifetime
