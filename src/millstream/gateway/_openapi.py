@@ -191,18 +191,19 @@ class Document:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
-        parameters: dict[tuple[str, str], dict[str, Any]] = {}
-        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
-            parameter = self._resolve(node)
-            name, location = parameter.get("name"), parameter.get("in")
-            if not isinstance(name, str) or location not in _PLACES:
-                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
-            if location != "header" or name.lower() not in _RESERVED_HEADERS:
-                parameters.setdefault((name, location), parameter)
         arguments, fields, body_required, media = self._body(operation)
         properties: dict[str, Any] = {}
         required: list[str] = []
-        for (original_name, location), parameter in parameters.items():
+        seen: set[tuple[str, str]] = set()
+        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
+            parameter = self._resolve(node)
+            original_name, location = parameter.get("name"), parameter.get("in")
+            if not isinstance(original_name, str) or location not in _PLACES:
+                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
+            is_reserved = location == "header" and original_name.lower() in _RESERVED_HEADERS
+            if is_reserved or (original_name, location) in seen:
+                continue
+            seen.add((original_name, location))
             is_duplicate = original_name in arguments
             name = f"{original_name}__{location}" if is_duplicate else original_name
             media_type, content = _content_of(parameter, ())
