@@ -46,7 +46,6 @@ from millstream.gateway._relay import (
     declare,
     project_answer,
     project_question,
-    with_name,
 )
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
@@ -387,7 +386,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
         if not key.handshake or links.has_handshake:  # then the refusal is about this caller
             raise
         why = str(exc)
-    if link is None or (key.handshake and not getattr(link.conversation.transport, "has_session", True)):
+    if link is None or (key.handshake and not link.conversation.transport.has_session):
         logger.info("%s can't ask questions by the handshake: %s", upstream.config.name, why)
         upstream.has_handshake = False
         key = upstream.key(call, abilities, name)
@@ -413,12 +412,12 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     try:
         result = await work
     except (Exception, InputRequired):
-        await relay.settle()
+        await relay.outbox.settle()
         raise
     except BaseException:  # the client has disconnected
-        relay.stop()
+        relay.outbox.stop()
         raise
-    await relay.settle()
+    await relay.outbox.settle()
     return result
 
 
@@ -711,7 +710,7 @@ class _ForwardedCall:
         if policy is not None and "elicitation" not in policy.questions:
             return call_error(call, exc.message)
         if call.revision.url_error:
-            named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
+            named = [{**each, "message": f"[{name}] {each.get('message', '')}"} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
         declared = declare(self.relay.abilities, call.revision)
         if not call.revision.handshake and urls and declares(declared, {"elicitation": {"url": {}}}):

@@ -339,7 +339,7 @@ class ParkedCalls:
 
         Args:
             call: The client's call.
-            relay: Relay to the client, which the caller settles.
+            relay: Relay to the client, whose outbox the caller settles.
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
             exchange: Runs the call, with the `Recipient` of the upstream's messages.
