@@ -6,7 +6,6 @@ error messages.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -265,7 +264,7 @@ class StdioTransport(DuplexTransport):
         stdin = cast("asyncio.WriteTransport", self.process.get_pipe_transport(0))
         if stdin.is_closing():
             await self.exited.wait()
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_OUTPUT_TIMEOUT):  # for the last output; a child may keep the pipe open
                     await self.output_ended.wait()
             raise self.report_exit()
@@ -402,7 +401,7 @@ class StdioTransport(DuplexTransport):
         process = self.process
         if process is None or self.exited.is_set():  # the id may have been reused
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
                 process.kill()
             else:
