@@ -172,7 +172,7 @@ class ProgressStep(Struct, omit_defaults=True):
 class Recipient:
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
-    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in")
+    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in", "wants_progress")
 
     def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
         """Store what's known of the client.
@@ -189,6 +189,7 @@ class Recipient:
         """Id of the client's session; empty without one."""
         self.signed_in: bool = call.principal is not None
         """Whether the owner is a principal."""
+        self.wants_progress: bool = call.token is not None or call.tee is not None
         self.owner: str = call.owner if self.signed_in else self.session or call.owner
         """The caller: the id of its principal, else of its session, else its address."""
 

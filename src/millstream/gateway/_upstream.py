@@ -92,6 +92,7 @@ _OTHER_CONNECTIONS = 28
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_WARNINGS = 1000
+_MAX_PLAIN_METAS = 256
 _WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
 """Schemes of links that clients open themselves."""
 
@@ -326,7 +327,7 @@ class Upstream:
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
-        self.plain_metas: dict[tuple[bytes, str], bytes] = {}
+        self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by that of the client and its revision."""
         self.links: Links = Links(self._make_link, max_connections=config.max_connections)
         self.watches: ResourceWatches = ResourceWatches(
