@@ -460,15 +460,15 @@ class MergedSkills:
     The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 
     Args:
+        host: The running server.
         hides: See `Hides`.
-        private: Returns whether results depend on the caller, and so mustn't be cached for others.
     """
 
-    def __init__(self, hides: Hides, private: Callable[[], bool]) -> None:
+    def __init__(self, host: Host, hides: Hides) -> None:
         self.upstreams: Sequence[Upstream] = ()
         """Upstreams with skills, in the order of the list."""
+        self._host = host
         self._hides = hides
-        self._private = private
         self._methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
             "skills/list": self._list,
             "skills/get": self._get,
@@ -478,7 +478,9 @@ class MergedSkills:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of the extension that the gateway announces."""
-        reads = any(_settings_of(each).get("directoryRead") is True for each in self.upstreams)
+        reads = any(
+            members(each.catalog.extensions.get(SKILLS)).get("directoryRead") is True for each in self.upstreams
+        )
         return {"directoryRead": True} if reads else {}
 
     def find(self, method: str) -> Callable[[Call], Awaitable[bytes]] | None:
@@ -495,7 +497,15 @@ class MergedSkills:
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
         remaining = list(self.upstreams[names.index(name) if cursor else 0 :])
-        upstream, page = await self._first_page(call, remaining, upstream_cursor)
+        upstream, page = remaining.pop(0), None
+        while page is None:
+            try:
+                page = await self._ask(call, upstream, cursor=upstream_cursor)
+            except (ProtocolError, ToolError) as exc:
+                if not remaining:
+                    raise
+                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
+                upstream, upstream_cursor = remaining.pop(0), ""
         result = self._hints(upstream, page)
         skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
         result["skills"] = [each for each in skills if each is not None]
@@ -506,24 +516,11 @@ class MergedSkills:
             result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
         return encode(result)[1:-1]
 
-    async def _first_page(
-        self, call: Call, remaining: list[Upstream], upstream_cursor: str
-    ) -> tuple[Upstream, dict[str, Any]]:
-        """Return the first upstream that answers, and its page. The cursor is for the first of `remaining`."""
-        upstream = remaining.pop(0)
-        try:
-            return upstream, await self._ask(call, upstream, {"cursor": upstream_cursor} if upstream_cursor else {})
-        except (ProtocolError, ToolError) as exc:
-            if not remaining:
-                raise
-            _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
-        return await self._first_page(call, remaining, "")
-
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
         upstream, original_uri = self._resolve(uri)
         if upstream is not None and self._can_read(call, upstream, uri):
-            page = await self._ask(call, upstream, {"uri": original_uri})
+            page = await self._ask(call, upstream, uri=original_uri)
             if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
                 return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
         raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}.")
@@ -533,22 +530,20 @@ class MergedSkills:
         upstream, original_uri = self._resolve(params.uri)
         if upstream is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
-        page = await self._ask(
-            call, upstream, {"uri": original_uri, **({"cursor": params.cursor} if params.cursor else {})}
-        )
+        page = await self._ask(call, upstream, uri=original_uri, cursor=params.cursor)
         result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
 
-    async def _ask(self, call: Call, upstream: Upstream, params: dict[str, Any]) -> dict[str, Any]:
-        work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.redactor(call.method)
+    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> dict[str, Any]:
+        given = encode({name: value for name, value in params.items() if value})
+        work, redactor = forward(call, upstream, call.method, given, ""), upstream.redactor(call.method)
         raw = await (work if redactor is None else redactor.redact(work, call))
         try:
-            page = _decode_object(raw)
+            return _decode_object(raw)
         except MalformedResult as exc:
             text = f"The server {upstream.config.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
-        return page
 
     # Entries
 
@@ -582,22 +577,16 @@ class MergedSkills:
         """Return whether the caller may read a resource, by its URI on this server."""
         if self._hides(upstream, uri):
             return False
-        if upstream.policy is None:
-            return True
-        rules = upstream.policy.rules_of(uri)
+        rules = upstream.rules_of(uri)
         if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
             return False
         scopes = granted_scopes(call)
         return scopes is None or rules.scopes <= scopes
 
     def _hints(self, upstream: Upstream, page: dict[str, Any]) -> dict[str, Any]:
-        private = self._private() or upstream.policy is not None
+        private = self._host.registry.private or upstream.policy is not None  # then it depends on the caller
         hints: dict[str, Any] = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
-
-
-def _settings_of(upstream: Upstream) -> dict[str, Any]:
-    return members(upstream.catalog.extensions.get(SKILLS))
 
 
 def _read(call: Call) -> _Params:
@@ -624,7 +613,7 @@ class ExtensionForwarding:
 
     def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
-        self._skills = MergedSkills(hides, lambda: host.registry.private)
+        self._skills = MergedSkills(host, hides)
         self._settings: dict[str, Any] = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}

@@ -1,15 +1,17 @@
 """The gateway as a part of the server: connects to upstreams, and keeps their items in the registry."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from millstream.client import TargetError
+from millstream.client.lowlevel import Remote, find_server
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
 from millstream.gateway._credentials import (
@@ -34,7 +36,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.http import ArrivingBytes, Url, parse_url
+from millstream.http import ArrivingBytes
 from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
 from millstream.protocol import BY_DATE, LocalError, members
 
@@ -83,8 +85,8 @@ class GatewayPart:
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
-        self._tokens: dict[Upstream, tuple[Catalog, int]] = {}
-        """Tokens of each upstream's tools, with the catalog that they were counted in."""
+        self._tokens: dict[str, int] = {}
+        """Upstream -> tokens of its tools."""
         self._stored_results: dict[str, StoredResults] = {}
         """Upstream -> its stored oversized results."""
         self._name_conflicts: dict[tuple[str, str], str] = {}
@@ -249,7 +251,7 @@ class GatewayPart:
                 **(report := upstream.describe()),
                 "listed": report["items"],
                 "items": {kind: len(names) for kind, names in upstream.offered.items()},
-                "tokens": self._tokens_of(upstream),
+                "tokens": self._tokens.get(upstream.config.name, 0),
                 "quarantined": len(upstream.quarantined),
                 "accounts": upstream.config.connects,
             }
@@ -274,13 +276,6 @@ class GatewayPart:
             "tools": tools[:MAX_SHOWN],
             "quarantined": [msgspec.to_builtins(each) for each in upstream.quarantined[:MAX_SHOWN]],
         }
-
-    def _tokens_of(self, upstream: Upstream) -> int:
-        found = self._tokens.get(upstream)
-        if found is None or found[0] is not upstream.catalog:
-            tokens = sum(_tokens(tool, description) for tool, (_, description) in upstream.offered["tools"].items())
-            found = self._tokens[upstream] = upstream.catalog, tokens
-        return found[1]
 
     def _degraded_reason(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
@@ -344,6 +339,8 @@ class GatewayPart:
         for kind, of_kind in wanted.items():
             if self._replace_items(upstream, kind, of_kind):
                 changed.add(_CHANGE_OF[kind])
+        offered = upstream.offered["tools"].items()
+        self._tokens[upstream.config.name] = sum(_tokens(tool, description) for tool, (_, description) in offered)
         self._announce_capabilities(upstream.catalog)
         self._merge_hints()
         self._announce_upstreams()
@@ -370,7 +367,7 @@ class GatewayPart:
             if leads_back(loops, own_name, is_uri=METHODS[kind][2] != "name"):
                 looping += 1
             else:
-                yield kind, own_name, each if upstream.policy is None else rules.describe(each)
+                yield kind, own_name, rules.describe(each)
         if looping != self._looping.get(upstream.config.name, 0):
             self._looping[upstream.config.name] = looping
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
@@ -446,7 +443,7 @@ class GatewayPart:
                 self._report_name_conflict(upstream, kind, name)
                 continue
             try:
-                rules = None if upstream.policy is None else upstream.rules(kind, own_name)
+                rules = upstream.rules(kind, own_name)
                 added[name] = self._make_item(kind, upstream, name, own_name, description, rules)
             except ValueError as exc:
                 upstream.warn(f"skipped {name!r}: {exc}")
@@ -522,8 +519,8 @@ class GatewayPart:
             listed = "resources" in upstream.catalog.capabilities
             if own_uri is None or not listed or self._hides(upstream, uri):
                 continue
-            rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
-            if upstream.policy is None or rules is not None:
+            rules = upstream.rules_of(uri)
+            if rules is not None:
                 description = {"uri": own_uri, "name": own_uri}
                 found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
                 return found
@@ -567,11 +564,11 @@ class GatewayPart:
         is_own = uri in self._host.registry.resources and not any(
             uri in each.offered["resources"] for each in self.upstreams.values()
         )
-        policy, credentials = upstream.policy, upstream.credentials
+        credentials = upstream.credentials
         if (
             is_own
             or not members(upstream.catalog.capabilities.get("resources")).get("subscribe")
-            or (policy is not None and policy.rules_of(uri) is None)
+            or upstream.rules_of(uri) is None
             or self._claimant(upstream, "resources", uri) is not None
             or (credentials is not None and credentials.personal)  # it would be watched with another user's account
         ):
@@ -684,13 +681,15 @@ def open_credentials(  # noqa: C901  a case for each kind
     )
 
     name, auth = config.name, config.auth
-    url = _url_of(target)
-    if url is None:
+    server = None
+    with contextlib.suppress(TargetError):
+        server = find_server(target, env={}, cwd=None)
+    if not isinstance(server, Remote):
         option = "auth" if auth is not None else "forward_headers"
         raise LocalError(
             f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
         )
-    configured = dict(config.headers)
+    url, configured = server.url, dict(config.headers)
     if isinstance(auth, StaticHeaders):
         configured |= dict.fromkeys(auth.headers, "")
     elif auth is not None:
@@ -730,14 +729,3 @@ def _check_guarded(name: str, kind: str, host: Host) -> None:
             f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
             f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
         )
-
-
-def _url_of(target: Any) -> Url | None:
-    if isinstance(target, Mapping):
-        target = cast("Mapping[str, Any]", target).get("url")
-    if not isinstance(target, str):
-        return None
-    try:
-        return parse_url(target)
-    except TargetError:
-        return None

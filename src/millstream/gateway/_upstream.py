@@ -693,6 +693,10 @@ class Upstream:
         """Return the rules of an item; None if the policy excludes it."""
         return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
 
+    def rules_of(self, uri: str) -> ItemRules | None:
+        """Return the rules of a URI on this server; None if the policy excludes it."""
+        return _NO_RULES if self.policy is None else self.policy.rules_of(uri)
+
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
         while self.lister.handshake is self._in_sessions:
