@@ -369,7 +369,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
     key, links = upstream.key(call, abilities, name), upstream.links
     link, why = None, "It has no sessions."
     try:
-        link = links.ready(key) or await links.open(key, call.owner)
+        link = await links.open(key, call.owner)
     except NO_HANDSHAKE as exc:
         if not key.handshake or links.has_handshake:  # then the refusal is about this caller
             raise
@@ -378,7 +378,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
         logger.info("%s can't ask questions by the handshake: %s", upstream.config.name, why)
         upstream.has_handshake = False
         key = upstream.key(call, abilities, name)
-        link = links.ready(key) or await links.open(key, call.owner)
+        link = await links.open(key, call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
         # many servers send them on a stream that doesn't name the call.
@@ -386,7 +386,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
         for number in range(1, _MAX_HTTP_LINKS_PER_KEY if streams else _MAX_LINKS_PER_KEY):
             other = structs.replace(key, affinity=f"#{number}")
             try:
-                found = links.ready(other) or await links.open(other, call.owner)
+                found = await links.open(other, call.owner)
             except ClientError as exc:
                 logger.debug("%s: another connection couldn't be opened: %s", upstream.config.name, exc)
                 break

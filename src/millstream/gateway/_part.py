@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -87,10 +86,8 @@ class GatewayPart:
         self.upstreams: dict[str, Upstream] = {}
         self._tokens: dict[str, int] = {}
         """Upstream -> tokens of its tools."""
-        self._stored_results: dict[str, StoredResults] = {}
-        """Upstream -> its stored oversized results."""
-        self._name_conflicts: dict[tuple[str, str], str] = {}
-        """(kind, name) of upstreams' items that conflict with this server's own -> error message."""
+        self._name_conflict = ""
+        """Error message about an upstream's item that conflicts with this server's own."""
         self._announcement: Announcement = {"id": "", "upstreams": {}}
         """See `_names`."""
         self._looping: dict[str, int] = {}
@@ -131,7 +128,7 @@ class GatewayPart:
             upstream = self.upstreams[config.name] = make(
                 config,
                 on_change=self._register,
-                on_update=self._on_update,
+                on_update=lambda uri: host.services.changes.emit(ServerChange("updated", uri)),
                 parked_calls=parked,
                 store=host.store,
                 server=self.definition.name,
@@ -150,12 +147,12 @@ class GatewayPart:
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open(pool)
-        host.every_second(self._end_idle_links)
+            host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
         self._announce_missing()
-        if self._name_conflicts:
-            raise ValueError(next(iter(self._name_conflicts.values())))
+        if self._name_conflict:
+            raise ValueError(self._name_conflict)
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
@@ -188,9 +185,8 @@ class GatewayPart:
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        results = self._stored_results[config.name] = StoredResults(host.store.kv, upstream.names)
         if upstream.policy is not None and upstream.policy.has_budgets:
-            template = results.template()
+            template = StoredResults(host.store.kv, upstream.names).template()
             host.registry.exchange("templates", (), {template.name: template})
             host.registry.offer("resources")
             host.on_close(partial(host.registry.remove, "templates", template.name))
@@ -307,10 +303,6 @@ class GatewayPart:
         for share in ("p50_ms", "p99_ms"):
             text = f"{share[:3]} of the response times of recent calls."
             read("gauge", f"gateway_{share}", text, partial(figures, share), label, merge="max")
-
-    def _end_idle_links(self, now: float) -> None:
-        for upstream in self.upstreams.values():
-            upstream.links.end_idle(upstream.config.idle_seconds, now=monotonic())
 
     # Items
 
@@ -471,7 +463,7 @@ class GatewayPart:
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         if rules is not None:
-            rules.apply(item, self._stored_results[upstream.config.name].save)
+            rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
@@ -495,7 +487,7 @@ class GatewayPart:
                 f"This server and the upstream {own!r} both have a {noun} {name!r}: give the upstream another "
                 f"prefix=, or rename the {noun}"
             )
-            self._name_conflicts[kind, name] = text
+            self._name_conflict = self._name_conflict or text
         else:
             text = (
                 f"The upstreams {other.config.name!r} and {own!r} both have a {noun} {name!r}: only the first "
@@ -527,9 +519,6 @@ class GatewayPart:
         return None
 
     # Subscriptions
-
-    def _on_update(self, uri: str) -> None:
-        self._host.services.changes.emit(ServerChange("updated", uri))
 
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`."""

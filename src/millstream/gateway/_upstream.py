@@ -273,6 +273,8 @@ class Upstream:
     """Id of the gateway, see `_names`; set before `open`."""
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
+    is_application: bool = False
+    """Whether it's an application in this process that isn't reached through MCP."""
     lister: LinkKey = SHARED_KEY
     """Key of the connection that reads the lists."""
     _lister_left = False
@@ -312,6 +314,8 @@ class Upstream:
             server: Name of the gateway.
         """
         self.config: UpstreamConfig = config
+        self.address: Any = config.target
+        """URL or target that credentials are sent to."""
         self.names: Names = config.names
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
         self.parked_calls: ParkedCalls = parked_calls
@@ -329,7 +333,9 @@ class Upstream:
         self._era = Era()
         self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by that of the client and its revision."""
-        self.links: Links = Links(self._make_link, max_connections=config.max_connections)
+        self.links: Links = Links(
+            self._make_link, max_connections=config.max_connections, idle_seconds=config.idle_seconds
+        )
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
         )
@@ -377,16 +383,6 @@ class Upstream:
         """Close all connections."""
         await cancel_all(self._task, self._check_task)
         await self._stack.aclose()
-
-    @property
-    def address(self) -> Any:
-        """URL or target that credentials are sent to."""
-        return self.config.target
-
-    @property
-    def is_application(self) -> bool:
-        """Whether it's an application in this process that isn't reached through MCP."""
-        return False
 
     @property
     def revision(self) -> Revision:
