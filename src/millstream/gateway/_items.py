@@ -165,26 +165,19 @@ class UpstreamTool(_UpstreamItem, Tool):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        schema: Any = description.get("inputSchema")
-        if not is_object(schema):
-            schema = {"type": "object"}
+        schema = description["inputSchema"]
         headers = find_annotations(schema)
-        shown: Any = schema if is_object(schema.get("properties", {})) else {**schema, "properties": {}}
-        source = ItemSource(name, self._run, raw_object, schema=shown, headers=headers, decode=raw_object)
+        source = ItemSource(name, self._run, raw_object, schema=schema, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
-        original = upstream.catalog.tools.get(own_name, description).get("inputSchema")
-        self._own_headers = headers if original is schema else find_annotations(original or {})
+        original = upstream.catalog.tools[own_name]["inputSchema"]
+        self._own_headers = headers if original is schema else find_annotations(original)
         """Headers of the upstream's own schema, because the policy may have removed arguments."""
         output = description.get("outputSchema")
         self.wraps: bool = is_object(output) and output.get("type") != "object"
-        self._described = {
-            "inputSchema": {"type": "object", "properties": {}},
-            **_with_view(description, upstream.names),
-            "name": name,
-        }
+        self._described = {**_with_view(description, upstream.names), "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         params = self._call_head + bytes(arguments) + b"}"
@@ -248,9 +241,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        listed = description.get("arguments")
-        names = [members(each).get("name") for each in (listed if is_array(listed) else ())]
-        properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
+        properties = {each["name"]: dict[str, Any]() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
@@ -600,8 +591,6 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     return [each for each in value if is_object(each)] if is_array(value) else []
 
 
-NOT_FORWARDED = frozenset({TASKS})
-"""Extensions that change the results of MCP's own methods."""
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _decode_params = decoder(dict[str, Raw])
@@ -627,28 +616,25 @@ class ExtensionForwarding:
 
     def update(self, upstreams: Collection[Upstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""
-        claims: dict[str, list[Upstream]] = {}
+        own, claims = self._own(), dict[str, list[Upstream]]()
         for upstream in upstreams:
             for name in upstream.catalog.extensions:
-                claims.setdefault(name, []).append(upstream)
-        own = self._own()
+                if name not in own:
+                    claims.setdefault(name, []).append(upstream)
         found = {
-            name: claimants[0]
-            for name, claimants in claims.items()
-            if len(claimants) == 1
-            and name not in own
-            and name not in NOT_FORWARDED
-            and not claimants[0].names.prefix
-            and claimants[0].policy is None
+            name: upstream
+            for name, (upstream, *others) in claims.items()
+            if not others and name != TASKS and not upstream.names.prefix and upstream.policy is None
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims and TASKS not in own:
-            announced[TASKS] = {}  # the gateway wraps their tasks in its own
-        merged = SKILLS in claims and SKILLS not in own and SKILLS not in found
-        self._skills.upstreams = tuple(claims[SKILLS]) if merged else ()
-        if merged:
+        if TASKS in claims:
+            announced[
+                TASKS
+            ] = {}  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+        self._skills.upstreams = () if SKILLS in found else claims.get(SKILLS, ())
+        if self._skills.upstreams:
             announced[SKILLS] = self._skills.settings
-        if UI in claims and UI not in own:
+        if UI in claims:
             announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
         if announced != self._settings:
             self._settings.clear()
@@ -676,8 +662,6 @@ class ExtensionForwarding:
         if (merged := self._skills.find(method)) is not None:
             return merged
         upstreams = set(self._upstreams.values())
-        if not upstreams:
-            return None
         if len(upstreams) > 1:
             upstreams = {
                 upstream

@@ -262,7 +262,7 @@ class GatewayPart:
         tools: list[dict[str, Any]] = [
             {
                 "name": tool,
-                "description": str(description.get("description") or description.get("title") or ""),
+                "description": description.get("description") or description.get("title") or "",
                 "tokens": _tokens(tool, description),
             }
             for tool, (_, description) in upstream.offered["tools"].items()

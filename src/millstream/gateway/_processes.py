@@ -260,7 +260,8 @@ class UpstreamProcesses:
         self._crashes.keep(transport.key, crashes)
         crashes.count = max(0, crashes.count - int((now - transport.started_at) / _UPTIME_PER_CRASH)) + 1
         if crashes.count > 1:  # the first restart is immediate
-            longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
+            was_calling = transport.has_served and transport.waiting > 0
+            longest = _LONGEST_DELAY_AFTER_CALL if was_calling else _LONGEST_DELAY
             crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
         _logger.warning("%s: process %d exited with code %s", self.config.name, transport.pid, transport.exit_code)
 
@@ -418,11 +419,6 @@ class ProcessTransport(StdioTransport):
     def exit_code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
         return None if self.process is None else self.process.get_returncode()
-
-    @property
-    def was_calling(self) -> bool:
-        """Whether it has served, and had unanswered requests when it ended."""
-        return self.has_served and self.waiting > 0
 
     def attach(self, key: str, owner: str, listener: Listener) -> None:
         """Assign the process to a client."""

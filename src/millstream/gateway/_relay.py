@@ -273,13 +273,12 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
         return params
     if not isinstance(params.get("requestedSchema"), dict) or not isinstance(params.get("message"), str):
         raise ProtocolError(INVALID_PARAMS, "Invalid params: a form needs message and requestedSchema")
-    params["requestedSchema"] = repair_schema(params["requestedSchema"])
     if "url" in target.elicitation_modes:
         params["mode"] = "form"
     else:
         params.pop("mode", None)
     try:
-        params["requestedSchema"] = project_form(params["requestedSchema"], target)
+        params["requestedSchema"] = project_form(repair_schema(params["requestedSchema"]), target)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
     return params

@@ -386,7 +386,7 @@ class Upstream:
 
     @property
     def revision(self) -> Revision:
-        """Revision of the upstream, as far as known."""
+        """Revision of the upstream, whose lists are known."""
         return BY_DATE[self.catalog.revision]
 
     def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
@@ -401,8 +401,7 @@ class Upstream:
         program = self._protected_program
         if program is not None and call.principal is not None:
             principal = caller_of(call.principal)
-        revision = BY_DATE.get(self.catalog.revision)
-        per_request = revision is not None and not revision.handshake
+        per_request = not self.revision.handshake
         if self._shares_processes:
             own_process = self.config.isolation == "per_principal"
             return LinkKey(principal if own_process else "", handshake=self._in_sessions)
@@ -483,9 +482,8 @@ class Upstream:
         """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
         if self._plain_catalog is not self.catalog:
             self._plain_catalog = self.catalog
-            revision = BY_DATE.get(self.catalog.revision)
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
-            self._is_plain = not (revision is None or revision.handshake or separate or self.has_tasks)
+            self._is_plain = not (self.revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED_KEY)
@@ -660,7 +658,7 @@ class Upstream:
                 near = closest_name(name, known)
                 hint = f" Did you mean {near!r}?" if near else ""
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
-        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
+        elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self._on_change(self, announced)
         self.lists_ready.set()
