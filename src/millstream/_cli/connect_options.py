@@ -56,7 +56,7 @@ Target = Annotated[
 ]
 Header = Annotated[
     list[str] | None,
-    Parameter(name=("--header", "-H"), metavar="HEADER", help='Send a header with each HTTP request: "Name: value".'),
+    Parameter(alias="-H", metavar="HEADER", help='Send a header with each HTTP request: "Name: value".'),
 ]
 Login = Annotated[bool, Parameter(help="Sign in with a browser if the server requires it, and store the tokens.")]
 Timeout = Annotated[
@@ -85,7 +85,7 @@ class ConnectOptions:
     env: Annotated[
         list[str] | None,
         Parameter(
-            name=("--env", "-e"),
+            alias="-e",
             metavar="NAME=VALUE",
             help="Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like.",
         ),

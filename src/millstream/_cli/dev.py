@@ -27,14 +27,11 @@ NODE = 22
 
 
 def dev(
-    target: Annotated[
-        str,
-        Parameter(name="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
-    ],
+    target: Annotated[str, Parameter(name="FILE[:OBJECT]")],
     /,
     *,
     port: Port = None,
-    no_open: Annotated[bool, Parameter(help="Don't open a browser.")] = False,
+    no_open: bool = False,
     mcp_inspector: Annotated[
         bool, Parameter(help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
     ] = False,
@@ -55,6 +52,10 @@ def dev(
     - `millstream dev shop.py --with pandas --no-open`
 
     - `millstream dev shop.py --mcp-inspector`: with the MCP Inspector
+
+    Args:
+        target: A Python file or module; add OBJECT if it has several servers.
+        no_open: Don't open a browser.
     """
     command = npx() if mcp_inspector else ""
     run_with(packages or (), editable or ())

@@ -102,12 +102,12 @@ def serve(  # noqa: PLR0913  the options of the command
 @gateway.command
 def accept(
     file: File,
-    upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
-    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item. By default, all changed ones.")] = "",
+    upstream: str,
+    tool: str = "",
     /,
     *,
     yes: Yes = False,
-    json: Annotated[bool, Parameter(help="Print changes as JSON; accept them with --yes.")] = False,
+    json: bool = False,
 ) -> None:
     """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
 
@@ -117,6 +117,11 @@ def accept(
     **Example**
 
     - `millstream gateway accept gateway.toml shop order`
+
+    Args:
+        upstream: Name of the upstream.
+        tool: Name of the item. By default, all changed ones.
+        json: Print changes as JSON; accept them with --yes.
     """
     try:
         config, kept = _find_pinned(load_file(file), upstream, file)

@@ -239,13 +239,7 @@ PRINTED = "json"
 
 
 def install(  # noqa: PLR0913  the options of the command
-    target: Annotated[
-        str,
-        Parameter(
-            name="FILE_OR_URL",
-            help="A .py or .js file (FILE:OBJECT for one of several), servers.json or gateway.toml, or a URL.",
-        ),
-    ],
+    target: Annotated[str, Parameter(name="FILE_OR_URL")],
     /,
     *,
     client: Annotated[
@@ -256,38 +250,15 @@ def install(  # noqa: PLR0913  the options of the command
             help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
         ),
     ] = "",
-    name: Annotated[
-        str, Parameter(name=("--name", "-n"), metavar="NAME", help="Name of the server in the application.")
-    ] = "",
-    variable: Annotated[
-        list[str] | None,
-        Parameter(
-            name=("--env", "-v"),
-            metavar="NAME=VALUE",
-            help="Set an environment variable of the server; repeatable.",
-        ),
-    ] = None,
-    env_file: Annotated[
-        Path | None, Parameter(name=("--env-file", "-f"), metavar="FILE", help="Set the variables in this file.")
-    ] = None,
-    header: Annotated[
-        list[str] | None,
-        Parameter(
-            name=("--header", "-H"),
-            metavar="HEADER",
-            help='For a URL: header of each request, "Name: value". Repeat it.',
-        ),
-    ] = None,
+    name: Annotated[str, Parameter(alias="-n", metavar="NAME")] = "",
+    variable: Annotated[list[str] | None, Parameter(name=("--env", "-v"), metavar="NAME=VALUE")] = None,
+    env_file: Annotated[Path | None, Parameter(alias="-f")] = None,
+    header: Annotated[list[str] | None, Parameter(alias="-H", metavar="HEADER")] = None,
     packages: Packages = None,
     editable: Editable = None,
-    project: Annotated[
-        bool,
-        Parameter(
-            help="Write the configuration of this folder instead of your own, if the application supports it.",
-        ),
-    ] = False,
-    undo_last: Annotated[bool, Parameter(name="--undo", help="Undo the last install of this server.")] = False,
-    dry_run: Annotated[bool, Parameter(help="Show the change, and write nothing.")] = False,
+    project: bool = False,
+    undo_last: Annotated[bool, Parameter(name="--undo")] = False,
+    dry_run: bool = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -306,6 +277,16 @@ def install(  # noqa: PLR0913  the options of the command
     - `millstream install https://example.com/mcp --client cursor --header "Authorization: Bearer KEY"`
 
     - `millstream install shop.py --client claude --undo`
+
+    Args:
+        target: A .py or .js file (FILE:OBJECT for one of several), servers.json or gateway.toml, or a URL.
+        name: Name of the server in the application.
+        variable: Set an environment variable of the server; repeatable.
+        env_file: Set the variables in this file.
+        header: For a URL: header of each request, "Name: value". Repeat it.
+        project: Write the configuration of this folder instead of your own, if the application supports it.
+        undo_last: Undo the last install of this server.
+        dry_run: Show the change, and write nothing.
     """
     name = " ".join(name.split())
     key = client or only_one_here(system_here())

@@ -90,26 +90,11 @@ def list_(
 
 def call(
     target: Target,
-    tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
+    tool: str,
     /,
-    *arguments: Annotated[
-        str,
-        Parameter(
-            name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema, or one JSON object."
-        ),
-    ],
-    input: Annotated[
-        str,
-        Parameter(
-            metavar="JSON",
-            allow_leading_hyphen=True,
-            help="All arguments as one JSON object; - reads it from standard input.",
-        ),
-    ] = "",
-    task: Annotated[
-        bool,
-        Parameter(help="Let the server run the call as a task, which continues after this command ends."),
-    ] = False,
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE")],
+    input: Annotated[str, Parameter(metavar="JSON", allow_leading_hyphen=True)] = "",
+    task: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -126,6 +111,12 @@ def call(
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
 
     - `millstream call https://example.com/mcp report year=2026 --task`
+
+    Args:
+        tool: Name of the tool.
+        arguments: Arguments, converted to the types in the tool's schema, or one JSON object.
+        input: All arguments as one JSON object; - reads it from standard input.
+        task: Let the server run the call as a task, which continues after this command ends.
     """
     if len(arguments) == 1 and arguments[0].startswith("{") and not input:
         input, arguments = arguments[0], ()  # as for --input
@@ -177,12 +168,10 @@ def print_result(result: Result, *, as_json: bool) -> int:
 
 def read(
     target: Target,
-    uri: Annotated[str, Parameter(name="URI", help="URI of the resource.")],
+    uri: str,
     /,
     *,
-    output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content to this file.")
-    ] = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -193,6 +182,10 @@ def read(
     - `millstream read shop.py book://978-0`
 
     - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
+
+    Args:
+        uri: URI of the resource.
+        output: Write the content to this file.
     """
 
     async def work(client: Client) -> None:
@@ -213,9 +206,9 @@ def read(
 
 def prompt(
     target: Target,
-    name: Annotated[str, Parameter(name="NAME", help="Name of the prompt.")],
+    name: str,
     /,
-    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the prompt.")],
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE")],
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -224,6 +217,10 @@ def prompt(
     **Example**
 
     - `millstream prompt shop.py pitch title=Emma`
+
+    Args:
+        name: Name of the prompt.
+        arguments: Arguments of the prompt.
     """
     bare, given = _split(arguments)
 
@@ -452,11 +449,11 @@ async def follow(client: Client, task: str | Task) -> Result:
 
 def tasks(
     target: Target,
-    task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
+    task: str = "",
     /,
     *,
-    wait: Annotated[bool, Parameter(help="Wait until the task ends.")] = False,
-    cancel: Annotated[bool, Parameter(help="Cancel the task.")] = False,
+    wait: bool = False,
+    cancel: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -470,6 +467,11 @@ def tasks(
     - `millstream tasks https://example.com/mcp`
 
     - `millstream tasks https://example.com/mcp ID --wait`
+
+    Args:
+        task: The id of a task.
+        wait: Wait until the task ends.
+        cancel: Cancel the task.
     """
     if not task and (wait or cancel):
         raise UsageError("--wait and --cancel require a task: millstream tasks SERVER ID")

@@ -17,10 +17,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from cyclopts import Parameter
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
@@ -48,12 +47,9 @@ from millstream.client._transports.stdio import Command
 
 
 def record(
-    file: Annotated[Path, Parameter(name="FILE", help="The recording, in JSON Lines; an existing file is extended.")],
+    file: Path,
     /,
-    *server: Annotated[
-        str,
-        Parameter(name="SERVER", help="A command, a URL, a .py or .js file, or FILE.json#NAME."),
-    ],
+    *server: str,
     header: Header = None,
     login: Login = False,
 ) -> None:
@@ -70,6 +66,10 @@ def record(
     - `millstream record time.jsonl -- uvx mcp-server-time --local-timezone UTC`: as an application's command
 
     - `millstream record web.jsonl https://example.com/mcp`: for a server at a URL
+
+    Args:
+        file: The recording, in JSON Lines; an existing file is extended.
+        server: A command, a URL, a .py or .js file, or FILE.json#NAME.
     """
 
     if not server:
