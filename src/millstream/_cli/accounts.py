@@ -62,7 +62,7 @@ def add_key(
     name: Owner,
     /,
     *,
-    scope: Annotated[list[str] | None, Parameter(metavar="SCOPE")] = None,
+    scope: Annotated[tuple[str, ...], Parameter(metavar="SCOPE")] = (),
     days: Annotated[float, Parameter(metavar="DAYS", validator=(finite, Number(gte=0, lte=36_500)))] = 0,
     file: KeyFileOption = None,
     json: Json = False,
@@ -81,7 +81,7 @@ def add_key(
     """
     key_file, now = _file(file), time.time()
     with convert_errors():
-        key = key_file.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
+        key = key_file.add(name, scope, now, now + days * _DAY if days else None)
     if json:
         print_json({"name": name, "key": key, "file": str(key_file.path)})
         return
@@ -200,7 +200,7 @@ def add_user(
     name: UserName,
     /,
     *,
-    scope: Annotated[list[str] | None, Parameter(metavar="SCOPE")] = None,
+    scope: Annotated[tuple[str, ...], Parameter(metavar="SCOPE")] = (),
     file: UserFileOption = Path(USER_FILE),
     json: Json = False,
 ) -> None:
@@ -216,7 +216,7 @@ def add_user(
         scope: Scope that they may grant to clients; repeat it, or use '*' for all.
     """
     with convert_errors():
-        _people(file).add(name, _password(), tuple(scope or ()), time.time())
+        _people(file).add(name, _password(), scope, time.time())
     report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 

@@ -471,8 +471,8 @@ def channel(
     target: Target,
     /,
     *,
-    event: Annotated[list[str] | None, Parameter(metavar="NAME")] = None,
-    where: Annotated[list[str] | None, Parameter(metavar="NAME=VALUE")] = None,
+    event: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
+    where: Annotated[tuple[str, ...], Parameter(metavar="NAME=VALUE")] = (),
     options: ConnectOptions = DEFAULTS,
 ) -> None:
     """Forward events of a server to Claude Code, as a channel on standard input and output.
@@ -498,7 +498,7 @@ def channel(
     arguments = {name: _value(text) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
 
     async def work(client: Client) -> None:
-        chosen = await select_events(client, event or [], arguments)
+        chosen = await select_events(client, event, arguments)
         name = client.server.name or target
         async with AsyncExitStack() as stack:
             events = [await stack.enter_async_context(each) for each in chosen]

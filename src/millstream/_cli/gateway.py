@@ -26,7 +26,7 @@ from millstream._cli.run import (
     warn_unused,
 )
 from millstream._cli.serve import serve_http, use_file
-from millstream._cli.tables import print_json, print_text
+from millstream._cli.tables import confirm, print_json, print_text
 from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client import Client, ClientError, Options
 from millstream.gateway import _catalog as catalog
@@ -203,4 +203,4 @@ def _confirm() -> bool:
         raise CommandError(
             "Nothing was accepted, because there's no terminal to ask on.", fix="Review the change, then use --yes."
         )
-    return input("Accept? [y/N] ").strip().lower() in ("y", "yes")
+    return confirm("Accept?")

@@ -159,7 +159,10 @@ async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any
 def print_result(result: Result, *, as_json: bool) -> int:
     """Print the result of a tool, and return the exit status."""
     if as_json:
-        print_json(_as_json(result))
+        shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
+        if isinstance(result.structured_content, msgspec.Raw):
+            shown["structuredContent"] = result.data
+        print_json(shown)
     else:
         for block in result.content:
             print_block(describe(block), sys.stderr if result.is_error else None)
@@ -196,7 +199,12 @@ def read(
         if json:
             print_json({"contents": contents})
         elif output is not None:
-            _save(output, b"".join(_bytes(each) for each in contents))
+            content = b"".join((each.text or "").encode() if each.blob is None else each.blob for each in contents)
+            try:
+                output.write_bytes(content)
+            except OSError as exc:
+                text = f"{output} can't be written: {exc.strerror}. Use another file: --output FILE"
+                raise ClientError(text) from exc
         else:
             for each in contents:
                 _print_content(each)
@@ -276,13 +284,6 @@ def _object(text: str) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
-def _as_json(result: Result) -> dict[str, Any]:
-    shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
-    if isinstance(result.structured_content, msgspec.Raw):
-        shown["structuredContent"] = result.data
-    return shown
-
-
 def signature_of(tool: ToolDescription) -> str:
     """Return a tool in the form of a call: ``order(isbn, copies: integer = 1)``."""
     schema = tool.input_schema
@@ -344,17 +345,6 @@ async def no_such_resource(client: Client, uri: str) -> ClientError | None:
     if any(uri.startswith(each.partition("{")[0]) for each in templates):
         return None
     return unknown("resource", uri, [*(each.uri for each in await list_items(client.resources)), *templates])
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as exc:
-        raise ClientError(f"{path} can't be written: {exc.strerror}. Use another file: --output FILE") from exc
-
-
-def _bytes(content: ResourceContents) -> bytes:
-    return content.blob if content.blob is not None else (content.text or "").encode()
 
 
 def _print_content(content: ResourceContents) -> None:

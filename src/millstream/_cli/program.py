@@ -107,10 +107,10 @@ EnvFile = Annotated[
 ]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
-    list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+    tuple[str, ...], Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
 ]
 Editable = Annotated[
-    list[str] | None,
+    tuple[str, ...],
     Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
 ]
 Port = Annotated[

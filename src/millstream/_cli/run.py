@@ -72,7 +72,7 @@ MinLevel = Annotated[
     ),
 ]
 Inspect = Annotated[
-    list[str] | None,
+    tuple[str, ...],
     Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
 ]
 
@@ -135,9 +135,9 @@ def run(  # noqa: PLR0913  the options of the command
     allow_anonymous: Anonymous = False,
     log_level: MinLevel = None,
     env_file: EnvFile = None,
-    packages: Packages = None,
-    editable: Editable = None,
-    inspect: Inspect = None,
+    packages: Packages = (),
+    editable: Editable = (),
+    inspect: Inspect = (),
 ) -> None:
     """Serve the MCP server in a file or module.
 
@@ -185,7 +185,7 @@ def run(  # noqa: PLR0913  the options of the command
                 why="The server would be less protected than you intend. Perhaps a variable isn't set.",
                 fix=f"Set a value for {option}, or leave it out.",
             )
-    run_with(packages or (), editable or ())
+    run_with(packages, editable)
     use_file(env_file)
     if transport is TransportChoice.stdio:
         for name, enabled in {"workers": workers > 1, "reload": reload}.items():
@@ -214,7 +214,7 @@ def run(  # noqa: PLR0913  the options of the command
                 **secured,
                 "allow_anonymous": allow_anonymous or None,
                 "log_level": log_level,
-                "inspect_urls": tuple(inspect) if inspect else None,
+                "inspect_urls": inspect or None,
                 **(DEV_SETTINGS if dev else {}),
             },
         )
