@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -27,7 +27,6 @@ from millstream._server.peers import ItemRemoval, ItemSwitch
 if TYPE_CHECKING:
     from types import CodeType
 
-    from millstream._app.runtime import Runtime
     from millstream._app.user_routes import UserRoute
     from millstream._http.server.guard import ServerState
     from millstream._parts import Part
@@ -152,6 +151,21 @@ class Bind(Struct, frozen=True):
     """State of each worker for `/health`, with several workers."""
 
 
+class DefinitionListener(Protocol):
+    """A running instance of a server."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other workers run the server, too."""
+        ...
+
+    def emit(self, change: ServerChange) -> None:
+        """Handle a change."""
+
+    def on_change(self, kind: str, key: str, how: str) -> None:
+        """Handle an item that this worker's program has removed, ``added``, or switched ``on`` or ``off``."""
+
+
 def prefix_name(kind: str, key: str, prefix: str) -> str:
     """Return the name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
     if not prefix:
@@ -199,7 +213,7 @@ class Definition:
         """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         """Dependency -> its replacement in tests."""
-        self.listeners: set[Runtime] = set()
+        self.listeners: set[DefinitionListener] = set()
         """Open runtimes, which receive each change."""
         self.removed: dict[ItemRemoval, None] = {}
         self.switched: dict[tuple[str, str], ItemSwitch] = {}

@@ -153,13 +153,13 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
-    with _importing(source):
+    with _convert_errors(source):
         spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _importing(source: str) -> Generator[None]:
+def _convert_errors(source: str) -> Generator[None]:
     """Convert errors of the program that is imported inside the block."""
     try:
         with mark_import(source):
@@ -182,7 +182,7 @@ def _check_file(path: Path) -> None:
 def load_module(name: str) -> ModuleType:
     """Import a module by its dotted name, looking in the current directory first."""
     sys.path.insert(0, str(Path.cwd()))
-    with _importing(name):
+    with _convert_errors(name):
         try:
             return import_module(name)
         except ModuleNotFoundError as exc:
