@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from heapq import nlargest
 
+from msgspec import Struct, field
+
 from millstream._http.hosts import is_loopback
 from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
@@ -193,26 +195,19 @@ _COUNTS_PER_LIMIT = 4
 """Number of counts of the unread bytes while a write of the maximum size is in progress."""
 
 
-class UnreadBacklog:
-    """The unread bytes of one worker.
+class UnreadBacklog(Struct, eq=False):
+    """The unread bytes of one worker."""
 
-    Args:
-        max_bytes: The bound.
-        outlets: Returns all outlets.
-        cut: Closes a slow outlet.
-    """
-
-    def __init__(
-        self, max_bytes: int, outlets: Callable[[], Iterable[OutputStream]], cut: Callable[[OutputStream], None]
-    ) -> None:
-        self._max_bytes = max_bytes
-        self._outlets = outlets
-        self._cut = cut
-        self._bytes_since_count = 0
-        """Bytes written since the unread bytes were last counted."""
-        self._waiting: dict[OutputStream, int] = {}
-        """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
-        self._waiting_bytes = 0
+    _max_bytes: int
+    _outlets: Callable[[], Iterable[OutputStream]]
+    """Returns all outlets."""
+    _cut: Callable[[OutputStream], None]
+    """Closes a slow outlet."""
+    _bytes_since_count: int = 0
+    """Bytes written since the unread bytes were last counted."""
+    _waiting: dict[OutputStream, int] = {}
+    """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
+    _waiting_bytes: int = 0
 
     def add(self, size: int) -> None:
         """Count written bytes, and cut the slowest outlets if too much is unread."""
@@ -252,16 +247,15 @@ class UnreadBacklog:
         self._waiting_bytes -= self._waiting.pop(outlet, 0)
 
 
-class Interest:
+class Interest(Struct, eq=False):
     """The topics of the journal that this worker follows, because it has subscribers for them."""
 
-    def __init__(self, tail: Tail, journal: Journal) -> None:
-        self._tail = tail
-        self._journal = journal
-        self._counts: Counter[str | None] = Counter()
-        self._stops: dict[str | None, Callable[[], None]] = {}
-        self._unused: dict[str | None, None] = {}
-        """Topics without subscribers, which are followed a little longer: many subscribers come back."""
+    _tail: Tail
+    _journal: Journal
+    _counts: Counter[str | None] = field(default_factory=Counter)
+    _stops: dict[str | None, Callable[[], None]] = {}
+    _unused: dict[str | None, None] = {}
+    """Topics without subscribers, which are followed a little longer: many subscribers come back."""
 
     async def add(self, channels: Sequence[str]) -> None:
         """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
@@ -319,7 +313,7 @@ class Delivery:
     """The reader of the journal. `Tail.reach` returns after an event has been delivered."""
     change_tail: Tail
     """The reader of presence changes."""
-    interest: "Interest"
+    interest: Interest
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration

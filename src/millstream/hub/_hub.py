@@ -14,13 +14,12 @@ from msgspec import Struct
 
 from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
-from millstream._stores.base import CoAppend, EntryRepeated, Position, Store
+from millstream._stores.base import EntryRepeated, Position, Store
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
 from millstream.hub._channels import (
     CLIENT,
-    PRESENCE,
     EventTooLarge,
     HubLimits,
     check_channel,
@@ -39,7 +38,7 @@ from millstream.hub._event import (
     position_id,
 )
 from millstream.hub._mailbox import EventListener
-from millstream.hub._presence import Member, Presence, PresenceChanges
+from millstream.hub._presence import Member, Presence
 from millstream.hub._presence_events import PresenceEvents
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
@@ -112,7 +111,7 @@ class Hub:
             self._audience, limits, deny_on_errors(authorize) if authorize is not None else None
         )
         """Access checks that transports run before they respond."""
-        self._presence = Presence(store, self._presence_entry, self._wait_for_delivery)
+        self._presence = Presence(store, self._journal, clock, self._wait_for_delivery)
         self._presence_events = PresenceEvents(delivery, self._presence)
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
@@ -132,7 +131,6 @@ class Hub:
         await self._delivery.close()
         for subscription in self._audience.all():
             subscription.close()
-        self._presence_events.forget()
         await self._delivery.mailboxes.save()
         await self._presence.leave_all()
         self._delivery.reader.close()
@@ -416,13 +414,6 @@ class Hub:
             self._delivery.published = position
         await self._count_publication()
         return PublishResult(id or event_id, subscribers)
-
-    def _presence_entry(self, channel: str, event: str, member: Member) -> CoAppend:
-        """Return the log entry for a presence event."""
-        offset = str(self._journal.offset)
-        return PresenceChanges.entry_for(
-            StoredEvent(PRESENCE + channel, encode_data(member), event, offset, self._clock())
-        )
 
     async def _wait_for_delivery(self, position: Position) -> None:
         """Wait until this worker's subscribers have a presence event. Returns immediately when the hub is closing."""

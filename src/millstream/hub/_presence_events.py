@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 
 from millstream._limits import Limiter
 from millstream._stores.health import LogOnce
@@ -26,17 +25,13 @@ class PresenceEvents:
         self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
         self.replays = {"full": 0, "gap": 0}
         """Number of returning subscribers that received everything they missed, or a `gap`."""
-        self._departures: deque[Subscription] = deque()
+        self._departures: asyncio.Queue[Subscription] = asyncio.Queue()
+        """Bounded by the number of subscribers."""
         self._log_once = LogOnce(
             _logger,
             "The hub can't publish presence events; retrying",
             "The hub can publish presence events again.",
         )
-        self._departure_added = asyncio.Event()
-
-    def forget(self) -> None:
-        """Drop arrivals that haven't been published, because the hub is closing."""
-        self._departures.clear()
 
     async def start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
         """Bring a subscriber up to date and deliver future events to it."""
@@ -60,7 +55,7 @@ class PresenceEvents:
             await replay.newest(history)
         replay.finish()
         if last_event_id or subscription.mailbox:
-            self.replays["full" if replay.complete else "gap"] += 1
+            self.replays["gap" if replay.gap_sent else "full"] += 1
         # Nothing must be awaited between the end of the replay and this line, or an event would be lost.
         if outlet.closed:
             return subscription
@@ -83,7 +78,7 @@ class PresenceEvents:
             # Set last, so the departure isn't published before the arrival.
             subscription.present = True
             if subscription.outlet.closed:
-                self._depart(subscription)
+                self._departures.put_nowait(subscription)
 
     def leave(self, subscription: Subscription) -> None:
         """Remove a subscriber whose outlet is closed. Its departure is published in the background."""
@@ -93,26 +88,17 @@ class PresenceEvents:
         if subscription.mailbox and subscription.joined:
             self._mailboxes.client_left(subscription.mailbox)
         if subscription.present:
-            self._depart(subscription)
-
-    def _depart(self, subscription: Subscription) -> None:
-        self._departures.append(subscription)
-        self._departure_added.set()
+            self._departures.put_nowait(subscription)
 
     async def run_departures(self) -> None:
-        """Publish departures until canceled. The queue is bounded by the number of subscribers."""
+        """Publish departures until canceled."""
         while True:
-            await self._departure_added.wait()
-            self._departure_added.clear()
-            while self._departures:
-                await self._publish_departure(self._departures.popleft())
-
-    async def _publish_departure(self, subscription: Subscription) -> None:
-        if subscription.member is not None:
-            for channel in _presence_channels(subscription):
-                with self._log_once:  # `Presence.refresh` retries
-                    await self._delivery.event_tail.settle()
-                    await self._presence.leave(channel, subscription.member)
+            subscription = await self._departures.get()
+            if subscription.member is not None:
+                for channel in _presence_channels(subscription):
+                    with self._log_once:  # `Presence.refresh` retries
+                        await self._delivery.event_tail.settle()
+                        await self._presence.leave(channel, subscription.member)
 
 
 def _presence_channels(subscription: Subscription) -> list[str]:
