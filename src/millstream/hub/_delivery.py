@@ -8,7 +8,6 @@ outlet has its own bound, but there can be thousands, so the bytes that all of t
 that, the slowest outlets are cut.
 """
 
-import asyncio
 import logging
 import sys
 from collections import Counter
@@ -24,7 +23,6 @@ from millstream._protocol.principal import Principal, Share
 from millstream._recent import Recent
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._stores.tail import Tail
-from millstream._tasks import cancel_all
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
 from millstream.hub._event import Event, cut, gap, position_id
 from millstream.hub._journal import JOURNAL, Journal
@@ -327,7 +325,6 @@ class Delivery:
         self.audience: Audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""
-        self._tasks: list[asyncio.Task[None]] = []
         self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
         self.gaps = 0
@@ -349,13 +346,13 @@ class Delivery:
         self.interest = Interest(self.event_tail, self.journal)
         await self.event_tail.catch_up()
         await self.change_tail.catch_up()
-        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.event_tail, self.change_tail)]
+        self.event_tail.start()
+        self.change_tail.start()
 
     async def close(self) -> None:
         """Stop the readers."""
-        for tail in (self.event_tail, self.change_tail):
-            tail.stop()
-        await cancel_all(*self._tasks)
+        await self.event_tail.close()
+        await self.change_tail.close()
 
     async def pass_published(self) -> None:
         """Move past this worker's own events, which don't concern a subscriber that comes after them."""

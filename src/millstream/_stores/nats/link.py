@@ -81,15 +81,12 @@ class JetStreamError(StoreUnavailable):
         self.code = code
 
 
-class _Batch:
+class _Batch(Struct, eq=False):
     """The messages received so far for one batch request."""
 
-    __slots__ = ("done", "messages")
-
-    def __init__(self) -> None:
-        self.messages: list[StreamMessage] = []
-        self.done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """The last sequence that was sent, or None if messages are missing."""
+    done: asyncio.Future[int | None]
+    """The last sequence that was sent, or None if messages are missing."""
+    messages: list[StreamMessage] = []
 
 
 class NatsLink:
@@ -344,9 +341,7 @@ class NatsLink:
 
     async def _create(self, name: str, config: dict[str, Any]) -> None:
         try:
-            found = (await self.info(name))["config"]
-            if found["duplicate_window"] < _DUPLICATES:  # an older release made it
-                await self.api(f"STREAM.UPDATE.{name}", {**found, "duplicate_window": _DUPLICATES})
+            await self.info(name)
         except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise
@@ -427,7 +422,7 @@ class NatsLink:
         body = _encode({"seq": seq, "next_by_subj": subject, "batch": most, "max_bytes": max_bytes})
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            mark, batch = str(next(self._numbers)), _Batch()
+            mark, batch = str(next(self._numbers)), _Batch(asyncio.get_running_loop().create_future())
             self._batches[mark] = batch
             try:
                 async with asyncio.timeout(_ATTEMPT):
@@ -477,11 +472,10 @@ class NatsLink:
         at = parse_time(headers["Nats-Time-Stamp"])
         batch.messages.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
 
-    async def purge(self, stream: str, subject: str, *, before: int | None = None) -> None:
-        """Delete the messages of a subject, or only those before a sequence."""
-        body = {"filter": subject} if before is None else {"filter": subject, "seq": before}
+    async def purge(self, stream: str, subject: str, *, before: int) -> None:
+        """Delete the messages of a subject before a sequence."""
         try:
-            await self.api(f"STREAM.PURGE.{stream}", body)
+            await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": before})
         except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.health import LogOnce, run_on
@@ -48,15 +49,14 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_time = msgspec.msgpack.Decoder(float).decode
 
 
-class NatsLimits:
+class NatsLimits(Struct, eq=False):
     """`Backend.charge` and `Backend.release`."""
 
-    def __init__(self, link: NatsLink, values: NatsMap) -> None:
-        self._link = link
-        self._values = values
-        self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
-        self._forgot: float | None = None
-        """Time at which paces were last dropped to free space."""
+    _link: NatsLink
+    _values: NatsMap
+    _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCKS)])
+    _forgot: float | None = None
+    """Time at which paces were last dropped to free space."""
 
     @property
     def _stream(self) -> str:

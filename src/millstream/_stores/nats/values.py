@@ -45,21 +45,20 @@ class _Size(Struct):
     at: float = -math.inf
 
 
-class NatsMap:
+class NatsMap(Struct, eq=False):
     """`Map` in JetStream."""
 
-    def __init__(self, link: NatsLink) -> None:
-        self._link = link
-        self._sizes: dict[str, _Size] = {}
-        """Sizes by the kind's JetStream stream, or by the share's subject."""
+    _link: NatsLink
+    _sizes: dict[str, _Size] = {}
+    """Sizes by the kind's JetStream stream, or by the share's subject."""
 
     def close(self) -> None:
         """Clear the cache."""
         self._sizes.clear()
 
     async def get(self, key: str) -> bytes | None:
-        found = await self._find(key)
-        return found.data if found is not None and self._lives(found) else None
+        _, old = await self._find(key)
+        return None if old is None else old.data
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return list(await asyncio.gather(*map(self.get, keys)))
@@ -67,8 +66,7 @@ class NatsMap:
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         old = None
         if owner_for(key):
-            found = await self._find(key)
-            old = found if found is not None and self._lives(found) else None
+            _, old = await self._find(key)
         await self._check_room(key, value, old, lossy=lossy)
         await self._write(key, value, ttl, lossy, {})
 
@@ -76,19 +74,15 @@ class NatsMap:
         self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
     ) -> bool:
         while True:
-            found = await self._find(key)
-            old = found if found is not None and self._lives(found) else None
+            seq, old = await self._find(key)
             if (None if old is None else old.data) != expected:
                 return False
             if value is None and old is None:
                 return True
-            headers = {_EXPECTED_SEQUENCE: str(0 if found is None else found.seq)}
             try:
-                if value is None:
-                    await self._write(key, None, ttl, lossy, headers)
-                else:
+                if value is not None:
                     await self._check_room(key, value, old, lossy=lossy)
-                    await self._write(key, value, ttl, lossy, headers)
+                await self._write(key, value, ttl, lossy, {_EXPECTED_SEQUENCE: str(seq)})
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
                     raise
@@ -124,8 +118,10 @@ class NatsMap:
             found += [name for name, value in zip(some, await self.get_many(some), strict=True) if value is not None]
         return found
 
-    async def _find(self, key: str) -> StreamMessage | None:
-        return await self._link.last(self._stream(key), self._subject(key))
+    async def _find(self, key: str) -> tuple[int, StreamMessage | None]:
+        """Return the sequence of a key's last message, and this message if the value is live."""
+        found = await self._link.last(self._stream(key), self._subject(key))
+        return (0, None) if found is None else (found.seq, found if self._lives(found) else None)
 
     def _lives(self, message: StreamMessage) -> bool:
         return _GONE not in message.headers and message.at + float(message.headers[_TTL]) > self._link.time()
