@@ -64,13 +64,12 @@ def _redis(url: str) -> Store:
 
 def _nats(url: str) -> Store:
     try:
-        from millstream._stores.nats.store import NatsStore  # noqa: PLC0415  needs an extra
+        from millstream._stores.nats.link import parse_address  # noqa: PLC0415  needs an extra
+        from millstream._stores.nats.store import NatsStore  # noqa: PLC0415
     except ImportError as missing:
         if missing.name != "nats":
             raise
         raise LocalError("A store in NATS needs an extra package: pip install 'millstream[nats]'.") from None
-    from millstream._stores.nats.address import parse_address  # noqa: PLC0415  loads TLS
-
     return NatsStore(parse_address(url))
 
 
