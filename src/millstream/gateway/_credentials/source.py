@@ -42,14 +42,14 @@ _SENT = ContextVar[Mapping[str, str]]("millstream_sent_credentials")
 class LinkCaller(Struct):
     """The callers with one link key."""
 
-    headers: Mapping[str, str]
-    """Forwarded headers."""
     owner: str = ""
-    """Id of the principal."""
+    """The link key without forwarded headers: what identifies the caller's credentials."""
     token: str = ""
     """Most recent access token of the caller, if it's exchanged."""
     until: float = 0.0
     """Expiry of that token, in Unix time."""
+    headers: Mapping[str, str] = {}
+    """Forwarded headers."""
 
 
 class UpstreamCredentials:
@@ -82,8 +82,8 @@ class UpstreamCredentials:
             ToolError: The upstream needs to identify the caller, who hasn't signed in.
         """
         headers = self.forwarded_headers(call)
-        owner, caller = self._identify(call)
-        key = f"{owner}\n{_digest(headers)}" if headers else owner
+        caller = self._identify(call)
+        key = f"{caller.owner}\n{_digest(headers)}" if headers else caller.owner
         existing = self._callers.get(key)
         if existing is None:
             self._callers.keep(key, caller)
@@ -94,7 +94,7 @@ class UpstreamCredentials:
 
     def auth(self, link_key: str) -> Auth:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
-        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}))
+        return LinkAuth(self, self._callers.get(link_key) or LinkCaller(link_key.partition("\n")[0]))
 
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
@@ -129,9 +129,9 @@ class UpstreamCredentials:
 
     # For subclasses
 
-    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
-        """Return the link key and the caller of a call."""
-        return "", LinkCaller({})
+    def _identify(self, call: Call) -> LinkCaller:
+        """Return the caller of a call, without forwarded headers."""
+        return LinkCaller()
 
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the credentials for one request, without forwarded headers.
