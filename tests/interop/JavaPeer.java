@@ -61,7 +61,7 @@ class JavaPeer {
 
   static void call(String url) throws Exception {
     var transport = HttpClientStreamableHttpTransport.builder(url).build();
-    var found = new TreeMap<String, Object>();
+    var found = Collections.synchronizedMap(new TreeMap<String, Object>());
     var received = new CountDownLatch(3);
     var client = McpClient.sync(transport)
         .capabilities(ClientCapabilities.builder().roots(true).sampling().elicitation().build())
