@@ -456,19 +456,16 @@ class RouteKind(Enum):
 
 
 class RouteMap(Struct, frozen=True):
-    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``.
-
-    Args:
-        methods: HTTP methods, in upper case; empty for all.
-        pattern: Regular expression to search for in the path.
-        tags: Tags that an operation must all have.
-        kind: What the operations become.
-    """
+    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``."""
 
     methods: Sequence[str] = ()
+    """HTTP methods, in upper case; empty for all."""
     pattern: str = ""
+    """Regular expression to search for in the path."""
     tags: frozenset[str] | set[str] = frozenset()
+    """Tags that an operation must all have."""
     kind: RouteKind = RouteKind.TOOL
+    """What the operations become."""
 
     def matches(self, operation: Operation) -> bool:
         """Return whether it applies to an operation.
