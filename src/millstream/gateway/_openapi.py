@@ -418,7 +418,7 @@ def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str
 def _form_of(options: Mapping[str, Any]) -> str:
     """Return the encoding of a parameter or field (OpenAPI 3.1, Style Values); see `Argument.form`."""
     style = options.get("style", "form")
-    if str(options.get("contentType", "")).partition(";")[0].endswith("json"):
+    if _plain(str(options.get("contentType", ""))).endswith("json"):
         return "json"
     if style == "deepObject":
         return "deep"

@@ -138,7 +138,7 @@ class UpstreamCredentials:
         """
         return {}
 
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Replace credentials that the upstream has refused, and return whether there are new ones."""
         return False
 
@@ -174,9 +174,7 @@ class LinkAuth(Struct, eq=False):
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
-        return status == 401 and await self._await(
-            self.credentials.replace_refused(self.caller, status, self.last_headers)
-        )
+        return status == 401 and await self._await(self.credentials.replace_refused(self.caller, self.last_headers))
 
     async def _await(self, work: Awaitable[T]) -> T:
         try:
@@ -228,7 +226,7 @@ class FixedCredentials(UpstreamCredentials):
         return self._headers
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Read the files again, because a secret may have been rotated."""
         try:
             found = self._read()

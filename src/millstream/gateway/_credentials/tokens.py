@@ -194,7 +194,7 @@ class TokenCredentials(UpstreamCredentials):
         return {} if grant is None else self._proofs.authorize(grant.tokens, method, url)
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Renew the token that was refused, unless another one is stored already.
 
         Raises:
