@@ -105,6 +105,8 @@ class ApiUpstream(Upstream):
         super().__init__(config, **rest)
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
+        self.address = self.openapi.base_url or self.openapi.document
+        self.is_application = is_application(self.openapi.document)
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         self._forwarder = UpstreamCredentials(config.name, [name.lower() for name in config.forward_headers])
@@ -121,18 +123,6 @@ class ApiUpstream(Upstream):
         """HTTP client of an application in this process."""
         self._pools: dict[str, ConnectionPool] = {}
         self._places = http_places()
-
-    @property
-    @override
-    def address(self) -> Any:
-        """See `Upstream`."""
-        return self.openapi.base_url or self.openapi.document
-
-    @property
-    @override
-    def is_application(self) -> bool:
-        """See `Upstream`."""
-        return is_application(self.openapi.document)
 
     @override
     async def open(self, pool: ProcessPool) -> None:

@@ -6,6 +6,7 @@ a caller's credentials never appear on another caller's connection.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ _NEVER_FORWARDED = frozenset(
 )  # fmt: skip
 """Headers that belong to one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
 _PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
+_SENT = ContextVar[Mapping[str, str]]("millstream_sent_credentials")
+"""Credentials of this task's request. Another request on its connection may have newer ones."""
 
 
 class LinkCaller(Struct):
@@ -159,12 +162,12 @@ class LinkAuth(Struct, eq=False):
 
     credentials: UpstreamCredentials
     caller: LinkCaller
-    last_headers: Mapping[str, str] = {}
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
         work = self.credentials.headers_of(self.caller, method, url.origin + target)
-        sent = self.last_headers = await self._await(work)
+        sent = await self._await(work)
+        _SENT.set(sent)
         forwarded = self.caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
@@ -174,7 +177,7 @@ class LinkAuth(Struct, eq=False):
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
-        return status == 401 and await self._await(self.credentials.replace_refused(self.caller, self.last_headers))
+        return status == 401 and await self._await(self.credentials.replace_refused(self.caller, _SENT.get()))
 
     async def _await(self, work: Awaitable[T]) -> T:
         try:

@@ -205,10 +205,11 @@ class TokenCredentials(UpstreamCredentials):
         _, found = await self._read(name)
         if found is not None and found.token != refused:
             return True
-        last = self._renewal_times.get(name)
-        if last is not None and time.monotonic() - last < _MIN_RENEWAL_INTERVAL:
+        now = time.monotonic()
+        last = self._renewal_times.get(name, -_MIN_RENEWAL_INTERVAL)
+        if now - last < _MIN_RENEWAL_INTERVAL and not self._renewals.runs(name):
             return False
-        self._renewal_times.keep(name, time.monotonic())
+        self._renewal_times.keep(name, now)
         fresh = await self._renew(caller, name, found)
         return fresh is not None and fresh.token != refused
 
