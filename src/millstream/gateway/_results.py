@@ -94,8 +94,7 @@ class Redactor:
                 raise ValueError(
                     f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
                 )
-            text = redaction.replacement
-            self._steps.append((compiled.sub, partial(_constant, text)))
+            self._steps.append((compiled.sub, partial(_constant, redaction.replacement)))
 
     def text(self, text: str) -> str:
         """Return text with its matches replaced."""

@@ -298,8 +298,7 @@ class PersonalCredentials(TokenCredentials):
         # The lists are read with one of the last connections.
         listers = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
         await self._vault.put(f"connection-lister:{self._id}", listers, _CONNECTION_SECONDS)
-        value, ttl = self._seal(owner, make_grant(tokens, registration))
-        await self._vault.kv.put(self._prefix + owner, value, ttl)
+        await self._vault.kv.put(self._prefix + owner, *self._seal(owner, make_grant(tokens, registration)))
         await self._notify_workers(owner)
         await self._vault.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
@@ -523,6 +522,7 @@ class ConnectionsPage:
         connection = None if pending is None else self._connections.get(pending.upstream)
         if (
             pending is None
+            or not pending.answer
             or principal is None
             or connection is None
             or pending.owner != owner_of(principal.id)
