@@ -179,7 +179,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
 
 
 def _has_claim(claim: Any, value: Any) -> bool:
-    items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
+    items = claim if is_array(claim) else (claim,)
     return any(type(each) is type(value) and each == value for each in items)
 
 
@@ -342,7 +342,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     except MALFORMED:
         decoded = {}
     content = decoded.get("content")
-    blocks = cast("Sequence[Any]", content) if is_array(content) else ()
+    blocks = content if is_array(content) else ()
     texts = [each["text"] for each in blocks if is_object(each) and isinstance(each.get("text"), str)]
     if not texts and "structuredContent" in decoded:
         texts = [encode(decoded["structuredContent"]).decode()]
@@ -607,7 +607,7 @@ def _merge(found: Sequence[CommonRules], *names: str) -> dict[str, Any]:
         for rules in found:
             value = getattr(rules, name, None)
             if isinstance(value, tuple):
-                value = tuple(dict.fromkeys((*merged.get(name, ()), *value)))
+                value = tuple(dict.fromkeys((*merged.get(name, ()), *cast("tuple[object, ...]", value))))
             elif is_object(value):
                 value = merged.get(name, {}) | value
             if value:
