@@ -533,9 +533,10 @@ async def send_by(client: Any, request: ApiRequest) -> Any:
     try:
         return await client.request(request.method, request.target, headers=request.headers, content=request.content)
     except Exception as error:
-        if "Error" in type(error).__name__ or "Timeout" in type(error).__name__:
-            raise ToolError(f"{type(error).__name__}: {error}") from error
-        raise
+        is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
+        if isinstance(error, ToolError) or not is_http_error:
+            raise
+        raise ToolError(f"{type(error).__name__}: {error}") from error
 
 
 def check_response(response: Any) -> Any:
