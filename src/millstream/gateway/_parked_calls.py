@@ -517,9 +517,7 @@ class ParkedCalls:
 
     def _on_wake_call(self, message: WakeCall, worker: str) -> None:
         number = message.number
-        outbox = NotificationQueue(
-            lambda method, params: self._report(worker, number, _Notification(method, params)),
-        )
+        outbox = NotificationQueue(lambda method, params: self._report(worker, number, _Notification(method, params)))
         try:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, _decode_responses(message.responses), outbox.put)

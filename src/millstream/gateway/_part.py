@@ -627,8 +627,8 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
     found: dict[str, dict[str, Any]] = {}
     for reports in workers:
         for report in reports:
-            merged_report = found.get(report["name"])
-            found[report["name"]] = {**report, "workers": 1} if merged_report is None else _merge(merged_report, report)
+            name = report["name"]
+            found[name] = _merge(found[name], report) if name in found else {**report, "workers": 1}
     return list(found.values())
 
 
@@ -644,9 +644,9 @@ def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAX_FIELDS},
     }
     first, second = one["processes"], other["processes"]
-    if first is not None and second is not None:
-        merged["processes"] = {**first, **{name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}}
-        merged["processes"]["last_error"] = first["last_error"] or second["last_error"]
+    if first and second:
+        sums = {name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}
+        merged["processes"] = {**first, **sums, "last_error": first["last_error"] or second["last_error"]}
     return merged
 
 
