@@ -686,7 +686,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     except MALFORMED:
         params = {}
     header = (call.headers or {}).get(b"mcp-name", b"")
-    name = decode_name(header.strip(b" \t")) if header else ""
+    name = decode_name(header.strip(b" \t"))
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
         members_of_result = _decode_object(result)

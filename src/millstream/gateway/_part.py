@@ -1,7 +1,6 @@
 """The gateway as a part of the server: connects to upstreams, and keeps their items in the registry."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -119,6 +118,10 @@ class GatewayPart:
         arriving = ArrivingBytes(host.settings.max_incoming_bytes, largest)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
+
+        def on_update(uri: str) -> None:
+            host.services.changes.emit(ServerChange("updated", uri))
+
         for config in self.definition.upstreams:
             make = Upstream
             if config.openapi is not None:
@@ -128,7 +131,7 @@ class GatewayPart:
             upstream = self.upstreams[config.name] = make(
                 config,
                 on_change=self._register,
-                on_update=lambda uri: host.services.changes.emit(ServerChange("updated", uri)),
+                on_update=on_update,
                 parked_calls=parked,
                 store=host.store,
                 server=self.definition.name,
@@ -670,9 +673,10 @@ def open_credentials(  # noqa: C901  a case for each kind
     )
 
     name, auth = config.name, config.auth
-    server = None
-    with contextlib.suppress(TargetError):
+    try:
         server = find_server(target, env={}, cwd=None)
+    except TargetError:
+        server = None
     if not isinstance(server, Remote):
         option = "auth" if auth is not None else "forward_headers"
         raise LocalError(

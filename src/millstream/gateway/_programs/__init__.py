@@ -39,5 +39,5 @@ def library_of(value: object) -> str:
 
 def hosts_and_origins(security: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the hosts, without ports, and origins that the SDK's `TransportSecuritySettings` allow."""
-    hosts = dict.fromkeys(_PORT.sub("", host) for host in security.allowed_hosts)
-    return tuple(hosts), tuple(each for each in security.allowed_origins if not each.endswith(":*"))
+    hosts = tuple(dict.fromkeys(_PORT.sub("", host) for host in security.allowed_hosts))
+    return hosts, tuple(each for each in security.allowed_origins if not each.endswith(":*"))
