@@ -44,8 +44,13 @@ async def test_java_client_uses_a_java_server_through_the_gateway() -> None:
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 async def test_java_server_asks_clients_of_each_era_through_the_gateway(revision: str) -> None:
     reports: list[float] = []
-    options = {"elicit": lambda _: {"name": "Ada"}, "sample": lambda _: "Good day", "roots": ["file:///work"]}
-    async with gateway() as (url, _), Client(f"{url}/mcp", revision=revision, timeout=WAIT, **options) as client:
+    async with (
+        gateway() as (url, _),
+        Client(
+            f"{url}/mcp", revision=revision, timeout=WAIT, elicit=lambda _: {"name": "Ada"},
+            sample=lambda _: "Good day", roots=["file:///work"],
+        ) as client,
+    ):  # fmt: skip
         said = [(await client.call(tool)).text for tool in ("ask", "sample", "roots")]
         assert said == ["Ada", "Good day", "file:///work"]
         result = await client.call("work", progress=lambda progress, *_: reports.append(progress))
