@@ -381,13 +381,7 @@ class WorkerProcess:
     Its replacement is another object.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        hello: Hello,
-        *,
-        environment: Mapping[str, str],
-    ) -> None:
+    def __init__(self, command: Sequence[str], hello: Hello, *, environment: Mapping[str, str]) -> None:
         """Start the process.
 
         Args:
