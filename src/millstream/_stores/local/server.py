@@ -161,7 +161,7 @@ class WorkerConnection(FrameConnection):
         return Greeting(backend.epoch, backend.time())
 
     async def clock(self) -> float:
-        return self._opened.time()
+        return float(self._parts["backend"].time())
 
     async def bind(self, worker: str) -> None:
         self.worker = worker
@@ -169,21 +169,15 @@ class WorkerConnection(FrameConnection):
     async def listen(self, channel: str, on: bool) -> None:
         if on and channel not in self._listens:
             stream, is_topic, topic = channel.partition("\0")
-            self._listens[channel] = self._opened.log.listen(
+            self._listens[channel] = self._parts["log"].listen(
                 stream, partial(self._push, channel), interrupted=self._drop, topic=topic if is_topic else None
             )
         elif not on and channel in self._listens:
             self._listens.pop(channel)()
 
     async def mark(self, stream: str) -> Position | None:
-        newest = await self._opened.log.wait_until_listening(stream)
+        newest: Position | None = await self._parts["log"].wait_until_listening(stream)
         return None if self._dropped else newest
-
-    @property
-    def _opened(self) -> Backend:
-        if self.backend is None:
-            raise LocalError("The first request of a worker must be hello.")
-        return self.backend
 
     def _push(self, channel: str, entry: Entry) -> None:
         if self._dropped or (self._paused and self.unread > PUSH_BYTES):
