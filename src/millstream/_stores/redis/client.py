@@ -276,7 +276,7 @@ class RedisClient:
                 except (*_BROKEN, RedisError) as failure:
                     final = _explain(failure, self.address)
                     self._broken = True
-                    replies = [failure if final is None else _unavailable(str(final))] * len(batch)
+                    replies = [failure if final is None else _unavailable(str(final)) for _ in batch]
                 except asyncio.CancelledError:
                     for request in batch:
                         request.fail(_unavailable("it's closed"))
