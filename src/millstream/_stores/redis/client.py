@@ -114,7 +114,7 @@ class RedisClient:
         """Clients to close: the main one and those of Sentinels."""
         self._connection: Any = None
         """The connection for commands, unless it's a Cluster."""
-        self._queue: deque[RedisRequest] = deque()
+        self._queue = deque[RedisRequest]()
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
         self.degraded_reason = ""
@@ -242,10 +242,11 @@ class RedisClient:
         confirm: bool = False,
     ) -> RedisRequest:
         """Send a script, or a plain command whose first key is given. Arguments and errors are those of `run`."""
-        if self._redis is None:
+        if self.closed:
             raise _unavailable("it's closed")
         if len(self._queue) >= _MAX_QUEUED:
             raise _unavailable("too many commands are queued for Redis")
+        "".join(keys).encode()  # a key that can't be sent must not fail others
         loop = asyncio.get_running_loop()
         request = RedisRequest(script, [*keys], [*args], again, confirm, loop.time() + PATIENCE, loop.create_future())
         self._queue.append(request)
@@ -277,7 +278,7 @@ class RedisClient:
                     final = _explain(failure, self.address)
                     self._broken = True
                     replies = [failure if final is None else _unavailable(str(final)) for _ in batch]
-                except asyncio.CancelledError:
+                except BaseException:
                     for request in batch:
                         request.fail(_unavailable("it's closed"))
                     raise
@@ -319,7 +320,7 @@ class RedisClient:
         else:
             await pool.ensure_connection(connection)
         await connection.send_packed_command(b"".join(map(_hiredis.pack_command, commands)), check_health=False)
-        replies: list[Any] = []
+        replies = list[Any]()
         for _ in commands:
             try:
                 replies.append(await connection.read_response())
