@@ -250,7 +250,7 @@ class Interest(Struct, eq=False):
 
     _tail: Tail
     _journal: Journal
-    _counts: Counter[str | None] = field(default_factory=Counter)
+    _counts: Counter[str | None] = field(default_factory=Counter[str | None])
     _stops: dict[str | None, Callable[[], None]] = {}
     _unused: dict[str | None, None] = {}
     """Topics without subscribers, which are followed a little longer: many subscribers come back."""

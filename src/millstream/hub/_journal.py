@@ -39,7 +39,7 @@ class Journal(Struct, eq=False):
     epoch: str = ""
     offset: int = 0
     """The last offset that this worker has read."""
-    _recent: deque[Event] = field(default_factory=deque)
+    _recent: deque[Event] = field(default_factory=deque[Event])
     _recent_bytes: int = 0
     recent_floor: int = 0
     """The cache contains all events that were read after this offset."""

@@ -57,7 +57,7 @@ class Presence(Struct, eq=False):
     """Clients that this worker has registered."""
     _worker_id: str = ""
     """The worker id of the registrations."""
-    _unreported: deque[tuple[str, str, bytes]] = field(default_factory=deque)
+    _unreported: deque[tuple[str, str, bytes]] = field(default_factory=deque[tuple[str, str, bytes]])
     """Departed clients of dead workers that haven't been reported yet."""
     _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCK_COUNT)])
     """Locks that keep the changes of each client in order."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import coroutine
 from typing import Any, cast
 
+from msgspec import Struct, field
+
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Position, Store
@@ -212,7 +214,7 @@ def _resume(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, A
         return done.value
 
 
-class LocalServer:
+class LocalServer(Struct, eq=False):
     """A server that shares stores with worker processes.
 
     Example:
@@ -221,18 +223,15 @@ class LocalServer:
         >>> await server.close()
     """
 
-    def __init__(self, open_store: Callable[[str], Store]) -> None:
-        """Create a server that opens stores with `open_store`."""
-        # Configuration
-        self._open = open_store
-        # Process
-        self.address = ""
-        """The path of the socket, set by `start`."""
-        self.peers: set[WorkerConnection] = set()
-        self._opening: dict[str, asyncio.Task[Backend]] = {}
-        """Backends by URL."""
-        self._departures = Tasks()
-        self._listener: asyncio.Server | None = None
+    _open: Callable[[str], Store]
+    """Opens the store of a URL."""
+    address: str = ""
+    """The path of the socket, set by `start`."""
+    peers: set[WorkerConnection] = set()
+    _opening: dict[str, asyncio.Task[Backend]] = {}
+    """Backends by URL."""
+    _departures: Tasks = field(default_factory=Tasks)
+    _listener: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Listen, and return the address.

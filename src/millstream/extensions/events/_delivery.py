@@ -174,7 +174,7 @@ class Outbox(Struct, eq=False):
     _due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
     """Host and port -> principal -> deliveries that are due, the longest waiting first."""
     _running: dict[asyncio.Task[None], OutgoingMessage] = {}
-    _running_counts: Counter[object] = field(default_factory=Counter)
+    _running_counts: Counter[object] = field(default_factory=Counter[object])
     """Running deliveries by host, by principal, and by both."""
     _start: asyncio.Handle | None = None
     _jobs: list[asyncio.Task[None]] = []
