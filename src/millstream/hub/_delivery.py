@@ -340,7 +340,7 @@ class Delivery:
         self.event_tail = Tail(
             log, JOURNAL, None, self._deliver_entries, self._on_gap, topic=topic, moved=self._on_move
         )
-        self.change_tail = Tail(self._store.log, STREAM, None, self._deliver_changes, self._on_changes_lost)
+        self.change_tail = Tail(log, STREAM, None, self._deliver_changes, self._on_changes_lost)
         self.event_tail.position = await self.journal.open()
         self.change_tail.position = await self.presence_changes.open(self.journal.epoch)
         self.interest = Interest(self.event_tail, self.journal)

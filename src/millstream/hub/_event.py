@@ -188,9 +188,6 @@ class EventIds(Recent[str, dict[str, int]]):
     They were read from the journal by one worker.
     """
 
-    def __init__(self) -> None:
-        super().__init__(MAX_IDS)
-
     def add(self, id: str, channel: str, offset: int) -> None:
         """Add an event."""
         channels = self.setdefault(id, {})

@@ -76,6 +76,7 @@ class WorkerConnection(FrameConnection):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._server.peers.add(self)
         cast("asyncio.Transport", transport).set_write_buffer_limits(PAUSE_BYTES)
 
     @override
@@ -241,7 +242,9 @@ class LocalServer(Struct, eq=False):
         """
         await asyncio.to_thread(sweep)
         self.address = str(private_socket())
-        self._listener = await asyncio.get_running_loop().create_unix_server(self._peer, self.address, backlog=1024)
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            partial(WorkerConnection, self), self.address, backlog=1024
+        )
         return self.address
 
     async def close(self) -> None:
@@ -285,11 +288,6 @@ class LocalServer(Struct, eq=False):
         self.peers.discard(peer)
         if backend is not None and peer.worker:
             self._departures.spawn(expire(backend, peer.worker))
-
-    def _peer(self) -> WorkerConnection:
-        peer = WorkerConnection(self)
-        self.peers.add(peer)
-        return peer
 
     async def _open_backend(self, url: str) -> Backend:
         store = self._open(url)

@@ -76,7 +76,6 @@ class PushReader(Struct, eq=False):
     """How many of them Redis has confirmed."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _marks: dict[bytes, asyncio.Future[None]] = {}
-    _marks_made: int = 0
     _read_task: asyncio.Task[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -110,8 +109,7 @@ class PushReader(Struct, eq=False):
     @contextmanager
     def mark(self) -> Generator[tuple[str, asyncio.Future[None]]]:
         """Return a message for the `mark_channel`, and a future that's done once it has arrived."""
-        self._marks_made += 1
-        text = str(self._marks_made)
+        text = secrets.token_hex(8)
         arrived = self._marks[text.encode()] = asyncio.get_running_loop().create_future()
         try:
             yield text, arrived

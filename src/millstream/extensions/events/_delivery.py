@@ -341,7 +341,7 @@ class EventDelivery(Struct, eq=False):
             while True:
                 with trouble:
                     await self._deliver_with_lease()
-                await asyncio.sleep(LEASE / 3 if not trouble.lasts else 1.0)
+                await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
         finally:
             if not self._has_lease_expired():
                 with suppress(LocalError):
