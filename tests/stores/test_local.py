@@ -63,6 +63,10 @@ async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytes
             await store.close()
 
 
+def test_process_without_a_parent_has_no_parent_address() -> None:
+    assert workers.parent_address() is None
+
+
 async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
     broken = True
 
