@@ -49,7 +49,7 @@ async def test_local_socket_is_private_and_removed() -> None:
 
 
 async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers._ParentConfig, "address", "")
+    monkeypatch.setattr(workers._ParentConfig, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
     async with run_local_server(lambda url: MemoryStore()) as text:
         use_parent(text)
@@ -61,6 +61,10 @@ async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytes
         assert await two.kv.get("key") == b"value"
         for store in (one, two):
             await store.close()
+
+
+def test_process_without_a_parent_has_no_parent_address() -> None:
+    assert workers.parent_address() is None
 
 
 async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:

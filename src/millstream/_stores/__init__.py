@@ -76,7 +76,7 @@ def _nats(url: str) -> Store:
 def _at_parent(url: str) -> Store | None:
     """Return the store for this URL in the parent process, or None if there is no parent."""
     address = parent_address()
-    if not address:
+    if address is None:
         return None
     from millstream._stores.local.store import LocalStore  # noqa: PLC0415  most processes aren't workers
 

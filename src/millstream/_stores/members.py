@@ -50,9 +50,9 @@ class MapMembers(Struct, eq=False):
     _workers: Leases | SoleWorker
     _held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
     """Members that this worker holds: (group, member) -> (value, announcement)."""
-    _keys: Counter[str] = field(default_factory=Counter)
+    _keys: Counter[str] = field(default_factory=Counter[str])
     """Number of members that this worker holds, by record key."""
-    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary[str, asyncio.Lock])
     """A lock per record, so this worker doesn't conflict with itself."""
 
     async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:

@@ -268,17 +268,14 @@ class Tail:
     async def _settle(self) -> None:
         async with self._turn_lock:
             self._next_turn = None
-            await self._settle_now()
-
-    async def _settle_now(self) -> None:
-        if not self._pushes_all:
-            at, here = await self._log.wait_until_listening(self._stream), self.position
-            if at is not None and here is not None and at.epoch == here.epoch and self._is_current:
-                if at.offset > here.offset:
-                    self._moved(at)
-                    self._advance(at)
-                return
-        await self.catch_up()
+            if not self._pushes_all:
+                at, here = await self._log.wait_until_listening(self._stream), self.position
+                if at is not None and here is not None and at.epoch == here.epoch and self._is_current:
+                    if at.offset > here.offset:
+                        self._moved(at)
+                        self._advance(at)
+                    return
+            await self.catch_up()
 
     @property
     def pushes_all(self) -> bool:

@@ -85,7 +85,7 @@ class Claim(Struct):
 class _ParentConfig:
     """The configuration that this process got from its parent."""
 
-    address: str = ""
+    address: str | None = None
 
 
 def use_parent(address: str) -> None:
@@ -97,8 +97,8 @@ def use_parent(address: str) -> None:
     _ParentConfig.address = address
 
 
-def parent_address() -> str:
-    """Return the address of the parent's store server, or an empty string if this process isn't a worker."""
+def parent_address() -> str | None:
+    """Return the address of the parent's store server, or None if this process isn't a worker."""
     return _ParentConfig.address
 
 

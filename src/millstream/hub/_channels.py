@@ -231,11 +231,9 @@ def matches(pattern: str, channel: str) -> bool:
         if len(segments) <= len(tokens):
             return False
         del segments[len(tokens) :]
-    return len(tokens) == len(segments) and all(map(_matches_segment, tokens, segments))
-
-
-def _matches_segment(token: str, segment: str) -> bool:
-    return token in ("*", segment)
+    return len(tokens) == len(segments) and all(
+        token in ("*", segment) for token, segment in zip(tokens, segments, strict=True)
+    )
 
 
 def _check_readable(what: str, text: str) -> None:

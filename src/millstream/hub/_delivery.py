@@ -250,7 +250,7 @@ class Interest(Struct, eq=False):
 
     _tail: Tail
     _journal: Journal
-    _counts: Counter[str | None] = field(default_factory=Counter)
+    _counts: Counter[str | None] = field(default_factory=Counter[str | None])
     _stops: dict[str | None, Callable[[], None]] = {}
     _unused: dict[str | None, None] = {}
     """Topics without subscribers, which are followed a little longer: many subscribers come back."""
@@ -340,7 +340,7 @@ class Delivery:
         self.event_tail = Tail(
             log, JOURNAL, None, self._deliver_entries, self._on_gap, topic=topic, moved=self._on_move
         )
-        self.change_tail = Tail(self._store.log, STREAM, None, self._deliver_changes, self._on_changes_lost)
+        self.change_tail = Tail(log, STREAM, None, self._deliver_changes, self._on_changes_lost)
         self.event_tail.position = await self.journal.open()
         self.change_tail.position = await self.presence_changes.open(self.journal.epoch)
         self.interest = Interest(self.event_tail, self.journal)

@@ -77,7 +77,8 @@ class PublishResult(Struct, frozen=True, gc=False):
 
 _encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(StoredEvent).decode
-_decode_header = msgspec.msgpack.Decoder(EventHeader).decode
+unpack_header = msgspec.msgpack.Decoder(EventHeader).decode
+"""Returns the channel, id, and time of a stored record without copying its data."""
 _decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
@@ -91,11 +92,6 @@ def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
     """Return the event for a stored record at its position in the journal."""
     record = _decode_record(data)
     return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
-
-
-def unpack_header(data: bytes) -> EventHeader:
-    """Return the channel, id, and time of a stored record without copying its data."""
-    return _decode_header(data)
 
 
 def unpack_channel(data: bytes) -> str:
@@ -191,9 +187,6 @@ class EventIds(Recent[str, dict[str, int]]):
 
     They were read from the journal by one worker.
     """
-
-    def __init__(self) -> None:
-        super().__init__(MAX_IDS)
 
     def add(self, id: str, channel: str, offset: int) -> None:
         """Add an event."""

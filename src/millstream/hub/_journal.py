@@ -18,7 +18,7 @@ from msgspec import Struct, field
 
 from millstream._stores.base import Entry, Gap, Index, Position, Store
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, topic_for
-from millstream.hub._event import Event, EventIds, StoredEvent, pack, position_id, unpack
+from millstream.hub._event import MAX_IDS, Event, EventIds, StoredEvent, pack, position_id, unpack
 
 JOURNAL = "hub:journal"
 _CHANNEL = "hub:channel:"
@@ -39,11 +39,11 @@ class Journal(Struct, eq=False):
     epoch: str = ""
     offset: int = 0
     """The last offset that this worker has read."""
-    _recent: deque[Event] = field(default_factory=deque)
+    _recent: deque[Event] = field(default_factory=deque[Event])
     _recent_bytes: int = 0
     recent_floor: int = 0
     """The cache contains all events that were read after this offset."""
-    ids: EventIds = field(default_factory=EventIds)
+    ids: EventIds = field(default_factory=lambda: EventIds(MAX_IDS))
     """The newest events with publisher-assigned ids."""
     floors: dict[str | None, int] = {}
     """By topic that this worker follows: the offset after which it has read all events."""

@@ -29,6 +29,7 @@ from millstream._protocol.principal import Share
 from millstream._stores.base import Entry, Gap, Map, Position, Store, read_offset
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.workers import Claim
+from millstream._tasks import cancel_all
 from millstream.hub._channels import CLIENT, HubLimits, InvalidName, check_pattern, matches, topic_for
 from millstream.hub._event import Event, parse_offset, position_id, unpack
 from millstream.hub._journal import JOURNAL, Journal
@@ -215,9 +216,8 @@ class EventListener:
                         break  # another worker reads on
         finally:
             stop()
-            if renewing is not None:
-                renewing.cancel()
-                await asyncio.gather(renewing, return_exceptions=True)
+            await cancel_all(renewing)
+            if self._shared:
                 with suppress(LocalError, OSError):
                     if self._completed != self._saved:  # canceled in `_save`
                         await self._swap()

@@ -57,7 +57,7 @@ class Presence(Struct, eq=False):
     """Clients that this worker has registered."""
     _worker_id: str = ""
     """The worker id of the registrations."""
-    _unreported: deque[tuple[str, str, bytes]] = field(default_factory=deque)
+    _unreported: list[tuple[str, str, bytes]] = []
     """Departed clients of dead workers that haven't been reported yet."""
     _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCK_COUNT)])
     """Locks that keep the changes of each client in order."""
@@ -102,7 +102,7 @@ class Presence(Struct, eq=False):
             group, _, value = self._unreported[0]
             entry = self._entry(group.removeprefix(_GROUP), "leave", _decode(value))
             position = await self._store.log.append(entry.stream, entry.data, ttl=_TTL, max_entries=_MAX_CHANGES)
-            self._unreported.popleft()
+            del self._unreported[0]
             await self._wait_for_delivery(position)
 
     async def leave_all(self) -> None:

@@ -278,7 +278,8 @@ class CatchUp:
             if limit and not is_pattern(channel):
                 # An entry beyond the limit shows that entries were dropped.
                 index = await self._reader.index(channel, newest and min(newest, limit) + 1)
-            start, count = max(0, len(index.offsets) - limit), len(index.offsets)
+            count = len(index.offsets)
+            start = max(0, count - limit)
             while start < count and journal.is_expired_time(channel, index.times[start]):
                 start += 1
             histories.append(_History(channel, index, start))

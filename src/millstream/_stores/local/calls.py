@@ -280,8 +280,8 @@ class FrameConnection(asyncio.Protocol):
         self._max_frame = max_frame
         self._loop: asyncio.AbstractEventLoop
         self._transport: asyncio.Transport | None = None
-        self._frames = Frames(max_frame)
-        self._out = Frame()
+        self._frames: Frames
+        self._out: Frame
         self._flushes = False
 
     @override

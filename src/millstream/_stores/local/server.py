@@ -15,6 +15,8 @@ from pathlib import Path
 from types import coroutine
 from typing import Any, cast
 
+from msgspec import Struct, field
+
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Position, Store
@@ -74,6 +76,7 @@ class WorkerConnection(FrameConnection):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._server.peers.add(self)
         cast("asyncio.Transport", transport).set_write_buffer_limits(PAUSE_BYTES)
 
     @override
@@ -161,7 +164,7 @@ class WorkerConnection(FrameConnection):
         return Greeting(backend.epoch, backend.time())
 
     async def clock(self) -> float:
-        return self._opened.time()
+        return float(self._parts["backend"].time())
 
     async def bind(self, worker: str) -> None:
         self.worker = worker
@@ -169,21 +172,15 @@ class WorkerConnection(FrameConnection):
     async def listen(self, channel: str, on: bool) -> None:
         if on and channel not in self._listens:
             stream, is_topic, topic = channel.partition("\0")
-            self._listens[channel] = self._opened.log.listen(
+            self._listens[channel] = self._parts["log"].listen(
                 stream, partial(self._push, channel), interrupted=self._drop, topic=topic if is_topic else None
             )
         elif not on and channel in self._listens:
             self._listens.pop(channel)()
 
     async def mark(self, stream: str) -> Position | None:
-        newest = await self._opened.log.wait_until_listening(stream)
+        newest: Position | None = await self._parts["log"].wait_until_listening(stream)
         return None if self._dropped else newest
-
-    @property
-    def _opened(self) -> Backend:
-        if self.backend is None:
-            raise LocalError("The first request of a worker must be hello.")
-        return self.backend
 
     def _push(self, channel: str, entry: Entry) -> None:
         if self._dropped or (self._paused and self.unread > PUSH_BYTES):
@@ -218,7 +215,7 @@ def _resume(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, A
         return done.value
 
 
-class LocalServer:
+class LocalServer(Struct, eq=False):
     """A server that shares stores with worker processes.
 
     Example:
@@ -227,18 +224,15 @@ class LocalServer:
         >>> await server.close()
     """
 
-    def __init__(self, open_store: Callable[[str], Store]) -> None:
-        """Create a server that opens stores with `open_store`."""
-        # Configuration
-        self._open = open_store
-        # Process
-        self.address = ""
-        """The path of the socket, set by `start`."""
-        self.peers: set[WorkerConnection] = set()
-        self._opening: dict[str, asyncio.Task[Backend]] = {}
-        """Backends by URL."""
-        self._departures = Tasks()
-        self._listener: asyncio.Server | None = None
+    _open: Callable[[str], Store]
+    """Opens the store of a URL."""
+    address: str = ""
+    """The path of the socket, set by `start`."""
+    peers: set[WorkerConnection] = set()
+    _opening: dict[str, asyncio.Task[Backend]] = {}
+    """Backends by URL."""
+    _departures: Tasks = field(default_factory=Tasks)
+    _listener: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Listen, and return the address.
@@ -248,7 +242,9 @@ class LocalServer:
         """
         await asyncio.to_thread(sweep)
         self.address = str(private_socket())
-        self._listener = await asyncio.get_running_loop().create_unix_server(self._peer, self.address, backlog=1024)
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            partial(WorkerConnection, self), self.address, backlog=1024
+        )
         return self.address
 
     async def close(self) -> None:
@@ -292,11 +288,6 @@ class LocalServer:
         self.peers.discard(peer)
         if backend is not None and peer.worker:
             self._departures.spawn(expire(backend, peer.worker))
-
-    def _peer(self) -> WorkerConnection:
-        peer = WorkerConnection(self)
-        self.peers.add(peer)
-        return peer
 
     async def _open_backend(self, url: str) -> Backend:
         store = self._open(url)

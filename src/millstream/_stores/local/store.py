@@ -252,19 +252,16 @@ class LocalBackend:
         self._ahead = time.time() - time.monotonic()
         """Offset of the store's clock from this process's monotonic clock, in seconds."""
         self._looked = 0.0
-        self._reading_clock = False
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._changed.add(changed)
 
     def time(self) -> float:
         now = time.monotonic()
-        if now - self._looked > CLOCK and not self._reading_clock:
-            self._reading_clock, self._looked = True, now
+        if now - self._looked > CLOCK:
+            self._looked = now
             answer = self._send(calls("session")["clock"])
-            if answer is None:
-                self._reading_clock = False
-            else:
+            if answer is not None:
                 answer.add_done_callback(partial(self._set_clock, now))
         return now + self._ahead
 
@@ -283,7 +280,6 @@ class LocalBackend:
             return None
 
     def _set_clock(self, asked: float, answer: asyncio.Future[Any]) -> None:
-        self._reading_clock = False
         if not answer.cancelled() and answer.exception() is None:
             self._ahead = answer.result() - (asked + time.monotonic()) / 2.0
 

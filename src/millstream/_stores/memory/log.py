@@ -160,7 +160,7 @@ class StreamKind(Struct, eq=False):
     _latest: tuple[str, str] = ("", "")
     """The last two streams appended to, newest last. Their newest entries stay, so an event and its copy in a
     second stream can both be read."""
-    _deadlines: ExpiryHeap[str] = field(default_factory=ExpiryHeap)
+    _deadlines: ExpiryHeap[str] = field(default_factory=ExpiryHeap[str])
     size: int = 0
     """Stored bytes, as counted against the bound."""
 

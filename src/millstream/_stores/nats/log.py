@@ -328,7 +328,7 @@ class NatsLog:
                 or (at == floor.seq and not floor.following)
             ):
                 raise await self._gap(view, floor, last)
-            begin = at if at > floor.seq else begin
+            begin = max(at, begin)
         found = await self._read(view, begin, last.seq, limit + 1, max_bytes)
         if after is not None:
             expected = after.offset if after.offset > floor.seq else floor.following

@@ -1,44 +1,43 @@
 """Redis addresses, parsed from the store's URL. Passwords never appear in errors or logs."""
 
 import ssl
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 
-SCHEMES = {
-    f"{scheme}{kind}": (scheme == "rediss", kind)
-    for scheme in ("redis", "rediss")
-    for kind in ("", "+sentinel", "+cluster")
-}
 _PORTS = {"": 6379, "+cluster": 6379, "+sentinel": 26379}
 _OPTIONS = frozenset({"prefix", "ca", "cert", "key", "sentinel_user", "sentinel_password", "wait"})
 _MOST_REPLICAS = 100
 _PREFIX = "millstream:"
 
 
-@dataclass(frozen=True, slots=True)
-class RedisAddress:
+class RedisAddress(Struct, frozen=True):
     """The address of a single server, a set of Sentinels, or a Cluster."""
 
     kind: str
     """Empty for a single server, else ``+sentinel`` or ``+cluster``."""
     hosts: tuple[tuple[str, int], ...]
-    user: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
+    user: str = ""
+    password: str = ""
     database: int = 0
     service: str = ""
     """The primary's name in Sentinel."""
-    sentinel_user: str = field(default="", repr=False)
-    sentinel_password: str = field(default="", repr=False)
+    sentinel_user: str = ""
+    sentinel_password: str = ""
     prefix: str = _PREFIX
     """Prefix of every key, so several applications can share one Redis."""
     wait: int = 0
     """Number of replicas that must confirm an append."""
-    tls: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    tls: dict[str, Any] = {}
     """TLS options for redis-py. Empty without TLS."""
+
+    @override
+    def __repr__(self) -> str:
+        return f"RedisAddress({self})"
 
     @override
     def __str__(self) -> str:
@@ -52,7 +51,8 @@ def parse_address(url: str) -> RedisAddress:
         LocalError: The URL has an unsupported form.
     """
     scheme, _, rest = url.partition("://")
-    encrypted, kind = SCHEMES[scheme]
+    name, plus, topology = scheme.partition("+")
+    kind = plus + topology
     try:
         # redis-py can't parse URLs with several hosts.
         parts = urlsplit(f"redis://{rest}")
@@ -76,7 +76,7 @@ def parse_address(url: str) -> RedisAddress:
             sentinel_password=options.get("sentinel_password", ""),
             prefix=prefix,
             wait=_wait(options.get("wait", "0")),
-            tls=_tls(options) if encrypted else {},
+            tls=_tls(options) if name == "rediss" else {},
         )
     except LocalError as wrong:
         raise LocalError(f"The URL of the store ({scheme}://…) can't be used. {wrong}") from None

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 import hiredis
-from msgspec import Struct
+from msgspec import Struct, field
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -97,29 +97,29 @@ class RedisRequest(Struct, eq=False):
             self.reply.set_exception(failure)
 
 
-class RedisClient:
+class RedisClient(Struct, eq=False):
     """A client for a single server, the primary that Sentinel reports, or the nodes of a Cluster."""
 
-    def __init__(self, address: RedisAddress, key: str) -> None:
-        """Create a client. `key` is any key in the slot that the store depends on."""
-        # configuration
-        self.address = address
-        self.reconnected: Callable[[], None] | None = None
-        """Called after a failure, once the server responds again."""
-        self._key = key
-        self._is_cluster = address.kind == "+cluster"
-        # process
-        self._redis: Any = None  # redis-py's types differ between its three kinds of clients
-        self._opened: list[Any] = []
-        """Clients to close: the main one and those of Sentinels."""
-        self._connection: Any = None
-        """The connection for commands, unless it's a Cluster."""
-        self._queue = deque[RedisRequest]()
-        self._write_task: asyncio.Task[None] | None = None
-        self._broken = False
-        self.degraded_reason = ""
-        """Why a server may lose data although it responds, or an empty string."""
-        self._watch_task: asyncio.Task[None] | None = None
+    address: RedisAddress
+    _key: str
+    """Any key in the slot that the store depends on."""
+    reconnected: Callable[[], None] | None = None
+    """Called after a failure, once the server responds again."""
+    _redis: Any = None  # redis-py's types differ between its three kinds of clients
+    _opened: list[Any] = []
+    """Clients to close: the main one and those of Sentinels."""
+    _connection: Any = None
+    """The connection for commands, unless it's a Cluster."""
+    _queue: deque[RedisRequest] = field(default_factory=deque[RedisRequest])
+    _write_task: asyncio.Task[None] | None = None
+    _broken: bool = False
+    degraded_reason: str = ""
+    """Why a server may lose data although it responds, or an empty string."""
+    _watch_task: asyncio.Task[None] | None = None
+
+    @property
+    def _is_cluster(self) -> bool:
+        return self.address.kind == "+cluster"
 
     @property
     def closed(self) -> bool:
@@ -277,7 +277,7 @@ class RedisClient:
                 except (*_BROKEN, RedisError) as failure:
                     final = _explain(failure, self.address)
                     self._broken = True
-                    replies = [failure if final is None else _unavailable(str(final))] * len(batch)
+                    replies = [failure if final is None else _unavailable(str(final)) for _ in batch]
                 except BaseException:
                     for request in batch:
                         request.fail(_unavailable("it's closed"))

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import count, zip_longest
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._stores.base import (
     EPHEMERAL,
@@ -36,7 +36,7 @@ from millstream._stores.memory.log import REPEATED
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
 from millstream._stores.redis.keys import HUB, RedisKeys, script, tag_of
-from millstream._stores.tail import Listeners, channel_for, consecutive
+from millstream._stores.tail import Listeners, channel_for, consecutive, never
 from millstream._tasks import has_failed
 
 _PAUSE = 0.2
@@ -48,36 +48,37 @@ _MOST_CHANNELS = 500
 _logger = logging.getLogger("millstream.stores")
 
 
-class PushReader:
+class PushReader(Struct, eq=False):
     """A connection that receives what appends publish. Run `run` as a task.
 
     Redis publishes to a connection in order, and drops nothing as long as the connection lasts. Every connection has a
     number, so a caller knows whether anything was lost in between.
     """
 
-    def __init__(self, client: RedisClient, key: str, mark_channel: str) -> None:
-        """Create a reader. `key` is any key of the hub's slot, and no other reader has the `mark_channel`."""
-        # configuration
-        self._client = client
-        self._key = key
-        self.mark_channel = mark_channel
-        self.interrupted: Callable[[], None] = lambda: None
-        """Called when a new connection receives all channels."""
-        # process
-        self._callbacks: dict[bytes, Callable[[bytes], None]] = {}
-        self.number = 0
-        """The number of this connection."""
-        self._is_open = False
-        self._is_complete = False
-        """Whether this connection has received all channels."""
-        self._commands: asyncio.Queue[tuple[str | bytes, ...]] = asyncio.Queue()
-        """Commands to send on this connection."""
-        self._asked = self._confirmed = 0
-        """Changes to the channels of this connection, and how many of them Redis has confirmed."""
-        self._changed = asyncio.Event()
-        self._marks: dict[bytes, asyncio.Future[None]] = {}
-        self._marks_made = count()
-        self._read_task: asyncio.Task[Any] | None = None
+    _client: RedisClient
+    _key: str
+    """Any key of the hub's slot."""
+    mark_channel: str
+    """A channel of this reader only."""
+    interrupted: Callable[[], None] = never
+    """Called when a new connection receives all channels."""
+    _callbacks: dict[bytes, Callable[[bytes], None]] = {}
+    number: int = 0
+    """The number of this connection."""
+    _is_open: bool = False
+    _is_complete: bool = False
+    """Whether this connection has received all channels."""
+    _commands: asyncio.Queue[tuple[str | bytes, ...]] = field(default_factory=asyncio.Queue[tuple[str | bytes, ...]])
+    """Commands to send on this connection."""
+    _asked: int = 0
+    """Changes to the channels of this connection."""
+    _confirmed: int = 0
+    """How many of them Redis has confirmed."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _marks: dict[bytes, asyncio.Future[None]] = {}
+    _read_task: asyncio.Task[Any] | None = None
+
+    def __post_init__(self) -> None:
         self.forget_all()
 
     def follow(self, channel: str, take: Callable[[bytes], None]) -> None:
@@ -108,7 +109,7 @@ class PushReader:
     @contextmanager
     def mark(self) -> Generator[tuple[str, asyncio.Future[None]]]:
         """Return a message for the `mark_channel`, and a future that's done once it has arrived."""
-        text = str(next(self._marks_made))
+        text = secrets.token_hex(8)
         arrived = self._marks[text.encode()] = asyncio.get_running_loop().create_future()
         try:
             yield text, arrived

@@ -36,9 +36,9 @@ class Items(Struct, eq=False):
     _file: Database
     _clock: Callable[[], float]
     _max_bytes: int
-    _sizes: Counter[str] = field(default_factory=Counter)
+    _sizes: Counter[str] = field(default_factory=Counter[str])
     """Counted bytes by kind."""
-    _shares: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _shares: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """Counted bytes by kind and share."""
     _place: int = 0
     """Sequence number of the last lossy value that was written."""
@@ -164,7 +164,7 @@ class Streams(Struct, eq=False):
     _file: Database
     _clock: Callable[[], float]
     _max_bytes: int
-    _sizes: Counter[str] = field(default_factory=Counter)
+    _sizes: Counter[str] = field(default_factory=Counter[str])
     """Counted bytes by kind."""
     _highest: dict[str, int] = {}
     _latest: tuple[int, int] = (0, 0)

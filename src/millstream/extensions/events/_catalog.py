@@ -231,20 +231,19 @@ class EventType:
 T = TypeVar("T")
 
 
-class FilterIndex(Generic[T]):
+class FilterIndex(Struct, Generic[T], eq=False):
     """An index of an event type's subscribers by the values in their filters.
 
     Finding the subscribers of an event takes no longer if more others exist.
     """
 
-    def __init__(self, kind: EventType) -> None:
-        self._kind = kind
-        self._by_values: dict[tuple[str, ...], dict[tuple[Any, ...], dict[T, None]]] = {}
-        """Subscribers by the names of their filters, and by the values."""
-        self._keys: dict[T, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
-        """The place of each subscriber in `_by_values`."""
-        self._others: dict[T, tuple[Arguments, Principal | None]] = {}
-        """Subscribers to check one by one: for a `match` function, or by a list or object."""
+    _kind: EventType
+    _by_values: dict[tuple[str, ...], dict[tuple[Any, ...], dict[T, None]]] = {}
+    """Subscribers by the names of their filters, and by the values."""
+    _keys: dict[T, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
+    """The place of each subscriber in `_by_values`."""
+    _others: dict[T, tuple[Arguments, Principal | None]] = {}
+    """Subscribers to check one by one: for a `match` function, or by a list or object."""
 
     def add(self, subscriber: T, arguments: Arguments, principal: Principal | None) -> None:
         """Add a subscriber."""
@@ -320,12 +319,11 @@ def _filters_of(payload: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
 
 
-class EventCatalog:
+class EventCatalog(Struct, eq=False):
     """Event types by name and by the class of their payload."""
 
-    def __init__(self) -> None:
-        self._by_name: dict[str, EventType] = {}
-        self._by_payload: dict[Any, EventType] = {}
+    _by_name: dict[str, EventType] = {}
+    _by_payload: dict[Any, EventType] = {}
 
     def add(self, kind: EventType) -> None:
         """Declare an event type.

@@ -83,7 +83,6 @@ class Target(Struct, eq=False):
     after: int
     """Events up to this offset aren't delivered."""
     url: Url
-    principal: Principal
     pending: dict[int, "OutgoingMessage"] = {}
     """Offset -> event that the endpoint hasn't accepted yet."""
     gap: "OutgoingMessage | None" = None
@@ -103,9 +102,9 @@ class Target(Struct, eq=False):
     def host(self) -> tuple[str, int]:
         return self.url.host, self.url.port
 
-    def update(self, record: WebhookSubscription) -> None:
-        """Replace the record of the subscription."""
-        self.record, self.principal = record, record.principal
+    @property
+    def principal(self) -> Principal:
+        return self.record.principal
 
     def signing_keys(self, now: float) -> Sequence[bytes]:
         """Return the current signing keys."""
@@ -175,7 +174,7 @@ class Outbox(Struct, eq=False):
     _due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
     """Host and port -> principal -> deliveries that are due, the longest waiting first."""
     _running: dict[asyncio.Task[None], OutgoingMessage] = {}
-    _running_counts: Counter[object] = field(default_factory=Counter)
+    _running_counts: Counter[object] = field(default_factory=Counter[object])
     """Running deliveries by host, by principal, and by both."""
     _start: asyncio.Handle | None = None
     _jobs: list[asyncio.Task[None]] = []
@@ -342,7 +341,7 @@ class EventDelivery(Struct, eq=False):
             while True:
                 with trouble:
                     await self._deliver_with_lease()
-                await asyncio.sleep(LEASE / 3 if not trouble.lasts else 1.0)
+                await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
         finally:
             if not self._has_lease_expired():
                 with suppress(LocalError):
@@ -470,8 +469,8 @@ class EventDelivery(Struct, eq=False):
             self._remove(id)
         elif id in self._targets:
             known = self._targets[id]
-            known.update(record)
-            self._index.add(known, known.arguments, known.principal)
+            known.record = record
+            self._index.add(known, known.arguments, record.principal)
         else:
             target = await self._add_target(record)
             if target is not None and record.credential and await self._host.is_revoked(record.credential):
@@ -482,7 +481,7 @@ class EventDelivery(Struct, eq=False):
         try:
             arguments = self.kind.read_arguments(record.arguments)
             read_secret(record.secret)
-            target = Target(record, arguments, self._position, read_url(record.url), record.principal)
+            target = Target(record, arguments, self._position, read_url(record.url))
         except ProtocolError:
             _logger.warning(
                 "Dropped the subscription %s, because it no longer fits the event %r", record.id, record.name
@@ -491,7 +490,7 @@ class EventDelivery(Struct, eq=False):
             return None
         self._targets[record.id] = target
         self._index.add(target, arguments, target.principal)
-        visible = sees(self.kind, record.scopes) or "*" in record.scopes
+        visible = sees(self.kind, record.principal.scopes) or "*" in record.principal.scopes
         if not visible or not self._host.has_credential(target.principal):
             await self._terminate(target)
             return None
@@ -759,4 +758,4 @@ class EventDelivery(Struct, eq=False):
             return
         updated = replace(record, since="", oldest=0.0)
         if await self._subscriptions.replace(updated, sealed):
-            target.update(updated)
+            target.record = updated

@@ -95,7 +95,7 @@ class _Closable(Struct, eq=False):
 class Feed(_Closable):
     """A hub outlet that queues notices for one task. The hub ends a feed that falls too far behind."""
 
-    _notices: deque[Notice] = field(default_factory=deque)
+    _notices: deque[Notice] = field(default_factory=deque[Notice])
     _buffered_bytes: int = 0
     _overflowed: bool = False
     _data_event: asyncio.Event = field(default_factory=asyncio.Event)

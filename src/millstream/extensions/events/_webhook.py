@@ -70,10 +70,8 @@ class WebhookSubscription(Struct, frozen=True, array_like=True):
     secret: str
     expires: float
     """Unix time."""
-    subject: str
-    issuer: str
-    client: str
-    scopes: frozenset[str]
+    principal: Principal
+    """The subscriber, with the scopes at that time."""
     since: str = ""
     """The initial cursor: the current one, or an older one for a replay. Cleared once a worker has started."""
     oldest: float = 0.0
@@ -83,11 +81,6 @@ class WebhookSubscription(Struct, frozen=True, array_like=True):
     old_until: float = 0.0
     credential: str = ""
     """Revocation id of the last refresh's token, see `ServerHost.is_revoked`."""
-
-    @property
-    def principal(self) -> Principal:
-        """The subscriber, with the scopes at that time."""
-        return Principal(self.subject, self.issuer, self.client, self.scopes)
 
 
 class Status(Struct, frozen=True, array_like=True):
@@ -540,10 +533,7 @@ class WebhookMethods(Struct, eq=False):
             url,
             secret,
             expires,
-            principal.subject,
-            principal.issuer,
-            principal.client,
-            principal.scopes,
+            Principal(principal.subject, principal.issuer, principal.client, principal.scopes),
             since,
             oldest,
             credential=self._host.revocation_id(principal),
@@ -623,7 +613,7 @@ class WebhookMethods(Struct, eq=False):
                 new = replace(
                     rotate_secret(before, fresh.secret, now + SECRET_GRACE),
                     expires=fresh.expires,
-                    scopes=fresh.scopes,
+                    principal=fresh.principal,
                     credential=fresh.credential,
                 )
             if await self._subscriptions.replace(new, sealed):

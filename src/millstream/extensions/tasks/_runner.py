@@ -333,7 +333,6 @@ class TaskRunner:
     def open(self) -> None:
         """Listen to the other workers, and settle the tasks of dead ones."""
         host = self._host
-        self._closing = False
         host.on_workers_change(self._on_workers_change)
         host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: self._sweep_soon(), interrupted=self._sweep_soon))
         host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._check_cancellations))
