@@ -15,7 +15,7 @@ from random import randint
 from time import monotonic, time
 from typing import Any, NamedTuple, Protocol
 
-from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, parse_accept
+from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Callback, HttpRequest, Response, Sink, parse_accept
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._protocol.principal import Share
@@ -49,7 +49,7 @@ class NullReplyChannel:
         """Return False, because the client can't resume."""
         return False
 
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_close(self, callback: Callback) -> Callback:
         """Do nothing, because the channel never closes."""
         return _nothing
 
@@ -76,7 +76,7 @@ _SAME = 1.0
 """Maximum difference in seconds between the expiry times of one credential's streams."""
 
 Code = Callable[[bytes], bytes]
-Finish = Callable[[Callable[[], None]], None]
+Finish = Callable[[Callback], None]
 """Ends a stream's subscriptions with their results, then calls back. A second call doesn't wait."""
 
 
@@ -94,8 +94,8 @@ class _OpenStream(NamedTuple):
     """Transport and revision."""
     code: Code
     opened: float
-    end: Callable[[], None]
-    dismiss: Callable[[], None]
+    end: Callback
+    dismiss: Callback
     """Ends the stream because its owner lost access."""
     owner: str | None
     """The principal, empty for an anonymous caller, or None for the stream of a call."""
@@ -163,8 +163,8 @@ class OpenStreams:
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
-        end: Callable[[], None] | None = None,
-        dismiss: Callable[[], None] | None = None,
+        end: Callback | None = None,
+        dismiss: Callback | None = None,
         finish: Finish | None = None,
         until: float = math.inf,
     ) -> None:
@@ -266,7 +266,7 @@ class OpenStreams:
             self._send_away(sink, each.code, each.end)
 
     @staticmethod
-    def _send_away(sink: Sink, code: Code, end: Callable[[], None]) -> None:
+    def _send_away(sink: Sink, code: Code, end: Callback) -> None:
         sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
         end()
 

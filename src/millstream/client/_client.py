@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
@@ -674,7 +673,7 @@ class Client:
             f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient of millstream.client."
         )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Do nothing, because `__enter__` never returns."""
 
     if not TYPE_CHECKING:  # type checkers would accept every name
@@ -724,9 +723,9 @@ class BlockingClient:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         try:
-            self._wait(self._client.__aexit__(kind, error, t))
+            self._wait(self._client.__aexit__(*exc))
         finally:
             self._stop()
 

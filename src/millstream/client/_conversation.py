@@ -25,7 +25,6 @@ from millstream.client._negotiation import (
     Connector,
     DeclaredCapability,
     Era,
-    LocalPeer,
     Negotiation,
     Options,
     ToolHeaders,
@@ -95,14 +94,14 @@ class Conversation:
         # State
         self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
-            self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_queued_messages
+            self._background, questions, on_log, on_change, options.max_queued_messages, observer
         )
-        self.incoming.observer = observer
         ids = itertools.count(1)
         self.connector: Connector = Connector(
             place=find_server(target, env=options.env, cwd=options.cwd),
-            me=LocalPeer(options, questions, declared),
             options=options,
+            questions=questions,
+            declared=declared,
             listener=self.incoming,
             background=self._background,
             ids=ids,

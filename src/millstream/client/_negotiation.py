@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -56,7 +57,14 @@ from millstream.client._errors import (
 from millstream.client._questions import QuestionHandler
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
-from millstream.client._transports import Transport, TransportFactory, TransportRequest, apply_filters, log_message
+from millstream.client._transports import (
+    ServerObject,
+    Transport,
+    TransportFactory,
+    TransportRequest,
+    apply_filters,
+    log_message,
+)
 from millstream.client._transports.http import HttpSseTransport, StreamableTransport
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 
@@ -139,40 +147,6 @@ class DeclaredCapability(Struct, frozen=True):
     """Dates of the revisions that have it; empty for all."""
 
 
-class LocalPeer(Struct, frozen=True):
-    """The client's identity and capabilities."""
-
-    options: Options
-    questions: QuestionHandler
-    declared: Sequence[DeclaredCapability] = ()
-
-    @property
-    def about(self) -> Implementation:
-        """Name and version of the client."""
-        return Implementation(self.options.name, self.options.version or __version__)
-
-    def capabilities(self, revision: Revision) -> dict[str, Any]:
-        """Return the capabilities to declare in a revision."""
-        capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
-        for each in self.declared:
-            if not each.revisions or revision.date in each.revisions:
-                capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
-        return capabilities
-
-    def meta(self, revision: Revision) -> bytes:
-        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
-        if revision.handshake:
-            return b""
-        found: dict[str, Any] = {
-            VERSION_KEY: revision.date,
-            CAPABILITIES_KEY: self.capabilities(revision),
-            CLIENT_KEY: self.about,
-        }
-        if self.options.log_level:
-            found[LOG_LEVEL_KEY] = self.options.log_level
-        return encode(found)[1:-1]
-
-
 def with_meta(params: bytes, meta: bytes) -> bytes:
     """Add `_meta` to encoded parameters."""
     if not meta:
@@ -194,15 +168,14 @@ _logger = logging.getLogger(__name__)
 _NO_HEADERS: Mapping[str, str] = {}
 
 
-class ToolHeaders:
+class ToolHeaders(Struct):
     """Header annotations of the tools that have been listed.
 
     They say which arguments are also sent as headers. Tools with invalid annotations are left out of lists, as the
     specification requires: https://modelcontextprotocol.io/specification/2026-07-28/server/tools.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[ParamHeader, ...]] = {}
+    _known: dict[str, tuple[ParamHeader, ...]] = {}
 
     def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
         """Store the annotations of tools, and return the tools whose annotations are valid."""
@@ -290,8 +263,9 @@ class Connector(Struct, kw_only=True):
     """Opens and reopens connections to one target."""
 
     place: Place
-    me: LocalPeer
     options: Options
+    questions: QuestionHandler
+    declared: Sequence[DeclaredCapability]
     listener: ServerMessages
     background: Tasks
     ids: Iterator[int]
@@ -311,21 +285,21 @@ class Connector(Struct, kw_only=True):
         """
         place = self.place
         if not isinstance(place, Remote):
-            return await self._connect_with(self._local)
+            return await self._connect_with(partial(self._local, place))
         if place.url.scheme in ("ws", "wss"):
-            return await self._connect_with(self._websocket)
+            return await self._connect_with(partial(self._websocket, place))
         only_sse = place.kind == "sse"
         if only_sse or (self.pinned is None and self.era.name == "http+sse"):
             try:
-                return await self._connect_with(self._http_sse)
+                return await self._connect_with(partial(self._http_sse, place))
             except ClientError:
                 if only_sse:
                     raise
         try:
-            return await self._connect_with(self._streamable)
+            return await self._connect_with(partial(self._streamable, place))
         except (NotMcp, InvalidResponse, ConnectionLost) as exc:
             try:
-                connection = await self._connect_with(self._http_sse)
+                connection = await self._connect_with(partial(self._http_sse, place))
             except AccessDenied:
                 raise
             except ClientError:
@@ -336,8 +310,7 @@ class Connector(Struct, kw_only=True):
 
     # Transports
 
-    def _local(self) -> Transport:
-        place = self.place
+    def _local(self, place: Command | ServerObject | TransportFactory) -> Transport:
         if isinstance(place, Command):
             options = self.options
             show = line_printer(options.stderr)
@@ -349,7 +322,6 @@ class Connector(Struct, kw_only=True):
             return place.new_transport(self.listener, self.background)
         from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - loads the server
 
-        assert not isinstance(place, Remote)  # noqa: S101  checked in `open`
         return MemoryTransport(place, self.listener, self.background)
 
     def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
@@ -367,9 +339,7 @@ class Connector(Struct, kw_only=True):
 
         return line
 
-    def _endpoint(self) -> Endpoint:
-        place = self.place
-        assert isinstance(place, Remote)  # noqa: S101  checked in `open`
+    def _endpoint(self, place: Remote) -> Endpoint:
         options = self.options
         pool = ConnectionPool(
             place.url,
@@ -382,20 +352,19 @@ class Connector(Struct, kw_only=True):
         headers = {**place.headers, **self.headers}
         return Endpoint(place.url, headers, pool, options.auth, self.listener.pause_timeouts)
 
-    def _streamable(self) -> Transport:
-        return StreamableTransport(self._endpoint(), self.listener, self.background, self.options.max_bytes)
+    def _streamable(self, place: Remote) -> Transport:
+        return StreamableTransport(self._endpoint(place), self.listener, self.background, self.options.max_bytes)
 
-    def _http_sse(self) -> Transport:
+    def _http_sse(self, place: Remote) -> Transport:
         options = self.options
         return HttpSseTransport(
-            self._endpoint(), self.listener, self.background, options.max_bytes, options.connect_timeout
+            self._endpoint(place), self.listener, self.background, options.max_bytes, options.connect_timeout
         )
 
-    def _websocket(self) -> Transport:
+    def _websocket(self, place: Remote) -> Transport:
         from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
 
-        place, options = self.place, self.options
-        assert isinstance(place, Remote)  # noqa: S101  checked in `open`
+        options = self.options
         return WebSocketTransport(
             place.url,
             {**place.headers, **self.headers},
@@ -409,6 +378,32 @@ class Connector(Struct, kw_only=True):
         )
 
     # Negotiation
+
+    @property
+    def about(self) -> Implementation:
+        """Name and version of the client."""
+        return Implementation(self.options.name, self.options.version or __version__)
+
+    def capabilities(self, revision: Revision) -> dict[str, Any]:
+        """Return the capabilities to declare in a revision."""
+        capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
+        for each in self.declared:
+            if not each.revisions or revision.date in each.revisions:
+                capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
+        return capabilities
+
+    def meta(self, revision: Revision) -> bytes:
+        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
+        if revision.handshake:
+            return b""
+        found: dict[str, Any] = {
+            VERSION_KEY: revision.date,
+            CAPABILITIES_KEY: self.capabilities(revision),
+            CLIENT_KEY: self.about,
+        }
+        if self.options.log_level:
+            found[LOG_LEVEL_KEY] = self.options.log_level
+        return encode(found)[1:-1]
 
     async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
         """Open a transport and negotiate.
@@ -439,7 +434,7 @@ class Connector(Struct, kw_only=True):
                 revision = agreement.revision
                 if pinned is None and revision.handshake:
                     era.name = era.name or "handshake"
-                return Connection(transport, agreement, self.me.meta(revision))
+                return Connection(transport, agreement, self.meta(revision))
         raise AssertionError
 
     async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiation:
@@ -503,8 +498,8 @@ class Connector(Struct, kw_only=True):
         return None
 
     async def _initialize(self, transport: Transport, revision: Revision) -> Negotiation:
-        capabilities = msgspec.Raw(encode(self.me.capabilities(revision)))
-        params = encode(InitializeRequestParams(revision.date, capabilities, self.me.about))
+        capabilities = msgspec.Raw(encode(self.capabilities(revision)))
+        params = encode(InitializeRequestParams(revision.date, capabilities, self.about))
         raw = await self._ask(transport, "initialize", params, revision, self.timeout)
         try:
             result = _decode_initialize(raw)
@@ -544,7 +539,7 @@ class Connector(Struct, kw_only=True):
 
     async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
         request_id = next(self.ids)
-        body = request_body(request_id, method, with_meta(params, self.me.meta(revision)))
+        body = request_body(request_id, method, with_meta(params, self.meta(revision)))
         request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
         return await exchange(self.listener, transport, request, seconds, self.options.max_call_seconds)
 

@@ -8,19 +8,19 @@ streams end with their connection.
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
 import msgspec
+from msgspec import Struct, field
 
-from millstream._http.message import STREAM_HEAD, HttpRequest, Sink
+from millstream._http.message import STREAM_HEAD, Callback, HttpRequest, Sink
 from millstream._protocol import sse
 from millstream._protocol.errors import INTERNAL_ERROR, SERVER_ERROR
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
-from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services, expiry_of
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.services import expiry_of
 from millstream._stores.base import Position, Store, StoreFull, StoreUnavailable, StreamSealed, read_offset
 from millstream._transports.open_streams import OpenStreams
 
@@ -111,50 +111,76 @@ _NOWHERE = Position("", 0)
 _logger = logging.getLogger("millstream")
 
 
-class PostReplyChannel:
-    """The `ReplyChannel` of one POST, for its call or for all calls of a batch."""
+class StreamLog(Struct, eq=False):
+    """The log of a call's stream, which the client can read on another connection."""
 
-    __slots__ = (
-        "_cancel", "_end", "_id", "_kept", "_lock", "_revision", "_services", "_session", "_sink",
-        "_stream", "_streams", "asks", "request", "streaming",
-    )  # fmt: skip
+    store: Store
+    name: str
+    stream: str
+    """Name of the stream in event ids."""
+    id: RequestId
+    """The request of the call."""
+    cancel: Callable[[], object]
+    """Ends the call."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while an entry is logged and sent."""
+    kept: bool = True
+    """Whether everything sent so far is in the log."""
 
-    def __init__(
-        self,
-        request: HttpRequest,
-        call: Call,
-        services: Services,
-        streams: OpenStreams,
-        *,
-        can_stream: bool,
-        cancel: Callable[[str, RequestId], object],
-    ) -> None:
-        # No reference to the call, which refers to its reply channel: a cycle would keep the request's body.
-        self.request = request
-        self._id = call.id
-        self._revision = call.revision
-        self._session = call.session
-        self._services = services
-        self._streams = streams if can_stream else None
-        self._sink: Sink | None = None
-        self._end: Callable[[], None] | None = None
-        """Ends the stream's subscription."""
-        self.streaming = False
-        """Whether the reply has become a stream."""
-        session = call.session
-        logged = session is not None and can_stream and call.revision.event_ids
-        self._stream = stream_name(services.store.workers.me, secrets.token_hex(16)) if logged else ""
-        self._lock = asyncio.Lock() if logged else None
-        self._kept = True
-        """Whether everything sent so far is in the log."""
-        self._cancel = cancel
-        self.asks = can_stream and session is not None
-        """Whether questions can be asked. Answers come in other requests of the session."""
+    async def append(
+        self, mark: bytes, message: bytes, answers: RequestId | None, streams: OpenStreams
+    ) -> Position | None:
+        """Append a message. Return None if the store is unavailable or full.
+
+        After that the stream has no ids, because its log has a gap. A client that resumes it gets an error at its end,
+        while the connected client misses nothing.
+
+        Raises:
+            StreamSealed: Another worker has ended the log.
+        """
+        try:
+            if self.kept:
+                return await append(self.store, self.name, mark, message, answers)
+            if mark == END:
+                await self.end()
+        except (StoreUnavailable, StoreFull) as failure:
+            if self.kept:
+                _logger.warning(
+                    "The store is unavailable, so the stream of a call continues without being logged: %s", failure
+                )
+            self.kept = False
+            if mark == END:
+                streams.end_later(self.name, self.end)
+        return None
+
+    async def end(self) -> None:
+        """End the log with an error, because a part of the stream is missing."""
+        await append(self.store, self.name, END, error_message(self.id, INTERNAL_ERROR, _LOST), None)
+
+
+class PostReplyChannel(Struct, eq=False):
+    """The `ReplyChannel` of one POST, for its call or for all calls of a batch.
+
+    It has no reference to the call, which refers to its reply channel: a cycle would keep the request's body.
+    """
+
+    request: HttpRequest
+    _revision: Revision
+    _streams: OpenStreams | None
+    """None if the client can't read a stream."""
+    _log: StreamLog | None
+    asks: bool
+    """Whether questions can be asked. Answers come in other requests of the session."""
+    _sink: Sink | None = None
+    _end: Callback | None = None
+    """Ends the stream's subscription."""
+    streaming: bool = False
+    """Whether the reply has become a stream."""
 
     async def keep_alive(self) -> None:
         """Turn the reply of a silent call into a stream, if the client reads streams."""
         if self._streams is not None and not self.streaming:
-            await self._open()
+            await self._open(self._streams)
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
         """Send a message as an event. It's dropped if the client can't read a stream.
@@ -163,14 +189,12 @@ class PostReplyChannel:
             message: The message.
             answers: The request that the message answers, if the stream carries several answers.
         """
-        if self._streams is None:
+        streams = self._streams
+        if streams is None:
             return
         if not self.streaming:
-            await self._open()
-        if self._lock is not None:
-            await self._send_logged(MESSAGE, message, answers)
-        elif self._sink is not None:
-            self._sink.write(sse.encode_message(message))
+            await self._open(streams)
+        await self._write(streams, MESSAGE, message, answers)
         if self._sink is not None and self._sink.buffered > _HIGH_WATER:
             await self._sink.drain()
 
@@ -182,18 +206,17 @@ class PostReplyChannel:
         sink.write(sse.encode_message(message))
         return not sink.closed
 
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_close(self, callback: Callback) -> Callback:
         """Call `callback` when the stream of a subscription ends for any reason. It ends with the caller's credential.
         Other calls don't last that long.
         """
         self._end = callback
-        if self._sink is not None:
-            self._subscribe(self._sink, callback)
+        if self._sink is not None and self._streams is not None:
+            self._subscribe(self._streams, self._sink, callback)
         return self._has_ended
 
-    def _subscribe(self, sink: Sink, callback: Callable[[], None]) -> None:
-        assert self._streams is not None  # noqa: S101  there is a stream
-        self._streams.subscribe(sink, self.request, self._finish, expiry_of(self.request.principal))
+    def _subscribe(self, streams: OpenStreams, sink: Sink, callback: Callback) -> None:
+        streams.subscribe(sink, self.request, self._finish, expiry_of(self.request.principal))
         sink.on_close(callback)
 
     def _has_ended(self) -> None:
@@ -201,32 +224,31 @@ class PostReplyChannel:
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection. The client reads the rest with `Last-Event-ID`."""
-        if self._lock is None or not self._revision.priming:
+        if self._log is None or self._streams is None or not self._revision.priming:
             return False
         if not self.streaming:
-            await self._open()
+            await self._open(self._streams)
         sink = self._sink
         if sink is None:
             return False
         if retry_ms is not None:
             sink.write(sse.retry(retry_ms))
-        self._sink = None
-        sink.close()
+        self.leave()
         return True
 
     async def finish(self, message: bytes) -> None:
         """Send the response as the last event, unless it's empty, and end the stream."""
+        streams, log = self._streams, self._log
+        assert streams is not None  # noqa: S101  callers have looked
         if not self.streaming:
-            await self._open()
-        if self._lock is not None and self._streams is not None:
-            await self._send_logged(END, message, self._id)
-            self._streams.lines.pop(self._log_name(), None)
-        elif self._sink is not None and message:
-            self._sink.write(sse.encode_message(message))
+            await self._open(streams)
+        await self._write(streams, END, message, None if log is None else log.id)
+        if log is not None:
+            streams.lines.pop(log.name, None)
         if self._sink is not None:
             self._sink.close()
 
-    def _finish(self, then: Callable[[], None]) -> None:
+    def _finish(self, then: Callback) -> None:
         """End a subscription's stream that reached its maximum age, with its result."""
         end, self._end = self._end, None
         (then if end is None else end)()
@@ -237,67 +259,35 @@ class PostReplyChannel:
         if sink is not None:
             sink.close()
 
-    async def _open(self) -> None:
+    async def _open(self, streams: OpenStreams) -> None:
         self.streaming = True
-        assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, kind=("http", self._revision.date))
+        streams.add(sink, kind=("http", self._revision.date))
         if self._end is not None:
-            self._subscribe(sink, self._end)
-        if self._lock is not None:
-            self._streams.lines[self._log_name()] = self
-            position = await self._keep(OPEN, encode(self._id), None)
+            self._subscribe(streams, sink, self._end)
+        log = self._log
+        if log is not None:
+            streams.lines[log.name] = self
+            position = await log.append(OPEN, encode(log.id), None, streams)
             if self._revision.priming and position is not None:
-                sink.write(sse.prime(event_id(self._stream, position), None))
+                sink.write(sse.prime(event_id(log.stream, position), None))
 
-    async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
-        assert self._lock is not None  # noqa: S101  callers have looked
-        async with self._lock:
-            try:
-                position = await self._keep(mark, message, answers)
-            except StreamSealed:
-                position = _NOWHERE
+    async def _write(self, streams: OpenStreams, mark: bytes, message: bytes, answers: RequestId | None) -> None:
+        log = self._log
+        if log is None:
+            if self._sink is not None and message:
+                self._sink.write(sse.encode_message(message))
+            return
+        async with log.lock:
+            position: Position | None = _NOWHERE
+            with suppress(StreamSealed):
+                position = await log.append(mark, message, answers, streams)
             if position is _NOWHERE:
-                await self._end_here()
+                # This worker was paused for so long that another worker has already ended the stream.
+                self.leave()
+                log.cancel()
+                await asyncio.sleep(0)
                 return
             sink = self._sink
             if message and sink is not None and not sink.closed:
-                sink.write(sse.encode_message(message, "" if position is None else event_id(self._stream, position)))
-
-    async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
-        """Append a message to the log. Return None if the store is unavailable or full.
-
-        After that the stream has no ids, because its log has a gap. A client that resumes it gets an error at its end,
-        while the connected client misses nothing.
-        """
-        services, name = self._services, self._log_name()
-        try:
-            if self._kept:
-                return await append(services.store, name, mark, message, answers)
-            if mark == END:
-                await self._end_log()
-        except (StoreUnavailable, StoreFull) as failure:
-            if self._kept:
-                _logger.warning(
-                    "The store is unavailable, so the stream of a call continues without being logged: %s", failure
-                )
-            self._kept = False
-            if mark == END and self._streams is not None:
-                self._streams.end_later(name, self._end_log)
-        return None
-
-    async def _end_log(self) -> None:
-        """End the log with an error, because a part of the stream is missing."""
-        services, lost = self._services, error_message(self._id, INTERNAL_ERROR, _LOST)
-        await append(services.store, self._log_name(), END, lost, None)
-
-    async def _end_here(self) -> None:
-        """End the call, because this worker was paused for so long that another worker has already ended the stream."""
-        assert self._session is not None  # noqa: S101  only streams of a session are logged
-        self.leave()
-        self._cancel(self._session.id, self._id)
-        await asyncio.sleep(0)
-
-    def _log_name(self) -> str:
-        assert self._session is not None  # noqa: S101  only streams of a session are logged
-        return log_name(self._session.id, self._stream)
+                sink.write(sse.encode_message(message, "" if position is None else event_id(log.stream, position)))

@@ -7,7 +7,10 @@ first message, if the client reads streams. Every answer is then an event of its
 
 import asyncio
 import secrets
+from functools import partial
 from typing import Any, cast
+
+from msgspec import Struct
 
 from millstream._http.message import (
     JSON_HEAD,
@@ -43,7 +46,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._stores.rates import share_for
 from millstream._transports.connection import read_batch, refuse_batch, settle_task
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
-from millstream._transports.streamable import PostReplyChannel
+from millstream._transports.streamable import PostReplyChannel, StreamLog, log_name, stream_name
 
 MAX_CACHED_SESSIONS = 16 * 1024
 """Maximum number of cached sessions. Each takes about 1.1 KiB."""
@@ -209,9 +212,14 @@ class StreamableEndpoint:
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = parse_accept(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self.json_only or call.long_lived)
-        return PostReplyChannel(
-            request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
-        )
+        session, log = call.session, None
+        if session is not None and can_stream and call.revision.event_ids:
+            store = self.services.store
+            stream = stream_name(store.workers.me, secrets.token_hex(16))
+            cancel = partial(self.dispatcher.control.cancel, session.id, call.id)
+            log = StreamLog(store, log_name(session.id, stream), stream, call.id, cancel)
+        streams = self.streams if can_stream else None
+        return PostReplyChannel(request, call.revision, streams, log, can_stream and session is not None)
 
 
 async def finish(call: Call, body: bytes) -> Response | None:
@@ -234,15 +242,16 @@ def _status(call: Call) -> int:
     return error.status
 
 
-class StreamableExchange:
+class StreamableExchange(Struct, eq=False):
     """One POST on the exact path."""
 
-    __slots__ = ("accepts", "endpoint", "request")
+    endpoint: StreamableEndpoint
+    request: HttpRequest
 
-    def __init__(self, endpoint: StreamableEndpoint, request: HttpRequest) -> None:
-        self.endpoint = endpoint
-        self.request = request
-        self.accepts: AcceptedTypes = parse_accept(request.headers.get(b"accept"))
+    @property
+    def accepts(self) -> AcceptedTypes:
+        """The reply types that the client accepts."""
+        return parse_accept(self.request.headers.get(b"accept"))
 
     def check_readable(self) -> None:
         """Refuse a client that reads only streams, if the server sends none.
@@ -337,50 +346,49 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")
     exchange.check_readable()
-    return await _Batch(exchange, session, revision).serve(messages)
+    return await _Batch(exchange, session, revision, "" if session is None else session.id).serve(messages)
 
 
-class _Batch:
+class _Batch(Struct, eq=False):
     """The calls of one batch, and their shared reply channel."""
 
-    def __init__(self, exchange: StreamableExchange, session: Session | None, revision: Revision) -> None:
-        self._exchange = exchange
-        self._session = session
-        self._scope = "" if session is None else session.id
-        self._revision = revision
-        self._line: PostReplyChannel | None = None
+    exchange: StreamableExchange
+    session: Session | None
+    revision: Revision
+    scope: str
+    line: PostReplyChannel | None = None
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
         """Process every message, and answer with an array unless the reply became a stream."""
         work = [self._take(message) for message in messages]
         messages.clear()
         answers = [each for each in await asyncio.gather(*work) if each[1]]
-        line = self._line
+        line = self.line
         if line is not None and line.streaming:
             for request_id, body in answers:
                 await line.send(body, request_id)
             await line.finish(b"")
             return None
         array = b",".join(body for _, body in answers)
-        return self._exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
+        return self.exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
 
     async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
         """Return the id and answer of a request, unless it was answered on the stream."""
         if isinstance(message, ProtocolError):
             return None, self._refuse(None, "", message)
-        dispatcher = self._exchange.endpoint.dispatcher
+        dispatcher = self.exchange.endpoint.dispatcher
         if message.is_answer or message.id is None:
             if not message.is_answer:
-                await self._exchange.notify(message, self._session, self._revision)
+                await self.exchange.notify(message, self.session, self.revision)
                 return None, b""
-            self._exchange.note("response", self._session)
+            self.exchange.note("response", self.session)
             try:
-                await dispatcher.control.answer_anywhere(message, self._scope)
+                await dispatcher.control.answer_anywhere(message, self.scope)
             except ProtocolError as exc:
                 return None, self._refuse(None, "response", exc)
             return None, b""
         try:
-            call = self._exchange.handshake_call(message, self._session, self._revision)
+            call = self.exchange.handshake_call(message, self.session, self.revision)
             dispatcher.load.admit(call, call.method)
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
@@ -388,20 +396,20 @@ class _Batch:
         # The request covers the whole batch, but a cancellation is for one call.
         call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
         call.open_reply = self._connect
-        body = await dispatcher.call(call, self._scope)
+        body = await dispatcher.call(call, self.scope)
         await settle_task()
-        if not body or self._line is None or not self._line.streaming:
+        if not body or self.line is None or not self.line.streaming:
             return call.id, body
-        await self._line.send(body, call.id)
+        await self.line.send(body, call.id)
         return call.id, b""
 
     def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
-        exc = revisions.error(exc, self._revision)
-        self._exchange.note(method, self._session, str(exc.code))
+        exc = revisions.error(exc, self.revision)
+        self.exchange.note(method, self.session, str(exc.code))
         return error_message(request_id, exc.code, exc.message)
 
     def _connect(self, call: Call) -> PostReplyChannel:
         """Return the shared reply channel, created when the first call needs it."""
-        if self._line is None:
-            self._line = self._exchange.endpoint.open_line(call)
-        return self._line
+        if self.line is None:
+            self.line = self.exchange.endpoint.open_line(call)
+        return self.line

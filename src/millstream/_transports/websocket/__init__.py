@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, HttpRequest, Response
@@ -66,36 +68,21 @@ class SocketDialect(Protocol):
         """Stop all work of a closed socket."""
 
 
-class WebSocketRoute:
+class WebSocketRoute(Struct, eq=False):
     """The WebSocket handler of one server."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        hub: Hub | None,
-        policy: HostPolicy,
-        streams: OpenStreams,
-        *,
-        guard: Authenticate | None = None,
-        may_publish: MayPublish = lambda principal, address, headers: True,
-        gates: Sequence[RequestGate] = (),
-        dialect: MakeDialect | None = None,
-    ) -> None:
-        # Configuration
-        self._dispatcher = dispatcher
-        self._hub = hub
-        self._policy = policy
-        self._settings = dispatcher.services.settings
-        self._streams = streams
-        self._guard = guard
-        self.may_publish: MayPublish = may_publish
-        """Returns whether the dialect accepts ``publish`` from a caller, by address and handshake headers."""
-        self._gates = gates
-        self._dialect = dialect
-        """Creates the message handler that replaces MCP and the hub's dialect."""
-        # Process
-        self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
-        self._stopping = False
+    _dispatcher: Dispatcher
+    _hub: Hub | None
+    _policy: HostPolicy
+    _streams: OpenStreams
+    guard: Authenticate | None = None
+    may_publish: MayPublish = lambda principal, address, headers: True
+    """Returns whether the dialect accepts ``publish`` from a caller, by address and handshake headers."""
+    gates: Sequence[RequestGate] = ()
+    dialect: MakeDialect | None = None
+    """Creates the message handler that replaces MCP and the hub's dialect."""
+    _sockets: dict[Socket, asyncio.Task[Any] | None] = {}
+    _stopping: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket until it closes."""
@@ -122,7 +109,7 @@ class WebSocketRoute:
             outbox, peer, ("websocket", ""), code=_no_form, end=end, dismiss=dismiss,
             finish=connection.finish, until=expiry_of(peer.principal),
         )  # fmt: skip
-        speaks = self._dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
+        speaks = self.dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
         try:
             try:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
@@ -165,12 +152,12 @@ class WebSocketRoute:
         if refusal is not None:
             return self._policy.record(refusal)
         principal = None
-        if self._guard is not None:
+        if self.guard is not None:
             root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
             request = HttpRequest(
                 "GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme
             )
-            found = await self._guard(request)
+            found = await self.guard(request)
             if isinstance(found, Response):
                 return found
             principal = found
@@ -181,7 +168,8 @@ class WebSocketRoute:
 
     def _outbox(self, scope: Scope, send: Send, owner: str) -> Socket:
         """Return the socket for outgoing messages, which writes directly to the transport on our own server."""
-        limit, grace = self._settings.stream_buffer, self._settings.write_timeout
+        settings = self._dispatcher.services.settings
+        limit, grace = settings.stream_buffer, settings.write_timeout
         extensions: dict[str, Any] = scope.get("extensions") or {}
         wire: DirectWire | None = extensions.pop(EXTENSION, None)
         if wire is None:
@@ -193,10 +181,10 @@ class WebSocketRoute:
         self, connection: ClientConnection, peer: SocketPeer, outbox: Socket, receive: Receive, *, speaks: bool
     ) -> None:
         dialect: SocketDialect | None = None
-        if self._dialect is not None:
-            dialect = self._dialect(connection, outbox, peer)
+        if self.dialect is not None:
+            dialect = self.dialect(connection, outbox, peer)
         elif not speaks:
-            dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, self._gates)
+            dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, self.gates)
         take = dialect.take if dialect is not None else partial(_take, connection)
         try:
             await outbox.run(self._read(receive, outbox, take))
@@ -207,7 +195,7 @@ class WebSocketRoute:
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Process messages until the peer is gone. Pause while the peer doesn't read its responses."""
-        code, reason = INTERNAL, "Internal error"
+        code, reason, most = INTERNAL, "Internal error", self._dispatcher.services.settings.max_message
         try:
             while True:
                 message = await receive()
@@ -219,8 +207,8 @@ class WebSocketRoute:
                     code, reason = UNSUPPORTED_DATA, "Messages must be text"
                     return
                 data = text.encode()
-                if len(data) > self._settings.max_message:
-                    code, reason = TOO_BIG, f"A message must have at most {self._settings.max_message} bytes"
+                if len(data) > most:
+                    code, reason = TOO_BIG, f"A message must have at most {most} bytes"
                     return
                 del message, text
                 await take(data)

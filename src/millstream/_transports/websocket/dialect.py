@@ -130,30 +130,22 @@ class SocketPeer(Struct, frozen=True):
         return peer_network(self.address) if self.principal is None else self.principal.id
 
 
-class Dialect:
+class Dialect(Struct, eq=False):
     """One socket that uses the dialect."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        hub: Hub | None,
-        connection: ClientConnection,
-        outbox: Socket,
-        peer: SocketPeer,
-        gates: Sequence[RequestGate] = (),
-    ) -> None:
-        # Configuration
-        self._dispatcher = dispatcher
-        self._hub = hub
-        self._gates = gates
-        """Functions called before each subscription and publication."""
-        # Connection
-        self._connection = connection
-        self._outbox = outbox
-        self._peer = peer
-        self._subscriptions: dict[str, Subscription] = {}
-        self._tasks: dict[asyncio.Task[None], Call] = {}
-        outbox.answer(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
+    _dispatcher: Dispatcher
+    _hub: Hub | None
+    _connection: ClientConnection
+    _outbox: Socket
+    _peer: SocketPeer
+    _gates: Sequence[RequestGate] = ()
+    """Functions called before each subscription and publication."""
+    _subscriptions: dict[str, Subscription] = {}
+    _tasks: dict[asyncio.Task[None], Call] = {}
+
+    def __post_init__(self) -> None:
+        hello = {"type": "connected", "client_id": self._connection.id, "server": self._dispatcher.info}
+        self._outbox.answer(encode(hello))
 
     async def take(self, data: bytes) -> None:
         """Process one message. Calls run concurrently, everything else in order of arrival."""
