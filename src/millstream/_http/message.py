@@ -12,7 +12,7 @@ errors.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import lru_cache, partial
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
@@ -258,33 +258,18 @@ LARGE = 64 * 1024
 _logger = logging.getLogger("millstream")
 
 
-class Waiters(Struct, eq=False, kw_only=True):
-    """Tasks that wait until something may have changed."""
-
-    _waiters: Sequence[asyncio.Future[None]] = ()
-
-    def notify(self) -> None:
-        """Wake all waiters to check their conditions."""
-        waiters, self._waiters = self._waiters, ()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait_changed(self) -> None:
-        """Wait until something may have changed."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters = (*self._waiters, waiter)
-        await waiter
-
-
-class CompactEvent(Waiters, eq=False):
+class CompactEvent:
     """An `asyncio.Event` with `notify`, for waiters with other conditions.
 
     It uses little memory while idle, and so does `CompactQueue`. `asyncio.Event` has one deque for its waiters and
     `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of thousands of idle connections would have five.
     """
 
-    _open: bool = False
+    __slots__ = ("_open", "_waiters")
+
+    def __init__(self) -> None:
+        self._open = False
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     def is_set(self) -> bool:
         """Return whether the event is set."""
@@ -299,6 +284,19 @@ class CompactEvent(Waiters, eq=False):
         """Clear the event, so later waiters block."""
         self._open = False
 
+    def notify(self) -> None:
+        """Wake all waiters to check their conditions."""
+        waiters, self._waiters = self._waiters, ()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_changed(self) -> None:
+        """Wait until something may have changed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = (*self._waiters, waiter)
+        await waiter
+
     async def wait(self) -> bool:
         """Wait until it is set."""
         while not self._open:
@@ -306,7 +304,7 @@ class CompactEvent(Waiters, eq=False):
         return True
 
 
-class CloseSignal(Waiters, eq=False, kw_only=True):
+class CloseSignal(Struct, eq=False, kw_only=True):
     """A signal that calls its registered callbacks once, when it closes."""
 
     closed: bool = False
@@ -329,7 +327,6 @@ class CloseSignal(Waiters, eq=False, kw_only=True):
         if self.closed:
             return
         self.closed = True
-        self.notify()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:

@@ -10,8 +10,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.fetch import OutboundError, check_url, fetch
-from millstream._http.client.pool import allow_any
+from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override

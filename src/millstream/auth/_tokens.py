@@ -13,8 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from msgspec import Struct, field
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
-from millstream._http.client.pool import allow_any
+from millstream._http.client.pool import FetchedDocument, OutboundError, allow_any, check_url, fetch
 from millstream._oauth import basic_credentials
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords

@@ -40,9 +40,8 @@ from millstream._protocol.notifications import (
 )
 from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, ServerError
-from millstream.client._negotiation import Options, ServerInfo, with_meta
 from millstream.client._questions import Elicit, Questions, Roots, Sample
-from millstream.client._requests import RawRequest
+from millstream.client._requests import Options, RawRequest, ServerInfo, with_meta
 from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target

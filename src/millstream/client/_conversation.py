@@ -20,17 +20,19 @@ from millstream._protocol.notifications import (
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
-from millstream.client._negotiation import (
+from millstream.client._questions import QuestionHandler
+from millstream.client._requests import (
+    NOT_CONNECTED,
     Connection,
     Connector,
     DeclaredCapability,
     Era,
     Negotiation,
     Options,
+    RawRequest,
+    Requests,
     ToolHeaders,
 )
-from millstream.client._questions import QuestionHandler
-from millstream.client._requests import NOT_CONNECTED, RawRequest, Requests
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server

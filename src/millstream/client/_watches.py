@@ -31,8 +31,7 @@ from millstream.client._errors import (
     RequestTimeout,
     ServerError,
 )
-from millstream.client._negotiation import Connection
-from millstream.client._requests import RawRequest, Requests
+from millstream.client._requests import Connection, RawRequest, Requests
 from millstream.client._server_messages import Change, ServerMessages
 from millstream.client._transports import Transport
 

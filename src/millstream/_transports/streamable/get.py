@@ -34,8 +34,17 @@ from millstream._transports.open_streams import (
     no_stream,
     refusal,
 )
-from millstream._transports.streamable import END, OPEN, close_abandoned, event_id, log_name, parse_event_id, writer_of
-from millstream._transports.streamable.sessions import EMPTY_STREAM, StreamableEndpoint
+from millstream._transports.streamable import (
+    EMPTY_STREAM,
+    END,
+    OPEN,
+    StreamableEndpoint,
+    close_abandoned,
+    event_id,
+    log_name,
+    parse_event_id,
+    writer_of,
+)
 
 UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
 

@@ -8,8 +8,7 @@ from urllib.parse import unquote_plus
 
 from msgspec import Struct
 
-from millstream._http.client.fetch import fetch
-from millstream._http.client.pool import AddressCheck, allow_any, is_public
+from millstream._http.client.pool import AddressCheck, allow_any, fetch, is_public
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array
@@ -83,24 +82,21 @@ class ClientProof:
             OAuthError: The client is unknown or fails authentication.
             Unavailable: Its keys can't be fetched, or too many requests from its address wait.
         """
-        async with self._checks.hold(peer_network(request.peer)):
-            return await self._judge(request, form)
-
-    async def _judge(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         key = peer_network(request.peer)
-        wait = self._failures.wait(key)
-        if wait > 0:
-            raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
-        header = request.headers.get(b"authorization")
-        if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
-            raise OAuthError("invalid_request", "The Authorization header is repeated.")
-        try:
-            return await self._client(request, header, form)
-        except OAuthError as exc:
-            if exc.status == 401:
-                self._failures.report(key)
-                self._vault.refused(request.peer)
-            raise
+        async with self._checks.hold(key):
+            wait = self._failures.wait(key)
+            if wait > 0:
+                raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
+            header = request.headers.get(b"authorization")
+            if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
+                raise OAuthError("invalid_request", "The Authorization header is repeated.")
+            try:
+                return await self._client(request, header, form)
+            except OAuthError as exc:
+                if exc.status == 401:
+                    self._failures.report(key)
+                    self._vault.refused(request.peer)
+                raise
 
     async def _client(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")

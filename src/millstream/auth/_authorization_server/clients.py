@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from msgspec import Struct, field
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
-from millstream._http.client.pool import is_public
+from millstream._http.client.pool import FetchedDocument, OutboundError, check_url, fetch, is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.fetch import check_url
+from millstream._http.client.pool import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import (

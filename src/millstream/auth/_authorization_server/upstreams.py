@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.fetch import OutboundError, check_url
+from millstream._http.client.pool import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
