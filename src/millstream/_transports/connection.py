@@ -68,6 +68,7 @@ class ClientConnection(Struct, eq=False):
     _stop_watching: Callback | None = None
     _ends: set[Callback] = set()
     """Functions that end the connection's subscriptions with their results."""
+    __repr__ = object.__repr__  # shows no credential
 
     # Reply channel
 

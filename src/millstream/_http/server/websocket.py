@@ -314,16 +314,19 @@ class WebSocketProtocol(asyncio.Protocol):
         self._frame_bytes += len(data)
         for frame in frames:
             self._frame_bytes -= _wire_size(frame)
-            if frame.opcode is Opcode.CLOSE:
-                self._handle_close(frame)
-            elif frame.opcode is Opcode.PONG:
-                self._handle_pong(frame)
-            elif frame.opcode is not Opcode.PING and not self._closed:
-                self._handle_data(frame)
+            self._handle(frame)
             frame.data = b""  # the parser keeps the frame until the next one
         if frames:
             self._frame_bytes = min(max(0, self._frame_bytes), len(data))
         return len(frames)
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self._handle_close(frame)
+        elif frame.opcode is Opcode.PONG:
+            self._handle_pong(frame)
+        elif frame.opcode is not Opcode.PING and not self._closed:
+            self._handle_data(frame)
 
     def _handle_data(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CONT:

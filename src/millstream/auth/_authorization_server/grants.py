@@ -102,6 +102,7 @@ class TokenSigner(Struct, eq=False):
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
     epoch: int = 0
     """Number that changes when a key is removed."""
+    __repr__ = object.__repr__  # shows no private key
 
     async def sign(self, claims: Claims, typ: str = "at+jwt") -> str:
         """Return a signed token."""

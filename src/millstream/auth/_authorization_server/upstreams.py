@@ -40,6 +40,7 @@ class SelectiveUpstream(Struct, kw_only=True):
     name: str
     label: str
     allowlist: Allowlist
+    __repr__ = object.__repr__  # shows no secret
 
     def still(self, user: User) -> bool:
         """Return whether the user's `allow` entry still exists."""
