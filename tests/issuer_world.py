@@ -18,7 +18,7 @@ from unittest.mock import patch
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from millstream._http.client.fetch import fetch
+from millstream._http.client.pool import fetch
 from patience import WAIT
 
 ISSUER = "https://issuer.example"

@@ -30,7 +30,7 @@ import os, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from auth.test_pages_elsewhere import Elsewhere
 from millstream import Server, Settings, auth
-from millstream._http.client import fetch
+from millstream._http.client import pool as fetch
 
 # Who is asked here is in the process of the test, which may stand still for longer than servers wait.
 fetch.fetch.__kwdefaults__["seconds"] = {WAIT}

@@ -241,7 +241,7 @@ LISTENING = {"notifications": {"toolsListChanged": True}}
 
 def grown_old(wire: Wire) -> None:
     """Let every open stream exceed its maximum age."""
-    wire.runtime.streams._max_age = -1.0
+    wire.runtime.streams.max_age = -1.0
     wire.runtime.streams.beat()
 
 

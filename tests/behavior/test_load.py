@@ -14,7 +14,7 @@ from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
-from millstream._transports.streamable.sessions import HttpSessions
+from millstream._transports.streamable import HttpSessions
 from wire import (
     LATEST_HANDSHAKE,
     POST,
@@ -265,7 +265,7 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
 
 
 async def test_ended_sessions_of_one_address_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._transports.streamable.sessions.MAX_DELETES", 1)
+    monkeypatch.setattr("millstream._transports.streamable.MAX_DELETES", 1)
     async with run_wire(make_shop(), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
         assert (await wire.ask("DELETE", "/mcp", sessions[0])).status == 204

@@ -104,7 +104,7 @@ async def test_session_ids_contain_no_address() -> None:
 async def test_one_caller_gets_at_most_half_of_the_capability_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("millstream._transports.streamable.sessions._CAPABILITIES_ROOM", 300)
+    monkeypatch.setattr("millstream._transports.streamable._CAPABILITIES_ROOM", 300)
     mcp = make_shop()
     async with run_wire(mcp, "asgi") as wire:
         unknown = {"experimental": {"x": {"y": "z" * 60}}}

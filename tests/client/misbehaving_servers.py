@@ -11,7 +11,7 @@ import pytest
 
 from millstream import Client
 from millstream.client._errors import ClientError
-from millstream.client._negotiation import Options
+from millstream.client._requests import Options
 from patience import WAIT
 
 OFFER = {

@@ -14,11 +14,11 @@ from typing import Any
 
 from millstream import Client
 from millstream.client import SkillMismatch
-from millstream.client._negotiation import Options
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.endpoints import fetch
 from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
 from millstream.client._questions import Question
+from millstream.client._requests import Options
 
 
 def fill_in(question: Question) -> dict[str, Any]:

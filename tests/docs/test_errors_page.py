@@ -8,7 +8,7 @@ from millstream._http import websocket as socket
 from millstream._http.message import KINDS
 from millstream._protocol import errors
 from millstream._transports import open_streams
-from millstream._transports.websocket import dialect
+from millstream._transports import websocket as dialect
 from millstream.extensions.events import _catalog
 from processes import ROOT
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bad_input.shop import make_shop
 from millstream._http.asgi import AsgiSink
 from millstream._http.message import HttpRequest, Response
+from millstream._transports.streamable import HttpSessions, StreamableEndpoint
 from millstream._transports.streamable.post import Streamable, serve_exactly
-from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint
 from patience import WAIT
 from properties.messages import TOOLS, calls, encoded_messages, mostly
 from property_settings import examples

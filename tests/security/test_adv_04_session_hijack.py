@@ -17,9 +17,9 @@ from millstream._app.runtime import Runtime
 from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
 from millstream._transports.http_sse import HttpSse
+from millstream._transports.streamable import HttpSessions, StreamableEndpoint
 from millstream._transports.streamable.get import SessionStreams
 from millstream._transports.streamable.post import Streamable
-from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint
 from stub_auth import protect
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_headers, encode_request, request
 

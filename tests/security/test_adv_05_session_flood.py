@@ -50,7 +50,7 @@ async def test_thousands_of_handshakes_leave_nothing_behind(capabilities: dict[s
 
 
 async def test_session_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._transports.streamable.sessions.MAX_CACHED_SESSIONS", 256)
+    monkeypatch.setattr("millstream._transports.streamable.MAX_CACHED_SESSIONS", 256)
     async with run_wire(make_shop(), "asgi") as wire:
         before = held(wire)
         for _ in range(FLOOD):
@@ -73,7 +73,7 @@ async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
 
 
 async def test_tombstones_are_capped_with_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._transports.streamable.sessions.MAX_DELETES", 20)
+    monkeypatch.setattr("millstream._transports.streamable.MAX_DELETES", 20)
     async with run_wire(make_shop(), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(25)]
         statuses = [(await wire.ask("DELETE", "/mcp", headers)).status for headers in sessions]

@@ -19,8 +19,7 @@ from fleet import until
 from issuer_world import run_issuer
 from millstream import Server, Settings
 from millstream._http.client import pool
-from millstream._http.client.fetch import OutboundError, check_url, fetch
-from millstream._http.client.pool import is_public
+from millstream._http.client.pool import OutboundError, check_url, fetch, is_public
 from millstream.extensions.http_post import parse_url, post
 from patience import WAIT
 from property_settings import examples

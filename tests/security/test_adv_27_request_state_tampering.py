@@ -13,8 +13,8 @@ from cases import for_each
 from four_workers import ON_FOUR
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
+from millstream._transports.streamable import StreamableEndpoint
 from millstream._transports.streamable.post import Streamable
-from millstream._transports.streamable.sessions import StreamableEndpoint
 from stub_auth import protect
 from wire import Reply, Wire, encode_headers, per_request, routing, run_wire
 

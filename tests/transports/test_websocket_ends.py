@@ -242,7 +242,7 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
             await send_json(socket, listen)
             assert (await recv_json(socket))["method"] == "notifications/subscriptions/acknowledged"
         await app.until(lambda: len(app.runtime.services.endings) == 2)
-        app.runtime.streams._max_age = -1.0
+        app.runtime.streams.max_age = -1.0
         app.runtime.streams.beat()
         told = [await recv_json(socket) for _ in range(4)]
         assert {each["id"] for each in told if "result" in each} == {7, 8}

@@ -40,7 +40,7 @@ from millstream._transports.stdio import open_reader
 from millstream._version import __version__
 from millstream.client._endpoint import Auth, Endpoint, problem_detail
 from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
-from millstream.client._negotiation import ToolHeaders
+from millstream.client._requests import ToolHeaders
 from millstream.client._targets import Remote, find_server
 from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command

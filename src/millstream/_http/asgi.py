@@ -22,6 +22,7 @@ from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.message import (
     FROM_BYTES,
     CloseSignal,
+    CompactEvent,
     Handler,
     HttpLimits,
     HttpRequest,
@@ -69,9 +70,11 @@ class AsgiSink(CloseSignal, eq=False):
     limit: int
     buffered: int = 0
     buffer: list[bytes] = []  # noqa: RUF012  a Struct copies it
+    news: CompactEvent = field(default_factory=CompactEvent)
     pump: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
+        self.on_close(self.news.notify)
         self.pump = asyncio.create_task(self._run())
 
     def write(self, data: bytes) -> None:
@@ -83,11 +86,11 @@ class AsgiSink(CloseSignal, eq=False):
             return
         self.buffer.append(data)
         self.buffered += len(data)
-        self.notify()
+        self.news.notify()
 
     async def drain(self) -> None:
         while self.buffered > _HIGH_WATER and not self.closed:
-            await self.wait_changed()
+            await self.news.wait_changed()
 
     def close(self) -> None:
         """End the reply after the buffered bytes are sent."""
@@ -123,11 +126,11 @@ class AsgiSink(CloseSignal, eq=False):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                     self.buffered -= len(data)
                     if self.buffered <= _HIGH_WATER:
-                        self.notify()
+                        self.news.notify()
                 elif self.closed:
                     break
                 else:
-                    await self.wait_changed()
+                    await self.news.wait_changed()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
             # ASGI 2.4 servers raise when the peer is gone; older ones ignore the message.
@@ -264,7 +267,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     interrupted: bool = False
     """Whether the handler itself or the server canceled the task."""
 
-    async def serve(self, handler: Handler) -> None:
+    async def serve(self, handler: Handler) -> None:  # noqa: C901, PLR0912  one frame for each request
         """Read the body, run the handler, and send its result."""
         step = self.work(handler).__await__()
         try:
@@ -274,8 +277,10 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
                 await _resume(step, pending)
             response = self.answer
         except asyncio.CancelledError:
-            if self.cut_stream(_current_task()):
-                raise
+            if self.sink is not None:
+                self.sink.cut()
+            if not self.cancelled_itself or _current_task().cancelling() > 1:
+                raise  # something besides this exchange canceled the task
             response = None if self.body_complete else _TOO_SLOW
         except Exception as exc:
             if not self.body_complete:
@@ -283,7 +288,15 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             response = self.fail(exc)
         finally:
             if self.watcher is not None:
-                await self.stop_watching(_current_task())
+                self.finished = True
+                # A canceled task's traceback refers to this exchange. Dropping the reference to it avoids a cycle.
+                waiting, self.watcher, self.cancel = self.watcher, None, None
+                if self.cancelled_itself:
+                    _current_task().uncancel()
+                waiting.cancel()
+                if isinstance(waiting, asyncio.Task):
+                    await asyncio.gather(waiting, return_exceptions=True)
+                del waiting
         if (
             type(response) is Response
             and self.sink is None
@@ -296,8 +309,12 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             headers = [*(header_lists.get(head) or header_list(head)), (b"content-length", b"%d" % len(body))]
             await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body})
-        else:
-            await self.end(response)
+        elif self.sink is not None:
+            await self.sink.finish()
+        elif not self.disconnected:
+            if not isinstance(response, Response):
+                response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
+            await self.reply(response)
         if self.interrupted:
             # The reply is sent, but the server that canceled its task expects the cancellation.
             raise asyncio.CancelledError
@@ -326,15 +343,6 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         self.answer = response
         if self.sink is not None and response is self.sink:
             await self.sink.wait_closed()
-
-    async def end(self, response: Response | Sink | None) -> None:
-        """Send the handler's result: a reply, or the rest of a stream."""
-        if self.sink is not None:
-            await self.sink.finish()
-        elif not self.disconnected:
-            if not isinstance(response, Response):
-                response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
-            await self.reply(response)
 
     async def reply(self, response: Response) -> None:
         """Send a complete reply."""
@@ -392,24 +400,6 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         """Cancel the exchange's own task."""
         self.cancelled_itself = True
         task.cancel()
-
-    def cut_stream(self, task: asyncio.Task[Any]) -> bool:
-        """Cut the stream. Return whether anything besides this exchange canceled the task."""
-        if self.sink is not None:
-            self.sink.cut()
-        return not self.cancelled_itself or task.cancelling() > 1
-
-    async def stop_watching(self, task: asyncio.Task[Any]) -> None:
-        """End the watchers and restore the cancellation state of the server's task."""
-        self.finished = True
-        # A canceled task's traceback refers to this exchange. Dropping the reference to the task avoids a cycle.
-        waiting, self.watcher, self.cancel = self.watcher, None, None
-        if self.cancelled_itself:
-            task.uncancel()
-        if waiting is not None:
-            waiting.cancel()
-        if isinstance(waiting, asyncio.Task):
-            await asyncio.gather(waiting, return_exceptions=True)
 
     async def watch(self, task: asyncio.Task[Any]) -> None:
         """Wait for the disconnect, then end the stream. Cancel the handler if it asked for that."""

@@ -12,7 +12,7 @@ errors.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import lru_cache, partial
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
@@ -38,6 +38,10 @@ TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _IPV6_PREFIX = 64
 """Prefix length of IPv6 networks. A customer can choose the remaining bits of an address."""
+
+
+Callback = Callable[[], None]
+"""A function without arguments that doesn't block."""
 
 
 class Response(Struct, gc=False):
@@ -121,7 +125,7 @@ class OutputStream(Protocol):
     def close(self) -> None:
         """Close after sending buffered data and the final chunk. Idempotent."""
 
-    def on_close(self, callback: Callable[[], None]) -> None:
+    def on_close(self, callback: Callback) -> None:
         """Call `callback` once, when the outlet closes, or immediately if it already has.
 
         Args:
@@ -254,33 +258,18 @@ LARGE = 64 * 1024
 _logger = logging.getLogger("millstream")
 
 
-class Waiters(Struct, eq=False, kw_only=True):
-    """Tasks that wait until something may have changed."""
-
-    _waiters: Sequence[asyncio.Future[None]] = ()
-
-    def notify(self) -> None:
-        """Wake all waiters to check their conditions."""
-        waiters, self._waiters = self._waiters, ()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait_changed(self) -> None:
-        """Wait until something may have changed."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters = (*self._waiters, waiter)
-        await waiter
-
-
-class CompactEvent(Waiters, eq=False):
+class CompactEvent:
     """An `asyncio.Event` with `notify`, for waiters with other conditions.
 
     It uses little memory while idle, and so does `CompactQueue`. `asyncio.Event` has one deque for its waiters and
     `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of thousands of idle connections would have five.
     """
 
-    _open: bool = False
+    __slots__ = ("_open", "_waiters")
+
+    def __init__(self) -> None:
+        self._open = False
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     def is_set(self) -> bool:
         """Return whether the event is set."""
@@ -295,6 +284,19 @@ class CompactEvent(Waiters, eq=False):
         """Clear the event, so later waiters block."""
         self._open = False
 
+    def notify(self) -> None:
+        """Wake all waiters to check their conditions."""
+        waiters, self._waiters = self._waiters, ()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_changed(self) -> None:
+        """Wait until something may have changed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = (*self._waiters, waiter)
+        await waiter
+
     async def wait(self) -> bool:
         """Wait until it is set."""
         while not self._open:
@@ -302,20 +304,20 @@ class CompactEvent(Waiters, eq=False):
         return True
 
 
-class CloseSignal(Waiters, eq=False, kw_only=True):
+class CloseSignal(Struct, eq=False, kw_only=True):
     """A signal that calls its registered callbacks once, when it closes."""
 
     closed: bool = False
-    _callbacks: list[Callable[[], None]] = []
+    _callbacks: list[Callback] = []
 
-    def on_close(self, callback: Callable[[], None]) -> None:
+    def on_close(self, callback: Callback) -> None:
         """Call `callback` once, when the signal closes, or immediately if it already has."""
         if self.closed:
             callback()
         else:
             self._callbacks.append(callback)
 
-    def forget(self, callback: Callable[[], None]) -> None:
+    def forget(self, callback: Callback) -> None:
         """Remove a callback."""
         if callback in self._callbacks:
             self._callbacks.remove(callback)
@@ -325,7 +327,6 @@ class CloseSignal(Waiters, eq=False, kw_only=True):
         if self.closed:
             return
         self.closed = True
-        self.notify()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
@@ -407,12 +408,7 @@ def gzip_member(data: bytes) -> bytes:
 @lru_cache(maxsize=64)
 def accepts_gzip(value: bytes) -> bool:
     """Return whether an `Accept-Encoding` header accepts gzip."""
-    for item in value.lower().split(b","):
-        name, _, parameters = item.partition(b";")
-        if name.strip() == b"gzip":
-            quality = parameters.partition(b"=")[2].strip()
-            return quality.rstrip(b"0").rstrip(b".") not in {b"", b"0"} if quality else True
-    return False
+    return b"gzip" in _accepted_names(value)
 
 
 PIECE = 8192
@@ -485,16 +481,18 @@ def wants_page(request: HttpRequest) -> bool:
 
 
 def _parse(value: bytes) -> AcceptedTypes:
-    json = stream = page = named = False
+    names = set(_accepted_names(value))
+    json = not names.isdisjoint((b"application/json", b"application/*", b"*/*"))
+    stream = not names.isdisjoint((b"text/event-stream", b"text/*", b"*/*"))
+    return AcceptedTypes(json, stream, b"text/html" in names and stream and b"text/event-stream" not in names)
+
+
+def _accepted_names(value: bytes) -> Iterator[bytes]:
+    """Yield the names that a header lists, in lower case, without those of quality 0 (RFC 9110 §12.4.2)."""
     for item in value.lower().split(b","):
-        name, _, parameters = item.partition(b";")
-        if any(_is_excluded(parameter) for parameter in parameters.split(b";")):
-            continue
-        name = name.strip()
-        json = json or name in {b"application/json", b"application/*", b"*/*"}
-        stream = stream or name in {b"text/event-stream", b"text/*", b"*/*"}
-        page, named = page or name == b"text/html", named or name == b"text/event-stream"
-    return AcceptedTypes(json, stream, page and stream and not named)
+        name, *parameters = item.split(b";")
+        if not any(map(_is_excluded, parameters)):
+            yield name.strip()
 
 
 def _is_excluded(parameter: bytes) -> bool:

@@ -13,16 +13,20 @@ from typing import Any, Generic, Protocol, TypeVar
 from msgspec import field
 
 from millstream._http.asgi import Send
-from millstream._http.message import LARGE, CloseSignal, CompactEvent, LastFrame, Waiters
+from millstream._http.message import LARGE, CloseSignal, CompactEvent, LastFrame
 from millstream._override import override
 
 Item = TypeVar("Item")
 
 
-class CompactQueue(Waiters, Generic[Item], eq=False):
+class CompactQueue(Generic[Item]):
     """An `asyncio.Queue` for a single reader."""
 
-    _items: deque[Item] | None = None
+    __slots__ = ("_items", "_news")
+
+    def __init__(self) -> None:
+        self._items: deque[Item] | None = None
+        self._news = CompactEvent()
 
     def empty(self) -> bool:
         """Return whether the queue is empty."""
@@ -33,12 +37,12 @@ class CompactQueue(Waiters, Generic[Item], eq=False):
         if self._items is None:
             self._items = deque()
         self._items.append(item)
-        self.notify()
+        self._news.notify()
 
     async def get(self) -> Item:
         """Wait for an item, and remove and return the oldest."""
         while self._items is None:
-            await self.wait_changed()
+            await self._news.wait_changed()
         item = self._items.popleft()
         if not self._items:
             self._items = None
@@ -242,6 +246,7 @@ class QueuedSocket(SocketBase, eq=False):
     _unasked: int = 0
     _held: bool = False
     _deadline: asyncio.Timeout | None = None
+    _news: CompactEvent = field(default_factory=CompactEvent)
 
     @property
     @override
@@ -265,13 +270,13 @@ class QueuedSocket(SocketBase, eq=False):
             return not self.closed
         self._queue.append((message, unasked))
         self._waiting += len(message)
-        self.notify()
+        self._news.notify()
         return True
 
     async def drain(self) -> None:
         """Wait until the peer accepts bytes again, or the socket is closed."""
         while self._waiting > _HIGH_WATER and not self.closed:
-            await self.wait_changed()
+            await self._news.wait_changed()
 
     @override
     def _drop(self) -> None:
@@ -279,6 +284,7 @@ class QueuedSocket(SocketBase, eq=False):
 
     @override
     def _stop(self) -> None:
+        self._news.notify()
         if self._deadline is not None:
             self._deadline.reschedule(asyncio.get_running_loop().time() + self.grace)
 
@@ -299,7 +305,7 @@ class QueuedSocket(SocketBase, eq=False):
             async with asyncio.timeout(self.grace if self.closed else None) as self._deadline:
                 while not self.closed or self._queue:
                     if not self._queue:
-                        await self.wait_changed()
+                        await self._news.wait_changed()
                         continue
                     message, unasked = self._queue.popleft()
                     self._waiting -= len(message)
@@ -308,7 +314,7 @@ class QueuedSocket(SocketBase, eq=False):
                     await self.send({"type": "websocket.send", "text": message.decode()})
                     self._held = False
                     if self._waiting <= _HIGH_WATER:
-                        self.notify()
+                        self._news.notify()
                 await self._say_goodbye(self.send)
         except (OSError, RuntimeError):
             # ASGI 2.4 servers raise OSError if the peer is gone, and TimeoutError, our own deadline, is an OSError,

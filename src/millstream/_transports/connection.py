@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from millstream._http.message import peer_network
+from msgspec import Struct, field
+
+from millstream._http.message import Callback, peer_network
 from millstream._protocol import revisions
 from millstream._protocol.admission import (
     admit_per_request,
@@ -45,45 +47,28 @@ Drain = Callable[[], Awaitable[None]]
 _LISTEN = "subscriptions/listen"
 
 
-class ClientConnection:
+class ClientConnection(Struct, eq=False):
     """A client on one connection, and the `ReplyChannel` of all its calls."""
 
-    __slots__ = (
-        "_dispatcher", "_drain", "_ends", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport",
-        "_write", "asks", "cancel", "id", "peer", "session",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        write: Write,
-        drain: Drain,
-        *,
-        principal: Principal | None = None,
-        peer: str = "",
-        headers: Mapping[bytes, bytes] | None = None,
-        transport: str = "",
-    ) -> None:
-        # Configuration
-        self._dispatcher = dispatcher
-        self._write = write
-        self._drain = drain
-        self._principal = principal
-        self.peer = peer
-        self.cancel: Callable[[], object] | None = None
-        """Always None: a connection carries many calls, so only a call's task can be stopped."""
-        self._headers = headers
-        self._transport = transport
-        # Connection
-        self.id = secrets.token_hex(16)
-        self.session: Session | None = None
-        self.asks = True
-        self._gone = False
-        self._tasks: dict[asyncio.Task[None], Call | None] = {}
-        """Running tasks -> their call; None for a batch."""
-        self._stop_watching: Callable[[], None] | None = None
-        self._ends: set[Callable[[], None]] = set()
-        """Functions that end the connection's subscriptions with their results."""
+    _dispatcher: Dispatcher
+    _write: Write
+    _drain: Drain
+    principal: Principal | None = None
+    peer: str = ""
+    headers: Mapping[bytes, bytes] | None = None
+    transport: str = ""
+    id: str = field(default_factory=partial(secrets.token_hex, 16))
+    session: Session | None = None
+    asks: bool = True
+    cancel: Callable[[], object] | None = None
+    """Always None: a connection carries many calls, so only a call's task can be stopped."""
+    _gone: bool = False
+    _tasks: dict[asyncio.Task[None], Call | None] = {}
+    """Running tasks -> their call; None for a batch."""
+    _stop_watching: Callback | None = None
+    _ends: set[Callback] = set()
+    """Functions that end the connection's subscriptions with their results."""
+    __repr__ = object.__repr__  # shows no credential
 
     # Reply channel
 
@@ -96,7 +81,7 @@ class ClientConnection:
         """Send one message without waiting."""
         return self._write(message)
 
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_close(self, callback: Callback) -> Callback:
         """Call `callback` when `finish` is called. The end of the connection itself stops its calls."""
         self._ends.add(callback)
         return partial(self._ends.discard, callback)
@@ -163,7 +148,7 @@ class ClientConnection:
         if message.id is None:
             check_notification(message)
             self._note(message.method)
-            kept = dispatcher.services.admit_notification(message, self._principal)
+            kept = dispatcher.services.admit_notification(message, self.principal)
             if kept is None:
                 return None
             if kept.method == "notifications/initialized":
@@ -203,9 +188,9 @@ class ClientConnection:
         return {
             "reply_channel": self,
             "origin": self,
-            "transport": self._transport,
-            "principal": self._principal,
-            "headers": self._headers,
+            "transport": self.transport,
+            "principal": self.principal,
+            "headers": self.headers,
         }
 
     def _revision(self) -> Revision:
@@ -220,7 +205,7 @@ class ClientConnection:
         except ProtocolError as exc:
             self._note("initialize", str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        owner = peer_network(self.peer) if self._principal is None else self._principal.id
+        owner = peer_network(self.peer) if self.principal is None else self.principal.id
         self.session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
         self._note("initialize")
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
@@ -259,7 +244,7 @@ class ClientConnection:
 
     def _note(self, method: str, status: str = "") -> None:
         services = self._dispatcher.services
-        services.note(method, self._transport, self.session, status, principal=self._principal)
+        services.note(method, self.transport, self.session, status, principal=self.principal)
 
     # Changes
 
@@ -280,10 +265,10 @@ class ClientConnection:
 
     def _notify(self, message: bytes) -> None:
         filters = self._dispatcher.services.notification_filters
-        if filters is None or (message := filters.filter_outgoing(message, self._principal)):
+        if filters is None or (message := filters.filter_outgoing(message, self.principal)):
             self._write(message)
 
-    def finish(self, then: Callable[[], None]) -> None:
+    def finish(self, then: Callback) -> None:
         """End the subscriptions, and call `then` when their results are written. A second call before that doesn't
         wait.
         """

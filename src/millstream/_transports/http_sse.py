@@ -57,13 +57,13 @@ class HttpSse:
 
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
-        self._path = dispatcher.services.settings.messages_path
+        self._services = services = dispatcher.services
         self._streams = streams
         self._connections: dict[str, tuple[ClientConnection, bytes, Sink]] = {}
         """Session id -> connection, a hash of the principal that opened it, and its stream."""
-        self._name = dispatcher.services.store.workers.me
-        dispatcher.services.peers.on_workers(self._look_at_my_name)
-        dispatcher.services.peers.on(PostedMessage, self._on_posted)
+        self._name = services.store.workers.me
+        services.peers.on_workers(self._look_at_my_name)
+        services.peers.on(PostedMessage, self._on_posted)
 
     async def get(self, request: HttpRequest) -> Response | None:
         """Open the stream and serve the session until it closes."""
@@ -86,7 +86,9 @@ class HttpSse:
         self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=expiry_of(principal))
         self._connections[session_id] = (connection, hash_principal(principal), sink)
         try:
-            sink.write(sse.endpoint(f"{request.root_path}{self._path}?session_id={session_id}"))
+            sink.write(
+                sse.endpoint(f"{request.root_path}{self._services.settings.messages_path}?session_id={session_id}")
+            )
             await sink.wait_closed()
         finally:
             del self._connections[session_id]
@@ -98,7 +100,7 @@ class HttpSse:
         """Process one message. The response is sent on the stream."""
         reply = await self._take(request)
         if reply is not _ACCEPTED:
-            self._dispatcher.services.note("", "sse", status=str(reply.status))
+            self._services.note("", "sse", status=str(reply.status))
         return reply
 
     async def _take(self, request: HttpRequest) -> Response:
@@ -122,16 +124,16 @@ class HttpSse:
             found[0].receive(request.body)
             return _ACCEPTED
         try:
-            there = await self._dispatcher.services.peers.send(worker, PostedMessage(session_id, request.body))
+            there = await self._services.peers.send(worker, PostedMessage(session_id, request.body))
         except (StoreUnavailable, StoreFull):
             return _UNREACHABLE
         return _ACCEPTED if there else _UNKNOWN
 
     async def _look_at_my_name(self) -> None:
         """End every stream whose session id contains a former name of this worker."""
-        if self._dispatcher.services.peers.is_me(self._name):
+        if self._services.peers.is_me(self._name):
             return
-        self._name = self._dispatcher.services.store.workers.me
+        self._name = self._services.store.workers.me
         for _, _, sink in list(self._connections.values()):
             sink.close()
 
@@ -142,7 +144,7 @@ class HttpSse:
             found[0].receive(message.body)
 
     def _mint(self, principal: Principal | None) -> str:
-        services = self._dispatcher.services
+        services = self._services
         address = _Address(services.store.workers.me, secrets.token_bytes(16), hash_principal(principal))
         return services.ring.seal(_KIND, _encode(address), services.nonce())
 
@@ -150,7 +152,7 @@ class HttpSse:
         """Return the worker with the stream of a principal's session, or an empty string if there is none or it's this
         one.
         """
-        services = self._dispatcher.services
+        services = self._services
         if not services.peers.shared:
             return ""
         plain = services.ring.open(_KIND, session_id)

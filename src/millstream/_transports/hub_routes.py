@@ -84,24 +84,15 @@ _gzip = lru_cache(maxsize=64)(deflate)
 """Caches what every stream gets: comments and retry times."""
 
 
-class HubRoutes:
+class HubRoutes(Struct, frozen=True):
     """The HTTP handlers of the hub."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        streams: OpenStreams,
-        *,
-        gzip: bool = False,
-        note: ObserveMessage = ignore_message,
-        is_partial: Callable[[], object] = bool,
-    ) -> None:
-        self._hub = hub
-        self._note = note
-        self._streams = streams
-        self._gzip = gzip
-        self._is_partial = is_partial
-        """Returns whether messages of other processes don't arrive here."""
+    hub: Hub
+    streams: OpenStreams
+    gzip: bool = False
+    note: ObserveMessage = ignore_message
+    is_partial: Callable[[], object] = bool
+    """Returns whether messages of other processes don't arrive here."""
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -117,13 +108,11 @@ class HubRoutes:
 
         def admit() -> int:
             _check_names(query)
-            self._hub.admission.subscribe(
-                channels, client_id=client_id, name=name, principal=principal, address=address
-            )
+            self.hub.admission.subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
             return _count(query)
 
         async def begin(sink: Sink, encode_event: Encode) -> None:
-            await self._hub.subscribe(
+            await self.hub.subscribe(
                 channels,
                 sink,
                 encode=encode_event,
@@ -145,10 +134,10 @@ class HubRoutes:
             return plain_problem(404, "The path must be /mcp/sse/ followed by a client id.")
 
         async def begin(sink: Sink, encode_event: Encode) -> None:
-            warning = {"warning": _PARTIAL} if self._is_partial() else {}
+            warning = {"warning": _PARTIAL} if self.is_partial() else {}
             first = sse.encode_event(encode({"client_id": client_id, **warning}), event="connected")
             sink.write(deflate(first) if encode_event is encode_sse_gzip else first)
-            await self._hub.receive(
+            await self.hub.receive(
                 client_id,
                 sink,
                 encode=encode_event,
@@ -158,7 +147,7 @@ class HubRoutes:
                 transport="events",
             )
 
-        receive = self._hub.admission.receive
+        receive = self.hub.admission.receive
         return await self._serve(request, partial(receive, client_id, principal=principal, address=address), begin)
 
     async def _serve(
@@ -171,14 +160,14 @@ class HubRoutes:
             return _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
-        if self._streams.full(request):
+        if self.streams.full(request):
             return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
-        gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+        gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
         if gzip:
             sink.write(GZIP_START)
         until = expiry_of(request.principal)
-        self._streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes, until=until)
+        self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes, until=until)
         try:
             await begin(sink, encode_sse_gzip if gzip else encode_sse)
         except BaseException:
@@ -192,17 +181,15 @@ class HubRoutes:
         try:
             given = self._read_publication(request)
             channel = given.channel
-            self._hub.admission.publish(channel, principal)
-            published = await self._hub.publish(
-                channel, given.data, event=given.event, id=given.id, publisher=principal
-            )
+            self.hub.admission.publish(channel, principal)
+            published = await self.hub.publish(channel, given.data, event=given.event, id=given.id, publisher=principal)
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
             reply = plain_problem(max(exc.status, 400), exc.message)
         except (InvalidName, Forbidden, EventTooLarge, StoreFull, StoreUnavailable) as exc:
             reply = _refusal(exc)
         status = "" if reply.status == 200 else str(reply.status)
-        self._note("hub/publish", "http", status=status, target=channel, principal=principal, address=request.peer)
+        self.note("hub/publish", "http", status=status, target=channel, principal=principal, address=request.peer)
         return reply
 
     def _read_publication(self, request: HttpRequest) -> Publication:
@@ -217,7 +204,7 @@ class HubRoutes:
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, f"The body is empty. {_USAGE}")
-        check_encoded_size(len(request.body), self._hub.limits.max_event)
+        check_encoded_size(len(request.body), self.hub.limits.max_event)
         check_text(request.body)
         try:
             return _decode_publication(request.body)

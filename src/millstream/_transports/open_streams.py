@@ -15,7 +15,9 @@ from random import randint
 from time import monotonic, time
 from typing import Any, NamedTuple, Protocol
 
-from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, parse_accept
+from msgspec import Struct, field
+
+from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Callback, HttpRequest, Response, Sink, parse_accept
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._protocol.principal import Share
@@ -49,7 +51,7 @@ class NullReplyChannel:
         """Return False, because the client can't resume."""
         return False
 
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_close(self, callback: Callback) -> Callback:
         """Do nothing, because the channel never closes."""
         return _nothing
 
@@ -76,7 +78,7 @@ _SAME = 1.0
 """Maximum difference in seconds between the expiry times of one credential's streams."""
 
 Code = Callable[[bytes], bytes]
-Finish = Callable[[Callable[[], None]], None]
+Finish = Callable[[Callback], None]
 """Ends a stream's subscriptions with their results, then calls back. A second call doesn't wait."""
 
 
@@ -94,34 +96,33 @@ class _OpenStream(NamedTuple):
     """Transport and revision."""
     code: Code
     opened: float
-    end: Callable[[], None]
-    dismiss: Callable[[], None]
+    end: Callback
+    dismiss: Callback
     """Ends the stream because its owner lost access."""
     owner: str | None
     """The principal, empty for an anonymous caller, or None for the stream of a call."""
     finish: Finish | None
 
 
-class OpenStreams:
+class OpenStreams(Struct, eq=False):
     """All open streams of one server."""
 
-    def __init__(self, share: Share, *, max_age: float = math.inf) -> None:
-        self._max_age = max_age
-        self._share = share
-        """All streams and subscriptions, but not the streams of calls, which have their own cap."""
-        self.wall: Callable[[], float] = time
-        """This machine's clock, which credentials are checked against, not the store's."""
-        self._sinks: dict[Sink, _OpenStream] = {}
-        self._ends = ExpiryHeap[int]()
-        """Expiry times of the streams' credentials."""
-        self._numbered: dict[int, Sink] = {}
-        self._number = 0
-        self.by_kind: Counter[tuple[str, ...]] = Counter()
-        """Number of streams per transport and revision."""
-        self.lines: dict[str, TakeoverListener] = {}
-        """Log name -> the reply channel of a running call, which leaves when another connection resumes the stream."""
-        self._unended: Recent[str, Callable[[], Awaitable[None]]] = Recent(_MAX_UNENDED)
-        """Log name -> a function that writes the log's end, which the store hasn't accepted yet."""
+    _share: Share
+    """All streams and subscriptions, but not the streams of calls, which have their own cap."""
+    max_age: float = math.inf
+    wall: Callable[[], float] = time
+    """This machine's clock, which credentials are checked against, not the store's."""
+    _sinks: dict[Sink, _OpenStream] = {}
+    _ends: ExpiryHeap[int] = field(default_factory=ExpiryHeap[int])
+    """Expiry times of the streams' credentials."""
+    _numbered: dict[int, Sink] = {}
+    _number: int = 0
+    by_kind: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
+    """Number of streams per transport and revision."""
+    lines: dict[str, TakeoverListener] = {}
+    """Log name -> the reply channel of a running call, which leaves when another connection resumes the stream."""
+    _unended: Recent[str, Callable[[], Awaitable[None]]] = field(default_factory=lambda: Recent(_MAX_UNENDED))
+    """Log name -> a function that writes the log's end, which the store hasn't accepted yet."""
 
     def __len__(self) -> int:
         return len(self._sinks)
@@ -163,8 +164,8 @@ class OpenStreams:
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
-        end: Callable[[], None] | None = None,
-        dismiss: Callable[[], None] | None = None,
+        end: Callback | None = None,
+        dismiss: Callback | None = None,
         finish: Finish | None = None,
         until: float = math.inf,
     ) -> None:
@@ -215,7 +216,7 @@ class OpenStreams:
 
     def beat(self) -> None:
         """Send a comment to every stream as a sign of life. End streams over the maximum age."""
-        oldest = monotonic() - self._max_age
+        oldest = monotonic() - self.max_age
         for sink, each in list(self._sinks.items()):
             if each.opened < oldest:
                 self._send_away(sink, each.code, each.end if each.finish is None else partial(each.finish, each.end))
@@ -266,7 +267,7 @@ class OpenStreams:
             self._send_away(sink, each.code, each.end)
 
     @staticmethod
-    def _send_away(sink: Sink, code: Code, end: Callable[[], None]) -> None:
+    def _send_away(sink: Sink, code: Code, end: Callback) -> None:
         sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
         end()
 

@@ -21,7 +21,7 @@ from millstream import Principal, ProtocolError
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, MemoryPipe
-from millstream._transports.websocket.dialect import SocketPeer
+from millstream._transports.websocket import SocketPeer
 from millstream._web.live import reply
 from millstream.agent import (
     Agent,

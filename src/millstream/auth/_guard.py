@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server import HeaderLineCache
 from millstream._limits import Limiter, Rate, StoreLimiter
@@ -20,6 +22,7 @@ from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream.auth._method import (
     AuthMethod,
+    Clock,
     Identity,
     KeyedSemaphore,
     KnownScopes,
@@ -36,40 +39,33 @@ _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 _NO_STORE = b"cache-control: no-store\r\n"
 
 
-class ChallengeResponses:
+class ChallengeResponses(Struct, kw_only=True):
     """The challenges and refusals of one server.
 
     They follow RFC 6750 §3 and RFC 9728 §5.1, with problem details for people. They don't depend on the credential, so
     they reveal nothing about it.
     """
 
-    def __init__(
-        self,
-        *,
-        resource: str = "",
-        oauth: bool = False,
-        scopes: Collection[str] = (),
-    ) -> None:
-        """Prepare the responses.
+    resource: str = ""
+    """Audience of tokens, if they come from an authorization server."""
+    oauth: bool = False
+    """Whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another."""
+    scopes: Collection[str] = ()
+    """Scopes that every caller needs."""
+    form: Callable[[HttpRequest], Response | None] = lambda request: None
+    """Returns the sign-in form for browsers; None for other clients."""
+    _metadata: str = ""
 
-        Args:
-            resource: Audience of tokens, if they come from an authorization server.
-            oauth: Whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another.
-            scopes: Scopes that every caller needs.
-        """
-        self._resource = resource
-        self._metadata = metadata_url(resource) if resource else ""
-        self._oauth = oauth
-        self.form: Callable[[HttpRequest], Response | None] = lambda request: None
-        """Returns the sign-in form for browsers; None for other clients."""
-        self.scopes: frozenset[str] = frozenset(scopes)
+    def __post_init__(self) -> None:
+        if self.resource:
+            self._metadata = metadata_url(self.resource)
 
     def set_mount_path(self, root: str) -> None:
         """Set the path at which an application mounts the server, since the application doesn't serve our well-known
         paths.
         """
-        if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
-            self._metadata = metadata_url(self._resource, root)
+        if self.resource and urlsplit(self.resource).path.startswith(f"{root}/"):
+            self._metadata = metadata_url(self.resource, root)
 
     def for_missing(self, request: HttpRequest, *, ignored: bool = False) -> Response:
         """Respond to a request without a credential. `ignored` is whether its sign-in cookie doesn't apply."""
@@ -89,7 +85,7 @@ class ChallengeResponses:
         """Respond to an invalid credential. The status is 403 if there are only API keys, because clients can't request
         a new one.
         """
-        if self._oauth:
+        if self.oauth:
             return plain_problem(401, "The token is invalid or has expired.", self._head("invalid_token", ()))
         return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
 
@@ -107,20 +103,20 @@ class ChallengeResponses:
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
         """Return the error for one MCP method, with all scopes that the client should request."""
-        wanted = " ".join(sorted(self.scopes.union(needed)))
+        wanted = " ".join(sorted({*self.scopes, *needed}))
         return ProtocolError(
             INSUFFICIENT_SCOPE,
             _missing_scope_text(needed),
             {"error": "insufficient_scope", "scope": wanted},
             status=403,
-            head=self._head("insufficient_scope", self.scopes.union(needed)),
+            head=self._head("insufficient_scope", {*self.scopes, *needed}),
         )
 
     def _head(self, error: str, scopes: Collection[str]) -> bytes:
         return self._challenge(error, scopes) + _NO_STORE
 
     def _challenge(self, error: str, scopes: Collection[str]) -> bytes:
-        parts = {"error": error, "scope": " ".join(sorted(scopes)), "resource_metadata": self._metadata}
+        parts = {"error": error, "scope": " ".join(sorted({*scopes})), "resource_metadata": self._metadata}
         said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
 
@@ -211,7 +207,7 @@ class AuthGuard:
         methods: Sequence[AuthMethod],
         challenges: ChallengeResponses,
         *,
-        clock: Callable[[], float] = monotonic,
+        clock: Clock = monotonic,
     ) -> None:
         # Configuration
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
@@ -228,7 +224,7 @@ class AuthGuard:
         """Called once a second with the callback of `refresh`, for users who have signed out."""
         self.on_close: list[Callable[[], None]] = []
         """Called when the server stops."""
-        self.clock: Callable[[], float] = clock
+        self.clock: Clock = clock
         self.challenges: ChallengeResponses = challenges
         # State
         self.verdicts: Verdicts = Verdicts()
@@ -287,7 +283,9 @@ class AuthGuard:
         verdict = self._cached_verdict(value)
         return await self._judge(request, value) if verdict is None else verdict.principal
 
-    async def _judge(self, request: HttpRequest, value: bytes) -> Principal | Response:
+    async def _judge(  # noqa: PLR0911  one for each outcome
+        self, request: HttpRequest, value: bytes
+    ) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
         credential = credential.strip(b" ")
         if scheme.lower() != b"bearer":
@@ -298,39 +296,30 @@ class AuthGuard:
             )
         # Normalize the header, so that variants don't fill the cache.
         key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
-        verdict, lacking = self._cached_verdict(key), frozenset[str]()
-        if verdict is not None:
+        if (verdict := self._cached_verdict(key)) is not None:
             return verdict.principal
         try:
             async with self.verification_slot(request.peer):
                 refusal = self.refuse_throttled(request.peer)
                 if refusal is not None:
                     return refusal
-                verdict, lacking = await self._look(key, credential)
+                if (verdict := self._cached_verdict(key)) is not None:  # another request has verified it
+                    return verdict.principal
+                found, lacking = await self.identify(credential.decode("ascii"))
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
-        if verdict is None:
+        if found is None:
             self.record_failure(request.peer)
             return self.challenges.wrong()
-        return self.challenges.insufficient(lacking) if lacking else verdict.principal
+        if lacking:
+            return self.challenges.insufficient(lacking)
+        self.verdicts.keep(key, Verdict(found.principal, self.clock() + found.seconds))
+        self.header_lines.keep_credential(key)
+        return found.principal
 
     def _cached_verdict(self, key: bytes) -> Verdict | None:
         verdict = self.verdicts.get(key)
         return None if verdict is None or verdict.until <= self.clock() else verdict
-
-    async def _look(self, key: bytes, credential: bytes) -> tuple[Verdict | None, frozenset[str]]:
-        """Return the verdict on a credential, and the scopes that its method requires but it lacks."""
-        verdict = self._cached_verdict(key)
-        if verdict is not None:
-            return verdict, frozenset()
-        found, lacking = await self.identify(credential.decode("ascii"))
-        if found is None:
-            return None, lacking
-        verdict = Verdict(found.principal, self.clock() + found.seconds)
-        if not lacking:
-            self.verdicts.keep(key, verdict)
-            self.header_lines.keep_credential(key)
-        return verdict, lacking
 
     def verification_slot(self, address: str) -> AbstractAsyncContextManager[None]:
         """Wait for a slot to verify a credential from an address; call `refuse_throttled` and `record_failure` inside.

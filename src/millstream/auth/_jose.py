@@ -8,6 +8,7 @@ import logging
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from time import monotonic
 from typing import Any, TypeGuard, cast
 
@@ -15,14 +16,17 @@ import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
-from msgspec import Struct
+from msgspec import Struct, field
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError
+from millstream._http.client.pool import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
-from millstream.auth._method import Identity, Unavailable
+from millstream.auth._method import Clock, Identity, Unavailable
+
+Claims = Mapping[str, Any]
+"""The claims of a token, by name."""
 
 LEEWAY = 60.0
 """Allowed clock skew in seconds."""
@@ -40,7 +44,7 @@ class TokenRules(Struct, frozen=True):
     """Seconds that a verdict is cached."""
 
 
-def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity | None:
+def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
     """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature.
 
     The rules are about issuer, subject, audience, and times (RFC 7519, 8707, 9068).
@@ -71,7 +75,7 @@ def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity 
     return Identity(principal, min(left, rules.believed))
 
 
-def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]]) -> frozenset[str]:
+def scopes_of(claims: Claims, implied: Mapping[str, Collection[str]]) -> frozenset[str]:
     """Return the scopes of a token and the scopes they imply, from `scope` (RFC 8693) or its common variant `scp`."""
     given = claims.get("scope", claims.get("scp", ""))
     names: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
@@ -319,7 +323,7 @@ def load_private_key(key: Mapping[str, Any]) -> Any:
     return ECKey.import_key(cast("Any", {name: key[name] for name in ("kty", "crv", "x", "y", "d")}))
 
 
-def sign(claims: Mapping[str, Any], key: Any, kid: str, typ: str) -> str:
+def sign(claims: Claims, key: Any, kid: str, typ: str) -> str:
     """Return a token signed with ES256."""
     header = {"alg": "ES256", "typ": typ, "kid": kid}
     return jws.serialize_compact(header, msgspec.json.encode(claims), key, algorithms=["ES256"])
@@ -358,7 +362,7 @@ class FixedKeys(Struct):
         """Do nothing."""
 
 
-class FetchedKeys:
+class FetchedKeys(Struct, eq=False):
     """The public keys of an issuer at a URL, cached.
 
     The set is fetched on first use, after ten minutes, and when a token has an unknown key id, because issuers rotate
@@ -366,28 +370,19 @@ class FetchedKeys:
     stay valid for a day.
     """
 
-    def __init__(
-        self,
-        url: str | Callable[[], Awaitable[str]],
-        get: Get,
-        *,
-        retry: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
-        """Create the set. `url` is the URL of the keys, or returns it; `retry` lets it repeat a failed discovery at
-        once.
-        """
-        self._url = url
-        self._get = get
-        self._retry = retry
-        self._clock = clock
-        self._keys: list[PublicKey] = []
-        self._raw: Mapping[str, Any] = {}
-        self._last_fetch = float("-inf")
-        self._last_attempt = float("-inf")
-        self._flight = SingleFlight[None]()
-        self.epoch = 0
-        """Number of times the keys have changed."""
+    url: str | Callable[[], Awaitable[str]]
+    """The URL of the keys, or a function that returns it."""
+    get: Get
+    retry: Callable[[], None] = lambda: None
+    """Lets `url` repeat a failed discovery at once."""
+    clock: Clock = monotonic
+    _keys: list[PublicKey] = []
+    _raw: Mapping[str, Any] = {}
+    _last_fetch: float = -inf
+    _last_attempt: float = -inf
+    _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
+    epoch: int = 0
+    """Number of times the keys have changed."""
 
     async def prefetch(self) -> None:
         """Fetch the keys before the first token. If that fails, the first token triggers another fetch."""
@@ -395,7 +390,7 @@ class FetchedKeys:
             await self.find("", "")
         except Unavailable:
             self._last_attempt = self._last_fetch
-            self._retry()
+            self.retry()
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """Return the keys that may have made a signature.
@@ -403,22 +398,22 @@ class FetchedKeys:
         Raises:
             Unavailable: The keys can't be fetched.
         """
-        now = self._clock()
+        now = self.clock()
         found = select_keys(self._keys, kid, algorithm)
         is_old = now - self._last_fetch > _MAX_AGE
         if (not found or is_old) and (self._flight.runs("keys") or now - self._last_attempt >= _MIN_INTERVAL):
             self._last_attempt = now
             await self._flight.run("keys", self._load)
             found = select_keys(self._keys, kid, algorithm)
-        if self._clock() - self._last_fetch > _MAX_STALE_AGE:
+        if self.clock() - self._last_fetch > _MAX_STALE_AGE:
             raise Unavailable("The keys of the issuer can't be fetched. Try again later.")
         return found
 
     async def _load(self) -> None:
         url = ""
         try:
-            url = self._url if isinstance(self._url, str) else await self._url()
-            raw = _decode((await self._get(url)).body)
+            url = self.url if isinstance(self.url, str) else await self.url()
+            raw = _decode((await self.get(url)).body)
             keys = read_keys(raw)
         except Unavailable as exc:
             logger.warning(_NO_KEYS, exc.why)
@@ -426,7 +421,7 @@ class FetchedKeys:
         except (OutboundError, *MALFORMED) as exc:
             logger.warning(_NO_KEYS, f"{url}: {exc}")
             return
-        self._last_fetch = self._clock()
+        self._last_fetch = self.clock()
         if raw != self._raw:
             self._raw, self._keys = raw, keys
             self.epoch += 1

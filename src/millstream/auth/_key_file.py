@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from hmac import compare_digest
 from math import inf
 from pathlib import Path
@@ -22,7 +22,7 @@ from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._method import AuthMethod, Identity
+from millstream.auth._method import AuthMethod, Clock, Identity
 from millstream.files import Stamp, stamp_of, write_private
 
 
@@ -318,9 +318,7 @@ def key_method(given: Sequence[tuple[str, str, Collection[str]]], file: str | Pa
 class KeyMethod(AuthMethod):
     """The API keys of one server."""
 
-    def __init__(
-        self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Clock = time.time) -> None:
         """Create the method and read the file.
 
         Raises:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._limits import StoreLimiter
@@ -79,6 +79,8 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
 
 Paths = Mapping[str, Mapping[str, Handler]]
 """Path -> HTTP method -> handler."""
+Clock = Callable[[], float]
+"""Returns the time in seconds."""
 KnownScopes = Callable[[], Collection[str]]
 """Returns the scopes that a server currently uses."""
 
@@ -253,13 +255,14 @@ PATIENCE = 10.0
 """Maximum seconds that a caller waits."""
 
 
-class KeyedSemaphore:
+class KeyedSemaphore(Struct, eq=False):
     """Semaphores by key, created on demand and dropped when unused. For one event loop."""
 
-    def __init__(self, at_once: int) -> None:
-        self._at_once = at_once
-        self._keys = WeakValueDictionary[str, asyncio.Semaphore]()
-        """Semaphores in use, by key."""
+    _at_once: int
+    _keys: WeakValueDictionary[str, asyncio.Semaphore] = field(
+        default_factory=WeakValueDictionary[str, asyncio.Semaphore]
+    )
+    """Semaphores in use, by key."""
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -10,8 +10,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.fetch import OutboundError, check_url, fetch
-from millstream._http.client.pool import allow_any
+from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
@@ -23,7 +22,7 @@ from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import PendingLogins, Tickets, UpstreamPageMethod, Vault
-from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
+from millstream.auth._jose import ASYMMETRIC, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
 from millstream.auth._tokens import Discovery, Keys, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
@@ -84,7 +83,7 @@ class _FlowState(Struct, frozen=True):
 class CodeResult(Struct, frozen=True):
     """The issuer's response to a code."""
 
-    claims: Mapping[str, Any]
+    claims: Claims
     """Claims of the ID token."""
     access_token: object
     metadata: Mapping[str, Any]
@@ -221,7 +220,7 @@ class CodeFlow:
         found = await ask(self.endpoint(metadata, "token_endpoint"), self._title, form=form, headers=headers)
         return found if is_object(found) else {}
 
-    async def _open(self, token: object, nonce: str) -> Mapping[str, Any]:
+    async def _open(self, token: object, nonce: str) -> Claims:
         """Return the claims of an ID token."""
         try:
             found = await self._tokens.identify(token) if isinstance(token, str) else None
@@ -237,7 +236,7 @@ class CodeFlow:
             raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
         return claims
 
-    def _is_ours(self, claims: Mapping[str, Any]) -> bool:
+    def _is_ours(self, claims: Claims) -> bool:
         """Return whether a token is for this client; with several audiences, `azp` decides."""
         several = isinstance(claims.get("aud"), list) and len(claims["aud"]) > 1
         return bool(claims.get("azp", None if several else self._client_id) == self._client_id)

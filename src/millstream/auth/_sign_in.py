@@ -27,7 +27,7 @@ from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
 from millstream.auth._guard import AuthGuard
-from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable, Verdict
+from millstream.auth._method import AuthMethod, Clock, Identity, NotAdmitted, PageMethod, Unavailable, Verdict
 from millstream.auth._pages import LoginOptions, continue_page, cross_origin_text, get_cookie, is_same_origin, sign_in
 
 logger = logging.getLogger("millstream")
@@ -79,7 +79,7 @@ class SignIn:
         server: str,
         icon: str = "",
         opens: Callable[[str], bool] = lambda path: False,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = time.time,
     ) -> None:
         self._guard = guard
         self._out = SignedOut(store, guard.verdicts)
@@ -117,15 +117,6 @@ class SignIn:
             return refusal(403, cross_origin_text(request))
         if not _is_safe(request):
             return _INSECURE
-        try:
-            async with self._guard.verification_slot(request.peer):
-                refused = self._guard.refuse_throttled(request.peer)
-                return await self._judge(request) if refused is None else refused
-        except Unavailable as exc:
-            return self._form(request, "", str(exc), 503)
-
-    async def _judge(self, request: HttpRequest) -> Response:
-        """Sign the user in, or show the form again."""
         if len(request.body) > MAX_FORM:
             return _TOO_LARGE
         try:
@@ -135,18 +126,33 @@ class SignIn:
             return _TOO_MANY
         wanted = given.get("next", "")
         try:
+            async with self._guard.verification_slot(request.peer):
+                refused = self._guard.refuse_throttled(request.peer)
+                return await self._judge(request, given, wanted) if refused is None else refused
+        except Unavailable as exc:
+            return self._form(request, wanted, str(exc), 503)
+
+    async def _judge(self, request: HttpRequest, given: Mapping[str, str], wanted: str) -> Response:
+        """Sign the user in, or show the form again."""
+        host, head = self._host, b""
+        try:
             if "way" in given:
                 method = self._login_methods.get(given["way"])
                 if method is None:
                     raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
                 return await method.redirect_to_login(request, given["way"], self._target(wanted))
-            host, kept, head = await self._take(request, given)
+            if host is not None and host.by_password and "key" not in given:
+                kept, head = await host.admit(request, given.get("name", ""), given.get("password", ""))
+            else:
+                host, credential = None, given.get("key", "").strip()
+                kept = credential.encode()
+                found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
+                if found is None:
+                    raise NotAdmitted("This key or token is invalid or has expired.", 403, wrong=True)
         except NotAdmitted as exc:
             if exc.wrong:
                 self._guard.record_failure(request.peer)
             return self._form(request, wanted, str(exc), exc.status, typed=given.get("name", "")[:128])
-        except Unavailable as exc:
-            return self._form(request, wanted, str(exc), 503)
         return _redirect(request, self._target(wanted), self._seal(host, kept, LIFETIME), LIFETIME, head)
 
     def _target(self, wanted: str) -> str:
@@ -167,18 +173,6 @@ class SignIn:
         """Return whether a path, as in a URL, is a page that the cookie opens."""
         path = unquote(wanted.partition("?")[0])
         return bool(_LOCAL.fullmatch(wanted)) and (path in self._pages or self._opens(path))
-
-    async def _take(self, request: HttpRequest, given: Mapping[str, str]) -> tuple[PageMethod | None, bytes, bytes]:
-        """Return the method of a name and password, the content of the cookie, and header lines for the response."""
-        host = self._host
-        if host is not None and host.by_password and "key" not in given:
-            kept, head = await host.admit(request, given.get("name", ""), given.get("password", ""))
-            return host, kept, head
-        credential = given.get("key", "").strip()
-        found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
-        if found is None:
-            raise NotAdmitted("This key or token is invalid or has expired.", 403, wrong=True)
-        return None, credential.encode(), b""
 
     async def leave(self, request: HttpRequest) -> Response:
         """Handle `POST /sign-out`: delete the cookie and invalidate its copies, and with `everywhere`, all cookies of

@@ -5,13 +5,15 @@ configured. They may be on a private network.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from math import inf
 from time import monotonic
 from typing import Any, Protocol, cast
 from urllib.parse import urlencode, urlsplit
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
-from millstream._http.client.pool import allow_any
+from msgspec import Struct, field
+
+from millstream._http.client.pool import FetchedDocument, OutboundError, allow_any, check_url, fetch
 from millstream._oauth import basic_credentials
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
@@ -30,7 +32,7 @@ from millstream.auth._jose import (
     shared_secret,
 )
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import AuthMethod, Identity, Unavailable
+from millstream.auth._method import AuthMethod, Clock, Identity, Unavailable
 
 _MAX_AGE = 3600.0
 _RETRY_SECONDS = 10.0
@@ -52,19 +54,16 @@ def places(issuer: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class Discovery:
+class Discovery(Struct, eq=False):
     """The metadata of one issuer, fetched on first use and cached."""
 
-    def __init__(self, issuer: str, *, clock: Callable[[], float] = monotonic) -> None:
-        # Configuration
-        self.issuer = issuer
-        self._clock = clock
-        # State
-        self._flight = SingleFlight[None]()
-        self._metadata: dict[str, Any] = {}
-        self._last_fetch = float("-inf")
-        self._last_attempt = float("-inf")
-        self._why = ""
+    issuer: str
+    clock: Clock = monotonic
+    _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
+    _metadata: dict[str, Any] = {}
+    _last_fetch: float = -inf
+    _last_attempt: float = -inf
+    _why: str = ""
 
     async def metadata(self) -> dict[str, Any]:
         """Return the issuer's metadata.
@@ -72,7 +71,7 @@ class Discovery:
         Raises:
             Unavailable: The issuer doesn't respond, or the metadata is for another issuer.
         """
-        now = self._clock()
+        now = self.clock()
         is_old = now - self._last_fetch > _MAX_AGE
         if is_old and (self._flight.runs("metadata") or now - self._last_attempt >= _RETRY_SECONDS):
             self._last_attempt = now
@@ -98,7 +97,7 @@ class Discovery:
                 continue
             # RFC 8414 §3.3: otherwise it's the metadata of another server.
             if found.get("issuer") == self.issuer:
-                self._metadata, self._last_fetch = found, self._clock()
+                self._metadata, self._last_fetch = found, self.clock()
                 return
             named = str(found.get("issuer"))[:200]
             said.insert(0, f"{url}: the issuer is {named!r}. Configure that exact URL")
@@ -161,7 +160,7 @@ class Keys(Protocol):
 class IssuerMethod(AuthMethod):
     """A method for the tokens from one issuer."""
 
-    def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Callable[[], float]) -> None:
+    def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
         self._rules = rules
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
@@ -185,7 +184,7 @@ class TokenMethod(IssuerMethod):
         algorithms: Collection[str],
         scopes: Collection[str] = (),
         types: Collection[str] = TYPES,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = time.time,
     ) -> None:
         super().__init__(rules, scopes, clock)
         self._keys = keys
@@ -227,7 +226,7 @@ class IntrospectedMethod(IssuerMethod):
         secret: str,
         client_tokens: bool = False,
         scopes: Collection[str] = (),
-        clock: Callable[[], float] = time.time,
+        clock: Clock = time.time,
     ) -> None:
         super().__init__(rules, scopes, clock)
         self._endpoint = endpoint

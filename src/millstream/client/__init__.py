@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from millstream.client._client import BlockingClient, Client
     from millstream.client._endpoint import Auth
     from millstream.client._events import EventSubscription, ServerEvent
-    from millstream.client._negotiation import Options
     from millstream.client._oauth import (
         FileTokenStore,
         MemoryTokenStore,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     )
     from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
     from millstream.client._questions import ElicitAnswer, Question, Roots
+    from millstream.client._requests import Options
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
     from millstream.client._tasks import Task
@@ -58,7 +58,7 @@ _HOMES = {
     "Listener": "_transports",
     "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
-    "Options": "_negotiation",
+    "Options": "_requests",
     "Question": "_questions",
     "Registration": "_oauth",
     "Result": "_results",

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
@@ -41,9 +40,8 @@ from millstream._protocol.notifications import (
 )
 from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, ServerError
-from millstream.client._negotiation import Options, ServerInfo, with_meta
 from millstream.client._questions import Elicit, Questions, Roots, Sample
-from millstream.client._requests import RawRequest
+from millstream.client._requests import Options, RawRequest, ServerInfo, with_meta
 from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
@@ -674,7 +672,7 @@ class Client:
             f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient of millstream.client."
         )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Do nothing, because `__enter__` never returns."""
 
     if not TYPE_CHECKING:  # type checkers would accept every name
@@ -724,9 +722,9 @@ class BlockingClient:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         try:
-            self._wait(self._client.__aexit__(kind, error, t))
+            self._wait(self._client.__aexit__(*exc))
         finally:
             self._stop()
 

@@ -20,18 +20,19 @@ from millstream._protocol.notifications import (
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
-from millstream.client._negotiation import (
+from millstream.client._questions import QuestionHandler
+from millstream.client._requests import (
+    NOT_CONNECTED,
     Connection,
     Connector,
     DeclaredCapability,
     Era,
-    LocalPeer,
     Negotiation,
     Options,
+    RawRequest,
+    Requests,
     ToolHeaders,
 )
-from millstream.client._questions import QuestionHandler
-from millstream.client._requests import NOT_CONNECTED, RawRequest, Requests
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server
@@ -95,14 +96,14 @@ class Conversation:
         # State
         self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
-            self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_queued_messages
+            self._background, questions, on_log, on_change, options.max_queued_messages, observer
         )
-        self.incoming.observer = observer
         ids = itertools.count(1)
         self.connector: Connector = Connector(
             place=find_server(target, env=options.env, cwd=options.cwd),
-            me=LocalPeer(options, questions, declared),
             options=options,
+            questions=questions,
+            declared=declared,
             listener=self.incoming,
             background=self._background,
             ids=ids,

@@ -8,7 +8,6 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import msgspec
@@ -270,7 +269,7 @@ class EventSubscription:
         try:
             await asyncio.wait({active, self._task}, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         finally:
             active.cancel()
@@ -278,9 +277,7 @@ class EventSubscription:
             raise self._fault
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await cancel_all(self._task)
 
     def __aiter__(self) -> Self:

@@ -12,9 +12,8 @@ from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
 from millstream.client._errors import InvalidResponse
-from millstream.client._negotiation import DeclaredCapability
 from millstream.client._questions import Questions
-from millstream.client._requests import RawRequest
+from millstream.client._requests import DeclaredCapability, RawRequest
 
 if TYPE_CHECKING:
     from millstream import Client

@@ -86,18 +86,26 @@ class QuestionHandler(Protocol):
         ...
 
 
-class Questions:
+class Questions(Struct, eq=False):
     """The question handlers of one client."""
 
-    def __init__(self, elicit: Elicit | None, sample: Sample | None, roots: Roots | None) -> None:
-        """Create the object.
+    _elicit: Elicit | None
+    _sample: Sample | None
+    _roots: Roots | None
+    custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
+    """Extension request -> its handler."""
+    observer: Callable[[ObservedQuestion], object] | None = None
+    """Observer that receives each question before it's answered."""
+
+    def __post_init__(self) -> None:
+        """Check the handlers.
 
         Raises:
             TypeError: `elicit` doesn't take a question.
         """
-        if elicit is not None:
+        if self._elicit is not None:
             try:
-                inspect.signature(elicit).bind(None)
+                inspect.signature(self._elicit).bind(None)
             except ValueError:
                 pass  # a callable without a signature
             except TypeError as exc:
@@ -105,13 +113,6 @@ class Questions:
                     "elicit takes one argument, the question: elicit=lambda question: …. Its text is question.message, "
                     "and the schema of its form is question.requested_schema."
                 ) from exc
-        self._elicit = elicit
-        self._sample = sample
-        self._roots = roots
-        self.custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
-        """Extension request -> its handler."""
-        self.observer: Callable[[ObservedQuestion], object] | None = None
-        """Observer that receives each question before it's answered."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
         """Return the capabilities to declare in a revision, one for each handler."""

@@ -1,32 +1,630 @@
-"""Requests of a client: ids, timeouts, rounds of questions, and reconnection.
+"""Requests of a client: its options, connecting and negotiating, rounds of questions, and reconnection.
+
+A client tries the per-request era first, then the handshake, then HTTP+SSE, see
+https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning. Only a `DiscoverResult`, or an error that
+names revisions of the per-request era, proves that era; after any other response, the client tries a handshake. The
+result is cached per target, so the next client starts with the right request.
 
 One `Requests` handles all concurrent calls of a client. It doesn't depend on the methods.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED, encode
-from millstream._protocol.notifications import InputRequiredResult
-from millstream._tasks import retry_delay
+from millstream._http.client import Inflow
+from millstream._http.client.pool import ConnectionPool
+from millstream._protocol.content import Icon
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, SuggestionMeta, shorten
+from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
+from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
+from millstream._protocol.metadata import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    LOG_LEVEL_KEY,
+    SERVER_KEY,
+    VERSION_KEY,
+    Implementation,
+    ParamHeader,
+    find_annotations,
+    param_headers,
+)
+from millstream._protocol.notifications import (
+    DiscoverResult,
+    InitializeRequestParams,
+    InitializeResult,
+    InputRequiredResult,
+    ToolDescription,
+)
+from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
+from millstream._tasks import Tasks, retry_delay
+from millstream._version import __version__
+from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import (
+    AccessDenied,
     ClientError,
     ConnectionLost,
     InvalidResponse,
+    NotMcp,
     RequestTimeout,
     ServerError,
     SessionLost,
+    UnknownVersion,
 )
-from millstream.client._negotiation import Connection, Connector, Options, exchange, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
-from millstream.client._transports import TransportRequest
+from millstream.client._targets import Place, Remote
+from millstream.client._transports import (
+    ServerObject,
+    Transport,
+    TransportFactory,
+    TransportRequest,
+    apply_filters,
+    log_message,
+)
+from millstream.client._transports.http import HttpSseTransport, StreamableTransport
+from millstream.client._transports.stdio import Command, StdioTransport, line_printer
+
+
+class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
+    """Limits, names, and connection details. ``Client(url, options=Options(connect_timeout=3))``"""
+
+    name: str = "millstream"
+    """Name that the client sends to servers."""
+    version: str = ""
+    """Version of the client; empty means Millstream's version."""
+    connect_timeout: float = 10.0
+    """Seconds to wait for a connection, or for a process to start."""
+    probe_timeout: float = 10.0
+    """Seconds to wait for `server/discover` before also trying the handshake."""
+    max_call_seconds: float = 3600.0
+    """Maximum seconds for a call, even with progress."""
+    max_bytes: int = 64 * 1024 * 1024
+    """Maximum bytes of one message from the server, or of all pages of a list together."""
+    max_queued_messages: int = 10_000
+    """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
+    max_connections: int = 100
+    """Maximum open HTTP connections; further calls wait for a free one."""
+    max_rounds: int = 32
+    """Maximum rounds of questions before the result of one call."""
+    max_pages: int = 1000
+    """Maximum pages of one list."""
+    log_level: str = ""
+    """Minimum severity of log messages to request; empty leaves it to the server."""
+    cache: bool = True
+    """Whether to cache lists and resources for the time that the server allows."""
+    env: Mapping[str, str] = {}
+    """Environment variables for a server that the client starts, in addition to `HOME`, `PATH`, and the like."""
+    cwd: str | None = None
+    """Working directory of a server that the client starts."""
+    stderr: Callable[[str], object] | bool | None = None
+    """Where the standard error of a server process goes: ``True`` prints it to ours, ``False`` drops it, and a function
+    receives each line. ``None`` prints it on a terminal and in pytest.
+    """
+    tls: ssl.SSLContext | None = None
+    """Certificates to trust or present; by default, those of the system."""
+    extra_capabilities: Mapping[str, object] = {}
+    """Capabilities to declare in addition to those of the handlers."""
+    auth: Auth | None = None
+    """Source of credentials that change; use headers for fixed ones."""
+
+
+class ServerInfo(Implementation, frozen=True):
+    """The server's description of itself. Nothing depends on it."""
+
+    icons: tuple[Icon, ...] = ()
+
+
+class Negotiation(Struct, frozen=True, kw_only=True):
+    """The result of a handshake or of `server/discover`."""
+
+    revision: Revision
+    capabilities: Mapping[str, Any]
+    server: ServerInfo
+    instructions: str = ""
+
+
+class Connection(Struct):
+    """A connection after negotiation."""
+
+    transport: Transport
+    negotiated: Negotiation
+    meta: bytes
+    """The `_meta` members of every request, as JSON without braces."""
+
+
+class DeclaredCapability(Struct, frozen=True):
+    """A capability that an extension declares."""
+
+    member: str
+    """``extensions`` or ``experimental``."""
+    name: str
+    value: Mapping[str, Any]
+    revisions: frozenset[str]
+    """Dates of the revisions that have it; empty for all."""
+
+
+def with_meta(params: bytes, meta: bytes) -> bytes:
+    """Add `_meta` to encoded parameters."""
+    if not meta:
+        return params
+    if b'"_meta"' in params:
+        found: dict[str, Any] = msgspec.json.decode(params)
+        if isinstance(found.get("_meta"), dict):  # the caller's members, overridden by ours
+            ours: dict[str, Any] = msgspec.json.decode(b"{%b}" % meta)
+            return encode({**found, "_meta": found["_meta"] | ours})
+    return params[:-1] + (b'"_meta":{' if params == b"{}" else b',"_meta":{') + meta + b"}}"
+
+
+def request_body(request_id: int, method: str, params: bytes) -> bytes:
+    """Encode a request around encoded parameters."""
+    return b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}' % (request_id, method.encode(), params)
+
+
+_logger = logging.getLogger(__name__)
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+class ToolHeaders(Struct):
+    """Header annotations of the tools that have been listed.
+
+    They say which arguments are also sent as headers. Tools with invalid annotations are left out of lists, as the
+    specification requires: https://modelcontextprotocol.io/specification/2026-07-28/server/tools.
+    """
+
+    _known: dict[str, tuple[ParamHeader, ...]] = {}
+
+    def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
+        """Store the annotations of tools, and return the tools whose annotations are valid."""
+        usable: list[ToolDescription] = []
+        for tool in tools:
+            try:
+                found = find_annotations(tool.input_schema)
+            except (ValueError, RecursionError) as exc:
+                _logger.warning("Left out the tool %s: %s", tool.name, exc)
+                continue
+            if found:
+                self._known[tool.name] = found
+            else:
+                self._known.pop(tool.name, None)
+            usable.append(tool)
+        return usable
+
+    def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return the headers of a call."""
+        known = self._known.get(tool)
+        return param_headers(known, arguments) if known else _NO_HEADERS
+
+
+_MAX_LINES = 256
+"""Maximum number of lines to compare with a second start."""
+NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
+"""Errors of a server that doesn't support the handshake: ``except NO_HANDSHAKE: …``."""
+
+
+class Era(Struct):
+    """What connections have learned about their server: ``Conversation(…, era=era)``.
+
+    Share it between connections to one server, and only the first one probes.
+    """
+
+    name: str = ""
+    """``handshake`` or ``http+sse``; empty if the next connection has to probe."""
+
+
+class _InitializeAnswer(InitializeResult, frozen=True, kw_only=True):
+    server_info: Any = None
+    """Read by `_about`, because nothing depends on it."""
+
+
+_decode_initialize = foreign_decoder(_InitializeAnswer)
+_decode_discover = foreign_decoder(DiscoverResult)
+_decode_error = decoder(PeerError)
+
+
+def failure(error: bytes) -> ServerError:
+    """Convert a JSON-RPC error to an exception."""
+    try:
+        decoded = _decode_error(error)
+        data = msgspec.json.decode(decoded.data) if decoded.data else None
+    except MALFORMED:
+        text = shorten(error.decode("utf-8", "replace"))
+        return ServerError(0, f"The server reported an error that can't be decoded: {text}")
+    remedy = _handler_for(data) if decoded.code == MISSING_CLIENT_CAPABILITY else ""
+    return ServerError(decoded.code, decoded.message or "The server gave no reason", data, remedy=remedy)
+
+
+_HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
+"""Capability -> the option of `Client` that declares it."""
+
+
+def _handler_for(data: Any) -> str:
+    """Return a hint with the `Client` options that declare the required capabilities."""
+    try:
+        needed = msgspec.convert(data, _RequiredCapabilities).required_capabilities
+    except msgspec.ValidationError:
+        return ""
+    options = [
+        f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(extra_capabilities=…)" for each in needed
+    ]
+    return f"Declare it with Client(…, {', '.join(dict.fromkeys(options))})." if options else ""
+
+
+class _RequiredCapabilities(Struct, rename="camel"):
+    """Data of an error that lists required capabilities."""
+
+    required_capabilities: dict[str, Any]
+
+
+class Connector(Struct, kw_only=True):
+    """Opens and reopens connections to one target."""
+
+    place: Place
+    options: Options
+    questions: QuestionHandler
+    declared: Sequence[DeclaredCapability]
+    listener: ServerMessages
+    background: Tasks
+    ids: Iterator[int]
+    pinned: Revision | None
+    headers: Mapping[str, str]
+    timeout: float
+    inflow: Inflow
+    stderr_lines: list[str] = []
+    """Standard error of the server since the connection was opened."""
+    era: Era = msgspec.field(default_factory=Era)
+
+    async def open(self) -> Connection:
+        """Connect and negotiate.
+
+        Raises:
+            ClientError: The connection failed; the message says why.
+        """
+        place = self.place
+        if not isinstance(place, Remote):
+            return await self._connect_with(partial(self._local, place))
+        if place.url.scheme in ("ws", "wss"):
+            return await self._connect_with(partial(self._websocket, place))
+        only_sse = place.kind == "sse"
+        if only_sse or (self.pinned is None and self.era.name == "http+sse"):
+            try:
+                return await self._connect_with(partial(self._http_sse, place))
+            except ClientError:
+                if only_sse:
+                    raise
+        try:
+            return await self._connect_with(partial(self._streamable, place))
+        except (NotMcp, InvalidResponse, ConnectionLost) as exc:
+            try:
+                connection = await self._connect_with(partial(self._http_sse, place))
+            except AccessDenied:
+                raise
+            except ClientError:
+                raise exc from None
+            if self.pinned is None:
+                self.era.name = "http+sse"
+            return connection
+
+    # Transports
+
+    def _local(self, place: Command | ServerObject | TransportFactory) -> Transport:
+        if isinstance(place, Command):
+            options = self.options
+            show = line_printer(options.stderr)
+            if show is not None and place.ours:  # readable logs, although stderr is a pipe
+                place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
+            show = self._without_repeats(show) if show is not None else None
+            return StdioTransport(place, self.listener, self.background, options.max_bytes, show=show)
+        if isinstance(place, TransportFactory):
+            return place.new_transport(self.listener, self.background)
+        from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - loads the server
+
+        return MemoryTransport(place, self.listener, self.background)
+
+    def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
+        """Skip lines that a second start of the server repeats, such as a traceback."""
+        before, self.stderr_lines = self.stderr_lines, []
+        shown = self.stderr_lines
+
+        def line(text: str) -> None:
+            if len(shown) < _MAX_LINES:
+                shown.append(text)
+            if before and before.pop(0) == text:
+                return
+            before.clear()
+            show(text)
+
+        return line
+
+    def _endpoint(self, place: Remote) -> Endpoint:
+        options = self.options
+        pool = ConnectionPool(
+            place.url,
+            max_connections=options.max_connections,
+            max_body=options.max_bytes,
+            connect_timeout=options.connect_timeout,
+            tls=options.tls,
+            inflow=self.inflow,
+        )
+        headers = {**place.headers, **self.headers}
+        return Endpoint(place.url, headers, pool, options.auth, self.listener.pause_timeouts)
+
+    def _streamable(self, place: Remote) -> Transport:
+        return StreamableTransport(self._endpoint(place), self.listener, self.background, self.options.max_bytes)
+
+    def _http_sse(self, place: Remote) -> Transport:
+        options = self.options
+        return HttpSseTransport(
+            self._endpoint(place), self.listener, self.background, options.max_bytes, options.connect_timeout
+        )
+
+    def _websocket(self, place: Remote) -> Transport:
+        from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
+
+        options = self.options
+        return WebSocketTransport(
+            place.url,
+            {**place.headers, **self.headers},
+            self.listener,
+            self.background,
+            options.auth,
+            self.inflow,
+            max_bytes=options.max_bytes,
+            timeout=options.connect_timeout,
+            tls=options.tls,
+        )
+
+    # Negotiation
+
+    @property
+    def about(self) -> Implementation:
+        """Name and version of the client."""
+        return Implementation(self.options.name, self.options.version or __version__)
+
+    def capabilities(self, revision: Revision) -> dict[str, Any]:
+        """Return the capabilities to declare in a revision."""
+        capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
+        for each in self.declared:
+            if not each.revisions or revision.date in each.revisions:
+                capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
+        return capabilities
+
+    def meta(self, revision: Revision) -> bytes:
+        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
+        if revision.handshake:
+            return b""
+        found: dict[str, Any] = {
+            VERSION_KEY: revision.date,
+            CAPABILITIES_KEY: self.capabilities(revision),
+            CLIENT_KEY: self.about,
+        }
+        if self.options.log_level:
+            found[LOG_LEVEL_KEY] = self.options.log_level
+        return encode(found)[1:-1]
+
+    async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
+        """Open a transport and negotiate.
+
+        A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
+        """
+        era, pinned = self.era, self.pinned
+        handshake = pinned is None and era.name != ""
+        self.stderr_lines = []
+        for attempt in (0, 1):
+            transport = make()
+            try:
+                await transport.open()
+                agreement = await self._agree(transport, handshake=handshake)
+            except BaseException as exc:
+                await transport.close()
+                if pinned is not None:
+                    raise
+                era.name = ""
+                if isinstance(exc, ConnectionLost):
+                    again = transport.lost and not getattr(self.place, "ours", False)
+                else:
+                    again = handshake and isinstance(exc, NO_HANDSHAKE)
+                if attempt or not again:
+                    raise
+                handshake = not handshake
+            else:
+                revision = agreement.revision
+                if pinned is None and revision.handshake:
+                    era.name = era.name or "handshake"
+                return Connection(transport, agreement, self.meta(revision))
+        raise AssertionError
+
+    async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiation:
+        pinned = self.pinned
+        if pinned is not None:
+            if pinned.handshake:
+                return await self._initialize(transport, pinned)
+            agreement = await self._probe(transport, pinned, alone=True)
+            if agreement is None:
+                raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
+            return agreement
+        # HTTP+SSE exists only in the handshake era.
+        if not handshake and transport.name != "http+sse":
+            agreement = await self._probe(transport, NEWEST)
+            if agreement is not None:
+                return agreement
+        try:
+            return await self._initialize(transport, NEWEST_HANDSHAKE)
+        except ServerError as exc:
+            if exc.code != UNSUPPORTED_VERSION:
+                raise
+            agreement = await self._probe(transport, NEWEST)  # it started slowly, or was replaced
+            if agreement is None:
+                raise UnknownVersion(
+                    f"The server doesn't support any protocol revision that this client supports: {exc.message}."
+                ) from exc
+            return agreement
+
+    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
+        """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
+        seconds = self.options.connect_timeout + self.options.probe_timeout
+        for _ in (0, 1):
+            try:
+                result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
+                offer = _decode_discover(result)
+            except ServerError as exc:
+                named = versions(exc)
+                common = newest(named)
+                if exc.code != UNSUPPORTED_VERSION or (common is None and any(each in HANDSHAKE for each in named)):
+                    return None
+                if common is None:
+                    raise UnknownVersion(_unknown(named)) from exc
+                revision = common
+                continue
+            except (NotMcp, InvalidResponse, *MALFORMED):
+                return None
+            except (ConnectionLost, RequestTimeout) as exc:
+                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
+                    raise
+                return None  # for example a status 500 from a server that didn't expect the method
+            agreed = newest(offer.supported_versions)
+            if agreed is None:
+                return None
+            transport.set_revision(agreed)
+            return Negotiation(
+                revision=agreed,
+                capabilities=present(offer.capabilities),
+                server=_about(offer.meta.get(SERVER_KEY)),
+                instructions=offer.instructions,
+            )
+        return None
+
+    async def _initialize(self, transport: Transport, revision: Revision) -> Negotiation:
+        capabilities = msgspec.Raw(encode(self.capabilities(revision)))
+        params = encode(InitializeRequestParams(revision.date, capabilities, self.about))
+        raw = await self._ask(transport, "initialize", params, revision, self.timeout)
+        try:
+            result = _decode_initialize(raw)
+        except MALFORMED as exc:
+            raise InvalidResponse(f"The server's response to initialize is invalid: {exc}.") from exc
+        agreed = HANDSHAKE.get(result.protocol_version)
+        if result.protocol_version in PER_REQUEST:
+            # A server of the per-request era whose response to the probe was lost or late.
+            dates = {"supported": [result.protocol_version]}
+            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
+        if agreed is None:
+            raise UnknownVersion(_unknown([result.protocol_version]))
+        transport.set_revision(agreed)
+        await self.notify(transport, "notifications/initialized")
+        return Negotiation(
+            revision=agreed,
+            capabilities=present(result.capabilities),
+            server=_about(result.server_info),
+            instructions=result.instructions,
+        )
+
+    async def notify(self, transport: Transport, method: str, params: Any = None) -> None:
+        """Send a notification.
+
+        Raises:
+            RequestTimeout: The server didn't accept it in time.
+            ClientError: It couldn't be sent.
+        """
+        if not (message := apply_filters(self.listener, notification_message(method, params))):
+            return
+        try:
+            log_message("sent", message)
+            async with asyncio.timeout(self.timeout):
+                await transport.send(message, method)
+        except TimeoutError as exc:
+            raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
+
+    async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
+        request_id = next(self.ids)
+        body = request_body(request_id, method, with_meta(params, self.meta(revision)))
+        request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
+        return await exchange(self.listener, transport, request, seconds, self.options.max_call_seconds)
+
+
+async def exchange(
+    incoming: ServerMessages,
+    transport: Transport,
+    request: TransportRequest,
+    seconds: float,
+    longest: float,
+    progress: OnProgress | None = None,
+) -> bytes:
+    """Send a request, and return its result.
+
+    Args:
+        incoming: Receives messages about the request, such as progress.
+        transport: An open transport.
+        request: The request.
+        seconds: Timeout without a response.
+        longest: Maximum seconds in total, even with progress.
+        progress: Handler for progress reports.
+
+    Raises:
+        ServerError: The server responded with an error.
+        ClientError: There was no response.
+    """
+    pending = incoming.running[request.id] = incoming.deadlines.begin(seconds, longest, progress)
+    try:
+        log_message("sent", request.body)
+        answer = await transport.exchange(request)
+        log_message("received", answer.error or answer.result)
+    except asyncio.CancelledError as exc:
+        if pending.end():
+            raise RequestTimeout(f"The server didn't respond to {request.method} within {seconds:g} seconds.") from exc
+        raise
+    finally:
+        pending.end()
+        incoming.running.pop(request.id, None)
+    if progress is not None:
+        await incoming.wait_for_handlers()
+    if answer.error:
+        raise failure(answer.error)
+    return answer.result
+
+
+def _about(info: Any) -> ServerInfo:
+    """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
+    found = members(info)
+    texts = {name: each for name, each in found.items() if isinstance(each, str) and name != "icons"}
+    try:
+        icons = msgspec.convert(drop_nulls(found.get("icons") or (), Icon), tuple[Icon, ...])
+    except msgspec.ValidationError:
+        icons = ()
+    return msgspec.structs.replace(msgspec.convert(texts, ServerInfo), icons=icons)
+
+
+class _SupportedVersions(Struct):
+    """Data of an error that rejects a version."""
+
+    supported: list[str]
+
+
+def versions(refusal: ServerError) -> list[str]:
+    """Return the revisions that an error lists."""
+    try:
+        return msgspec.convert(refusal.data, _SupportedVersions).supported
+    except msgspec.ValidationError:
+        return []
+
+
+def newest(dates: list[str]) -> Revision | None:
+    """Return the newest revision of the per-request era that both sides support."""
+    common = [date for date in dates if date in PER_REQUEST]
+    return BY_DATE[max(common)] if common else None
+
+
+def _unknown(dates: list[str]) -> str:
+    theirs = f"supports {', '.join(dates)}" if dates else "doesn't list the revisions it supports"
+    return f"The server {theirs}; this client supports the revisions {', '.join(BY_DATE)}."
+
 
 _INPUT_REQUIRED = b'"input_required"'
 _MIN_WAIT = 0.05

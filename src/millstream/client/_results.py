@@ -72,13 +72,12 @@ Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
 """Fetches the page at a cursor: the result, its items, and its size in bytes."""
 
 
-class PaginatedList(Generic[T]):
+class PaginatedList(Struct, Generic[T], eq=False):
     """A paginated list: ``await listing`` for all items, or ``async for item in listing`` to fetch pages as needed."""
 
-    def __init__(self, page: Page[T], max_pages: int, max_bytes: int) -> None:
-        self._page = page
-        self._max_pages = max_pages
-        self._max_bytes = max_bytes
+    _page: Page[T]
+    _max_pages: int
+    _max_bytes: int
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Yield each item in order.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
@@ -33,20 +33,18 @@ OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
 """Progress callback: ``progress(value, total, message)``."""
 
 
-class Deadlines:
+class Deadlines(Struct, eq=False):
     """Pending requests of one client, and the timer that times them out.
 
     One timer serves the timeouts of all requests, which progress and questions extend. Nearly all requests finish long
     before their timeout, so most individual timers would be set up just to be canceled.
     """
 
-    def __init__(self) -> None:
-        """Start without pending requests."""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._handle: asyncio.TimerHandle | None = None
-        self._wakes_at = math.inf
-        """When the timer fires, at the latest at the first deadline."""
-        self.waiting: set[PendingRequest] = set()
+    _loop: asyncio.AbstractEventLoop | None = None
+    _handle: asyncio.TimerHandle | None = None
+    _wakes_at: float = math.inf
+    """When the timer fires, at the latest at the first deadline."""
+    waiting: "set[PendingRequest]" = set()
 
     def begin(self, seconds: float, longest: float, progress: OnProgress | None) -> "PendingRequest":
         """Start timing a request in the current task. Call `PendingRequest.end` when the request finishes.
@@ -58,7 +56,10 @@ class Deadlines:
         """
         loop = self._loop = self._loop or asyncio.get_running_loop()
         now = loop.time()
-        pending = PendingRequest(self, now + seconds, seconds, now + max(longest, seconds), progress)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  requests are sent in tasks
+        latest = now + max(longest, seconds)
+        pending = PendingRequest(self, task, task.cancelling(), seconds, latest, now + seconds, progress)
         self.waiting.add(pending)
         self.wake_at(pending.when)
         return pending
@@ -92,39 +93,22 @@ class Deadlines:
             self._handle, self._wakes_at = None, math.inf
 
 
-class PendingRequest:
-    """A request waiting for its response: its timeout and progress callback."""
+class PendingRequest(Struct, eq=False):
+    """A request waiting for its response: its timeout and progress callback. Created by `Deadlines.begin`."""
 
-    __slots__ = (
-        "_cancel_requests",
-        "_expired",
-        "_holds",
-        "_latest",
-        "_owner",
-        "_seconds",
-        "_task",
-        "progress",
-        "when",
-    )
-
-    def __init__(
-        self, owner: Deadlines, when: float, seconds: float, latest: float, progress: OnProgress | None
-    ) -> None:
-        """Created by `Deadlines.begin`."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  requests are sent in tasks
-        self._owner = owner
-        self._task = task
-        self._cancel_requests = task.cancelling()
-        self._expired = False
-        self._seconds = seconds
-        self._holds = 0
-        """Questions of the server that the client hasn't answered yet."""
-        self._latest = latest
-        """Final deadline, in the loop's time, regardless of progress."""
-        self.when: float = when
-        """Deadline unless there's progress."""
-        self.progress: OnProgress | None = progress
+    _owner: Deadlines
+    _task: asyncio.Task[Any]
+    _cancel_requests: int
+    _seconds: float
+    _latest: float
+    """Final deadline, in the loop's time, regardless of progress."""
+    when: float
+    """Deadline unless there's progress."""
+    progress: OnProgress | None
+    """Progress callback."""
+    _holds: int = 0
+    """Questions of the server that the client hasn't answered yet."""
+    _expired: bool = False
 
     def extend(self, now: float) -> None:
         """Restart the clock after progress."""
@@ -206,7 +190,7 @@ _decode_updated = foreign_decoder(ResourceUpdatedNotificationParams)
 _decode_plain = foreign_decoder(_PlainParams)
 
 
-class ServerMessages:
+class ServerMessages(Struct, eq=False):
     """Receives the server's requests and notifications, from all connections of a client.
 
     Notifications report progress, log messages, and changes. Requests are questions of the handshake era. Handlers run
@@ -214,40 +198,29 @@ class ServerMessages:
     disconnects a server that overflows it.
     """
 
-    def __init__(
-        self,
-        background: Tasks,
-        questions: QuestionHandler,
-        *,
-        on_log: OnLog | None,
-        on_change: OnChange | None,
-        max_waiting: int,
-    ) -> None:
-        # Configuration
-        self._background = background
-        self._questions = questions
-        self._on_log = on_log
-        self._on_change = on_change
-        self._max_waiting = max_waiting
-        # State
-        self.custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
-        """Extension notification -> its handler."""
-        self.filters: NotificationFilters | None = None
-        """Filters of notifications in both directions, if an extension has one."""
-        self.deadlines: Deadlines = Deadlines()
-        self.running: dict[int, PendingRequest] = {}
-        """Pending requests by id, which is also the progress token."""
-        self.watchers: set[Watcher] = set()
-        self.acknowledgments: dict[int, Callable[[bool], object]] = {}
-        """Callbacks for the acknowledgment of subscriptions, by id. The argument is whether it names any change."""
-        self.subscribed: asyncio.Event = asyncio.Event()
-        self.interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
-        """Callback for interruptions."""
-        self.observer: Callable[[Notification], object] | None = None
-        """Callback for every notification, before its handler."""
-        self._queue: deque[Awaitable[None]] = deque()
-        self._worker: asyncio.Task[None] | None = None
-        self._answer_tasks: dict[Any, asyncio.Task[None] | None] = {}
+    _background: Tasks
+    _questions: QuestionHandler
+    on_log: OnLog | None
+    on_change: OnChange | None
+    max_waiting: int
+    observer: Callable[[Notification], object] | None = None
+    """Callback for every notification, before its handler."""
+    custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
+    """Extension notification -> its handler."""
+    filters: NotificationFilters | None = None
+    """Filters of notifications in both directions, if an extension has one."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    running: dict[int, PendingRequest] = {}
+    """Pending requests by id, which is also the progress token."""
+    watchers: set[Watcher] = set()
+    acknowledgments: dict[int, Callable[[bool], object]] = {}
+    """Callbacks for the acknowledgment of subscriptions, by id. The argument is whether it names any change."""
+    subscribed: asyncio.Event = field(default_factory=asyncio.Event)
+    interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
+    """Callback for interruptions."""
+    _queue: deque[Awaitable[None]] = field(default_factory=deque[Awaitable[None]])
+    _worker: asyncio.Task[None] | None = None
+    _answer_tasks: dict[Any, asyncio.Task[None] | None] = {}
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
@@ -299,8 +272,8 @@ class ServerMessages:
                 self._run_handler(pending.progress, params.progress, params.total, params.message)
 
     def _handle_log_message(self, message: Envelope) -> None:
-        if self._on_log is not None:
-            self._run_handler(self._on_log, _decode_log(message.params))
+        if self.on_log is not None:
+            self._run_handler(self.on_log, _decode_log(message.params))
 
     def _handle_change(self, message: Envelope) -> None:
         kind = _CHANGES[message.method]
@@ -315,8 +288,8 @@ class ServerMessages:
         """Report a change to all watchers."""
         for watcher in list(self.watchers):
             watcher(change, subscription)
-        if self._on_change is not None:
-            self._run_handler(self._on_change, change)
+        if self.on_change is not None:
+            self._run_handler(self.on_change, change)
 
     def _handle_acknowledgment(self, message: Envelope) -> None:
         params = _decode_plain(message.params or b"{}")
@@ -338,11 +311,11 @@ class ServerMessages:
             return
         if not inspect.isawaitable(rest):
             return
-        if len(self._queue) >= self._max_waiting:
+        if len(self._queue) >= self.max_waiting:
             if inspect.iscoroutine(rest):
                 rest.close()
             raise TooManyMessages(
-                f"{self._max_waiting:,} messages from the server are waiting for your handlers, which is the limit "
+                f"{self.max_waiting:,} messages from the server are waiting for your handlers, which is the limit "
                 "(Options.max_queued_messages)."
             )
         self._queue.append(rest)

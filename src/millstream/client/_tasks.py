@@ -110,13 +110,12 @@ _decode_kind = foreign_decoder(_Kind)
 _decode_task = foreign_decoder(Task)
 
 
-class ClientTasks:
+class ClientTasks(Struct, eq=False):
     """The tasks extension, for one client: ``client.tasks``."""
 
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
-        self._meta: tuple[bytes, bytes] = b"", b""
-        """`_meta` of the connection, without and with the extension."""
+    _conversation: Conversation
+    _meta: tuple[bytes, bytes] = (b"", b"")
+    """`_meta` of the connection, without and with the extension."""
 
     @property
     def supported(self) -> bool:

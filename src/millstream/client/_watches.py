@@ -11,8 +11,9 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Self
+
+from msgspec import Struct, field
 
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
@@ -30,8 +31,7 @@ from millstream.client._errors import (
     RequestTimeout,
     ServerError,
 )
-from millstream.client._negotiation import Connection
-from millstream.client._requests import RawRequest, Requests
+from millstream.client._requests import Connection, RawRequest, Requests
 from millstream.client._server_messages import Change, ServerMessages
 from millstream.client._transports import Transport
 
@@ -48,31 +48,28 @@ _CONFIRM_TIMEOUT = 60.0
 """Seconds for the server to confirm a subscription."""
 
 
-class Changes:
+class Changes(Struct, eq=False):
     """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
     While it's open, a broken connection or session is reopened, followed by a change of the kind `again`. If the server
     refuses permanently, the loop raises a `ClientError`.
     """
 
-    def __init__(
-        self, requests: Requests, incoming: ServerMessages, wanted: SubscriptionFilter, watches: "Watches"
-    ) -> None:
-        self._requests = requests
-        self._incoming = incoming
-        self._filter = wanted
-        self._watches = watches
-        self._waiting: deque[Change] = deque()
-        self._changed = asyncio.Event()
-        self._subscription: int = 0
-        self._task: asyncio.Task[None] | None = None
-        self._fault: ClientError | None = None
-        self._agreed = asyncio.Event()
-        """Set while the server has confirmed the subscription."""
-        self._has_changes = True
-        """Whether the server has confirmed any of the changes."""
-        self._reopens = False
-        """Whether it was confirmed before, so that changes may have been missed."""
+    _requests: Requests
+    _incoming: ServerMessages
+    _filter: SubscriptionFilter
+    _watches: "Watches"
+    _waiting: deque[Change] = field(default_factory=deque[Change])
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _subscription: int = 0
+    _task: asyncio.Task[None] | None = None
+    _fault: ClientError | None = None
+    _agreed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the server has confirmed the subscription."""
+    _has_changes: bool = True
+    """Whether the server has confirmed any of the changes."""
+    _reopens: bool = False
+    """Whether it was confirmed before, so that changes may have been missed."""
 
     async def __aenter__(self) -> Self:
         """Subscribe. No later change is missed.
@@ -91,13 +88,11 @@ class Changes:
                 self._task = asyncio.create_task(self._keep_listening())
                 await self._wait_for_acknowledgment(self._task)
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self._incoming.watchers.discard(self._on_change)
         self._watches.discard(self)
         if self._task is not None:
@@ -222,24 +217,25 @@ class Changes:
             del self._incoming.acknowledgments[subscription]
 
 
-class Watches:
+class Watches(Struct, eq=False):
     """Watchers of the handshake era. A lost connection is reopened while there are any."""
 
-    def __init__(self, requests: Requests, incoming: ServerMessages, background: Tasks, *, always: bool) -> None:
-        self._requests = requests
-        self._incoming = incoming
-        self._background = background
-        self._always = always
-        """Whether an `on_change` callback watches as well."""
-        self._open: set[Changes] = set()
-        self._restored_connection: Connection | None = None
-        """The connection with all subscriptions."""
-        self._lock = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
-        self._failures = 0
-        self._reconnected_at = -math.inf
-        """When the connection was last reopened, in the loop's time."""
-        incoming.interruption_callback = self._on_interruption
+    _requests: Requests
+    _incoming: ServerMessages
+    _background: Tasks
+    always: bool
+    """Whether an `on_change` callback watches as well."""
+    _open: set[Changes] = set()
+    _restored_connection: Connection | None = None
+    """The connection with all subscriptions."""
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _task: asyncio.Task[None] | None = None
+    _failures: int = 0
+    _reconnected_at: float = -math.inf
+    """When the connection was last reopened, in the loop's time."""
+
+    def __post_init__(self) -> None:
+        self._incoming.interruption_callback = self._on_interruption
 
     def add(self, changes: Changes) -> None:
         """Add a watcher."""
@@ -250,12 +246,12 @@ class Watches:
     def discard(self, changes: Changes) -> None:
         """Remove a watcher."""
         self._open.discard(changes)
-        if not self._open and not self._always:
+        if not self._open and not self.always:
             self._incoming.subscribed.clear()
 
     async def restore(self, connection: Connection) -> None:
         """Subscribe on a new connection, and report that changes may have been missed."""
-        if self._always:
+        if self.always:
             self._incoming.subscribed.set()
         try:
             async with self._lock:
@@ -288,7 +284,7 @@ class Watches:
     def _fail(self, fault: ClientError) -> None:
         for changes in list(self._open):
             changes.fail(fault)
-        if self._always:
+        if self.always:
             _logger.warning("The subscription to changes on the server ended. %s", fault)
         self._incoming.subscribed.clear()
 

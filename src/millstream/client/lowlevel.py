@@ -10,9 +10,8 @@ Example:
 """
 
 from millstream.client._conversation import Conversation
-from millstream.client._negotiation import NO_HANDSHAKE, Era
 from millstream.client._questions import QuestionHandler
-from millstream.client._requests import RawRequest
+from millstream.client._requests import NO_HANDSHAKE, Era, RawRequest
 from millstream.client._server_messages import Notification
 from millstream.client._targets import Remote, find_server
 from millstream.client._transports import DuplexTransport

@@ -11,8 +11,7 @@ from typing import Literal
 from msgspec import Struct
 
 from millstream._http.client import ClientError, TargetError, TlsFailed
-from millstream._http.client.fetch import request
-from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any, guard_dial, is_public
+from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any, guard_dial, is_public, request
 from millstream._http.client.url import Url, parse
 
 __all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]

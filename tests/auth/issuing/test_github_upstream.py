@@ -126,3 +126,9 @@ def test_github_enterprise_has_its_own_api_url(at: str, api: str) -> None:
     made = auth.login_provider("github", allow=["*"], client_id="a", client_secret="b", base_url=at)
     assert isinstance(made, GitHubUpstream)
     assert made._api == api
+
+
+@for_each("provider", ["github", "google"])
+def test_secrets_are_not_shown(provider: str) -> None:
+    made = auth.login_provider(provider, allow=["*"], client_id="a", client_secret="not for logs")
+    assert "not for logs" not in repr(made)

@@ -16,7 +16,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAu
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from auth.test_tls import make
 from issuing_world import query_of
-from millstream._http.client import fetch
+from millstream._http.client import pool as fetch
 from patience import WAIT
 
 pytestmark = pytest.mark.server

@@ -16,7 +16,7 @@ from cases import for_each
 from issuer_world import KEYS, OTHER, Issuer, craft_token, run_issuer, token
 from issuing_world import challenge
 from millstream import auth
-from millstream._http.client.fetch import fetch
+from millstream._http.client.pool import fetch
 from millstream.auth import _oidc
 from millstream.auth.providers import (
     AuthorizationRedirect,

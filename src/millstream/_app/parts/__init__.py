@@ -142,9 +142,9 @@ class McpPart(HttpPart):
     def serve(self, host: Host) -> None:
         """Add the paths."""
         from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
+        from millstream._transports.streamable import HttpSessions, StreamableEndpoint  # noqa: PLC0415
         from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
         from millstream._transports.streamable.post import Streamable  # noqa: PLC0415
-        from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint  # noqa: PLC0415
 
         settings, streams = host.settings, host.streams
         sessions = HttpSessions(host.services) if settings.sessions else None

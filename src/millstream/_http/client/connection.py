@@ -67,6 +67,32 @@ class HttpReply(Struct, eq=False):
 class HttpConnection(asyncio.Protocol):
     """A connection for one request at a time, created by the pool."""
 
+    closed = False
+    reply_count = 0
+    """Number of replies received."""
+    free_since = 0.0
+    _transport: asyncio.Transport | None = None
+    # Reply
+    _waiter: asyncio.Future[HttpReply] | None = None
+    _owner = ""
+    _reply: HttpReply | None = None
+    _body: bytes | bytearray = b""
+    _size = 0
+    """Bytes of the body so far."""
+    _counted_bytes = 0
+    """Bytes of the body that count as unfinished."""
+    _framing_bytes = 0
+    """Bytes of the head, or of the body's framing since its first piece."""
+    _framed_since = 0.0
+    """When the framing of a stream was last forgiven."""
+    _reply_began = False
+    _ends_with_connection = False
+    """Whether the body has no length and ends with the connection."""
+    _discards = False
+    """Whether the rest of the body has no reader."""
+    _timer: asyncio.TimerHandle | None = None
+    _error: ClientError | None = None
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -74,40 +100,13 @@ class HttpConnection(asyncio.Protocol):
         on_end: Callable[["HttpConnection"], None],
         inflow: Inflow,
     ) -> None:
-        # Configuration
         self._loop = loop
         self._max_body = max_body
         self._on_end = on_end
         """Callback for when the connection becomes free or is closed."""
         self._inflow = inflow
-        # Connection
-        self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
-        self.closed = False
-        self.reply_count = 0
-        """Number of replies received."""
-        self.free_since = 0.0
-        # Reply
-        self._waiter: asyncio.Future[HttpReply] | None = None
-        self._owner = ""
-        self._reply: HttpReply | None = None
         self._headers: dict[bytes, bytes] = {}
-        self._body: bytes | bytearray = b""
-        self._size = 0
-        """Bytes of the body so far."""
-        self._counted_bytes = 0
-        """Bytes of the body that count as unfinished."""
-        self._framing_bytes = 0
-        """Bytes of the head, or of the body's framing since its first piece."""
-        self._framed_since = 0.0
-        """When the framing of a stream was last forgiven."""
-        self._reply_began = False
-        self._ends_with_connection = False
-        """Whether the body has no length and ends with the connection."""
-        self._discards = False
-        """Whether the rest of the body has no reader."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._error: ClientError | None = None
 
     # For the pool
 

@@ -52,6 +52,8 @@ class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
     It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
     """
 
+    __repr__ = object.__repr__  # shows no credential
+
     def __init__(self) -> None:
         super().__init__()
         self._credentials: dict[bytes, tuple[bytes, bytes]] = {}

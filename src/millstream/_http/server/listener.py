@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from msgspec import Struct
+
 from millstream._http.hosts import TrustedProxies
 from millstream._http.message import Response, peer_network
 from millstream._http.server import Endpoints
@@ -334,20 +336,19 @@ class SocketListener:
 TICK = 0.02
 
 
-class ConnectionDrainer:
+class ConnectionDrainer(Struct, eq=False):
     """Closes a stopping server's open connections, without losing a request.
 
     The server announces the close in its last reply (RFC 9112 §9.6). An idle connection has no such reply, so it's
     closed after it has been idle for a while, and never while unread bytes of a request are waiting.
     """
 
-    def __init__(self, state: ServerState, guard: ConnectionGuard, clock: Callable[[], float]) -> None:
-        self._state = state
-        self._guard = guard
-        self._clock = clock
-        self._announced: set[Any] = set()
-        self._idle_since: dict[Any, float] = {}
-        """Time at which a connection was first seen waiting for its client."""
+    _state: ServerState
+    _guard: ConnectionGuard
+    _clock: Callable[[], float]
+    _announced: set[Any] = set()
+    _idle_since: dict[Any, float] = {}
+    """Time at which a connection was first seen waiting for its client."""
 
     def announce(self) -> None:
         """Make every reply from now on announce that its connection closes."""

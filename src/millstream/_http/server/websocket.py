@@ -592,7 +592,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._parse_pending()
         return message
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:  # noqa: C901  one branch for each message
         """Process a message from the application.
 
         Raises:
@@ -602,26 +602,31 @@ class WebSocketProtocol(asyncio.Protocol):
         await self.room.wait()
         if self._disconnected:
             raise ClientDisconnected
-        kind = message["type"]
+        kind, opening = message["type"], self._denial is None and not self._is_open
         if self._denial is not None and kind == "websocket.http.response.body":
             self._deny(self._denial, message)
-        elif self._denial is None and not self._is_open and kind in _HANDSHAKE_REPLIES:
-            self._settle(message)
-        elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
-            self._send_message(message)
-        else:
-            raise RuntimeError(f"An application can't send {kind!r} while a WebSocket is in this state.")
-
-    def _settle(self, message: MutableMapping[str, Any]) -> None:
-        """Send the reply to the handshake, or the first part of it."""
-        if message["type"] == "websocket.accept":
+        elif opening and kind == "websocket.accept":
             self._accept(message)
-        elif message["type"] == "websocket.close":
+        elif opening and kind == "websocket.close":
             self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
             self._refuse(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
-        else:
+        elif opening and kind == "websocket.http.response.start":
             phrase = PHRASES.get(message["status"], b"").decode()
             self._denial = Response(message["status"], phrase, _headers(message), b"")
+        elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
+            try:
+                if kind == "websocket.close":
+                    self._close(message.get("code", 1000), message.get("reason") or "")
+                elif message.get("bytes") is not None:
+                    self._conn.send_binary(message["bytes"])
+                    self._flush()
+                elif message.get("text") is not None:
+                    self._conn.send_text(message["text"].encode())
+                    self._flush()
+            except InvalidState:
+                raise ClientDisconnected from None
+        else:
+            raise RuntimeError(f"An application can't send {kind!r} while a WebSocket is in this state.")
 
     def _accept(self, message: MutableMapping[str, Any]) -> None:
         answer = self._answer
@@ -646,19 +651,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
         self._refuse(denial)
 
-    def _send_message(self, message: MutableMapping[str, Any]) -> None:
-        try:
-            if message["type"] == "websocket.close":
-                self._close(message.get("code", 1000), message.get("reason") or "")
-            elif message.get("bytes") is not None:
-                self._conn.send_binary(message["bytes"])
-                self._flush()
-            elif message.get("text") is not None:
-                self._conn.send_text(message["text"].encode())
-                self._flush()
-        except InvalidState:
-            raise ClientDisconnected from None
-
     def _close(self, code: int, reason: str) -> None:
         if not self.transport.is_closing():
             self._messages.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -673,7 +665,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._watch_unread()
 
 
-_HANDSHAKE_REPLIES = ("websocket.accept", "websocket.close", "websocket.http.response.start")
 _MESSAGES = ("websocket.send", "websocket.close")
 
 

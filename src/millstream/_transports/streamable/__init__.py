@@ -1,9 +1,13 @@
-"""MCP over Streamable HTTP: the reply to one POST, and the log of its stream.
+"""MCP over Streamable HTTP: sessions, the exchange of one POST, its reply, and the log of its stream.
 
 A reply is a single message, or a stream from the first notification on. Streams of handshake sessions are logged as
 they're sent: their events have ids, the call outlives the connection, and a client whose connection broke can read the
 rest on another one (https://modelcontextprotocol.io/specification/2025-11-25/basic/transports, resumability). Other
 streams end with their connection.
+
+`StreamableExchange` is one request to the MCP endpoint, and `StreamableEndpoint` the state that all requests share. The
+calls of a batch run concurrently and share one reply. As for a single call, it becomes a stream when a call sends its
+first message, if the client reads streams. Every answer is then an event of its own.
 """
 
 import asyncio
@@ -12,17 +16,45 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any, cast
 
 import msgspec
+from msgspec import Struct, field
 
-from millstream._http.message import STREAM_HEAD, HttpRequest, Sink
-from millstream._protocol import sse
-from millstream._protocol.errors import INTERNAL_ERROR, SERVER_ERROR
-from millstream._protocol.jsonrpc import RequestId, encode, error_message
+from millstream._http.message import (
+    JSON_HEAD,
+    STREAM_HEAD,
+    AcceptedTypes,
+    Callback,
+    HttpRequest,
+    Response,
+    Sink,
+    client_id_of,
+    parse_accept,
+)
+from millstream._protocol import revisions, seal, sse
+from millstream._protocol.admission import Admission, Handshake, check_handshake_header
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, SERVER_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message
+from millstream._protocol.metadata import ClientInfo
+from millstream._protocol.principal import Principal, Share
+from millstream._protocol.revisions import ASSUMED, HANDSHAKE, Revision
+from millstream._protocol.seal import (
+    SessionToken,
+    capabilities_of,
+    capability_bits,
+    hash_principal,
+)
+from millstream._recent import Recent
+from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services, expiry_of
+from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
+from millstream._server.dispatch import Dispatcher
 from millstream._stores.base import Position, Store, StoreFull, StoreUnavailable, StreamSealed, read_offset
-from millstream._transports.open_streams import OpenStreams
+from millstream._stores.rates import share_for
+from millstream._transports.connection import read_batch, refuse_batch, settle_task
+from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
 
 OPEN, MESSAGE, END = b"o", b"m", b"e"
 """The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
@@ -111,50 +143,76 @@ _NOWHERE = Position("", 0)
 _logger = logging.getLogger("millstream")
 
 
-class PostReplyChannel:
-    """The `ReplyChannel` of one POST, for its call or for all calls of a batch."""
+class StreamLog(Struct, eq=False):
+    """The log of a call's stream, which the client can read on another connection."""
 
-    __slots__ = (
-        "_cancel", "_end", "_id", "_kept", "_lock", "_revision", "_services", "_session", "_sink",
-        "_stream", "_streams", "asks", "request", "streaming",
-    )  # fmt: skip
+    store: Store
+    name: str
+    stream: str
+    """Name of the stream in event ids."""
+    id: RequestId
+    """The request of the call."""
+    cancel: Callable[[], object]
+    """Ends the call."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while an entry is logged and sent."""
+    kept: bool = True
+    """Whether everything sent so far is in the log."""
 
-    def __init__(
-        self,
-        request: HttpRequest,
-        call: Call,
-        services: Services,
-        streams: OpenStreams,
-        *,
-        can_stream: bool,
-        cancel: Callable[[str, RequestId], object],
-    ) -> None:
-        # No reference to the call, which refers to its reply channel: a cycle would keep the request's body.
-        self.request = request
-        self._id = call.id
-        self._revision = call.revision
-        self._session = call.session
-        self._services = services
-        self._streams = streams if can_stream else None
-        self._sink: Sink | None = None
-        self._end: Callable[[], None] | None = None
-        """Ends the stream's subscription."""
-        self.streaming = False
-        """Whether the reply has become a stream."""
-        session = call.session
-        logged = session is not None and can_stream and call.revision.event_ids
-        self._stream = stream_name(services.store.workers.me, secrets.token_hex(16)) if logged else ""
-        self._lock = asyncio.Lock() if logged else None
-        self._kept = True
-        """Whether everything sent so far is in the log."""
-        self._cancel = cancel
-        self.asks = can_stream and session is not None
-        """Whether questions can be asked. Answers come in other requests of the session."""
+    async def append(
+        self, mark: bytes, message: bytes, answers: RequestId | None, streams: OpenStreams
+    ) -> Position | None:
+        """Append a message. Return None if the store is unavailable or full.
+
+        After that the stream has no ids, because its log has a gap. A client that resumes it gets an error at its end,
+        while the connected client misses nothing.
+
+        Raises:
+            StreamSealed: Another worker has ended the log.
+        """
+        try:
+            if self.kept:
+                return await append(self.store, self.name, mark, message, answers)
+            if mark == END:
+                await self.end()
+        except (StoreUnavailable, StoreFull) as failure:
+            if self.kept:
+                _logger.warning(
+                    "The store is unavailable, so the stream of a call continues without being logged: %s", failure
+                )
+            self.kept = False
+            if mark == END:
+                streams.end_later(self.name, self.end)
+        return None
+
+    async def end(self) -> None:
+        """End the log with an error, because a part of the stream is missing."""
+        await append(self.store, self.name, END, error_message(self.id, INTERNAL_ERROR, _LOST), None)
+
+
+class PostReplyChannel(Struct, eq=False):
+    """The `ReplyChannel` of one POST, for its call or for all calls of a batch.
+
+    It has no reference to the call, which refers to its reply channel: a cycle would keep the request's body.
+    """
+
+    request: HttpRequest
+    _revision: Revision
+    _streams: OpenStreams | None
+    """None if the client can't read a stream."""
+    _log: StreamLog | None
+    asks: bool
+    """Whether questions can be asked. Answers come in other requests of the session."""
+    _sink: Sink | None = None
+    _end: Callback | None = None
+    """Ends the stream's subscription."""
+    streaming: bool = False
+    """Whether the reply has become a stream."""
 
     async def keep_alive(self) -> None:
         """Turn the reply of a silent call into a stream, if the client reads streams."""
         if self._streams is not None and not self.streaming:
-            await self._open()
+            await self._open(self._streams)
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
         """Send a message as an event. It's dropped if the client can't read a stream.
@@ -163,14 +221,12 @@ class PostReplyChannel:
             message: The message.
             answers: The request that the message answers, if the stream carries several answers.
         """
-        if self._streams is None:
+        streams = self._streams
+        if streams is None:
             return
         if not self.streaming:
-            await self._open()
-        if self._lock is not None:
-            await self._send_logged(MESSAGE, message, answers)
-        elif self._sink is not None:
-            self._sink.write(sse.encode_message(message))
+            await self._open(streams)
+        await self._write(streams, MESSAGE, message, answers)
         if self._sink is not None and self._sink.buffered > _HIGH_WATER:
             await self._sink.drain()
 
@@ -182,18 +238,17 @@ class PostReplyChannel:
         sink.write(sse.encode_message(message))
         return not sink.closed
 
-    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_close(self, callback: Callback) -> Callback:
         """Call `callback` when the stream of a subscription ends for any reason. It ends with the caller's credential.
         Other calls don't last that long.
         """
         self._end = callback
-        if self._sink is not None:
-            self._subscribe(self._sink, callback)
+        if self._sink is not None and self._streams is not None:
+            self._subscribe(self._streams, self._sink, callback)
         return self._has_ended
 
-    def _subscribe(self, sink: Sink, callback: Callable[[], None]) -> None:
-        assert self._streams is not None  # noqa: S101  there is a stream
-        self._streams.subscribe(sink, self.request, self._finish, expiry_of(self.request.principal))
+    def _subscribe(self, streams: OpenStreams, sink: Sink, callback: Callback) -> None:
+        streams.subscribe(sink, self.request, self._finish, expiry_of(self.request.principal))
         sink.on_close(callback)
 
     def _has_ended(self) -> None:
@@ -201,32 +256,31 @@ class PostReplyChannel:
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection. The client reads the rest with `Last-Event-ID`."""
-        if self._lock is None or not self._revision.priming:
+        if self._log is None or self._streams is None or not self._revision.priming:
             return False
         if not self.streaming:
-            await self._open()
+            await self._open(self._streams)
         sink = self._sink
         if sink is None:
             return False
         if retry_ms is not None:
             sink.write(sse.retry(retry_ms))
-        self._sink = None
-        sink.close()
+        self.leave()
         return True
 
     async def finish(self, message: bytes) -> None:
         """Send the response as the last event, unless it's empty, and end the stream."""
+        streams, log = self._streams, self._log
+        assert streams is not None  # noqa: S101  callers have looked
         if not self.streaming:
-            await self._open()
-        if self._lock is not None and self._streams is not None:
-            await self._send_logged(END, message, self._id)
-            self._streams.lines.pop(self._log_name(), None)
-        elif self._sink is not None and message:
-            self._sink.write(sse.encode_message(message))
+            await self._open(streams)
+        await self._write(streams, END, message, None if log is None else log.id)
+        if log is not None:
+            streams.lines.pop(log.name, None)
         if self._sink is not None:
             self._sink.close()
 
-    def _finish(self, then: Callable[[], None]) -> None:
+    def _finish(self, then: Callback) -> None:
         """End a subscription's stream that reached its maximum age, with its result."""
         end, self._end = self._end, None
         (then if end is None else end)()
@@ -237,67 +291,402 @@ class PostReplyChannel:
         if sink is not None:
             sink.close()
 
-    async def _open(self) -> None:
+    async def _open(self, streams: OpenStreams) -> None:
         self.streaming = True
-        assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, kind=("http", self._revision.date))
+        streams.add(sink, kind=("http", self._revision.date))
         if self._end is not None:
-            self._subscribe(sink, self._end)
-        if self._lock is not None:
-            self._streams.lines[self._log_name()] = self
-            position = await self._keep(OPEN, encode(self._id), None)
+            self._subscribe(streams, sink, self._end)
+        log = self._log
+        if log is not None:
+            streams.lines[log.name] = self
+            position = await log.append(OPEN, encode(log.id), None, streams)
             if self._revision.priming and position is not None:
-                sink.write(sse.prime(event_id(self._stream, position), None))
+                sink.write(sse.prime(event_id(log.stream, position), None))
 
-    async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
-        assert self._lock is not None  # noqa: S101  callers have looked
-        async with self._lock:
-            try:
-                position = await self._keep(mark, message, answers)
-            except StreamSealed:
-                position = _NOWHERE
+    async def _write(self, streams: OpenStreams, mark: bytes, message: bytes, answers: RequestId | None) -> None:
+        log = self._log
+        if log is None:
+            if self._sink is not None and message:
+                self._sink.write(sse.encode_message(message))
+            return
+        async with log.lock:
+            position: Position | None = _NOWHERE
+            with suppress(StreamSealed):
+                position = await log.append(mark, message, answers, streams)
             if position is _NOWHERE:
-                await self._end_here()
+                # This worker was paused for so long that another worker has already ended the stream.
+                self.leave()
+                log.cancel()
+                await asyncio.sleep(0)
                 return
             sink = self._sink
             if message and sink is not None and not sink.closed:
-                sink.write(sse.encode_message(message, "" if position is None else event_id(self._stream, position)))
+                sink.write(sse.encode_message(message, "" if position is None else event_id(log.stream, position)))
 
-    async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
-        """Append a message to the log. Return None if the store is unavailable or full.
 
-        After that the stream has no ids, because its log has a gap. A client that resumes it gets an error at its end,
-        while the connected client misses nothing.
+MAX_CACHED_SESSIONS = 16 * 1024
+"""Maximum number of cached sessions. Each takes about 1.1 KiB."""
+MAX_DELETES = 10_000
+"""Maximum session tombstones per principal, or per address without one."""
+_CAPABILITIES_ROOM = 16 * 1024 * 1024
+"""Maximum bytes of capabilities to store within the lifetime of a record; half of it per caller."""
+
+
+class HttpSessions:
+    """Sessions by their sealed ids.
+
+    A session is its sealed id. Verified ids are cached in a small table, which only saves work.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._recorded = services.records.known
+        self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(MAX_CACHED_SESSIONS)
+        """Header value -> session, principal hash, expiry. Sessions without a record, or that this worker knows."""
+        self._since = 0.0
+        """Start of the current period."""
+        self._kept = Share(_CAPABILITIES_ROOM)
+        """Bytes of capabilities stored in it."""
+        self._ended = Share()
+        """Sessions that have ended in it."""
+        services.records.on_forget(self._remembered.clear)
+
+    async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
+        """Create a session for a handshake, and return it with its sealed id. The store gets only data that doesn't fit
+        into the id. The session's record counts against the share of its creator.
+
+        Unknown capabilities above the limits are dropped, and the session begins with those in the id, so a flood of
+        handshakes can't prevent others.
         """
-        services, name = self._services, self._log_name()
-        try:
-            if self._kept:
-                return await append(services.store, name, mark, message, answers)
-            if mark == END:
-                await self._end_log()
-        except (StoreUnavailable, StoreFull) as failure:
-            if self._kept:
-                _logger.warning(
-                    "The store is unavailable, so the stream of a call continues without being logged: %s", failure
-                )
-            self._kept = False
-            if mark == END and self._streams is not None:
-                self._streams.end_later(name, self._end_log)
+        services = self._services
+        now = int(services.clock())
+        capabilities = dict(opening.client.capabilities)
+        bits, exact = capability_bits(capabilities)
+        expires_at = now + int(services.settings.session_ttl)
+        owner, id = request.owner, secrets.token_hex(16)
+        if owner:
+            id = f"{share_for(owner)}.{id}"
+        session = Session(id, opening.revision, opening.client, issued_at=now, expires_at=expires_at)
+        self._start_period(now)
+        recorded = not exact and self._kept.take(owner, len(encode(capabilities)))
+        if recorded:
+            try:
+                await services.records.change(session, lambda _: SessionRecord(capabilities=capabilities))
+            except ProtocolError:
+                recorded = False
+        token = SessionToken(
+            id=session.id,
+            revision=opening.revision.date,
+            capabilities=bits,
+            client_name=opening.client.name,
+            client_version=opening.client.version,
+            principal_hash=hash_principal(request.principal),
+            issued_at=now,
+            expires_at=expires_at,
+            epoch=services.store.epoch,
+            recorded=recorded,
+        )
+        return session, seal.encode(token, services.ring, services.nonce())
+
+    def _start_period(self, now: float) -> None:
+        """Reset the counts once the sessions counted have expired."""
+        if now - self._since > self._services.settings.session_ttl:
+            self._since, self._kept, self._ended = now, Share(_CAPABILITIES_ROOM), Share()
+
+    def find_known(self, value: bytes, principal: Principal | None) -> Session | None:
+        """Return a session of the caller that has no record, or None to use `find`."""
+        remembered = self._remembered.get(value)
+        known = self._open(value) if remembered is None else remembered
+        if known is None:
+            return None
+        session, principal_hash, expires_at = known
+        clock = self._services.clock
+        if (
+            (b"" if principal is None else principal.binding) != principal_hash
+            or session.id in self._recorded
+            or expires_at <= clock()
+            or (remembered is None and self._services.records.may_exist(session))
+        ):
+            return None
+        if remembered is None:
+            self._remembered.keep(value, known)
+        return session
+
+    async def find(self, request: HttpRequest) -> Session:
+        """Return the session that a request names.
+
+        Raises:
+            ProtocolError: There is none. Unknown, expired, ended, and foreign sessions give the same error.
+        """
+        value = request.headers[b"mcp-session-id"]
+        known = self._remembered.get(value)
+        if known is None or known[2] <= self._services.clock():
+            known = self._open(value)
+        if known is None or known[1] != hash_principal(request.principal):
+            raise unknown_session()
+        session, records = known[0], self._services.records
+        record = await records.get(session) if records.may_exist(session) else NO_RECORD
+        if session.id in records.known or not records.may_exist(session):
+            self._remembered.keep(value, known)
+        if record is not NO_RECORD:
+            if record.ended:
+                raise unknown_session()
+            if record.capabilities is not None:
+                client = ClientInfo(record.capabilities, session.client.name, session.client.version)
+                session = Session(
+                    session.id, session.revision, client, current=session.current, issued_at=session.issued_at,
+                    expires_at=session.expires_at,
+                )  # fmt: skip
+        return session
+
+    def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
+        services = self._services
+        token = seal.decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
+        revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
+        if token is None or revision is None:
+            return None
+        client = ClientInfo(capabilities_of(token.capabilities), token.client_name, token.client_version)
+        current = token.epoch == services.store.epoch
+        issued_at = 0 if token.recorded else token.issued_at
+        session = Session(token.id, revision, client, current=current, issued_at=issued_at, expires_at=token.expires_at)
+        return session, token.principal_hash, token.expires_at + int(services.leeway)
+
+    async def end(self, session: Session, owner: str) -> bool:
+        """Write the tombstone of a session. Return False if the caller has ended too many.
+
+        Raises:
+            ProtocolError: The store is full.
+        """
+        now = self._services.clock()
+        self._start_period(now)
+        if self._ended.count(owner) >= MAX_DELETES:
+            return False
+        left = session.expires_at + self._services.leeway - now
+        await self._services.records.bury(session, max(1.0, left))
+        self._ended.take(owner)
+        return True
+
+
+EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
+_JSON_ONLY = "Not acceptable. This server answers with application/json."
+
+
+class StreamableEndpoint:
+    """The shared state of all requests to the MCP endpoint of one server."""
+
+    def __init__(self, dispatcher: Dispatcher, streams: OpenStreams, sessions: HttpSessions | None) -> None:
+        self.dispatcher = dispatcher
+        self.services = dispatcher.services
+        self.json_only = dispatcher.services.settings.json_only
+        self.sessions = sessions
+        """None if handshake requests are served without sessions."""
+        self.streams = streams
+
+    def open_line(self, call: Call) -> PostReplyChannel:
+        """Return the reply channel of a POST's call."""
+        request = call.origin
+        assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
+        readable = parse_accept(request.headers.get(b"accept"))
+        can_stream = readable.stream and (not self.json_only or call.long_lived)
+        session, log = call.session, None
+        if session is not None and can_stream and call.revision.event_ids:
+            store = self.services.store
+            stream = stream_name(store.workers.me, secrets.token_hex(16))
+            cancel = partial(self.dispatcher.control.cancel, session.id, call.id)
+            log = StreamLog(store, log_name(session.id, stream), stream, call.id, cancel)
+        streams = self.streams if can_stream else None
+        return PostReplyChannel(request, call.revision, streams, log, can_stream and session is not None)
+
+
+async def finish(call: Call, body: bytes) -> Response | None:
+    """Send the response to a call on its stream, or return it as a single message if no stream is open."""
+    line = call.reply_channel
+    if isinstance(line, PostReplyChannel) and line.streaming:
+        await line.finish(body)
         return None
+    if not body:
+        return EMPTY_STREAM
+    error = call.failure.error if call.failure is not None else None
+    return Response(body, _status(call), JSON_HEAD + error.head if error is not None else JSON_HEAD)
 
-    async def _end_log(self) -> None:
-        """End the log with an error, because a part of the stream is missing."""
-        services, lost = self._services, error_message(self._id, INTERNAL_ERROR, _LOST)
-        await append(services.store, self._log_name(), END, lost, None)
 
-    async def _end_here(self) -> None:
-        """End the call, because this worker was paused for so long that another worker has already ended the stream."""
-        assert self._session is not None  # noqa: S101  only streams of a session are logged
-        self.leave()
-        self._cancel(self._session.id, self._id)
-        await asyncio.sleep(0)
+def _status(call: Call) -> int:
+    """Return the HTTP status of a call's response. Handshake-era errors have status 200, unless they have a head."""
+    error = call.failure.error if call.failure is not None else None
+    if error is None or not (call.revision.result_type or error.head):
+        return 200
+    return error.status
 
-    def _log_name(self) -> str:
-        assert self._session is not None  # noqa: S101  only streams of a session are logged
-        return log_name(self._session.id, self._stream)
+
+class StreamableExchange(Struct, eq=False):
+    """One POST on the exact path."""
+
+    endpoint: StreamableEndpoint
+    request: HttpRequest
+
+    @property
+    def accepts(self) -> AcceptedTypes:
+        """The reply types that the client accepts."""
+        return parse_accept(self.request.headers.get(b"accept"))
+
+    def check_readable(self) -> None:
+        """Refuse a client that reads only streams, if the server sends none.
+
+        Raises:
+            ProtocolError: HTTP 406.
+        """
+        if self.endpoint.json_only and not self.accepts.json:
+            raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
+
+    def reply(self, body: bytes, status: int = 200, head: bytes = b"") -> Response:
+        """Return a single message, as an event if the client reads only streams."""
+        if status == 200 and not self.accepts.json:
+            return Response(sse.encode_message(body), status, STREAM_HEAD + head)
+        return Response(body, status, JSON_HEAD + head if head else JSON_HEAD)
+
+    async def session(self) -> tuple[Session | None, Revision]:
+        """Return the session and revision of a handshake-era request.
+
+        Raises:
+            ProtocolError: The session or version is unknown or missing.
+        """
+        headers, sessions = self.request.headers, self.endpoint.sessions
+        if sessions is not None and b"mcp-session-id" in headers:
+            session = await sessions.find(self.request)
+            return session, check_handshake_header(headers, session.revision) or session.revision
+        revision = check_handshake_header(headers, None)
+        if revision is not None and sessions is not None:
+            raise missing_session()
+        return None, revision or ASSUMED
+
+    def handshake_call(self, message: Envelope, session: Session | None, revision: Revision) -> Call:
+        """Return a call of the handshake era. Without a session, the call ends with its connection, because the answer
+        can't be resumed.
+        """
+        self.request.cancel_on_disconnect = session is None
+        return calls.handshake_call(message, session, revision, **self._way())
+
+    def per_request_call(self, message: Envelope, admitted: Admission) -> Call:
+        """Return a call of the per-request era. It ends with its connection."""
+        self.request.cancel_on_disconnect = True
+        return calls.per_request_call(admitted, message, **self._way())
+
+    def note(self, method: str, session: Session | None, status: str = "") -> None:
+        """Report a message to the observers."""
+        self.endpoint.services.note(method, "http", session, status, principal=self.request.principal)
+
+    async def notify(self, message: Envelope, session: Session | None, revision: Revision) -> None:
+        """Pass a notification to the extension that handles it, and in the handshake era to a call that it cancels."""
+        self.note(message.method, session)
+        dispatcher = self.endpoint.dispatcher
+        kept = self.endpoint.services.admit_notification(message, self.request.principal)
+        if kept is None:
+            return
+        if revision.handshake:
+            await dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
+        if kept.method in dispatcher.registry.notification_handlers:
+            way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
+            dispatcher.hear(calls.notification_call(kept, session, revision, **way))
+
+    def _way(self) -> dict[str, Any]:
+        request = self.request
+        return {
+            "open_reply": self.endpoint.open_line,
+            "origin": request,
+            "transport": "http",
+            "principal": request.principal,
+            "headers": request.headers,
+            "client_id": client_id_of(request.query) if request.query else "",
+        }
+
+    async def run(self, call: Call) -> Response | None:
+        """Run a call and return its reply."""
+        body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
+        if body and not self.accepts.json and _status(call) == 200:
+            line = call.open_reply_channel()
+            assert isinstance(line, PostReplyChannel)  # noqa: S101  lines of this endpoint are
+            await line.finish(body)
+            return None
+        return await finish(call, body)
+
+
+async def serve_batch(exchange: StreamableExchange) -> Response | None:
+    """Answer a batch.
+
+    Raises:
+        ProtocolError: The revision has no batches, or the batch is refused as a whole.
+    """
+    messages = read_batch(exchange.request.body)
+    exchange.request.body = b""  # each call has its own part, and can run for a day
+    session, revision = await exchange.session()
+    if not revision.batches:
+        raise refuse_batch(f"revision {revision.date} has no batches")
+    exchange.check_readable()
+    return await _Batch(exchange, session, revision, "" if session is None else session.id).serve(messages)
+
+
+class _Batch(Struct, eq=False):
+    """The calls of one batch, and their shared reply channel."""
+
+    exchange: StreamableExchange
+    session: Session | None
+    revision: Revision
+    scope: str
+    line: PostReplyChannel | None = None
+
+    async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
+        """Process every message, and answer with an array unless the reply became a stream."""
+        work = [self._take(message) for message in messages]
+        messages.clear()
+        answers = [each for each in await asyncio.gather(*work) if each[1]]
+        line = self.line
+        if line is not None and line.streaming:
+            for request_id, body in answers:
+                await line.send(body, request_id)
+            await line.finish(b"")
+            return None
+        array = b",".join(body for _, body in answers)
+        return self.exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
+
+    async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
+        """Return the id and answer of a request, unless it was answered on the stream."""
+        if isinstance(message, ProtocolError):
+            return None, self._refuse(None, "", message)
+        dispatcher = self.exchange.endpoint.dispatcher
+        if message.is_answer or message.id is None:
+            if not message.is_answer:
+                await self.exchange.notify(message, self.session, self.revision)
+                return None, b""
+            self.exchange.note("response", self.session)
+            try:
+                await dispatcher.control.answer_anywhere(message, self.scope)
+            except ProtocolError as exc:
+                return None, self._refuse(None, "response", exc)
+            return None, b""
+        try:
+            call = self.exchange.handshake_call(message, self.session, self.revision)
+            dispatcher.load.admit(call, call.method)
+            dispatcher.load.take(call, len(call.params))
+        except ProtocolError as exc:
+            return message.id, self._refuse(message.id, message.method, exc)
+        # The request covers the whole batch, but a cancellation is for one call.
+        call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
+        call.open_reply = self._connect
+        body = await dispatcher.call(call, self.scope)
+        await settle_task()
+        if not body or self.line is None or not self.line.streaming:
+            return call.id, body
+        await self.line.send(body, call.id)
+        return call.id, b""
+
+    def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
+        exc = revisions.error(exc, self.revision)
+        self.exchange.note(method, self.session, str(exc.code))
+        return error_message(request_id, exc.code, exc.message)
+
+    def _connect(self, call: Call) -> PostReplyChannel:
+        """Return the shared reply channel, created when the first call needs it."""
+        if self.line is None:
+            self.line = self.exchange.endpoint.open_line(call)
+        return self.line

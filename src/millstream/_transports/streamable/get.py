@@ -2,8 +2,11 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
-from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Handler, HttpRequest, Response, Sink
+from msgspec import Struct, field
+
+from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.admission import check_handshake_header, header_version
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
@@ -17,7 +20,6 @@ from millstream._server.calls.services import (
     Services,
     affected_uris,
     encode_change,
-    expiry_of,
 )
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.peers import ReplyTakeover, SessionEnd, StandaloneTakeover
@@ -31,8 +33,17 @@ from millstream._transports.open_streams import (
     no_stream,
     refusal,
 )
-from millstream._transports.streamable import END, OPEN, close_abandoned, event_id, log_name, parse_event_id, writer_of
-from millstream._transports.streamable.sessions import EMPTY_STREAM, StreamableEndpoint
+from millstream._transports.streamable import (
+    EMPTY_STREAM,
+    END,
+    OPEN,
+    StreamableEndpoint,
+    close_abandoned,
+    event_id,
+    log_name,
+    parse_event_id,
+    writer_of,
+)
 
 UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
 
@@ -68,11 +79,10 @@ class Resumption:
                 reader.placed = True
             if self._readers.get(name) is not reader:  # a newer reader took over in between
                 return EMPTY_STREAM
-            if self._endpoint.streams.full(request):  # many may have waited for the store and the workers
+            sink = reader.sink = self._endpoint.streams.open(request)
+            if sink is None:  # many may have waited for the store and the workers
                 return TOO_MANY_STREAMS
-            reader.sink = request.open(200, STREAM_HEAD)
-            self._endpoint.streams.add(reader.sink, request, until=expiry_of(request.principal))
-            await self._read(reader, reader.sink, stream, name, position)
+            await self._read(reader, sink, stream, name, position)
         finally:
             if self._readers.get(name) is reader:
                 del self._readers[name]
@@ -145,18 +155,22 @@ class Resumption:
                 await close_abandoned(services.store, name)
 
 
-class _Reader:
+class _Claimant(Struct, eq=False, kw_only=True):
+    """A stream on this worker, which the last of several workers to claim it keeps."""
+
+    id: int = field(default_factory=partial(secrets.randbits, 63))
+    """The id that other workers know."""
+    placed: bool = False
+    """Whether this worker has received its own takeover. Later ones are newer."""
+    sink: Sink | None = None
+    """None until the other workers are notified."""
+
+
+class _Reader(_Claimant, eq=False):
     """A connection on this worker that reads a stream."""
 
-    def __init__(self, writer: str) -> None:
-        self.sink: Sink | None = None
-        """None until the other workers are notified."""
-        self.writer = writer
-        """The worker that runs the call."""
-        self.id: int = secrets.randbits(63)
-        """The id that other workers know."""
-        self.placed = False
-        """Whether this worker has received its own takeover. Later ones are newer."""
+    writer: str
+    """The worker that runs the call."""
 
 
 _STAND_ALONE = "main"
@@ -164,78 +178,64 @@ _STAND_ALONE = "main"
 _MAX_HELD = 1_000
 
 
-class _StandaloneStream:
+class _StandaloneStream(_Claimant, eq=False):
     """One stand-alone stream."""
 
-    __slots__ = (
-        "_client", "_counter", "_early", "_follow", "_held", "_newer", "_owner", "_principal", "_services",
-        "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed",
-    )  # fmt: skip
-
-    def __init__(self, stream: str, client: ClientInfo, services: Services, request: HttpRequest) -> None:
-        self._client = client
-        self._services = services
-        self._owner = request.owner
-        self._principal = request.principal
-        self._follow = services.changes.follow
-        self._sink: Sink | None = None
-        """None until the other workers are notified."""
-        self._early: list[bytes] = []
-        """Messages to write then."""
-        self._stream = stream
-        self._counter = 0
-        self._held: list[tuple[ServerChange, bytes]] | None = []
-        """Updates that arrived while the subscriptions were being read."""
-        self._newer = False
-        """Whether a newer record is being read."""
-        self.id: int = secrets.randbits(63)
-        """The id that other workers know."""
-        self.placed = False
-        """Whether this worker has received its own takeover. Later ones are newer."""
-        self.over = False
-        """Whether the session has ended or has another stream."""
-        self.loaded = False
-        """Whether the subscriptions have been loaded once."""
-        self.subscribed: frozenset[str] = frozenset()
+    stream: str
+    client: ClientInfo
+    services: Services
+    request: HttpRequest
+    subscribed: frozenset[str] = frozenset()
+    over: bool = False
+    """Whether the session has ended or has another stream."""
+    loaded: bool = False
+    """Whether the subscriptions have been loaded once."""
+    early: list[bytes] = []
+    """Messages to write when there is a sink."""
+    counter: int = 0
+    held: list[tuple[ServerChange, bytes]] | None = []
+    """Updates that arrived while the subscriptions were being read."""
+    newer: bool = False
+    """Whether a newer record is being read."""
 
     def mark(self) -> str:
         """Return the next event id."""
-        self._counter += 1
-        return f"{self._stream}.{self._counter}"
+        self.counter += 1
+        return f"{self.stream}.{self.counter}"
 
     def open(self, sink: Sink) -> None:
         """Start writing to the client's connection."""
-        self._sink = sink
-        for message in self._early:
+        self.sink = sink
+        for message in self.early:
             self.write(message)
-        self._early.clear()
+        self.early.clear()
 
     def close(self) -> None:
         """Stop writing to the client's connection."""
         if not self.over:
-            self._follow(self.id, self._owner, ())
+            self.services.changes.follow(self.id, self.request.owner, ())
         self.over = True
-        if self._sink is not None:
-            self._sink.close()
+        if self.sink is not None:
+            self.sink.close()
 
     def write(self, message: bytes) -> None:
         """Write a notification."""
-        if self._sink is not None:
-            filters = self._services.notification_filters
-            if filters is None or (message := filters.filter_outgoing(message, self._principal)):
-                self._sink.write(sse.encode_message(message, self.mark()))
-        elif len(self._early) < _MAX_HELD:
-            self._early.append(message)
+        if self.sink is not None:
+            filters = self.services.notification_filters
+            if filters is None or (message := filters.filter_outgoing(message, self.request.principal)):
+                self.sink.write(sse.encode_message(message, self.mark()))
+        elif len(self.early) < _MAX_HELD:
+            self.early.append(message)
 
     def watcher(self, change: ServerChange, message: bytes) -> None:
         """Write a change that the session has subscribed to."""
-        if change.kind == "updated" and self._held is not None:
+        if change.kind == "updated" and self.held is not None:
             # Include current subscriptions, because the record being read may end them.
-            if len(self._held) >= _MAX_HELD:
-                self._held[:] = [(ANY_UPDATE, b"")]
-            self._held.append((change, message))
+            if len(self.held) >= _MAX_HELD:
+                self.held[:] = [(ANY_UPDATE, b"")]
+            self.held.append((change, message))
         elif change.kind != "updated":
-            if not isinstance(change, Broadcast) or change.reaches(self._client):
+            if not isinstance(change, Broadcast) or change.reaches(self.client):
                 self.write(message)
         else:
             self._update(change, message)
@@ -246,20 +246,20 @@ class _StandaloneStream:
 
     def begin(self, record: SessionRecord) -> None:
         """Use the record from when the stream opened, unless a newer one has arrived or is being read."""
-        if not self.loaded and not self._newer:
+        if not self.loaded and not self.newer:
             self.update_record(record)
 
     def update_record(self, record: SessionRecord | None) -> None:
         """Update the subscriptions, which another worker may have changed, or end the stream with its session."""
-        self._newer = record is None
+        self.newer = record is None
         if record is None:
-            self._held = [] if self._held is None else self._held
+            self.held = [] if self.held is None else self.held
             return
         self.loaded = True
         self.subscribed = frozenset(record.subscriptions)
         if not self.over:
-            self._follow(self.id, self._owner, self.subscribed)
-        held, self._held = self._held or [], None
+            self.services.changes.follow(self.id, self.request.owner, self.subscribed)
+        held, self.held = self.held or [], None
         for change, message in held:
             self._update(change, message)
         if record.ended:
@@ -323,11 +323,9 @@ class StandaloneStreams:
                 standing.placed = True
             if standing.over:
                 return EMPTY_STREAM
-            if self._endpoint.streams.full(request):  # many may have waited for that
+            sink = self._endpoint.streams.open(request, ("http", session.revision.date))
+            if sink is None:  # many may have waited for that
                 return TOO_MANY_STREAMS
-            sink = request.open(200, STREAM_HEAD)
-            until = expiry_of(request.principal)
-            self._endpoint.streams.add(sink, request, ("http", session.revision.date), until=until)
             standing.open(sink)
             record = await services.records.get(session)
             sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)

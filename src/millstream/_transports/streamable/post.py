@@ -40,7 +40,7 @@ from millstream._server.features.tools import (
 )
 from millstream._transports.connection import is_batch
 from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, unknown_session
-from millstream._transports.streamable.sessions import StreamableEndpoint, StreamableExchange, finish, serve_batch
+from millstream._transports.streamable import StreamableEndpoint, StreamableExchange, finish, serve_batch
 
 _LISTEN = "subscriptions/listen"
 _ACCEPTED = Response(b"", 202, b"")

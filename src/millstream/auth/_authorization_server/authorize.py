@@ -15,7 +15,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._limits import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.clients import Clients
-from millstream.auth._authorization_server.config import IssuerConfig, canonical
+from millstream.auth._authorization_server.config import IssuerConfig, Targets
 from millstream.auth._authorization_server.grants import Grants
 from millstream.auth._authorization_server.records import (
     CODE,
@@ -38,9 +38,7 @@ from millstream.auth.providers import Callback, SignInFailed, User
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 """Base64url of a SHA-256."""
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 _MAX_STATE = 4096
-_MAX_SCOPES = 64
 _PROMPTS = {"none", "login", "consent", "select_account"}
 
 
@@ -57,51 +55,6 @@ class NotGranted(Exception):
         self.redirect = redirect
         self.answer = answer
         """Redirect to the client with the error."""
-
-
-class Targets:
-    """The resources and scopes that tokens can have."""
-
-    def __init__(self, config: IssuerConfig, own: str, known: Callable[[], frozenset[str]]) -> None:
-        self._required = config.scopes
-        self.own = own
-        self._known = known
-        self._described = frozenset(config.described)
-        self._resources = {canonical(each): each for each in (own, *config.resources)}
-
-    def scopes(self) -> frozenset[str]:
-        """All current scopes."""
-        return self._known() | self._described | frozenset(self._required)
-
-    def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the requested resources; this server if none are named.
-
-        Raises:
-            OAuthError: No tokens are issued for a resource.
-        """
-        found = tuple(
-            dict.fromkeys(self._resources.get(canonical(each) if "://" in each else "", "") for each in asked)
-        )
-        if "" in found:
-            raise OAuthError(
-                "invalid_target", "resource must be the URL of a server for which this server issues tokens."
-            )
-        return found or (self.own,)
-
-    def requested_scopes(self, text: str) -> tuple[str, ...]:
-        """Return the default scopes and the requested scopes that exist.
-
-        Raises:
-            OAuthError: None of the requested scopes exist, or one is malformed.
-        """
-        names = text.split(" ") if text else []
-        if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
-            raise OAuthError("invalid_scope", "scope must be a list of scopes separated by single spaces.")
-        there = self.scopes()
-        found = [each for each in names if each in there]
-        if names and not found:
-            raise OAuthError("invalid_scope", "None of these scopes exist on this server.")
-        return tuple(dict.fromkeys((*self._required, *found)))
 
 
 class AuthorizationRequests(Struct, frozen=True):
@@ -226,12 +179,12 @@ class AuthorizationEndpoint(Struct, frozen=True):
 
     async def get(self, request: HttpRequest) -> Response:
         """Handle `GET /authorize`: show the consent page, or redirect if the user has already consented."""
-        found = await self._read(request)
-        if isinstance(found, NotGranted):
-            return await self._refuse(request, found)
-        if isinstance(found, Response):
-            return found
-        client, authorization = found
+        try:
+            client, authorization = await self.requests.read(Parameters(request.query), request)
+        except (NotAClient, OAuthError) as exc:
+            return pages.wrong("This link doesn't work", str(exc))
+        except NotGranted as exc:
+            return await self._refuse(request, exc)
         user, login = self._signed_in(request)
         if authorization.renewal:
             user = None
@@ -247,14 +200,6 @@ class AuthorizationEndpoint(Struct, frozen=True):
             answer = self.requests.refuse(authorization.redirect_uri, authorization.state, error, text)
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
-
-    async def _read(self, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest] | NotGranted | Response:
-        try:
-            return await self.requests.read(Parameters(request.query), request)
-        except (NotAClient, OAuthError) as exc:
-            return pages.wrong("This link doesn't work", str(exc))
-        except NotGranted as exc:
-            return exc
 
     async def _refuse(self, request: HttpRequest, refused: NotGranted) -> Response:
         """Send the error to the client.

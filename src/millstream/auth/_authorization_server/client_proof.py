@@ -8,8 +8,7 @@ from urllib.parse import unquote_plus
 
 from msgspec import Struct
 
-from millstream._http.client.fetch import fetch
-from millstream._http.client.pool import AddressCheck, allow_any, is_public
+from millstream._http.client.pool import AddressCheck, allow_any, fetch, is_public
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array
@@ -21,6 +20,7 @@ from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
+    Claims,
     FetchedKeys,
     Header,
     InvalidToken,
@@ -82,24 +82,21 @@ class ClientProof:
             OAuthError: The client is unknown or fails authentication.
             Unavailable: Its keys can't be fetched, or too many requests from its address wait.
         """
-        async with self._checks.hold(peer_network(request.peer)):
-            return await self._judge(request, form)
-
-    async def _judge(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         key = peer_network(request.peer)
-        wait = self._failures.wait(key)
-        if wait > 0:
-            raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
-        header = request.headers.get(b"authorization")
-        if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
-            raise OAuthError("invalid_request", "The Authorization header is repeated.")
-        try:
-            return await self._client(request, header, form)
-        except OAuthError as exc:
-            if exc.status == 401:
-                self._failures.report(key)
-                self._vault.refused(request.peer)
-            raise
+        async with self._checks.hold(key):
+            wait = self._failures.wait(key)
+            if wait > 0:
+                raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
+            header = request.headers.get(b"authorization")
+            if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
+                raise OAuthError("invalid_request", "The Authorization header is repeated.")
+            try:
+                return await self._client(request, header, form)
+            except OAuthError as exc:
+                if exc.status == 401:
+                    self._failures.report(key)
+                    self._vault.refused(request.peer)
+                raise
 
     async def _client(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
@@ -196,7 +193,7 @@ class ClientProof:
         return keys
 
 
-def _audience_of(claims: Mapping[str, Any]) -> Any:
+def _audience_of(claims: Claims) -> Any:
     """Return the audience, given as a string or as a list of one."""
     audience = claims.get("aud")
     return audience[0] if is_array(audience) and len(audience) == 1 else audience
@@ -277,13 +274,19 @@ class Identities:
             Unavailable: The provider's keys can't be fetched.
         """
         try:
-            issuer, claims = await self._open(assertion)
+            header, issuer = read_header(assertion), read_payload(assertion).get("iss")
         except InvalidToken as exc:
             raise _invalid_grant(f"The grant is malformed. {exc}") from None
+        if header.typ != _TYPE or header.alg not in ASYMMETRIC:
+            raise _invalid_grant(f"The grant must be a signed JWT of the type {_TYPE}.")
+        keys = self._keys.get(issuer) if isinstance(issuer, str) else None
+        if keys is None:
+            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
+        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
+        if claims is None:
+            raise _invalid_grant("The grant's signature is wrong.")
         self._check(claims, client)
-        if claims.get("cnf") is not None:
-            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
-        return _read_grant(issuer, claims)
+        return _read_grant(cast("str", issuer), claims)
 
     async def count(self, granted: IdentityGrant) -> None:
         """Mark a grant as used.
@@ -295,20 +298,7 @@ class Identities:
         if not await self._vault.exchange(granted.once, None, b"1", seconds):
             raise _invalid_grant("The grant has already been used.")
 
-    async def _open(self, assertion: str) -> tuple[str, dict[str, Any]]:
-        header = read_header(assertion)
-        if header.typ != _TYPE or header.alg not in ASYMMETRIC:
-            raise _invalid_grant(f"The grant must be a signed JWT of the type {_TYPE}.")
-        issuer = read_payload(assertion).get("iss")
-        keys = self._keys.get(issuer) if isinstance(issuer, str) else None
-        if keys is None:
-            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
-        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
-        if claims is None:
-            raise _invalid_grant("The grant's signature is wrong.")
-        return cast("str", issuer), claims
-
-    def _check(self, claims: Mapping[str, Any], client: OAuthClient) -> None:
+    def _check(self, claims: Claims, client: OAuthClient) -> None:
         if _audience_of(claims) != self._own:
             raise _invalid_grant("The grant is for another authorization server.")
         if claims.get("client_id") != client.id:
@@ -323,9 +313,11 @@ class Identities:
             raise _invalid_grant(
                 "The grant names a tenant. Use a provider that has a separate issuer for each organization."
             )
+        if claims.get("cnf") is not None:
+            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
 
 
-def _check_time(claims: Mapping[str, Any], now: float) -> None:
+def _check_time(claims: Claims, now: float) -> None:
     begins, until = claims.get("iat"), claims.get("exp")
     if not (is_time(begins) and is_time(until)):
         raise _invalid_grant("The grant has no validity period.")
@@ -337,7 +329,7 @@ def _check_time(claims: Mapping[str, Any], now: float) -> None:
         raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
 
 
-def _read_grant(issuer: str, claims: Mapping[str, Any]) -> IdentityGrant:
+def _read_grant(issuer: str, claims: Claims) -> IdentityGrant:
     scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
     resources = [resource] if isinstance(resource, str) else resource
     if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):

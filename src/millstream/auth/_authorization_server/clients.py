@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from ipaddress import ip_address
 from typing import Any, cast
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
-from millstream._http.client.pool import is_public
+from millstream._http.client.pool import FetchedDocument, OutboundError, check_url, fetch, is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
@@ -39,7 +38,7 @@ from millstream.auth._authorization_server.records import (
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import public_set
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import Unavailable
+from millstream.auth._method import Clock, Unavailable
 from millstream.auth.providers import RegistrationDenied, SignInFailed
 
 MAX_BYTES = 5 * 1024
@@ -64,7 +63,7 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
     )
 
 
-class Documents:
+class Documents(Struct, eq=False):
     """The cached documents of one worker.
 
     A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
@@ -73,14 +72,12 @@ class Documents:
     cached.
     """
 
-    def __init__(self, clock: Callable[[], float], *, here: bool) -> None:
-        # Configuration
-        self._clock = clock
-        self._judge = judge_of(here=here)
-        # State
-        self._cache: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
-        """URL -> expiry and client; the oldest are dropped first."""
-        self._flight = SingleFlight[OAuthClient]()
+    _clock: Clock
+    _judge: Callable[[str], bool]
+    """Returns whether an address may be fetched from."""
+    _cache: Recent[str, tuple[float, OAuthClient]] = field(default_factory=lambda: Recent(_MAX_CACHED))
+    """URL -> expiry and client; the oldest are dropped first."""
+    _flight: SingleFlight[OAuthClient] = field(default_factory=SingleFlight[OAuthClient])
 
     async def find(self, url: str, may_fetch: Callable[[], bool]) -> OAuthClient:
         """Return the client that a URL describes.

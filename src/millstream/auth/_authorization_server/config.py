@@ -4,13 +4,13 @@ The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose pat
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.fetch import check_url
+from millstream._http.client.pool import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import (
@@ -20,6 +20,7 @@ from millstream.auth._authorization_server.records import (
     METHODS,
     REFRESH,
     OAuthClient,
+    OAuthError,
     check_redirect,
     digest,
     fingerprint,
@@ -90,6 +91,53 @@ def canonical(resource: str) -> str:
     parts = urlsplit(resource)
     rest = resource[len(parts.scheme) + len("://") + len(parts.netloc) :]
     return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
+
+
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+_MAX_SCOPES = 64
+
+
+class Targets(Struct):
+    """The resources and scopes that tokens can have."""
+
+    config: IssuerConfig
+    own: str
+    """This server, as a resource."""
+    known: Callable[[], frozenset[str]]
+    """Returns the scopes that the server currently uses."""
+
+    def scopes(self) -> frozenset[str]:
+        """All current scopes."""
+        return self.known() | {*self.config.described, *self.config.scopes}
+
+    def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the requested resources; this server if none are named.
+
+        Raises:
+            OAuthError: No tokens are issued for a resource.
+        """
+        known = {canonical(each): each for each in (self.own, *self.config.resources)}
+        found = tuple(dict.fromkeys(known.get(canonical(each) if "://" in each else "", "") for each in asked))
+        if "" in found:
+            raise OAuthError(
+                "invalid_target", "resource must be the URL of a server for which this server issues tokens."
+            )
+        return found or (self.own,)
+
+    def requested_scopes(self, text: str) -> tuple[str, ...]:
+        """Return the default scopes and the requested scopes that exist.
+
+        Raises:
+            OAuthError: None of the requested scopes exist, or one is malformed.
+        """
+        names = text.split(" ") if text else []
+        if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
+            raise OAuthError("invalid_scope", "scope must be a list of scopes separated by single spaces.")
+        there = self.scopes()
+        found = [each for each in names if each in there]
+        if names and not found:
+            raise OAuthError("invalid_scope", "None of these scopes exist on this server.")
+        return tuple(dict.fromkeys((*self.config.scopes, *found)))
 
 
 _ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")

@@ -24,10 +24,9 @@ from millstream.auth._authorization_server.authorize import (
     CONSENT_RATE,
     AuthorizationEndpoint,
     AuthorizationRequests,
-    Targets,
 )
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients, Documents, registration_endpoint
+from millstream.auth._authorization_server.clients import Clients, Documents, judge_of, registration_endpoint
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -38,12 +37,13 @@ from millstream.auth._authorization_server.config import (
     SHARED,
     TOKEN,
     IssuerConfig,
+    Targets,
     check_issuer_url,
     login_methods_of,
     metadata,
     places,
 )
-from millstream.auth._authorization_server.grants import ENDED, Grants, TokenSigner
+from millstream.auth._authorization_server.grants import ENDED, Grants, TokenEndpoints, TokenSigner
 from millstream.auth._authorization_server.records import Grant, OAuthClient, OAuthError
 from millstream.auth._authorization_server.tickets import (
     STORE_AWAY,
@@ -55,9 +55,8 @@ from millstream.auth._authorization_server.tickets import (
     pack,
     read,
 )
-from millstream.auth._authorization_server.token import TokenEndpoints
 from millstream.auth._authorization_server.users import LOCAL, Accounts, LoginThrottle, UserFile
-from millstream.auth._jose import TokenRules, judge, scopes_of
+from millstream.auth._jose import Claims, TokenRules, judge, scopes_of
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import (
     AuthMethod,
@@ -221,7 +220,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self._clock = vault.clock
         self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
-        self.clients: Clients = Clients(config, vault, Documents(vault.clock, here=not config.secure))
+        self.clients: Clients = Clients(config, vault, Documents(vault.clock, judge_of(here=not config.secure)))
         self.grants: Grants = Grants(config, vault, self.signing, self.clients)
         proof = ClientProof(config, self.clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
@@ -276,7 +275,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             raise Unavailable("The store isn't available. Try again later.") from exc
         return found
 
-    async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
+    async def _grant_of(self, claims: Claims) -> Grant | bool:
         """See `TokenEndpoints.grant_of`. Repeats the check if a revocation was announced while it ran."""
         for _ in range(_TRIES):
             announcements = self._announcements
@@ -378,7 +377,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         if grant is None or user is None:
             return None
         scopes = await self._scopes(user)
-        claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
+        claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
         # The account may have been removed in the meantime, and the result is cached.
         if self._accounts.user_of_grant(grant) != user:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
 from millstream._limits import Limiter, Rate, StoreLimiter
@@ -26,7 +26,7 @@ from millstream.auth._authorization_server.records import (
     fits,
     new_secret,
 )
-from millstream.auth._method import NotAdmitted, PageMethod
+from millstream.auth._method import Clock, NotAdmitted, PageMethod
 from millstream.auth._pages import get_cookie, is_at_host
 from millstream.auth.providers import (
     AuthorizationRedirect,
@@ -58,7 +58,7 @@ class Vault:
         self._services = services
         self.kv: Map = services.store.kv
         self.bus: Bus = services.store.bus
-        self.clock: Callable[[], float] = services.clock
+        self.clock: Clock = services.clock
         self.pool: StoreLimiter | None = None
         """Limiter shared between workers; None with a single worker."""
         self.refused: Callable[[str], None] = lambda address: None
@@ -298,7 +298,7 @@ class RedirectTarget(Protocol):
 Arrive = Callable[[HttpRequest, PendingLogin, Callback], Awaitable[Response]]
 
 
-class PendingLogins:
+class PendingLogins(Struct, eq=False):
     """Redirects browsers to upstreams, and matches callbacks to pending logins.
 
     The browser is redirected with a `state`, and the callback returns it. The state is random, valid once within ten
@@ -306,13 +306,11 @@ class PendingLogins:
     attacker's login.
     """
 
-    def __init__(self, vault: Vault, tickets: Tickets, base: str) -> None:
-        """Create the object. `base` is the base URL of the callbacks."""
-        self._vault = vault
-        self._tickets = tickets
-        self._base = base
-        # State
-        self._leaving = Limiter("upstream", _REDIRECT_RATE)
+    _vault: Vault
+    _tickets: Tickets
+    _base: str
+    """Base URL of the callbacks."""
+    _leaving: Limiter = field(default_factory=lambda: Limiter("upstream", _REDIRECT_RATE))
 
     async def begin(
         self,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.fetch import OutboundError, check_url
+from millstream._http.client.pool import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
@@ -18,6 +18,7 @@ from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlis
 from millstream.auth._authorization_server.config import CALLBACK, IssuerOptions, check_options
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.server import Issuer, issuer
+from millstream.auth._jose import Claims
 from millstream.auth._oidc import CodeFlow, ask, code_of, text
 from millstream.auth.providers import (
     AuthorizationRedirect,
@@ -33,54 +34,73 @@ ORGANIZATION = "org:"
 _TITLE = "GitHub"
 
 
-class GitHubUpstream:
+class SelectiveUpstream(Struct, kw_only=True):
+    """An upstream with a list of the users who may sign in."""
+
+    name: str
+    label: str
+    allowlist: Allowlist
+    __repr__ = object.__repr__  # shows no secret
+
+    def still(self, user: User) -> bool:
+        """Return whether the user's `allow` entry still exists."""
+        return self.allowlist.has_entry(user.since)
+
+
+class GitHubUpstream(SelectiveUpstream, kw_only=True):
     """Login with GitHub or a GitHub Enterprise Server.
 
     GitHub supports OAuth but not OpenID Connect, so its API identifies the user: by the numeric id, which GitHub never
     reuses; logins can change owners. The access token has only the scopes that `allow` needs.
     """
 
-    def __init__(self, at: str, *, client_id: str, client_secret: str, allowlist: Allowlist, name: str) -> None:
-        self.name = name
-        self.label = f"Continue with {_TITLE}"
-        self._at = check_url(at).geturl().rstrip("/")
-        self._api = _api_of(self._at)
-        self._client_id = client_id
-        self._client_secret = client_secret
-        self._allowlist = allowlist
-        self._wants_organizations = allowlist.some(ORGANIZATION)
-        self._wants_emails = allowlist.some(containing="@")
-        wanted = (("read:org", self._wants_organizations), ("user:email", self._wants_emails))
-        self._scope = " ".join(scope for scope, is_wanted in wanted if is_wanted)
+    at: str
+    client_id: str
+    client_secret: str
 
-    def still(self, user: User) -> bool:
-        """Return whether the user's `allow` entry still exists."""
-        return self._allowlist.has_entry(user.since)
+    @property
+    def _api(self) -> str:
+        """Base URL of the API, for github.com, a tenant of ghe.com, or a GitHub Enterprise Server."""
+        parts = urlsplit(self.at)
+        if self.at == HERE or parts.netloc.endswith(".ghe.com"):
+            return f"{parts.scheme}://api.{parts.netloc}"
+        return f"{self.at}/api/v3"
+
+    @property
+    def wants_organizations(self) -> bool:
+        """Whether `allow` names organizations."""
+        return self.allowlist.some(ORGANIZATION)
+
+    @property
+    def wants_emails(self) -> bool:
+        """Whether `allow` names e-mail addresses."""
+        return self.allowlist.some(containing="@")
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to GitHub."""
         verifier = new_secret()
+        wanted = {"read:org": self.wants_organizations, "user:email": self.wants_emails}
         asked = {
-            "client_id": self._client_id,
+            "client_id": self.client_id,
             "redirect_uri": callback,
-            "scope": self._scope,
+            "scope": " ".join(scope for scope, is_wanted in wanted.items() if is_wanted),
             "state": state,
             "code_challenge": s256(verifier),
             "code_challenge_method": "S256",
             "prompt": "select_account",
         }
-        return AuthorizationRedirect(authorization_url(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
+        return AuthorizationRedirect(authorization_url(f"{self.at}/login/oauth/authorize", asked), verifier.encode())
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
         form = {
-            "client_id": self._client_id,
-            "client_secret": self._client_secret,
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
             "redirect_uri": callback.url,
             "code": code_of(callback.query, _TITLE),
             "code_verifier": callback.state_data.decode(),
         }
-        given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
+        given = await ask(f"{self.at}/login/oauth/access_token", _TITLE, form=form, headers={})
         # GitHub returns errors with status 200, too.
         answer = members(given)
         token = text(answer.get("access_token"))
@@ -90,17 +110,17 @@ class GitHubUpstream:
         number, login = person.get("id"), text(person.get("login"))
         if not isinstance(number, int) or isinstance(number, bool) or not login:
             raise SignInFailed(f"{_TITLE} didn't identify you. Try again later.")
-        entry = self._allowlist.find({login, *await self._more(token)}, login)
+        entry = self.allowlist.find({login, *await self._more(token)}, login)
         return User(str(number), text(person.get("name")) or login, entry.scopes, entry.number)
 
     async def _more(self, token: str) -> set[str]:
         """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
         found: set[str] = set()
-        if self._wants_organizations:
+        if self.wants_organizations:
             for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
                 if each.get("state") == "active" and is_object(each.get("organization")):
                     found.add(ORGANIZATION + text(each["organization"].get("login")))
-        if self._wants_emails:
+        if self.wants_emails:
             for each in await self._list("/user/emails?per_page=100", token):
                 if each.get("verified") is True and "@" in (email := text(each.get("email"))):
                     found |= {email, f"@{email.rpartition('@')[2]}"}
@@ -115,21 +135,13 @@ class GitHubUpstream:
         return await ask(self._api + path, _TITLE, headers=headers)
 
 
-def _api_of(at: str) -> str:
-    """Return the API's base URL, for github.com, a tenant of ghe.com, or a GitHub Enterprise Server."""
-    parts = urlsplit(at)
-    if at == HERE or parts.netloc.endswith(".ghe.com"):
-        return f"{parts.scheme}://api.{parts.netloc}"
-    return f"{at}/api/v3"
-
-
 _SCOPE = "openid email profile"
 
-NamesOf = Callable[[Mapping[str, Any]], frozenset[str]]
+NamesOf = Callable[[Claims], frozenset[str]]
 """Returns the verified names in an issuer's claims about a user."""
 
 
-def verified_names(claims: Mapping[str, Any]) -> frozenset[str]:
+def verified_names(claims: Claims) -> frozenset[str]:
     """Return the verified e-mail address and its domain, if any."""
     email = text(claims.get("email"))
     # Some issuers send a string. Without the claim, the address may be unverified.
@@ -138,7 +150,7 @@ def verified_names(claims: Mapping[str, Any]) -> frozenset[str]:
     return frozenset((email, f"@{email.rpartition('@')[2]}"))
 
 
-def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
+def google_names(claims: Claims) -> frozenset[str]:
     """Return the verified names of a Gmail or managed Google account.
 
     Anyone can create a Google account with an address of another domain, and keep it after losing that address.
@@ -150,69 +162,48 @@ def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(each for each in names if each.lower().endswith("@gmail.com"))
 
 
-class OpenIdUpstream:
+class OpenIdUpstream(SelectiveUpstream, kw_only=True):
     """Login with one OpenID provider.
 
     The ID token of the code flow identifies the user. The access token is used only to get claims that the ID token
     lacks from the userinfo endpoint.
     """
 
-    def __init__(
-        self,
-        issuer: str,
-        *,
-        client_id: str,
-        client_secret: str,
-        allowlist: Allowlist,
-        name: str,
-        title: str,
-        names_of: NamesOf = verified_names,
-        parameters: Mapping[str, str] | None = None,
-    ) -> None:
-        self.name = name
-        self.label = f"Continue with {title}"
-        self._title = title
-        self._allowlist = allowlist
-        self._names_of = names_of
-        self._flow = CodeFlow(
-            issuer, client_id=client_id, client_secret=client_secret, title=title, parameters=parameters
-        )
+    title: str
+    names_of: NamesOf
+    flow: CodeFlow
 
     async def prefetch(self) -> None:
         """See `Prefetchable.prefetch`."""
-        await self._flow.prefetch()
-
-    def still(self, user: User) -> bool:
-        """Return whether the user's `allow` entry still exists."""
-        return self._allowlist.has_entry(user.since)
+        await self.flow.prefetch()
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to the provider."""
-        return await self._flow.begin(callback, state, _SCOPE)
+        return await self.flow.begin(callback, state, _SCOPE)
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
         """See `UpstreamWithPrompt.begin_anew`."""
-        return await self._flow.begin(callback, state, _SCOPE, prompt)
+        return await self.flow.begin(callback, state, _SCOPE, prompt)
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
-        found = await self._flow.finish(callback)
+        found = await self.flow.finish(callback)
         claims = found.claims
         subject = str(claims["sub"])
         if "email_verified" not in claims and "userinfo_endpoint" in found.metadata:
             claims = await self._userinfo(found.metadata, found.access_token, subject)
         name, email = text(claims.get("name")), text(claims.get("email"))
-        entry = self._allowlist.find(self._names_of(claims), email or name or subject)
+        entry = self.allowlist.find(self.names_of(claims), email or name or subject)
         return User(subject, name or email or subject, entry.scopes, entry.number)
 
-    async def _userinfo(self, metadata: Mapping[str, Any], token: object, subject: str) -> Mapping[str, Any]:
+    async def _userinfo(self, metadata: Mapping[str, Any], token: object, subject: str) -> Claims:
         if not isinstance(token, str):
-            raise SignInFailed(f"{self._title} didn't identify you. Try again later.")
+            raise SignInFailed(f"{self.title} didn't identify you. Try again later.")
         headers = {"authorization": f"Bearer {token}"}
-        found = await ask(self._flow.endpoint(metadata, "userinfo_endpoint"), self._title, headers=headers)
+        found = await ask(self.flow.endpoint(metadata, "userinfo_endpoint"), self.title, headers=headers)
         # OpenID Connect Core §5.3.4: the response could be about another user.
         if not is_object(found) or found.get("sub") != subject:
-            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+            raise SignInFailed(f"The response from {self.title} could not be verified. Start again.")
         return found
 
 
@@ -293,17 +284,23 @@ def login_provider(
     name, title, at = name or provider, title or known.title, base_url or known.at
     client_id, client_secret = _credentials(provider, name, client_id, client_secret)
     allowlist = Allowlist(allow, at, form=known.form, examples=known.examples)
+    url = check_url(at).geturl()
     if provider == "github":
-        return GitHubUpstream(at, client_id=client_id, client_secret=client_secret, allowlist=allowlist, name=name)
+        return GitHubUpstream(
+            name=name,
+            label=f"Continue with {_TITLE}",
+            allowlist=allowlist,
+            at=url.rstrip("/"),
+            client_id=client_id,
+            client_secret=client_secret,
+        )
     return OpenIdUpstream(
-        check_url(at).geturl(),
-        client_id=client_id,
-        client_secret=client_secret,
-        allowlist=allowlist,
         name=name,
+        label=f"Continue with {title}",
+        allowlist=allowlist,
         title=title,
         names_of=known.names_of,
-        parameters=known.parameters,
+        flow=CodeFlow(url, client_id=client_id, client_secret=client_secret, title=title, parameters=known.parameters),
     )
 
 

@@ -19,8 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.fetch import request
-from millstream._http.client.pool import AddressRefused, Dial, is_public
+from millstream._http.client.pool import AddressRefused, Dial, is_public, request
 from millstream._http.client.url import Url, parse
 from millstream._oauth import basic_credentials
 from millstream.client._endpoint import brief

@@ -134,13 +134,12 @@ _LOGIN_TIMEOUT = 300.0
 _PAGE = "<!doctype html><meta charset=utf-8><title>Millstream</title><p>{}</p>"
 
 
-class Loopback:
+class Loopback(Struct, eq=False):
     """A local HTTP server that receives the redirect."""
 
-    def __init__(self) -> None:
-        self._server: asyncio.Server | None = None
-        self._redirect: asyncio.Future[str] | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+    _server: asyncio.Server | None = None
+    _redirect: asyncio.Future[str] | None = None
+    _writers: set[asyncio.StreamWriter] = set()
 
     async def open(self) -> str:
         """Start listening, and return the redirect URI."""
@@ -500,7 +499,21 @@ class OAuth:
         async with self._lock:
             if self._tokens(url) != before:
                 return True  # a concurrent call got one
-            await self._get(url, status, challenge, before)
+            resource, issuer, target, wanted = await self._discover(url, status, challenge, before)
+            if before is not None and before.issuer == issuer.issuer and status == 401 and before.refresh_token:
+                with suppress(ClientError):
+                    if await self._refresh(url, issuer, before, target):
+                        return True
+            key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
+            who, form = self._registrations.configured, dict[str, str]()
+            if self._identity is not None:
+                form |= await self._identity.grant(issuer, target, wanted, self._outbound)
+            elif self._as_itself:
+                who = self._registrations.known_at(issuer)
+                form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
+            else:
+                who, form = await self._authorize(issuer, target, wanted)
+            await self._request_tokens(url, issuer, who, form, wanted, key)
         return True
 
     # Used by programs that can't block on the user, such as web pages
@@ -518,10 +531,8 @@ class OAuth:
         Raises:
             AccessDenied: The issuer can't issue a usable token, or refuses this client.
         """
-        asked = read_challenges(challenge).parameters
-        resource, issuer = await self._discover(url, asked)
-        wanted = self._scopes(status, asked, resource, issuer, self._tokens(url))
-        return await self._authorization_request(issuer, _target(url, resource), wanted, self._redirect_uri)
+        _, issuer, target, wanted = await self._discover(url, status, challenge, self._tokens(url))
+        return await self._authorization_request(issuer, target, wanted, self._redirect_uri)
 
     async def exchange_code(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Exchange the parameters of a redirect for tokens.
@@ -588,26 +599,6 @@ class OAuth:
 
     # Tokens
 
-    async def _get(self, url: Url, status: int, challenge: str, before: Tokens | None) -> None:
-        asked = read_challenges(challenge).parameters
-        resource, issuer = await self._discover(url, asked)
-        target = _target(url, resource)
-        if before is not None and before.issuer == issuer.issuer and status == 401 and before.refresh_token:
-            with suppress(ClientError):
-                if await self._refresh(url, issuer, before, target):
-                    return
-        wanted = self._scopes(status, asked, resource, issuer, before)
-        key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
-        who, form = self._registrations.configured, dict[str, str]()
-        if self._identity is not None:
-            form |= await self._identity.grant(issuer, target, wanted, self._outbound)
-        elif self._as_itself:
-            who = self._registrations.known_at(issuer)
-            form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-        else:
-            who, form = await self._authorize(issuer, target, wanted)
-        await self._request_tokens(url, issuer, who, form, wanted, key)
-
     async def _request_tokens(
         self,
         url: Url,
@@ -624,13 +615,26 @@ class OAuth:
         known = Tokens("", issuer.issuer, "", wanted, proof_key=key, resource=form.get("resource", ""))
         _store_tokens(self._store, url, response, known)
 
-    async def _discover(self, url: Url, asked: Mapping[str, str]) -> tuple[ProtectedResource | None, IssuerMetadata]:
-        """Return the server's metadata, and the issuer that may receive our credentials."""
+    async def _discover(
+        self, url: Url, status: int, challenge: str, before: Tokens | None
+    ) -> tuple[ProtectedResource | None, IssuerMetadata, str, str]:
+        """Return the server's metadata, the issuer that may receive our credentials, the resource that a token is for,
+        and the scopes to request: the configured, challenged, or supported ones.
+
+        If the server refused our token for lack of scopes, include those that the token has.
+        """
+        asked = read_challenges(challenge).parameters
         parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)
         issuer = await _issuer_of(url, resource, self._registrations.bound_issuer, self._outbound)
         self._registrations.bind(url, issuer.issuer)
-        return resource, issuer
+        lacking = status == 403 and before is not None and before.issuer == issuer.issuer
+        current = before.scope.split() if before is not None and lacking else []
+        named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
+        offline = ["offline_access"] if "offline_access" in issuer.scopes_supported and not self._as_itself else []
+        scopes = dict.fromkeys([*current, *(self._scope.split() or named), *offline])
+        target = resource.resource if resource is not None else ""
+        return resource, issuer, target or str(url), " ".join(scopes)
 
     async def _refresh(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
         """See `refresh`."""
@@ -643,36 +647,17 @@ class OAuth:
         _store_tokens(self._store, url, response, tokens)
         return True
 
-    def _scopes(
-        self,
-        status: int,
-        asked: Mapping[str, str],
-        resource: ProtectedResource | None,
-        issuer: IssuerMetadata,
-        before: Tokens | None,
-    ) -> str:
-        """Return the scopes to request: the configured, challenged, or supported ones.
-
-        If the server refused our token for lack of scopes, include those that the token has.
-        """
-        lacking = status == 403 and before is not None and before.issuer == issuer.issuer
-        current = before.scope.split() if before is not None and lacking else []
-        named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
-        offline = ["offline_access"] if "offline_access" in issuer.scopes_supported and not self._as_itself else []
-        return " ".join(dict.fromkeys([*current, *(self._scope.split() or named), *offline]))
-
     async def _authorize(self, issuer: IssuerMetadata, target: str, scope: str) -> tuple[Registration, dict[str, str]]:
         """Send the user to the authorization server. Return the client, and the token request for the redirect."""
-        loopback = Loopback() if self._visit is None else None
-        redirect = self._redirect_uri if loopback is None else await loopback.open()
+        loopback = Loopback()
+        visit, redirect = self._visit, self._redirect_uri
+        if visit is None:
+            visit, redirect = loopback.visit, await loopback.open()
         try:
             request = await self._authorization_request(issuer, target, scope, redirect)
-            visit = self._visit or (loopback.visit if loopback is not None else None)
-            assert visit is not None  # noqa: S101  one of them is set
             answer = parse_redirect(await visit(request.url))
         finally:
-            if loopback is not None:
-                await loopback.close()
+            await loopback.close()
         return request.who, request.form(answer)
 
     async def _authorization_request(
@@ -696,11 +681,6 @@ class OAuth:
 
     def _tokens(self, url: Url) -> Tokens | None:
         return self._store.load().tokens.get(str(url))
-
-
-def _target(url: Url, resource: ProtectedResource | None) -> str:
-    """Return the resource that a token is for: the server's identifier, or its URL."""
-    return resource.resource if resource is not None and resource.resource else str(url)
 
 
 async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, outbound: Outbound) -> IssuerMetadata:

@@ -10,6 +10,8 @@ import contextlib
 import re
 from functools import lru_cache
 
+from msgspec import Struct, field
+
 from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._override import override
@@ -56,28 +58,25 @@ _DELETE_TIMEOUT = 2.0
 """Seconds that the DELETE request of a session may take."""
 
 
-class StreamableTransport:
+class StreamableTransport(Struct, eq=False):
     """One endpoint, and its session if a handshake-era server creates one."""
 
+    _endpoint: Endpoint
+    _listener: Listener
+    _background: Tasks
+    _max: int
+    _skip: SkipLog = field(default_factory=SkipLog)
+    _revision: Revision | None = None
+    _session: str = ""
+    _heads: Recent[tuple[str, Revision | None, str], str] = field(default_factory=lambda: Recent(_MAX_HEADS))
+    """Method, revision, and session -> header lines."""
+    _readers: dict[int, EventReader] = {}
+    """Open streams of calls, by request id."""
+    _stream_task: asyncio.Task[None] | None = None
+    lost: bool = False
+    """Whether the session has expired, as reported by the stand-alone stream. HTTP has no connection to lose."""
     name = "streamable-http"
-
-    def __init__(self, endpoint: Endpoint, listener: Listener, background: Tasks, max_bytes: int) -> None:
-        # Configuration
-        self._endpoint = endpoint
-        self._listener = listener
-        self._background = background
-        self._max = max_bytes
-        self._skip = SkipLog()
-        # Session
-        self._revision: Revision | None = None
-        self._session = ""
-        self._heads: Recent[tuple[str, Revision | None, str], str] = Recent(_MAX_HEADS)
-        """Method, revision, and session -> header lines."""
-        self._readers: dict[int, EventReader] = {}
-        """Open streams of calls, by request id."""
-        self._stream_task: asyncio.Task[None] | None = None
-        self.lost: bool = False
-        """Whether the session has expired, as reported by the stand-alone stream. HTTP has no connection to lose."""
+    __repr__ = object.__repr__  # shows no session id
 
     async def open(self) -> None:
         """Do nothing: the first request connects."""

@@ -20,7 +20,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
+from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted
 from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.clients import (
     RATE,
@@ -36,10 +36,11 @@ from millstream.auth._authorization_server.config import (
     REVOKE,
     TOKEN,
     IssuerConfig,
+    Targets,
     canonical,
     metadata,
 )
-from millstream.auth._authorization_server.grants import ENDED
+from millstream.auth._authorization_server.grants import ENDED, check_redirect, check_verifier, read_token
 from millstream.auth._authorization_server.records import (
     CODE,
     REFRESH,
@@ -56,7 +57,6 @@ from millstream.auth._authorization_server.records import (
 )
 from millstream.auth._authorization_server.server import ALL_PRINCIPALS, IssuerEndpoints
 from millstream.auth._authorization_server.tickets import Vault
-from millstream.auth._authorization_server.token import check_redirect, check_verifier, read_token
 from millstream.auth._method import KnownScopes, Paths, Unavailable
 from millstream.auth.providers import Provider
 from millstream.compat.fastmcp._auth import (
