@@ -173,8 +173,8 @@ class Handlers:
             kind,
             call.revision,
             read(PaginatedRequestParams, call).cursor,
-            granted_scopes(call),
-            registry.hidden_names(kind, call.principal),
+            granted_scopes(call) if registry.has_scopes else None,
+            registry.hidden_names(kind, call.principal) if kind in registry.conditional else frozenset(),
         )
 
     async def _call_tool(self, call: Call) -> bytes:

@@ -121,6 +121,8 @@ class Registry:
         """
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that its items need."""
+        self.has_scopes: bool = False
+        """Whether any item needs a scope."""
         self.conditional: dict[str, tuple[str, ...]] = {}
         """Kind -> names of items that only some callers see."""
         self.completes_choices: bool = True
@@ -159,6 +161,7 @@ class Registry:
         self._prepare(kind, key, item)
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
+            self.has_scopes = True
         if item.visible is not None:
             self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
         self._touch(kind)
@@ -253,6 +256,7 @@ class Registry:
         """
         items: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
+        self.has_scopes = any(self._scopes.values())
         conditional = tuple(name for name, item in items.items() if item.visible is not None)
         others = {each: names for each, names in self.conditional.items() if each != kind}
         self.conditional = {**others, kind: conditional} if conditional else others
@@ -444,7 +448,7 @@ class Registry:
     def hidden_names(self, kind: str, principal: Principal | None) -> frozenset[str]:
         """Return the names of items of a kind that the caller doesn't see."""
         items: dict[str, Any] = getattr(self, kind)
-        return frozenset(name for name in self.conditional.get(kind, ()) if not items[name].visible(principal))
+        return frozenset(name for name in self.conditional[kind] if not items[name].visible(principal))
 
     def find_readable(
         self, uri: str, seen: Callable[[Resource | Template], bool] = lambda item: True
