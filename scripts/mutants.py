@@ -3,13 +3,16 @@
 Lines are a seeded random choice. Each mutant is a copy of the sources with one change: a comparison or a condition is
 turned around, a number grows by one, `and` and `or` change places, or a `raise` is left out. The tests are those of the
 folders that belong to the package, without servers; a mutant that they don't catch is tried with those of `--deep`.
-The copy goes first on PYTHONPATH, so the working tree isn't touched.
+For all mutants, the files that mention the module and its function most often run first; the folders run for those that
+are left. The copy goes first on PYTHONPATH, so the working tree isn't touched.
 """
 
 import argparse
 import ast
+import compileall
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -20,15 +23,15 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "millstream"
 FOLDERS = {
-    "_app": "transports server hub scale web",
+    "_app": "transports server hub scale web cli workers",
     "_cli": "cli",
-    "_http": "transports security",
+    "_http": "transports security client",
     "_limits.py": "auth scale server",
     "_protocol": "protocol bad_input behavior properties",
-    "_server": "server behavior bad_input",
+    "_server": "server behavior bad_input telemetry extensions",
     "_stores": "stores scale",
-    "_telemetry": "telemetry",
-    "_transports": "behavior transports bad_input",
+    "_telemetry": "telemetry auth",
+    "_transports": "behavior transports bad_input rest",
     "_web": "web",
     "agent": "agent",
     "auth": "auth security",
@@ -39,6 +42,10 @@ FOLDERS = {
     "hub": "hub",
 }
 """Package or module -> folders of its tests, the ones that find most first."""
+FIRST = 8
+"""Number of test files that run before the folders do: they find most, and folders take minutes."""
+Mutant = tuple[Path, int, int, int, str]
+"""File, line, first and last column, and what to write there."""
 MARKS = "not server and not nightly and not check"
 SWAPPED = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
@@ -74,10 +81,10 @@ def places(path: Path) -> Iterator[tuple[int, int, int, str]]:
                             yield node.lineno, node.col_offset, node.end_col_offset, text
 
 
-def choose(count: int, seed: int) -> list[tuple[Path, int, int, int, str]]:
+def choose(count: int, seed: int) -> list[Mutant]:
     """Choose places, each package as often as another."""
     chance = random.Random(seed)  # noqa: S311
-    chosen = []
+    chosen: list[Mutant] = []
     while len(chosen) < count:
         package = sorted(FOLDERS)[len(chosen) % len(FOLDERS)]
         path = chance.choice(sorted(SOURCE.glob(package if package.endswith(".py") else f"{package}/**/*.py")))
@@ -87,18 +94,59 @@ def choose(count: int, seed: int) -> list[tuple[Path, int, int, int, str]]:
     return chosen
 
 
-def caught(folder: Path, tests: list[str], marks: str, seconds: float) -> bool:
-    """Run tests against a copy of the sources, up to the first failure. A run that hangs has found something, too."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=seconds,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return True
-    return done.returncode not in (0, 5)
+def get_likely_files(path: Path, line: int, folders: list[str]) -> list[str]:
+    """Return the test files that mention the module of a line, and the functions and classes around it, most often."""
+    words = {path.stem.strip("_"), path.parent.name.strip("_")}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        around = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if around and node.lineno <= line <= (node.end_lineno or line):
+            words.add(node.name.strip("_"))
+    patterns = [re.compile(rf"(?<![a-z]){re.escape(word)}(?![a-z])") for word in words]
+    scores = {}
+    for folder in folders:
+        for file in sorted((ROOT / "tests" / folder).rglob("test_*.py")):
+            text = f"{file.stem}\n{file.read_text('utf-8')}"
+            scores[file] = sum(min(len(pattern.findall(text)), 9) for pattern in patterns)
+    return [str(file.relative_to(ROOT)) for file in sorted(scores, key=lambda file: -scores[file])[:FIRST]]
+
+
+def run_tests(mutant: Mutant, tests: list[str], marks: str, seconds: float) -> str:
+    """Run tests against a copy of the sources, up to the first failure. Return how they caught the mutant, or nothing.
+
+    A run that hangs has caught it, too.
+    """
+    path, line = mutant[:2]
+    with TemporaryDirectory(prefix="millstream-") as folder:
+        shutil.copytree(SOURCE, Path(folder) / "millstream")
+        copy = Path(folder) / "millstream" / path.relative_to(SOURCE)
+        lines = copy.read_text("utf-8").split("\n")
+        lines[line - 1] = break_line(mutant)
+        copy.write_text("\n".join(lines), "utf-8")
+        # Bytecode of the tests and of the copy is kept: without it, each run compiles them for ten seconds.
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                timeout=seconds, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "hangs"
+    return "" if done.returncode in (0, 5) else "fails"
+
+
+def break_line(mutant: Mutant) -> str:
+    """Return the broken line."""
+    path, line, start, end, text = mutant
+    before = path.read_text("utf-8").split("\n")[line - 1].encode()
+    return (before[:start] + text.encode() + before[end:]).decode()
+
+
+def print_row(result: str, mutant: Mutant) -> None:
+    path, line = mutant[:2]
+    before = path.read_text("utf-8").split("\n")[line - 1]
+    print(f"{result:28} {path.relative_to(SOURCE)}:{line}", flush=True)
+    print(f"{'':28}   - {before.strip()}\n{'':28}   + {break_line(mutant).strip()}", flush=True)
 
 
 def main() -> None:
@@ -109,26 +157,23 @@ def main() -> None:
     parser.add_argument("--deep", default="", help="marks for a second look, such as 'not check'")
     parser.add_argument("--seconds", type=float, default=600.0, help="how long the tests of one mutant may take")
     options = parser.parse_args()
-    score = 0
-    for path, line, start, end, text in choose(options.count, options.seed):
-        package = path.relative_to(SOURCE).parts[0]
-        with TemporaryDirectory(prefix="millstream-") as temporary:
-            folder = Path(temporary)
-            shutil.copytree(SOURCE, folder / "millstream", ignore=shutil.ignore_patterns("__pycache__"))
-            copy = folder / "millstream" / path.relative_to(SOURCE)
-            lines = copy.read_text("utf-8").split("\n")
-            before = lines[line - 1].encode()
-            lines[line - 1] = (before[:start] + text.encode() + before[end:]).decode()
-            copy.write_text("\n".join(lines), "utf-8")
-            result = ""
-            for marks in filter(None, (MARKS, options.deep)):
-                for name in FOLDERS[package].split():
-                    if not result and caught(folder, [f"tests/{name}"], marks, options.seconds):
-                        result = f"tests/{name}" + ("" if marks == MARKS else " (deep)")
-        score += bool(result)
-        print(f"{result or 'SURVIVED':28} {path.relative_to(SOURCE)}:{line}", flush=True)
-        print(f"{'':28}   - {before.decode().strip()}\n{'':28}   + {lines[line - 1].strip()}", flush=True)
-    print(f"{score} of {options.count} were caught.")
+    compileall.compile_dir(SOURCE, quiet=1)
+    left = choose(options.count, options.seed)
+    for marks, likely in ((MARKS, True), (MARKS, False), (options.deep, False)):
+        for mutant in [*left] if marks else []:
+            folders = FOLDERS[mutant[0].relative_to(SOURCE).parts[0]].split()
+            runs = [(f"tests/{name}", [f"tests/{name}"]) for name in folders]
+            if likely:
+                runs = [("likely files", get_likely_files(mutant[0], mutant[1], folders))]
+            for name, tests in runs:
+                how = run_tests(mutant, tests, marks, options.seconds)
+                if how:
+                    print_row(f"{name} {how}" if marks == MARKS else f"{name} {how} (deep)", mutant)
+                    left.remove(mutant)
+                    break
+    for mutant in left:
+        print_row("SURVIVED", mutant)
+    print(f"{options.count - len(left)} of {options.count} were caught.")
 
 
 if __name__ == "__main__":

@@ -332,6 +332,15 @@ async def test_answer_that_was_stopped_has_no_more_events() -> None:
                 await anext(answer)
 
 
+async def test_finished_answer_has_no_more_events() -> None:
+    with ScriptedModel(says("The end.")) as api:
+        async with Agent(model(api)) as agent, asyncio.timeout(WAIT):
+            answer = agent.say("A story")
+            assert (await collect(answer))[-1] == AnswerEnd("done", 1, 10)
+            with pytest.raises(StopAsyncIteration):
+                await anext(answer)
+
+
 async def test_text_before_a_stop_is_kept() -> None:
     with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
         async with Agent(model(api)) as agent:

@@ -40,7 +40,7 @@ from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._negotiation import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
-from millstream.gateway._config import gateway_options, upstream_options
+from millstream.gateway._config import GatewayConfig, options_of, upstream_options
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
@@ -188,7 +188,7 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
 
 def test_gateway_options_are_listed_with_defaults() -> None:
     kinds: dict[str, Iterable[FieldInfo]] = {
-        "Top": gateway_options().values(),
+        "Top": options_of(GatewayConfig).values(),
         "Upstreams": upstream_options().values(),
         "APIs": fields(OpenApi),
         "Policies": [each for each in fields(UpstreamPolicy) if each.name != "shared"],

@@ -6,6 +6,7 @@ The rules are those of RFCs 6749, 7009, 7636, 8707, 9207, and 9728.
 import asyncio
 import json
 import logging
+import re
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
@@ -48,6 +49,18 @@ async def test_log_says_where_to_connect_the_first_account(caplog: pytest.LogCap
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with run_scenario():
         assert "The upstream up offers nothing until an account is connected at /connections" in caplog.text
+
+
+async def test_gateway_without_other_pages_serves_the_styles_of_its_sign_in_page() -> None:
+    async with run_scenario() as (_, _, alice, _):
+        assert (await alice.http.get("/dashboard")).status_code == 404
+        page = await alice.page()
+        assert 'action="/sign-in"' in page
+        sheets = re.findall(r'<link rel="stylesheet" href="([^"]+)"', page)
+        assert sheets
+        for path in sheets:
+            reply = await alice.http.get(path)
+            assert (reply.status_code, reply.headers["content-type"]) == (200, "text/css; charset=utf-8"), path
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])

@@ -1,3 +1,5 @@
+import pytest
+
 from dict_backend import Data, DictBackend
 from millstream._stores.memory.store import UsageCounter
 from millstream._stores.workers import Leases
@@ -63,3 +65,16 @@ async def test_dead_workers_are_noticed_after_a_clock_change() -> None:
     machine.now -= 1_000.0
     await machine.run(one, seconds=LEASE + 1)
     assert not await one.alive(dead.me)
+
+
+async def test_dead_workers_are_kept_for_a_day_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._stores.workers._MAX_DEAD", 3)
+    machine = Machine()
+    one, *others = [await machine.worker() for _ in range(5)]
+    for each in others:
+        await each.exit()
+    await one.read()
+    assert one.dead == {each.me for each in others[1:]}
+    machine.now += 86_400.0
+    await one.renew()
+    assert one.dead == set()

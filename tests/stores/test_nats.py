@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 
-from millstream._stores.nats.address import parse_address
-from millstream._stores.nats.link import StreamMessage, read_token
+from millstream._stores.nats.link import StreamMessage, parse_address, read_token
 from millstream._stores.nats.store import NatsBackend, NatsStore
 from millstream._stores.tail import Tail
 from millstream.protocol import LocalError
@@ -137,6 +136,18 @@ async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, mo
     assert lost == 2
 
 
+async def break_connection(store: NatsBackend) -> None:
+    """Close the connection of a store on uvloop, where the next write raises RuntimeError.
+
+    The error would also end the tasks that connect again.
+    """
+    client = store._link.client
+    for task in (client._reading_task, client._flusher_task):
+        task.cancel()
+    client._transport._io_writer.transport.abort()
+    await until(client._flusher_task.done)
+
+
 def test_a_closed_connection_is_replaced_and_the_append_repeated() -> None:
     async def run() -> None:
         server = shared_server()
@@ -144,15 +155,24 @@ def test_a_closed_connection_is_replaced_and_the_append_repeated() -> None:
         store = NatsBackend(parse_address(f"nats://127.0.0.1:{server.port}?namespace=t{secrets.token_hex(6)}"))
         await store.open()
         await append(store, "hub:journal", b"0")
-        client = store._link.client
-        # On uvloop, writing to a closed connection raises RuntimeError, which ends the tasks that would connect again.
-        for task in (client._reading_task, client._flusher_task):
-            task.cancel()
-        client._transport._io_writer.transport.abort()
-        await until(client._flusher_task.done)
+        await break_connection(store)
         await append(store, "hub:journal", b"1", b"2")
         assert data_of(await store.log.read("hub:journal", None)) == [b"0", b"1", b"2"]
-        assert client.stats["reconnects"] == 1
+        assert store._link.client.stats["reconnects"] == 1
+        await store.close()
+
+    uvloop.run(run())
+
+
+def test_a_message_that_is_not_sent_is_a_failure_of_the_store() -> None:
+    async def run() -> None:
+        server = shared_server()
+        await server.wait()
+        store = NatsBackend(parse_address(f"nats://127.0.0.1:{server.port}"))
+        await store.open()
+        await break_connection(store)
+        with pytest.raises(StoreUnavailable, match="The NATS store didn't respond"):
+            await store._link.send("anything", b"")
         await store.close()
 
     uvloop.run(run())

@@ -10,7 +10,7 @@ from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_g
 from http_peer import HEAD, WAIT, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy, TrustedProxies
-from millstream._http.message import STREAM_HEAD, Handler, HttpLimits, HttpRequest, Response
+from millstream._http.message import STREAM_HEAD, Handler, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 
@@ -77,6 +77,26 @@ async def test_requests_leave_no_tasks_behind(start: Start) -> None:
     for path in ("/echo", "/exact", "/echo"):
         await peer.send(request(path=path, body=b"x"))
         await peer.reply()
+    peer.close()
+    await server.wait_for_connections(0)
+    assert server.state.tasks == set()
+
+
+async def test_streams_that_outlive_their_handler_leave_no_tasks_behind(start: Start) -> None:
+    opened: list[Sink] = []
+
+    async def stream(request: HttpRequest) -> Sink:
+        opened.append(request.open(200, STREAM_HEAD))
+        opened[0].write(b"hello")
+        return opened[0]
+
+    server = await start({("POST", "/stream"): stream})
+    peer = await server.connect()
+    await peer.send(request(path="/stream"))
+    await peer.head()
+    assert await peer.chunk() == b"hello"
+    opened[0].close()
+    assert await peer.chunk() == b""
     peer.close()
     await server.wait_for_connections(0)
     assert server.state.tasks == set()

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -211,6 +212,13 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
         assert one("assistant_message", await until(sockets[0], "idle"))["text"] == "Yes."
         for each in sockets:
             await each.close()
+
+
+async def test_a_conversation_without_messages_ends_quietly(api: Any, caplog: pytest.LogCaptureFixture) -> None:
+    api()
+    async with running(shop()) as address, talking(address):
+        pass
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 async def test_upstream_tools_marked_read_only_still_require_approval(api: Any) -> None:

@@ -10,6 +10,7 @@ from millstream._stores.base import Store, StoreUnavailable
 from millstream.auth._authorization_server.users import SLOW, WRONG
 from millstream.auth.providers import User
 from patience import WAIT
+from redis_parts import until
 from store_parts import BACKINGS, backings
 
 
@@ -40,6 +41,21 @@ async def test_wrong_passwords_from_an_address_count_across_workers(stores: list
     assert said == [WRONG] * 10 + [SLOW] * 4
     assert await guess(desks[0], "192.0.2.1", "ada", "correct horse") == SLOW
     assert isinstance(await guess(desks[1], "192.0.2.2", "ada", "correct horse"), User)
+
+
+async def test_wrong_client_secrets_count_across_workers(stores: list[Store]) -> None:
+    """A worker reports them after its reply, so each worker lets one more pass before it learns of the limit."""
+    desks = await desks_on(stores)
+    id = (await desks[0].register(token_endpoint_auth_method="client_secret_post"))["client_id"]
+    form = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": id, "client_secret": "wrong"}
+    statuses: list[int] = []
+    for number in range(34):
+        statuses.append((await desks[number % 2].post("/token", form)).status)
+        for desk in desks:
+            pool = desk.running._vault.pool
+            assert pool is not None
+            await until(lambda: len(pool._reporting) == 0)  # noqa: B023  called at once
+    assert statuses == [401] * 32 + [429] * 2
 
 
 async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Store]) -> None:
