@@ -399,7 +399,7 @@ class Runtime:
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
         self.dispatcher.stopping = True
-        await self.dispatcher.notifications.close()
+        await self.dispatcher.stop_notifications()
         await self.sweep.close()
         self._end_subscriptions()
         calls = self.dispatcher.calls

@@ -212,7 +212,7 @@ def _read_name(message: Envelope) -> str:
         return ""
     try:
         names = _decode_params_name(message.params)
-    except msgspec.DecodeError as exc:
+    except MALFORMED as exc:
         raise _invalid_params(exc) from exc
     return names.name if member == "name" else names.uri
 

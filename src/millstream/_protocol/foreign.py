@@ -17,7 +17,7 @@ from msgspec.structs import fields, replace
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, encode, exceeds_limits, read
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, exceeds_limits, read
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]
@@ -70,7 +70,7 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
     Example:
         ``read = foreign_decoder(ListToolsResult, logger.warning)``
     """
-    decode = msgspec.json.Decoder(kind).decode
+    decode = decoder(kind)
 
     def read(data: bytes) -> T:
         try:

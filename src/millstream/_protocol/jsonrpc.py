@@ -359,7 +359,7 @@ def split_batch(body: bytes, max_items: int) -> list[bytes]:
 
 def result_message(request_id: RequestId, result: bytes) -> bytes:
     """Return a successful response with an encoded result."""
-    return b'{"jsonrpc":"2.0","id":' + encode(request_id) + b',"result":' + result + b"}"
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(request_id), result)
 
 
 def error_message(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
@@ -367,9 +367,8 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
     error: dict[str, Any] = {"code": code, "message": message}
     if data is not None:
         error["data"] = data
-    if request_id is None:
-        return encode({"jsonrpc": "2.0", "error": error})
-    return encode({"jsonrpc": "2.0", "id": request_id, "error": error})
+    known = {} if request_id is None else {"id": request_id}
+    return encode({"jsonrpc": "2.0", **known, "error": error})
 
 
 def notification_message(method: str, params: Any = None) -> bytes:
@@ -389,9 +388,8 @@ def notification_message(method: str, params: Any = None) -> bytes:
 
 def request_message(request_id: RequestId, method: str, params: Any) -> bytes:
     """Return a request to the peer."""
-    if params is None:
-        return encode({"jsonrpc": "2.0", "id": request_id, "method": method})
-    return encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
+    given = {} if params is None else {"params": params}
+    return encode({"jsonrpc": "2.0", "id": request_id, "method": method, **given})
 
 
 _MAX_CLIPPED = 200

@@ -5,7 +5,6 @@ received the message. The number and size of calls are limited, and one caller c
 """
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
@@ -14,16 +13,14 @@ from typing import Any, Protocol
 import msgspec
 
 from millstream._limits import Limiter, Rate
-from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, LocalError, ProtocolError, ToolError
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import PendingQuestions, asker
 from millstream._server.calls.services import Services
-from millstream._server.features.registry import Registry
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
-from millstream._tasks import Tasks
 
 LIGHT = 16 * 1024
 """A smaller request counts as one call, but its bytes don't count."""
@@ -72,22 +69,15 @@ RequestGate = Callable[[Requester], Awaitable[None]]
 class Load:
     """The calls in flight of one server, as counts."""
 
-    def __init__(
-        self,
-        calls: Collection[Call],
-        endings: Collection[Callable[[], None]],
-        bodies: Share,
-        *,
-        max_calls: int,
-    ) -> None:
+    def __init__(self, calls: Collection[Call], services: Services) -> None:
         # Configuration
-        self.max_calls: int = max_calls
-        self.max_each: int = max(1, max_calls // 2)
+        self.max_calls: int = services.settings.max_calls
+        self.max_each: int = max(1, self.max_calls // 2)
         """Maximum calls in flight per caller. With fewer in total, no count per caller is needed."""
         # Process
         self._calls = calls
-        self._endings = endings
-        self._bodies = bodies
+        self._endings = services.endings
+        self._bodies = services.bodies
         self._shares: Counter[str] = Counter()
         """Caller -> number of its calls, counted on demand."""
         self._full: set[str] = set()
@@ -304,49 +294,3 @@ class Control:
 
 def _cancelled_request_id(message: Envelope) -> RequestId | None:
     return cancelled_id(message.params) if message.method == "notifications/cancelled" else None
-
-
-_logger = logging.getLogger("millstream")
-
-
-class Notifications:
-    """The running handlers of one server: those of extensions for client notifications, each as a task.
-
-    A notification isn't answered. One that exceeds a limit is dropped and logged at debug level. The limits are those
-    of calls.
-    """
-
-    def __init__(self, registry: Registry, services: Services, load: Load) -> None:
-        self._registry = registry
-        self._services = services
-        self._tasks = Tasks()
-        self._share = Share(load.max_calls, each=load.max_each)
-
-    def take(self, call: Call, gate: Gate | None) -> None:
-        """Start the handler of a notification, unless too many are running or `gate` refuses it."""
-        owner = call.owner
-        if self._share.take(owner):
-            self._tasks.spawn(self._run(call, gate)).add_done_callback(lambda _: self._share.leave(owner))
-        else:
-            _logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
-
-    async def _run(self, call: Call, gate: Gate | None) -> None:
-        call.services = self._services
-        try:
-            if gate is not None and (gated := gate(call)) is not None:
-                await gated
-            handler = self._registry.notification_handlers.get(call.method)
-            if handler is not None:
-                await handler(call)
-        except (ProtocolError, ToolError) as exc:
-            _logger.debug("Refused a client's %s: %s", call.method, exc)
-        except Exception:
-            _logger.exception("The handler of %s failed.", call.method)
-        finally:
-            call.over = True
-            if call.release is not None:
-                call.release()
-
-    async def close(self) -> None:
-        """Stop the running handlers."""
-        await self._tasks.close(1.0)

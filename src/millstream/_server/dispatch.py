@@ -30,17 +30,19 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
+from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import RUNNING, Call, CallFailure
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
-from millstream._server.control import Control, Gate, Load, Notifications, release_arguments
+from millstream._server.control import Control, Gate, Load, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream._tasks import Tasks
 from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
 _DISCOVER_TTL_MS = 3_600_000
@@ -173,13 +175,9 @@ class Dispatcher:
         self.control: Control = Control(services.questions, services.peers)
         self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
         """(scope, request id) -> call, for calls that a later message can cancel."""
-        self.load: Load = Load(
-            self.calls,
-            services.endings,
-            services.bodies,
-            max_calls=services.settings.max_calls,
-        )
-        self.notifications: Notifications = Notifications(registry, services, self.load)
+        self.load: Load = Load(self.calls, services)
+        self._notification_tasks = Tasks()
+        self._notification_share = Share(self.load.max_calls, each=self.load.max_each)
 
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients, from now on."""
@@ -395,8 +393,37 @@ class Dispatcher:
         return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
 
     def hear(self, call: Call) -> None:
-        """Run an extension's handler for a notification. There is no answer."""
-        self.notifications.take(call, self.gate)
+        """Run an extension's handler for a notification, as a task. There is no answer.
+
+        A notification above a limit is dropped and logged at debug level. The limits are those of calls.
+        """
+        owner, share = call.owner, self._notification_share
+        if share.take(owner):
+            task = self._notification_tasks.spawn(self._run_notification(call))
+            task.add_done_callback(lambda _: share.leave(owner))
+        else:
+            logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
+
+    async def _run_notification(self, call: Call) -> None:
+        call.services = self.services
+        try:
+            if self.gate is not None and (asked := self.gate(call)) is not None:
+                await asked
+            handler = self.registry.notification_handlers.get(call.method)
+            if handler is not None:
+                await handler(call)
+        except (ProtocolError, ToolError) as exc:
+            logger.debug("Refused a client's %s: %s", call.method, exc)
+        except Exception:
+            logger.exception("The handler of %s failed.", call.method)
+        finally:
+            call.over = True
+            if call.release is not None:
+                call.release()
+
+    async def stop_notifications(self) -> None:
+        """Stop the running handlers of notifications."""
+        await self._notification_tasks.close(1.0)
 
 
 def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> str:

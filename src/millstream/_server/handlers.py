@@ -135,7 +135,6 @@ _MAX_KEPT_PARAMS = 16 * 1024
 MAX_URI_BYTES = 128 * 1024
 """Maximum total length of a subscription's URIs, the same as in a session's record."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
-_NONE = frozenset[str]()
 _decode_object = decoder(dict[str, Any])
 
 
@@ -175,7 +174,7 @@ class Handlers:
             call.revision,
             read(PaginatedRequestParams, call).cursor,
             granted_scopes(call) if registry.has_scopes else None,
-            registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
+            registry.hidden_names(kind, call.principal) if kind in registry.conditional else frozenset(),
         )
 
     async def _call_tool(self, call: Call) -> bytes:
@@ -590,7 +589,7 @@ class MiddlewareChain:
             item = _completion_target(registry, params.get("ref"))
         elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
             # Find the item like the handler does: the first matching one that is visible to the caller.
-            item, _ = registry.find_readable(uri, lambda each: each.visible is None or each.visible(call.principal))
+            item, _ = registry.find_readable(uri, partial(sees, call))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
 
     def _wrap_list_handler(self, handler: Handler) -> Handler:

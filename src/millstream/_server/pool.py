@@ -228,7 +228,7 @@ def work(jobs: Jobs) -> None:
         del job  # an idle thread must not keep its last call alive
 
 
-def _with_context(function: Callable[..., T], *args: Any) -> Callable[[], T]:
+def _with_context(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
     return partial(contextvars.copy_context().run, run_carried, function, *args)
 
 

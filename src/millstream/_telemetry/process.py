@@ -185,10 +185,6 @@ class History:
                 past.chosen.setdefault(at, OperationTally()).add(slot.tallies[number])
         return past
 
-    def size(self) -> int:
-        """Return the bytes of all packed slots."""
-        return sum(map(len, self._ring))
-
 
 def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, OperationTally]:
     if len(tallies) <= MAX_OPERATIONS:

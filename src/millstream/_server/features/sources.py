@@ -9,6 +9,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, ClassVar, Self
@@ -120,50 +121,35 @@ class _Resolution:
             self._exits.append(lambda exc: manager.__aexit__(*_exc_info(exc)))
             return value
         if planned.how == "manager":
-            return await self._enter(_ManagerSlot(planned.make, arguments), threaded=planned.threaded)
+            return await self._enter(planned, arguments)
         if planned.threaded:
             return await self._call.services.threads.run(_call, planned.make, arguments, owner=self._call.owner)
         return planned.make(**arguments)
 
-    async def _enter(self, slot: "_ManagerSlot", *, threaded: bool) -> Any:
-        threads = self._call.services.threads
+    async def _enter(self, planned: PlannedDependency, arguments: Mapping[str, Any]) -> Any:
+        threads, stack, lock = self._call.services.threads, ExitStack(), threading.Lock()
 
-        async def leave(exc: BaseException | None) -> None:
-            # The closing thread waits until the opening one is done, even if the call is canceled.
-            if threaded:
-                await threads.run_anyway(slot.leave, exc)
+        def enter() -> Any:
+            with lock:
+                return stack.enter_context(planned.make(**arguments))
+
+        def leave(exc: BaseException | None) -> None:
+            with lock:  # wait until the opening thread is done, even if the call is canceled
+                stack.__exit__(*_exc_info(exc))
+
+        async def close(exc: BaseException | None) -> None:
+            if planned.threaded:
+                await threads.run_anyway(leave, exc)
             else:
-                slot.leave(exc)
+                leave(exc)
 
-        self._exits.append(leave)
-        return await threads.run(slot.enter, owner=self._call.owner) if threaded else slot.enter()
+        self._exits.append(close)
+        return await threads.run(enter, owner=self._call.owner) if planned.threaded else enter()
 
     def _sync_context(self) -> SyncContext:
         if self._waits is None:
             self._waits = Waits(self._context, asyncio.get_running_loop())
         return SyncContext(self._context, self._waits)
-
-
-class _ManagerSlot:
-    """A context manager that one thread enters and another can exit."""
-
-    def __init__(self, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-        self._make = make
-        self._arguments = arguments
-        self._manager: Any = None
-        self._lock = threading.Lock()
-
-    def enter(self) -> Any:
-        with self._lock:
-            manager = self._make(**self._arguments)
-            value = manager.__enter__()
-            self._manager = manager
-            return value
-
-    def leave(self, exc: BaseException | None) -> None:
-        with self._lock:
-            if self._manager is not None:
-                self._manager.__exit__(*_exc_info(exc))
 
 
 def _exc_info(exc: BaseException | None) -> tuple[Any, Any, Any]:

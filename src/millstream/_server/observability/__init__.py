@@ -162,7 +162,7 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         store: The health of the store, passed through.
     """
     own, every = workers[here], list(workers.values())
-    operations = _merge_all((_comparable(each, own.bounds) for each in every), _merge)
+    operations = merge_all((_comparable(each, own.bounds) for each in every), _merge)
     rows = [_row(key, operations[key], own.bounds) for key in sorted(operations)]
     return {
         "at_seconds": round(own.uptime, 3),
@@ -173,14 +173,14 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         "per_second": _history([each.per_second for each in every]),
         "tools": [row for row in rows if row["method"] == "tools/call"],
         "methods": [row for row in rows if row["method"] != "tools/call"],
-        "sessions": _rows(_merge_all((each.sessions for each in every), _sum)),
-        "connections": _rows(_merge_all((each.connections for each in every), _sum)),
+        "sessions": _rows(merge_all((each.sessions for each in every), _sum)),
+        "connections": _rows(merge_all((each.connections for each in every), _sum)),
         "event_loop_lag_ms": {
             "last": max(each.lag[0] for each in every),
             "worst": max(each.lag[1] for each in every),
             "blocked": max(each.blocked for each in every),
         },
-        "process": _merge_all((each.process for each in every), _sum),
+        "process": merge_all((each.process for each in every), _sum),
         "hub": reduce(_sum, [each.hub for each in every]),
         "store": store,
         "workers": [
@@ -253,7 +253,8 @@ def _history(several: Sequence[Sequence[int]]) -> list[int]:
 # Other sums
 
 
-def _merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
+def merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
+    """Return the entries of several dicts. `both` merges two values of one key."""
     found: dict[Key, Value] = {}
     for each in several:
         for key, value in each.items():
@@ -266,7 +267,7 @@ def _sum(one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, dict):
-        return _merge_all(cast("list[dict[str, Any]]", [one, other]), _sum)
+        return merge_all(cast("list[dict[str, Any]]", [one, other]), _sum)
     return one + other
 
 

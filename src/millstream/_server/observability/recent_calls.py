@@ -19,6 +19,7 @@ from msgspec import Struct
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, RawParams, value_of
+from millstream._server.observability import merge_all
 from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
 from millstream._telemetry.metrics import OTHER
@@ -199,10 +200,7 @@ def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
     failures = [call for call in calls if call.outcome][:MAX_FAILURES]
     fine = [call for call in calls if not call.outcome][: MAX_CALLS - min(len(failures), MAX_CALLS // 2)]
-    clients: dict[tuple[str, str], ClientCalls] = {}
-    for each in every:
-        for key, seen in each.clients.items():
-            clients[key] = _merge(clients[key], seen) if key in clients else seen
+    clients = merge_all((each.clients for each in every), _merge)
     return {
         "calls": [
             msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
@@ -216,19 +214,14 @@ def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
 
 
 def _all_errors(workers: Iterable[WorkerCalls]) -> list[ErrorCount]:
-    found: dict[tuple[str, str], ErrorCount] = {}
-    for each in (error for worker in workers for error in worker.errors):
-        key = (each.message, each.outcome)
-        other = found.get(key)
-        if other is None:
-            found[key] = each
-            continue
-        newer = each if each.last >= other.last else other
-        tools = list(dict.fromkeys([*other.tools, *each.tools]))[:MAX_ERROR_TOOLS]
-        found[key] = msgspec.structs.replace(
-            newer, count=each.count + other.count, first=min(each.first, other.first), tools=tools
-        )
+    found = merge_all(({(each.message, each.outcome): each for each in worker.errors} for worker in workers), _add)
     return sorted(found.values(), key=lambda error: (-error.count, -error.last))[:MAX_ERRORS]
+
+
+def _add(one: ErrorCount, other: ErrorCount) -> ErrorCount:
+    newer = other if other.last >= one.last else one
+    tools = list(dict.fromkeys([*one.tools, *other.tools]))[:MAX_ERROR_TOOLS]
+    return msgspec.structs.replace(newer, count=one.count + other.count, first=min(one.first, other.first), tools=tools)
 
 
 def _merge(one: ClientCalls, other: ClientCalls) -> ClientCalls:

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 from pydantic import AfterValidator, AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
+from millstream import ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
@@ -172,15 +173,6 @@ def _message(value: Any) -> Any:
     return UserMessage(content=value if is_content(value) else to_text(value))
 
 
-class ToolOutput(Struct, frozen=True):
-    """The output of a tool call."""
-
-    content: list[Any]
-    structured: Any = None
-    is_error: bool = False
-    meta: dict[str, Any] | None = None
-
-
 @dataclass(eq=False)
 class Tool:
     """A tool of a server. Create one with `from_function`."""
@@ -248,7 +240,7 @@ class Tool:
         Args:
             arguments: JSON data for the arguments.
             context: Value of the context parameter.
-            convert_result: Whether to return a `ToolOutput` instead of the function's own value.
+            convert_result: Whether to return a `ToolResult` instead of the function's own value.
 
         Raises:
             ToolError: The arguments are invalid, or the function failed.
@@ -266,7 +258,7 @@ class Tool:
                 logger.error("Error calling tool %r", self.name, exc_info=error)
             raise ToolError(f"Error executing tool {self.name}: {error}") from error
 
-    def convert(self, value: Any) -> ToolOutput:
+    def convert(self, value: Any) -> ToolResult:
         """Convert a function's value to a result.
 
         Args:
@@ -280,8 +272,8 @@ class Tool:
             structured = wire.get("structuredContent")
             if self.output is not None:
                 structured = self.output.structure(structured)
-            return ToolOutput(list(value.content), structured, wire.get("isError", False), wire.get("_meta"))
-        return ToolOutput(to_blocks(value), None if self.output is None else self.output.structure(value))
+            return ToolResult(list(value.content), structured, wire.get("isError", False), wire.get("_meta"))
+        return ToolResult(to_blocks(value), None if self.output is None else self.output.structure(value))
 
     def describe(self) -> dict[str, Any]:
         """Return the tool as listed to clients."""
@@ -294,9 +286,9 @@ class Tool:
             server: The `FastMCP` server.
         """
 
-        async def run(arguments: dict[str, Any], call: Call) -> ToolOutput:
+        async def run(arguments: dict[str, Any], call: Call) -> ToolResult:
             with tool_errors():
-                made: ToolOutput = await self.run(arguments, Context(server, call), convert_result=True)
+                made: ToolResult = await self.run(arguments, Context(server, call), convert_result=True)
             return made
 
         return ToolItem(ItemSource(self.name, run, _decode_object, schema=self.parameters), meta=self.meta)
@@ -312,7 +304,7 @@ class ToolItem(tools.Tool):
     @override
     def encode(self, value: Any, call: Call) -> bytes:
         """Encode the members of the result for the call's revision."""
-        result: ToolOutput = value
+        result: ToolResult = value
         call.meta = result.meta
         made: dict[str, Any] = {"content": to_wire(result.content)}
         if result.structured is not None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
-from millstream import Icon, Info, Server
+from millstream import Icon, Info, Server, ToolResult
 from millstream import Settings as EngineSettings
 from millstream._app.server_process import check_not_importing, launch
 from millstream._app.user_routes import route_of
@@ -29,7 +29,6 @@ from millstream.compat.fastmcp._items import (
     Resource,
     ResourceTemplate,
     Tool,
-    ToolOutput,
 )
 from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
 
@@ -352,7 +351,7 @@ class FastMCP(Generic[LifespanT]):
         tool = self._items["tools"].get(name)
         if tool is None:
             raise ToolError(f"Unknown tool: {name}")
-        result: ToolOutput = await tool.run(arguments, self.get_context(), convert_result=True)
+        result: ToolResult = await tool.run(arguments, self.get_context(), convert_result=True)
         return result.content if tool.output is None else (result.content, result.structured)
 
     async def read_resource(self, uri: Any) -> list[ReadResourceContents]:
