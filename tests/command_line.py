@@ -106,7 +106,9 @@ def commands() -> Iterator[tuple[str, App]]:
 
 def parameters(command: App) -> list[Any]:
     """Return the arguments and options of a command, in order."""
-    return [each for each in command.assemble_argument_collection() if not each.children]  # of a group of options
+    return [
+        each for each in command.assemble_argument_collection(parse_docstring=True) if not each.children
+    ]  # of a group of options
 
 
 def options(command: App) -> list[str]:

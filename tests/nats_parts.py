@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import nats
 
-from millstream._stores.nats.address import parse_address
+from millstream._stores.nats.link import parse_address
 from millstream._stores.nats.store import NatsStore
 from redis_parts import until
 

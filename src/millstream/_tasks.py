@@ -83,22 +83,34 @@ async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
+def outcome_of(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """Return the result of `work`, or its error. The error's traceback doesn't refer to the caller's frame."""
+    try:
+        return work(), None
+    except BaseException as exc:  # every error belongs to those who wait
+        return None, exc
+
+
+def fulfill(future: Future[Any], work: Callable[[], Any]) -> None:
+    """Set the result of `work`, or its error. A future that was canceled before the work began stays canceled."""
+    if not (future.running() or future.set_running_or_notify_cancel()):
+        return
+    result, error = outcome_of(work)
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
 async def run_in_thread(work: Callable[[], T], name: str) -> T:
     """Return the result of `work` in a daemon thread, which can't be canceled, but doesn't delay the program's end.
 
     Raises:
-        OSError: `work` raised it, or a ValueError.
+        BaseException: `work` raised it.
     """
     future = Future[T]()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except (OSError, ValueError) as exc:
-            future.set_exception(exc)
-
-    Thread(target=run, name=name, daemon=True).start()
+    future.set_running_or_notify_cancel()  # from here on, it can't be canceled
+    Thread(target=fulfill, args=(future, work), name=name, daemon=True).start()
     return await asyncio.wrap_future(future)
 
 

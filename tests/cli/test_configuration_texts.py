@@ -76,6 +76,9 @@ class TestJson:
         with pytest.raises(JsonSyntaxError, match="line 1"):
             jsonc.put(text, ("m", "x"), 1)
 
+    def test_only_the_last_of_duplicate_names_is_removed(self) -> None:
+        assert json.loads(jsonc.take('{"m": {"x": 0, "x": 1}}', ("m", "x"))) == {"m": {"x": 0}}
+
     def test_parents_that_are_not_objects_are_refused(self) -> None:
         with pytest.raises(JsonSyntaxError, match="m isn't an object"):
             jsonc.put('{"m": []}', ("m", "x"), 1)

@@ -12,9 +12,8 @@ from ruamel.yaml import YAML
 from cases import for_each
 from command_line import CliRunner, Result
 from millstream._app.server_process import CommandError
-from millstream._cli import applications as launch
 from millstream._cli import install as command
-from millstream._cli.applications import APPLICATIONS, System
+from millstream._cli.install import APPLICATIONS, System
 from millstream._cli.program import program
 from millstream.client._targets import find_server
 from millstream.client._transports.stdio import Command
@@ -409,28 +408,28 @@ def test_printed_configuration_works_with_our_client(home: Path) -> None:
      ("my shop v1.2.py", "my-shop-v1-2"), ("Läden.py", "L-den"), ("店.py", "server")],
 )  # fmt: skip
 def test_default_names_come_from_file_or_host(target: str, name: str) -> None:
-    assert launch.name_of(target) == name
+    assert command.name_of(target) == name
 
 
 def test_lists_of_servers_are_installed_as_a_gateway(tmp_path: Path) -> None:
     for name, text in (("servers.json", '{"mcpServers": {}}'), ("gateway.toml", "")):
         (tmp_path / name).write_text(text, "utf-8")
-        found = launch.launch_of(str(tmp_path / name), env={}, headers={})
+        found = command.launch_of(str(tmp_path / name), env={}, headers={})
         assert (found.command, found.args) == (PROGRAM, ("gateway", str(tmp_path / name), "--transport", "stdio"))
     (tmp_path / "servers.yaml").write_text("", "utf-8")
     with pytest.raises(CommandError, match=r"servers\.yaml is neither Python nor JavaScript, nor a list of servers\."):
-        launch.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
+        command.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
 
 
 def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")
-    python = launch.launch_of(str(tmp_path / "other.py"), env={}, headers={})
+    python = command.launch_of(str(tmp_path / "other.py"), env={}, headers={})
     assert (python.command, python.args) == (sys.executable, (str(tmp_path / "other.py"),))
-    assert launch.launch_of(str(tmp_path / "other.js"), env={}, headers={}).args == (str(tmp_path / "other.js"),)
+    assert command.launch_of(str(tmp_path / "other.js"), env={}, headers={}).args == (str(tmp_path / "other.js"),)
     old = tmp_path / "old.py"  # the SDK that's installed here is 2.x, which has no such module
     old.write_text("from mcp.server.fastmcp import FastMCP\n", "utf-8")
-    by_run = launch.launch_of(f"{old}:mcp", env={}, headers={})
+    by_run = command.launch_of(f"{old}:mcp", env={}, headers={})
     assert (by_run.command, by_run.args) == (PROGRAM, ("run", f"{old}:mcp", "--transport", "stdio"))
-    assert launch.Launch(url="http://10.0.0.1/mcp").by_remote().args[-1] == "--allow-http"
-    assert launch.Launch(url="http://localhost:8000/mcp").by_remote().args[-1] == "http://localhost:8000/mcp"
+    assert command.Launch(url="http://10.0.0.1/mcp").by_remote().args[-1] == "--allow-http"
+    assert command.Launch(url="http://localhost:8000/mcp").by_remote().args[-1] == "http://localhost:8000/mcp"

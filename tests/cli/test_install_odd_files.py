@@ -8,7 +8,7 @@ import pytest
 
 from command_line import CliRunner, Result
 from millstream._cli import install as command
-from millstream._cli.applications import APPLICATIONS, System
+from millstream._cli.install import APPLICATIONS, System
 from millstream._cli.program import program
 from patience import WAIT
 

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._cli.applications import APPLICATIONS, System
-from millstream._cli.install import place_of
+from millstream._cli.install import APPLICATIONS, System, place_of
 from processes import ROOT
 
 pytestmark = pytest.mark.check

@@ -27,10 +27,10 @@ from millstream._server import handlers
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
 from millstream._server.control import LIGHT
 from millstream._server.features.registry import MAX_URI
-from millstream._server.functions import plan
+from millstream._server.functions import msgspec_engine
 from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
-from millstream._server.listen import MAX_URI_BYTES
+from millstream._server.handlers import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
 from millstream._transports.connection import MAX_ITEMS
@@ -40,7 +40,7 @@ from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._negotiation import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
-from millstream.gateway._config import gateway_options, upstream_options
+from millstream.gateway._config import GatewayConfig, options_of, upstream_options
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
@@ -80,7 +80,7 @@ def test_fixed_limits_are_listed() -> None:
     http = HttpLimits.of(Settings())
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, plan.MAX_VALUES, plan.MAX_BUILT, MAX_ERRORS,
+        MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, msgspec_engine.MAX_VALUES, msgspec_engine.MAX_BUILT, MAX_ERRORS,
         MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, MAX_URI,
         MAX_URI_BYTES, MAX_HELD, MAX_CAPABILITIES, MAX_DISPLAYED, handlers.MAX_VALUES, MAX_DELETES, SILENCE,
         MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND, REPLAYS.count, LIGHT, MAX_SERIES,
@@ -188,7 +188,7 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
 
 def test_gateway_options_are_listed_with_defaults() -> None:
     kinds: dict[str, Iterable[FieldInfo]] = {
-        "Top": gateway_options().values(),
+        "Top": options_of(GatewayConfig).values(),
         "Upstreams": upstream_options().values(),
         "APIs": fields(OpenApi),
         "Policies": [each for each in fields(UpstreamPolicy) if each.name != "shared"],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import ValidationError, convert
 
-from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
+from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
 from gateway.accounts import ALICE, BOB, reject_tokens, run_gateway, run_world
 from http_peer import serve
 from issuer_world import claims as said_of
@@ -220,6 +220,39 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
                 for _ in range(3):
                     assert "rejected the gateway's credentials" in await gate.call(ALICE, "up_who")
             assert len(other.accounts.forms) == 2
+
+
+@pytest.mark.parametrize("refused_late", [False, True])
+async def test_concurrent_calls_are_sent_again_with_the_token_that_replaced_theirs(refused_late: bool) -> None:
+    tokens, arrived = iter(("old", "new")), asyncio.Barrier(2)
+    refused, may_renew, retried = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handle(asked: ReceivedRequest) -> None:
+        credentials = asked.headers.get("authorization")
+        if asked.path == "/token":
+            token = next(tokens)
+            if token == "new":
+                await may_renew.wait()
+            await asked.reply(f'{{"access_token": "{token}", "token_type": "Bearer"}}'.encode())
+        elif asked.method == "tools/call" and credentials == "Bearer old":
+            if await arrived.wait() and refused_late:
+                await retried.wait()
+            await asked.reply(b"", status="401 Unauthorized")
+            refused.set()
+        elif asked.method == "tools/call":
+            retried.set()
+            await asked.result(DONE)
+        else:
+            await asked.result(TOOL_LIST if asked.method == "tools/list" else OFFER)
+
+    async with misbehaving(handle) as server:
+        options = client_credentials("gw", "s3cret", token_url=server.url.replace("/mcp", "/token"))
+        async with run_gateway(server.url, auth=options) as gate:
+            calls = [asyncio.create_task(gate.call(key, "up_who")) for key in (ALICE, BOB)]
+            await refused.wait()
+            await gate.wait_for_tool("up_who")  # the gateway has read the refusals, too
+            may_renew.set()
+            assert [await each for each in calls] == ["done", "done"]
 
 
 # Exchanged tokens

@@ -276,7 +276,7 @@ async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
             calls = [client.call("hang", {"text": "x" * 100_000}, timeout=0.2) for _ in range(100)]
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(result, ClientError) for result in results)
-            process = pool.running[0]._process
+            process = pool.running[0].process
             assert process is not None
             assert 0 < cast("asyncio.WriteTransport", process.get_pipe_transport(0)).get_write_buffer_size() < 1_000_000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from client.feature_walk import resources, tools
-from millstream._cli.load import is_elsewhere
+from millstream._cli.load import find_command
 from millstream.client import Client, Options
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
@@ -49,9 +49,9 @@ def test_modules_take_precedence_over_programs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [])
-    assert is_elsewhere("bookshop")
+    assert find_command("bookshop")
     (tmp_path / "bookshop.py").touch()
-    assert not is_elsewhere("bookshop")
+    assert not find_command("bookshop")
 
 
 @pytest.mark.parametrize(

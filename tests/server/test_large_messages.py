@@ -22,7 +22,8 @@ from millstream._protocol.jsonrpc import (
     split_batch,
 )
 from millstream._server.calls.questions import Elicit, read_answer
-from millstream._server.functions.plan import MAX_BUILT, MAX_VALUES, ArgumentError, plan, read_arguments
+from millstream._server.functions.msgspec_engine import MAX_BUILT, MAX_VALUES
+from millstream._server.functions.plan import ArgumentError, plan, read_arguments
 from millstream._transports.rest import _read_envelope
 from wire import POST, per_request, request, routing, run_wire
 

@@ -1,7 +1,8 @@
+import datetime as dt
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pydantic
@@ -165,6 +166,13 @@ def test_values_that_match_the_output_schema_pass() -> None:
 def test_values_that_violate_the_output_schema_name_the_field(annotation: Any, value: Any, place: str) -> None:
     with pytest.raises(LocalError, match=place):
         encode_result(value, output_of(annotation))
+
+
+def test_only_times_with_an_offset_have_a_format_in_output_schemas() -> None:
+    aware = Annotated[dt.datetime, msgspec.Meta(tz=True)]
+    assert output_of(list[aware]).schema["items"] == {"type": "string", "format": "date-time"}
+    for loose in (dt.datetime, dt.time, dt.timedelta):
+        assert output_of(list[loose]).schema["items"] == {"type": "string"}
 
 
 def test_model_instances_are_not_validated_again() -> None:

@@ -1,6 +1,5 @@
 import asyncio
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, run_local_server
 from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
-from millstream._stores.workers import ParentAddress, use_parent
+from millstream._stores.workers import use_parent
 from patience import WAIT
 from store_parts import TTL, LocalBacking, MessageRecorder, append, data_of, read_all, until_workers
 
@@ -43,14 +42,14 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def test_local_socket_is_private_and_removed() -> None:
     server = LocalServer(open_store)
-    path = Path((await server.start()).path)
+    path = Path(await server.start())
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     await server.close()
     assert not path.parent.exists()
 
 
 async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers._ParentConfig, "address", None)
+    monkeypatch.setattr(workers._ParentConfig, "address", "")
     assert isinstance(open_store("memory://"), MemoryStore)
     async with run_local_server(lambda url: MemoryStore()) as text:
         use_parent(text)
@@ -62,23 +61,6 @@ async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytes
         assert await two.kv.get("key") == b"value"
         for store in (one, two):
             await store.close()
-
-
-async def test_tcp_connections_require_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(socket, "AF_UNIX")
-    server = LocalServer(lambda url: MemoryStore())
-    at = await server.start()
-    assert workers.parse(str(at)) == at
-    assert at.port
-    store = LocalStore(at, "memory://")
-    await store.open()
-    await store.kv.put("key", b"value", TTL)
-    stranger = LocalStore(ParentAddress(port=at.port, secret="guess"), "memory://")
-    with pytest.raises(StoreUnavailable):
-        await stranger.open()
-    assert await store.kv.get("key") == b"value"
-    await store.close()
-    await server.close()
 
 
 async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
@@ -295,7 +277,7 @@ asyncio.run(main())
 async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Process, str]:
     """Start a worker process that joins and appends forever. Return its worker name."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, name, str(backing.server.address), stdout=subprocess.PIPE
+        sys.executable, "-c", WORKER, name, backing.server.address, stdout=subprocess.PIPE
     )  # fmt: skip
     assert process.stdout is not None
     async with asyncio.timeout(WAIT):

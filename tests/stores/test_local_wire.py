@@ -24,8 +24,8 @@ def frame(content: bytes) -> bytes:
 
 async def test_version_mismatch_with_the_parent_is_explained(backing: LocalBacking) -> None:
     await backing.worker()
-    reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
-    writer.write(frame(msgspec.msgpack.encode([[0, 1, calls.VERSION + 1, "", "memory://"]])))
+    reader, writer = await asyncio.open_unix_connection(backing.server.address)
+    writer.write(frame(msgspec.msgpack.encode([[0, 1, calls.VERSION + 1, "memory://"]])))
     async with asyncio.timeout(WAIT):
         length = struct.unpack(">I", await reader.readexactly(4))[0]
         (said,) = calls.read_answers(await reader.readexactly(length))
@@ -40,7 +40,7 @@ NONSENSE = {
     "no array": frame(msgspec.msgpack.encode({"a": 1})),
     "an unknown request": frame(msgspec.msgpack.encode([[99, 1]])),
     "a request before hello": frame(msgspec.msgpack.encode([[4, 1, "key"]])),
-    "a field of the wrong type": frame(msgspec.msgpack.encode([[0, 1, 1, "", 7]])),
+    "a field of the wrong type": frame(msgspec.msgpack.encode([[0, 1, 1, 7]])),
     "a frame that is too large": struct.pack(">I", calls.MAX_FRAME + 1),
 }
 
@@ -48,7 +48,7 @@ NONSENSE = {
 @for_each("what", list(NONSENSE))
 async def test_invalid_frames_end_only_their_connection(backing: LocalBacking, what: str) -> None:
     worker = await backing.worker()
-    reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
+    reader, writer = await asyncio.open_unix_connection(backing.server.address)
     writer.write(NONSENSE[what])
     async with asyncio.timeout(WAIT):
         assert await reader.read() == b""

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 
-from millstream._stores.nats.address import parse_address
-from millstream._stores.nats.link import StreamMessage, read_token
+from millstream._stores.nats.link import StreamMessage, parse_address, read_token
 from millstream._stores.nats.store import NatsBackend, NatsStore
 from millstream._stores.tail import Tail
 from millstream.protocol import LocalError

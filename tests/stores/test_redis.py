@@ -346,6 +346,14 @@ async def test_canceled_and_refused_appends_do_not_harm_others_of_their_batch(se
         assert entries.keys() <= set(range(15))
 
 
+async def test_a_key_that_cannot_be_sent_does_not_harm_others_of_its_batch(server: RedisServer) -> None:
+    async with open_worker(server.url, lease=600.0) as store:
+        keys = ("one:a", "one:\udcff", "one:b")
+        results = await asyncio.gather(*(store.kv.put(key, b"1", TTL) for key in keys), return_exceptions=True)
+        assert [type(result) for result in results] == [type(None), UnicodeEncodeError, type(None)]
+        assert await store.kv.get("one:b") == b"1"
+
+
 async def test_concurrent_appends_are_pipelined(server: RedisServer) -> None:
     async with open_worker(server.url, lease=600.0) as store:
         await warm_up(store)

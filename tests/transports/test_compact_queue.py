@@ -1,6 +1,7 @@
 import asyncio
 
-from millstream._http.websocket import CompactEvent, CompactQueue
+from millstream._http.message import CompactEvent
+from millstream._http.websocket import CompactQueue
 from patience import WAIT
 
 

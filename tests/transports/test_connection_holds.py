@@ -16,8 +16,7 @@ from millstream._config import Settings
 from millstream._http.asgi import AsgiAdapter, AsgiExchange
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Response, Sink
-from millstream._http.server.connection import MAX_PIPELINE
-from millstream._http.server.exchange import ServerExchange
+from millstream._http.server.connection import MAX_PIPELINE, ServerExchange
 from millstream._server.calls.call import Call
 from millstream._transports.streamable import PostReplyChannel
 from wire import ask_asgi, encode_headers, encode_request, per_request, routing, run_wire

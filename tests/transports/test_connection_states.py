@@ -13,23 +13,29 @@ from http_peer import HEAD, request
 from millstream._config import Settings
 from millstream._http import server
 from millstream._http.message import Handler, HttpLimits, Response
-from millstream._http.server import Endpoints, exchange
-from millstream._http.server.connection import CONTINUE, MAX_PIPELINE, Event, Refusal, ServerConnection, Upgrade
-from millstream._http.server.exchange import (
+from millstream._http.server import Endpoints
+from millstream._http.server import connection as exchange
+from millstream._http.server.connection import (
     ANSWERING,
     BODY,
     BODY_TIMEOUT,
     CLOSED,
+    CONTINUE,
     DONE,
     EXPECTED,
     FAST_BODY,
     HEADER_TIMEOUT,
     IDLE,
+    MAX_PIPELINE,
     NEW,
     SILENT,
+    Event,
+    Refusal,
+    ServerConnection,
     ServerExchange,
+    Upgrade,
 )
-from millstream._http.server.exchange import HEAD as IN_HEAD
+from millstream._http.server.connection import HEAD as IN_HEAD
 from millstream._protocol.principal import Share
 from property_settings import examples
 from strategies import cuts

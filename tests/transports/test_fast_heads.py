@@ -16,7 +16,7 @@ from millstream._http import server
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest, Response
 from millstream._http.server import HeaderLineCache
-from millstream._http.server.exchange import BODY, FAST_BODY, IDLE
+from millstream._http.server.connection import BODY, FAST_BODY, IDLE
 from millstream._http.server.listener import HttpProtocol, SocketListener
 from property_settings import examples
 from strategies import bytewise, cuts

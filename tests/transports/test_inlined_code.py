@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from millstream._http.server.connection import ServerConnection
-from millstream._http.server.exchange import ServerExchange
+from millstream._http.server.connection import ServerConnection, ServerExchange
 from millstream._http.server.listener import HttpProtocol
 
 

@@ -8,8 +8,20 @@ import pytest
 from cases import for_each
 from millstream._config import Settings
 from millstream._http.message import HttpLimits, Response
-from millstream._http.server.exchange import ANSWERING, BODY, CLOSED, DONE, EXPECTED, FAST_BODY, HEAD, IDLE, NEW, SILENT
-from millstream._http.server.guard import ConnectionGuard, ServerState
+from millstream._http.server.connection import (
+    ANSWERING,
+    BODY,
+    CLOSED,
+    DONE,
+    EXPECTED,
+    FAST_BODY,
+    HEAD,
+    IDLE,
+    NEW,
+    SILENT,
+    ServerState,
+)
+from millstream._http.server.guard import ConnectionGuard
 
 LIMITS = HttpLimits.of(Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75))
 

@@ -7,8 +7,9 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from cases import for_each
+from millstream._http.message import CompactEvent
 from millstream._http.server.websocket import WebSocketProtocol
-from millstream._http.websocket import SLOW, TRY_AGAIN_LATER, CompactEvent, DirectSocket, text_frame
+from millstream._http.websocket import SLOW, TRY_AGAIN_LATER, DirectSocket, text_frame
 from millstream._transports.websocket import carry
 from millstream.hub import HubLimits
 from socket_world import CLOSE, PING, PONG, TEXT, TRANSPORTS, WAIT, World, frame, world

@@ -207,7 +207,7 @@ class Fed:
 async def fed(**settings: Any) -> AsyncIterator[Fed]:
     """An open socket; what is fed to it, it handles frame by frame, and `handled` counts them."""
     one = Fed(**settings)
-    one.protocol.data_received(UPGRADED)
+    one.protocol.open(UPGRADED)
     await one.until(lambda: one.protocol._is_open)
     yield one
     one.protocol.connection_lost(None)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
     from millstream._app.user_routes import UserRoute
-    from millstream._http.server.guard import ServerState
+    from millstream._http.server.connection import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.gateway._upstream import UpstreamConfig
@@ -289,11 +289,10 @@ class Definition:
         """Remove an item here, and wherever this server is mounted, on every worker. Raises KeyError if it doesn't
         exist.
         """
-        self.registry.remove(kind, key)
-        for listener in list(self.listeners):
-            listener.on_change(kind, key, "removed")
-        for parent, prefix in self._mounted_on:
-            parent.remove(kind, prefix_name(kind, key, prefix))
+        for place, name in self._places(kind, key):
+            place.registry.remove(kind, name)
+            for listener in list(place.listeners):
+                listener.on_change(kind, name, "removed")
 
     def switch(self, kind: str, key: str, *, on: bool) -> None:
         """Enable or disable an item here, and wherever this server is mounted, on every worker.
@@ -301,16 +300,15 @@ class Definition:
         Raises:
             KeyError: The item doesn't exist.
         """
-        registry = self.registry
-        offered, disabled = getattr(registry, kind), registry.disabled[kind]
-        if key not in offered and key not in disabled:
-            raise KeyError(f"There is no {key!r}; {suggest(key, [*offered, *disabled])}")
-        if on == (key in disabled):
-            (registry.enable if on else registry.disable)(kind, key)
-        for listener in list(self.listeners):
-            listener.on_change(kind, key, "on" if on else "off")
-        for parent, prefix in self._mounted_on:
-            parent.switch(kind, prefix_name(kind, key, prefix), on=on)
+        for place, name in self._places(kind, key):
+            registry = place.registry
+            offered, disabled = getattr(registry, kind), registry.disabled[kind]
+            if name not in offered and name not in disabled:
+                raise KeyError(f"There is no {name!r}; {suggest(name, [*offered, *disabled])}")
+            if on == (name in disabled):
+                (registry.enable if on else registry.disable)(kind, name)
+            for listener in list(place.listeners):
+                listener.on_change(kind, name, "on" if on else "off")
 
     def kind_of(self, noun: str, key: str) -> str:
         """Return the registry kind of a tool, prompt, or resource.
@@ -341,12 +339,10 @@ class Definition:
         Raises:
             ValueError: The prompt or template has no such argument.
         """
-        self.registry.check_argument(reference, argument)
-        self.registry.completers[(reference, argument)] = function
-        self.registry.offer("completions")
-        kind = "templates" if "{" in reference else "prompts"
-        for parent, prefix in self._mounted_on:
-            parent.complete(prefix_name(kind, reference, prefix), argument, function)
+        for place, name in self._places("templates" if "{" in reference else "prompts", reference):
+            place.registry.check_argument(name, argument)
+            place.registry.completers[(name, argument)] = function
+            place.registry.offer("completions")
 
     def _check_everywhere(self, what: str) -> None:
         several = any(runtime.shared for each in self._around() for runtime in each.listeners)
@@ -357,10 +353,15 @@ class Definition:
                 "lifespan starts."
             )
 
-    def _check_free(self, kind: str, key: str) -> None:
-        self.registry.check_free(kind, key)
+    def _places(self, kind: str, key: str) -> "Iterator[tuple[Definition, str]]":
+        """Yield this server, and wherever it's mounted, each with the name of an item there."""
+        yield self, key
         for parent, prefix in self._mounted_on:
-            parent._check_free(kind, prefix_name(kind, key, prefix))
+            yield from parent._places(kind, prefix_name(kind, key, prefix))
+
+    def _check_free(self, kind: str, key: str) -> None:
+        for place, name in self._places(kind, key):
+            place.registry.check_free(kind, name)
 
     def _put(self, kind: str, key: str, item: Any, *, on: bool) -> None:
         if self.hooks is not None:
@@ -573,8 +574,6 @@ class Definition:
         registrations change by themselves.
         """
         change.uri.encode()  # an unencodable URI is the caller's error
-        for listener in list(self.listeners):
-            listener.emit(change)
-        if change.uri:
-            for parent, prefix in self._mounted_on:
-                parent.emit(ServerChange(change.kind, prefix_name("resources", change.uri, prefix)))
+        for place, uri in self._places("resources", change.uri) if change.uri else ((self, ""),):
+            for listener in list(place.listeners):
+                listener.emit(ServerChange(change.kind, uri))

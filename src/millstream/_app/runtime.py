@@ -16,8 +16,7 @@ from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hooks
 from millstream._server.features.tools import Tool
-from millstream._server.handlers import MiddlewareChain
-from millstream._server.listen import install
+from millstream._server.handlers import MiddlewareChain, install
 from millstream._server.peers import (
     PAUSE,
     ItemRemoval,
@@ -400,12 +399,11 @@ class Runtime:
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
         self.dispatcher.stopping = True
-        self.dispatcher.notifications.close()
+        await self.dispatcher.notifications.close()
         await self.sweep.close()
         self._end_subscriptions()
         calls = self.dispatcher.calls
-        listening = [call for call in calls if call.long_lived]
-        await wait_for(listening, calls, self.sweep.clock, 1.0)
+        await wait_for([call for call in calls if call.long_lived], calls, self.sweep.clock, 1.0)
         self.streams.close()
         for drain in self.host.drains:
             await drain(1.0)

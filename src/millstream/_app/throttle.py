@@ -11,27 +11,24 @@ from itertools import count
 from math import ceil
 from typing import Any, NamedTuple
 
-from millstream._config import Settings
 from millstream._http.message import peer_network
 from millstream._limits import (
     CalendarQuota,
     Limiter,
     Rate,
     SharedLimiter,
-    StoreLimiter,
     concurrency_limits,
     hash_key,
     limit_name,
     rate_lines,
 )
+from millstream._parts import Host
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.control import Gate, Requester
-from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
-from millstream._stores.base import Store
 from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
 
 
@@ -45,10 +42,11 @@ class _Pace(NamedTuple):
 class Throttle:
     """The limits of one running server."""
 
-    def __init__(self, settings: Settings, registry: Registry, store: Store, pool: StoreLimiter) -> None:
+    def __init__(self, host: Host) -> None:
         # Configuration
-        self._registry = registry
-        self._pool = pool
+        settings, store = host.settings, host.store
+        self._registry = host.registry
+        self._pool = host.pool
         self._time = store.time
         self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
         self._requests = self._of("requests", settings.limit_requests)
@@ -56,8 +54,6 @@ class Throttle:
         self._address = self._of("address", settings.limit_address)
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
-        self._only = self._single()
-        """The limit of a prepared tool call, if there's only one."""
         # State
         self.refused = Counter[str]()
         """Policy -> number of refused calls."""
@@ -67,19 +63,17 @@ class Throttle:
         """Name of a limit -> slots held by calls of this worker."""
         self._holders = count()
 
-    def _single(self) -> Limiter | None:
-        paces = [each for each in (self._requests, self._calls, self._address) if each is not None]
-        if len(paces) != 1 or self._address is not None or self._quota is not None or self._concurrency:
-            return None
-        return paces[0] if isinstance(paces[0], Limiter) else None
-
     def gate(self) -> Gate:
         """Return the gate that charges a call to its caller: immediately, or when the result is awaited if the store
         decides.
 
         It raises `ProtocolError`, RATE_LIMITED, HTTP 429, with the time to wait.
         """
-        return self._check if self._only is None else self._quick(self._only)
+        rates = [each for each in (self._requests, self._calls, self._address) if each is not None]
+        only = rates[0] if len(rates) == 1 else None
+        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency:
+            return self._check
+        return self._quick(only)
 
     def _quick(self, only: Limiter) -> Gate:
         """Return a gate for the most common case, one rate per caller in this worker: a call within the limit costs one
@@ -231,17 +225,19 @@ class Throttle:
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
         """Return the refusal of a caller over its rate limit."""
-        self.refused[policy] += 1
         text = f"Too many requests. Try again in {max(1, ceil(wait))} seconds"
-        limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
-        return ProtocolError(RATE_LIMITED, text, _error_data(policy, limit, wait), status=429, head=head)
+        head = rate_lines(policy, rate, left, wait)
+        return self._refuse(policy, text, f"{rate.count} per {rate.seconds} s", wait, head)
 
     def _full(self, policy: str, slot: ConcurrencySlot) -> ProtocolError:
         """Return the refusal of a caller with too many concurrent calls."""
+        text, head = "Too many concurrent calls. Try again when one has ended", b"retry-after: %d\r\n" % ceil(SLOT_WAIT)
+        return self._refuse(policy, text, f"{slot.count} at a time", SLOT_WAIT, head)
+
+    def _refuse(self, policy: str, text: str, limit: str, wait: float, head: bytes) -> ProtocolError:
         self.refused[policy] += 1
-        text = "Too many concurrent calls. Try again when one has ended"
-        data = _error_data(policy, f"{slot.count} at a time", SLOT_WAIT)
-        return ProtocolError(RATE_LIMITED, text, data, status=429, head=b"retry-after: %d\r\n" % ceil(SLOT_WAIT))
+        data = {"code": "rate_limited", "retryAfterMs": ceil(wait * 1000), "policy": policy, "limit": limit}
+        return ProtocolError(RATE_LIMITED, text, data, status=429, head=head)
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
@@ -256,7 +252,3 @@ def _spend(paces: Sequence[_Pace]) -> bool:
 def _put_back(paces: Sequence[_Pace]) -> None:
     for limiter, key, price in paces:
         limiter.put_back(key, price)
-
-
-def _error_data(policy: str, limit: str, wait: float) -> dict[str, Any]:
-    return {"code": "rate_limited", "retryAfterMs": ceil(wait * 1000), "policy": policy, "limit": limit}

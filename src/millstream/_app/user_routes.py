@@ -81,7 +81,6 @@ logger = logging.getLogger("millstream")
 _TAKEN = frozenset(
     (
         "/sse",
-        "/messages/",
         "/messages",
         "/message",
         "/health",
@@ -313,7 +312,7 @@ def check_path(path: str) -> None:
         ValueError: It can't.
     """
     check_form(path)
-    if path.rstrip("/") in _TAKEN or path in _TAKEN or path.startswith(_TAKEN_BELOW):
+    if path.rstrip("/") in _TAKEN or path.startswith(_TAKEN_BELOW):
         raise ValueError(f"{path!r} is one of Millstream's own paths. Use another one, such as '/my{path}'.")
 
 

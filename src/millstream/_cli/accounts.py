@@ -38,8 +38,7 @@ KeyFileOption = Annotated[
     Parameter(
         name="--file",
         metavar="FILE",
-        help="The file of keys.",
-        show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {KEY_FILE}",
+        help=f"The file of keys. [default: {PREFIX}AUTH_KEYS, or {KEY_FILE}]",
     ),
 ]
 Owner = Annotated[str, Parameter(name="NAME", help="Owner of the key: the caller's subject in tools.")]
@@ -63,17 +62,8 @@ def add_key(
     name: Owner,
     /,
     *,
-    scope: Annotated[
-        list[str] | None, Parameter(metavar="SCOPE", help="Scope of the key; repeat it, or use '*' for all.")
-    ] = None,
-    days: Annotated[
-        float,
-        Parameter(
-            metavar="DAYS",
-            help="Days until it expires; 0 means never.",
-            validator=(finite, Number(gte=0, lte=36_500)),
-        ),
-    ] = 0,
+    scope: Annotated[tuple[str, ...], Parameter(metavar="SCOPE")] = (),
+    days: Annotated[float, Parameter(metavar="DAYS", validator=(finite, Number(gte=0, lte=36_500)))] = 0,
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
@@ -84,10 +74,14 @@ def add_key(
     - `millstream keys add ada`
 
     - `millstream keys add robot --scope orders:write --days 30`
+
+    Args:
+        scope: Scope of the key; repeat it, or use '*' for all.
+        days: Days until it expires; 0 means never.
     """
     key_file, now = _file(file), time.time()
     with convert_errors():
-        key = key_file.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
+        key = key_file.add(name, scope, now, now + days * _DAY if days else None)
     if json:
         print_json({"name": name, "key": key, "file": str(key_file.path)})
         return
@@ -138,14 +132,7 @@ def rotate(
     name: Owner,
     /,
     *,
-    grace: Annotated[
-        float,
-        Parameter(
-            metavar="HOURS",
-            help="Hours for which the old key still works.",
-            validator=(finite, Number(gte=0, lte=87_600)),
-        ),
-    ] = 24,
+    grace: Annotated[float, Parameter(metavar="HOURS", validator=(finite, Number(gte=0, lte=87_600)))] = 24,
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
@@ -154,6 +141,9 @@ def rotate(
     **Example**
 
     - `millstream keys rotate ada --grace 2`
+
+    Args:
+        grace: Hours for which the old key still works.
     """
     key_file = _file(file)
     with convert_errors():
@@ -210,10 +200,7 @@ def add_user(
     name: UserName,
     /,
     *,
-    scope: Annotated[
-        list[str] | None,
-        Parameter(metavar="SCOPE", help="Scope that they may grant to clients; repeat it, or use '*' for all."),
-    ] = None,
+    scope: Annotated[tuple[str, ...], Parameter(metavar="SCOPE")] = (),
     file: UserFileOption = Path(USER_FILE),
     json: Json = False,
 ) -> None:
@@ -224,9 +211,12 @@ def add_user(
     - `millstream users add ada`
 
     - `millstream users add grace --scope orders:write`
+
+    Args:
+        scope: Scope that they may grant to clients; repeat it, or use '*' for all.
     """
     with convert_errors():
-        _people(file).add(name, _password(), tuple(scope or ()), time.time())
+        _people(file).add(name, _password(), scope, time.time())
     report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 
@@ -280,12 +270,10 @@ audit = App(name="audit", help="Check audit logs.")
 
 @audit.command
 def verify(
-    file: Annotated[Path, Parameter(name="FILE", help="The audit log.")],
+    file: Path,
     /,
     *,
-    last: Annotated[
-        str, Parameter(metavar="HASH", help="The expected hash of the last line, which you noted earlier.")
-    ] = "",
+    last: Annotated[str, Parameter(metavar="HASH")] = "",
     json: Json = False,
 ) -> None:
     """Check that no line was changed, removed, or inserted, and print the hash of the last one.
@@ -295,6 +283,10 @@ def verify(
     **Example**
 
     - `millstream audit verify audit.jsonl --last HASH`
+
+    Args:
+        file: The audit log.
+        last: The expected hash of the last line, which you noted earlier.
     """
     try:
         count, found = verify_file(file)

@@ -55,8 +55,8 @@ Target = Annotated[
     ),
 ]
 Header = Annotated[
-    list[str] | None,
-    Parameter(name=("--header", "-H"), metavar="HEADER", help='Send a header with each HTTP request: "Name: value".'),
+    tuple[str, ...],
+    Parameter(alias="-H", metavar="HEADER", help='Send a header with each HTTP request: "Name: value".'),
 ]
 Login = Annotated[bool, Parameter(help="Sign in with a browser if the server requires it, and store the tokens.")]
 Timeout = Annotated[
@@ -69,7 +69,7 @@ Timeout = Annotated[
 class ConnectOptions:
     """Options to connect to a server. Each field is an option of a command with a parameter of this type."""
 
-    header: Header = None
+    header: Header = ()
     auth_key: Annotated[
         str,
         Parameter(
@@ -83,13 +83,13 @@ class ConnectOptions:
     ] = ""
     login: Login = False
     env: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         Parameter(
-            name=("--env", "-e"),
+            alias="-e",
             metavar="NAME=VALUE",
             help="Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like.",
         ),
-    ] = None
+    ] = ()
     revision: Annotated[str, Parameter(metavar="DATE", help="Use only this protocol revision, as a date.")] = ""
     timeout: Timeout = 60
 
@@ -106,9 +106,7 @@ class ConnectOptions:
         """Environment variables of a server that the command starts."""
         return pairs(self.env, "=", "--env must be NAME=VALUE")
 
-    def client(
-        self, target: str, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
-    ) -> Client:
+    def client(self, target: str, *, elicit: Elicit | None = None, log_level: str = "") -> Client:
         """Return a client for the server."""
         return Client(
             target,
@@ -122,11 +120,9 @@ class ConnectOptions:
                 stderr=_ServerOutput.print if _is_program(target) or sys.stderr.isatty() else None,
                 log_level=log_level,
                 auth=auth_for(self.login),
-                max_connections=max_connections,
                 connect_timeout=min(10.0, self.timeout),
                 probe_timeout=min(10.0, self.timeout),
             ),
-            **more,
         )
 
 
@@ -185,10 +181,10 @@ def version_of(client: Client) -> str:
     return "" if client.server.version == "0" else client.server.version
 
 
-def pairs(words: Sequence[str] | None, mark: str, usage: str) -> dict[str, str]:
+def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
     """Parse ``NAME=VALUE`` words into a dict."""
     found: dict[str, str] = {}
-    for word in words or ():
+    for word in words:
         name, sign, value = word.partition(mark)
         if not sign or not name.strip():
             raise UsageError(f"{usage}, not {word!r}.")

@@ -27,21 +27,18 @@ NODE = 22
 
 
 def dev(
-    target: Annotated[
-        str,
-        Parameter(name="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
-    ],
+    target: Annotated[str, Parameter(name="FILE[:OBJECT]")],
     /,
     *,
     port: Port = None,
-    no_open: Annotated[bool, Parameter(help="Don't open a browser.")] = False,
+    no_open: bool = False,
     mcp_inspector: Annotated[
         bool, Parameter(help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
     ] = False,
-    packages: Packages = None,
-    editable: Editable = None,
+    packages: Packages = (),
+    editable: Editable = (),
     env_file: EnvFile = None,
-    inspect: Inspect = None,
+    inspect: Inspect = (),
 ) -> None:
     """Serve a file while you write it.
 
@@ -55,9 +52,13 @@ def dev(
     - `millstream dev shop.py --with pandas --no-open`
 
     - `millstream dev shop.py --mcp-inspector`: with the MCP Inspector
+
+    Args:
+        target: A Python file or module; add OBJECT if it has several servers.
+        no_open: Don't open a browser.
     """
     command = npx() if mcp_inspector else ""
-    run_with(packages or (), editable or ())
+    run_with(packages, editable)
     use_file(env_file)
     beside = _Beside(command, opens=not no_open)
     try:
@@ -67,7 +68,7 @@ def dev(
         beside.close()
 
 
-def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
+def _serve(target: str, port: int | None, beside: "_Beside", inspect: tuple[str, ...]) -> bool:
     """Serve until stopped. If the file can't be served, wait for a change, and return False.
 
     Raises:
@@ -82,7 +83,7 @@ def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] 
             reload=True,
             told=beside.on_ready,
             web=True,
-            settings={"inspect_urls": tuple(inspect) if inspect else None, "show_errors": True},
+            settings={"inspect_urls": inspect or None, "show_errors": True},
         )
     except CommandError as exc:
         if not exc.detail or not can_supervise():

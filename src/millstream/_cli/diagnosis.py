@@ -97,23 +97,8 @@ def ping(
     target: Target,
     /,
     *,
-    count: Annotated[
-        int,
-        Parameter(
-            name=("--count", "-c"),
-            metavar="N",
-            help="Number of pings.",
-            validator=Number(gte=1),
-        ),
-    ] = 1,
-    interval: Annotated[
-        float,
-        Parameter(
-            metavar="SECONDS",
-            help="Seconds between two pings.",
-            validator=(finite, Number(gte=0)),
-        ),
-    ] = 1.0,
+    count: Annotated[int, Parameter(alias="-c", validator=Number(gte=1))] = 1,
+    interval: Annotated[float, Parameter(metavar="SECONDS", validator=(finite, Number(gte=0)))] = 1.0,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -122,6 +107,10 @@ def ping(
     **Example**
 
     - `millstream ping http://127.0.0.1:8000/mcp --count 5 --interval 0.2`
+
+    Args:
+        count: Number of pings.
+        interval: Seconds between two pings.
     """
 
     async def work(client: Client) -> None:
@@ -411,19 +400,9 @@ WatchLevel = StrEnum("WatchLevel", "debug info notice warning error critical ale
 def watch(
     target: Target,
     /,
-    *uris: Annotated[str, Parameter(name="URI", help="Resources to watch.")],
-    count: Annotated[
-        int,
-        Parameter(
-            name=("--count", "-c"),
-            metavar="N",
-            help="Stop after this many changes; 0 for no limit.",
-            validator=Number(gte=0),
-        ),
-    ] = 0,
-    level: Annotated[
-        WatchLevel, Parameter(metavar="LEVEL", help="Minimum severity of log messages.")
-    ] = WatchLevel.info,
+    *uris: Annotated[str, Parameter(name="URI")],
+    count: Annotated[int, Parameter(alias="-c", validator=Number(gte=0))] = 0,
+    level: Annotated[WatchLevel, Parameter(metavar="LEVEL")] = WatchLevel.info,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -437,6 +416,11 @@ def watch(
     - `millstream watch http://127.0.0.1:8000/mcp`
 
     - `millstream watch http://127.0.0.1:8000/mcp shop://news --count 1`: wait for one change
+
+    Args:
+        uris: Resources to watch.
+        count: Stop after this many changes; 0 for no limit.
+        level: Minimum severity of log messages.
     """
 
     async def work(client: Client) -> None:
@@ -487,14 +471,8 @@ def channel(
     target: Target,
     /,
     *,
-    event: Annotated[
-        list[str] | None,
-        Parameter(metavar="NAME", help="Forward this event; repeat it."),
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        Parameter(metavar="NAME=VALUE", help="Forward only events with this argument; repeat it."),
-    ] = None,
+    event: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
+    where: Annotated[tuple[str, ...], Parameter(metavar="NAME=VALUE")] = (),
     options: ConnectOptions = DEFAULTS,
 ) -> None:
     """Forward events of a server to Claude Code, as a channel on standard input and output.
@@ -505,6 +483,10 @@ def channel(
     **Examples**
 
     - `millstream channel https://shop.example/mcp --event order.paid --where customer=ada --auth KEY`
+
+    Args:
+        event: Forward this event; repeat it.
+        where: Forward only events with this argument; repeat it.
     """
     from millstream._app import Server  # noqa: PLC0415  the other commands are clients
     from millstream.extensions.events._channel import (  # noqa: PLC0415
@@ -516,7 +498,7 @@ def channel(
     arguments = {name: _value(text) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
 
     async def work(client: Client) -> None:
-        chosen = await select_events(client, event or [], arguments)
+        chosen = await select_events(client, event, arguments)
         name = client.server.name or target
         async with AsyncExitStack() as stack:
             events = [await stack.enter_async_context(each) for each in chosen]

@@ -26,7 +26,7 @@ from millstream._cli.run import (
     warn_unused,
 )
 from millstream._cli.serve import serve_http, use_file
-from millstream._cli.tables import print_json, print_text
+from millstream._cli.tables import confirm, print_json, print_text
 from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client import Client, ClientError, Options
 from millstream.gateway import _catalog as catalog
@@ -102,12 +102,12 @@ def serve(  # noqa: PLR0913  the options of the command
 @gateway.command
 def accept(
     file: File,
-    upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
-    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item. By default, all changed ones.")] = "",
+    upstream: str,
+    tool: str = "",
     /,
     *,
     yes: Yes = False,
-    json: Annotated[bool, Parameter(help="Print changes as JSON; accept them with --yes.")] = False,
+    json: bool = False,
 ) -> None:
     """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
 
@@ -117,6 +117,11 @@ def accept(
     **Example**
 
     - `millstream gateway accept gateway.toml shop order`
+
+    Args:
+        upstream: Name of the upstream.
+        tool: Name of the item. By default, all changed ones.
+        json: Print changes as JSON; accept them with --yes.
     """
     try:
         config, kept = _find_pinned(load_file(file), upstream, file)
@@ -198,4 +203,4 @@ def _confirm() -> bool:
         raise CommandError(
             "Nothing was accepted, because there's no terminal to ask on.", fix="Review the change, then use --yes."
         )
-    return input("Accept? [y/N] ").strip().lower() in ("y", "yes")
+    return confirm("Accept?")

@@ -1,5 +1,8 @@
 """``millstream install``: add a server to the configuration of an application, or remove it.
 
+An entry starts a command, or names a URL. See the documentation linked at each application. Paths are per user, except
+`project`, which is per folder.
+
 Files are written atomically, with a backup beside the file. The name of the backup contains the server, a digest of the
 new content, and whether the file existed. If the file is unchanged since, undo restores the backup or deletes the file.
 Otherwise, undo reverts only the entry.
@@ -10,36 +13,371 @@ import hashlib
 import json as json_module
 import os
 import re
+import shutil
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._cli.applications import (
-    APPLICATIONS,
-    ConfigurableApp,
-    Launch,
-    System,
-    hyphenate,
-    launch_of,
-    merge_entries,
-    name_of,
-)
 from millstream._cli.connect_options import pairs
 from millstream._cli.errors import tell
 from millstream._cli.program import Editable, Json, Packages, Yes
-from millstream._cli.serve import read_file
+from millstream._cli.serve import find_uv, read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
+from millstream._http.client.url import parse
+from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import closest_name
 from millstream._protocol.json_schema import value_at
+from millstream.client._errors import TargetError
+from millstream.client._targets import is_run_by_us
 from millstream.files import PRIVATE, write_private
 from millstream.gateway import _jsonc as jsonc
 from millstream.gateway._jsonc import JsonSyntaxError
+
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """How to reach a server, with the details that any application needs."""
+
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    url: str = ""
+    """URL, instead of a command."""
+    headers: Mapping[str, str] = {}
+
+    def by_remote(self) -> "Launch":
+        """Return a command that connects to the URL with mcp-remote, for applications that can only start programs."""
+        args = ["-y", "mcp-remote", self.url]
+        env: dict[str, str] = {}
+        for number, (name, value) in enumerate(self.headers.items()):
+            # Some applications don't quote arguments with spaces, so the value is passed as a variable.
+            env[f"MCP_HEADER_{number}"] = value
+            args += ["--header", f"{name}:${{MCP_HEADER_{number}}}"]
+        where = parse(self.url)
+        if not where.secure and not is_loopback(where.host):
+            args.append("--allow-http")  # mcp-remote allows http only to this machine by default
+        return Launch(command="npx", args=tuple(args), env=env)
+
+
+def launch_of(
+    target: str,
+    *,
+    env: Mapping[str, str],
+    headers: Mapping[str, str],
+    packages: Sequence[str] = (),
+    editable: Sequence[str] = (),
+) -> Launch:
+    """Return how to reach a server in a file or at a URL, or a gateway to the servers that a file lists.
+
+    Paths are absolute, because applications run in other folders.
+
+    Raises:
+        CommandError: The file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
+    """
+    if "://" in target:
+        try:
+            url = parse(target)
+        except TargetError as exc:
+            raise CommandError(str(exc)) from exc
+        if url.scheme not in ("http", "https"):
+            raise CommandError("Applications can't use WebSockets.", fix="Use the server's http or https URL.")
+        return Launch(url=str(url), headers=headers)
+    source, colon, name = target.rpartition(":")
+    if not (colon and source and name.isidentifier()):
+        source, name = target, ""
+    path = Path(source)
+    if not path.is_file():
+        fix = "Use a .py, .js, .json, or .toml file, or a URL like https://example.com/mcp."
+        raise CommandError(f"{path} is a folder." if path.is_dir() else f"There is no file {path}.", fix=fix)
+    path = path.resolve()
+    if packages or editable:
+        words = with_packages(find_uv(), packages, editable) + _words(path, name, python="python")
+    else:
+        words = _words(path, name)
+    return Launch(command=words[0], args=tuple(words[1:]), env=env)
+
+
+def _words(path: Path, name: str, *, python: str = "") -> list[str]:
+    if path.suffix in (".js", ".mjs", ".cjs"):
+        return [shutil.which("node") or "node", str(path)]
+    gateway = path.suffix in (".json", ".toml")
+    if not gateway and path.suffix != ".py":
+        raise CommandError(
+            f"{path.name} is neither Python nor JavaScript, nor a list of servers.",
+            fix="Use a .py, .js, .json, or .toml file, or a URL.",
+        )
+    if not gateway and not is_run_by_us(path.read_text("utf-8", "replace")):
+        return [python or sys.executable, str(path)]
+    program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
+    start = [str(program)] if program.is_file() and not python else [python or sys.executable, "-m", "millstream"]
+    what = ["gateway", str(path)] if gateway else ["run", f"{path}:{name}" if name else str(path)]
+    return [*start, *what, "--transport", "stdio"]
+
+
+def hyphenate(name: str) -> str:
+    """Return a server name that every application accepts, such as ``My-Shop`` for ``My Shop``."""
+    return _UNFIT.sub("-", name).strip("-") or "server"
+
+
+def name_of(target: str) -> str:
+    """Return the default name of a server: the file, or the first part of the host."""
+    if "://" in target:
+        host = urlsplit(target).hostname or "server"
+        parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
+        return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
+    return hyphenate(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)
+
+
+class System(Struct, frozen=True, kw_only=True):
+    """Properties of the machine that determine paths."""
+
+    kind: str
+    """``linux``, ``macos``, or ``windows``."""
+    home: Path
+    variables: Mapping[str, str] = {}
+
+    def folder(self, *, linux: str, macos: str, windows: str) -> Path:
+        """Return the folder of an application, below the system's location for settings."""
+        if self.kind == "windows":
+            return Path(self.variables.get("APPDATA") or self.home / "AppData" / "Roaming") / windows
+        if self.kind == "macos":
+            return self.home / macos
+        return Path(self.variables.get("XDG_CONFIG_HOME") or self.home / ".config") / linux
+
+
+def _command(name: str, launch: Launch) -> dict[str, Any]:
+    entry: dict[str, Any] = {"command": launch.command, "args": list(launch.args)}
+    return {**entry, "env": dict(launch.env)} if launch.env else entry
+
+
+class ConfigurableApp(Struct, frozen=True, kw_only=True):
+    """One application."""
+
+    title: str
+    place: Callable[[System], Path]
+    """Its configuration file."""
+    under: str = "mcpServers"
+    """Member of its configuration that contains the servers."""
+    project: str = ""
+    """Configuration file of one folder, relative to it."""
+    snippet: Callable[[str, str, dict[str, Any]], str] | None = None
+    """Formats an entry for a file that isn't JSON, from `under`, the server's name, and the entry. The user adds it."""
+    local: Callable[[str, Launch], dict[str, Any]] = _command
+    """Creates the entry for a command, from the name of the server and the launch."""
+    remote: Callable[[str, Launch], dict[str, Any]] | None = None
+    """Creates the entry for a URL. None if the application can only start programs."""
+    named: Callable[[str], str] = hyphenate
+    """Converts the name of a server to the application's form."""
+    afterwards: str
+    """What the user has to do after installation."""
+
+    def entry(self, name: str, launch: Launch) -> dict[str, Any]:
+        """Return the entry of a server in the application's format."""
+        if not launch.url:
+            return self.local(name, launch)
+        return self.remote(name, launch) if self.remote is not None else self.local(name, launch.by_remote())
+
+
+def _typed_command(name: str, launch: Launch) -> dict[str, Any]:
+    return {"type": "stdio", **_command(name, launch)}
+
+
+def _url_as(
+    member: str, *, kind: Mapping[str, str] | None = None, headers: str = "headers"
+) -> Callable[[str, Launch], dict[str, Any]]:
+    def write(name: str, launch: Launch) -> dict[str, Any]:
+        entry: dict[str, Any] = {**(kind or {}), member: launch.url}
+        return {**entry, headers: dict(launch.headers)} if launch.headers else entry
+
+    return write
+
+
+_GOOSE_SECONDS = 300
+
+
+def _goose(name: str, launch: Launch) -> dict[str, Any]:
+    kind, way = (
+        ("streamable_http", {"uri": launch.url, "headers": dict(launch.headers)})
+        if launch.url
+        else ("stdio", {"cmd": launch.command, "args": list(launch.args), "envs": dict(launch.env)})
+    )
+    return {"name": name, "type": kind, "enabled": True, **way, "timeout": _GOOSE_SECONDS}
+
+
+def _in_toml(under: str, name: str, entry: dict[str, Any]) -> str:
+    def write(value: Any) -> str:
+        if isinstance(value, dict):
+            members = cast("dict[str, Any]", value).items()
+            return f"{{ {', '.join(f'{write(member)} = {write(each)}' for member, each in members)} }}"
+        return json_module.dumps(value, ensure_ascii=False)  # strings and arrays of strings are the same in TOML
+
+    return "\n".join([f"[{under}.{name}]", *(f"{member} = {write(value)}" for member, value in entry.items())])
+
+
+def _in_yaml(under: str, name: str, entry: dict[str, Any]) -> str:
+    members = (f"    {member}: {json_module.dumps(value, ensure_ascii=False)}" for member, value in entry.items())
+    return "\n".join([f"{under}:", f'  "{name}":', *members])
+
+
+def _in_home(*parts: str) -> Callable[[System], Path]:
+    return lambda system: system.home.joinpath(*parts)
+
+
+def _in_settings(linux: str, macos: str, windows: str) -> Callable[[System], Path]:
+    return lambda system: system.folder(linux=linux, macos=macos, windows=windows)
+
+
+APPLICATIONS = {
+    # https://modelcontextprotocol.io/docs/develop/connect-local-servers; URLs go through its Connectors, not this file
+    "claude": ConfigurableApp(
+        title="Claude Desktop",
+        place=_in_settings(
+            "Claude/claude_desktop_config.json",
+            "Library/Application Support/Claude/claude_desktop_config.json",
+            "Claude/claude_desktop_config.json",
+        ),
+        named=str,
+        afterwards="Quit Claude Desktop and start it again.",
+    ),
+    # https://code.claude.com/docs/en/mcp
+    "claude-code": ConfigurableApp(
+        title="Claude Code",
+        place=_in_home(".claude.json"),
+        project=".mcp.json",
+        local=_typed_command,
+        remote=_url_as("url", kind={"type": "http"}),
+        afterwards="Start Claude Code again, and type /mcp to see the server.",
+    ),
+    # https://cursor.com/docs/mcp
+    "cursor": ConfigurableApp(
+        title="Cursor",
+        place=_in_home(".cursor", "mcp.json"),
+        project=".cursor/mcp.json",
+        local=_typed_command,
+        remote=_url_as("url"),
+        afterwards="Switch the server on in Cursor's settings, under MCP.",
+    ),
+    # https://code.visualstudio.com/docs/agents/reference/mcp-configuration
+    "vscode": ConfigurableApp(
+        title="Visual Studio Code",
+        place=_in_settings(
+            "Code/User/mcp.json", "Library/Application Support/Code/User/mcp.json", "Code/User/mcp.json"
+        ),
+        project=".vscode/mcp.json",
+        under="servers",
+        local=_typed_command,
+        remote=_url_as("url", kind={"type": "http"}),
+        named=str,
+        afterwards="Start the server with the command MCP: List Servers.",
+    ),
+    # https://docs.devin.ai/desktop/cascade/mcp; its successor is below
+    "windsurf": ConfigurableApp(
+        title="Windsurf",
+        place=_in_home(".codeium", "windsurf", "mcp_config.json"),
+        remote=_url_as("serverUrl"),
+        afterwards="Press Refresh in Cascade's list of MCP servers.",
+    ),
+    # https://docs.devin.ai/cli/extensibility/mcp/configuration; this file name since version 3000.3
+    "devin": ConfigurableApp(
+        title="Devin",
+        place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
+        project=".devin/mcp_config.json",
+        remote=_url_as("url", kind={"transport": "http"}),
+        afterwards="Start a new session in Devin Desktop, or in the Devin CLI.",
+    ),
+    # https://zed.dev/docs/ai/mcp and https://zed.dev/docs/configuring-zed
+    "zed": ConfigurableApp(
+        title="Zed",
+        place=lambda system: system.folder(linux="zed", macos=".config/zed", windows="Zed") / "settings.json",
+        project=".zed/settings.json",
+        under="context_servers",
+        remote=_url_as("url"),
+        afterwards="Zed reloads its settings. Its status is in Settings, AI, MCP Servers.",
+    ),
+    # https://goose-docs.ai/docs/guides/config-files
+    "goose": ConfigurableApp(
+        title="Goose",
+        place=lambda system: (
+            system.folder(linux="goose", macos=".config/goose", windows="Block/goose/config") / "config.yaml"
+        ),
+        under="extensions",
+        snippet=_in_yaml,
+        named=lambda name: hyphenate(name).lower(),
+        local=_goose,
+        remote=_goose,
+        afterwards="Start a new Goose session.",
+    ),
+    # https://github.com/google-gemini/gemini-cli/blob/main/docs/tools/mcp-server.md
+    "gemini": ConfigurableApp(
+        title="Gemini CLI",
+        place=_in_home(".gemini", "settings.json"),
+        project=".gemini/settings.json",
+        remote=_url_as("httpUrl"),
+        afterwards="Start Gemini CLI again, and type /mcp to see the server.",
+    ),
+    # https://developers.openai.com/codex/mcp
+    "codex": ConfigurableApp(
+        title="Codex",
+        place=lambda system: Path(system.variables.get("CODEX_HOME") or system.home / ".codex") / "config.toml",
+        project=".codex/config.toml",
+        under="mcp_servers",
+        snippet=_in_toml,
+        remote=_url_as("url", headers="http_headers"),
+        afterwards="Start Codex again, and type /mcp to see the server.",
+    ),
+}
+"""Applications by the value of ``--client``."""
+
+LAUNCHING = frozenset({"args", "command", "env", "headers", "httpUrl", "serverUrl", "transport", "type", "url"})
+"""Members that define how to reach a server. All others belong to the user, and are preserved."""
+
+_URLS = ("url", "httpUrl", "serverUrl")
+
+
+def merge_entries(old: Any, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the new entry, with the user's additions to the old one if both are for the same server.
+
+    Old variables are preserved unless the new entry sets them. Nothing is preserved for a different server, because
+    `trust`, headers, tokens, and variables were meant for the old one.
+    """
+    if not isinstance(old, Mapping):
+        return new
+    fields = cast("Mapping[str, Any]", old)
+    if _server(fields) != _server(new):
+        return new
+    additions = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    variables = fields.get("env")
+    if "command" in new and isinstance(variables, Mapping):
+        additions["env"] = {**cast("Mapping[str, Any]", variables), **new.get("env", {})}
+    return {**new, **additions}
+
+
+def _server(entry: Mapping[str, Any]) -> object:
+    """Return the identity of an entry's server: the origin of its URL, or the file that its command runs."""
+    for name in _URLS:
+        url = entry.get(name)
+        if isinstance(url, str):
+            parts = urlsplit(url)
+            return parts.scheme, parts.netloc
+    words = [str(each) for each in (entry.get("command"), *(entry.get("args") or ()))]
+    if "mcp-remote" in words:
+        return next((urlsplit(word)[:2] for word in words if "://" in word), None)
+    files = [word for word in words[1:] if Path(_FILE.sub("", word)).suffix in (".py", ".js", ".mjs", ".cjs")]
+    return _FILE.sub("", files[0]) if files else words
+
+
+_FILE = re.compile(r":\w+$")
+"""Object name after the path of a file."""
+
 
 _ABSENT = "-absent"
 """Suffix of a backup if the file didn't exist."""
@@ -54,11 +392,6 @@ class FileChange(Struct, frozen=True, kw_only=True):
     before: str | None
     """Old content; None if the file doesn't exist."""
     after: str | None
-
-    @property
-    def nothing(self) -> bool:
-        """Whether nothing changes."""
-        return self.before == self.after
 
     def diff(self) -> str:
         """Return the change to the entry as a diff, without the rest of the file, which may contain others' keys."""
@@ -239,13 +572,7 @@ PRINTED = "json"
 
 
 def install(  # noqa: PLR0913  the options of the command
-    target: Annotated[
-        str,
-        Parameter(
-            name="FILE_OR_URL",
-            help="A .py or .js file (FILE:OBJECT for one of several), servers.json or gateway.toml, or a URL.",
-        ),
-    ],
+    target: Annotated[str, Parameter(name="FILE_OR_URL")],
     /,
     *,
     client: Annotated[
@@ -256,38 +583,15 @@ def install(  # noqa: PLR0913  the options of the command
             help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
         ),
     ] = "",
-    name: Annotated[
-        str, Parameter(name=("--name", "-n"), metavar="NAME", help="Name of the server in the application.")
-    ] = "",
-    variable: Annotated[
-        list[str] | None,
-        Parameter(
-            name=("--env", "-v"),
-            metavar="NAME=VALUE",
-            help="Set an environment variable of the server; repeatable.",
-        ),
-    ] = None,
-    env_file: Annotated[
-        Path | None, Parameter(name=("--env-file", "-f"), metavar="FILE", help="Set the variables in this file.")
-    ] = None,
-    header: Annotated[
-        list[str] | None,
-        Parameter(
-            name=("--header", "-H"),
-            metavar="HEADER",
-            help='For a URL: header of each request, "Name: value". Repeat it.',
-        ),
-    ] = None,
-    packages: Packages = None,
-    editable: Editable = None,
-    project: Annotated[
-        bool,
-        Parameter(
-            help="Write the configuration of this folder instead of your own, if the application supports it.",
-        ),
-    ] = False,
-    undo_last: Annotated[bool, Parameter(name="--undo", help="Undo the last install of this server.")] = False,
-    dry_run: Annotated[bool, Parameter(help="Show the change, and write nothing.")] = False,
+    name: Annotated[str, Parameter(alias="-n", metavar="NAME")] = "",
+    variable: Annotated[tuple[str, ...], Parameter(name=("--env", "-v"), metavar="NAME=VALUE")] = (),
+    env_file: Annotated[Path | None, Parameter(alias="-f")] = None,
+    header: Annotated[tuple[str, ...], Parameter(alias="-H", metavar="HEADER")] = (),
+    packages: Packages = (),
+    editable: Editable = (),
+    project: bool = False,
+    undo_last: Annotated[bool, Parameter(name="--undo")] = False,
+    dry_run: bool = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -306,9 +610,20 @@ def install(  # noqa: PLR0913  the options of the command
     - `millstream install https://example.com/mcp --client cursor --header "Authorization: Bearer KEY"`
 
     - `millstream install shop.py --client claude --undo`
+
+    Args:
+        target: A .py or .js file (FILE:OBJECT for one of several), servers.json or gateway.toml, or a URL.
+        name: Name of the server in the application.
+        variable: Set an environment variable of the server; repeatable.
+        env_file: Set the variables in this file.
+        header: For a URL: header of each request, "Name: value". Repeat it.
+        project: Write the configuration of this folder instead of your own, if the application supports it.
+        undo_last: Undo the last install of this server.
+        dry_run: Show the change, and write nothing.
     """
     name = " ".join(name.split())
     key = client or only_one_here(system_here())
+    apply: Callable[[], object]
     if undo_last:
         path, application = place_of(key, project=project)
         called = application.named(name or name_of(target))
@@ -318,36 +633,39 @@ def install(  # noqa: PLR0913  the options of the command
                 fix=f"Remove {called} from {path}.",
             )
         change, copy = prepare_undo(path, (application.under, called))
-        if confirm_change(change, dry_run=dry_run, yes=yes, json=json):
-            undo(change, copy)
-        _tell(change, application, called, "undone", dry_run=dry_run, json=json)
-        return
-    env = {**(read_file(env_file) if env_file else {}), **pairs(variable, "=", "--env must be NAME=VALUE")}
-    launch = launch_of(
-        target,
-        env=env,
-        headers=pairs(header, ":", '--header must be "Name: value"'),
-        packages=packages or (),
-        editable=editable or (),
-    )
-    _check(launch, env, header or [], [*(packages or ()), *(editable or ())])
-    if key == PRINTED:
-        called = hyphenate(name) if name else name_of(target)
-        _tell_name("some applications", called, name, json=json)
-        entry = APPLICATIONS["claude-code"].entry(called, launch)
-        sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
-        return
-    path, application = place_of(key, project=project)
-    called = application.named(name or name_of(target))
-    _tell_name(application.title, called, name, json=json)
-    entry = application.entry(called, launch)
-    if application.snippet:
-        _print_snippet(application.snippet(application.under, called, entry), application, called, path, json=json)
-        return
-    change = prepare(path, (application.under, called), lambda old: merge_entries(old, entry))
-    if confirm_change(change, dry_run=dry_run, yes=yes, json=json):
-        write(change, called)
-    _tell(change, application, called, "installed", dry_run=dry_run, json=json)
+        apply, done = partial(undo, change, copy), f"Reverted {path} to its state before {called} was installed."
+    else:
+        env = {**(read_file(env_file) if env_file else {}), **pairs(variable, "=", "--env must be NAME=VALUE")}
+        headers = pairs(header, ":", '--header must be "Name: value"')
+        launch = launch_of(target, env=env, headers=headers, packages=packages, editable=editable)
+        _check(launch, env, header, packages + editable)
+        if key == PRINTED:
+            called = hyphenate(name) if name else name_of(target)
+            _tell_name("some applications", called, name, json=json)
+            entry = APPLICATIONS["claude-code"].entry(called, launch)
+            sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
+            return
+        path, application = place_of(key, project=project)
+        called = application.named(name or name_of(target))
+        _tell_name(application.title, called, name, json=json)
+        entry = application.entry(called, launch)
+        if application.snippet:
+            _print_snippet(application.snippet(application.under, called, entry), application, called, path, json=json)
+            return
+        change = prepare(path, (application.under, called), lambda old: merge_entries(old, entry))
+        apply, done = partial(write, change, called), f"Added {called} to {application.title}. {application.afterwards}"
+    result = "undone" if undo_last else "installed"
+    if change.before == change.after:
+        result, done = "unchanged", f"{path} already has this entry for {called}, so nothing was changed."
+    elif confirm_change(change, dry_run=dry_run, yes=yes, json=json):
+        apply()
+    else:
+        result, done = "shown", "Nothing was written."
+    if json:
+        fields = {"result": result, "application": application.title, "name": called}
+        print_json({**fields, "file": str(path), "diff": change.diff()})
+    else:
+        print_text(done, sys.stderr if dry_run else None)
 
 
 def system_here() -> System:
@@ -401,7 +719,7 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     return Path.cwd() / application.project, application
 
 
-def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: list[str]) -> None:
+def _check(launch: Launch, env: dict[str, str], headers: Sequence[str], packages: Sequence[str]) -> None:
     if launch.url and packages:
         raise CommandError(
             "Packages can't be added to a server at a URL.",
@@ -430,13 +748,11 @@ def _print_snippet(snippet: str, application: ConfigurableApp, name: str, path: 
 
 
 def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:
-    """Show the change, and ask whether to make it.
+    """Show the change, and return whether to make it, which it asks.
 
     Raises:
-        Exit: The change was declined.
+        SystemExit: The change was declined.
     """
-    if change.nothing:
-        return False
     if not json:
         for line in change.diff().splitlines():
             sys.stdout.write(style(safe(line), {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")) + "\n")
@@ -455,18 +771,3 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
 def somebody_looks() -> bool:
     """Return whether standard input is a terminal."""
     return sys.stdin.isatty()
-
-
-def _tell(change: FileChange, application: ConfigurableApp, name: str, done: str, *, dry_run: bool, json: bool) -> None:
-    result = "unchanged" if change.nothing else "shown" if dry_run else done
-    if json:
-        found: dict[str, Any] = {"result": result, "application": application.title, "name": name}
-        print_json({**found, "file": str(change.path), "diff": change.diff()})
-        return
-    sentences = {
-        "unchanged": f"{change.path} already has this entry for {name}, so nothing was changed.",
-        "shown": "Nothing was written.",
-        "installed": f"Added {name} to {application.title}. {application.afterwards}",
-        "undone": f"Reverted {change.path} to its state before {name} was installed.",
-    }
-    print_text(sentences[result], sys.stderr if dry_run else None)

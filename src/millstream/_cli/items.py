@@ -90,26 +90,11 @@ def list_(
 
 def call(
     target: Target,
-    tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
+    tool: str,
     /,
-    *arguments: Annotated[
-        str,
-        Parameter(
-            name="NAME=VALUE", help="Arguments, converted to the types in the tool's schema, or one JSON object."
-        ),
-    ],
-    input: Annotated[
-        str,
-        Parameter(
-            metavar="JSON",
-            allow_leading_hyphen=True,
-            help="All arguments as one JSON object; - reads it from standard input.",
-        ),
-    ] = "",
-    task: Annotated[
-        bool,
-        Parameter(help="Let the server run the call as a task, which continues after this command ends."),
-    ] = False,
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE")],
+    input: Annotated[str, Parameter(metavar="JSON", allow_leading_hyphen=True)] = "",
+    task: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -126,6 +111,12 @@ def call(
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
 
     - `millstream call https://example.com/mcp report year=2026 --task`
+
+    Args:
+        tool: Name of the tool.
+        arguments: Arguments, converted to the types in the tool's schema, or one JSON object.
+        input: All arguments as one JSON object; - reads it from standard input.
+        task: Let the server run the call as a task, which continues after this command ends.
     """
     if len(arguments) == 1 and arguments[0].startswith("{") and not input:
         input, arguments = arguments[0], ()  # as for --input
@@ -168,7 +159,10 @@ async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any
 def print_result(result: Result, *, as_json: bool) -> int:
     """Print the result of a tool, and return the exit status."""
     if as_json:
-        print_json(_as_json(result))
+        shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
+        if isinstance(result.structured_content, msgspec.Raw):
+            shown["structuredContent"] = result.data
+        print_json(shown)
     else:
         for block in result.content:
             print_block(describe(block), sys.stderr if result.is_error else None)
@@ -177,12 +171,10 @@ def print_result(result: Result, *, as_json: bool) -> int:
 
 def read(
     target: Target,
-    uri: Annotated[str, Parameter(name="URI", help="URI of the resource.")],
+    uri: str,
     /,
     *,
-    output: Annotated[
-        Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content to this file.")
-    ] = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -193,6 +185,10 @@ def read(
     - `millstream read shop.py book://978-0`
 
     - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
+
+    Args:
+        uri: URI of the resource.
+        output: Write the content to this file.
     """
 
     async def work(client: Client) -> None:
@@ -203,7 +199,12 @@ def read(
         if json:
             print_json({"contents": contents})
         elif output is not None:
-            _save(output, b"".join(_bytes(each) for each in contents))
+            content = b"".join((each.text or "").encode() if each.blob is None else each.blob for each in contents)
+            try:
+                output.write_bytes(content)
+            except OSError as exc:
+                text = f"{output} can't be written: {exc.strerror}. Use another file: --output FILE"
+                raise ClientError(text) from exc
         else:
             for each in contents:
                 _print_content(each)
@@ -213,9 +214,9 @@ def read(
 
 def prompt(
     target: Target,
-    name: Annotated[str, Parameter(name="NAME", help="Name of the prompt.")],
+    name: str,
     /,
-    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the prompt.")],
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE")],
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -224,6 +225,10 @@ def prompt(
     **Example**
 
     - `millstream prompt shop.py pitch title=Emma`
+
+    Args:
+        name: Name of the prompt.
+        arguments: Arguments of the prompt.
     """
     bare, given = _split(arguments)
 
@@ -277,13 +282,6 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError("--input must be a JSON object.")
     return cast("dict[str, Any]", found)
-
-
-def _as_json(result: Result) -> dict[str, Any]:
-    shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
-    if isinstance(result.structured_content, msgspec.Raw):
-        shown["structuredContent"] = result.data
-    return shown
 
 
 def signature_of(tool: ToolDescription) -> str:
@@ -347,17 +345,6 @@ async def no_such_resource(client: Client, uri: str) -> ClientError | None:
     if any(uri.startswith(each.partition("{")[0]) for each in templates):
         return None
     return unknown("resource", uri, [*(each.uri for each in await list_items(client.resources)), *templates])
-
-
-def _save(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as exc:
-        raise ClientError(f"{path} can't be written: {exc.strerror}. Use another file: --output FILE") from exc
-
-
-def _bytes(content: ResourceContents) -> bytes:
-    return content.blob if content.blob is not None else (content.text or "").encode()
 
 
 def _print_content(content: ResourceContents) -> None:
@@ -452,11 +439,11 @@ async def follow(client: Client, task: str | Task) -> Result:
 
 def tasks(
     target: Target,
-    task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
+    task: str = "",
     /,
     *,
-    wait: Annotated[bool, Parameter(help="Wait until the task ends.")] = False,
-    cancel: Annotated[bool, Parameter(help="Cancel the task.")] = False,
+    wait: bool = False,
+    cancel: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -470,6 +457,11 @@ def tasks(
     - `millstream tasks https://example.com/mcp`
 
     - `millstream tasks https://example.com/mcp ID --wait`
+
+    Args:
+        task: The id of a task.
+        wait: Wait until the task ends.
+        cancel: Cancel the task.
     """
     if not task and (wait or cancel):
         raise UsageError("--wait and --cancel require a task: millstream tasks SERVER ID")

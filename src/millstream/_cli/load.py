@@ -6,8 +6,6 @@ other libraries can be imported as well: see `compatible_imports`.
 """
 
 import difflib
-import importlib
-import importlib.machinery
 import importlib.util
 import re
 import shutil
@@ -48,13 +46,19 @@ def load(target: str) -> Server:
     """
     source, name = split_target(target)
     try:
-        if is_elsewhere(target):
-            return _load_upstream(target)
-        _check_source(source)
+        if (command := find_command(target)) is not None:
+            from millstream._app.gateway_server import server_of_upstream  # noqa: PLC0415  only for gateways
+
+            return server_of_upstream(command)
+        check_target(target)
         if Path(source).suffix in _CONFIGURATIONS:
-            return _load_gateway(Path(source))
+            from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only for gateways
+
+            return server_of_file(Path(source))
     except VariableError as exc:
         raise _import_failure(source, exc) from exc
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
     with compatible_imports() as imports:
         try:
             return _import(source, name)
@@ -78,38 +82,37 @@ def check_target(target: str) -> None:
     Raises:
         CommandError: It doesn't exist.
     """
-    if is_elsewhere(target):
-        return
     source, _ = split_target(target)
-    _check_source(source)
-    if _is_path(source):
-        _check_file(Path(source))
-
-
-def is_elsewhere(target: str) -> bool:
-    """Return whether a target isn't imported: a URL, a command, a program, or a Node script."""
-    if "://" in target or Path(target).suffix in _SCRIPTS or _is_program(target):
-        return True
-    words, source = target.split(), split_target(target)[0]
-    if len(words) < 2 or Path(source).is_file():
-        return False
-    return Path(source).suffix != ".py" or shutil.which(words[0]) is not None
-
-
-def _is_program(target: str) -> bool:
-    """Return whether a target is an executable file or a program on the PATH. Modules take precedence."""
-    if Path(target).suffix in (".py", *_CONFIGURATIONS) or shutil.which(target) is None:
-        return False
-    package = target.partition(".")[0]
-    path = [str(Path.cwd()), *sys.path]
-    return not package.isidentifier() or importlib.machinery.PathFinder.find_spec(package, path) is None
-
-
-def _check_source(source: str) -> None:
+    if find_command(target) is not None:
+        return
     if not source.strip() or source.startswith(":") or source.endswith(":"):
         raise CommandError(
             f"{source!r} isn't a file name.", fix="Name a file, and optionally an object in it: shop.py:mcp"
         )
+    if _is_path(source):
+        _check_file(Path(source))
+
+
+def find_command(target: str) -> str | list[str] | None:
+    """Return a target that isn't imported, as gateways take it: a URL, a Node script, or a command. None for others.
+
+    Raises:
+        CommandError: There is no such program.
+    """
+    suffix, source, words = Path(target).suffix, Path(split_target(target)[0]), target.split()
+    if "://" in target or suffix in _SCRIPTS:
+        return target
+    if suffix not in (".py", *_CONFIGURATIONS) and shutil.which(target) is not None:
+        package = target.partition(".")[0]  # modules take precedence
+        if not package.isidentifier() or PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None:
+            return [target]
+    if len(words) < 2 or source.is_file():
+        return None
+    if shutil.which(words[0]) is not None:
+        return target
+    if source.suffix == ".py":
+        return None
+    raise CommandError(f"There is no program {words[0]!r}.", fix="Check its name, and that it is on the PATH.")
 
 
 def _is_path(source: str) -> bool:
@@ -150,14 +153,21 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
+    with _convert_errors(source):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _convert_errors(source: str) -> Generator[None]:
+    """Convert errors of the program that is imported inside the block."""
     try:
         with mark_import(source):
-            spec.loader.exec_module(module)
+            yield
     except CommandError:
         raise
     except (Exception, SystemExit) as exc:
         raise _import_failure(source, exc) from exc
-    return module
 
 
 def _check_file(path: Path) -> None:
@@ -172,19 +182,17 @@ def _check_file(path: Path) -> None:
 def load_module(name: str) -> ModuleType:
     """Import a module by its dotted name, looking in the current directory first."""
     sys.path.insert(0, str(Path.cwd()))
-    try:
-        with mark_import(name):
-            return importlib.import_module(name)
-    except CommandError:
-        raise
-    except (Exception, SystemExit) as exc:
-        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{name}.".startswith(f"{exc.name}."):
+    with _convert_errors(name):
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as exc:
+            if not exc.name or not f"{name}.".startswith(f"{exc.name}."):
+                raise
             raise CommandError(
                 f"There is no module {name}.",
                 why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
                 fix=f"Check the spelling, or use the file: millstream run {name.replace('.', '/')}.py",
             ) from exc
-        raise _import_failure(name, exc) from exc
 
 
 def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
@@ -236,32 +244,6 @@ def _adopt(value: object, source: str) -> Server:
         return server_of(value)
     except ProgramError as exc:
         raise CommandError(f"{source} can't be run.", why=str(exc)) from exc
-
-
-def _load_upstream(target: str) -> Server:
-    from millstream._app.gateway_server import server_of_upstream  # noqa: PLC0415  only for gateways
-
-    is_program = _is_program(target)
-    program = target.split(maxsplit=1)[0]
-    if not (is_program or "://" in target or Path(target).suffix in _SCRIPTS or shutil.which(program)):
-        raise CommandError(f"There is no program {program!r}.", fix="Check its name, and that it is on the PATH.")
-    try:
-        return server_of_upstream([target] if is_program else target)
-    except VariableError:
-        raise
-    except ValueError as exc:
-        raise CommandError(str(exc)) from exc
-
-
-def _load_gateway(path: Path) -> Server:
-    from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only for gateways
-    from millstream.gateway._config import ConfigError  # noqa: PLC0415  as above
-
-    _check_file(path)
-    try:
-        return server_of_file(path)
-    except ConfigError as exc:
-        raise CommandError(str(exc)) from exc
 
 
 def _server(value: object) -> Server | None:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from inspect import Signature, cleandoc, signature
+from inspect import Signature, cleandoc
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -44,7 +44,7 @@ def program(only: str = "") -> App:
     app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
-        default_parameter=Parameter(negative=(), show_default=_show_default),
+        default_parameter=Parameter(negative=()),
         help_flags=("--help", "-h"),
         result_action="return_value",
         version_flags=(),
@@ -55,6 +55,10 @@ def program(only: str = "") -> App:
         module = import_module(f"millstream._cli.{MODULES[name]}")
         app.command(getattr(module, "list_" if name == "list" else name), name=name)
     return app
+
+
+_METAVARS: dict[Any, str] = {int: "N", Path: "FILE"}
+"""Type of an option -> how help shows its value, by default."""
 
 
 def print_help(app: App, words: Sequence[str]) -> None:
@@ -69,40 +73,32 @@ def print_help(app: App, words: Sequence[str]) -> None:
         if word.startswith("-") or word not in app:
             break
         name, app = f"{name} {word}", app[word]
-    panels: dict[str, dict[str, str]] = {}
-    for word in app:
-        if not word.startswith("-"):
-            panels.setdefault("Commands", {})[word] = app[word].help.partition("\n")[0]
-    arguments = () if app.default_command is None else app.assemble_argument_collection(default_parameter=default)
+    commands = {word: app[word].help.partition("\n")[0] for word in app if not word.startswith("-")}
+    panels = {"Commands": commands} if commands else {}
+    usage = f"{name} COMMAND"
+    arguments: Any = ()
+    if app.default_command is not None:
+        usage = f"{name} [OPTIONS]"
+        arguments = app.assemble_argument_collection(default_parameter=default, parse_docstring=True)
     for each in (one for one in arguments if one.show):
         option: Any = each.parameter
-        text, choices, group = option.help, each.get_choices(), option.group[0].name
+        text, choices, group = " ".join(option.help.split()), each.get_choices(), option.group[0].name
         if choices:
             text += f" [choices: {', '.join(choices)}]"
-        if option.show_default and not each.required and (shown := option.show_default(each.field_info.default)):
-            text += f" [default: {shown}]"
-        group = "Options" if group == "Parameters" else group
-        panels.setdefault(group, {})[f"{' '.join(each.names)} {option.metavar or ''}".strip()] = text
-    usage = f"{name} COMMAND" if app.default_command is None else _usage(name, app.default_command)
-    text = re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(app.help).replace("**", ""))
+        value = each.field_info.default
+        if option.show_default is None and value not in (None, False, "", (), Signature.empty):
+            text += f" [default: {value}]"
+        label = " ".join(each.names)
+        if label.startswith("-"):
+            label = f"{label} {option.metavar or _METAVARS.get(each.resolved_hint, '')}".rstrip()
+        else:
+            many = f"{label}..." if each.field_info.kind.name == "VAR_POSITIONAL" else label
+            usage += f" {many}" if each.required else f" [{many}]"
+        panels.setdefault("Options" if group == "Parameters" else group, {})[label] = text
+    # The descriptions of arguments are in the panels.
+    text = cleandoc(app.help).partition("\n\nArgs:\n")[0].replace("**", "")
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
     show(f"Usage: {usage}\n\n{text}", panels)
-
-
-def _usage(name: str, command: Any) -> str:
-    """Return the usage of a command, with its arguments."""
-    words = [name, "[OPTIONS]"]
-    for each in signature(command).parameters.values():
-        if each.kind is not each.KEYWORD_ONLY:
-            names = (part.name for part in get_args(each.annotation) if isinstance(part, Parameter))
-            label = next(next(iter(name)) for name in names if name)
-            many = "..." if each.kind is each.VAR_POSITIONAL else ""
-            words.append(f"[{label}{many}]" if many or each.default is not each.empty else label)
-    return " ".join(words)
-
-
-def _show_default(default: Any) -> str | None:
-    """Return the text of a default, or None if it's not worth showing."""
-    return str(default) if default not in (None, False, "", (), Signature.empty) else None
 
 
 EnvFile = Annotated[
@@ -111,22 +107,21 @@ EnvFile = Annotated[
 ]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
-    list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+    tuple[str, ...], Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
 ]
 Editable = Annotated[
-    list[str] | None,
+    tuple[str, ...],
     Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
 ]
 Port = Annotated[
     int | None,
     Parameter(
-        name=("--port", "-p"),
+        alias="-p",
         metavar="PORT",
-        help="Port to listen on; 0 picks a free port.",
-        show_default=lambda _: "8000",
+        help="Port to listen on; 0 picks a free port. [default: 8000]",
     ),
 ]
-Yes = Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")]
+Yes = Annotated[bool, Parameter(alias="-y", help="Don't ask.")]
 
 
 def finite(_: type, number: float) -> None:
@@ -154,13 +149,10 @@ Shell = Literal["bash", "zsh", "fish"]
 
 
 def completion(
-    shell: Annotated[
-        Shell | None,
-        Parameter(name="SHELL", help="Your shell: bash, zsh, or fish. Detected from SHELL by default."),
-    ] = None,
+    shell: Shell | None = None,
     /,
     *,
-    install: Annotated[bool, Parameter(help="Install it in your shell's folder.")] = False,
+    install: bool = False,
 ) -> None:
     """Print a script that completes commands, options, and choices in your shell, or install it.
 
@@ -169,6 +161,10 @@ def completion(
     - `millstream completion --install`
 
     - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
+
+    Args:
+        shell: Your shell: bash, zsh, or fish. Detected from SHELL by default.
+        install: Install it in your shell's folder.
     """
     from millstream._app.server_process import CommandError  # noqa: PLC0415  loads a server
 

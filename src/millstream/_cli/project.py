@@ -102,31 +102,12 @@ __pycache__/
 
 
 def init(
-    folder: Annotated[
-        Path | None,
-        Parameter(name="DIR", help="Folder for the project; by default this one, or a new one for a template."),
-    ] = None,
+    folder: Annotated[Path | None, Parameter(name="DIR")] = None,
     /,
     *,
-    http: Annotated[
-        bool,
-        Parameter(
-            negative="--stdio",
-            help="Serve HTTP (the default), or communicate with the program that starts it.",
-            show_default=False,
-        ),
-    ] = True,
-    name: Annotated[
-        str,
-        Parameter(
-            metavar="NAME",
-            help="Name of the server.",
-            show_default=lambda _: "the folder",
-        ),
-    ] = "",
-    template: Annotated[
-        Template | None, Parameter(help="A whole system to start from, instead of a single server.")
-    ] = None,
+    http: Annotated[bool, Parameter(negative="--stdio", show_default=False)] = True,
+    name: Annotated[str, Parameter(metavar="NAME")] = "",
+    template: Template | None = None,
     json: Json = False,
 ) -> None:
     """Create a new project: a server, a passing test, and their dependencies.
@@ -140,6 +121,12 @@ def init(
     - `millstream init --stdio`: in this folder, for a desktop application
 
     - `millstream init news --template broadcast`: an event stream, a WebSocket, and pages
+
+    Args:
+        folder: Folder for the project; by default this one, or a new one for a template.
+        http: Serve HTTP (the default), or communicate with the program that starts it.
+        name: Name of the server. [default: the folder]
+        template: A whole system to start from, instead of a single server.
     """
     if template and not http:
         raise CommandError("--stdio and --template can't be combined.", fix="Leave out one of them.")
@@ -212,14 +199,14 @@ def project(name: str, transport: str) -> dict[str, str]:
 
 
 def publish(
-    target: Annotated[str, Parameter(name="FILE", help="A .py file (FILE:OBJECT for one of several), or a module.")],
+    target: Annotated[str, Parameter(name="FILE")],
     /,
     *,
-    dry_run: Annotated[bool, Parameter(help="Print the entry without sending it. Required.")] = False,
-    name: Annotated[str, Parameter(metavar="NAME", help="Name in the registry: com.example/shop.")] = "",
-    url: Annotated[str, Parameter(metavar="URL", help="Public URL of the MCP endpoint.")] = "",
-    repository: Annotated[str, Parameter(metavar="URL", help="URL of the source code.")] = "",
-    json: Annotated[bool, Parameter(help="Print JSON in one line.")] = False,
+    dry_run: bool = False,
+    name: Annotated[str, Parameter(metavar="NAME")] = "",
+    url: Annotated[str, Parameter(metavar="URL")] = "",
+    repository: Annotated[str, Parameter(metavar="URL")] = "",
+    json: bool = False,
 ) -> None:
     """Print the `server.json` of a server for the MCP registry.
 
@@ -229,6 +216,14 @@ def publish(
     **Example**
 
     - `millstream publish shop.py --dry-run --url https://shop.example.com/mcp > server.json`
+
+    Args:
+        target: A .py file (FILE:OBJECT for one of several), or a module.
+        dry_run: Print the entry without sending it. Required.
+        name: Name in the registry: com.example/shop.
+        url: Public URL of the MCP endpoint.
+        repository: URL of the source code.
+        json: Print JSON in one line.
     """
     if not dry_run:
         raise CommandError(

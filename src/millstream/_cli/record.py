@@ -17,10 +17,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from cyclopts import Parameter
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
@@ -48,13 +47,10 @@ from millstream.client._transports.stdio import Command
 
 
 def record(
-    file: Annotated[Path, Parameter(name="FILE", help="The recording, in JSON Lines; an existing file is extended.")],
+    file: Path,
     /,
-    *server: Annotated[
-        str,
-        Parameter(name="SERVER", help="A command, a URL, a .py or .js file, or FILE.json#NAME."),
-    ],
-    header: Header = None,
+    *server: str,
+    header: Header = (),
     login: Login = False,
 ) -> None:
     """Record the messages between a client and a server.
@@ -70,6 +66,10 @@ def record(
     - `millstream record time.jsonl -- uvx mcp-server-time --local-timezone UTC`: as an application's command
 
     - `millstream record web.jsonl https://example.com/mcp`: for a server at a URL
+
+    Args:
+        file: The recording, in JSON Lines; an existing file is extended.
+        server: A command, a URL, a .py or .js file, or FILE.json#NAME.
     """
 
     if not server:
@@ -83,7 +83,8 @@ def record(
         try:
             if isinstance(place, Remote):
                 headers = pairs(header, ":", '--header must be "Name: value"')
-                return await Bridge(place, headers, writer, auth_for(login)).run()
+                await Bridge(place, headers, writer, auth_for(login)).run()
+                return 0
             if not isinstance(place, Command):
                 raise TargetError("Only commands and URLs can be recorded.")
             return await tap(place, writer)
@@ -224,7 +225,7 @@ class Bridge:
         self._tools = ToolHeaders()
         self._tasks = Tasks()
 
-    async def run(self) -> int:
+    async def run(self) -> None:
         """Run until the client disconnects."""
         try:
             async for line in lines():
@@ -236,7 +237,6 @@ class Bridge:
                     async with asyncio.timeout(_GOODBYE):
                         await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
             await self._endpoint.close()
-        return 0
 
     async def _take(self, line: bytes) -> None:
         self._writer.line("client", line)
@@ -355,10 +355,12 @@ async def tap(command: Command, writer: Writer) -> int:
         )
     except OSError as exc:
         raise TargetError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
-    inward = asyncio.create_task(_from_client(process, writer))
-    outward = [asyncio.create_task(_from_server(process, writer)), asyncio.create_task(_from_stderr(process, writer))]
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    assert stdin is not None and stdout is not None and stderr is not None  # noqa: S101, PT018  they are pipes
+    inward = asyncio.create_task(_from_client(stdin, writer))
+    outward = [asyncio.create_task(_from_server(stdout, writer)), asyncio.create_task(_from_stderr(stderr, writer))]
     try:
-        await asyncio.wait((inward, *outward[:1]), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((inward, outward[0]), return_when=asyncio.FIRST_COMPLETED)
         for end in (process.terminate, process.kill):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_GRACE):
@@ -374,9 +376,7 @@ async def tap(command: Command, writer: Writer) -> int:
     return process.returncode or 0
 
 
-async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> None:
-    stdin = process.stdin
-    assert stdin is not None  # noqa: S101  it's a pipe
+async def _from_client(stdin: asyncio.StreamWriter, writer: Writer) -> None:
     with suppress(ConnectionError):
         async for line in lines():
             writer.line("client", line)
@@ -385,9 +385,7 @@ async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> N
     stdin.close()
 
 
-async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> None:
-    stdout = process.stdout
-    assert stdout is not None  # noqa: S101  it's a pipe
+async def _from_server(stdout: asyncio.StreamReader, writer: Writer) -> None:
     splitter = LineSplitter(MAX_LINE)
     while data := await stdout.read(65536):
         for line in splitter.feed(data):
@@ -398,9 +396,7 @@ async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> N
         await write_stdout(data)
 
 
-async def _from_stderr(process: asyncio.subprocess.Process, writer: Writer) -> None:
-    stderr = process.stderr
-    assert stderr is not None  # noqa: S101  it's a pipe
+async def _from_stderr(stderr: asyncio.StreamReader, writer: Writer) -> None:
     while data := await stderr.read(65536):
         text = data.decode("utf-8", "replace")
         writer.text("server", text)

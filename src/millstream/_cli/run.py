@@ -33,8 +33,7 @@ Host = Annotated[
     Parameter(
         metavar="ADDRESS",
         group=LISTEN,
-        help="Address to listen on; 0.0.0.0 means every address of this machine.",
-        show_default=lambda _: "127.0.0.1",
+        help="Address to listen on; 0.0.0.0 means every address of this machine. [default: 127.0.0.1]",
     ),
 ]
 ListenPort = Annotated[Port, Parameter(group=LISTEN)]
@@ -48,7 +47,7 @@ Transport = Annotated[
 ]
 Store = Annotated[
     str,
-    Parameter(group=MCP, metavar="URL", help="Where to store streams and records.", show_default=lambda _: "memory://"),
+    Parameter(group=MCP, metavar="URL", help="Where to store streams and records. [default: memory://]"),
 ]
 Parts = Annotated[
     str,
@@ -69,12 +68,11 @@ MinLevel = Annotated[
     LogLevel | None,
     Parameter(
         metavar="LEVEL",
-        help="Minimum log level: debug, info, warning, or error.",
-        show_default=lambda _: "info",
+        help="Minimum log level. [default: info]",
     ),
 ]
 Inspect = Annotated[
-    list[str] | None,
+    tuple[str, ...],
     Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
 ]
 
@@ -115,67 +113,31 @@ def warn_unused(given: Mapping[str, object]) -> None:
 
 
 def run(  # noqa: PLR0913  the options of the command
-    target: Annotated[
-        str,
-        Parameter(
-            name="FILE[:OBJECT]",
-            help=(
-                "A Python file or module, with OBJECT if it has several servers; or a command or URL of another server."
-            ),
-        ),
-    ],
+    target: Annotated[str, Parameter(name="FILE[:OBJECT]")],
     /,
     *,
     host: Host = None,
     port: ListenPort = None,
     transport: Transport = TransportChoice.http,
-    no_sessions: Annotated[
-        bool, Parameter(group=MCP, help="Handle each request separately, without sessions.")
-    ] = False,
-    json_response: Annotated[
-        bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")
-    ] = False,
-    path: Annotated[
-        str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
-    ] = "",
+    no_sessions: Annotated[bool, Parameter(group=MCP)] = False,
+    json_response: Annotated[bool, Parameter(group=MCP)] = False,
+    path: Annotated[str, Parameter(metavar="PATH", group=LISTEN)] = "",
     store: Store = "",
     serve: Parts = "",
     workers: Workers = 1,
-    reload: Annotated[bool, Parameter(help="Restart when a Python file in the program's folder changes.")] = False,
-    dev: Annotated[
-        bool, Parameter(help="Send errors of your code to callers, and log a line for each message.")
-    ] = False,
-    fd: Annotated[
-        int | None,
-        Parameter(
-            group=LISTEN,
-            metavar="N",
-            help="A listening socket to use instead of --host and --port.",
-            validator=Number(gte=0),
-        ),
-    ] = None,
-    auth_key: Annotated[
-        str | None,
-        Parameter(
-            name="--auth",
-            group=SECURITY,
-            metavar="KEY",
-            help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it.",
-        ),
-    ] = None,
+    reload: bool = False,
+    dev: bool = False,
+    fd: Annotated[int | None, Parameter(group=LISTEN, validator=Number(gte=0))] = None,
+    auth_key: Annotated[str | None, Parameter(name="--auth", group=SECURITY, metavar="KEY")] = None,
     auth_keys: KeyFiles = None,
-    tls_cert: Annotated[
-        str | None, Parameter(group=SECURITY, metavar="FILE", help="Serve https with this certificate chain.")
-    ] = None,
-    tls_key: Annotated[
-        str | None, Parameter(group=SECURITY, metavar="FILE", help="The key of the certificate.")
-    ] = None,
+    tls_cert: Annotated[str | None, Parameter(group=SECURITY, metavar="FILE")] = None,
+    tls_key: Annotated[str | None, Parameter(group=SECURITY, metavar="FILE")] = None,
     allow_anonymous: Anonymous = False,
     log_level: MinLevel = None,
     env_file: EnvFile = None,
-    packages: Packages = None,
-    editable: Editable = None,
-    inspect: Inspect = None,
+    packages: Packages = (),
+    editable: Editable = (),
+    inspect: Inspect = (),
 ) -> None:
     """Serve the MCP server in a file or module.
 
@@ -196,6 +158,18 @@ def run(  # noqa: PLR0913  the options of the command
     - `millstream run "uvx mcp-server-git"`: another server, for clients of every revision and transport
 
     All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
+
+    Args:
+        target: A Python file or module, with OBJECT if it has several servers; or a command or URL of another server.
+        no_sessions: Handle each request separately, without sessions.
+        json_response: Respond to calls with JSON only, never an event stream.
+        path: Path of the MCP endpoint. [default: /mcp]
+        reload: Restart when a Python file in the program's folder changes.
+        dev: Send errors of your code to callers, and log a line for each message.
+        fd: A listening socket to use instead of --host and --port.
+        auth_key: Key that callers must send. MCP_SERVER_AUTH_KEY also sets it.
+        tls_cert: Serve https with this certificate chain.
+        tls_key: The key of the certificate.
     """
     given = locals()
     from millstream._app.server_process import CommandError  # noqa: PLC0415  help does without a server
@@ -211,7 +185,7 @@ def run(  # noqa: PLR0913  the options of the command
                 why="The server would be less protected than you intend. Perhaps a variable isn't set.",
                 fix=f"Set a value for {option}, or leave it out.",
             )
-    run_with(packages or (), editable or ())
+    run_with(packages, editable)
     use_file(env_file)
     if transport is TransportChoice.stdio:
         for name, enabled in {"workers": workers > 1, "reload": reload}.items():
@@ -240,7 +214,7 @@ def run(  # noqa: PLR0913  the options of the command
                 **secured,
                 "allow_anonymous": allow_anonymous or None,
                 "log_level": log_level,
-                "inspect_urls": tuple(inspect) if inspect else None,
+                "inspect_urls": inspect or None,
                 **(DEV_SETTINGS if dev else {}),
             },
         )

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, 
 from types import coroutine
 from typing import Any, cast
 
+from msgspec import Struct, field
+
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.message import (
     FROM_BYTES,
@@ -53,7 +55,7 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-class AsgiSink(CloseSignal):
+class AsgiSink(CloseSignal, eq=False):
     """The `Sink` of the ASGI adapter.
 
     ASGI has no synchronous write and doesn't expose the socket's buffer, so a streamed reply has a bounded buffer,
@@ -61,34 +63,31 @@ class AsgiSink(CloseSignal):
     final message, so the peer sees a broken stream.
     """
 
-    __slots__ = ("_buffer", "_limit", "_pump", "_room", "_send", "_wake", "buffered")
+    send: Send
+    status: int
+    head: bytes
+    limit: int
+    buffered: int = 0
+    buffer: list[bytes] = []  # noqa: RUF012  a Struct copies it
+    pump: asyncio.Task[None] | None = None
 
-    def __init__(self, send: Send, status: int, head: bytes, *, limit: int) -> None:
-        super().__init__()
-        self._send = send
-        self._limit = limit
-        self._buffer: list[bytes] = []
-        self._wake = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self.buffered = 0
-        self._pump = asyncio.create_task(self._run(status, head))
+    def __post_init__(self) -> None:
+        self.pump = asyncio.create_task(self._run())
 
     def write(self, data: bytes) -> None:
         """Queue a chunk. Disconnect the peer if it's too far behind."""
         if self.closed or not data:
             return
-        if self.buffered > self._limit:
+        if self.buffered > self.limit:
             self.cut()
             return
-        self._buffer.append(data)
+        self.buffer.append(data)
         self.buffered += len(data)
-        if self.buffered > _HIGH_WATER:
-            self._room.clear()
-        self._wake.set()
+        self.notify()
 
     async def drain(self) -> None:
-        await self._room.wait()
+        while self.buffered > _HIGH_WATER and not self.closed:
+            await self.wait_changed()
 
     def close(self) -> None:
         """End the reply after the buffered bytes are sent."""
@@ -96,31 +95,27 @@ class AsgiSink(CloseSignal):
 
     def cut(self) -> None:
         """End the reply without the final message, and drop buffered bytes."""
-        self._buffer.clear()
+        self.buffer.clear()
         self.buffered = 0
-        self._pump.cancel()
+        if self.pump is not None:
+            self.pump.cancel()
         self.connection_lost()
 
     async def finish(self) -> None:
         """Close, and wait until the last byte is passed to the server or the peer is gone."""
+        pump = self.pump
+        assert pump is not None  # noqa: S101  set when the stream began
         self.close()
         try:
-            await asyncio.wait((self._pump,))
+            await asyncio.wait((pump,))
         finally:
-            self._pump.cancel()
+            pump.cancel()
 
-    @override
-    def connection_lost(self) -> None:
-        """Stop writing."""
-        super().connection_lost()
-        self._wake.set()
-        self._room.set()
-
-    async def _run(self, status: int, head: bytes) -> None:
-        send = self._send
-        buffer = self._buffer
+    async def _run(self) -> None:
+        send = self.send
+        buffer = self.buffer
         try:
-            await send({"type": "http.response.start", "status": status, "headers": header_list(head)})
+            await send({"type": "http.response.start", "status": self.status, "headers": header_list(self.head)})
             while True:
                 if buffer:
                     data = b"".join(buffer)
@@ -128,12 +123,11 @@ class AsgiSink(CloseSignal):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                     self.buffered -= len(data)
                     if self.buffered <= _HIGH_WATER:
-                        self._room.set()
+                        self.notify()
                 elif self.closed:
                     break
                 else:
-                    self._wake.clear()
-                    await self._wake.wait()
+                    await self.wait_changed()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
             # ASGI 2.4 servers raise when the peer is gone; older ones ignore the message.
@@ -476,26 +470,15 @@ _SENDER_HEADERS = frozenset((b"content-length", b"connection", b"transfer-encodi
 _LINE_BREAKS = (b"\r", b"\n", b"\0")
 
 
-class HostedApplication:
+class HostedApplication(Struct, frozen=True):
     """A handler that runs an ASGI application: ``Route({"GET": HostedApplication(app).serve})``."""
 
-    def __init__(
-        self,
-        application: Application,
-        *,
-        mount_path: str = "",
-        parameters: Callable[[HttpRequest], dict[str, Any]] | None = None,
-    ) -> None:
-        """Create a handler for an application.
-
-        Args:
-            application: An ASGI 3 application, for scopes of type ``http``.
-            mount_path: The path at which the application is mounted.
-            parameters: Path parameters, passed to the application as ``path_params``.
-        """
-        self._application = application
-        self._mount_path = mount_path
-        self._parameters = parameters
+    application: Application
+    """An ASGI 3 application, for scopes of type ``http``."""
+    mount_path: str = ""
+    """The path at which the application is mounted."""
+    parameters: Callable[[HttpRequest], dict[str, Any]] | None = None
+    """Path parameters, passed to the application as ``path_params``."""
 
     async def serve(self, request: HttpRequest) -> Response | Sink | None:
         """Respond to one request.
@@ -508,18 +491,18 @@ class HostedApplication:
             Exception: The application failed before that.
         """
         reply = _Reply(request)
-        scope = _scope(request, self._mount_path)
-        if self._parameters is not None:
-            scope["path_params"] = self._parameters(request)
+        scope = _scope(request, self.mount_path)
+        if self.parameters is not None:
+            scope["path_params"] = self.parameters(request)
         try:
             with contextlib.suppress(_StopApplication):
-                await self._application(scope, reply.receive, reply.send)
+                await self.application(scope, reply.receive, reply.send)
             if not reply.complete and not reply.disconnected:
                 raise RuntimeError("The application didn't send a complete reply.")
         except Exception as exc:
             if reply.disconnected:
                 return None
-            if reply.has_started:
+            if reply.sink is not None:
                 raise BrokenReply(str(exc)) from exc
             raise
         return reply.response
@@ -533,39 +516,33 @@ class _StopApplication(Exception):
     """Raised to stop the application: the reply to a HEAD needs no body."""
 
 
-class _Reply:
+class _Reply(Struct, eq=False):
     """A reply in progress, which converts ASGI messages to a `Response` or to chunks of a stream."""
 
-    def __init__(self, request: HttpRequest) -> None:
-        self._request = request
-        self._request_sent = False
-        self._status = 0
-        self._head = b""
-        self._parts: list[bytes] = []
-        self._collects = False
-        self._sink: Sink | None = None
-        self._decided = asyncio.Event()
-        self.complete = False
-        self.response: Response | None = None
-        """The complete reply, unless it was streamed."""
-
-    @property
-    def has_started(self) -> bool:
-        """Whether part of the reply has been sent."""
-        return self._sink is not None
+    request: HttpRequest
+    request_sent: bool = False
+    status: int = 0
+    head: bytes = b""
+    parts: list[bytes] = []
+    collects: bool = False
+    sink: Sink | None = None
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+    complete: bool = False
+    response: Response | None = None
+    """The complete reply, unless it was streamed."""
 
     @property
     def disconnected(self) -> bool:
         """Whether the client disconnected during the reply."""
-        return self._sink is not None and self._sink.closed
+        return self.sink is not None and self.sink.closed
 
     async def receive(self) -> dict[str, Any]:
-        if not self._request_sent:
-            self._request_sent = True
-            return {"type": "http.request", "body": self._request.body, "more_body": False}
-        await self._decided.wait()
-        if self._sink is not None:
-            await self._sink.wait_closed()
+        if not self.request_sent:
+            self.request_sent = True
+            return {"type": "http.request", "body": self.request.body, "more_body": False}
+        await self.decided.wait()
+        if self.sink is not None:
+            await self.sink.wait_closed()
         return {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -585,35 +562,33 @@ class _Reply:
             pairs.sort(key=lambda pair: pair[0] != b"content-type")
         else:
             pairs.sort(key=lambda pair: pair[0] == b"content-type")
-        self._status = status
-        self._head = b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair[0] not in _SENDER_HEADERS)
-        self._collects = length.isdigit() and int(length) <= MAX_COLLECTED
+        self.status = status
+        self.head = b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair[0] not in _SENDER_HEADERS)
+        self.collects = length.isdigit() and int(length) <= MAX_COLLECTED
 
     async def _body(self, body: bytes, *, more: bool) -> None:
-        if self._sink is None and (self._collects or not more):
-            self._parts.append(body)
+        sink = self.sink
+        if sink is None and (self.collects or not more):
+            self.parts.append(body)
             if not more:
-                self._finish(Response(b"".join(self._parts), self._status, self._head))
-            return
-        if self._sink is None:
-            self._sink = self._request.open(self._status, self._head)
-            self._decided.set()
-            if self._request.method == "HEAD":
-                self._sink.close()
-                self._finish(None)
-                raise _StopApplication
-        sink = self._sink
-        if sink.closed:
-            raise OSError("The client has disconnected.")
-        sink.write(body)
-        await sink.drain()
+                self.response = Response(b"".join(self.parts), self.status, self.head)
+        else:
+            if sink is None:
+                sink = self.sink = self.request.open(self.status, self.head)
+                self.decided.set()
+                if self.request.method == "HEAD":
+                    sink.close()
+                    self.complete = True
+                    raise _StopApplication
+            if sink.closed:
+                raise OSError("The client has disconnected.")
+            sink.write(body)
+            await sink.drain()
+            if not more:
+                sink.close()
         if not more:
-            sink.close()
-            self._finish(None)
-
-    def _finish(self, response: Response | None) -> None:
-        self._decided.set()
-        self.complete, self.response = True, response
+            self.complete = True
+            self.decided.set()
 
 
 def _scope(request: HttpRequest, mount_path: str) -> dict[str, Any]:

@@ -6,72 +6,23 @@ answers (`drain`). `QueuedSocket` (ASGI) and `DirectSocket` (our own server) imp
 """
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
+from msgspec import field
+
 from millstream._http.asgi import Send
-from millstream._http.message import LARGE, CloseSignal, LastFrame
+from millstream._http.message import LARGE, CloseSignal, CompactEvent, LastFrame, Waiters
 from millstream._override import override
 
 Item = TypeVar("Item")
 
 
-class CompactEvent:
-    """An `asyncio.Event` with `notify`, for waiters with other conditions.
-
-    It uses little memory while idle, and so does `CompactQueue`. `asyncio.Event` has one deque for its waiters and
-    `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of thousands of idle connections would have five.
-    """
-
-    __slots__ = ("_open", "_waiters")
-
-    def __init__(self) -> None:
-        self._open = False
-        self._waiters: tuple[asyncio.Future[None], ...] = ()
-
-    def is_set(self) -> bool:
-        """Return whether the event is set."""
-        return self._open
-
-    def set(self) -> None:
-        """Set the event and wake all waiters."""
-        self._open = True
-        self.notify()
-
-    def clear(self) -> None:
-        """Clear the event, so later waiters block."""
-        self._open = False
-
-    def notify(self) -> None:
-        """Wake all waiters to check their conditions."""
-        waiters, self._waiters = self._waiters, ()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait_changed(self) -> None:
-        """Wait until something may have changed."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters = (*self._waiters, waiter)
-        await waiter
-
-    async def wait(self) -> bool:
-        """Wait until it is set."""
-        while not self._open:
-            await self.wait_changed()
-        return True
-
-
-class CompactQueue(Generic[Item]):
+class CompactQueue(Waiters, Generic[Item], eq=False):
     """An `asyncio.Queue` for a single reader."""
 
-    __slots__ = ("_items", "_news")
-
-    def __init__(self) -> None:
-        self._items: deque[Item] | None = None
-        self._news = CompactEvent()
+    _items: deque[Item] | None = None
 
     def empty(self) -> bool:
         """Return whether the queue is empty."""
@@ -82,12 +33,12 @@ class CompactQueue(Generic[Item]):
         if self._items is None:
             self._items = deque()
         self._items.append(item)
-        self._news.notify()
+        self.notify()
 
     async def get(self) -> Item:
         """Wait for an item, and remove and return the oldest."""
         while self._items is None:
-            await self._news.wait_changed()
+            await self.wait_changed()
         item = self._items.popleft()
         if not self._items:
             self._items = None
@@ -103,40 +54,17 @@ TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
 
-class Socket(CloseSignal, ABC):
+class SocketBase(CloseSignal, eq=False, kw_only=True):
     """The messages for one peer, and a `Sink` for unsolicited messages. Writes after the close are dropped."""
 
-    __slots__ = ("_farewell", "_grace", "_limit", "_send")
-
-    def __init__(self, send: Send, *, limit: int, grace: float) -> None:
-        super().__init__()
-        # Configuration
-        self._send = send
-        self._limit = limit
-        self._grace = grace
-        # Connection
-        self._farewell: tuple[int, str] | None = None
+    limit: int
+    grace: float
+    _farewell: tuple[int, str] | None = None
 
     @property
-    @abstractmethod
     def buffered(self) -> int:
         """Bytes of unsolicited messages that the peer hasn't accepted."""
-
-    @abstractmethod
-    def write(self, message: bytes, /) -> bool:
-        """Send an unsolicited message. Return False if the socket is closed, or was cut because the peer is slow."""
-
-    @abstractmethod
-    def answer(self, message: bytes) -> bool:
-        """Send a message that the peer requested. Return False if the socket is closed."""
-
-    @abstractmethod
-    async def drain(self) -> None:
-        """Wait until the peer accepts bytes again, or the socket is closed."""
-
-    @abstractmethod
-    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read until the socket is closed, then send the close frame within the grace time."""
+        raise NotImplementedError
 
     def end(self, code: int, reason: str = "") -> None:
         """Close after sending written messages and the close frame, within the grace time. Idempotent."""
@@ -169,14 +97,13 @@ class Socket(CloseSignal, ABC):
     def _drop(self) -> None:
         """Drop queued messages."""
 
-    @abstractmethod
     def _stop(self) -> None:
         """Wake all readers and waiters, because the socket is closed."""
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, send: Send) -> None:
         if self._farewell is not None:
             code, reason = self._farewell
-            await self._send({"type": "websocket.close", "code": code, "reason": reason})
+            await send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 EXTENSION = "millstream.websocket"
@@ -208,7 +135,7 @@ class DirectWire(Protocol):
 _last = LastFrame()
 
 
-class DirectSocket(Socket):
+class DirectSocket(SocketBase, eq=False):
     """A WebSocket of our own server, which writes frames directly to the transport, under its flow control.
 
     ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Our own protocol
@@ -217,27 +144,25 @@ class DirectSocket(Socket):
     ASGI. The transport's buffered bytes measure how far a peer is behind.
     """
 
-    __slots__ = ("_asked", "_transport", "_wire")
+    wire: DirectWire
+    send: Send
+    asked: int = 0
+    """Maximum bytes of responses in the transport's buffer."""
 
-    def __init__(self, wire: DirectWire, send: Send, *, limit: int, grace: float) -> None:
-        super().__init__(send, limit=limit, grace=grace)
-        self._wire = wire
-        self._transport = wire.transport
-        self._asked = 0
-        """Maximum bytes of responses in the transport's buffer."""
-        wire.outbox = self
+    def __post_init__(self) -> None:
+        self.wire.outbox = self
 
     @property
     @override
     def buffered(self) -> int:
-        return 0 if self.closed else max(0, self._transport.get_write_buffer_size() - self._asked)
+        return 0 if self.closed else max(0, self.wire.transport.get_write_buffer_size() - self.asked)
 
-    @override
     def write(self, message: bytes, /) -> bool:
+        """Send an unsolicited message. Return False if the socket is closed, or was cut because the peer is slow."""
         if self.closed or not message:
             return not self.closed
-        transport = self._transport
-        if transport.get_write_buffer_size() - self._asked > self._limit:
+        transport = self.wire.transport
+        if transport.get_write_buffer_size() - self.asked > self.limit:
             self.cut()
             return False
         if _last.data is not message:
@@ -246,46 +171,45 @@ class DirectSocket(Socket):
             _last.is_large = len(message) > LARGE
         transport.write(_last.framed)
         if _last.is_large:
-            self._wire.count_unsent(len(message))
+            self.wire.count_unsent(len(message))
         return True
 
-    @override
     def answer(self, message: bytes) -> bool:
+        """Send a message that the peer requested. Return False if the socket is closed."""
         if self.closed:
             return False
         data = text_frame(message)
-        self._transport.write(data)
+        self.wire.transport.write(data)
         if len(data) > LARGE:
-            self._wire.count_unsent(len(data))
-        if not self._wire.room.is_set():
-            self._asked += len(data)
+            self.wire.count_unsent(len(data))
+        if not self.wire.room.is_set():
+            self.asked += len(data)
         return True
 
-    @override
     async def drain(self) -> None:
-        room = self._wire.room
+        """Wait until the peer accepts bytes again, or the socket is closed."""
+        room = self.wire.room
         while not (room.is_set() or self.closed):
             await room.wait_changed()
 
     def took(self) -> None:
         """Resume, because the transport has space again."""
-        self._asked = 0
+        self.asked = 0
 
     @override
     def _stop(self) -> None:
         if self._farewell is not None:
-            self._wire.hang_up()
-        self._wire.room.notify()
+            self.wire.hang_up()
+        self.wire.room.notify()
 
-    @override
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read until the socket is closed, then send the close frame."""
+        """Read until the socket is closed, then send the close frame within the grace time."""
         try:
             await reading
         finally:
             try:
-                async with asyncio.timeout(self._grace):
-                    await self._say_goodbye()
+                async with asyncio.timeout(self.grace):
+                    await self._say_goodbye(self.send)
             except (OSError, RuntimeError):
                 pass  # The peer is gone, or doesn't read the rest in time (TimeoutError is an OSError).
             self.connection_lost()
@@ -304,26 +228,20 @@ def text_frame(message: bytes) -> bytes:
 _HIGH_WATER = 64 * 1024
 
 
-class QueuedSocket(Socket):
+class QueuedSocket(SocketBase, eq=False):
     """A WebSocket over ASGI: a bounded queue of whole text messages, which `run` sends until the socket is closed.
 
     ASGI doesn't expose the socket, so a peer counts as slow only while a `send` blocks and messages wait behind it. Of
     these, only unsolicited messages are counted.
     """
 
-    __slots__ = ("_deadline", "_held", "_news", "_queue", "_room", "_unasked", "_waiting")
-
-    def __init__(self, send: Send, *, limit: int, grace: float) -> None:
-        super().__init__(send, limit=limit, grace=grace)
-        self._queue: deque[tuple[bytes, int]] = deque()
-        """Queued messages, each with its bytes that count as unsolicited."""
-        self._waiting = 0
-        self._unasked = 0
-        self._held = False
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._deadline: asyncio.Timeout | None = None
+    send: Send
+    _queue: deque[tuple[bytes, int]] = field(default_factory=deque[tuple[bytes, int]])
+    """Queued messages, each with its bytes that count as unsolicited."""
+    _waiting: int = 0
+    _unasked: int = 0
+    _held: bool = False
+    _deadline: asyncio.Timeout | None = None
 
     @property
     @override
@@ -331,15 +249,15 @@ class QueuedSocket(Socket):
         """Bytes of unsolicited messages that wait behind one which the peer hasn't accepted."""
         return self._unasked if self._held else 0
 
-    @override
     def write(self, message: bytes, /) -> bool:
-        if self._held and self._unasked > self._limit:
+        """Send an unsolicited message. Return False if the socket is closed, or was cut because the peer is slow."""
+        if self._held and self._unasked > self.limit:
             self.cut()
         self._unasked += len(message)
         return self._put(message, len(message))
 
-    @override
     def answer(self, message: bytes) -> bool:
+        """Send a message that the peer requested. Return False if the socket is closed."""
         return self._put(message, 0)
 
     def _put(self, message: bytes, unasked: int) -> bool:
@@ -347,14 +265,13 @@ class QueuedSocket(Socket):
             return not self.closed
         self._queue.append((message, unasked))
         self._waiting += len(message)
-        if self._waiting > _HIGH_WATER:
-            self._room.clear()
-        self._news.set()
+        self.notify()
         return True
 
-    @override
     async def drain(self) -> None:
-        await self._room.wait()
+        """Wait until the peer accepts bytes again, or the socket is closed."""
+        while self._waiting > _HIGH_WATER and not self.closed:
+            await self.wait_changed()
 
     @override
     def _drop(self) -> None:
@@ -362,12 +279,9 @@ class QueuedSocket(Socket):
 
     @override
     def _stop(self) -> None:
-        self._news.set()
-        self._room.set()
         if self._deadline is not None:
-            self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self.grace)
 
-    @override
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read and send until the socket is closed and empty, or the peer is gone or doesn't read in time."""
         reader = asyncio.create_task(reading)
@@ -382,12 +296,20 @@ class QueuedSocket(Socket):
 
     async def _run(self) -> None:
         try:
-            async with asyncio.timeout(self._grace if self.closed else None) as self._deadline:
+            async with asyncio.timeout(self.grace if self.closed else None) as self._deadline:
                 while not self.closed or self._queue:
-                    await self._news.wait()
-                    self._news.clear()
-                    await self._flush()
-                await self._say_goodbye()
+                    if not self._queue:
+                        await self.wait_changed()
+                        continue
+                    message, unasked = self._queue.popleft()
+                    self._waiting -= len(message)
+                    self._unasked -= unasked
+                    self._held = True
+                    await self.send({"type": "websocket.send", "text": message.decode()})
+                    self._held = False
+                    if self._waiting <= _HIGH_WATER:
+                        self.notify()
+                await self._say_goodbye(self.send)
         except (OSError, RuntimeError):
             # ASGI 2.4 servers raise OSError if the peer is gone, and TimeoutError, our own deadline, is an OSError,
             # too. uvicorn raises RuntimeError after it has closed the connection itself, because a ping wasn't
@@ -397,14 +319,5 @@ class QueuedSocket(Socket):
             self._deadline = None
             self.connection_lost()
 
-    async def _flush(self) -> None:
-        queue, send = self._queue, self._send
-        while queue:
-            message, unasked = queue.popleft()
-            self._waiting -= len(message)
-            self._unasked -= unasked
-            self._held = True
-            await send({"type": "websocket.send", "text": message.decode()})
-            self._held = False
-            if self._waiting <= _HIGH_WATER:
-                self._room.set()
+
+Socket = DirectSocket | QueuedSocket

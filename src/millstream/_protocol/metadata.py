@@ -56,17 +56,17 @@ class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc
     website_url: str | None = None
 
 
-class RequestMeta(
-    Struct,
-    gc=False,
-    rename={
-        "version": VERSION_KEY,
-        "capabilities": CAPABILITIES_KEY,
-        "client": CLIENT_KEY,
-        "log_level": LOG_LEVEL_KEY,
-        "progress_token": "progressToken",
-    },
-):
+META_NAMES = {
+    "version": VERSION_KEY,
+    "capabilities": CAPABILITIES_KEY,
+    "client": CLIENT_KEY,
+    "log_level": LOG_LEVEL_KEY,
+    "token": "progressToken",
+}
+"""Field of a struct for `_meta` -> member."""
+
+
+class RequestMeta(Struct, gc=False, rename=META_NAMES):
     """The members of a request's `_meta` that a server reads."""
 
     version: str | UnsetType = UNSET
@@ -74,7 +74,7 @@ class RequestMeta(
     """Decoded by `read_capabilities`."""
     client: Implementation | UnsetType = UNSET
     log_level: str | UnsetType = UNSET
-    progress_token: ProgressToken | UnsetType = UNSET
+    token: ProgressToken | UnsetType = UNSET
 
     def read_client(self) -> "ClientInfo":
         """Return the client's description of itself.
@@ -94,7 +94,7 @@ class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
     meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
 
 
-class LooseMeta(Struct, gc=False, rename={"version": VERSION_KEY, "capabilities": CAPABILITIES_KEY}):
+class LooseMeta(Struct, gc=False, rename=META_NAMES):
     """The members that tell the eras apart, of any type."""
 
     version: Raw | UnsetType = UNSET

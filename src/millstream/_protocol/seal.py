@@ -12,26 +12,22 @@ earlier rounds come only from the state, which is sealed and bound to principal,
 The clock and randomness are arguments: `now` and `nonce`.
 """
 
-from binascii import a2b_base64, b2a_base64
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import value_at
 from millstream._protocol.principal import Principal
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-import hashlib
-
-from msgspec import Raw
-
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 
 MAX_TOKEN = 1024 * 1024
 """Maximum number of characters. A longer text isn't decoded."""
@@ -43,18 +39,7 @@ _HEAD_BYTES = _NUMBER_BYTES + NONCE_BYTES
 _TAG_BYTES = 16
 _LABEL = b"millstream seal v1"
 """Context of the key derivation and version of the format. Another label gives other keys and key numbers."""
-
 _TO_URL = bytes.maketrans(b"+/", b"-_")
-# The standard alphabet's "+", "/", and "=" become "!", which the strict decoder refuses.
-_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")
-# RFC 4648 §3.5: unused bits of the last character must be zero. Indexed by length modulo 4; 1 isn't a valid length.
-_LAST = (
-    frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
-    frozenset[str](),
-    frozenset("AQgw"),
-    frozenset("AEIMQUYcgkosw048"),
-)
-_PADDING = (b"", b"", b"==", b"=")
 
 
 class KeyRing:
@@ -98,20 +83,24 @@ class KeyRing:
         ciphers = self._ciphers or self._load()
         number = self._first
         sealed = number + nonce + ciphers[number].encrypt(nonce, plain, _associated_data(kind, bound))
-        return b2a_base64(sealed, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
+        return b2a_base64(sealed, newline=False).translate(_TO_URL).rstrip(b"=").decode()
 
     def open(self, kind: bytes, token: str, bound: bytes = b"") -> bytes | None:
         """Return the content that this ring sealed for `kind` and `bound`, or None for any other text."""
-        length = len(token)
-        if not 0 < length <= MAX_TOKEN or token[-1] not in _LAST[length & 3]:
+        if len(token) > MAX_TOKEN:
             return None
         try:
-            data = a2b_base64(token.encode("ascii").translate(_FROM_URL) + _PADDING[length & 3], strict_mode=True)
+            data = urlsafe_b64decode(f"{token}==")
         except ValueError:
             return None
         cipher = (self._ciphers or self._load()).get(data[:_NUMBER_BYTES])
-        # The cipher raises different errors for a short nonce, a missing tag, and a wrong tag.
-        if cipher is None or len(data) < _HEAD_BYTES + _TAG_BYTES:
+        # The cipher raises different errors for a short nonce, a missing tag, and a wrong tag. The decoder ignores
+        # unused bits and other characters, which would give one token several spellings (RFC 4648 §3.5).
+        if (
+            cipher is None
+            or len(data) < _HEAD_BYTES + _TAG_BYTES
+            or urlsafe_b64encode(data).rstrip(b"=") != token.encode()
+        ):
             return None
         try:
             return cipher.decrypt(data[_NUMBER_BYTES:_HEAD_BYTES], data[_HEAD_BYTES:], _associated_data(kind, bound))
@@ -348,11 +337,8 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
     Raises:
         ProtocolError: INVALID_PARAMS, for a state that was changed, has expired, or belongs to another call.
     """
-    plain = ring.open(_KIND, token, bound)
-    if plain is None:
-        raise ProtocolError(INVALID_PARAMS, "Invalid requestState. Start the request again without it.")
     try:
-        state = _decode_state(plain)
+        state = _decode_state(ring.open(_KIND, token, bound) or b"")
     except msgspec.DecodeError as exc:
         raise ProtocolError(INVALID_PARAMS, "Invalid requestState. Start the request again without it.") from exc
     if state.expires_at < now:

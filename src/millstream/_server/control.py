@@ -23,6 +23,7 @@ from millstream._server.calls.pending_questions import PendingQuestions, asker
 from millstream._server.calls.services import Services
 from millstream._server.features.registry import Registry
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
+from millstream._tasks import Tasks
 
 LIGHT = 16 * 1024
 """A smaller request counts as one call, but its bytes don't count."""
@@ -318,23 +319,16 @@ class Notifications:
     def __init__(self, registry: Registry, services: Services, load: Load) -> None:
         self._registry = registry
         self._services = services
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._share = Share(load.max_calls, each=load.max_each)
 
     def take(self, call: Call, gate: Gate | None) -> None:
         """Start the handler of a notification, unless too many are running or `gate` refuses it."""
         owner = call.owner
-        if not self._share.take(owner):
+        if self._share.take(owner):
+            self._tasks.spawn(self._run(call, gate)).add_done_callback(lambda _: self._share.leave(owner))
+        else:
             _logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
-            return
-        task = asyncio.get_running_loop().create_task(self._run(call, gate))
-        self._tasks.add(task)
-
-        def end(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._share.leave(owner)
-
-        task.add_done_callback(end)
 
     async def _run(self, call: Call, gate: Gate | None) -> None:
         call.services = self._services
@@ -353,7 +347,6 @@ class Notifications:
             if call.release is not None:
                 call.release()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the running handlers."""
-        for task in self._tasks:
-            task.cancel()
+        await self._tasks.close(1.0)

@@ -33,8 +33,8 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import RUNNING, Call, CallFailure
-from millstream._server.calls.client_questions import resolve_group
 from millstream._server.calls.context import call_binding
+from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
 from millstream._server.control import Control, Gate, Load, Notifications, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry

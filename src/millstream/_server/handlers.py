@@ -1,18 +1,21 @@
-"""Handlers of requests, one for each method.
+"""Handlers of requests, one for each method, and the middleware around them.
 
-Each takes a `Call` and returns the members of the result for the call's revision.
+Each takes a `Call` and returns the members of the result for the call's revision. `subscriptions/listen` is the change
+stream of the per-request era, open until the client leaves.
 """
 
+import asyncio
 import inspect
-from collections.abc import Awaitable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from millstream._protocol.admission import require_capabilities
+from millstream._protocol.admission import MAX_DISPLAYED, require_capabilities
 from millstream._protocol.errors import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -22,27 +25,40 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
-from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, encode, too_many_members
-from millstream._protocol.metadata import LOG_LEVELS, check, declares
+from millstream._protocol.json_schema import is_object, members
+from millstream._protocol.jsonrpc import (
+    MALFORMED,
+    MAX_MEMBERS,
+    decoder,
+    encode,
+    notification_message,
+    too_many_members,
+)
+from millstream._protocol.metadata import LOG_LEVELS, SUBSCRIPTION_KEY, ClientInfo, check, declares
 from millstream._protocol.notifications import (
     CallToolRequestParams,
     CompleteRequestParams,
     Completion,
     GetPromptRequestParams,
     InputResponseRequestParams,
+    NotificationParams,
     PaginatedRequestParams,
     ReadResourceRequestParams,
     Reference,
     ResourceRequestParams,
+    ResourceUpdatedNotificationParams,
     SetLevelRequestParams,
+    SubscriptionFilter,
+    SubscriptionsAcknowledgedNotificationParams,
+    SubscriptionsListenRequestParams,
 )
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
-from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
-from millstream._server.calls.services import Services
-from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.dispatch import ServerDescription
+from millstream._server.calls.questions import read_responses
+from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
+from millstream._server.calls.sessions import SessionRecord
+from millstream._server.control import release_arguments, too_many_streams
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import MAX_URI, Handler, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
@@ -53,19 +69,25 @@ from millstream._server.functions.plan import ArgumentError
 S = TypeVar("S")
 
 
-def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+@cache
+def _decoder(kind: Any) -> Callable[[bytes | str], Any]:
+    return decoder(kind)
+
+
+def read(kind: type[S], call: Call) -> S:
     """Decode the parameters of a call.
 
     Raises:
         ProtocolError: INVALID_PARAMS.
     """
     try:
-        return decoder.decode(call.params or b"{}")
+        found: S = _decoder(kind)(call.params or b"{}")  # type: ignore[arg-type]  # a type is hashable
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    return found
 
 
-def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+def read_texts(kind: type[S], call: Call) -> S:
     """Decode parameters with an object of strings, each of which becomes an object.
 
     Raises:
@@ -73,7 +95,7 @@ def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
     """
     if too_many_members(call.params):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
-    return read(decoder, call)
+    return read(kind, call)
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
@@ -110,25 +132,21 @@ def sees(call: Call, item: Any) -> bool:
 MAX_VALUES = 100
 _MAX_KEPT_PARAMS = 16 * 1024
 """Maximum bytes of parameters that a call keeps while its tool runs."""
+MAX_URI_BYTES = 128 * 1024
+"""Maximum total length of a subscription's URIs, the same as in a session's record."""
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 _NONE = frozenset[str]()
-_page_decoder = msgspec.json.Decoder(PaginatedRequestParams)
-_complete_decoder = msgspec.json.Decoder(CompleteRequestParams)
-_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
-_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
-_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
-_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
-_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
+_decode_object = decoder(dict[str, Any])
 
 
 class Handlers:
-    """The handlers of all methods but `subscriptions/listen`."""
+    """The handlers of all methods."""
 
-    def __init__(self, registry: Registry, services: Services, announcement: ServerDescription) -> None:
-        self._registry = registry
-        self._services = services
-        self._announcement = announcement
-        services.read_resource = self._read_inside
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._registry = dispatcher.registry
+        self._services = dispatcher.services
+        self._announcement = dispatcher.announcement
+        self._services.read_resource = self._read_inside
 
     def table(self) -> Mapping[str, Handler]:
         """Return the handlers by method."""
@@ -142,6 +160,7 @@ class Handlers:
             "resources/read": self._read_resource,
             "resources/subscribe": self._subscribe,
             "resources/unsubscribe": self._unsubscribe,
+            "subscriptions/listen": self._listen,
             "completion/complete": self._complete,
             "server/discover": self._discover,
             "ping": self._ping,
@@ -154,7 +173,7 @@ class Handlers:
         return registry.page(
             kind,
             call.revision,
-            read(_page_decoder, call).cursor,
+            read(PaginatedRequestParams, call).cursor,
             granted_scopes(call) if registry.has_scopes else None,
             registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
         )
@@ -191,7 +210,7 @@ class Handlers:
                 are invalid.
             ToolError: The arguments are invalid. The text tells the model what to fix.
         """
-        params = read(_call_decoder, call)
+        params = read(CallToolRequestParams, call)
         tool = self._registry.tools.get(params.name)
         call.name = params.name if tool is not None else params.name[:128]
         if tool is None or not sees(call, tool):
@@ -222,7 +241,7 @@ class Handlers:
         return tool
 
     async def _get_prompt(self, call: Call) -> bytes:
-        params = read_texts(_get_decoder, call)
+        params = read_texts(GetPromptRequestParams, call)
         prompt = self._registry.prompts.get(params.name)
         if prompt is None or not sees(call, prompt):
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
@@ -236,7 +255,7 @@ class Handlers:
         return prompt.encode(await prompt.run(call.arguments, call), call)
 
     async def _read_resource(self, call: Call) -> bytes:
-        params = read(_read_decoder, call)
+        params = read(ReadResourceRequestParams, call)
         call.name = params.uri
         take_rounds(call, params)
         source, value = await self._read(params.uri, call)
@@ -266,7 +285,7 @@ class Handlers:
 
     async def _subscribe(self, call: Call) -> bytes:
         """Subscribe the session to changes to one resource."""
-        uri = read(_uri_decoder, call).uri
+        uri = read(ResourceRequestParams, call).uri
 
         def add(record: SessionRecord) -> SessionRecord | None:
             if uri in record.subscriptions:
@@ -275,34 +294,139 @@ class Handlers:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
             self._find_readable(uri, call)
             self._services.changes.check_room(call.owner, (uri,))
-            return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
+            return replace(record, subscriptions=[*record.subscriptions, uri])
 
-        await self._services.records.change(_session(call), add)
-        self._follow(_session(call))
+        await self._change_subscriptions(call, add)
         await self._services.changes.wait_until_followed((uri,))
         return b""
 
     async def _unsubscribe(self, call: Call) -> bytes:
         """End the session's subscription to one resource."""
-        uri = read(_uri_decoder, call).uri
+        uri = read(ResourceRequestParams, call).uri
 
         def drop(record: SessionRecord) -> SessionRecord | None:
             if uri not in record.subscriptions:
                 return None
-            return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
+            return replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
 
-        await self._services.records.change(_session(call), drop)
-        self._follow(_session(call))
+        await self._change_subscriptions(call, drop)
         return b""
 
-    def _follow(self, session: Session) -> None:
-        """Follow the subscriptions of a connection's session. Streamable HTTP sessions have a stream for this."""
+    async def _change_subscriptions(self, call: Call, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
+        """Change the record of a session, and follow its subscriptions.
+
+        Streamable HTTP sessions have a stream that follows them.
+        """
+        session = call.session
+        if session is None:
+            raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
+        await self._services.records.change(session, edit)
         if session.record is not None:
             self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
 
+    async def _listen(self, call: Call) -> bytes:
+        """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
+        wanted = read(SubscriptionsListenRequestParams, call).notifications
+        settings = self._services.settings
+        if len(wanted.resource_subscriptions) > settings.max_subscriptions:
+            raise ProtocolError(
+                INVALID_REQUEST, f"A subscription can have at most {settings.max_subscriptions} resources."
+            )
+        size = sum(map(len, wanted.resource_subscriptions))
+        if size > MAX_URI_BYTES:
+            raise ProtocolError(
+                INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
+            )
+        pushes = _Pushes()
+        with ExitStack() as ends:
+            agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
+            # The request isn't read again, and the stream can be open for a day.
+            client = call.client
+            call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+            call.params, call.token = b"", None
+            release_arguments(call, self._services.bodies)
+            owner, streams, memory = call.owner, self._services.streams, self._services.client_memory
+            if not streams.take(owner):
+                raise too_many_streams(streams.count(owner))
+            ends.callback(streams.leave, owner)
+            memory.take(owner, size)
+            ends.callback(memory.bytes.leave, owner, size)
+            await self._push_changes(call, wanted, pushes, agreed, ends)
+        return b""
+
+    async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> dict[str, Any]:
+        """Pass the filters of extensions to them, and return what they accept."""
+        agreed: dict[str, Any] = {}
+        asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
+        for member, serve in self._registry.filters.items():
+            if member in asked:
+                value, end = await serve(asked[member], call, pushes.push)
+                ends.callback(end)
+                if value is not None:
+                    agreed[member] = value
+        return agreed
+
+    async def _push_changes(
+        self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any], ends: ExitStack
+    ) -> None:
+        """Acknowledge, and push changes until the subscription ends."""
+        mark = {SUBSCRIPTION_KEY: call.id}
+        granted = self._grantable(wanted, call)
+        line = call.open_reply_channel()
+        call.meta = dict(mark)
+        acknowledgment = notification_message(
+            ACKNOWLEDGED,
+            {"notifications": {**msgspec.to_builtins(granted), **agreed}, "_meta": mark}
+            if agreed
+            else SubscriptionsAcknowledgedNotificationParams(granted, mark),
+        )
+        if granted == SubscriptionFilter() and not agreed:
+            await call.send_to_caller(acknowledgment)
+            return
+        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
+        # Updates of a hidden resource would tell that it exists.
+        find = self._registry.find_readable
+        uris = frozenset(
+            uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
+        )
+        lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
+        over, changes, endings = pushes.over, self._services.changes, self._services.endings
+        changes.check_room(call.owner, uris)
+
+        def watcher(change: ServerChange, message: bytes) -> None:
+            if change.kind in lists:
+                pushes.push(lists[change.kind])
+            for uri in affected_uris(change, uris):
+                pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
+
+        ends.callback(changes.watch(watcher))
+        endings.add(over.set)
+        ends.callback(endings.discard, over.set)
+        changes.follow(call, call.owner, uris)
+        ends.callback(changes.follow, call, call.owner, ())
+        await changes.wait_until_followed(uris)
+        await call.send_to_caller(acknowledgment)
+        await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
+        ends.callback(line.on_close(over.set))
+        pushes.begin(call)
+        await over.wait()
+
+    def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
+        offers, scopes = self._registry.offers, granted_scopes(call)
+        uris = wanted.resource_subscriptions if offers("resources") else []
+        if scopes is not None and self._registry.scopes:
+            find = self._registry.find_readable
+            uris = [uri for uri in uris if (item := find(uri)[0]) is None or item.scopes <= scopes]
+        return SubscriptionFilter(
+            wanted.tools_list_changed and offers("tools"),
+            wanted.prompts_list_changed and offers("prompts"),
+            wanted.resources_list_changed and offers("resources"),
+            uris,
+        )
+
     async def _complete(self, call: Call) -> bytes:
         """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
-        params = read_texts(_complete_decoder, call)
+        params = read_texts(CompleteRequestParams, call)
         if self._registry.completes is not None:
             return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find_completed(params.ref, call)
@@ -353,7 +477,7 @@ class Handlers:
 
     async def _set_level(self, call: Call) -> bytes:
         """Set the minimum severity of log messages for this session. Without a session, do nothing."""
-        level = read(_level_decoder, call).level
+        level = read(SetLevelRequestParams, call).level
         if level not in LOG_LEVELS:
             raise ProtocolError(
                 INVALID_PARAMS, f"Unknown log level {level[:32]!r}. Use one of {', '.join(LOG_LEVELS)}."
@@ -378,19 +502,46 @@ def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        return _object_decoder.decode(raw)
+        return _decode_object(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
 
 
-def _session(call: Call) -> Session:
-    if call.session is None:
-        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
-    return call.session
-
-
 def _not_found(uri: str) -> ProtocolError:
     return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
+
+
+class _Pushes:
+    """Messages pushed to one subscription, starting after the acknowledgment."""
+
+    __slots__ = ("_call", "_early", "over")
+
+    def __init__(self) -> None:
+        self._early: dict[bytes, None] = {}
+        """Pending messages, each of which is pushed once."""
+        self._call: Call | None = None
+        self.over = asyncio.Event()
+        """Set when the subscription ends."""
+
+    def push(self, message: bytes) -> bool:
+        """Push a message, or queue it until the acknowledgment is sent. Return False if the subscription is over."""
+        if self._call is None:
+            self._early[message] = None
+        elif not self._call.push_to_caller(message):
+            self.over.set()
+        return not self.over.is_set()
+
+    def begin(self, call: Call) -> None:
+        """Push the queued messages, and later ones directly."""
+        self._call = call
+        for message in self._early:
+            call.push_to_caller(message)
+        self._early.clear()
+
+
+def install(dispatcher: Dispatcher) -> None:
+    """Register the handlers of every method."""
+    dispatcher.serve(Handlers(dispatcher).table())
 
 
 _LISTS = {
@@ -413,7 +564,7 @@ class MiddlewareChain:
         """Return the members of the result of a call."""
         if call.method in _LISTS:
             handler = self._wrap_list_handler(handler)
-        params = read(_object_decoder, call)
+        params = read(dict[str, Any], call)
         hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
         if not hooks:
             return await handler(call)
@@ -500,7 +651,7 @@ async def _give(items: list[dict[str, Any]], request: ListRequest) -> list[dict[
 
 
 def _members(members: bytes) -> dict[str, Any]:
-    return _object_decoder.decode(b"{%b}" % members)
+    return _decode_object(b"{%b}" % members)
 
 
 def _encode_result(result: dict[str, Any]) -> bytes:

@@ -4,20 +4,20 @@ In a thread, a blocking function doesn't stall the event loop.
 """
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from millstream._override import override
 from millstream._protocol.errors import ToolError
 from millstream._protocol.principal import Share
+from millstream._tasks import outcome_of, run_in_thread
 
 WAIT_TIMEOUT = 30.0
 """Seconds that a request waits for a place."""
@@ -142,6 +142,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger("millstream")
 
+Jobs = SimpleQueue[Callable[[], object] | None]
+"""The queue of jobs for worker threads, which must not raise. None ends a thread."""
+
 
 class Threads:
     """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
@@ -174,14 +177,12 @@ class Threads:
                 f"The worker threads are busy: your calls use {places.count(owner)} of {places.maximum}. Try again "
                 "later."
             )
-        loop = asyncio.get_running_loop()
         if self._started < places.used:
             self._started += 1
             # Daemon threads, so that the process can end while a function is still running.
             threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
-        future: asyncio.Future[Any] = loop.create_future()
-        context = contextvars.copy_context()
-        self._jobs.put((_LoopFuture(future, places, owner), lambda: context.run(run_carried, function, *args)))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._jobs.put(partial(self._run, future, owner, _with_context(function, *args)))
         try:
             return await future
         finally:
@@ -191,12 +192,7 @@ class Threads:
         """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
         if not self.full:
             return await self.run(function, *args)
-        future: Future[Any] = Future()
-        context, jobs = contextvars.copy_context(), Jobs()
-        jobs.put((future, lambda: context.run(run_carried, function, *args)))
-        jobs.put(None)
-        threading.Thread(target=work, args=(jobs,), name="millstream_end", daemon=True).start()
-        return await asyncio.wrap_future(future)
+        return await run_in_thread(_with_context(function, *args), "millstream_end")
 
     def close(self) -> None:
         """End all threads when their functions are done, without waiting."""
@@ -209,67 +205,31 @@ class Threads:
         self._started = 0
         self._jobs = SimpleQueue()
 
+    def _run(self, future: asyncio.Future[Any], owner: str, run: Callable[[], Any]) -> None:
+        """Run a job, unless its caller has left. The slot and the result are set in one wakeup of the event loop."""
+        done = (None, None) if future.cancelled() else outcome_of(run)
+        with suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
+            future.get_loop().call_soon_threadsafe(self._settle, future, owner, *done)
 
-class _LoopFuture:
-    """The thread's side of an event loop's future. It frees the slot and sets the result in one wakeup of the loop."""
-
-    __slots__ = ("_future", "_owner", "_places")
-
-    def __init__(self, future: asyncio.Future[Any], places: Pool, owner: str) -> None:
-        self._future = future
-        self._places = places
-        self._owner = owner
-
-    def set_running_or_notify_cancel(self) -> bool:
-        """Return whether the function should run. If its caller has left, free the slot."""
-        if self._future.cancelled():
-            self._settle_in_loop(None, None)
-            return False
-        return True
-
-    def set_result(self, result: Any) -> None:
-        """End the call with a result."""
-        self._settle_in_loop(result, None)
-
-    def set_exception(self, exception: BaseException) -> None:
-        """End the call with an error."""
-        self._settle_in_loop(None, exception)
-
-    def _settle_in_loop(self, result: Any, exception: BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
-            self._future.get_loop().call_soon_threadsafe(self._settle, result, exception)
-
-    def _settle(self, result: Any, exception: BaseException | None) -> None:
-        self._places.leave(self._owner)
-        if self._future.done():
+    def _settle(self, future: asyncio.Future[Any], owner: str, result: Any, exception: BaseException | None) -> None:
+        self.places.leave(owner)
+        if future.done():
             return
         if exception is None:
-            self._future.set_result(result)
+            future.set_result(result)
         else:
-            self._future.set_exception(exception)
-
-
-Jobs = SimpleQueue[tuple["Future[Any] | _LoopFuture", Callable[[], Any]] | None]
-"""The queue of jobs for worker threads. None ends a thread."""
+            future.set_exception(exception)
 
 
 def work(jobs: Jobs) -> None:
     """Run jobs in this thread until None arrives."""
     while (job := jobs.get()) is not None:
-        future, run = job
-        if future.set_running_or_notify_cancel():
-            _settle(future, run)
-        del job, future, run  # an idle thread must not keep its last call alive
+        job()
+        del job  # an idle thread must not keep its last call alive
 
 
-def _settle(future: "Future[Any] | _LoopFuture", run: Callable[[], Any]) -> None:
-    try:
-        result = run()
-    except BaseException as exc:  # every error belongs to the waiting call
-        future.set_exception(exc)
-        del future  # the exception's traceback refers to this frame
-    else:
-        future.set_result(result)
+def _with_context(function: Callable[..., T], *args: Any) -> Callable[[], T]:
+    return partial(contextvars.copy_context().run, run_carried, function, *args)
 
 
 def run_carried(function: Callable[..., T], *args: Any) -> T:

@@ -18,31 +18,31 @@ def open_store(url: str) -> Store:
     Raises:
         LocalError: No store supports the URL's scheme.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, _ = url.partition("://")
     # Errors repeat the scheme only: the rest of the URL may contain a password.
     kind = (_KINDS.get(scheme) or _installed_factory(scheme)) if separator else None
     if kind is None:
         raise LocalError(f"Unknown store {scheme[:32]!r}. {_WHICH}")
-    return kind(url, rest)
+    return kind(url)
 
 
-def _installed_factory(scheme: str) -> Callable[[str, str], Store] | None:
+def _installed_factory(scheme: str) -> Callable[[str], Store] | None:
     """Return the factory that another package registers as a `millstream.stores` entry point."""
     from importlib.metadata import entry_points  # noqa: PLC0415  most programs use a store of ours
 
     for point in entry_points(group="millstream.stores", name=scheme):
         make = point.load()
-        return lambda url, rest: BackendStore(make(url))
+        return lambda url: BackendStore(make(url))
     return None
 
 
-def _memory(url: str, rest: str) -> Store:
-    if rest:
+def _memory(url: str) -> Store:
+    if url != "memory://":
         raise LocalError("memory:// takes no host or path. Write memory:// alone.")
     return _at_parent(url) or MemoryStore()
 
 
-def _sqlite(url: str, rest: str) -> Store:
+def _sqlite(url: str) -> Store:
     from millstream._stores.sqlite.file import locate  # noqa: PLC0415  loads SQLite only where it's used
     from millstream._stores.sqlite.store import SqliteStore  # noqa: PLC0415
 
@@ -50,7 +50,7 @@ def _sqlite(url: str, rest: str) -> Store:
     return _at_parent(location.url) or SqliteStore(location)
 
 
-def _redis(url: str, rest: str) -> Store:
+def _redis(url: str) -> Store:
     try:
         from millstream._stores.redis.store import RedisStore  # noqa: PLC0415  needs an extra
     except ImportError as missing:
@@ -62,29 +62,28 @@ def _redis(url: str, rest: str) -> Store:
     return RedisStore(parse_address(url))
 
 
-def _nats(url: str, rest: str) -> Store:
+def _nats(url: str) -> Store:
     try:
-        from millstream._stores.nats.store import NatsStore  # noqa: PLC0415  needs an extra
+        from millstream._stores.nats.link import parse_address  # noqa: PLC0415  needs an extra
+        from millstream._stores.nats.store import NatsStore  # noqa: PLC0415
     except ImportError as missing:
         if missing.name != "nats":
             raise
         raise LocalError("A store in NATS needs an extra package: pip install 'millstream[nats]'.") from None
-    from millstream._stores.nats.address import parse_address  # noqa: PLC0415  loads TLS
-
     return NatsStore(parse_address(url))
 
 
 def _at_parent(url: str) -> Store | None:
     """Return the store for this URL in the parent process, or None if there is no parent."""
     address = parent_address()
-    if address is None:
+    if not address:
         return None
     from millstream._stores.local.store import LocalStore  # noqa: PLC0415  most processes aren't workers
 
     return LocalStore(address, url)
 
 
-_KINDS: Final[dict[str, Callable[[str, str], Store]]] = {
+_KINDS: Final[dict[str, Callable[[str], Store]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
     **{f"{scheme}{kind}": _redis for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")},

@@ -12,6 +12,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from msgspec import Struct
+
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 
@@ -26,33 +28,28 @@ _KEY = "health"
 logger = logging.getLogger("millstream")
 
 
-class StoreHealth:
+class StoreHealth(Struct, eq=False):
     """The health of one opened store."""
 
-    def __init__(
-        self, kind: str, store: Store, *, bound: float = BOUND_SECONDS, clock: Callable[[], float] = monotonic
-    ) -> None:
-        # Configuration
-        self.kind: str = kind
-        """``memory``, for labels."""
-        self.bound: float = bound
-        self._store = store
-        self._clock = clock
-        # Process
-        self.up: bool = True
-        """The result of the last check. It starts as True, because the store was opened."""
-        self._checked_at = -FRESH_SECONDS
+    kind: str
+    """``memory``, for labels."""
+    store: Store
+    bound: float = BOUND_SECONDS
+    clock: Callable[[], float] = monotonic
+    up: bool = True
+    """The result of the last check. It starts as True, because the store was opened."""
+    _checked_at: float = -FRESH_SECONDS
 
     async def look(self) -> bool:
         """Check the store, at most once a second. Concurrent callers get the previous result."""
-        now = self._clock()
+        now = self.clock()
         if now - self._checked_at < FRESH_SECONDS:
             return self.up
         self._checked_at, before = now, self.up
         try:
             async with asyncio.timeout(self.bound):
-                await self._store.kv.get(_KEY)
-            self.up = not await self._store.degraded_reason()  # the store logs the reason
+                await self.store.kv.get(_KEY)
+            self.up = not await self.store.degraded_reason()  # the store logs the reason
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:
@@ -61,7 +58,7 @@ class StoreHealth:
         return self.up
 
 
-class LogOnce:
+class LogOnce(Struct, eq=False):
     """A context manager that suppresses store errors and logs the first of a series.
 
     Args:
@@ -77,12 +74,11 @@ class LogOnce:
         ...     await asyncio.sleep(PAUSE)
     """
 
-    def __init__(self, logger: logging.Logger, what: str, over: str) -> None:
-        self._logger = logger
-        self._what = what
-        self._over = over
-        self.lasts: bool = False
-        """Whether the last attempt failed."""
+    logger: logging.Logger
+    what: str
+    over: str
+    lasts: bool = False
+    """Whether the last attempt failed."""
 
     def __enter__(self) -> Self:
         return self
@@ -92,14 +88,14 @@ class LogOnce:
     ) -> bool:
         if failure is None:
             if self.lasts:
-                self._logger.warning("%s", self._over)
+                self.logger.warning("%s", self.over)
             self.lasts = False
             return False
         if not isinstance(failure, LocalError | OSError):
             return False
         if not self.lasts:
             why = (isinstance(failure, OSError) and failure.strerror) or failure
-            self._logger.warning("%s: %s", self._what, why)
+            self.logger.warning("%s: %s", self.what, why)
         self.lasts = True
         return True
 

@@ -6,13 +6,14 @@ that marks it as done. Until then, no other worker announces a change to that me
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from weakref import WeakValueDictionary
 from zlib import crc32
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._stores.base import Backend, CoAppend, Position
 from millstream._stores.workers import Claim, Leases, Roster, SoleWorker, read_again, update_roster
@@ -42,20 +43,17 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
 
-class MapMembers:
+class MapMembers(Struct, eq=False):
     """The `Members` implementation for one worker."""
 
-    def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
-        # Configuration
-        self._backend = backend
-        self._workers = workers
-        # Process
-        self._held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
-        """Members that this worker holds: (group, member) -> (value, announcement)."""
-        self._keys: dict[str, int] = {}
-        """Number of members that this worker holds, by record key."""
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """A lock per record, so this worker doesn't conflict with itself."""
+    _backend: Backend
+    _workers: Leases | SoleWorker
+    _held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
+    """Members that this worker holds: (group, member) -> (value, announcement)."""
+    _keys: Counter[str] = field(default_factory=Counter)
+    """Number of members that this worker holds, by record key."""
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    """A lock per record, so this worker doesn't conflict with itself."""
 
     async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:
         self._held[group, member] = value, told
@@ -82,7 +80,7 @@ class MapMembers:
 
             outcome = await self._change(key, add)
             if outcome:
-                self._keys[key] = self._keys.get(key, 0) + 1
+                self._keys[key] += 1
             return present, await self._announce(key, member, told) if outcome == "announce" else None
 
     async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
@@ -108,7 +106,9 @@ class MapMembers:
             await self._workers.read()
             outcome = await self._change(key, remove)
             if outcome:
-                self._release(key)
+                self._keys[key] -= 1
+                if self._keys[key] <= 0:
+                    del self._keys[key]
             return await self._announce(key, member, told) if outcome == "announce" else None
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
@@ -221,13 +221,6 @@ class MapMembers:
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
         return lock
-
-    def _release(self, key: str) -> None:
-        left = self._keys.get(key, 1) - 1
-        if left > 0:
-            self._keys[key] = left
-        else:
-            self._keys.pop(key, None)
 
 
 def _key(group: str, member: str) -> str:

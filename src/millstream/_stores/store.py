@@ -8,25 +8,27 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, Unpack
 
+from msgspec import Struct
+
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, AppendOptions, Backend, Entry, Log, Map, Position
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
+from millstream._stores.tail import never
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
 
 T = TypeVar("T")
 
 
-class _Split(Generic[T]):
+class _Split(Struct, Generic[T], eq=False):
     """Two places: `memory` for ephemeral kinds, and `durable` for all others."""
 
-    def __init__(self, durable: T, memory: T) -> None:
-        self._durable = durable
-        self._memory = memory
+    durable: T
+    memory: T
 
     def _of(self, name: str) -> T:
-        return self._memory if _is_ephemeral(name) else self._durable
+        return self.memory if _is_ephemeral(name) else self.durable
 
 
 class SplitMap(_Split[Map]):
@@ -37,7 +39,7 @@ class SplitMap(_Split[Map]):
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         if not any(_is_ephemeral(key) for key in keys):
-            return await self._durable.get_many(keys)
+            return await self.durable.get_many(keys)
         return [await self._of(key).get(key) for key in keys]
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
@@ -54,7 +56,7 @@ class SplitMap(_Split[Map]):
     async def keys(self, prefix: str) -> list[str]:
         if ":" in prefix:
             return await self._of(prefix).keys(prefix)
-        return await self._durable.keys(prefix) + await self._memory.keys(prefix)
+        return await self.durable.keys(prefix) + await self.memory.keys(prefix)
 
 
 class SplitLog(_Split[Log]):
@@ -101,13 +103,12 @@ _logger = logging.getLogger("millstream.stores")
 _KEEP_EVERY = TTL / 4
 
 
-class BackendRates:
+class BackendRates(Struct, eq=False):
     """`Rates` of one worker."""
 
-    def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
-        self._backend = backend
-        self._workers = workers
-        self.persistent: bool = backend.persistent
+    _backend: Backend
+    _workers: Leases | SoleWorker
+    persistent: bool
 
     async def take(self, charges: Sequence[Charge]) -> Decision:
         workers = self._workers
@@ -139,22 +140,14 @@ class BackendStore:
         self.kv: Map = backend.kv
         self.log: Log = backend.log
         # Process
-        self.workers: Leases | SoleWorker
-        self.bus: LogBus | DirectBus
-        self._leases: Leases | None = None
-        self._messages: LogBus | None = None
-        if backend.shared:
-            self.workers = self._leases = Leases(backend)
-            self.bus = self._messages = LogBus(backend, self._leases)
-            self._leases.on_rename = self._on_rename
-        else:
-            self.workers = SoleWorker()
-            self.bus = DirectBus(self.workers)
+        self.workers: Leases | SoleWorker = Leases(backend) if backend.shared else SoleWorker()
+        self.bus: LogBus | DirectBus = (
+            DirectBus(self.workers) if isinstance(self.workers, SoleWorker) else LogBus(backend, self.workers)
+        )
         self.members: MapMembers = MapMembers(backend, self.workers)
-        self.rates: BackendRates = BackendRates(backend, self.workers)
+        self.rates: BackendRates = BackendRates(backend, self.workers, backend.persistent)
         self._tasks: list[asyncio.Task[None]] = []
-        self._rejoin_needed = asyncio.Event()
-        self._stop_watching: Callable[[], None] = lambda: None
+        self._stop_watching: Callable[[], None] = never
 
     @property
     def epoch(self) -> str:
@@ -176,23 +169,35 @@ class BackendStore:
             LocalError: The store can't be reached or used. `open` may be called again.
         """
         await self.backend.open()
-        if self._leases is None or self._messages is None:
+        workers, bus, rejoin_needed = self.workers, self.bus, asyncio.Event()
+        if isinstance(workers, SoleWorker) or isinstance(bus, DirectBus):
             return
+
+        def on_epoch() -> None:
+            """Handle a new epoch of the store or a new name of this worker."""
+            bus.interrupt()
+            rejoin_needed.set()
+
+        def on_rename() -> None:
+            bus.open_inbox()
+            on_epoch()
+
+        workers.on_rename = on_rename
         try:
-            await self._leases.enter()
-            await self._messages.begin()
+            await workers.enter()
+            await bus.begin()
         except BaseException:
-            await self._messages.end()
+            await bus.end()
             await self.backend.close()
             raise
-        self._stop_watching = self.backend.watch(self._on_epoch)
+        self._stop_watching = self.backend.watch(on_epoch)
         rejoining = LogOnce(
             _logger, "Members can't rejoin their groups; retrying", "Members have rejoined their groups."
         )
         keeping = LogOnce(_logger, "Members can't be renewed; retrying", "Members can be renewed again.")
         self._tasks = [
-            asyncio.create_task(self._leases.run()),
-            asyncio.create_task(run_on(self._rejoin_needed, self.members.rejoin, rejoining)),
+            asyncio.create_task(workers.run()),
+            asyncio.create_task(run_on(rejoin_needed, self.members.rejoin, rejoining)),
             asyncio.create_task(run_on(asyncio.Event(), self.members.keep, keeping, every=_KEEP_EVERY)),
         ]
 
@@ -201,29 +206,16 @@ class BackendStore:
         for task in self._tasks:
             task.cancel()
         self._tasks = []
-        if self._messages is not None:
-            self._messages.abandon()
+        if isinstance(self.bus, LogBus):
+            self.bus.abandon()
 
     async def close(self) -> None:
         """End the lease and all subscriptions, and close the backend. Idempotent."""
         self._stop_watching()
-        if self._leases is not None and self._messages is not None:
-            opened, self._tasks = self._tasks, []
+        opened, self._tasks = self._tasks, []
+        if opened:
             await cancel_all(*opened)
-            await self._messages.end()
-            if opened:
-                await self._leases.exit()
-        elif isinstance(self.bus, DirectBus):
-            self.bus.clear()
+        await self.bus.end()
+        if opened and isinstance(self.workers, Leases):
+            await self.workers.exit()
         await self.backend.close()
-
-    def _on_rename(self) -> None:
-        if self._messages is not None:
-            self._messages.open_inbox()
-            self._on_epoch()
-
-    def _on_epoch(self) -> None:
-        """Handle a new epoch of the store or a new name of this worker."""
-        if self._messages is not None:
-            self._messages.interrupt()
-        self._rejoin_needed.set()

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+from millstream._override import override
 from millstream._stores.base import Entry, Gap, Log, Position
 from millstream._stores.health import LogOnce, run_on
-from millstream._tasks import Tasks, has_failed
+from millstream._tasks import Tasks, cancel_all, has_failed
 
 T = TypeVar("T")
 
@@ -30,20 +31,11 @@ def channels_for(stream: str, topic: str) -> tuple[str, ...]:
     return stream, channel_for(stream, f"{topic.partition('.')[0]}."), channel_for(stream, topic)
 
 
-class _Listener(Generic[T]):
-    __slots__ = ("active", "callback")
-
-    def __init__(self, callback: Callable[[T], None]) -> None:
-        self.callback = callback
-        self.active = True
-
-
 class Topics(Generic[T]):
     """Listeners by topic. They're called directly, so there is no queue to bound."""
 
     def __init__(self) -> None:
-        # Tuples are replaced, never changed, so adding a listener doesn't affect a delivery in progress.
-        self._by_topic: dict[str, tuple[_Listener[T], ...]] = {}
+        self._by_topic: dict[str, dict[object, Callable[[T], None]]] = {}
 
     def __contains__(self, topic: str) -> bool:
         return topic in self._by_topic
@@ -55,24 +47,20 @@ class Topics(Generic[T]):
         return len(self._by_topic)
 
     def notify(self, topic: str, item: T) -> None:
-        """Call all listeners in the order they were added."""
-        for listener in self._by_topic.get(topic, ()):
-            if listener.active:
-                listener.callback(item)
+        """Call all listeners in the order they were added, except those removed or added during the calls."""
+        listeners = self._by_topic.get(topic, {})
+        for mark in tuple(listeners):
+            call = listeners.get(mark)
+            if call is not None:
+                call(item)
 
     def add(self, topic: str, callback: Callable[[T], None]) -> Callable[[], None]:
         """Add a listener. Return an idempotent function that removes it, even during a delivery."""
-        listener = _Listener(callback)
-        self._by_topic[topic] = (*self._by_topic.get(topic, ()), listener)
+        mark, listeners = object(), self._by_topic.setdefault(topic, {})
+        listeners[mark] = callback
 
         def stop() -> None:
-            if not listener.active:
-                return
-            listener.active = False
-            others = tuple(other for other in self._by_topic[topic] if other is not listener)
-            if others:
-                self._by_topic[topic] = others
-            else:
+            if listeners.pop(mark, None) is not None and not listeners:
                 del self._by_topic[topic]
 
         return stop
@@ -80,8 +68,7 @@ class Topics(Generic[T]):
     def clear(self) -> None:
         """Remove all listeners."""
         for listeners in self._by_topic.values():
-            for listener in listeners:
-                listener.active = False
+            listeners.clear()
         self._by_topic.clear()
 
 
@@ -89,30 +76,48 @@ class Watchers:
     """Watchers of one value. They're called directly, so there is no queue to bound."""
 
     def __init__(self) -> None:
-        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._topics = Topics[None]()
 
     def add(self, changed: Callable[[], None] | None) -> Callable[[], None]:
         """Add a watcher, if there is one. Return an idempotent function that removes it."""
-        if changed is None:
-            return never
-        mark = object()
-        self._callbacks[mark] = changed
-
-        def stop() -> None:
-            self._callbacks.pop(mark, None)
-
-        return stop
+        return never if changed is None else self._topics.add("", lambda _: changed())
 
     def notify(self) -> None:
         """Call all watchers, except those removed during the calls."""
-        for mark in tuple(self._callbacks):
-            call = self._callbacks.get(mark)
-            if call is not None:
-                call()
+        self._topics.notify("", None)
 
     def clear(self) -> None:
         """Remove all watchers."""
-        self._callbacks.clear()
+        self._topics.clear()
+
+
+class Listeners(Topics[T]):
+    """Listeners by topic, and what to call when they may have missed something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._interrupted = Watchers()
+
+    def listen(
+        self, topic: str, hear: Callable[[T], None], interrupted: Callable[[], None] | None
+    ) -> Callable[[], None]:
+        """Add a listener. Return an idempotent function that removes it."""
+        stop_hearing, stop_watching = self.add(topic, hear), self._interrupted.add(interrupted)
+
+        def stop() -> None:
+            stop_hearing()
+            stop_watching()
+
+        return stop
+
+    def interrupt(self) -> None:
+        """Notify all listeners that they may have missed something."""
+        self._interrupted.notify()
+
+    @override
+    def clear(self) -> None:
+        super().clear()
+        self._interrupted.clear()
 
 
 def never() -> None:
@@ -151,30 +156,9 @@ class Tail:
     Example:
         >>> tail = Tail(store.log, "stream", position, take, lost)
         >>> await tail.catch_up()  # existing entries
-        >>> await tail.run()  # new entries, until canceled
+        >>> tail.start()  # new entries, until it's closed
+        >>> await tail.close()
     """
-
-    __slots__ = (
-        "_drain",
-        "_in_step",
-        "_listens",
-        "_lock",
-        "_log",
-        "_log_once",
-        "_lost",
-        "_moved",
-        "_news",
-        "_next_turn",
-        "_pushed_offset",
-        "_pushes_all",
-        "_stops",
-        "_stream",
-        "_take",
-        "_turn_lock",
-        "_turns",
-        "_waiting",
-        "position",
-    )
 
     def __init__(
         self,
@@ -230,6 +214,7 @@ class Tail:
         self._turn_lock = asyncio.Lock()
         self._next_turn: asyncio.Task[None] | None = None
         """The turn that hasn't begun."""
+        self._task: asyncio.Task[None] | None = None
         self._pushes_all = topic is None
         """Whether the first listener receives all entries. It always does if the store can't filter."""
         hear = self._hear_unwanted if topic == "" else self._hear
@@ -251,10 +236,21 @@ class Tail:
 
         return leave
 
+    def start(self) -> None:
+        """Deliver entries in a task, until `stop`."""
+        self._task = asyncio.get_running_loop().create_task(self.run())
+
     def stop(self) -> None:
         """Stop listening. Idempotent."""
         for stop in self._stops:
             stop()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """Stop listening, and wait for the task of `start` to end. Idempotent."""
+        self.stop()
+        await cancel_all(self._task)
 
     async def settle(self) -> None:
         """Deliver every followed entry that was appended before this call, and move the position past all others.

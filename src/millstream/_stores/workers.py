@@ -2,7 +2,7 @@
 
 One record, the roster, contains the leases of all workers. Each worker renews its own lease by compare-and-set, which
 also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log. A
-worker whose parent process keeps the store gets the parent's address as text.
+worker whose parent process keeps the store gets the path of the parent's socket.
 
 `read_again` and `Claim` are what several writers of one key need.
 """
@@ -18,11 +18,10 @@ from itertools import count
 import msgspec
 from msgspec import Struct, field
 
-from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.health import PAUSE, LogOnce, run_on
-from millstream._stores.tail import Tail, Topics, Watchers
+from millstream._stores.tail import Listeners, Tail, Topics, Watchers
 from millstream._tasks import retry_delay
 
 _POLL = 0.05
@@ -83,40 +82,23 @@ class Claim(Struct):
             await self.leave()
 
 
-class ParentAddress(Struct, frozen=True):
-    """A UNIX socket in a private folder or, on systems without UNIX sockets, a loopback port with a secret."""
-
-    path: str = ""
-    port: int = 0
-    secret: str = ""
-
-    @override
-    def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else f"tcp:{self.port}:{self.secret}"
-
-
-def parse(text: str) -> ParentAddress:
-    """Parse the text form of an address."""
-    kind, _, rest = text.partition(":")
-    if kind == "unix":
-        return ParentAddress(path=rest)
-    port, _, secret = rest.partition(":")
-    return ParentAddress(port=int(port), secret=secret)
-
-
 class _ParentConfig:
     """The configuration that this process got from its parent."""
 
-    address: ParentAddress | None = None
+    address: str = ""
 
 
-def use_parent(text: str) -> None:
-    """Use the parent process for stores that would otherwise be private to this process."""
-    _ParentConfig.address = parse(text)
+def use_parent(address: str) -> None:
+    """Use the parent process for stores that would otherwise be private to this process.
+
+    Args:
+        address: The path of its socket.
+    """
+    _ParentConfig.address = address
 
 
-def parent_address() -> ParentAddress | None:
-    """Return the address of the parent's store server, or None if this process isn't a worker."""
+def parent_address() -> str:
+    """Return the address of the parent's store server, or an empty string if this process isn't a worker."""
     return _ParentConfig.address
 
 
@@ -355,7 +337,7 @@ class DirectBus:
         """Call `receive` for every message, like `Bus.subscribe`. No message is ever lost."""
         return self._topics.add(topic, receive)
 
-    def clear(self) -> None:
+    async def end(self) -> None:
         """Stop all subscriptions."""
         self._topics.clear()
 
@@ -368,10 +350,9 @@ class LogBus:
         self._backend = backend
         self._workers = workers
         # Process
-        self._topics = Topics[bytes]()
-        self._interrupted = Watchers()
-        self._messages: _Reader | None = None
-        self._inbox: _Reader | None = None
+        self._topics = Listeners[bytes]()
+        self._messages: Tail | None = None
+        self._inbox: Tail | None = None
 
     async def publish(self, topic: str, data: bytes) -> None:
         await post(self._backend, MESSAGES, topic, data)
@@ -385,14 +366,7 @@ class LogBus:
     def subscribe(
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        stop_receiving = self._topics.add(topic, receive)
-        stop_watching = self._interrupted.add(interrupted)
-
-        def stop() -> None:
-            stop_receiving()
-            stop_watching()
-
-        return stop
+        return self._topics.listen(topic, receive, interrupted)
 
     async def begin(self) -> None:
         """Read from the end of both logs.
@@ -401,39 +375,39 @@ class LogBus:
             LocalError: The store doesn't respond.
         """
         newest = await self._backend.log.newest(MESSAGES, 1)
-        self._messages = self._reader(MESSAGES, newest[-1].position if newest else None)
+        self._messages = self._read(MESSAGES, newest[-1].position if newest else None)
         self.open_inbox()
-        await self._messages.tail.catch_up()
+        await self._messages.catch_up()
 
     def open_inbox(self) -> None:
         """Read the inbox of this worker's current name."""
         if self._inbox is not None:
-            self._inbox.close()
-        self._inbox = self._reader(INBOX + self._workers.me, None)
+            self._inbox.stop()
+        self._inbox = self._read(INBOX + self._workers.me, None)
 
     def interrupt(self) -> None:
         """Notify subscribers that messages may have been lost."""
         self._workers.hurry()
-        self._interrupted.notify()
+        self._topics.interrupt()
 
     def abandon(self) -> None:
         """Stop reading."""
-        for each in (self._messages, self._inbox):
-            if each is not None:
-                each.close()
+        for tail in (self._messages, self._inbox):
+            if tail is not None:
+                tail.stop()
 
     async def end(self) -> None:
         """Stop reading, and stop all subscriptions."""
-        readers = [each for each in (self._messages, self._inbox) if each is not None]
-        for each in readers:
-            each.close()
         self._topics.clear()
-        self._interrupted.clear()
-        await asyncio.gather(*(each.task for each in readers), return_exceptions=True)
+        for tail in (self._messages, self._inbox):
+            if tail is not None:
+                await tail.close()
         self._messages = self._inbox = None
 
-    def _reader(self, stream: str, after: Position | None) -> "_Reader":
-        return _Reader(Tail(self._backend.log, stream, after, self._take, self._on_gap))
+    def _read(self, stream: str, after: Position | None) -> Tail:
+        tail = Tail(self._backend.log, stream, after, self._take, self._on_gap)
+        tail.start()
+        return tail
 
     def _take(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -448,15 +422,3 @@ class LogBus:
 
     def _on_gap(self, gap: Gap) -> None:
         self.interrupt()
-
-
-class _Reader:
-    """A tail and its task."""
-
-    def __init__(self, tail: Tail) -> None:
-        self.tail = tail
-        self.task = asyncio.get_running_loop().create_task(tail.run())
-
-    def close(self) -> None:
-        self.tail.stop()
-        self.task.cancel()

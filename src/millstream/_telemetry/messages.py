@@ -365,11 +365,15 @@ def _is_free(handle: int) -> bool:
     return True
 
 
+def _read_end(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()
+
+
 def _last(path: Path) -> tuple[int, str]:
     """Return the number and hash of a file's last line."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
-        tail = file.read()
+    tail = _read_end(path, 64 * 1024)
     if not tail:
         return 0, START
     line = tail.rstrip(b"\n").rpartition(b"\n")[2]
@@ -469,19 +473,16 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tail(path: Path) -> Iterator[dict[str, Any]]:
-    """Return the last lines of a file, without a first line that may be incomplete."""
+    """Return the last lines of a file."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
+        lines = _read_end(path, TAIL_BYTES).split(b"\n")
     except OSError:
         return
-    for line in lines[1 if size > TAIL_BYTES else 0 :]:
+    for line in lines:
         try:
             found: Any = msgspec.json.decode(line)
         except msgspec.DecodeError:
-            continue
+            continue  # The first line may be incomplete.
         if is_object(found):
             yield found
 

@@ -368,28 +368,24 @@ class PerSecond:
     """Counts for each of the last seconds, in a ring. Call `turn` when a second is over, then add to `count`."""
 
     def __init__(self, size: int = 64) -> None:
-        self.size = size
         self.until = 0
         """The end of the current second."""
         self.count = 0
         """The count of the current second."""
-        self._counts = [0] * size
-        self._seconds = [-1] * size
+        self._past: deque[tuple[int, int]] = deque(maxlen=size)
+        """Earlier seconds, and their counts."""
 
     def turn(self, second: int) -> None:
         """Start a new second."""
-        place = (self.until - 1) % self.size
-        self._seconds[place], self._counts[place] = self.until - 1, self.count
+        self._past.append((self.until - 1, self.count))
         self.until, self.count = second + 1, 0
 
     def last(self, second: int, length: int) -> list[int]:
         """Return the counts of the `length` complete seconds before this one (fewer than `size`), oldest first."""
         if second >= self.until:
             self.turn(second)
-        return [
-            self._counts[each % self.size] if self._seconds[each % self.size] == each else 0
-            for each in range(second - length, second)
-        ]
+        counts = dict(self._past)
+        return [counts.get(each, 0) for each in range(second - length, second)]
 
 
 class Growth(Generic[K]):

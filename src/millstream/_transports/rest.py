@@ -289,27 +289,23 @@ def _read_arguments(tool: Tool, raw: bytes) -> Any:
 
 
 def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Response:
-    if outcome.error is not None:
-        return _rest_error(outcome, outcome.error, root)
-    result = _decode_result(outcome.result)
-    if outcome.is_error or result.is_error:
+    error = outcome.error
+    if error is None:
+        result = _decode_result(outcome.result)
+        if not (outcome.is_error or result.is_error):
+            body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
+            listen_at = meta.get("streamUrl")
+            if listen_at is None:
+                return Response(body)
+            # RFC 8288: the body is only the result, so a header has the URL of its resource updates.
+            return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % listen_at.encode())
         text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
-        if outcome.incident:
-            return problem(INTERNAL, text, root_path=root, incident=outcome.incident)
-        return problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
-    body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
-    listen_at = meta.get("streamUrl")
-    if listen_at is None:
-        return Response(body)
-    # RFC 8288: the body is only the result, so a header has the URL of its resource updates.
-    return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % listen_at.encode())
-
-
-def _rest_error(outcome: Outcome, error: ProtocolError, root: str) -> Response:
-    if error.code == MISSING_CLIENT_CAPABILITY:
+    elif error.code == MISSING_CLIENT_CAPABILITY:
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)
+    else:
+        text = error.message
     if outcome.incident:
-        return problem(INTERNAL, error.message, root_path=root, incident=outcome.incident)
-    if error.status >= 400:
-        return problem(REFUSED, error.message, root_path=root, status=error.status, head=error.head)
-    return problem(TOOL_ERROR, error.message, root_path=root)
+        return problem(INTERNAL, text, root_path=root, incident=outcome.incident)
+    if error is not None and error.status >= 400:
+        return problem(REFUSED, text, root_path=root, status=error.status, head=error.head)
+    return problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)

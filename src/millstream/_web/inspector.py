@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from hashlib import sha256
 from typing import Any
@@ -14,7 +13,6 @@ from msgspec.structs import replace
 
 from millstream._http.message import Sink, plain_problem
 from millstream._server.calls.services import expiry_of, principal_id
-from millstream._transports.open_streams import OpenStreams
 from millstream._web.live import reply
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth.pages import (
@@ -39,7 +37,7 @@ from millstream.client import (
 )
 from millstream.client.oauth import PendingAuthorization, parse_redirect
 from millstream.http import ConnectionPool, HttpReply, Url, parse_url
-from millstream.parts import HttpRequest, Response, Services, header_lines, refusal
+from millstream.parts import Host, HttpRequest, Response, Services, header_lines, refusal
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -160,7 +158,7 @@ class SignIns:
             return _NOT_OWN_PAGE
         key = _key(request, get_cookie(request, _COOKIE), url)
         state = await self._load(key)
-        await self._vault.kv.delete(_state_key(key))
+        await self._vault.kv.delete(key)
         revoked = state is not None and await _revoke(request, state, url)
         return reply({"revoked": revoked})
 
@@ -193,7 +191,7 @@ class SignIns:
         """Return renewed tokens. Many refresh tokens are valid only once, so one worker at a time uses them."""
         key = _key(request, get_cookie(request, _COOKIE), url)
         async with self._lock(key):
-            sealed = await self._vault.kv.get(_state_key(key))
+            sealed = await self._vault.kv.get(key)
             state = self._open(key, sealed)
             if state is None or state.credentials.tokens.get(str(url)) != old:
                 return None if state is None else state.credentials.tokens.get(str(url))
@@ -205,7 +203,7 @@ class SignIns:
             if not renewed:
                 return None
             fresh = state.credentials.tokens[str(url)]
-            if await self._vault.exchange(_state_key(key), sealed, self._seal(key, state), _SESSION_TTL):
+            if await self._vault.exchange(key, sealed, self._seal(key, state), _SESSION_TTL):
                 return fresh
             await _revoke(request, state, url)  # the user has signed out in the meantime, or in again
             return None
@@ -222,7 +220,7 @@ class SignIns:
         return None if state is None else state.credentials.tokens.get(str(url))
 
     async def _load(self, key: str) -> SignInState | None:
-        return self._open(key, await self._vault.kv.get(_state_key(key)))
+        return self._open(key, await self._vault.kv.get(key))
 
     def _open(self, key: str, sealed: bytes | None) -> SignInState | None:
         return None if sealed is None else self._vault.open(_STATE, sealed.decode("latin-1"), SignInState, key.encode())
@@ -231,7 +229,7 @@ class SignIns:
         return self._vault.seal(_STATE, state, key.encode()).encode()
 
     async def _save(self, key: str, state: SignInState) -> None:
-        await self._vault.put(_state_key(key), self._seal(key, state), _SESSION_TTL)
+        await self._vault.put(key, self._seal(key, state), _SESSION_TTL)
 
     async def _take_pending(self, request: HttpRequest, state: str) -> PendingSignIn | None:
         """Return the pending sign-in of a state if this browser began it. Any attempt uses up the state."""
@@ -280,11 +278,8 @@ def _browser(request: HttpRequest) -> tuple[str, bytes]:
 def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None) -> str:
     """Return the key of the state for this browser, operator, page, and server."""
     owner = principal_id(request.principal) if owner is None else owner
-    return sha256("\n".join((browser, owner, _base(request), str(url))).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _state_key(key: str) -> str:
-    return f"inspect-session:{key}"
+    parts = "\n".join((browser, owner, _base(request), str(url)))
+    return f"inspect-session:{sha256(parts.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def _bearer(tokens: Tokens) -> str:
@@ -334,32 +329,19 @@ class Inspector:
     other server arrive as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        services: Services,
-        streams: OpenStreams,
-        *,
-        shows_log: bool = False,
-        tags: Callable[[], Mapping[str, Sequence[str]]] = dict,
-    ) -> None:
+    def __init__(self, host: Host) -> None:
         """Create it without connecting.
 
         Args:
-            urls: URLs from the operator.
-            services: Services of this server, which store the sign-ins.
-            streams: Open streams of this server; streams from other servers count toward their limit.
-            shows_log: Whether this server sends its log to the page, as in development.
-            tags: Returns the tags of tools, which aren't part of the protocol's tool list.
+            host: The running server. It stores the sign-ins, and streams from other servers count toward its limit.
 
         Raises:
             ValueError: A URL isn't http or https.
         """
-        self._urls: dict[str, Url] = {str(number): _parse_url(each) for number, each in enumerate(urls, 1)}
-        self._streams = streams
-        self._shows_log = shows_log
-        self._tags = tags
-        self.sign_ins = SignIns(services)
+        urls = enumerate(host.settings.inspect_urls, 1)
+        self._urls: dict[str, Url] = {str(number): _parse_url(each) for number, each in urls}
+        self._host = host
+        self.sign_ins = SignIns(host.services)
 
     async def servers(self, request: HttpRequest) -> Response:
         """Handle `GET`: return the list of servers."""
@@ -367,7 +349,10 @@ class Inspector:
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.signed_in_user(request, url)}
             for name, url in self._urls.items()
         ]
-        return reply({"servers": known, "log": self._shows_log, "tags": self._tags()})
+        # Tags aren't part of the protocol's tool list.
+        tools = self._host.registry.tools.items()
+        tags = {name: sorted(tool.tags) for name, tool in tools if tool.tags and tool.visible is None}
+        return reply({"servers": known, "log": self._host.settings.show_errors, "tags": tags})
 
     async def sign_in(self, request: HttpRequest) -> Response:
         """Handle `POST` to begin a sign-in at one server, and `DELETE` to sign out."""
@@ -382,7 +367,7 @@ class Inspector:
         url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
             return _UNKNOWN
-        if self._streams.full(request):
+        if self._host.streams.full(request):
             return _BUSY
         request.cancel_on_disconnect = True
         pool = ConnectionPool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
@@ -401,14 +386,12 @@ class Inspector:
 
     async def _send(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
         """Forward a request with the page's key or the operator's sign-in; renew a rejected token once."""
-        if _CREDENTIALS in request.headers:
-            key = request.headers[_CREDENTIALS].decode("latin-1")
-            return await pool.send(_request(url, request, key), repeatable=False)
-        token = await self.sign_ins.authorization(request, url)
+        key = request.headers.get(_CREDENTIALS)
+        token = await self.sign_ins.authorization(request, url) if key is None else key.decode("latin-1")
         reply = await pool.send(_request(url, request, token), repeatable=False)
-        renewed = (
-            await self.sign_ins.authorization(request, url, rejected=token) if reply.status == 401 and token else ""
-        )
+        if key is not None or reply.status != 401 or not token:
+            return reply
+        renewed = await self.sign_ins.authorization(request, url, rejected=token)
         if not renewed:
             return reply
         reply.discard()
@@ -417,13 +400,13 @@ class Inspector:
     async def _relay_stream(self, request: HttpRequest, reply: HttpReply) -> Response | None:
         stream = reply.stream
         assert stream is not None  # noqa: S101  checked by the caller
-        if self._streams.full(request):  # others may have opened streams while this request waited
+        if self._host.streams.full(request):  # others may have opened streams while this request waited
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM_HEADERS)
         until = expiry_of(request.principal)
         # A keep-alive comment could split an event of the other server, so send none.
-        self._streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
+        self._host.streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
         sink.on_close(stream.close)
         try:
             while not sink.closed and (data := await stream.read()):

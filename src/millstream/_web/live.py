@@ -6,21 +6,16 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from millstream import Settings
 from millstream._http.message import JSON_HEAD, last_event_id, plain_problem
 from millstream._override import override
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
-from millstream.parts import Handler, HttpRequest, Response, Sink, encode_event, query_value
+from millstream.parts import Handler, Host, HttpRequest, Response, Sink, encode_event, query_value
 from millstream.protocol import encode
-
-if TYPE_CHECKING:
-    from millstream.auth._guard import AuthGuard
-
 
 _MAX_WORDS = 200
 
@@ -47,30 +42,22 @@ def audit_handler(path: str) -> Handler:
     return get
 
 
-def connect_handler(
-    settings: Settings,
-    guard: "AuthGuard | None",
-    pages: Collection[str],
-    *,
-    public: Collection[str],
-    is_local: Callable[[str, Mapping[bytes, bytes]], bool],
-) -> Handler:
+def connect_handler(host: Host, pages: Collection[str], *, public: Collection[str]) -> Handler:
     """Return the handler of `GET /connect/server`, with both responses prepared.
 
     It has what the connect page needs beyond MCP: the endpoint, and how callers sign in.
 
     Args:
-        settings: Settings of the server.
-        guard: Guard in front of every path; None if callers don't sign in.
-        pages: Names of the pages that this server serves.
+        host: The running server.
+        pages: Names of the pages that it serves.
         public: Names of the pages that other machines can reach without sign-in.
-        is_local: Returns whether a peer address and headers belong to a program on this machine.
     """
+    path, guard = host.settings.path, host.guard
     methods = () if guard is None else guard.methods
     resource = next((each.resource for each in methods if each.resource), "")
     facts = {
-        "path": settings.path,
-        "url": resource if resource.endswith(settings.path) else "",
+        "path": path,
+        "url": resource if resource.endswith(path) else "",
         "keys": any(not each.issuers for each in methods),
         "oauth": any(each.issuers for each in methods),
     }
@@ -81,7 +68,7 @@ def connect_handler(
         """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
         and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
         """
-        return local if is_local(request.peer, request.headers) else remote
+        return local if host.is_local(request.peer, request.headers) else remote
 
     return get
 

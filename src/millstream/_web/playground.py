@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 from msgspec import Struct
@@ -39,11 +39,8 @@ from millstream.agent import (
 )
 from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
-from millstream.parts import HttpRequest, Response, Tasks
+from millstream.parts import Host, HttpRequest, Response, Tasks
 from millstream.protocol import check_text, encode
-
-if TYPE_CHECKING:
-    from millstream.auth._guard import AuthGuard
 
 logger = logging.getLogger("millstream")
 
@@ -116,29 +113,17 @@ class CallerTarget:
 class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
-    def __init__(
-        self,
-        name: str,
-        server: Mapping[str, str],
-        dispatcher: Dispatcher,
-        guard: "AuthGuard | None",
-        *,
-        is_local: Callable[[str, Mapping[bytes, bytes]], bool],
-    ) -> None:
+    def __init__(self, host: Host, name: str, server: Mapping[str, str]) -> None:
         """Read the configuration of the model. The first message connects.
 
         Args:
-            name: Name of the server.
-            server: ``title`` and ``version`` for display.
-            dispatcher: Executes the calls.
-            guard: Guard in front of every path; None if callers don't sign in.
-            is_local: Returns whether a peer address and headers belong to a program on this machine.
+            host: The running server, which executes the calls.
+            name: Its name.
+            server: Its ``title`` and ``version``, for display.
         """
+        self._host = host
         self._name = name
-        self._server = dict(server)
-        self._dispatcher = dispatcher
-        self._guard = guard
-        self._is_local = is_local
+        self._server = server
         self._configuration_error = ""
         try:
             self._configuration = Configuration.load(".env", os.environ)
@@ -159,7 +144,7 @@ class Playground:
 
     async def status(self, request: HttpRequest) -> Response:
         """Handle `GET`: return ``state`` (``ready``, ``off``, or ``forbidden``), and ``model`` or ``reason``."""
-        here = self._guard is None
+        here = self._host.guard is None
         found: dict[str, Any]
         if not here and (request.principal is None or not request.principal.has({CHAT})):
             found = {"state": "forbidden", "reason": f"Your key or account needs the scope {CHAT}."}
@@ -175,19 +160,20 @@ class Playground:
 
     async def admit(self, request: HttpRequest) -> Principal | Response | None:
         """Return the caller of a WebSocket handshake, or the response that rejects it."""
-        if self._guard is None:
-            if not self._is_local(request.peer, request.headers):
+        guard = self._host.guard
+        if guard is None:
+            if not self._host.is_local(request.peer, request.headers):
                 return Response(b"Sign-in is required for the playground.\n", 403, b"content-type: text/plain\r\n")
             return None
-        outcome = await self._guard(request)
+        outcome = await guard(request)
         if isinstance(outcome, Principal) and not outcome.has({CHAT}):
-            return self._guard.challenges.insufficient({CHAT})
+            return guard.challenges.insufficient({CHAT})
         return outcome
 
     def open(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundConversation":
         """Begin a conversation on a socket, or close the socket if too many conversations are open."""
         owner = peer.owner
-        target = CallerTarget(self._dispatcher, peer)
+        target = CallerTarget(self._host.dispatcher, peer)
         full = self._open_counts[owner] >= MAX_CONVERSATIONS_EACH or self._open_counts.total() >= MAX_CONVERSATIONS
         if full:
             outbox.end(TRY_AGAIN_LATER, "You have too many conversations open. Close one first.")

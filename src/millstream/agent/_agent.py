@@ -12,8 +12,6 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, Self
 
-from msgspec import Struct
-
 from millstream import ProtocolError, SampleResult, Text
 from millstream.agent._configuration import (
     Approval,
@@ -42,7 +40,6 @@ from millstream.agent._events import (
     AnswerQueue,
     AssistantMessage,
     ContextError,
-    Emit,
     Event,
     Limits,
     ModelError,
@@ -115,110 +112,6 @@ _FIRST_WAIT = 1.0
 """Seconds before the second attempt, unless the API specifies them. Each further pause is twice as long."""
 _STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")
 _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
-
-
-class Turn(Struct, frozen=True):
-    """One answer of an `Agent` to a message.
-
-    It sends requests to the model until the model stops calling tools, or a limit is reached. The conversation stays
-    valid for the API: each call has a result, even if the user stops the answer. An error of the model leaves the
-    conversation unchanged.
-    """
-
-    model: Model
-    toolbox: Toolbox
-    caller: ToolCaller
-    limits: Limits
-    emit: Emit
-    system: Sequence[Message]
-    messages: list[Message]
-
-    async def run(self) -> None:
-        """Run rounds until there's an answer.
-
-        Raises:
-            ModelError: The model gave no answer.
-        """
-        tokens = 0
-        for number in range(1, self.limits.max_model_requests + 1):
-            await self.emit(RoundStart(number, len(self.messages), len(self.toolbox)))
-            reply = await self._ask()
-            tokens += reply.tokens
-            if reply.text:
-                await self.emit(AssistantMessage(reply.text))
-            if not reply.tool_calls:
-                self._say(reply.text)
-                await self.emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
-                return
-            await self._call_all(reply)
-            if 0 < self.limits.max_tokens <= tokens:
-                await self._stop("tokens", number, tokens)
-                return
-        await self._stop("rounds", self.limits.max_model_requests, tokens)
-
-    async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
-        self._say(f"(Stopped at the limit of {limit}.)")
-        await self.emit(AnswerEnd(limit, rounds, tokens))
-
-    def _say(self, text: str) -> None:
-        """Add a message of the assistant, because many models require alternating turns."""
-        self.messages.append({"role": "assistant", "content": text})
-
-    async def _ask(self) -> ModelResponse:
-        """Return one reply, retrying if necessary."""
-        request = ModelRequest(messages=[*self.system, *self.messages], tools=self.toolbox.specs)
-        for attempt in count(1):
-            chunks: list[str] = []
-
-            async def keep(chunk: str, chunks: list[str] = chunks) -> None:
-                chunks.append(chunk)
-                await self.emit(TextDelta(chunk))
-
-            try:
-                return await listen(self.model, request, keep)
-            except ModelError as exc:
-                pause = pause_before(exc, attempt, self.limits)
-                if pause is None:
-                    raise
-                await self.emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(chunks)))
-                await asyncio.sleep(pause)
-            except asyncio.CancelledError:
-                self._say("".join(chunks) or "(The user stopped this answer.)")
-                raise
-        raise AssertionError("unreachable")
-
-    async def _call_all(self, reply: ModelResponse) -> None:
-        """Execute all calls of a round concurrently, then add their results to the conversation."""
-        tasks: list[asyncio.Task[CallOutcome]] = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.caller.call(call)) for call in reply.tool_calls]
-        except ExceptionGroup as several:
-            raise several.exceptions[0] from several
-        finally:
-            outcomes = [
-                task.result() if task.done() and not task.cancelled() and task.exception() is None else _STOPPED
-                for task in tasks
-            ]
-            self._keep(reply, outcomes)
-
-    def _keep(self, reply: ModelResponse, outcomes: Sequence[CallOutcome]) -> None:
-        calls = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": fit(call.name), "arguments": each.arguments},
-            }
-            for call, each in zip(reply.tool_calls, outcomes, strict=True)
-        ]
-        self.messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
-        parts: list[Part] = []
-        for call, each in zip(reply.tool_calls, outcomes, strict=True):
-            self.messages.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
-            if each.parts:
-                parts += [text_part(f"From {call.name}:"), *each.parts]
-        if parts:
-            self.messages.append({"role": "user", "content": parts})
 
 
 def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
@@ -406,17 +299,96 @@ class Agent:
         before, beside = len(self.messages), self._beside
         try:
             await self._emit(await begin())
-            toolbox = await self.tools()
-            caller = ToolCaller(
-                toolbox, self._person, self.limits, self._emit, asyncio.Semaphore(self.limits.max_parallel)
-            )
-            await Turn(
-                self.model, toolbox, caller, self.limits, self._emit, self._system_message(), self.messages
-            ).run()
+            room = asyncio.Semaphore(self.limits.max_parallel)
+            await self._run(ToolCaller(await self.tools(), self._person, self.limits, self._emit, room))
         except ModelError:
             del self.messages[before:]
             self._beside = beside
             raise
+
+    async def _run(self, caller: ToolCaller) -> None:
+        """Send requests to the model until it stops calling tools, or a limit is reached.
+
+        The conversation stays valid for the API: each call has a result, even if the user stops the answer.
+
+        Raises:
+            ModelError: The model gave no answer.
+        """
+        system, tokens = self._system_message(), 0
+        for number in range(1, self.limits.max_model_requests + 1):
+            await self._emit(RoundStart(number, len(self.messages), len(caller.toolbox)))
+            reply = await self._ask(ModelRequest(messages=[*system, *self.messages], tools=caller.toolbox.specs))
+            tokens += reply.tokens
+            if reply.text:
+                await self._emit(AssistantMessage(reply.text))
+            if not reply.tool_calls:
+                self._say(reply.text)
+                await self._emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
+                return
+            await self._call_all(caller, reply)
+            if 0 < self.limits.max_tokens <= tokens:
+                await self._stop("tokens", number, tokens)
+                return
+        await self._stop("rounds", self.limits.max_model_requests, tokens)
+
+    async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
+        self._say(f"(Stopped at the limit of {limit}.)")
+        await self._emit(AnswerEnd(limit, rounds, tokens))
+
+    def _say(self, text: str) -> None:
+        """Add a message of the assistant, because many models require alternating turns."""
+        self.messages.append({"role": "assistant", "content": text})
+
+    async def _ask(self, request: ModelRequest) -> ModelResponse:
+        """Return one reply, retrying if necessary."""
+        for attempt in count(1):
+            chunks: list[str] = []
+
+            async def keep(chunk: str, chunks: list[str] = chunks) -> None:
+                chunks.append(chunk)
+                await self._emit(TextDelta(chunk))
+
+            try:
+                return await listen(self.model, request, keep)
+            except ModelError as exc:
+                pause = pause_before(exc, attempt, self.limits)
+                if pause is None:
+                    raise
+                await self._emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(chunks)))
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._say("".join(chunks) or "(The user stopped this answer.)")
+                raise
+        raise AssertionError("unreachable")
+
+    async def _call_all(self, caller: ToolCaller, reply: ModelResponse) -> None:
+        """Execute all calls of a round concurrently, then add their results to the conversation."""
+        tasks: list[asyncio.Task[CallOutcome]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(caller.call(call)) for call in reply.tool_calls]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
+        finally:
+            outcomes = [
+                task.result() if task.done() and not task.cancelled() and task.exception() is None else _STOPPED
+                for task in tasks
+            ]
+            self._keep(reply, outcomes)
+
+    def _keep(self, reply: ModelResponse, outcomes: Sequence[CallOutcome]) -> None:
+        calls: list[dict[str, Any]] = []
+        results: list[Message] = []
+        parts: list[Part] = []
+        for call, each in zip(reply.tool_calls, outcomes, strict=True):
+            function = {"name": fit(call.name), "arguments": each.arguments}
+            calls.append({"id": call.id, "type": "function", "function": function})
+            results.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
+            if each.parts:
+                parts += [text_part(f"From {call.name}:"), *each.parts]
+        self.messages += [{"role": "assistant", "content": reply.text or None, "tool_calls": calls}, *results]
+        if parts:
+            self.messages.append({"role": "user", "content": parts})
 
     def _system_message(self) -> Sequence[Message]:
         """Return the system message: the program's text, and the servers' instructions."""

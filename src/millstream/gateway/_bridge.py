@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Collection, Coroutine, Mapping
 from functools import lru_cache
 from time import monotonic, perf_counter
 from typing import Any
@@ -46,7 +46,6 @@ from millstream.gateway._relay import (
     declare,
     project_answer,
     project_question,
-    with_name,
 )
 from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
 from millstream.gateway._upstream import Upstream
@@ -71,6 +70,7 @@ from millstream.protocol import (
     ElicitResult,
     EmptyResult,
     Implementation,
+    InputRequest,
     InputRequired,
     InputRequiredResult,
     Revision,
@@ -95,7 +95,6 @@ _MAX_SAVED_RESULT = 16 * 1024
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
-_MAX_PLAIN_METAS = 256
 _INPUT_REQUIRED = b'"input_required"'
 _CANNOT_ASK = re.compile(
     rb"': this transport context has no back-channel for server-initiated requests\."  # Python, fastmcp
@@ -190,10 +189,10 @@ def forward(
         ProtocolError: The upstream's own error, or for methods other than ``tools/call``, the lack of a response.
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
+    ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
     if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
-        ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
         return _forward_plainly(call, upstream, link, ask)
-    return _forward(call, upstream, method, params, name, headers)
+    return _forward(call, upstream, ask)
 
 
 def _is_plain(call: Call) -> bool:
@@ -229,10 +228,10 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawR
             result = await requests.send(current, ask)
         breaker.succeed(monotonic() - started, call, method, name)
         if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
-            raise _ForwardedCall(call, upstream, method, name, source=source).pass_on(required)
+            raise _ForwardedCall(call, upstream, ask, source=source).pass_on(required)
     except (ServerError, AccessDenied) as exc:
         breaker.succeed(monotonic() - started, call, method, name)
-        raise _ForwardedCall(call, upstream, method, name, source=source).convert_error(exc) from None
+        raise _ForwardedCall(call, upstream, ask, source=source).convert_error(exc) from None
     except ClientError as exc:
         upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
@@ -251,9 +250,7 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
     if meta_bytes is None:
         meta_bytes = _meta(call, upstream, source, upstream.abilities(call))
         if len(raw) <= _MAX_CACHED_META:
-            if len(cache) >= _MAX_PLAIN_METAS:
-                cache.clear()
-            cache[key] = meta_bytes
+            cache.keep(key, meta_bytes)
     return meta_bytes
 
 
@@ -283,21 +280,14 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
-    call: Call,
-    upstream: Upstream,
-    method: str,
-    params: bytes,
-    name: str,
-    headers: Mapping[str, str],
-    *,
-    recovered: bool = False,
+    call: Call, upstream: Upstream, ask: RawRequest, *, recovered: bool = False
 ) -> bytes:
     """Forward a call. If it's denied, its user may connect an account or grant more scopes, once."""
-    credentials, denied = upstream.credentials, None
+    credentials, denied, method, name = upstream.credentials, None, ask.method, ask.name
     if credentials is not None and not recovered:
         await credentials.prepare(call)
     level, requested_level = await _find_log_level(call)
-    forwarding = _ForwardedCall(call, upstream, method, name, level=level)
+    forwarding = _ForwardedCall(call, upstream, ask, level=level)
     link, relay, previous, breaker = None, forwarding.relay, forwarding.previous, upstream.breaker
     if isinstance(previous, _SavedResult):
         return bytes(previous.result)
@@ -313,21 +303,18 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
-            meta = _meta(call, upstream, source, relay.abilities, relay.level)
-            work = forwarding.run(link, RawRequest(method=method, params=params, name=name, headers=headers, meta=meta))
+            ask.meta = _meta(call, upstream, source, relay.abilities, relay.level)
+            work = forwarding.run(link)
         result = await _await_in_order(relay, work)
         answered = True
         if not (
-            (_cannot_ask(result) or _NEEDS_EXTENSION in result)
-            and _try_other_era(call, upstream, link, name, result, params)
+            (_cannot_ask(result) or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, ask, result)
         ):
             forwarding.finish(result)
             return result
     except ServerError as exc:
         answered = True
-        if not _try_other_era(
-            call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]}), params
-        ):
+        if not _try_other_era(call, upstream, link, ask, encode({"isError": True, "data": [exc.message, exc.data]})):
             raise forwarding.convert_error(exc) from None
     except AccessDenied as exc:
         answered, denied = True, exc
@@ -343,10 +330,10 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if recovered or credentials is None or not await credentials.recover(call, denied):
             raise no_response_error(call, upstream, denied)
         recovered = True
-    return await _forward(call, upstream, method, params, name, headers, recovered=recovered)
+    return await _forward(call, upstream, ask, recovered=recovered)
 
 
-def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str, result: bytes, params: bytes) -> bool:
+def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRequest, result: bytes) -> bool:
     """Use the other era from now on if a call failed because of its own. Return whether the upstream did nothing, so
     that the call can be sent again.
 
@@ -356,17 +343,17 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, name: str,
     try:
         if link is None or not _decode_tool_result(result).is_error:
             return False
-        sent = encode(msgspec.json.decode(params))
+        sent = encode(msgspec.json.decode(ask.params))
     except MALFORMED:
         return False
     if _cannot_ask(sent) or _NEEDS_EXTENSION in sent or TASKS.encode() in sent:
         return False  # the error may quote its caller
     if (
         link.key.handshake
-        and name not in upstream.task_tools
+        and ask.name not in upstream.task_tools
         and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
     ):
-        upstream.task_tools.add(name)
+        upstream.task_tools.add(ask.name)
         return call.method == "tools/call"
     if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):
         raise call_error(call, f"The server {upstream.config.name!r} couldn't ask a question. {remedy}")
@@ -382,16 +369,16 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
     key, links = upstream.key(call, abilities, name), upstream.links
     link, why = None, "It has no sessions."
     try:
-        link = links.ready(key) or await links.open(key, call.owner)
+        link = await links.open(key, call.owner)
     except NO_HANDSHAKE as exc:
         if not key.handshake or links.has_handshake:  # then the refusal is about this caller
             raise
         why = str(exc)
-    if link is None or (key.handshake and not getattr(link.conversation.transport, "has_session", True)):
+    if link is None or (key.handshake and not link.conversation.transport.has_session):
         logger.info("%s can't ask questions by the handshake: %s", upstream.config.name, why)
         upstream.has_handshake = False
         key = upstream.key(call, abilities, name)
-        link = links.ready(key) or await links.open(key, call.owner)
+        link = await links.open(key, call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
         # many servers send them on a stream that doesn't name the call.
@@ -399,7 +386,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
         for number in range(1, _MAX_HTTP_LINKS_PER_KEY if streams else _MAX_LINKS_PER_KEY):
             other = structs.replace(key, affinity=f"#{number}")
             try:
-                found = links.ready(other) or await links.open(other, call.owner)
+                found = await links.open(other, call.owner)
             except ClientError as exc:
                 logger.debug("%s: another connection couldn't be opened: %s", upstream.config.name, exc)
                 break
@@ -413,12 +400,12 @@ async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
     try:
         result = await work
     except (Exception, InputRequired):
-        await relay.settle()
+        await relay.outbox.settle()
         raise
     except BaseException:  # the client has disconnected
-        relay.stop()
+        relay.outbox.stop()
         raise
-    await relay.settle()
+    await relay.outbox.settle()
     return result
 
 
@@ -470,8 +457,7 @@ class _ForwardedCall:
         self,
         call: Call,
         upstream: Upstream,
-        method: str,
-        name: str,
+        ask: RawRequest,
         *,
         level: str = "",
         source: Revision = NEWEST_HANDSHAKE,
@@ -479,7 +465,8 @@ class _ForwardedCall:
         """Read the state.
 
         Args:
-            call, upstream, method, name: See `forward`.
+            call, upstream: See `forward`.
+            ask: The request to the upstream.
             level: Minimum level of log messages that the client wants; empty for none.
             source: Revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
 
@@ -488,11 +475,11 @@ class _ForwardedCall:
         """
         self._call = call
         self._upstream = upstream
+        self._ask = ask
         self._source = source
-        self._slot = f"gateway {method} {name}"
+        self._slot = f"gateway {ask.method} {ask.name}"
         self._link: Link
-        self._ask: RawRequest
-        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
+        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(ask.method, ask.name))
         self.previous: _State | None = None
         raw = call.saved_value(self._slot)
         if raw is not None:
@@ -515,20 +502,21 @@ class _ForwardedCall:
         """Save a state for the next run of the call."""
         self._call.save_value(self._slot, encode(_SavedState(self._upstream.config.name, state)))
 
-    def run(self, link: Link, ask: RawRequest) -> Awaitable[bytes]:
+    def run(self, link: Link) -> Awaitable[bytes]:
         """Return the raw result."""
-        self._link, self._ask, self._source = link, ask, link.conversation.negotiated.revision
+        self._link, self._source = link, link.conversation.negotiated.revision
         if self._source.handshake:
             return self._send(self.relay) if self._call.revision.handshake else self._forward_parked()
-        if ask.method == "tools/call" and self._upstream.has_tasks:
-            return self._run_with_task()
-        return self._run_rounds() if self._call.revision.handshake else self._return_questions()
+        has_tasks = self._ask.method == "tools/call" and self._upstream.has_tasks
+        return self._run_with_task() if has_tasks else self._run_rounds()
 
     def _send(self, recipient: Recipient, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send the request once, with `extra` members in its parameters."""
-        call = self._call
-        progress = call.token is not None or call.tee is not None
-        return _send(self._link, self._ask, recipient, call.owner, progress=progress, extra=extra)
+        return _send(self._link, self._ask, recipient, extra)
+
+    def _answers(self, keys: Collection[str]) -> dict[str, Any]:
+        """Return the client's answers to some questions."""
+        return {key: raw for key, raw in (self._call.responses or {}).items() if key in keys}
 
     # Handshake-era upstreams
 
@@ -558,17 +546,23 @@ class _ForwardedCall:
     # Per-request-era upstreams
 
     async def _run_rounds(self) -> bytes:
-        """Forward a call in rounds, asking the client on the stream of its call."""
-        call, extra, loop = self._call, b"", asyncio.get_running_loop()
+        """Forward a call in rounds.
+
+        A client is asked on the stream of its call, or in the per-request era, by the call's result.
+        """
+        call, members, loop = self._call, self._earlier_rounds(), asyncio.get_running_loop()
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
-            result = await self._send(self.relay, extra)
+            result = await self._send(self.relay, encode(members)[1:-1])
             required = _input_required(result)
             if required is None:
                 return result
-            members: dict[str, Any] = {}
+            if not call.revision.handshake:
+                raise self.pass_on(required)
+            members = {}
             if required.input_requests:
-                members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(required)}
+                questions = self._questions(required.input_requests)
+                members["inputResponses"] = {key: await self._answer(each) for key, each in questions.items()}
                 latest = loop.time() + self._upstream.config.timeout
             elif loop.time() > latest:
                 raise RequestTimeout("The upstream postponed its response for too long.")
@@ -576,8 +570,16 @@ class _ForwardedCall:
                 await asyncio.sleep(retry_delay(number, _FIRST_WAIT, _LONGEST_WAIT))
             if required.request_state is not None:
                 members["requestState"] = required.request_state
-            extra = encode(members)[1:-1]
         raise InvalidResponse("The upstream asked too many times without returning a result.")
+
+    def _earlier_rounds(self) -> dict[str, Any]:
+        """Return the members of parameters that continue the earlier rounds of a client."""
+        call, before = self._call, self.previous
+        if not isinstance(before, _Rounds):
+            return {"inputResponses": dict(call.responses)} if call.responses and not call.state else {}
+        answers = self._answers(before.keys)
+        members: dict[str, Any] = {"inputResponses": answers} if answers else {}
+        return members if before.state is None else {**members, "requestState": before.state}
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:
         try:
@@ -586,23 +588,6 @@ class _ForwardedCall:
             raise call_error(
                 self._call, f"The server asked the client, but didn't get an answer: {exc.message}"
             ) from exc
-
-    async def _return_questions(self) -> bytes:
-        """Forward a call in rounds, returning the upstream's questions as the result."""
-        call = self._call
-        members: dict[str, Any] = {}
-        if isinstance(before := self.previous, _Rounds):
-            answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
-            if answers:
-                members["inputResponses"] = answers
-            if before.state is not None:
-                members["requestState"] = before.state
-        elif call.responses and not call.state:
-            members["inputResponses"] = dict(call.responses)
-        result = await self._send(self.relay, encode(members)[1:-1])
-        if (required := _input_required(result)) is not None:
-            raise self.pass_on(required)
-        return result
 
     # Tasks of upstreams
 
@@ -614,11 +599,10 @@ class _ForwardedCall:
         """
         call = self._call
         if isinstance(task := self.previous, StoredTask):
-            answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked_keys}
-            if answers:
+            if answers := self._answers(task.asked_keys):
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
             return await self._follow_task(task)
-        result = await (self._run_rounds() if call.revision.handshake else self._return_questions())
+        result = await self._run_rounds()
         created = read_created_task(result)
         if created is None:
             return result
@@ -628,11 +612,11 @@ class _ForwardedCall:
             call.start_task()
         return await self._follow_task(task)
 
-    async def _follow_task(self, previous: StoredTask) -> bytes:
-        call, asked_keys, message, count = self._call, list(previous.asked_keys), "", 0
+    async def _follow_task(self, stored: StoredTask) -> bytes:
+        call, message, count = self._call, "", 0
         try:
             while True:
-                task = read_task(await self._ask_task("tasks/get", previous.id, {}))
+                task = read_task(await self._ask_task("tasks/get", stored.id, {}))
                 if task.over:
                     if task.status == "cancelled":
                         raise ToolError("The server canceled the task.")
@@ -640,24 +624,21 @@ class _ForwardedCall:
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1
                     self.relay.progress(count, None, message)
-                new = {key: each for key, each in task.input_requests.items() if key not in asked_keys}
+                new = {key: each for key, each in task.input_requests.items() if key not in stored.asked_keys}
                 if new:
-                    asked_keys += new
-                    await self._ask_client(StoredTask(previous.id, asked_keys), InputRequiredResult(input_requests=new))
+                    stored.asked_keys += new
+                    questions = self._questions(new)
+                    if not call.revision.handshake:
+                        raise self.ask({key: each.request for key, each in questions.items()}, stored)
+                    answers = {key: await self._answer(each) for key, each in questions.items()}
+                    await self._ask_task("tasks/update", stored.id, {"inputResponses": answers})
                 await asyncio.sleep(task.pause)
         except asyncio.CancelledError:
             if not call.halted:  # the client canceled; a stopping worker leaves the task running
                 with contextlib.suppress(ClientError, TimeoutError):
                     async with asyncio.timeout(_LONGEST_WAIT):
-                        await self._ask_task("tasks/cancel", previous.id, {})
+                        await self._ask_task("tasks/cancel", stored.id, {})
             raise
-
-    async def _ask_client(self, task: StoredTask, required: InputRequiredResult) -> None:
-        questions = self._questions(required)
-        if not self._call.revision.handshake:
-            raise self.ask({key: each.request for key, each in questions}, task)
-        answers = {key: await self._answer(each) for key, each in questions}
-        await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
 
     def _ask_task(self, method: str, task_id: str, params: Mapping[str, Any]) -> Awaitable[bytes]:
         body, meta = encode({"taskId": task_id, **params}), self._ask.meta
@@ -666,23 +647,23 @@ class _ForwardedCall:
 
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
-        questions = {key: each.request for key, each in self._questions(required)}
+        questions = {key: each.request for key, each in self._questions(required.input_requests).items()}
         return self.ask(questions, _Rounds(required.request_state, list(questions)))
 
-    def _questions(self, required: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
-        """Return the questions of a result in the client's revision.
+    def _questions(self, requests: Mapping[str, InputRequest]) -> dict[str, ForwardedQuestion]:
+        """Return questions of the upstream in the client's revision.
 
         Raises:
             ToolError, ProtocolError: The upstream asks something that the client didn't declare.
         """
-        if len(required.input_requests) > MAX_OPEN_QUESTIONS:
-            raise InvalidResponse(f"The upstream asked {len(required.input_requests)} questions at once.")
+        if len(requests) > MAX_OPEN_QUESTIONS:
+            raise InvalidResponse(f"The upstream asked {len(requests)} questions at once.")
         name = self._upstream.config.name
         try:
-            return [
-                (key, project_question(each.method, bytes(each.params), self.relay, self._source, name))
-                for key, each in required.input_requests.items()
-            ]
+            return {
+                key: project_question(each.method, bytes(each.params), self.relay, self._source, name)
+                for key, each in requests.items()
+            }
         except ProtocolError as exc:
             raise call_error(
                 self._call, f"The server asked something that this client can't answer: {exc.message}"
@@ -711,7 +692,7 @@ class _ForwardedCall:
         if policy is not None and "elicitation" not in policy.questions:
             return call_error(call, exc.message)
         if call.revision.url_error:
-            named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
+            named = [{**each, "message": f"[{name}] {each.get('message', '')}"} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
         declared = declare(self.relay.abilities, call.revision)
         if not call.revision.handshake and urls and declares(declared, {"elicitation": {"url": {}}}):
@@ -729,31 +710,20 @@ class _ForwardedCall:
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
-async def _send(
-    link: Link, ask: RawRequest, recipient: Recipient, owner: str, *, progress: bool, extra: bytes
-) -> bytes:
+async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes) -> bytes:
     """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
-    requests, relays, answered = link.conversation.requests, link.relays, False
+    requests, relays, places, owner, answered = link.conversation.requests, link.relays, link.places, ask.owner, False
     params = ask.params
     if extra:
         params = b"%b%b%b}" % (params[:-1], b"" if params == b"{}" else b",", extra)
-    places = link.places
     if places is not None and not await places.acquire(owner):
         raise InUse(places, owner)
     request_id = next(requests.ids)
     relays.recipients[request_id] = recipient
     link.calls += 1
     try:
-        result = await requests.ask(
-            structs.replace(
-                ask,
-                params=params,
-                progress=recipient.progress if progress else None,
-                id=request_id,
-                rounds=False,
-                owner=owner,
-            )
-        )
+        progress = recipient.progress if recipient.wants_progress else None
+        result = await requests.ask(structs.replace(ask, params=params, progress=progress, id=request_id))
         answered = True
         return result
     except ServerError:

@@ -389,12 +389,9 @@ class AcceptedFile:
             LocalError, OSError: The file can't be read or written.
         """
         self.of(upstream)
-        accepted = self._definitions.setdefault(upstream, {}).setdefault(kind, {})
-        for name, definition in definitions.items():
-            if definition is None:
-                accepted.pop(name, None)
-            else:
-                accepted[name] = definition
+        accepted = self._definitions.setdefault(upstream, {})
+        changed = {**accepted.get(kind, {}), **definitions}
+        accepted[kind] = {name: each for name, each in changed.items() if each is not None}
         text = msgspec.json.format(msgspec.json.encode(self._definitions, order="sorted"), indent=2) + b"\n"
         write_private(self.path, text)
         self._stamp = stamp_of(self.path)
@@ -427,16 +424,17 @@ class Pins:
         Raises:
             PinsUnavailable: The store or the file can't be read.
         """
+        items, found = list(pinned_items(catalog)), list[QuarantinedItem]()
+        kept: dict[str, dict[str, Description]] = {kind: {} for kind in (*METHODS, INSTRUCTIONS[0])}
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
-            seen = await self._read_pins([(kind, name) for kind, name, _ in pinned_items(catalog)])
             alike = {(kind, _fold(kind, name)) for kind, names in accepted.items() for name in names}
-            found: list[QuarantinedItem] = []
-            for kind, name, definition in pinned_items(catalog):
+            seen = await self._read_pins([self._key(kind, name) for kind, name, _ in items])
+            for (kind, name, definition), first in zip(items, seen, strict=True):
                 pinned, digest = accepted.get(kind, {}).get(name), digest_of(definition)
                 if pinned is not None:
                     matches = digest_of(pinned) == digest
-                elif (first := seen.get((kind, name))) is not None:
+                elif first is not None:
                     matches, pinned = first.startswith(digest), _read_definition(first)
                 else:
                     matches = (
@@ -444,27 +442,20 @@ class Pins:
                         and (kind, _fold(kind, name)) not in alike
                         and await self._pin_first(kind, name, definition)
                     )
-                if not matches:
+                if matches:
+                    kept[kind][name] = definition
+                else:
                     found.append(QuarantinedItem(kind, name, definition, pinned))
         except LocalError as exc:
             raise PinsUnavailable(str(exc)) from exc
-        if not found:
-            return catalog, found
-        quarantined = {(each.kind, each.name) for each in found}
-        lists = {
-            kind: {name: each for name, each in getattr(catalog, kind).items() if (kind, name) not in quarantined}
-            for kind in METHODS
-        }
-        instructions = "" if INSTRUCTIONS in quarantined else catalog.instructions
-        return msgspec.structs.replace(catalog, instructions=instructions, **lists), found
+        instructions = catalog.instructions if kept.pop(INSTRUCTIONS[0]) else ""
+        return structs.replace(catalog, instructions=instructions, **kept), found
 
-    async def _read_pins(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
-        found: dict[tuple[str, str], bytes] = {}
-        for start in range(0, len(items), _BATCH_SIZE):
-            batch = items[start : start + _BATCH_SIZE]
-            values = await self._kv.get_many([self._key(kind, name) for kind, name in batch])
-            found |= {item: value for item, value in zip(batch, values, strict=True) if value is not None}
-        return found
+    async def _read_pins(self, keys: list[str]) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        for start in range(0, len(keys), _BATCH_SIZE):
+            values += await self._kv.get_many(keys[start : start + _BATCH_SIZE])
+        return values
 
     async def _pin_first(self, kind: str, name: str, definition: Description) -> bool:
         """Accept the first definition of an item.

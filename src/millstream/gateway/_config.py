@@ -24,7 +24,7 @@ from msgspec.structs import FieldInfo, fields
 from millstream import Settings
 from millstream.client import TargetError
 from millstream.gateway._credentials import Credentials
-from millstream.gateway._jsonc import JsonSyntaxError, Node
+from millstream.gateway._jsonc import JsonSyntaxError
 from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
@@ -198,7 +198,7 @@ class ConfigValue(Struct, frozen=True):
         Raises:
             ConfigError: The table doesn't fit.
         """
-        known = {each.encode_name: each for each in fields(kind) if each.name not in _SET_BY_CODE}
+        known = options_of(kind)
         table = self.options(known)
         values = {known[key].name: each.convert(known[key].type) for key, each in table.items()}
         missing = [name for name, each in known.items() if each.required and name not in table]
@@ -243,14 +243,10 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
         raise ConfigError(f"{path}: {exc}") from exc
 
     def line(where: KeyPath) -> int:
-        node: Node = root
-        start = root.start
+        node = root
         for name in where:
-            member = (node.members or {}).get(name)
-            if member is None:
-                break
-            node, start = member.node, member.start
-        return text.count("\n", 0, start) + 1
+            node = node.members.get(name, node)
+        return text.count("\n", 0, node.name_start) + 1
 
     return ConfigValue(path, root.value, line, environ, root.value)
 
@@ -318,29 +314,29 @@ class _Target(Struct, frozen=True, kw_only=True):
 
 
 @cache
-def upstream_options() -> Mapping[str, FieldInfo]:
-    """Return the options of an upstream in ``gateway.toml`` by name."""
-    common = {each.name: each for each in fields(UpstreamConfig) if each.name not in _FIELDS_OF_CODE}
-    return {each.name: each for each in fields(_Target)} | common
+def options_of(kind: Any) -> Mapping[str, FieldInfo]:
+    """Return the options of a table that becomes a Struct, by name."""
+    return {each.encode_name: each for each in fields(kind) if each.name not in _SET_BY_CODE}
 
 
 @cache
-def gateway_options() -> Mapping[str, FieldInfo]:
-    """Return the top-level options of ``gateway.toml`` by name."""
-    return {each.name: each for each in fields(GatewayConfig)}
+def upstream_options() -> Mapping[str, FieldInfo]:
+    """Return the options of an upstream in ``gateway.toml`` by name."""
+    common = {name: each for name, each in options_of(UpstreamConfig).items() if name not in _FIELDS_OF_CODE}
+    return {**options_of(_Target), **common}
 
 
 def _load_gateway(root: ConfigValue) -> GatewayConfig:
     values: dict[str, Any] = {}
-    table = root.options(gateway_options())
+    known, settings = options_of(GatewayConfig), options_of(Settings)
+    table = root.options(known)
     for name, each in table.items():
         if name == "settings":
-            settings = {each.name: each for each in fields(Settings)}
             values[name] = {
                 key: value.expand().convert(settings[key].type) for key, value in each.options(settings).items()
             }
         elif name not in ("upstreams", "policy"):
-            values[name] = each.expand().convert(gateway_options()[name].type)
+            values[name] = each.expand().convert(known[name].type)
     shared = table["policy"].load(UpstreamPolicy) if "policy" in table else None
     upstreams = table["upstreams"].table() if "upstreams" in table else {}
     configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
@@ -500,7 +496,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
     found = [key for key in _SERVER_TABLES if key in members(root.value)]
     if not found:
         raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
-    options = {each.name: each for each in fields(_Server)}
+    options = options_of(_Server)
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
     for name, entry in root.member(found[0]).table().items():

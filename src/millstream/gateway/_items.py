@@ -165,26 +165,19 @@ class UpstreamTool(_UpstreamItem, Tool):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        schema: Any = description.get("inputSchema")
-        if not is_object(schema):
-            schema = {"type": "object"}
+        schema = description["inputSchema"]
         headers = find_annotations(schema)
-        shown: Any = schema if is_object(schema.get("properties", {})) else {**schema, "properties": {}}
-        source = ItemSource(name, self._run, raw_object, schema=shown, headers=headers, decode=raw_object)
+        source = ItemSource(name, self._run, raw_object, schema=schema, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
-        original = upstream.catalog.tools.get(own_name, description).get("inputSchema")
-        self._own_headers = headers if original is schema else find_annotations(original or {})
+        original = upstream.catalog.tools[own_name]["inputSchema"]
+        self._own_headers = headers if original is schema else find_annotations(original)
         """Headers of the upstream's own schema, because the policy may have removed arguments."""
         output = description.get("outputSchema")
         self.wraps: bool = is_object(output) and output.get("type") != "object"
-        self._described = {
-            "inputSchema": {"type": "object", "properties": {}},
-            **_with_view(description, upstream.names),
-            "name": name,
-        }
+        self._described = {**_with_view(description, upstream.names), "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         params = self._call_head + bytes(arguments) + b"}"
@@ -248,9 +241,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        listed = description.get("arguments")
-        names = [members(each).get("name") for each in (listed if is_array(listed) else ())]
-        properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
+        properties = {each["name"]: dict[str, Any]() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
@@ -460,15 +451,15 @@ class MergedSkills:
     The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 
     Args:
+        host: The running server.
         hides: See `Hides`.
-        private: Returns whether results depend on the caller, and so mustn't be cached for others.
     """
 
-    def __init__(self, hides: Hides, private: Callable[[], bool]) -> None:
+    def __init__(self, host: Host, hides: Hides) -> None:
         self.upstreams: Sequence[Upstream] = ()
         """Upstreams with skills, in the order of the list."""
+        self._host = host
         self._hides = hides
-        self._private = private
         self._methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
             "skills/list": self._list,
             "skills/get": self._get,
@@ -478,7 +469,9 @@ class MergedSkills:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of the extension that the gateway announces."""
-        reads = any(_settings_of(each).get("directoryRead") is True for each in self.upstreams)
+        reads = any(
+            members(each.catalog.extensions.get(SKILLS)).get("directoryRead") is True for each in self.upstreams
+        )
         return {"directoryRead": True} if reads else {}
 
     def find(self, method: str) -> Callable[[Call], Awaitable[bytes]] | None:
@@ -495,7 +488,15 @@ class MergedSkills:
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
         remaining = list(self.upstreams[names.index(name) if cursor else 0 :])
-        upstream, page = await self._first_page(call, remaining, upstream_cursor)
+        upstream, page = remaining.pop(0), None
+        while page is None:
+            try:
+                page = await self._ask(call, upstream, cursor=upstream_cursor)
+            except (ProtocolError, ToolError) as exc:
+                if not remaining:
+                    raise
+                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
+                upstream, upstream_cursor = remaining.pop(0), ""
         result = self._hints(upstream, page)
         skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
         result["skills"] = [each for each in skills if each is not None]
@@ -506,24 +507,11 @@ class MergedSkills:
             result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
         return encode(result)[1:-1]
 
-    async def _first_page(
-        self, call: Call, remaining: list[Upstream], upstream_cursor: str
-    ) -> tuple[Upstream, dict[str, Any]]:
-        """Return the first upstream that answers, and its page. The cursor is for the first of `remaining`."""
-        upstream = remaining.pop(0)
-        try:
-            return upstream, await self._ask(call, upstream, {"cursor": upstream_cursor} if upstream_cursor else {})
-        except (ProtocolError, ToolError) as exc:
-            if not remaining:
-                raise
-            _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
-        return await self._first_page(call, remaining, "")
-
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
         upstream, original_uri = self._resolve(uri)
         if upstream is not None and self._can_read(call, upstream, uri):
-            page = await self._ask(call, upstream, {"uri": original_uri})
+            page = await self._ask(call, upstream, uri=original_uri)
             if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
                 return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
         raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}.")
@@ -533,22 +521,20 @@ class MergedSkills:
         upstream, original_uri = self._resolve(params.uri)
         if upstream is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
-        page = await self._ask(
-            call, upstream, {"uri": original_uri, **({"cursor": params.cursor} if params.cursor else {})}
-        )
+        page = await self._ask(call, upstream, uri=original_uri, cursor=params.cursor)
         result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
 
-    async def _ask(self, call: Call, upstream: Upstream, params: dict[str, Any]) -> dict[str, Any]:
-        work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.redactor(call.method)
+    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> dict[str, Any]:
+        given = encode({name: value for name, value in params.items() if value})
+        work, redactor = forward(call, upstream, call.method, given, ""), upstream.redactor(call.method)
         raw = await (work if redactor is None else redactor.redact(work, call))
         try:
-            page = _decode_object(raw)
+            return _decode_object(raw)
         except MalformedResult as exc:
             text = f"The server {upstream.config.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
-        return page
 
     # Entries
 
@@ -582,22 +568,16 @@ class MergedSkills:
         """Return whether the caller may read a resource, by its URI on this server."""
         if self._hides(upstream, uri):
             return False
-        if upstream.policy is None:
-            return True
-        rules = upstream.policy.rules_of(uri)
+        rules = upstream.rules_of(uri)
         if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
             return False
         scopes = granted_scopes(call)
         return scopes is None or rules.scopes <= scopes
 
     def _hints(self, upstream: Upstream, page: dict[str, Any]) -> dict[str, Any]:
-        private = self._private() or upstream.policy is not None
+        private = self._host.registry.private or upstream.policy is not None  # then it depends on the caller
         hints: dict[str, Any] = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
-
-
-def _settings_of(upstream: Upstream) -> dict[str, Any]:
-    return members(upstream.catalog.extensions.get(SKILLS))
 
 
 def _read(call: Call) -> _Params:
@@ -611,8 +591,6 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     return [each for each in value if is_object(each)] if is_array(value) else []
 
 
-NOT_FORWARDED = frozenset({TASKS})
-"""Extensions that change the results of MCP's own methods."""
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _decode_params = decoder(dict[str, Raw])
@@ -624,7 +602,7 @@ class ExtensionForwarding:
 
     def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
-        self._skills = MergedSkills(hides, lambda: host.registry.private)
+        self._skills = MergedSkills(host, hides)
         self._settings: dict[str, Any] = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}
@@ -638,28 +616,25 @@ class ExtensionForwarding:
 
     def update(self, upstreams: Collection[Upstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""
-        claims: dict[str, list[Upstream]] = {}
+        own, claims = self._own(), dict[str, list[Upstream]]()
         for upstream in upstreams:
             for name in upstream.catalog.extensions:
-                claims.setdefault(name, []).append(upstream)
-        own = self._own()
+                if name not in own:
+                    claims.setdefault(name, []).append(upstream)
         found = {
-            name: claimants[0]
-            for name, claimants in claims.items()
-            if len(claimants) == 1
-            and name not in own
-            and name not in NOT_FORWARDED
-            and not claimants[0].names.prefix
-            and claimants[0].policy is None
+            name: upstream
+            for name, (upstream, *others) in claims.items()
+            if not others and name != TASKS and not upstream.names.prefix and upstream.policy is None
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims and TASKS not in own:
-            announced[TASKS] = {}  # the gateway wraps their tasks in its own
-        merged = SKILLS in claims and SKILLS not in own and SKILLS not in found
-        self._skills.upstreams = tuple(claims[SKILLS]) if merged else ()
-        if merged:
+        if TASKS in claims:
+            announced[
+                TASKS
+            ] = {}  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+        self._skills.upstreams = () if SKILLS in found else claims.get(SKILLS, ())
+        if self._skills.upstreams:
             announced[SKILLS] = self._skills.settings
-        if UI in claims and UI not in own:
+        if UI in claims:
             announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
         if announced != self._settings:
             self._settings.clear()
@@ -687,8 +662,6 @@ class ExtensionForwarding:
         if (merged := self._skills.find(method)) is not None:
             return merged
         upstreams = set(self._upstreams.values())
-        if not upstreams:
-            return None
         if len(upstreams) > 1:
             upstreams = {
                 upstream

@@ -11,35 +11,45 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream.protocol import exceeds_limits, is_object
+
 
 class JsonSyntaxError(Exception):
     """The text is malformed; the message says where. Such a file is left unchanged."""
 
 
-_BLANK = re.compile(r"(?:[ \t\r\n\ufeff]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
-_REST_OF_LINE = re.compile(r"(?:[ \t]+|/\*[^\n]*?\*/)*(?://[^\r\n]*)?")
-_SCALAR = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null")
+_STRING = r'"(?:[^"\\\n]|\\.)*"'
+_COMMENT = re.compile(rf"({_STRING})|\ufeff|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_TRAILING_COMMA = re.compile(rf"({_STRING}|[\[{{]\s*,)|,(?=\s*[\]}}])")
+_BLANK = re.compile(r"(?:[ \t\r\n\ufeff:]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
+_REST_OF_LINE = re.compile(r"(?:(?:[ \t]+|/\*[^\n]*?\*/)*(?://[^\r\n]*)?(?=[\r\n]))?")
 _MAX_DEPTH = 200
+_decode = json.JSONDecoder().raw_decode
 
 
 class Node(Struct, gc=False):
     """A value and its position."""
 
+    plain: str
+    """The document, with spaces in place of comments and trailing commas."""
+    value: Any
     start: int
     end: int
-    value: Any
-    members: dict[str, "JsonMember"] | None = None
-    """Members of an object."""
-    comma: int = -1
-    """Position of a trailing comma of an object."""
+    name_start: int
+    """Start of its name, if it's a member of an object."""
 
-
-class JsonMember(Struct, gc=False):
-    """One member of an object."""
-
-    start: int
-    """Start of its name."""
-    node: Node
+    @property
+    def members(self) -> "dict[str, Node]":
+        """Members of an object. The last of duplicate names wins."""
+        found: dict[str, Node] = {}
+        end = self.start
+        while is_object(self.value) and (place := self.plain.find('"', end, self.end)) >= 0:
+            name, end = _decode(self.plain, place)
+            start = _skip(self.plain, end)
+            value, end = _decode(self.plain, start)
+            found.pop(name, None)
+            found[name] = Node(self.plain, value, start, end, place)
+        return found
 
 
 def read(text: str) -> Node:
@@ -48,7 +58,33 @@ def read(text: str) -> Node:
     Raises:
         JsonSyntaxError: It isn't JSON, apart from comments and trailing commas.
     """
-    return _Reader(text).document()
+    plain = _TRAILING_COMMA.sub(_erase, _COMMENT.sub(_erase, text))
+    if reason := exceeds_limits(plain.encode(), _MAX_DEPTH):
+        raise JsonSyntaxError(f"line 1 begins a document that is {reason}")
+    try:
+        value = json.loads(plain, parse_constant=_refuse)
+    except json.JSONDecodeError as exc:
+        what = (
+            f"a mistake in column {exc.colno}: {exc.msg}"
+            if plain[exc.pos :].strip()
+            else "an unexpected end of the document"
+        )
+        raise JsonSyntaxError(f"line {exc.lineno} has {what}") from None
+    start = _skip(plain, 0)
+    return Node(plain, value, start, len(plain.rstrip()), start)
+
+
+def _erase(found: re.Match[str]) -> str:
+    return found[1] or re.sub(r"[^\n]", " ", found[0])
+
+
+def _refuse(name: str) -> None:
+    raise JsonSyntaxError(f"{name} isn't a number in JSON")
+
+
+def _skip(text: str, at: int) -> int:
+    """Return the position after blanks, comments, and a colon."""
+    return _BLANK.match(text, at).end()  # type: ignore[union-attr]  # always matches
 
 
 def put(text: str, path: Sequence[str], value: Any) -> str:
@@ -61,14 +97,14 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
         text += "{}\n"
     root = node = read(text)
     for depth, name in enumerate(path):
-        if node.members is None:
+        if not is_object(node.value):
             raise JsonSyntaxError(f"{'.'.join(path[:depth]) or 'The document'} isn't an object")
         found = node.members.get(name)
         if found is None:
             for missing in reversed(path[depth + 1 :]):
                 value = {missing: value}
             return _insert(text, root, node, name, value)
-        node = found.node
+        node = found
     style = _Style(text, root)
     return text[: node.start] + style.render(value, style.margin(node.start)) + text[node.end :]
 
@@ -80,55 +116,46 @@ def take(text: str, path: Sequence[str]) -> str:
         JsonSyntaxError: The text isn't JSON.
     """
     node = read(text)
-    for name in path[:-1]:
-        if node.members is None or name not in node.members:
+    for name in path:
+        found = node.members.get(name)
+        if found is None:
             return text
-        node = node.members[name].node
-    if node.members is None or path[-1] not in node.members:
-        return text
-    names = list(node.members)
-    place = names.index(path[-1])
-    member = node.members[path[-1]]
-    start, end = member.start, member.node.end
+        node = found
+    start, end = node.name_start, node.end
     line = text.rfind("\n", 0, start) + 1
     alone = not text[line:start].strip()
-    if place + 1 < len(names) or node.comma >= 0:
-        end = text.index(",", _BLANK.match(text, end).end()) + 1  # type: ignore[union-attr]  # always matches
-    elif place:
-        before = node.members[names[place - 1]].node.end
-        comma = text.index(",", _BLANK.match(text, before).end())  # type: ignore[union-attr]  # always matches
-        text = text[:comma] + text[comma + 1 :]
+    before, after = len(node.plain[:start].rstrip()) - 1, _skip(text, end)
+    if text[after] == ",":
+        end = after + 1
+    elif text[before] == ",":
+        text = text[:before] + text[before + 1 :]
         start, end, line = start - 1, end - 1, line - 1
     if not alone:
         return text[:start] + text[end:].lstrip(" ")
-    rest = re.compile(r"[ \t]*(?:\r?\n)?").match(text, end)
-    return text[:line] + text[rest.end() if rest else end :]
+    return text[:line] + re.sub(r"^[ \t]*(?:\r?\n)?", "", text[end:])
 
 
 def _insert(text: str, root: Node, node: Node, name: str, value: Any) -> str:
     style = _Style(text, root)
-    members = list((node.members or {}).values())
-    inside = text[node.start : node.end]
-    if members and "\n" not in inside:
-        spot = members[-1].node.end
+    members = list(node.members.values())
+    key = json.dumps(name, ensure_ascii=False)
+    if "\n" not in text[node.start : node.end] and (members or not style.unit):
+        spot = members[-1].end if members else node.start + 1
         gap = " " if style.unit else ""
-        return (
-            f"{text[:spot]},{gap}{json.dumps(name, ensure_ascii=False)}:{gap}{style.render(value, None)}{text[spot:]}"
-        )
+        return f"{text[:spot]}{f',{gap}' if members else ''}{key}:{gap}{style.render(value, None)}{text[spot:]}"
     outer = style.margin(node.start)
-    if not style.unit:
-        return f"{text[: node.start + 1]}{json.dumps(name)}:{style.render(value, None)}{text[node.end - 1 :]}"
-    margin = style.margin(members[-1].start) if members else outer + style.unit
-    line = f"{style.end}{margin}{json.dumps(name, ensure_ascii=False)}: {style.render(value, margin)}"
+    margin = style.margin(members[-1].name_start) if members else outer + style.unit
+    line = f"{style.end}{margin}{key}: {style.render(value, margin)}"
     if not members:
         comments = text[node.start + 1 : node.end - 1].rstrip()
         return f"{text[: node.start + 1]}{comments}{line}{style.end}{outer}{text[node.end - 1 :]}"
-    last = members[-1].node.end
-    spot = node.comma + 1 if node.comma >= 0 else last
+    last = members[-1].end
+    comma = _skip(text, last)
+    trailing = text[comma] == ","
+    spot = comma + 1 if trailing else last
     rest = _REST_OF_LINE.match(text, spot)
-    after = rest.end() if rest is not None and text[rest.end() : rest.end() + 1] in ("\r", "\n") else spot
-    after = spot + len(text[spot:after].rstrip())
-    if node.comma >= 0:
+    after = spot + len(rest[0].rstrip()) if rest else spot
+    if trailing:
         return f"{text[:after]}{line},{text[after:]}"
     return f"{text[:last]},{text[last:after]}{line}{text[after:]}"
 
@@ -139,17 +166,16 @@ class _Style:
     def __init__(self, text: str, root: Node) -> None:
         self._text = text
         self.end = "\r\n" if "\r\n" in text else "\n"
-        first = next(iter((root.members or {}).values()), None)
-        body = text[root.start : root.end]
-        if first is not None and "\n" not in body:
+        first = next(iter(root.members.values()), None)
+        if first is not None and "\n" not in text[root.start : root.end]:
             self.unit = ""  # everything is on one line
         else:
-            self.unit = (self.margin(first.start) if first is not None else "") or "  "
+            self.unit = (self.margin(first.name_start) if first is not None else "") or "  "
 
     def margin(self, place: int) -> str:
         """Return the indentation of the line at a position."""
-        line = self._text.rfind("\n", 0, place) + 1
-        return re.compile(r"[ \t]*").match(self._text, line)[0]  # type: ignore[index]  # always matches
+        line = self._text[self._text.rfind("\n", 0, place) + 1 : place]
+        return line.removesuffix(line.lstrip(" \t"))
 
     def render(self, value: Any, margin: str | None) -> str:
         """Return the value in the document's style; without a margin, on one line."""
@@ -158,96 +184,3 @@ class _Style:
             return json.dumps(value, ensure_ascii=False, separators=separators)
         lines = json.dumps(value, ensure_ascii=False, indent=self.unit).split("\n")
         return f"{self.end}{margin}".join(lines)
-
-
-class _Reader:
-    """A single-pass parser."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-
-    def document(self) -> Node:
-        self._skip()
-        node = self._value(0)
-        self._skip()
-        if self._at < len(self._text):
-            raise self._error("text after the end of the document")
-        return node
-
-    def _skip(self) -> None:
-        self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]  # always matches
-
-    def _peek(self) -> str:
-        return self._text[self._at : self._at + 1]
-
-    def _error(self, what: str) -> JsonSyntaxError:
-        return JsonSyntaxError(f"line {self._text.count(chr(10), 0, self._at) + 1} has {what}")
-
-    def _value(self, depth: int) -> Node:
-        if depth > _MAX_DEPTH:
-            raise self._error("too many nested levels")
-        start, first = self._at, self._peek()
-        if first == "{":
-            return self._object(depth)
-        if first == "[":
-            return self._array(depth)
-        if first == '"':
-            value = self._string()
-            return Node(start, self._at, value)
-        found = _SCALAR.match(self._text, start)
-        if found is None:
-            raise self._error("no value where one is expected" if first else "an unexpected end of the document")
-        self._at = found.end()
-        return Node(start, self._at, json.loads(found[0]))
-
-    def _string(self) -> str:
-        try:
-            value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
-        except ValueError:
-            raise self._error("an invalid string") from None
-        return str(value)
-
-    def _object(self, depth: int) -> Node:
-        start, members, comma = self._at, dict[str, JsonMember](), -1
-        self._at += 1
-        while True:
-            self._skip()
-            if self._peek() == "}":
-                break
-            if self._peek() != '"' or (members and comma < 0):
-                raise self._error("no name or comma where one is expected")
-            place = self._at
-            name = self._string()
-            self._skip()
-            if self._peek() != ":":
-                raise self._error("a name without a colon")
-            self._at += 1
-            self._skip()
-            members.pop(name, None)  # the last of duplicate names wins
-            members[name] = JsonMember(place, self._value(depth + 1))
-            comma = self._comma()
-        self._at += 1
-        values = {name: member.node.value for name, member in members.items()}
-        return Node(start, self._at, values, members, comma)
-
-    def _array(self, depth: int) -> Node:
-        start, values, comma = self._at, list[Any](), 0
-        self._at += 1
-        while True:
-            self._skip()
-            if self._peek() == "]":
-                break
-            if comma < 0:
-                raise self._error("no comma where one is expected")
-            values.append(self._value(depth + 1).value)
-            comma = self._comma()
-        self._at += 1
-        return Node(start, self._at, values)
-
-    def _comma(self) -> int:
-        self._skip()
-        if self._peek() != ",":
-            return -1
-        self._at += 1
-        return self._at - 1

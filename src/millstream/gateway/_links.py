@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
 from typing import Any
@@ -90,15 +90,17 @@ def http_places(*, several: bool = False) -> Pool:
 class Links:
     """The connections to one upstream."""
 
-    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_connections: int) -> None:
+    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_connections: int, idle_seconds: float) -> None:
         """Create the pool; `open` makes connections.
 
         Args:
             connect: Creates a connection of an owner that isn't started yet.
             max_connections: Maximum open connections. An owner that may not have another one loses an idle one of its
                 own or of an owner that holds more, see `Pool`.
+            idle_seconds: Seconds after which an idle connection is closed.
         """
         self.connect: Callable[[LinkKey, str], Link] = connect
+        self._idle_seconds = idle_seconds
         self.places: Pool = Pool(max_connections)
         self._open: dict[LinkKey, Link] = {}
         self._to_close: set[Link] = set()
@@ -199,13 +201,18 @@ class Links:
                 del self._open[key]
                 self._to_close.add(link)
 
-    def end_idle(self, seconds: float, *, now: float) -> None:
-        """Close connections that have been idle for `seconds`, and those marked for closing."""
+    def end_idle(self, now: float) -> None:
+        """Close connections that have been idle for too long, and those marked for closing. Call it once a second.
+
+        Args:
+            now: Current time of `time.monotonic`.
+        """
         for link in [each for each in self._to_close if not each.calls]:
             self._to_close.discard(link)
             self.end(link)
         for link in list(self._open.values()):
-            if not link.calls and link.open_task is None and link.key != SHARED_KEY and now - link.last_used > seconds:
+            idle = not link.calls and link.open_task is None and link.key != SHARED_KEY
+            if idle and now - link.last_used > self._idle_seconds:
                 self.end(link)
 
     async def close(self) -> None:
@@ -436,7 +443,7 @@ class Breaker:
         self.records: dict[tuple[str, str], dict[tuple[str, str], CallerFailures]] = {}
         """Method and name -> owner and session -> failures. Empty as long as all calls succeed."""
         self._share = Share(_MAX_RECORDS)
-        self._durations: list[float] = []
+        self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
 
     def refusal(self, call: Call, method: str, name: str) -> str:
         """Return the rest of a sentence that says why a call isn't sent, or an empty string to send it."""
@@ -461,12 +468,8 @@ class Breaker:
 
     def succeed(self, seconds: float, call: Call, method: str, name: str) -> None:
         """Record a call with a response, including errors."""
-        ring, count = self._durations, self.response_count
-        if len(ring) < _MAX_DURATIONS:
-            ring.append(seconds)
-        else:
-            ring[count % _MAX_DURATIONS] = seconds
-        self.response_count = count + 1
+        self._durations.append(seconds)
+        self.response_count += 1
         self._failures = 0
         if self.records:
             self._clear(_caller(call), (method, name[:_MAX_NAME]))
@@ -534,7 +537,7 @@ class Breaker:
         if self._durations:
             ordered = sorted(self._durations)
             for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
-                figures[name] = round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 3)
+                figures[name] = round(ordered[int(len(ordered) * share)] * 1000, 3)
         return figures
 
 

@@ -7,8 +7,7 @@ components become references to ``$defs``.
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from importlib import import_module
@@ -38,6 +37,7 @@ from millstream.parts import (
 from millstream.protocol import (
     INTERNAL_ERROR,
     SuggestionMeta,
+    decoder,
     encode,
     fits_keyword,
     inline_references,
@@ -191,20 +191,20 @@ class Document:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
-        parameters: dict[tuple[str, str], dict[str, Any]] = {}
-        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
-            parameter = self._resolve(node)
-            name, location = parameter.get("name"), parameter.get("in")
-            if not isinstance(name, str) or location not in _PLACES:
-                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
-            if location != "header" or name.lower() not in _RESERVED_HEADERS:
-                parameters.setdefault((name, location), parameter)
-        place_of_fields, fields, body_required, media, forms = self._body(operation)
-        arguments: dict[str, Argument] = {}
+        arguments, fields, body_required, media = self._body(operation)
         properties: dict[str, Any] = {}
         required: list[str] = []
-        for (original_name, location), parameter in parameters.items():
-            is_duplicate = original_name in fields or original_name in arguments
+        seen: set[tuple[str, str]] = set()
+        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
+            parameter = self._resolve(node)
+            original_name, location = parameter.get("name"), parameter.get("in")
+            if not isinstance(original_name, str) or location not in _PLACES:
+                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
+            is_reserved = location == "header" and original_name.lower() in _RESERVED_HEADERS
+            if is_reserved or (original_name, location) in seen:
+                continue
+            seen.add((original_name, location))
+            is_duplicate = original_name in arguments
             name = f"{original_name}__{location}" if is_duplicate else original_name
             media_type, content = _content_of(parameter, ())
             schema: dict[str, Any] = content.get("schema") or parameter.get("schema") or {}
@@ -216,68 +216,65 @@ class Document:
             properties[name] = {**schema, **({"description": description} if description else {})}
             if parameter.get("required") or location == "path":
                 required.append(name)
-        for name, schema in fields.items():
-            arguments[name] = Argument(name, place_of_fields, forms.get(name, ""))
-            properties[name] = schema
-        required += body_required
+        whole = {"type": "object", "properties": properties | fields, "required": required + body_required}
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
         return Operation(
             path, method, texts.get("operationId"), texts.get("summary"), texts.get("description"),
             [each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments,
-            self._schema({"type": "object", "properties": properties, "required": required}, "readOnly"),
-            output, wrapped, media,
+            self._schema(whole, "readOnly"), output, wrapped, media,
         )  # fmt: skip
 
-    def _body(self, operation: dict[str, Any]) -> tuple[str, dict[str, Any], list[str], str, dict[str, str]]:
-        """Return where the body's fields go, the fields, the required ones, the media type, and their encodings."""
+    def _body(self, operation: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any], list[str], str]:
+        """Return the arguments for the body, their schemas, the required ones, and the media type."""
         body = self._resolve(operation.get("requestBody") or {})
         media, content = _content_of(body, (FORM, MULTIPART, TEXT))
         if not media:
-            return "field", {}, [], "", {}
+            return {}, {}, [], ""
         schema: dict[str, Any] = content.get("schema") or {}
         fields, required = self._fields(schema)
-        if not fields:
+        if fields:
+            encodings: dict[str, Any] = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
+            arguments = {
+                name: Argument(name, "field", _form_of(encodings[name]) if name in encodings else "") for name in fields
+            }
+        else:
             name = re.sub(r"\W+", "_", str(self.target(schema).get("title", ""))).lower() or "body"
-            return "body", {name: schema}, [name] if body.get("required") else [], media, {}
-        encodings: dict[str, Any] = content.get("encoding") or {}
-        forms = {name: _form_of(each) for name, each in encodings.items()}
-        return "field", fields, required if body.get("required") else [], media, forms
+            arguments, fields, required = {name: Argument(name, "body")}, {name: schema}, [name]
+        return arguments, fields, required if body.get("required") else [], media
 
-    def _fields(self, schema: dict[str, Any], seen: set[int] | None = None) -> tuple[dict[str, Any], list[str]]:
+    def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[dict[str, Any]]:
+        """Yield a schema, and the schemas in some of its keywords, except for those that were `seen`."""
+        pending = [schema]
+        while pending:
+            node = self.target(pending.pop())
+            if id(node) not in seen:
+                seen.add(id(node))
+                yield node
+                pending += (part for keyword in keywords for part in _items(node.get(keyword)))
+
+    def _fields(self, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
-        resolved, visited = self.target(schema), set[int]() if seen is None else seen
         fields: dict[str, Any] = {}
-        required_names: list[str] = []
-        if id(resolved) in visited:
-            return fields, required_names
-        visited.add(id(resolved))
-        for part in _items(resolved.get("allOf")):
-            more, required = self._fields(part, visited)
-            fields |= more
-            required_names += required
-        fields |= members(resolved.get("properties"))
-        required_names += [each for each in _items(resolved.get("required")) if isinstance(each, str)]
-        kinds = members(members(resolved.get("discriminator")).get("mapping"))
-        for kind in map(str, kinds.values()):
-            more, _ = self._fields({"$ref": kind if kind.startswith("#/") else _COMPONENT + kind}, visited)
-            fields = more | fields
-        return fields, list(dict.fromkeys(required_names))
+        required: list[Any] = []
+        seen, variants = set[int](), [schema]
+        for number, variant in enumerate(variants):
+            for node in self._parts(variant, seen, "allOf"):
+                fields = members(node.get("properties")) | fields
+                if not number:
+                    required = _items(node.get("required")) + required
+                kinds = members(members(node.get("discriminator")).get("mapping")).values()
+                variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
+        return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
 
     def _query_members(self, schema: dict[str, Any]) -> frozenset[str] | None:
         """Return the properties that a schema declares in any of its variants; None if an object can have any."""
         names: set[str] = set()
-        pending, seen = [schema], set[int]()
-        while pending:
-            node = self.target(pending.pop())
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
+        for node in self._parts(schema, set(), "allOf", "anyOf", "oneOf"):
             properties = members(node.get("properties"))
             if node.get("additionalProperties", not properties and node.get("type") == "object"):
                 return None
             names |= properties.keys()
-            pending += (part for keyword in ("allOf", "anyOf", "oneOf") for part in _items(node.get(keyword)))
         return frozenset(names)
 
     def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
@@ -288,10 +285,9 @@ class Document:
             return None, False
         schema: dict[str, Any] = content.get("schema") or {}
         resolved = self.target(schema)
-        if resolved.get("type") == "object" or "properties" in resolved:
-            return self._schema({**resolved, "type": "object"}, "writeOnly"), False
-        found = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
-        return self._schema(found, "writeOnly"), True
+        wrapped = resolved.get("type") != "object" and "properties" not in resolved
+        found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
+        return self._schema({**found, "type": "object"}, "writeOnly"), wrapped
 
     def _resolve(self, node: Any) -> dict[str, Any]:
         """Return the target of a reference, or the node itself if it isn't one.
@@ -349,23 +345,23 @@ class _Conversion(Struct):
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
             return False if node is False else {}
+        result: dict[str, Any] = {}
         if isinstance(node.get("$ref"), str):
-            return _replace_nullable({**self._reference(node), **self._keywords(node, hidden)})
-        return _replace_nullable(self._keywords(node, hidden | self.document.fields_with(self.flag, node)))
+            result = self._reference(node)
+        else:
+            hidden |= self.document.fields_with(self.flag, node)
+        kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
+        parts: list[Any] = kept.pop("allOf", [])
+        result |= map_subschemas(kept, self.convert)
+        if parts:  # they describe the same object
+            result["allOf"] = [self.convert(each, hidden) for each in parts]
+        return _replace_nullable(result)
 
     def finish(self) -> None:
         """Convert the definitions."""
         while self.pending:
             name, target = self.pending.pop()
             self.definitions[name] = self.convert(target)
-
-    def _keywords(self, node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
-        kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
-        parts: list[Any] = kept.pop("allOf", [])
-        converted = map_subschemas(kept, self.convert)
-        if parts:  # they describe the same object
-            converted["allOf"] = [self.convert(each, hidden) for each in parts]
-        return converted
 
     def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
         target = self.document.target(node)
@@ -412,10 +408,10 @@ def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
 def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
     """Return the schema of an object without some of its properties."""
     result = dict(node)
-    if hidden and is_object(node.get("properties")):
-        result["properties"] = {name: each for name, each in node["properties"].items() if name not in hidden}
-    if hidden and is_array(node.get("required")):
-        result["required"] = [name for name in node["required"] if name not in hidden]
+    if is_object(properties := node.get("properties")):
+        result["properties"] = {name: each for name, each in properties.items() if name not in hidden}
+    if is_array(required := node.get("required")):
+        result["required"] = [name for name in required if name not in hidden]
     return result
 
 
@@ -429,11 +425,16 @@ def _form_of(options: Mapping[str, Any]) -> str:
     return "" if options.get("explode", style == "form") else _SEPARATORS.get(style, ",")
 
 
+def _plain(media: str) -> str:
+    """Return a media type without parameters."""
+    return media.partition(";")[0].strip()
+
+
 def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """Return the media type and description of a body, preferring JSON; empty without one."""
     content: dict[str, Any] = holder.get("content") or {}
     for kind, description in content.items():
-        plain = kind.partition(";")[0].strip()
+        plain = _plain(kind)
         if plain == JSON or plain.endswith("+json") or plain in other_types:
             return kind, members(description)
         if plain == "*/*":
@@ -454,8 +455,7 @@ class RouteKind(Enum):
     EXCLUDE = ""
 
 
-@dataclass(frozen=True)
-class RouteMap:
+class RouteMap(Struct, frozen=True):
     """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``.
 
     Args:
@@ -467,7 +467,7 @@ class RouteMap:
 
     methods: Sequence[str] = ()
     pattern: str = ""
-    tags: frozenset[str] | set[str] = field(default_factory=frozenset[str])
+    tags: frozenset[str] | set[str] = frozenset()
     kind: RouteKind = RouteKind.TOOL
 
     def matches(self, operation: Operation) -> bool:
@@ -480,23 +480,28 @@ class RouteMap:
         return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
 
 
-Send = Callable[..., Awaitable[Any]]
-"""The `request` method of an `AsyncClient` of httpx2 or httpx, or another one like it."""
+class ApiRequest(Struct, frozen=True):
+    """A request to an API."""
+
+    method: str
+    target: str
+    """Path and query below the base URL."""
+    headers: dict[str, str]
+    content: bytes | None
 
 
-async def call_operation(
-    send: Send, operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
-) -> Any:
-    """Call one operation of an API and return the response.
+def build_request(
+    operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> ApiRequest:
+    """Return the request for one operation of an API.
 
     Args:
-        send: Sends the request.
         operation: Operation to call.
         arguments: Arguments of its tool.
         headers: Additional headers, which override those of arguments.
 
     Raises:
-        ToolError: An argument is missing or changes the path, the API can't be reached, or it returns an error.
+        ToolError: An argument is missing or changes the path.
     """
     parts: dict[str, dict[str, Any]] = {
         location: {} for location in ("path", "query", "header", "cookie", "field", "body")
@@ -513,17 +518,32 @@ async def call_operation(
     content: bytes | None = None
     body = next(iter(parts["body"].values()), parts["field"] or None)
     if body is not None:
-        content, parts["header"]["content-type"] = _body(operation, body)
-    path = _path(operation, parts["path"])
+        content, parts["header"]["content-type"] = _encode_body(operation.media, body)
+    query = _encode_form(parts["query"])
+    target = _path(operation, parts["path"]) + (f"?{query}" if query else "")
+    return ApiRequest(operation.method, target, parts["header"], content)
+
+
+async def send_by(client: Any, request: ApiRequest) -> Any:
+    """Return the response to a request that an `AsyncClient` of httpx2 or httpx sends.
+
+    Raises:
+        ToolError: The API can't be reached.
+    """
     try:
-        response = await send(
-            operation.method, path, params=parts["query"] or None, headers=parts["header"] or None, content=content
-        )
+        return await client.request(request.method, request.target, headers=request.headers, content=request.content)
     except Exception as error:
-        is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
-        if isinstance(error, ToolError) or not is_http_error:
-            raise
-        raise ToolError(f"{type(error).__name__}: {error}") from error
+        if "Error" in type(error).__name__ or "Timeout" in type(error).__name__:
+            raise ToolError(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+def check_response(response: Any) -> Any:
+    """Return a response unless it's an error.
+
+    Raises:
+        ToolError: It's an error.
+    """
     if response.status_code == _TOO_MANY_REQUESTS:
         raise ToolError("The API is rate limiting this server. Try again later.")
     if response.status_code >= _FIRST_ERROR_STATUS:
@@ -533,18 +553,17 @@ async def call_operation(
     return response
 
 
-def _body(operation: Operation, body: Any) -> tuple[bytes, str]:
+def _encode_body(media: str, body: Any) -> tuple[bytes, str]:
     """Return the body of a request, and its media type."""
-    plain = operation.media.partition(";")[0].strip()
-    if plain not in (FORM, MULTIPART) or not is_object(body):
-        return body.encode() if plain == TEXT and isinstance(body, str) else encode(body), operation.media
-    fields: dict[str, Any] = {}
-    for name, value in body.items():
-        fields |= _pairs(operation.arguments[name], value) if name in operation.arguments else {name: value}
-    return (encode_form(fields).encode(), FORM) if plain == FORM else _encode_multipart(fields)
+    plain = _plain(media)
+    if plain == FORM and is_object(body):
+        return _encode_form(body).encode(), FORM
+    if plain == MULTIPART and is_object(body):
+        return _encode_multipart(body)
+    return body.encode() if plain == TEXT and isinstance(body, str) else encode(body), media
 
 
-def encode_form(fields: Mapping[str, Any]) -> str:
+def _encode_form(fields: Mapping[str, Any]) -> str:
     """Return the fields, encoded as a query or form."""
     pairs = [
         (name, "" if each is None else _as_text(each))
@@ -567,9 +586,11 @@ def _encode_multipart(fields: Mapping[str, Any]) -> tuple[bytes, str]:
 
 def _encode_argument(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
     """Return one argument as encoded in the request with all of the given arguments."""
-    if argument.place == "query":
-        return _expand(argument, value, given) if is_object(value) else _pairs(argument, value)
-    return {argument.name: _as_text(value) if argument.place in ("header", "path", "cookie") else value}
+    if argument.place == "query" and is_object(value):
+        return _expand(argument, value, given)
+    if argument.place in ("query", "field"):
+        return _pairs(argument, value)
+    return {argument.name: value if argument.place == "body" else _as_text(value)}
 
 
 def _as_text(value: Any) -> str:
@@ -644,7 +665,7 @@ class OperationTool(Tool):
     """An operation as a tool."""
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
-        schema: dict[str, Any] = description.get("inputSchema") or {"type": "object", "properties": {}}
+        schema: dict[str, Any] = description["inputSchema"]
         super().__init__(ItemSource(name, run, argument_reader(name, schema), schema=schema), tags=frozenset(tags))
         self._described = {**self._described, **description, "name": name}
 
@@ -665,7 +686,7 @@ def argument_reader(name: str, schema: dict[str, Any]) -> Read:
 
     def read(raw: Any) -> dict[str, Any]:
         try:
-            arguments = _object_decoder.decode(raw)
+            arguments = _decode_object(raw)
             present = {each: value for each, value in arguments.items() if value is not None}
             problems = describe_problems(schema, present)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -677,7 +698,7 @@ def argument_reader(name: str, schema: dict[str, Any]) -> Read:
     return read
 
 
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
+_decode_object = decoder(dict[str, Any])
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:
@@ -692,13 +713,13 @@ def result_of(operation: Operation, response: Any) -> ToolResult:
     return ToolResult(encode(structured).decode(), structured)
 
 
-def _resource(operation: Operation, name: str, send: Send) -> Resource | Template:
+def _resource(operation: Operation, name: str, client: Any) -> Resource | Template:
     """Return an operation as a resource, or as a template if its path has variables."""
     variables = sorted(each for each, argument in operation.arguments.items() if argument.place == "path")
 
     async def run(values: Any, call: Call) -> Any:
         try:
-            response = await call_operation(send, operation, values or {})
+            response = await _call(client, operation, values or {})
         except ToolError as error:
             raise ProtocolError(INTERNAL_ERROR, str(error)) from error
         return [EmbeddedResource(resource=_contents(call.name, response))]
@@ -741,7 +762,7 @@ def register(
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
     """
     document = Document(spec)
-    send: Send = (client if client is not None else _client_of_url(document.url)).request
+    client = client if client is not None else _client_of_url(document.url)
     used_names: set[str] = set()
     for operation in document.operations():
         kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
@@ -753,16 +774,20 @@ def register(
         used_names.add(name)
         if kind is RouteKind.TOOL:
             check_tool_name(name)
-            run = partial(_run, send, operation)
+            run = partial(_run, client, operation)
             add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
         else:
-            item = _resource(operation, name, send)
+            item = _resource(operation, name, client)
             add("templates" if isinstance(item, Template) else "resources", item.name, item)
     document.log_skipped(document.title)
 
 
-async def _run(send: Send, operation: Operation, arguments: Any, call: Call) -> ToolResult:
-    return result_of(operation, await call_operation(send, operation, arguments))
+async def _call(client: Any, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+    return check_response(await send_by(client, build_request(operation, arguments)))
+
+
+async def _run(client: Any, operation: Operation, arguments: Any, call: Call) -> ToolResult:
+    return result_of(operation, await _call(client, operation, arguments))
 
 
 def _http() -> Any:

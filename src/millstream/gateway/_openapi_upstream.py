@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import translate
 from functools import partial
 from hashlib import sha256
@@ -29,17 +29,18 @@ from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
+    ApiRequest,
     Document,
     OpenApi,
     Operation,
     OperationTool,
-    Send,
-    call_operation,
+    build_request,
+    check_response,
     client_of_app,
-    encode_form,
     has_dot_segment,
     is_application,
     result_of,
+    send_by,
     unused_name,
     without_properties,
 )
@@ -63,7 +64,7 @@ class ApiError(Exception):
 
 
 class ApiResponse(Struct):
-    """A response of an API, with the interface that `call_operation` expects."""
+    """A response of an API, with the interface that `result_of` expects."""
 
     status_code: int
     headers: dict[str, str]
@@ -90,7 +91,7 @@ def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, value in headers.items():
         text = str(value)
-        if not (text.isprintable() or text == "") or not text.isascii():
+        if not text.isprintable() or not text.isascii():
             raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
         result[name.lower()] = text
     return result
@@ -104,6 +105,8 @@ class ApiUpstream(Upstream):
         super().__init__(config, **rest)
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
+        self.address = self.openapi.base_url or self.openapi.document
+        self.is_application = is_application(self.openapi.document)
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         self._forwarder = UpstreamCredentials(config.name, [name.lower() for name in config.forward_headers])
@@ -111,7 +114,6 @@ class ApiUpstream(Upstream):
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
-        self._descriptions: dict[str, Description] = {}
         self._digest = b""
         """Digest of the text that the operations were read from."""
         self._skipped: frozenset[str] = frozenset()
@@ -121,18 +123,6 @@ class ApiUpstream(Upstream):
         """HTTP client of an application in this process."""
         self._pools: dict[str, ConnectionPool] = {}
         self._places = http_places()
-
-    @property
-    @override
-    def address(self) -> Any:
-        """See `Upstream`."""
-        return self.openapi.base_url or self.openapi.document
-
-    @property
-    @override
-    def is_application(self) -> bool:
-        """See `Upstream`."""
-        return is_application(self.openapi.document)
 
     @override
     async def open(self, pool: ProcessPool) -> None:
@@ -174,43 +164,44 @@ class ApiUpstream(Upstream):
             ToolError: There was no usable response.
         """
         if self._client is not None:
-            send = partial(self._send, self._client.request, call, name)
-            return await call_operation(send, operation, arguments, self._forwarder.forwarded_headers(call))
+            request = build_request(operation, arguments, self._forwarder.forwarded_headers(call))
+            return await self._observe(partial(send_by, self._client, request), call, name)
+        request = build_request(operation, arguments)
         if not await self._places.acquire(call.owner):
             raise no_response_error(call, self, InUse(self._places, call.owner))
         try:
-            return await self._request(operation, arguments, call, name)
+            return await self._send(request, call, name)
         finally:
             self._places.leave(call.owner)
 
-    async def _request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
+    async def _send(self, request: ApiRequest, call: Call, name: str) -> Any:
         assert self._base is not None  # noqa: S101  set before any tool exists
         credentials, auth = self.credentials, None
         if credentials is not None:
             await credentials.prepare(call)
             auth = credentials.auth(credentials.link_key(call))
         endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
-        send = partial(self._send, partial(self._exchange, endpoint, call.owner), call, name)
+        exchange = partial(self._exchange, endpoint, request, call.owner)
         try:
-            return await call_operation(send, operation, arguments)
+            return await self._observe(exchange, call, name)
         except AccessDenied as exc:
             if credentials is not None and await credentials.recover(call, exc):
-                return await call_operation(send, operation, arguments)
+                return await self._observe(exchange, call, name)
             raise no_response_error(call, self, exc) from None
 
-    async def _send(self, request: Send, call: Call, name: str, method: str, path: str, **options: Any) -> Any:
-        """Send a request of a call, and record its outcome.
+    async def _observe(self, exchange: Callable[[], Awaitable[Any]], call: Call, name: str) -> Any:
+        """Return the response to a request of a call, and record its outcome.
 
         Raises:
             AccessDenied: The API rejected the credentials.
-            ToolError: It wasn't sent, or there was no usable response.
+            ToolError: The request wasn't sent, or there was no usable response.
         """
         breaker = self.breaker
         if refusal := breaker.refusal(call, call.method, name):
             raise refused_error(call, self, refusal)
         started = monotonic()
         try:
-            response = await request(method, path, **options)
+            response = await exchange()
         except AccessDenied:
             breaker.succeed(monotonic() - started, call, call.method, name)
             raise
@@ -218,36 +209,27 @@ class ApiUpstream(Upstream):
             self.record_failure(exc, call, call.method, name)
             raise no_response_error(call, self, exc) from None
         breaker.succeed(monotonic() - started, call, call.method, name)
-        return response
+        return check_response(response)
 
-    async def _exchange(
-        self,
-        endpoint: Endpoint,
-        owner: str,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None,
-        headers: Mapping[str, Any] | None,
-        content: bytes | None,
-    ) -> ApiResponse:
+    async def _exchange(self, endpoint: Endpoint, request: ApiRequest, owner: str) -> ApiResponse:
         """Send a request to a path below the base URL.
 
         Raises:
             ToolError: The path or a header can't be sent, or the response is a stream.
             ClientError: There was no response.
         """
-        if has_dot_segment(path):
+        if has_dot_segment(request.target.partition("?")[0]):
             raise ToolError("An argument would change the path.")
-        base = endpoint.url.target.partition("?")[0].rstrip("/")
-        target = base + path + (f"?{encode_form(params)}" if params else "")
-        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
+        target = endpoint.url.target.partition("?")[0].rstrip("/") + request.target
+        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(request.headers)}
         extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        method = request.method
         try:
             async with asyncio.timeout(self.config.timeout):
                 reply = await endpoint.send(
-                    method, extra, content or b"", repeatable=method in ("GET", "HEAD"), target=target, owner=owner
-                )
+                    method, extra, request.content or b"", repeatable=method in ("GET", "HEAD"), target=target,
+                    owner=owner,
+                )  # fmt: skip
         except TimeoutError as exc:
             raise RequestTimeout(f"The API didn't respond within {self.config.timeout:g} seconds.") from exc
         if reply.stream is not None:
@@ -299,12 +281,12 @@ class ApiUpstream(Upstream):
     async def _refresh(self) -> None:
         digest, document, origin = await self._read()
         if document is not None:
-            operations, tools = await asyncio.to_thread(self._tools, document)
+            operations = await asyncio.to_thread(self._select, document)
             if self._client is None:
                 self._base = self._base_of(document.url, origin)
-            self.operations, self._descriptions, self._digest = operations, tools, digest
-        found = Catalog(revision=NEWEST.date, tools=self._descriptions, capabilities={"tools": {}}, taken_at=time())
-        await self._offer(found)
+            self.operations, self._digest = operations, digest
+        tools = {name: each.describe(name) for name, each in self.operations.items()}
+        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken_at=time()))
         self._recover()
 
     async def _read(self) -> tuple[bytes, Document | None, Url | None]:
@@ -340,10 +322,8 @@ class ApiUpstream(Upstream):
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
         same_origin = not self.openapi.base_url or parse_url(self.openapi.base_url).origin == url.origin
-        credentials = (
-            self.credentials if same_origin and self.credentials is not None and not self.credentials.personal else None
-        )
-        auth = None if credentials is None else credentials.auth("")
+        credentials = self.credentials if same_origin else None
+        auth = None if credentials is None or credentials.personal else credentials.auth("")
         endpoint = self._endpoint(url, self.config.headers if same_origin else {}, auth, self.config.max_catalog_bytes)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
@@ -383,38 +363,35 @@ class ApiUpstream(Upstream):
             )
         return pool
 
-    def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
-        """Return the operations to offer, and their descriptions."""
-        pattern = re.compile("|".join(map(translate, self.openapi.operations))) if self.openapi.operations else None
-        tags, found, tools = set(self.openapi.tags), dict[str, Operation](), dict[str, Description]()
-        size = 0
+    def _select(self, document: Document) -> dict[str, Operation]:
+        """Return the operations to offer, by name."""
+        matches = re.compile("|".join(map(translate, self.openapi.operations or ("*",)))).match
+        tags, found, size = set(self.openapi.tags), dict[str, Operation](), 0
         for operation in document.operations():
-            operation_name = operation.name({})
-            route = f"{operation.method} {operation.path}"
+            method, path, own_name = operation.method, operation.path, operation.name({})
             if tags and tags.isdisjoint(operation.tags):
                 continue
-            if pattern is not None and not (pattern.match(operation_name) or pattern.match(route)):
+            if not (matches(own_name) or matches(f"{method} {path}")):
                 continue
-            if not _PATH.fullmatch(operation.path) or has_dot_segment(operation.path):
-                document.skip(operation.method, operation.path, "its path isn't below the API's base URL")
+            if not _PATH.fullmatch(path) or has_dot_segment(path):
+                document.skip(method, path, "its path isn't below the API's base URL")
                 continue
             if len(found) >= MAX_OPERATIONS:
                 raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-            name = unused_name(operation_name, found)
             restricted = self._restrict(operation)
             if restricted is None:
-                document.skip(operation.method, operation.path, "its schema is too large")
+                document.skip(method, path, "its schema is too large")
                 continue
+            name = unused_name(own_name, found)
             found[name] = restricted
-            tools[name] = restricted.describe(name)
-            size += len(encode(tools[name]))
+            size += len(encode(restricted.describe(name)))
             if size > self.config.max_catalog_bytes:
                 raise ApiError(
                     f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
                 )
         document.log_skipped(self.config.name, self._skipped)
         self._skipped = frozenset(document.skipped)
-        return found, tools
+        return found
 
     def _restrict(self, operation: Operation) -> Operation | None:
         """Return an operation without the headers that arguments can't set; None if its schema is too large.

@@ -87,7 +87,7 @@ class CallNews(Struct, frozen=True, array_like=True, tag="news"):
     number: int
     body: bytes
     more: bool = False
-    """Whether the next message has the rest of the body."""
+    """Whether the next message has the rest of the body. The first one is empty, and confirms that the call goes on."""
 
 
 _Letter = WakeCall | LeaveCall | CallNews
@@ -95,16 +95,13 @@ _decode_message = msgspec.msgpack.Decoder(_Letter).decode
 _PART = "gateway"
 
 AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
+Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
 _decode_responses = decoder(dict[str, Raw])
 _decode_questions = decoder(dict[str, Any])
 
 
 class _Message(Struct, array_like=True, tag=True):
     """A message about a call, from the worker that holds it."""
-
-
-class _Woken(_Message):
-    """The call goes on."""
 
 
 class _Notification(_Message):
@@ -147,7 +144,7 @@ class _LostCall(_Message):
 
 
 _Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _LostCall
-_News = _Woken | _Notification | _Outcome
+_News = _Notification | _Outcome
 _encode_news = msgspec.msgpack.encode
 _decode_news: Callable[[bytes], _News] = msgspec.msgpack.Decoder(_News).decode
 
@@ -161,20 +158,27 @@ class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "binding", "has_request", "id", "round", "size",
-        "source", "task", "timer",
+        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
+        "task", "timer",
     )  # fmt: skip
 
     def __init__(
-        self, call: Call, relay: Relay, source: Revision, size: int, admit: "Callable[[ParkedCall], None]"
+        self,
+        call: Call,
+        relay: Relay,
+        source: Revision,
+        size: int,
+        exchange: Exchange,
+        admit: "Callable[[ParkedCall], None]",
     ) -> None:
-        """Create the call; `start` runs it.
+        """Start the call to the upstream.
 
         Args:
             call: The client's call.
             relay: Relay to the client.
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
+            exchange: See `ParkedCalls.run`.
             admit: Parks the call, or raises `ProtocolError` if there's no room.
         """
         super().__init__(call, relay.abilities, relay.redactor)
@@ -186,21 +190,16 @@ class ParkedCall(Recipient):
         """Hash of principal, method, name, and arguments."""
         self.round: int = 0
         """Number of rounds of questions so far."""
-        self.has_request: bool = True
-        """Whether a client request is waiting for the call."""
-        self.task: asyncio.Task[bytes]
         self.timer: asyncio.TimerHandle | None = None
+        """Ends the call if the client doesn't answer; None while a client request is waiting for the call."""
         self._admit = admit
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
         self._change = asyncio.Event()
-        self._notify: Notify | None = None
+        self._notify: Notify | None = relay.notify
         self._backlog = Backlog()
         """Notifications that arrived while no client request was waiting."""
-
-    def start(self, exchange: Coroutine[Any, Any, bytes]) -> None:
-        """Start the call to the upstream."""
-        self.task = asyncio.get_running_loop().create_task(exchange)
+        self.task: asyncio.Task[bytes] = asyncio.get_running_loop().create_task(exchange(self))
         self.task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[bytes]) -> None:
@@ -239,49 +238,42 @@ class ParkedCall(Recipient):
 
     # Requests of the client
 
-    def attach(self, notify: Notify) -> None:
-        """Send notifications to a client request from now on."""
-        self._notify = notify
-        while self._backlog:
-            notify(*self._backlog.take())
-
     async def next(self) -> dict[str, Any] | None:
-        """Wait for questions, and return them by key; None when the call has ended."""
-        while not self.task.done():
-            if self._open_questions():
-                await asyncio.sleep(0)  # questions that arrived together are asked together
-                self.round += 1
-                return self._open_questions()
-            self._change.clear()
-            await self._change.wait()
-        return None
+        """Wait for questions, which end the client's request, and return them by key; None when the call has ended."""
+        try:
+            while not self.task.done():
+                if self._open_questions():
+                    await asyncio.sleep(0)  # questions that arrived together are asked together
+                    self.round += 1
+                    return self._open_questions()
+                self._change.clear()
+                await self._change.wait()
+            return None
+        finally:
+            self._notify = None
 
     def _open_questions(self) -> dict[str, Any]:
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
-    def detach(self) -> None:
-        """Record that a client request has ended."""
-        self._notify = None
-        self.has_request = False
-
-    def wake(self, number: int, bound: bytes, responses: Mapping[str, Any]) -> None:
-        """Pass on the answers of a request that will now wait for the call.
+    def wake(self, number: int, bound: bytes, responses: Mapping[str, Any], notify: Notify) -> None:
+        """Pass on the answers of a request that waits for the call from now on, and send it notifications.
 
         Raises:
             ProtocolError: The request belongs to another call or an earlier round, or an answer is malformed.
         """
-        if self.has_request or number != self.round or bound != self.binding:
+        if self.timer is None or number != self.round or bound != self.binding:
             raise ProtocolError(INVALID_PARAMS, CALL_OVER)
-        answers = {key: bytes(raw) for key, raw in responses.items() if key in self._open}
-        for key, raw in answers.items():
-            project_answer(self._open[key].question, raw, self.source)
-        for key, raw in answers.items():
-            if not self._open[key].answer.done():
-                self._open[key].answer.set_result(raw)
-        self.has_request = True
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        answers = [(self._open[key], bytes(raw)) for key, raw in responses.items() if key in self._open]
+        for asked, raw in answers:
+            project_answer(asked.question, raw, self.source)
+        for asked, raw in answers:
+            if not asked.answer.done():
+                asked.answer.set_result(raw)
+        self.timer.cancel()
+        self.timer = None
+        self._notify = notify
+        while self._backlog:
+            notify(*self._backlog.take())
 
 
 class _Remote(Struct, eq=False):
@@ -289,17 +281,15 @@ class _Remote(Struct, eq=False):
 
     worker: str
     notify: Notify
+    limit: asyncio.Timeout
+    """Time limit for the first message about it."""
     outcome: asyncio.Future[_Outcome]
-    wake_event: asyncio.Event
     pieces: list[bytes] = []
 
-    def lose(self) -> bool:
-        """End the wait for the call. Return False if it's over already."""
-        waits = not self.outcome.done()
-        if waits:
-            self.wake_event.set()
+    def lose(self) -> None:
+        """End the wait for the call."""
+        if not self.outcome.done():
             self.outcome.set_result(_LostCall())
-        return waits
 
 
 class ParkedCalls:
@@ -315,8 +305,8 @@ class ParkedCalls:
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
         """Calls on other workers, by this worker's number."""
-        self._followers: dict[tuple[str, int], asyncio.Task[None]] = {}
-        """Requests on other workers, by worker and its number."""
+        self._followed: dict[tuple[str, int], ParkedCall] = {}
+        """Calls resumed by requests on other workers, by worker and its number."""
         self._tasks = Tasks()
         peers = services.peers
         peers.on(PartMessage, self._receive)
@@ -328,12 +318,11 @@ class ParkedCalls:
 
     async def close(self) -> None:
         """End all calls."""
-        tasks: list[asyncio.Task[Any]] = list(self._followers.values())
-        for parked in list(self._running):
+        running = list(self._running)
+        for parked in running:
             self._drop(parked)
-            tasks.append(parked.task)
         await self._tasks.close()
-        await cancel_all(*tasks)
+        await cancel_all(*(parked.task for parked in running))
 
     # On this worker
 
@@ -343,14 +332,14 @@ class ParkedCalls:
         relay: Relay,
         source: Revision,
         size: int,
-        exchange: Callable[[ParkedCall], Coroutine[Any, Any, bytes]],
+        exchange: Exchange,
         ask_client: AskClient,
     ) -> bytes:
         """Run a call to an upstream whose questions end the client's request.
 
         Args:
             call: The client's call.
-            relay: Relay to the client.
+            relay: Relay to the client, whose outbox the caller settles.
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
             exchange: Runs the call, with the `Recipient` of the upstream's messages.
@@ -360,10 +349,9 @@ class ParkedCalls:
             InputRequired: The upstream asks a question.
             ClientError: There's no result.
         """
-        parked = ParkedCall(call, relay, source, size, self._admit)
+        parked = ParkedCall(call, relay, source, size, exchange, self._admit)
         self._running.add(parked)
-        parked.start(exchange(parked))
-        return await self._follow(parked, call, relay, ask_client)
+        return await self._finish(parked, call, ask_client)
 
     async def resume(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
         """Continue a call with the answers of a retry. Also raises what `run` raises.
@@ -375,8 +363,8 @@ class ParkedCalls:
         if ticket.worker != self._services.store.workers.me:
             return await self._resume_there(call, relay, ticket, ask_client)
         parked = self._find(ticket.id)
-        parked.wake(ticket.round, call_binding(call), call.responses or {})
-        return await self._follow(parked, call, relay, ask_client)
+        parked.wake(ticket.round, call_binding(call), call.responses or {}, relay.notify)
+        return await self._finish(parked, call, ask_client)
 
     def _find(self, parked_id: str) -> ParkedCall:
         parked = self._calls.get(parked_id)
@@ -384,30 +372,26 @@ class ParkedCalls:
             raise ProtocolError(INVALID_PARAMS, CALL_OVER)
         return parked
 
-    async def _follow(self, parked: ParkedCall, call: Call, relay: Relay, ask_client: AskClient) -> bytes:
-        parked.attach(relay.notify)
+    async def _finish(self, parked: ParkedCall, call: Call, ask_client: AskClient) -> bytes:
+        asked = await self._follow(parked)
+        if asked is None:
+            return parked.task.result()
+        parked.binding = call_binding(call)
+        raise ask_client(*asked)
+
+    async def _follow(self, parked: ParkedCall) -> tuple[dict[str, Any], Ticket] | None:
+        """Return the next questions of a call, and the ticket that resumes it; None once the call has ended."""
         try:
             asks = await parked.next()
         except BaseException:  # the client canceled
             self._drop(parked)
             raise
-        finally:
-            parked.detach()
         if asks is None:
             self._drop(parked)
-            await relay.settle()
-            return parked.task.result()
-        parked.binding = call_binding(call)
-        self._wait_for_client(parked)
-        await relay.settle()
-        raise ask_client(asks, self._ticket(parked))
-
-    def _ticket(self, parked: ParkedCall) -> Ticket:
-        return Ticket(self._services.store.workers.me, parked.id, parked.round)
-
-    def _wait_for_client(self, parked: ParkedCall) -> None:
-        loop = asyncio.get_running_loop()
-        parked.timer = loop.call_later(self._services.settings.input_timeout, self._drop, parked)
+            return None
+        loop, services = asyncio.get_running_loop(), self._services
+        parked.timer = loop.call_later(services.settings.input_timeout, self._drop, parked)
+        return asks, Ticket(services.store.workers.me, parked.id, parked.round)
 
     def _admit(self, parked: ParkedCall) -> None:
         """Park a call if there's room.
@@ -438,31 +422,29 @@ class ParkedCalls:
     # On another worker
 
     async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
-        # A lease may outlive its worker for a while, so the first wait, for any message of that worker, is short. The
-        # second lasts as long as the call. If the client leaves, the call must end there: a state works only once, so
-        # no later request could resume it.
-        number = next(self._numbers)
-        remote = _Remote(ticket.worker, relay.notify, asyncio.get_running_loop().create_future(), asyncio.Event())
+        # A lease may outlive its worker for a while, so the wait for the first message of that worker is short. After
+        # it, the wait lasts as long as the call. If the client leaves, the call must end there: a state works only
+        # once, so no later request could resume it.
+        number, worker, limit = next(self._numbers), ticket.worker, asyncio.timeout(_WAKE_TIMEOUT)
+        remote = _Remote(worker, relay.notify, limit, asyncio.get_running_loop().create_future())
         self._remote[number] = remote
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
-        message = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
         try:
-            try:
-                if not await self._send(ticket.worker, message):
+            async with limit:
+                if not await self._send(
+                    worker, WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
+                ):
                     raise call_error(call, CALL_LOST)
-                async with asyncio.timeout(_WAKE_TIMEOUT):
-                    await remote.wake_event.wait()
-            except (LocalError, OSError) as exc:  # a timeout is an OSError, too
-                self._send_soon(ticket.worker, LeaveCall(number))
-                raise call_error(call, WORKER_UNREACHABLE) from exc
-            outcome = await remote.outcome
+                outcome = await remote.outcome
+        except (LocalError, OSError) as exc:  # a timeout is an OSError, too
+            self._send_soon(worker, LeaveCall(number))
+            raise call_error(call, WORKER_UNREACHABLE) from exc
         except asyncio.CancelledError:
-            self._send_soon(ticket.worker, LeaveCall(number))
+            self._send_soon(worker, LeaveCall(number))
             raise
         finally:
             del self._remote[number]
             remote.outcome.cancel()
-        await relay.settle()
         match outcome:
             case _Result():
                 return outcome.body
@@ -489,104 +471,88 @@ class ParkedCalls:
     def _receive(self, letter: PartMessage, worker: str) -> None:
         if letter.part != _PART:
             return
-        message = _decode_message(letter.body)
-        if isinstance(message, WakeCall):
-            self._on_wake_call(message, worker)
-        elif isinstance(message, LeaveCall):
-            self._on_leave_call(message, worker)
-        else:
-            self._on_call_news(message, worker)
+        match _decode_message(letter.body):
+            case WakeCall() as message:
+                self._on_wake_call(message, worker)
+            case LeaveCall(number):
+                if (parked := self._followed.get((worker, number))) is not None:
+                    self._drop(parked)
+            case CallNews() as news:
+                self._on_call_news(news, worker)
 
     def _on_call_news(self, news: CallNews, worker: str) -> None:
         remote = self._remote.get(news.number)
         if remote is None or remote.worker != worker or remote.outcome.done():
             return
-        remote.wake_event.set()
+        remote.limit.reschedule(None)
         remote.pieces.append(news.body)
         if news.more:
             return
-        message, remote.pieces = _decode_news(b"".join(remote.pieces)), []
+        body, remote.pieces = b"".join(remote.pieces), []
+        message = _decode_news(body)
         if isinstance(message, _Notification):
             remote.notify(message.method, message.params)
-        elif not isinstance(message, _Woken):
+        else:
             remote.outcome.set_result(message)
 
     def _on_interruption(self) -> None:
         """End the calls on other workers, because messages with their results may have been lost."""
         for number, remote in self._remote.items():
-            if remote.lose():
-                self._send_soon(remote.worker, LeaveCall(number))
+            remote.lose()
+            self._send_soon(remote.worker, LeaveCall(number))
 
     async def _drop_calls_of_dead_workers(self) -> None:
         """Drop calls that depend on workers that have stopped."""
         alive = self._services.store.workers.alive
-        for worker in {remote.worker for remote in self._remote.values()}:
+        for worker in {remote.worker for remote in self._remote.values()} | {each for each, _ in self._followed}:
             if not await alive(worker):
                 for remote in self._remote.values():
                     if remote.worker == worker:
                         remote.lose()
-        for worker in {worker for worker, _ in self._followers}:
-            if not await alive(worker):
-                for (each, _), task in list(self._followers.items()):
+                for (each, _), parked in self._followed.items():
                     if each == worker:
-                        task.cancel()
+                        self._drop(parked)
 
     # For another worker
 
     def _on_wake_call(self, message: WakeCall, worker: str) -> None:
         number = message.number
+        outbox = NotificationQueue(
+            lambda method, params: self._report(worker, number, _Notification(method, params)),
+        )
         try:
             parked = self._find(message.id)
-            parked.wake(message.round, message.binding, _decode_responses(message.responses))
+            parked.wake(message.round, message.binding, _decode_responses(message.responses), outbox.put)
         except ProtocolError as exc:
             refusal = _Refusal(exc.code, exc.message, encode(exc.data))
             self._send_soon(worker, CallNews(number, _encode_news(refusal)))
             return
         # One follower for each parked call, so the owner's share of parked calls bounds its followers.
-        follower = asyncio.get_running_loop().create_task(self._follow_for(parked, number, worker))
-        self._followers[worker, number] = follower
+        self._followed[worker, number] = parked
+        self._tasks.spawn(self._follow_for(parked, number, worker, outbox))
 
-        def end(task: asyncio.Task[None]) -> None:
-            del self._followers[worker, number]
-            if task.cancelled():  # perhaps before it began
-                self._drop(parked)
-
-        follower.add_done_callback(end)
-
-    def _on_leave_call(self, message: LeaveCall, worker: str) -> None:
-        follower = self._followers.get((worker, message.number))
-        if follower is not None:
-            follower.cancel()
-
-    async def _follow_for(self, parked: ParkedCall, number: int, worker: str) -> None:
+    async def _follow_for(self, parked: ParkedCall, number: int, worker: str, outbox: NotificationQueue) -> None:
         """Send a resumed call's messages to the worker with its client's request."""
-
-        async def send(message: _News) -> None:
-            body = _encode_news(message)
-            for at in range(0, len(body), _MAX_MESSAGE):
-                news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
-                if not await self._send(worker, news):
-                    raise LocalError("The worker that resumed a call has stopped.")
-
-        outbox = NotificationQueue(lambda method, params: send(_Notification(method, params)))
         try:
-            await send(_Woken())
-            parked.attach(outbox.put)
-            asks = await parked.next()
-            parked.detach()
-            if asks is None:
-                self._drop(parked)
-            else:
-                self._wait_for_client(parked)
+            await self._send(worker, CallNews(number, b"", more=True))
+            asked = await self._follow(parked)
             await outbox.settle()
-            if asks is None:
-                await send(outcome_of(parked.task))
+            if asked is None:
+                await self._report(worker, number, outcome_of(parked.task))
             else:
-                await send(_Questions(self._ticket(parked), encode(asks)))
+                await self._report(worker, number, _Questions(asked[1], encode(asked[0])))
         except (LocalError, OSError):
             self._drop(parked)
         finally:
+            del self._followed[worker, number]
             outbox.stop()
+
+    async def _report(self, worker: str, number: int, message: _News) -> None:
+        body = _encode_news(message)
+        for at in range(0, len(body), _MAX_MESSAGE):
+            news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
+            if not await self._send(worker, news):
+                raise LocalError("The worker that resumed a call has stopped.")
 
 
 def outcome_of(task: asyncio.Task[bytes]) -> _Outcome:

@@ -1,15 +1,16 @@
 """The gateway as a part of the server: connects to upstreams, and keeps their items in the registry."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from millstream.client import TargetError
+from millstream.client.lowlevel import Remote, find_server
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
 from millstream.gateway._credentials import (
@@ -34,7 +35,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
-from millstream.http import ArrivingBytes, Url, parse_url
+from millstream.http import ArrivingBytes
 from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
 from millstream.protocol import BY_DATE, LocalError, members
 
@@ -83,12 +84,10 @@ class GatewayPart:
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
-        self._tokens: dict[Upstream, tuple[Catalog, int]] = {}
-        """Tokens of each upstream's tools, with the catalog that they were counted in."""
-        self._stored_results: dict[str, StoredResults] = {}
-        """Upstream -> its stored oversized results."""
-        self._name_conflicts: dict[tuple[str, str], str] = {}
-        """(kind, name) of upstreams' items that conflict with this server's own -> error message."""
+        self._tokens: dict[str, int] = {}
+        """Upstream -> tokens of its tools."""
+        self._name_conflict = ""
+        """Error message about an upstream's item that conflicts with this server's own."""
         self._announcement: Announcement = {"id": "", "upstreams": {}}
         """See `_names`."""
         self._looping: dict[str, int] = {}
@@ -129,7 +128,7 @@ class GatewayPart:
             upstream = self.upstreams[config.name] = make(
                 config,
                 on_change=self._register,
-                on_update=self._on_update,
+                on_update=lambda uri: host.services.changes.emit(ServerChange("updated", uri)),
                 parked_calls=parked,
                 store=host.store,
                 server=self.definition.name,
@@ -148,12 +147,12 @@ class GatewayPart:
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open(pool)
-        host.every_second(self._end_idle_links)
+            host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
         self._announce_missing()
-        if self._name_conflicts:
-            raise ValueError(next(iter(self._name_conflicts.values())))
+        if self._name_conflict:
+            raise ValueError(self._name_conflict)
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
@@ -186,9 +185,8 @@ class GatewayPart:
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        results = self._stored_results[config.name] = StoredResults(host.store.kv, upstream.names)
         if upstream.policy is not None and upstream.policy.has_budgets:
-            template = results.template()
+            template = StoredResults(host.store.kv, upstream.names).template()
             host.registry.exchange("templates", (), {template.name: template})
             host.registry.offer("resources")
             host.on_close(partial(host.registry.remove, "templates", template.name))
@@ -249,7 +247,7 @@ class GatewayPart:
                 **(report := upstream.describe()),
                 "listed": report["items"],
                 "items": {kind: len(names) for kind, names in upstream.offered.items()},
-                "tokens": self._tokens_of(upstream),
+                "tokens": self._tokens.get(upstream.config.name, 0),
                 "quarantined": len(upstream.quarantined),
                 "accounts": upstream.config.connects,
             }
@@ -264,7 +262,7 @@ class GatewayPart:
         tools: list[dict[str, Any]] = [
             {
                 "name": tool,
-                "description": str(description.get("description") or description.get("title") or ""),
+                "description": description.get("description") or description.get("title") or "",
                 "tokens": _tokens(tool, description),
             }
             for tool, (_, description) in upstream.offered["tools"].items()
@@ -274,13 +272,6 @@ class GatewayPart:
             "tools": tools[:MAX_SHOWN],
             "quarantined": [msgspec.to_builtins(each) for each in upstream.quarantined[:MAX_SHOWN]],
         }
-
-    def _tokens_of(self, upstream: Upstream) -> int:
-        found = self._tokens.get(upstream)
-        if found is None or found[0] is not upstream.catalog:
-            tokens = sum(_tokens(tool, description) for tool, (_, description) in upstream.offered["tools"].items())
-            found = self._tokens[upstream] = upstream.catalog, tokens
-        return found[1]
 
     def _degraded_reason(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
@@ -313,10 +304,6 @@ class GatewayPart:
             text = f"{share[:3]} of the response times of recent calls."
             read("gauge", f"gateway_{share}", text, partial(figures, share), label, merge="max")
 
-    def _end_idle_links(self, now: float) -> None:
-        for upstream in self.upstreams.values():
-            upstream.links.end_idle(upstream.config.idle_seconds, now=monotonic())
-
     # Items
 
     def _register(self, upstream: Upstream, announced: Collection[str] = ()) -> None:
@@ -344,6 +331,8 @@ class GatewayPart:
         for kind, of_kind in wanted.items():
             if self._replace_items(upstream, kind, of_kind):
                 changed.add(_CHANGE_OF[kind])
+        offered = upstream.offered["tools"].items()
+        self._tokens[upstream.config.name] = sum(_tokens(tool, description) for tool, (_, description) in offered)
         self._announce_capabilities(upstream.catalog)
         self._merge_hints()
         self._announce_upstreams()
@@ -370,7 +359,7 @@ class GatewayPart:
             if leads_back(loops, own_name, is_uri=METHODS[kind][2] != "name"):
                 looping += 1
             else:
-                yield kind, own_name, each if upstream.policy is None else rules.describe(each)
+                yield kind, own_name, rules.describe(each)
         if looping != self._looping.get(upstream.config.name, 0):
             self._looping[upstream.config.name] = looping
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
@@ -446,7 +435,7 @@ class GatewayPart:
                 self._report_name_conflict(upstream, kind, name)
                 continue
             try:
-                rules = None if upstream.policy is None else upstream.rules(kind, own_name)
+                rules = upstream.rules(kind, own_name)
                 added[name] = self._make_item(kind, upstream, name, own_name, description, rules)
             except ValueError as exc:
                 upstream.warn(f"skipped {name!r}: {exc}")
@@ -474,7 +463,7 @@ class GatewayPart:
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         if rules is not None:
-            rules.apply(item, self._stored_results[upstream.config.name].save)
+            rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
@@ -498,7 +487,7 @@ class GatewayPart:
                 f"This server and the upstream {own!r} both have a {noun} {name!r}: give the upstream another "
                 f"prefix=, or rename the {noun}"
             )
-            self._name_conflicts[kind, name] = text
+            self._name_conflict = self._name_conflict or text
         else:
             text = (
                 f"The upstreams {other.config.name!r} and {own!r} both have a {noun} {name!r}: only the first "
@@ -522,17 +511,14 @@ class GatewayPart:
             listed = "resources" in upstream.catalog.capabilities
             if own_uri is None or not listed or self._hides(upstream, uri):
                 continue
-            rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
-            if upstream.policy is None or rules is not None:
+            rules = upstream.rules_of(uri)
+            if rules is not None:
                 description = {"uri": own_uri, "name": own_uri}
                 found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
                 return found
         return None
 
     # Subscriptions
-
-    def _on_update(self, uri: str) -> None:
-        self._host.services.changes.emit(ServerChange("updated", uri))
 
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
@@ -567,11 +553,11 @@ class GatewayPart:
         is_own = uri in self._host.registry.resources and not any(
             uri in each.offered["resources"] for each in self.upstreams.values()
         )
-        policy, credentials = upstream.policy, upstream.credentials
+        credentials = upstream.credentials
         if (
             is_own
             or not members(upstream.catalog.capabilities.get("resources")).get("subscribe")
-            or (policy is not None and policy.rules_of(uri) is None)
+            or upstream.rules_of(uri) is None
             or self._claimant(upstream, "resources", uri) is not None
             or (credentials is not None and credentials.personal)  # it would be watched with another user's account
         ):
@@ -684,13 +670,15 @@ def open_credentials(  # noqa: C901  a case for each kind
     )
 
     name, auth = config.name, config.auth
-    url = _url_of(target)
-    if url is None:
+    server = None
+    with contextlib.suppress(TargetError):
+        server = find_server(target, env={}, cwd=None)
+    if not isinstance(server, Remote):
         option = "auth" if auth is not None else "forward_headers"
         raise LocalError(
             f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
         )
-    configured = dict(config.headers)
+    url, configured = server.url, dict(config.headers)
     if isinstance(auth, StaticHeaders):
         configured |= dict.fromkeys(auth.headers, "")
     elif auth is not None:
@@ -730,14 +718,3 @@ def _check_guarded(name: str, kind: str, host: Host) -> None:
             f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
             f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
         )
-
-
-def _url_of(target: Any) -> Url | None:
-    if isinstance(target, Mapping):
-        target = cast("Mapping[str, Any]", target).get("url")
-    if not isinstance(target, str):
-        return None
-    try:
-        return parse_url(target)
-    except TargetError:
-        return None

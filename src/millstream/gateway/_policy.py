@@ -40,6 +40,7 @@ from millstream.protocol import (
     encode,
     is_array,
     is_object,
+    members,
     shorten,
 )
 
@@ -177,24 +178,6 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """A shared policy for several upstreams. Its patterns match names as callers see them, with the prefix."""
 
 
-class Visibility(Struct, frozen=True):
-    """Decides who sees an item: ``visible(principal)``. Anonymous callers never do."""
-
-    groups: tuple[frozenset[str], ...]
-    """Sets of groups; a caller needs one of each set."""
-    claims: tuple[tuple[str, Any], ...]
-    """Names and values of claims; a caller needs all of them."""
-
-    def __call__(self, principal: Principal | None) -> bool:
-        """Return whether a caller has the groups and claims."""
-        if principal is None:
-            return False
-        claims = principal.claims
-        return all(any(_has_claim(claims.get("groups"), group) for group in each) for each in self.groups) and all(
-            _has_claim(claims.get(name), value) for name, value in self.claims
-        )
-
-
 def _has_claim(claim: Any, value: Any) -> bool:
     items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
     return any(type(each) is type(value) and each == value for each in items)
@@ -241,8 +224,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         if self.description:
             changed["description"] = self.description
         if self.annotations:
-            annotations = changed.get("annotations")
-            changed["annotations"] = {**(annotations if is_object(annotations) else {}), **self.annotations}
+            changed["annotations"] = {**members(changed.get("annotations")), **self.annotations}
         if self.defaults or self.hidden:
             if is_object(changed.get("inputSchema")):
                 changed["inputSchema"] = self._schema(changed["inputSchema"])
@@ -257,10 +239,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         return changed
 
     def _schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        original = schema.get("properties")
-        properties = {
-            name: each for name, each in (original if is_object(original) else {}).items() if name not in self.hidden
-        }
+        properties = {name: each for name, each in members(schema.get("properties")).items() if name not in self.hidden}
         for name, value in self.defaults.items():
             if is_object(properties.get(name)):
                 properties[name] = {**properties[name], "default": value}
@@ -292,16 +271,13 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         Raises:
             ToolError: The arguments aren't an object.
         """
-        if is_object(arguments):
-            return self._fill_in(arguments, parameters)
-        try:
-            decoded = _decode_object(arguments or b"{}")
-        except MALFORMED as exc:
-            raise ToolError("The arguments must be a JSON object.") from exc
-        return Raw(encode(self._fill_in(decoded, parameters)))
-
-    def _fill_in(self, arguments: dict[str, Any], parameters: Collection[str]) -> dict[str, Any]:
-        values = {**self.defaults, **arguments}
+        given = arguments
+        if not is_object(arguments):
+            try:
+                given = _decode_object(arguments or b"{}")
+            except MALFORMED as exc:
+                raise ToolError("The arguments must be a JSON object.") from exc
+        values = {**self.defaults, **given}
         if self.hidden:  # many programs ignore case in member names
             hidden = {name.casefold() for name in self.hidden}
             values = {
@@ -309,7 +285,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             }
         if self.arguments is not None:
             values = cast("dict[str, Any]", self.arguments.value(values, names=False))
-        return {**values, **self.hidden}  # last, so a caller can't override them
+        values |= self.hidden  # last, so a caller can't override them
+        return values if given is arguments else Raw(encode(values))
 
     def apply(self, item: Item, keep: SaveResult | None = None) -> None:
         """Apply the rules to an upstream's item before it's registered. Its results are JSON objects as bytes.
@@ -373,9 +350,9 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     beginning = text[:budget].decode("utf-8", "ignore")
     rest = "The link has all of it." if link is not None else "The rest is too large to store: request less."
     note = f"[{len(beginning.encode()):,} of {len(text):,} bytes of text. {rest}]"
-    members: dict[str, Any] = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
-    members["content"] = [{"type": "text", "text": f"{beginning}\n{note}"}, *([] if link is None else [dict(link)])]
-    return encode(members)
+    kept: dict[str, Any] = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
+    kept["content"] = [{"type": "text", "text": f"{beginning}\n{note}"}, *([] if link is None else [dict(link)])]
+    return encode(kept)
 
 
 class RestrictedPattern(Struct, frozen=True):
@@ -431,8 +408,8 @@ class Policy:
             if len(layers) > _MAX_SHARED or any(parent is each for each in layers):
                 raise ValueError("The shared= policies form a loop, or are nested too deeply. Remove one of them.")
             layers.insert(0, parent)
-        self._layers = [_Layer(each) for each in layers]
-        self._own = self._layers[-1]
+        self._layers = [_Layer(each, _OWN_NAMES if each is policy else names) for each in layers]
+        self._policy = policy
         self._names = names
         self.questions: frozenset[str] = frozenset[str](_QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
@@ -447,8 +424,8 @@ class Policy:
         self._has_uris = any(each.allow or each.deny or each.resources for each in layers)
         """Whether some URIs have different rules than their template."""
         for rules in every:
-            self._redactor(getattr(rules, "redact_arguments", ()))
-        self._all_results = self._redactor(_join(every, "redact_results"))
+            self._redactor(getattr(rules, "redact_arguments", None))
+        self._all_results = self._redactor(_merge(every, "redact_results").get("redact_results"))
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
@@ -461,31 +438,26 @@ class Policy:
         """
         if not self.allows(kind, name):
             return None
-        found = [rules for layer in self._layers for rules in layer.rules(kind, self._name_in(layer, kind, name))]
-        rules = structs.replace(
-            self._rules(found),
-            name="" if kind in ("resources", "templates") else _last(found, "name", name),
-            tags=frozenset(tag for rules in found for tag in rules.tags),
-            rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
-            **_last_of(found, "title", "description"),
-            **{each: _merge(found, each) for each in ("annotations", "defaults", "hidden")},
-        )
-        if kind != "tools":
-            return rules
+        found = [rules for layer in self._layers for rules in layer.rules(kind, name)]
+        merged, is_tool = _merge(found, "name", "tags", "result_seconds", "redact_arguments"), kind == "tools"
         return structs.replace(
-            rules,
-            **_last_of(found, "limit", "cost", "concurrency", "timeout"),
-            budget=_budget(found),
-            seconds=_last(found, "result_seconds", RESULT_SECONDS),
-            arguments=self._redactor(_join(found, "redact_arguments")),
+            self._rules(found),
+            name="" if kind in ("resources", "templates") else merged.get("name", name),
+            tags=frozenset(merged.get("tags", ())),
+            rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
+            budget=_budget(found) if is_tool else 0,
+            seconds=merged.get("result_seconds", RESULT_SECONDS),
+            arguments=self._redactor(merged.get("redact_arguments")) if is_tool else None,
+            **_merge(found, *_COPIED),
         )
 
     def _rules(self, found: Sequence[CommonRules]) -> ItemRules:
         """Return the part of an item's rules that concerns its callers and results."""
+        merged = _merge(found, "scopes", "redact_results")
         return ItemRules(
-            scopes=frozenset(scope for rules in found for scope in rules.scopes),
+            scopes=frozenset(merged.get("scopes", ())),
             visible=_visibility(found),
-            results=self._redactor(_join(found, "redact_results")),
+            results=self._redactor(merged.get("redact_results")),
         )
 
     def _find_redactor(self, method: str, name: str) -> Redactor | None:
@@ -497,14 +469,14 @@ class Policy:
 
     def allows(self, kind: str, name: str) -> bool:
         """Return whether an item is offered at all."""
-        return all(layer.allows(self._name_in(layer, kind, name)) for layer in self._layers)
+        return all(layer.allows(kind, name) for layer in self._layers)
 
     def unknown_names(self, known: Collection[str]) -> list[str]:
         """Return names in the upstream's own rules that aren't `known`.
 
         Patterns may match an item that comes later, and a URI may be one of a template.
         """
-        own = self._own.policy
+        own = self._policy
         named = (*own.allow, *own.deny, *own.tools, *own.prompts, *own.resources)
         return [name for name in named if name not in known and not re.search("[*?[]|://", name)]
 
@@ -520,22 +492,17 @@ class Policy:
         if not all(self.allows("resources", each) for each in spellings):
             return None
         others = _normalize(spellings)  # these can only deny access, so the upstream's own spelling stays allowed
-        if any(layer.denies(self._name_in(layer, "resources", each)) for layer in self._layers for each in others):
+        if any(layer.denies("resources", each) for layer in self._layers for each in others):
             return None
         found = [
             rules
             for layer in self._layers
             for each in (*spellings, *others)
-            for rules in layer.rules("resources", self._name_in(layer, "resources", each))
+            for rules in layer.rules("resources", each)
         ]
         return self._rules(found)
 
-    def _name_in(self, layer: "_Layer", kind: str, name: str) -> str:
-        if layer is self._own:
-            return name
-        return self._names.name(name) if kind in ("tools", "prompts") else self._names.uri(name)
-
-    def _redactor(self, patterns: tuple[str | Redaction, ...]) -> Redactor | None:
+    def _redactor(self, patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
         if not patterns:
             return None
         if patterns not in self._redactors:
@@ -544,33 +511,38 @@ class Policy:
 
 
 _MAX_SHARED = 8
+_COPIED = "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden"
 
 
 class _Layer:
-    """One policy with its patterns compiled."""
+    """One policy with its patterns compiled. They match names as `names` returns them."""
 
-    def __init__(self, policy: UpstreamPolicy) -> None:
-        self.policy = policy
-        self._allow = _matcher(policy.allow) if policy.allow else None
-        self._deny = _matcher(policy.deny) if policy.deny else None
+    def __init__(self, policy: UpstreamPolicy, names: Names) -> None:
+        self._policy = policy
+        self._names = names
+        self._allow = _matcher(policy.allow or ("*",))
+        self._deny = _matcher(policy.deny)
         self._patterns: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
             kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()] for kind in _KINDS
         }
 
-    def allows(self, name: str) -> bool:
-        return not self.denies(name) and (self._allow is None or self._allow(name) is not None)
+    def _name(self, kind: str, name: str) -> str:
+        return self._names.name(name) if kind in ("tools", "prompts") else self._names.uri(name)
 
-    def denies(self, name: str) -> bool:
-        return self._deny is not None and self._deny(name) is not None
+    def allows(self, kind: str, name: str) -> bool:
+        return not self.denies(kind, name) and self._allow(self._name(kind, name)) is not None
+
+    def denies(self, kind: str, name: str) -> bool:
+        return self._deny(self._name(kind, name)) is not None
 
     def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
-        some = self._patterns["resources" if kind == "templates" else kind]
-        return [self.policy, *(rules for matches, rules in some if matches(name))]
+        some, full_name = self._patterns["resources" if kind == "templates" else kind], self._name(kind, name)
+        return [self._policy, *(rules for matches, rules in some if matches(full_name))]
 
 
 def _matcher(patterns: Collection[str]) -> Callable[[str], Any]:
-    return re.compile("|".join(map(translate, patterns))).match
+    return re.compile("|".join(map(translate, patterns)) or "(?!)").match
 
 
 def uri_forms(uri: str) -> set[str]:
@@ -628,30 +600,41 @@ def _without_dots(uri: str) -> str:
     return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
 
 
-def _last(found: Sequence[CommonRules], name: str, default: Any) -> Any:
-    return next((value for rules in reversed(found) if (value := getattr(rules, name, None))), default)
-
-
-def _last_of(found: Sequence[CommonRules], *names: str) -> dict[str, Any]:
-    """Return the last value of each field that any of the rules sets."""
-    return {each: value for each in names if (value := _last(found, each, None))}
-
-
-def _merge(found: Sequence[CommonRules], name: str) -> dict[str, Any]:
-    return {key: value for rules in found for key, value in getattr(rules, name, {}).items()}
-
-
-def _join(found: Sequence[CommonRules], name: str) -> tuple[str | Redaction, ...]:
-    return tuple(dict.fromkeys(each for rules in found for each in getattr(rules, name, ())))
+def _merge(found: Sequence[CommonRules], *names: str) -> dict[str, Any]:
+    """Return the fields that any of the rules sets: the last value of each, and all entries of lists and tables."""
+    merged: dict[str, Any] = {}
+    for name in names:
+        for rules in found:
+            value = getattr(rules, name, None)
+            if isinstance(value, tuple):
+                value = tuple(dict.fromkeys((*merged.get(name, ()), *value)))
+            elif is_object(value):
+                value = merged.get(name, {}) | value
+            if value:
+                merged[name] = value
+    return merged
 
 
 def _budget(found: Sequence[CommonRules]) -> int:
     """Return the smaller of the two budgets, in bytes; 0 without one."""
-    sizes = _last(found, "result_bytes", 0), _last(found, "result_tokens", 0) * CHARACTERS_PER_TOKEN
+    merged = _merge(found, "result_bytes", "result_tokens")
+    sizes = merged.get("result_bytes", 0), merged.get("result_tokens", 0) * CHARACTERS_PER_TOKEN
     return min((size for size in sizes if size), default=0)
 
 
-def _visibility(found: Sequence[CommonRules]) -> Visibility | None:
-    groups = tuple(frozenset(rules.groups) for rules in found if rules.groups)
-    claims = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
-    return Visibility(groups, claims) if groups or claims else None
+def _visibility(found: Sequence[CommonRules]) -> Callable[[Principal | None], bool] | None:
+    """Return a function that decides who sees an item: those with one group of each rule and all of the claims."""
+    groups = [rules.groups for rules in found if rules.groups]
+    required = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
+    if not groups and not required:
+        return None
+
+    def visible(principal: Principal | None) -> bool:
+        if principal is None:
+            return False
+        claims = principal.claims
+        return all(any(_has_claim(claims.get("groups"), group) for group in each) for each in groups) and all(
+            _has_claim(claims.get(name), value) for name, value in required
+        )
+
+    return visible

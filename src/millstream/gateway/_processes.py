@@ -260,7 +260,8 @@ class UpstreamProcesses:
         self._crashes.keep(transport.key, crashes)
         crashes.count = max(0, crashes.count - int((now - transport.started_at) / _UPTIME_PER_CRASH)) + 1
         if crashes.count > 1:  # the first restart is immediate
-            longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
+            was_calling = transport.has_served and transport.waiting > 0
+            longest = _LONGEST_DELAY_AFTER_CALL if was_calling else _LONGEST_DELAY
             crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
         _logger.warning("%s: process %d exited with code %s", self.config.name, transport.pid, transport.exit_code)
 
@@ -313,7 +314,6 @@ class UpstreamProcesses:
         self._closed = True
         await cancel_all(self._refill_task)
         await asyncio.gather(*(transport.close() for transport in list(self.running)))
-        self.pool.remove(self)
 
 
 class ProcessPool:
@@ -345,11 +345,6 @@ class ProcessPool:
         self._upstreams.append(processes)
         return processes
 
-    def remove(self, processes: UpstreamProcesses) -> None:
-        """Remove the processes of an upstream, which must have been stopped."""
-        with contextlib.suppress(ValueError):
-            self._upstreams.remove(processes)
-
     @property
     def running(self) -> list["ProcessTransport"]:
         """All processes that are running, starting, or stopping."""
@@ -361,7 +356,7 @@ class ProcessPool:
         Args:
             now: Current time of `time.monotonic`.
         """
-        for processes in list(self._upstreams):
+        for processes in self._upstreams:
             processes.sweep(now)
         _make_room(self)
         if self.watchdog.is_missing:
@@ -370,7 +365,7 @@ class ProcessPool:
     async def close(self) -> None:
         """Stop all processes."""
         try:
-            await asyncio.gather(*(processes.close() for processes in list(self._upstreams)))
+            await asyncio.gather(*(processes.close() for processes in self._upstreams))
         finally:
             await self.background.close()
             await self.watchdog.close()
@@ -418,17 +413,12 @@ class ProcessTransport(StdioTransport):
     @property
     def pid(self) -> int:
         """Id of the process, even after its exit; 0 before its start."""
-        return 0 if self._process is None else self._process.get_pid()
+        return 0 if self.process is None else self.process.get_pid()
 
     @property
     def exit_code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
-        return None if self._process is None else self._process.get_returncode()
-
-    @property
-    def was_calling(self) -> bool:
-        """Whether it has served, and had unanswered requests when it ended."""
-        return self._has_served and self.waiting > 0
+        return None if self.process is None else self.process.get_returncode()
 
     def attach(self, key: str, owner: str, listener: Listener) -> None:
         """Assign the process to a client."""
@@ -436,7 +426,7 @@ class ProcessTransport(StdioTransport):
         self.owner = owner
         self.attached = True
         self.last_used = monotonic()
-        self.relay.attach(listener)
+        self.relay.listener, self.relay.subscribed = listener, listener.subscribed
 
     @override
     async def open(self) -> None:
@@ -447,7 +437,7 @@ class ProcessTransport(StdioTransport):
             InUse: The processes are in use.
             ConnectFailed: It crashed too often recently, or the system couldn't start it.
         """
-        if self._process is not None:
+        if self.process is not None:
             return
         processes = self._processes
         await processes.admit(self)
@@ -455,7 +445,7 @@ class ProcessTransport(StdioTransport):
             await processes.pool.watchdog.start()
             await super().open()
         except BaseException:
-            if self._process is None:
+            if self.process is None:
                 processes.forget(self)
             raise
 
@@ -472,7 +462,7 @@ class ProcessTransport(StdioTransport):
         self._waiting_since = self._waiting_since or now
         try:
             if not self.writable.is_set():
-                await self._wait_until_writable()
+                await self.wait_until_writable()
             return await DuplexTransport.exchange(self, request)
         except asyncio.CancelledError:  # it took too long, or its caller was canceled
             self._unanswered_count += 1
@@ -504,11 +494,11 @@ class ProcessTransport(StdioTransport):
             self._processes.pool.background.spawn(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
             self.end(ConnectionLost(f"The process of {self._processes.config.name} stopped responding."))
-            self._kill(signal.SIGKILL)
+            self.kill(signal.SIGKILL)
 
     async def _ping(self) -> None:
         with contextlib.suppress(ClientError):
-            await self._write(_PING)
+            await self.send(_PING, "ping")
 
     def finish_boot(self) -> None:
         """Let another process boot."""
@@ -539,9 +529,9 @@ class ProcessTransport(StdioTransport):
 
     def _pause(self, fd: int, seconds: float) -> None:
         """Stop reading a pipe for a while, so that the process blocks."""
-        if not seconds or self._process is None:
+        if not seconds or self.process is None:
             return
-        pipe = cast("asyncio.ReadTransport", self._process.get_pipe_transport(fd))
+        pipe = cast("asyncio.ReadTransport", self.process.get_pipe_transport(fd))
         if not pipe.is_closing():
             pipe.pause_reading()
             asyncio.get_running_loop().call_later(seconds, pipe.resume_reading)
@@ -567,10 +557,6 @@ class ListenerRelay(Struct, eq=False):
     """Number of messages so far that aren't responses."""
     filters: None = None  # a gateway's connections have no extensions
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def attach(self, listener: Listener) -> None:
-        self.listener = listener
-        self.subscribed = listener.subscribed
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         self.count += 1
@@ -607,7 +593,7 @@ class ErrorLog:
             self._dropped_count = 0
 
 
-class Watchdog(asyncio.SubprocessProtocol):
+class Watchdog:
     """A small process that ends our process groups when this process is gone; its program is `_watchdog.py`.
 
     Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
@@ -618,45 +604,46 @@ class Watchdog(asyncio.SubprocessProtocol):
         self.mark: tuple[str, str] = ("_MILLSTREAM_GATEWAY", token_hex(16))
         """A variable in the environment of all processes to end."""
         self._groups: set[int] = set()
-        self._process: asyncio.SubprocessTransport | None = None
-        self._exited = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
         self._closing = False
 
     @property
+    def _input(self) -> asyncio.StreamWriter | None:
+        """Standard input of the watchdog; None while it isn't running."""
+        process = self._process
+        return None if process is None or process.returncode is not None else process.stdin
+
+    @property
     def is_missing(self) -> bool:
         """Whether the watchdog was killed while it's needed."""
-        return bool(self._groups) and self._process is None and not self._closing
+        return bool(self._groups) and self._input is None and not self._closing
 
     async def start(self) -> None:
         """Start the watchdog unless it's running."""
-        if self._process is None and sys.platform != "win32":
-            async with self._lock:
-                await self._start()
-
-    async def _start(self) -> None:
-        if self._process is not None or self._closing:
-            return
-        program = Path(__file__).with_name("_watchdog.py")
-        try:
-            self._process, _ = await asyncio.get_running_loop().subprocess_exec(
-                lambda: self,
-                sys.executable,
-                "-I",
-                "-S",
-                program,
-                "=".join(self.mark),
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                env={},
-                start_new_session=True,
-            )
-        except OSError as exc:
-            _logger.warning("Processes of upstreams may outlive this one, because the watchdog can't start: %s", exc)
-            return
-        self._exited.clear()
-        for group in self._groups:
-            self._write(b"+%d\n" % group)
+        async with self._lock:
+            if self._input is not None or self._closing or sys.platform == "win32":
+                return
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    Path(__file__).with_name("_watchdog.py"),
+                    "=".join(self.mark),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    env={},
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                _logger.warning(
+                    "Processes of upstreams may outlive this one, because the watchdog can't start: %s", exc
+                )
+                return
+            for group in self._groups:
+                self._write(b"+%d\n" % group)
 
     def add(self, group: int) -> None:
         """Register a process group."""
@@ -670,24 +657,16 @@ class Watchdog(asyncio.SubprocessProtocol):
             self._write(b"-%d\n" % group)
 
     def _write(self, line: bytes) -> None:
-        if self._process is not None:
-            cast("asyncio.WriteTransport", self._process.get_pipe_transport(0)).write(line)
-
-    @override
-    def process_exited(self) -> None:
-        """Record the exit of the watchdog."""
-        if self._process is not None:
-            self._process.close()
-        self._process = None
-        self._exited.set()
+        if self._input is not None:
+            self._input.write(line)
 
     async def close(self) -> None:
         """Stop the watchdog, which ends all remaining groups."""
         self._closing = True
         async with self._lock:
-            if self._process is not None:
-                cast("asyncio.WriteTransport", self._process.get_pipe_transport(0)).close()
-                await self._exited.wait()
+            if self._process is not None and self._input is not None:
+                self._input.close()
+                await self._process.wait()
 
 
 def _make_room(pool: UpstreamProcesses | ProcessPool) -> None:

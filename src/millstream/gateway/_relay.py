@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -34,13 +34,14 @@ from millstream.protocol import (
     MAX_MEMBERS,
     METHOD_NOT_FOUND,
     NOTIFICATIONS,
-    ElicitResult,
     ListRootsResult,
     Revision,
     declares,
     decoder,
     encode,
     exceeds_limits,
+    is_array,
+    is_object,
     members,
     notification_message,
     project_conversation,
@@ -69,7 +70,6 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _decode_object = decoder(dict[str, Any])
-_decode_elicit = decoder(ElicitResult)
 _decode_roots = decoder(ListRootsResult)
 _decode_messages = decoder(list[Message])
 
@@ -83,47 +83,24 @@ def abilities_of(call: Call) -> bytes:
     revision = call.revision
     if not client or (revision.handshake and call.session is None):
         return b""
-    form = url = False
+    found: Json = {}
     if "elicitation/create" in revision.asks and isinstance(client.get("elicitation"), Mapping):
         modes = members(client["elicitation"])
         url = "url" in modes and "url" in revision.elicitation_modes
         form = "form" in modes or "url" not in modes
-    samples = isinstance(client.get("sampling"), Mapping)
-    sampling = members(client["sampling"]) if samples and revision.sampling_tools else {}
-    forwarded = call.services.forwarded_extensions
-    ui = "extensions" in client and declares(client, {"extensions": {UI: _UI}})
-    return _encode_abilities(
-        (form, url),
-        (samples, "tools" in sampling, "context" in sampling),
-        isinstance(client.get("roots"), Mapping),
-        ui,
-        _extensions_of(call, forwarded) if forwarded else b"",
-    )
-
-
-def _extensions_of(call: Call, forwarded: frozenset[str]) -> bytes:
-    """Return the client's settings of forwarded extensions, as JSON; empty for none."""
-    found = {name: value for name, value in call.client.extensions.items() if name in forwarded}
-    return _encode_sorted(found) if found else b""
-
-
-@lru_cache(256)
-def _encode_abilities(
-    elicitation: tuple[bool, bool], sampling: tuple[bool, bool, bool], roots: bool, ui: bool, extensions: bytes
-) -> bytes:
-    form, url = elicitation
-    samples, tools, context = sampling
-    found: Json = {}
-    if form or url:
-        found["elicitation"] = {name: {} for name, has in (("form", form), ("url", url)) if has}
-    if samples:
-        found["sampling"] = {name: {} for name, has in (("tools", tools), ("context", context)) if has}
-    if roots:
+        if form or url:
+            found["elicitation"] = {name: {} for name, has in (("form", form), ("url", url)) if has}
+    if isinstance(client.get("sampling"), Mapping):
+        settings = members(client["sampling"]) if revision.sampling_tools else {}
+        found["sampling"] = {name: {} for name in ("context", "tools") if name in settings}
+    if isinstance(client.get("roots"), Mapping):
         found["roots"] = {}
-    if ui:
-        found["extensions"] = {UI: _UI}
-    if extensions:
-        found["extensions"] = {**found.get("extensions", {}), **_decode_object(extensions)}
+    if "extensions" in client:
+        forwarded = call.services.forwarded_extensions
+        extensions = {UI: _UI} if declares(client, {"extensions": {UI: _UI}}) else Json()
+        extensions |= {name: value for name, value in call.client.extensions.items() if name in forwarded}
+        if extensions:
+            found["extensions"] = extensions
     return _encode_sorted(found) if found else b""
 
 
@@ -195,7 +172,7 @@ class ProgressStep(Struct, omit_defaults=True):
 class Recipient:
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
-    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in")
+    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in", "wants_progress")
 
     def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
         """Store what's known of the client.
@@ -212,11 +189,16 @@ class Recipient:
         """Id of the client's session; empty without one."""
         self.signed_in: bool = call.principal is not None
         """Whether the owner is a principal."""
+        self.wants_progress: bool = call.token is not None or call.tee is not None
         self.owner: str = call.owner if self.signed_in else self.session or call.owner
         """The caller: the id of its principal, else of its session, else its address."""
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""
+        if message and self.redactor is not None:
+            if len(message) > MAX_REDACTED:
+                return
+            message = self.redactor.text(message)
         self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:
@@ -230,11 +212,6 @@ class Recipient:
             ProtocolError: There was no answer.
         """
         raise NotImplementedError
-
-
-def with_name(upstream: str, message: object) -> str:
-    """Return the text of a question with the name of the upstream that asks it."""
-    return f"[{upstream}] {message}"
 
 
 def project_question(method: str, raw: bytes, asked: Recipient, source: Revision, upstream: str) -> ForwardedQuestion:
@@ -262,7 +239,7 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
         params = asked.redactor.members(params)
     if method == "elicitation/create":
         params = _project_form(params, declared, target)
-        params["message"] = with_name(upstream, params.get("message", ""))
+        params["message"] = f"[{upstream}] {params.get('message', '')}"
     elif method == "sampling/createMessage":
         params = _project_sampling(params, declared, source, target)
         origin = f"This request comes from the server {upstream!r}."
@@ -296,13 +273,12 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
         return params
     if not isinstance(params.get("requestedSchema"), dict) or not isinstance(params.get("message"), str):
         raise ProtocolError(INVALID_PARAMS, "Invalid params: a form needs message and requestedSchema")
-    params["requestedSchema"] = repair_schema(params["requestedSchema"])
     if "url" in target.elicitation_modes:
         params["mode"] = "form"
     else:
         params.pop("mode", None)
     try:
-        params["requestedSchema"] = project_form(params["requestedSchema"], target)
+        params["requestedSchema"] = project_form(repair_schema(params["requestedSchema"]), target)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
     return params
@@ -343,24 +319,21 @@ def project_answer(question: ForwardedQuestion, raw: bytes, source: Revision) ->
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question.method}") from exc
 
 
-_ACTIONS = frozenset({"accept", "decline", "cancel"})
+_ACTIONS = ("accept", "decline", "cancel")
 
 
 def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
-    result = _decode_elicit(raw)
-    if result.action not in _ACTIONS:
+    answer = _decode_object(raw)
+    action, content = answer.get("action"), answer.get("content")
+    if action not in _ACTIONS:
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
-    if bytes(result.content)[:1] not in (b"", b"{", b"n"):
+    if not (content is None or is_object(content)):
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: content must be an object")
     fields = members(members(question.original.get("requestedSchema")).get("properties"))
     lists = {name for name, field in fields.items() if members(field).get("type") == "array"}
-    if not lists or result.action != "accept" or not bytes(result.content):
+    if action != "accept" or not content or lists.isdisjoint(content):
         return Raw(raw)
     # A form of an older revision had a single choice where the upstream allows several.
-    content = _decode_object(result.content)
-    if not any(isinstance(content.get(name), str) for name in lists):
-        return Raw(raw)
-    answer = _decode_object(raw)
     answer["content"] = {
         name: [value] if name in lists and isinstance(value, str) else value for name, value in content.items()
     }
@@ -368,19 +341,18 @@ def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
 
 
 class _Sample(Struct):
-    content: Raw
+    content: Any
 
 
 _decode_sample = decoder(_Sample)
-_decode_blocks = decoder(list[dict[str, Any]])
 
 
 def _read_sample(raw: bytes, source: Revision) -> Raw:
-    content = bytes(_decode_sample(raw).content)
-    if source.sampling_tools or not content.startswith(b"["):
+    content = _decode_sample(raw).content
+    if source.sampling_tools or not is_array(content):
         return Raw(raw)
     # Answers of older revisions have one block.
-    blocks = _decode_blocks(content)
+    blocks = msgspec.convert(content, list[dict[str, Any]])
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
     return Raw(encode({**_decode_object(raw), "content": one}))
@@ -478,7 +450,7 @@ class NotificationQueue(Backlog):
 class Relay(Recipient):
     """The client of a call that runs on this worker."""
 
-    __slots__ = ("_call", "_min_level", "_outbox", "_urls", "level")
+    __slots__ = ("_call", "_min_level", "_urls", "level", "outbox")
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.
@@ -491,25 +463,24 @@ class Relay(Recipient):
         self._call = call
         self.level: str = level
         self._min_level = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
-        self._outbox: NotificationQueue | None = None
+        self.outbox: NotificationQueue = NotificationQueue(partial(_send, call))
+        """Notifications to the client. Settle it before the result."""
         self._urls: set[str] = set()
         """Ids of the URLs that the client was asked to open."""
 
     @override
     def notify(self, method: str, params: bytes) -> None:
-        """Pass on progress, a log message, or the completion of a URL elicitation."""
+        """Pass on progress, a log message, or the completion of a URL elicitation. `progress` redacts its message."""
         try:
             if not self._wants(method, params):
                 return
-            if self.redactor is not None:
+            if self.redactor is not None and method != PROGRESS:
                 if len(params) > MAX_REDACTED:
                     return
-                params = _redact(self.redactor, method, params)
+                params = self.redactor.json(params)
         except MALFORMED:
             return
-        if self._outbox is None:
-            self._outbox = NotificationQueue(self._send)
-        self._outbox.put(method, params)
+        self.outbox.put(method, params)
 
     def _wants(self, method: str, params: bytes) -> bool:
         if method == LOG:
@@ -520,23 +491,6 @@ class Relay(Recipient):
         return method == PROGRESS or not self._call.services.forwarded_extensions.isdisjoint(
             self._call.client.extensions
         )
-
-    async def _send(self, method: str, params: bytes) -> None:
-        if method == PROGRESS:
-            step = _decode_step(params)
-            await Context(self._call).progress(step.progress, step.total, step.message)
-        else:
-            await self._call.send_to_caller(notification_message(method, Raw(params)))
-
-    async def settle(self) -> None:
-        """Wait until pending notifications are sent, so that the result follows them."""
-        if self._outbox is not None:
-            await self._outbox.settle()
-
-    def stop(self) -> None:
-        """Stop sending."""
-        if self._outbox is not None:
-            self._outbox.stop()
 
     @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
@@ -565,11 +519,12 @@ class Relay(Recipient):
             raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
 
 
-def _redact(redactor: Redactor, method: str, params: bytes) -> bytes:
-    if method != PROGRESS:
-        return redactor.json(params)
-    step = _decode_step(params)
-    return encode(ProgressStep(step.progress, step.total, step.message and redactor.text(step.message)))
+async def _send(call: Call, method: str, params: bytes) -> None:
+    if method == PROGRESS:
+        step = _decode_step(params)
+        await Context(call).progress(step.progress, step.total, step.message)
+    else:
+        await call.send_to_caller(notification_message(method, Raw(params)))
 
 
 class Relays:

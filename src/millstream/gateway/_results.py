@@ -350,19 +350,19 @@ def _key(call: Call, id: str) -> str:
 
 def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
     """Return a result as resource contents: its structured value, or else its content."""
-    decoded = _decode_object(result)
+    decoded, kind, text = _decode_object(result), "application/json", result.decode()
+    blocks = decoded.get("content")
     if "structuredContent" in decoded:
         text = encode(decoded["structuredContent"]).decode()
-        return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=text))]
-    blocks = decoded.get("content")
-    texts = [
-        each["text"]
-        for each in (blocks if is_array(blocks) else ())
-        if is_object(each) and each.get("type") == "text" and isinstance(each.get("text"), str)
-    ]
-    if is_array(blocks) and len(texts) == len(blocks):
-        return [EmbeddedResource(resource=ResourceContents(uri, "text/plain", text="\n".join(texts)))]
-    return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=result.decode()))]
+    elif is_array(blocks):
+        texts = [
+            each["text"]
+            for each in blocks
+            if is_object(each) and each.get("type") == "text" and isinstance(each.get("text"), str)
+        ]
+        if len(texts) == len(blocks):
+            kind, text = "text/plain", "\n".join(texts)
+    return [EmbeddedResource(resource=ResourceContents(uri, kind, text=text))]
 
 
 _TASK_MARKER = b'"task"'

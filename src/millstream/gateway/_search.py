@@ -22,7 +22,7 @@ from millstream.protocol import (
     MALFORMED,
     decoder,
     encode,
-    is_object,
+    members,
     param_headers,
     require_capabilities,
     target_name,
@@ -127,16 +127,11 @@ class ToolIndex:
         self._table.close()
 
 
-def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    schema = description.get("inputSchema")
-    properties = schema.get("properties") if is_object(schema) else None
-    arguments = [
-        f"{each} {schema_of_argument.get('description', '') if is_object(schema_of_argument) else ''}"
-        for each, schema_of_argument in (properties if is_object(properties) else {}).items()
-    ]
-    texts = name, description.get("title") or "", description.get("description") or "", " ".join(arguments)
-    first, second, third, fourth = (" ".join(words(str(text)[:_MAX_TEXT])) for text in texts)
-    return first, second, third, fourth
+def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, ...]:
+    properties = members(members(description.get("inputSchema")).get("properties"))
+    arguments = " ".join(f"{each} {members(schema).get('description', '')}" for each, schema in properties.items())
+    texts = name, description.get("title") or "", description.get("description") or "", arguments
+    return tuple(" ".join(words(str(text)[:_MAX_TEXT])) for text in texts)
 
 
 class SearchPart:
@@ -218,7 +213,7 @@ class SearchPart:
         try:
             params = _decode_params(call.params)
             inner = _read_call(params.get("arguments", Raw(b"{}")))
-        except (msgspec.DecodeError, RecursionError, ArgumentError) as exc:
+        except MALFORMED as exc:
             text = f"Invalid arguments for tool {CALL!r}: {exc}"
             raise (
                 ToolError(text) if call.revision.argument_errors_in_result else ProtocolError(INVALID_PARAMS, text)

@@ -92,6 +92,7 @@ _OTHER_CONNECTIONS = 28
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_WARNINGS = 1000
+_MAX_PLAIN_METAS = 256
 _WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
 """Schemes of links that clients open themselves."""
 
@@ -272,6 +273,8 @@ class Upstream:
     """Id of the gateway, see `_names`; set before `open`."""
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
+    is_application: bool = False
+    """Whether it's an application in this process that isn't reached through MCP."""
     lister: LinkKey = SHARED_KEY
     """Key of the connection that reads the lists."""
     _lister_left = False
@@ -311,6 +314,8 @@ class Upstream:
             server: Name of the gateway.
         """
         self.config: UpstreamConfig = config
+        self.address: Any = config.target
+        """URL or target that credentials are sent to."""
         self.names: Names = config.names
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
         self.parked_calls: ParkedCalls = parked_calls
@@ -326,9 +331,11 @@ class Upstream:
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
-        self.plain_metas: dict[tuple[bytes, str], bytes] = {}
+        self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by that of the client and its revision."""
-        self.links: Links = Links(self._make_link, max_connections=config.max_connections)
+        self.links: Links = Links(
+            self._make_link, max_connections=config.max_connections, idle_seconds=config.idle_seconds
+        )
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
         )
@@ -378,18 +385,8 @@ class Upstream:
         await self._stack.aclose()
 
     @property
-    def address(self) -> Any:
-        """URL or target that credentials are sent to."""
-        return self.config.target
-
-    @property
-    def is_application(self) -> bool:
-        """Whether it's an application in this process that isn't reached through MCP."""
-        return False
-
-    @property
     def revision(self) -> Revision:
-        """Revision of the upstream, as far as known."""
+        """Revision of the upstream, whose lists are known."""
         return BY_DATE[self.catalog.revision]
 
     def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
@@ -404,8 +401,7 @@ class Upstream:
         program = self._protected_program
         if program is not None and call.principal is not None:
             principal = caller_of(call.principal)
-        revision = BY_DATE.get(self.catalog.revision)
-        per_request = revision is not None and not revision.handshake
+        per_request = not self.revision.handshake
         if self._shares_processes:
             own_process = self.config.isolation == "per_principal"
             return LinkKey(principal if own_process else "", handshake=self._in_sessions)
@@ -486,9 +482,8 @@ class Upstream:
         """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
         if self._plain_catalog is not self.catalog:
             self._plain_catalog = self.catalog
-            revision = BY_DATE.get(self.catalog.revision)
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
-            self._is_plain = not (revision is None or revision.handshake or separate or self.has_tasks)
+            self._is_plain = not (self.revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED_KEY)
@@ -663,7 +658,7 @@ class Upstream:
                 near = closest_name(name, known)
                 hint = f" Did you mean {near!r}?" if near else ""
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
-        if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
+        elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self._on_change(self, announced)
         self.lists_ready.set()
@@ -691,6 +686,10 @@ class Upstream:
     def rules(self, kind: str, own_name: str) -> ItemRules | None:
         """Return the rules of an item; None if the policy excludes it."""
         return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
+
+    def rules_of(self, uri: str) -> ItemRules | None:
+        """Return the rules of a URI on this server; None if the policy excludes it."""
+        return _NO_RULES if self.policy is None else self.policy.rules_of(uri)
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from msgspec import Struct
+
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import (
     CLIENT,
@@ -46,14 +48,13 @@ def check_target(channel: str) -> None:
         raise Forbidden("publish", channel)
 
 
-class AccessRules:
+class AccessRules(Struct, eq=False):
     """The access checks of one hub. They change nothing."""
 
-    def __init__(self, audience: Audience, limits: HubLimits, authorize: Authorize | None) -> None:
-        self._audience = audience
-        self._limits = limits
-        self._authorize = authorize
-        self._rules: list[SubscribeRule] = []
+    _audience: Audience
+    _limits: HubLimits
+    _authorize: Authorize | None
+    _rules: list[SubscribeRule] = []
 
     def restrict(self, rule: SubscribeRule) -> None:
         """Add a rule for the channels that a peer subscribes to or that its patterns match."""

@@ -8,7 +8,6 @@ outlet has its own bound, but there can be thousands, so the bytes that all of t
 that, the slowest outlets are cut.
 """
 
-import asyncio
 import logging
 import sys
 from collections import Counter
@@ -16,13 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from heapq import nlargest
 
+from msgspec import Struct, field
+
 from millstream._http.hosts import is_loopback
 from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
 from millstream._recent import Recent
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._stores.tail import Tail
-from millstream._tasks import cancel_all
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
 from millstream.hub._event import Event, cut, gap, position_id
 from millstream.hub._journal import JOURNAL, Journal
@@ -193,26 +193,19 @@ _COUNTS_PER_LIMIT = 4
 """Number of counts of the unread bytes while a write of the maximum size is in progress."""
 
 
-class UnreadBacklog:
-    """The unread bytes of one worker.
+class UnreadBacklog(Struct, eq=False):
+    """The unread bytes of one worker."""
 
-    Args:
-        max_bytes: The bound.
-        outlets: Returns all outlets.
-        cut: Closes a slow outlet.
-    """
-
-    def __init__(
-        self, max_bytes: int, outlets: Callable[[], Iterable[OutputStream]], cut: Callable[[OutputStream], None]
-    ) -> None:
-        self._max_bytes = max_bytes
-        self._outlets = outlets
-        self._cut = cut
-        self._bytes_since_count = 0
-        """Bytes written since the unread bytes were last counted."""
-        self._waiting: dict[OutputStream, int] = {}
-        """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
-        self._waiting_bytes = 0
+    _max_bytes: int
+    _outlets: Callable[[], Iterable[OutputStream]]
+    """Returns all outlets."""
+    _cut: Callable[[OutputStream], None]
+    """Closes a slow outlet."""
+    _bytes_since_count: int = 0
+    """Bytes written since the unread bytes were last counted."""
+    _waiting: dict[OutputStream, int] = {}
+    """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
+    _waiting_bytes: int = 0
 
     def add(self, size: int) -> None:
         """Count written bytes, and cut the slowest outlets if too much is unread."""
@@ -252,16 +245,15 @@ class UnreadBacklog:
         self._waiting_bytes -= self._waiting.pop(outlet, 0)
 
 
-class Interest:
+class Interest(Struct, eq=False):
     """The topics of the journal that this worker follows, because it has subscribers for them."""
 
-    def __init__(self, tail: Tail, journal: Journal) -> None:
-        self._tail = tail
-        self._journal = journal
-        self._counts: Counter[str | None] = Counter()
-        self._stops: dict[str | None, Callable[[], None]] = {}
-        self._unused: dict[str | None, None] = {}
-        """Topics without subscribers, which are followed a little longer: many subscribers come back."""
+    _tail: Tail
+    _journal: Journal
+    _counts: Counter[str | None] = field(default_factory=Counter)
+    _stops: dict[str | None, Callable[[], None]] = {}
+    _unused: dict[str | None, None] = {}
+    """Topics without subscribers, which are followed a little longer: many subscribers come back."""
 
     async def add(self, channels: Sequence[str]) -> None:
         """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
@@ -319,7 +311,7 @@ class Delivery:
     """The reader of the journal. `Tail.reach` returns after an event has been delivered."""
     change_tail: Tail
     """The reader of presence changes."""
-    interest: "Interest"
+    interest: Interest
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
@@ -333,7 +325,6 @@ class Delivery:
         self.audience: Audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""
-        self._tasks: list[asyncio.Task[None]] = []
         self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
         self.gaps = 0
@@ -355,13 +346,13 @@ class Delivery:
         self.interest = Interest(self.event_tail, self.journal)
         await self.event_tail.catch_up()
         await self.change_tail.catch_up()
-        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.event_tail, self.change_tail)]
+        self.event_tail.start()
+        self.change_tail.start()
 
     async def close(self) -> None:
         """Stop the readers."""
-        for tail in (self.event_tail, self.change_tail):
-            tail.stop()
-        await cancel_all(*self._tasks)
+        await self.event_tail.close()
+        await self.change_tail.close()
 
     async def pass_published(self) -> None:
         """Move past this worker's own events, which don't concern a subscriber that comes after them."""

@@ -186,25 +186,19 @@ _MAX_CHANNELS = 16
 """Maximum number of channels per id."""
 
 
-class EventIds:
-    """The newest events with publisher-assigned ids, as read from the journal by one worker."""
+class EventIds(Recent[str, dict[str, int]]):
+    """The offset on each channel of the newest events with publisher-assigned ids, by id.
+
+    They were read from the journal by one worker.
+    """
 
     def __init__(self) -> None:
-        self._events: Recent[str, dict[str, int]] = Recent(MAX_IDS)
-        """The offset on each channel, by id."""
+        super().__init__(MAX_IDS)
 
     def add(self, id: str, channel: str, offset: int) -> None:
         """Add an event."""
-        channels = self._events.setdefault(id, {})
+        channels = self.setdefault(id, {})
         channels[channel] = max(offset, channels.pop(channel, 0))
         if len(channels) > _MAX_CHANNELS:
             del channels[next(iter(channels))]
-        self._events.keep(id, channels)
-
-    def find(self, id: str) -> dict[str, int]:
-        """Return the offset of the newest event with an id, by channel."""
-        return self._events.get(id, {})
-
-    def forget(self) -> None:
-        """Drop all ids, because their offsets have become invalid."""
-        self._events.clear()
+        self.keep(id, channels)

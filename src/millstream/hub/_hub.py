@@ -6,25 +6,26 @@ and mailboxes and presence track clients. This module does no network I/O.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
 
 from msgspec import Struct
 
 from millstream._http.message import OutputStream
+from millstream._limits import Limiter
 from millstream._protocol.principal import Principal
-from millstream._stores.base import CoAppend, EntryRepeated, Position, Store
+from millstream._stores.base import EntryRepeated, Position, Store
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
 from millstream.hub._channels import (
     CLIENT,
-    PRESENCE,
     EventTooLarge,
     HubLimits,
     check_channel,
     check_client_id,
+    is_pattern,
     owned_id,
     owner_of,
 )
@@ -39,8 +40,8 @@ from millstream.hub._event import (
     position_id,
 )
 from millstream.hub._mailbox import EventListener
-from millstream.hub._presence import Member, Presence, PresenceChanges
-from millstream.hub._presence_events import PresenceEvents
+from millstream.hub._presence import Member, Presence
+from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
 _REFRESHES_PER_READ = 6
@@ -112,15 +113,23 @@ class Hub:
             self._audience, limits, deny_on_errors(authorize) if authorize is not None else None
         )
         """Access checks that transports run before they respond."""
-        self._presence = Presence(store, self._presence_entry, self._wait_for_delivery)
-        self._presence_events = PresenceEvents(delivery, self._presence)
+        self._presence = Presence(store, self._journal, clock, self._wait_for_delivery)
+        self._departures: asyncio.Queue[Subscription] = asyncio.Queue()
+        """Subscribers whose departure is published in the background. Bounded by the number of subscribers."""
+        self._presence_outage = LogOnce(
+            _logger,
+            "The hub can't publish presence events; retrying",
+            "The hub can publish presence events again.",
+        )
+        self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
+        self._replays = {"full": 0, "gap": 0}
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
 
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""
         await self._delivery.open()
-        jobs = (self._presence_events.run_departures, self._delivery.mailboxes.run_saves, self._run_refreshes)
+        jobs = (self._run_departures, self._delivery.mailboxes.run_saves, self._run_refreshes)
         self._tasks = [asyncio.create_task(job()) for job in jobs]
 
     async def close(self) -> None:
@@ -132,7 +141,6 @@ class Hub:
         await self._delivery.close()
         for subscription in self._audience.all():
             subscription.close()
-        self._presence_events.forget()
         await self._delivery.mailboxes.save()
         await self._presence.leave_all()
         self._delivery.reader.close()
@@ -227,14 +235,14 @@ class Hub:
             wanted,
             outlet,
             encode,
-            self._presence_events.leave,
+            self._leave,
             member=member,
             principal=principal,
             address=address,
             authorize=self.admission.reach,
             transport=transport,
         )
-        return await self._presence_events.start(subscription, last_event_id, history)
+        return await self._start(subscription, last_event_id, history)
 
     async def follow(
         self, channel: str, outlet: OutputStream, *, encode: Encode, last_event_id: str = "", transport: str = ""
@@ -252,8 +260,8 @@ class Hub:
             InvalidName: The channel name is invalid. Nothing was written.
         """
         check_channel(channel)
-        subscription = Subscription((channel,), outlet, encode, self._presence_events.leave, transport=transport)
-        return await self._presence_events.start(subscription, last_event_id, 0)
+        subscription = Subscription((channel,), outlet, encode, self._leave, transport=transport)
+        return await self._start(subscription, last_event_id, 0)
 
     async def receive(
         self,
@@ -288,13 +296,13 @@ class Hub:
             (CLIENT + mailbox,),
             outlet,
             encode,
-            self._presence_events.leave,
+            self._leave,
             mailbox=mailbox,
             principal=principal,
             address=address,
             transport=transport,
         )
-        return await self._presence_events.start(subscription, last_event_id, 0)
+        return await self._start(subscription, last_event_id, 0)
 
     def listen(self, pattern: str, *, name: str = "") -> AsyncGenerator[Event, None]:
         """Return the events of a channel or pattern from now on, as an async iterator for a program.
@@ -358,7 +366,7 @@ class Hub:
             dict(delivery.cut),
             delivery.gaps,
             self._audience.transports(),
-            dict(self._presence_events.replays),
+            dict(self._replays),
         )
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
@@ -417,12 +425,66 @@ class Hub:
         await self._count_publication()
         return PublishResult(id or event_id, subscribers)
 
-    def _presence_entry(self, channel: str, event: str, member: Member) -> CoAppend:
-        """Return the log entry for a presence event."""
-        offset = str(self._journal.offset)
-        return PresenceChanges.entry_for(
-            StoredEvent(PRESENCE + channel, encode_data(member), event, offset, self._clock())
-        )
+    async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
+        """Bring a subscriber up to date and deliver future events to it."""
+        delivery, outlet, mailbox = self._delivery, subscription.outlet, subscription.mailbox
+        self._audience.enter(subscription)
+        outlet.on_close(subscription.handle_close)
+        await delivery.interest.add(subscription.channels)
+        await delivery.pass_published()
+        others = [each for each in self._audience.on(outlet) if each.joined]
+        replay = CatchUp(delivery, subscription, replays=self._replay_limiter, others=others)
+        if last_event_id:
+            await replay.resume(last_event_id)
+        elif mailbox:
+            seen = await delivery.mailboxes.read_offset(mailbox)
+            await replay.mailbox(mailbox, seen, await delivery.mailboxes.oldest_undelivered(mailbox))
+        elif history:
+            await replay.newest(history)
+        replay.finish()
+        if last_event_id or mailbox:
+            self._replays["gap" if replay.gap_sent else "full"] += 1
+        # Nothing must be awaited between the end of the replay and this line, or an event would be lost.
+        if outlet.closed:
+            return subscription
+        self._audience.join(subscription)
+        if mailbox:
+            delivery.mailboxes.client_arrived(mailbox, served=replay.wrote)
+        subscription.write(delivery.position_event())
+        if subscription.member is not None:
+            try:
+                await self._publish_presence(subscription, self._presence.join)
+            finally:
+                # Set last, so the departure isn't published before the arrival.
+                subscription.present = True
+                if subscription.outlet.closed:
+                    self._departures.put_nowait(subscription)
+        return subscription
+
+    def _leave(self, subscription: Subscription) -> None:
+        """Remove a subscriber whose outlet is closed. Its departure is published in the background."""
+        if not self._audience.leave(subscription):
+            return
+        self._delivery.interest.remove(subscription.channels)
+        if subscription.mailbox and subscription.joined:
+            self._delivery.mailboxes.client_left(subscription.mailbox)
+        if subscription.present:
+            self._departures.put_nowait(subscription)
+
+    async def _run_departures(self) -> None:
+        """Publish departures, in order, until canceled."""
+        while True:
+            await self._publish_presence(await self._departures.get(), self._presence.leave)
+
+    async def _publish_presence(
+        self, subscription: Subscription, change: Callable[[str, Member], Awaitable[None]]
+    ) -> None:
+        """Publish the arrival or departure of a subscriber on its channels."""
+        for channel in subscription.channels:
+            if subscription.member is not None and not channel.startswith("$") and not is_pattern(channel):
+                with self._presence_outage:  # `Presence.refresh` retries
+                    await self._delivery.event_tail.settle()
+                    await change(channel, subscription.member)
 
     async def _wait_for_delivery(self, position: Position) -> None:
         """Wait until this worker's subscribers have a presence event. Returns immediately when the hub is closing."""

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+from msgspec import Struct, field
+
 from millstream._stores.base import Entry, Gap, Index, Position, Store
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, topic_for
 from millstream.hub._event import Event, EventIds, StoredEvent, pack, position_id, unpack
@@ -28,29 +30,26 @@ _MAX_RECENT = 2_000
 _MAX_RECENT_BYTES = 4 * 1024 * 1024
 
 
-class Journal:
+class Journal(Struct, eq=False):
     """The journal and histories, as written and read by one worker."""
 
-    def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
-        # Configuration
-        self._store = store
-        self._limits = limits
-        self._clock = clock
-        # Process
-        self.epoch: str = ""
-        self.offset = 0
-        """The last offset that this worker has read."""
-        self._recent: deque[Event] = deque()
-        self._recent_bytes = 0
-        self.recent_floor = 0
-        """The cache contains all events that were read after this offset."""
-        self.ids = EventIds()
-        """The newest events with publisher-assigned ids."""
-        self.floors: dict[str | None, int] = {}
-        """By topic that this worker follows: the offset after which it has read all events."""
-        self._filling = asyncio.Lock()
-        self.start_offset = 0
-        """The offset at which this worker started reading, or restarted after it last lost events."""
+    _store: Store
+    _limits: HubLimits
+    _clock: Callable[[], float]
+    epoch: str = ""
+    offset: int = 0
+    """The last offset that this worker has read."""
+    _recent: deque[Event] = field(default_factory=deque)
+    _recent_bytes: int = 0
+    recent_floor: int = 0
+    """The cache contains all events that were read after this offset."""
+    ids: EventIds = field(default_factory=EventIds)
+    """The newest events with publisher-assigned ids."""
+    floors: dict[str | None, int] = {}
+    """By topic that this worker follows: the offset after which it has read all events."""
+    _filling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    start_offset: int = 0
+    """The offset at which this worker started reading, or restarted after it last lost events."""
 
     async def open(self) -> Position:
         """Go to the end of the journal and return the position."""
@@ -113,7 +112,7 @@ class Journal:
 
     def reset(self, gap: Gap) -> None:
         """Restart after this worker missed events or the store lost delivered ones."""
-        self.ids.forget()  # new events reuse the offsets of lost ones
+        self.ids.clear()  # new events reuse the offsets of lost ones
         self.floors = dict.fromkeys(self.floors, 0)
         oldest, newest = gap.oldest, gap.newest
         if gap.epoch != self.epoch:

@@ -140,16 +140,14 @@ class Mailboxes:
         await run_on(self.save_needed, self.save, outage)
 
     async def _save_offset(self, client_id: str, offset: int) -> None:
+        if not self._online.count(client_id):  # else it just received a message, so it has a history
+            record = await self._kv.get(_UNDELIVERED_KEY + client_id)
+            if record is not None and parse_offset(_decode(record).place, self._journal.epoch) <= offset:
+                # The record stays if another worker has changed it.
+                await self._kv.compare_and_set(_UNDELIVERED_KEY + client_id, record, None, self._limits.mailbox_age)
+            if not await self._journal.has_history(CLIENT + client_id):
+                return  # made-up client ids must not leave records
         place = position_id(self._journal.epoch, offset).encode()
-        if self._online.count(client_id):  # it just received a message, so it has a history
-            await self._kv.put(_OFFSET_KEY + client_id, place, self._limits.mailbox_age * _TTL_FACTOR, lossy=True)
-            return
-        record = await self._kv.get(_UNDELIVERED_KEY + client_id)
-        if record is not None and parse_offset(_decode(record).place, self._journal.epoch) <= offset:
-            # The record stays if another worker has changed it.
-            await self._kv.compare_and_set(_UNDELIVERED_KEY + client_id, record, None, self._limits.mailbox_age)
-        if not await self._journal.has_history(CLIENT + client_id):
-            return  # made-up client ids must not leave records
         await self._kv.put(_OFFSET_KEY + client_id, place, self._limits.mailbox_age * _TTL_FACTOR, lossy=True)
 
 

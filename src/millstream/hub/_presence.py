@@ -5,18 +5,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream._stores.base import CoAppend, Entry, Position, Store
-from millstream.hub._channels import owned_id
-from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
+from millstream.hub._channels import PRESENCE, owned_id
+from millstream.hub._event import Event, StoredEvent, encode_data, pack, position_id, unpack
+from millstream.hub._journal import Journal
 
 _GROUP = "presence:"
 _LOCK_COUNT = 64
 
-MakeEntry = Callable[[str, str, "Member"], CoAppend]
-"""``make_entry(channel, "join" or "leave", member)`` returns the event to publish."""
 WaitForDelivery = Callable[[Position], Awaitable[None]]
 """Waits until a published event is delivered on this worker."""
 
@@ -40,7 +39,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
 
 
-class Presence:
+class Presence(Struct, eq=False):
     """The members of all channels, as registered by one worker.
 
     Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the
@@ -48,24 +47,23 @@ class Presence:
     operation that changes the group also appends the presence event, so each change is reported once.
     """
 
-    def __init__(self, store: Store, make_entry: MakeEntry, wait_for_delivery: WaitForDelivery) -> None:
-        # configuration
-        self._log = store.log
-        self._members = store.members
-        self._workers = store.workers
-        self._make_entry = make_entry
-        self._wait_for_delivery = wait_for_delivery
-        # process
-        self._connections: dict[tuple[str, str], list[Member]] = {}
-        """The connections to this worker by channel and client."""
-        self._registered: dict[tuple[str, str], Member] = {}
-        """Clients that this worker has registered."""
-        self._worker_id = store.workers.me
-        """The worker id of the registrations."""
-        self._unreported: deque[tuple[str, str, bytes]] = deque()
-        """Departed clients of dead workers that haven't been reported yet."""
-        self._locks = [asyncio.Lock() for _ in range(_LOCK_COUNT)]
-        """Locks that keep the changes of each client in order."""
+    _store: Store
+    _journal: Journal
+    _clock: Callable[[], float]
+    _wait_for_delivery: WaitForDelivery
+    _connections: dict[tuple[str, str], list[Member]] = {}
+    """The connections to this worker by channel and client."""
+    _registered: dict[tuple[str, str], Member] = {}
+    """Clients that this worker has registered."""
+    _worker_id: str = ""
+    """The worker id of the registrations."""
+    _unreported: deque[tuple[str, str, bytes]] = field(default_factory=deque)
+    """Departed clients of dead workers that haven't been reported yet."""
+    _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCK_COUNT)])
+    """Locks that keep the changes of each client in order."""
+
+    def __post_init__(self) -> None:
+        self._worker_id = self._store.workers.me
 
     async def join(self, channel: str, member: Member) -> None:
         """Add a connection of a client to a channel."""
@@ -86,7 +84,7 @@ class Presence:
 
     async def members(self, channel: str) -> list[Member]:
         """Return all clients on a channel, in order of arrival."""
-        members = [_decode(value) for _, value in await self._members.present(_GROUP + channel)]
+        members = [_decode(value) for _, value in await self._store.members.present(_GROUP + channel)]
         members.sort(key=lambda member: (member.since, member.client_id))
         return members
 
@@ -95,15 +93,15 @@ class Presence:
 
         If this worker was considered dead, register its clients again under its new id.
         """
-        if self._worker_id != self._workers.me:
-            self._worker_id = self._workers.me
+        if self._worker_id != self._store.workers.me:
+            self._worker_id = self._store.workers.me
             self._registered.clear()
         await self._update_all()
-        self._unreported += await self._members.remove_abandoned()
+        self._unreported += await self._store.members.remove_abandoned()
         while self._unreported:
             group, _, value = self._unreported[0]
-            entry = self._make_entry(group.removeprefix(_GROUP), "leave", _decode(value))
-            position = await self._log.append(entry.stream, entry.data, ttl=entry.ttl, max_entries=entry.max_entries)
+            entry = self._entry(group.removeprefix(_GROUP), "leave", _decode(value))
+            position = await self._store.log.append(entry.stream, entry.data, ttl=_TTL, max_entries=_MAX_CHANGES)
             self._unreported.popleft()
             await self._wait_for_delivery(position)
 
@@ -111,6 +109,13 @@ class Presence:
         """Remove all clients of this worker, because it's shutting down."""
         self._connections.clear()
         await self._update_all()
+
+    def _entry(self, channel: str, event: str, member: Member) -> CoAppend:
+        """Return the log entry for a change. The `id` of its record is the journal position before it."""
+        offset, data = str(self._journal.offset), encode_data(member)
+        return CoAppend(
+            STREAM, pack(StoredEvent(PRESENCE + channel, data, event, offset, self._clock())), _TTL, _MAX_CHANGES
+        )
 
     async def _update_all(self) -> None:
         for channel, client_id in self._connections.keys() ^ self._registered.keys():
@@ -123,13 +128,13 @@ class Presence:
             connections, registered = self._connections.get(key), self._registered.get(key)
             if connections and registered is None:
                 member = connections[0]
-                value, position = await self._members.join(
-                    _GROUP + channel, client_id, _encode(member), self._make_entry(channel, "join", member)
+                value, position = await self._store.members.join(
+                    _GROUP + channel, client_id, _encode(member), self._entry(channel, "join", member)
                 )
                 self._registered[key] = _decode(value)
             elif registered is not None and not connections:
-                entry = self._make_entry(channel, "leave", registered)
-                position = await self._members.leave(_GROUP + channel, client_id, entry)
+                entry = self._entry(channel, "leave", registered)
+                position = await self._store.members.leave(_GROUP + channel, client_id, entry)
                 del self._registered[key]
             else:
                 return
@@ -185,11 +190,6 @@ class PresenceChanges:
     def last(self) -> PresenceChange:
         """The newest change."""
         return self._changes[-1] if self._changes else self._last_dropped
-
-    @staticmethod
-    def entry_for(record: StoredEvent) -> CoAppend:
-        """Return the log entry for a change. The `id` of its record is the journal position before it."""
-        return CoAppend(STREAM, pack(record), _TTL, _MAX_CHANGES)
 
     def add(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Add a change delivered at a journal offset, or before this worker started if None, and return its event."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._tasks import has_failed
@@ -28,21 +28,15 @@ MAX_CACHE_BYTES = 16 * 1024 * 1024
 T = TypeVar("T")
 
 
-class _CachedRead(Struct, Generic[T]):
-    """A cached result."""
+class _Read(Struct, Generic[T], eq=False):
+    """A read in progress, or its cached result."""
 
-    value: T
     since: int
     """The worker's offset when the read began."""
-    size: int
-    end: asyncio.TimerHandle
-
-
-class _PendingRead(Struct, Generic[T], eq=False):
-    """A read in progress."""
-
-    since: int
-    future: asyncio.Task[T]
+    task: asyncio.Task[T]
+    size: int = 0
+    end: asyncio.TimerHandle | None = None
+    """Drops a cached result."""
 
 
 class SharedReads(Generic[T]):
@@ -54,16 +48,12 @@ class SharedReads(Generic[T]):
 
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
-        self._cached: dict[Hashable, _CachedRead[T]] = {}
-        self._pending: dict[Hashable, _PendingRead[T]] = {}
-        """Reads in progress that can serve further subscribers."""
+        self._reads: dict[Hashable, _Read[T]] = {}
+        """Reads that can serve further subscribers."""
         self._tasks: set[asyncio.Task[T]] = set()
         """All reads in progress."""
         self.bytes = 0
         """Total size of cached results in bytes, up to `MAX_CACHE_BYTES`."""
-
-    def __len__(self) -> int:
-        return len(self._cached)
 
     async def get(
         self,
@@ -72,7 +62,6 @@ class SharedReads(Generic[T]):
         *,
         since: int,
         usable: Callable[[int, T | None], bool] = lambda since, value: True,
-        final: Callable[[T], bool] = lambda value: True,
     ) -> T:
         """Return the cached result for a key, or read it.
 
@@ -82,48 +71,38 @@ class SharedReads(Generic[T]):
             since: The worker's current offset.
             usable: Returns whether a result read at an offset is still complete enough. The result is None while it's
                 being read.
-            final: Returns whether to cache a result. Other results serve only the callers that wait for this read.
         """
-        cached = self._cached.get(key)
-        if cached is not None and usable(cached.since, cached.value):
-            return cached.value
-        pending = self._pending.get(key)
-        if pending is None or not usable(pending.since, None):
-            pending = self._pending[key] = _PendingRead(since, asyncio.create_task(read()))
-            self._tasks.add(pending.future)
-            pending.future.add_done_callback(partial(self._on_read_done, key, pending, final))
-        return await asyncio.shield(pending.future)
+        shared = self._reads.get(key)
+        if shared is None or not usable(shared.since, shared.task.result() if shared.end is not None else None):
+            self._drop(key)
+            shared = self._reads[key] = _Read(since, asyncio.create_task(read()))
+            self._tasks.add(shared.task)
+            shared.task.add_done_callback(partial(self._on_read_done, key, shared))
+        return await asyncio.shield(shared.task)
 
-    def _on_read_done(
-        self, key: Hashable, pending: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]
-    ) -> None:
+    def _on_read_done(self, key: Hashable, read: _Read[T], done: asyncio.Task[T]) -> None:
         self._tasks.discard(done)
         failed = has_failed(done)
-        if self._pending.get(key) is not pending:
+        if self._reads.get(key) is not read:
             return  # a later read replaced it, or events were lost since it began
-        del self._pending[key]
-        if failed or not final(value := done.result()):
+        if failed or (size := self._size(done.result())) > MAX_CACHE_BYTES:
+            del self._reads[key]
             return
-        self._drop(key)
-        size = self._size(value)
-        while self._cached and self.bytes + size > MAX_CACHE_BYTES:
-            self._drop(next(iter(self._cached)))
-        if size <= MAX_CACHE_BYTES:
-            end = asyncio.get_running_loop().call_later(CACHE_SECONDS, self._drop, key)
-            self._cached[key] = _CachedRead(value, pending.since, size, end)
-            self.bytes += size
+        while self.bytes + size > MAX_CACHE_BYTES:
+            self._drop(next(key for key, each in self._reads.items() if each.size))
+        read.size, read.end = size, asyncio.get_running_loop().call_later(CACHE_SECONDS, self._drop, key)
+        self.bytes += size
 
     def _drop(self, key: Hashable) -> None:
-        cached = self._cached.pop(key, None)
-        if cached is not None:
-            cached.end.cancel()
-            self.bytes -= cached.size
+        read = self._reads.pop(key, None)
+        if read is not None and read.end is not None:
+            read.end.cancel()
+            self.bytes -= read.size
 
     def forget(self) -> None:
         """Drop all results. Pending reads serve only the callers that are already waiting."""
-        for key in list(self._cached):
+        for key in list(self._reads):
             self._drop(key)
-        self._pending.clear()
 
     def close(self) -> None:
         """Drop all results, and cancel pending reads."""
@@ -147,12 +126,12 @@ Wants = Callable[[str], bool]
 Page = Sequence[Entry]
 
 
-class HistoryIndex(Struct, frozen=True):
+class HistoryIndex(Struct):
     """An index of a channel's history, without the events."""
 
-    offsets: "array[int]"
-    times: "array[float]"
-    ids: dict[str, int]
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    ids: dict[str, int] = {}
     """The offsets of events with publisher-assigned ids."""
 
     def start(self, offset: int) -> int:
@@ -205,13 +184,13 @@ class JournalReader:
         )
 
     async def _read_index(self, channel: str, newest: int) -> HistoryIndex:
-        stream, index = history_stream(channel), HistoryIndex(array("q"), array("d"), {})
+        stream, index = history_stream(channel), HistoryIndex()
         async with self.slots:
             if newest:
                 self._add(index, await self._store.log.newest(stream, newest))
                 return index
             start, now = 0, self._journal.offset
-            while page := await self.history_page(stream, start, now):
+            while page := await self.page(stream, start, now):
                 self._add(index, page)
                 if page[-1].position.offset <= start or not _is_full(page):
                     break
@@ -230,19 +209,27 @@ class JournalReader:
                 if stamp.id is not None:
                     index.ids[stamp.id] = offset
 
-    async def history_page(self, stream: str, start: int, upto: int) -> Page:
-        """Return the page of a history after an offset, or the oldest page if that page was trimmed.
+    async def page(self, stream: str, start: int, upto: int) -> Page:
+        """Return the page of a stream after an offset, or the oldest page if that page was trimmed.
 
         Args:
-            stream: The history's stream.
-            start: The offset of one of its entries, or 0 for the oldest page.
+            stream: The journal, or the stream of a history.
+            start: An offset, of one of its entries in a history, or 0 for the oldest page.
             upto: The last offset that the page must cover. An older cached page isn't used.
         """
+        journal, log = self._journal, self._store.log
+        epoch = journal.epoch
+
+        async def read() -> Page:
+            if start:
+                with suppress(Gap):  # the stream may begin within this page
+                    return await log.read(stream, Position(epoch, start), PAGE, PAGE_BYTES)
+            return await log.read(stream, None, PAGE, PAGE_BYTES)
 
         def usable(since: int, page: Page | None) -> bool:
             return since >= upto or (page is not None and _is_full(page))
 
-        return await self._read_page(stream, start, usable, lambda page: True)
+        return await self._pages.get((stream, epoch, start), read, since=journal.offset, usable=usable)
 
     async def journal_page(self, start: int | None, after: int) -> tuple[Page, int]:
         """Return journal entries after an offset, and the start of their page for the next call.
@@ -255,33 +242,14 @@ class JournalReader:
             Gap: Some of the entries were trimmed.
         """
         epoch, upto = self._journal.epoch, self._journal.offset
-
-        def usable(since: int, page: Page | None) -> bool:
-            return since >= upto or (page is not None and _is_full(page))
-
         for begin in dict.fromkeys((after - after % PAGE if start is None else start, after)):
-            page = await self._read_page(JOURNAL, begin, usable, lambda page: True)
+            page = await self.page(JOURNAL, begin, upto)
             if not page or page[0].position.epoch != epoch:
                 break  # the end or a gap; the read below raises for a gap
             place = bisect_right(page, after, key=_offset)
             if place < len(page) and (place or page[0].position.offset == after + 1):
                 return page[place:], begin
         return await self._store.log.read(JOURNAL, Position(epoch, after), PAGE, PAGE_BYTES), after
-
-    async def _read_page(
-        self, stream: str, start: int, usable: Callable[[int, Page | None], bool], final: Callable[[Page], bool]
-    ) -> Page:
-        journal, log = self._journal, self._store.log
-        epoch = journal.epoch
-
-        async def read() -> Page:
-            if start:
-                with suppress(Gap):  # the stream may begin within this page
-                    return await log.read(stream, Position(epoch, start), PAGE, PAGE_BYTES)
-            return await log.read(stream, None, PAGE, PAGE_BYTES)
-
-        key = (stream, epoch, start)
-        return await self._pages.get(key, read, since=journal.offset, usable=usable, final=final)
 
     async def find(self, id: str, wants: Wants, channels: Sequence[str]) -> int | None:
         """Return the offset of the newest wanted event with a publisher-assigned id, or None.
@@ -291,12 +259,12 @@ class JournalReader:
         journal = self._journal
         for _ in range(2):  # a running search may end too early
             floor, (epoch, searched) = journal.floor(channels, journal.start_offset), self._searched
-            if any(map(wants, journal.ids.find(id))) or not floor or (epoch == journal.epoch and searched >= floor):
+            if any(map(wants, journal.ids.get(id, ()))) or not floor or (epoch == journal.epoch and searched >= floor):
                 break
             if self._id_search is None or self._id_search.done():
                 self._id_search = asyncio.create_task(self._index_journal(journal.epoch, journal.offset))
             await asyncio.shield(self._id_search)
-        return max((at for channel, at in journal.ids.find(id).items() if wants(channel)), default=None)
+        return max((at for channel, at in journal.ids.get(id, {}).items() if wants(channel)), default=None)
 
     async def _index_journal(self, epoch: str, until: int) -> None:
         """Load the ids of journal entries up to an offset."""
@@ -321,16 +289,13 @@ class JournalReader:
         self._searched = epoch, until
 
 
-class HistoryCursor:
+class HistoryCursor(Struct, eq=False):
     """The position of one subscriber in one history."""
 
-    __slots__ = ("_page", "_reader", "_start", "_stream")
-
-    def __init__(self, reader: JournalReader, channel: str, start: int) -> None:
-        self._reader = reader
-        self._stream = history_stream(channel)
-        self._start = start
-        self._page: Page = ()
+    _reader: JournalReader
+    _stream: str
+    _start: int
+    _page: Page = ()
 
     async def entry(self, offset: int) -> Entry | None:
         """Return the entry at an offset after the last one, or None if it was trimmed."""
@@ -340,7 +305,7 @@ class HistoryCursor:
                 self._start = page[-1].position.offset
             elif page:
                 return None
-            page = await self._reader.history_page(self._stream, self._start, offset)
+            page = await self._reader.page(self._stream, self._start, offset)
             if not page:
                 return None
         self._page = page

@@ -14,16 +14,19 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, repeat
+from functools import cache
+from itertools import repeat
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
-from millstream._stores.base import Entry, Gap
+from millstream._stores.base import Gap
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub._delivery import Delivery
 from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_channel
+from millstream.hub._journal import history_stream
 from millstream.hub._presence import PresenceChange
 from millstream.hub._reader import HistoryCursor, HistoryIndex
 from millstream.hub._subscriber import Subscription
@@ -41,32 +44,22 @@ EventLocation = tuple[int, int]
 """An offset, and the number of the channel whose history contains it, or `_CACHED`."""
 
 
+class _History(Struct):
+    """The history of a channel."""
+
+    channel: str
+    index: HistoryIndex
+    start: int
+    """The place in the index of the oldest entry within the limits of age and count."""
+
+    @property
+    def first(self) -> int:
+        """The oldest offset within the limits."""
+        return self.index.offsets[self.start] if self.start < len(self.index.offsets) else sys.maxsize
+
+
 class CatchUp:
     """The replay for one subscriber."""
-
-    __slots__ = (
-        "_backlog",
-        "_catch_up",
-        "_changes_after",
-        "_cursors",
-        "_epoch",
-        "_gap_sent",
-        "_journal",
-        "_last_dropped",
-        "_last_written",
-        "_others",
-        "_page",
-        "_pending_changes",
-        "_position",
-        "_presence_changes",
-        "_reader",
-        "_replays",
-        "_subscription",
-        "_unread",
-        "_wanted_channels",
-        "_wants_presence",
-        "wrote",
-    )
 
     def __init__(
         self,
@@ -76,27 +69,26 @@ class CatchUp:
         replays: Limiter,
         others: Sequence[Subscription],
     ) -> None:
+        self._delivery = delivery
         self._journal = journal = delivery.journal
         self._reader = delivery.reader
-        self._backlog = delivery.backlog
-        self._presence_changes = delivery.presence_changes
-        self._catch_up = delivery.catch_up
         self._replays = replays
         self._subscription = subscription
         self._others = others
         """Other subscriptions of the same outlet."""
+        self._wants = cache(subscription.matches)
+        """Whether a channel is wanted. Patterns are matched once per channel."""
         self._position = subscription.since = journal.offset
         """The offset up to which all wanted events are written."""
         self._last_written = 0
         """The offset of the last written event."""
-        self._wants_presence = any(channel.startswith(PRESENCE) for channel in subscription.channels)
-        subscription.last_change = self._presence_changes.last.number
+        subscription.last_change = delivery.presence_changes.last.number
         self._changes_after: tuple[int, int | None] = 0, subscription.last_change
         """The journal offset and number of the last presence change that the subscriber received."""
         self._epoch = journal.epoch
         self._last_dropped: dict[str, int] = {}
         """Offset of the newest event that each channel's history has dropped."""
-        self._gap_sent = False
+        self.gap_sent = False
         """Whether a gap event was sent. It's sent only once."""
         self._page: int | None = None
         """The start of the last journal page that was read."""
@@ -106,15 +98,8 @@ class CatchUp:
         """Bytes written since the last check for space in the outlet."""
         self._pending_changes: deque[PresenceChange] = deque()
         """Presence changes to write before the next event."""
-        self._wanted_channels: dict[str, bool] = {}
-        """Whether each channel is wanted, so patterns are matched once per channel."""
         self.wrote = False
         """Whether any event was written."""
-
-    @property
-    def complete(self) -> bool:
-        """Return whether the subscriber got no gap event."""
-        return not self._gap_sent
 
     async def resume(self, id: str) -> None:
         """Continue after the event with this id."""
@@ -123,7 +108,7 @@ class CatchUp:
         if offset is None:
             offset = await self._reader.find(id, self._wants, self._subscription.channels)
         if offset is None:
-            offset = max((index.ids[id] for index in await self._indexes() if id in index.ids), default=None)
+            offset = max((each.index.ids[id] for each in await self._histories() if id in each.index.ids), default=None)
         if offset is not None:
             await self._read_until(offset)
         await self._wait_for_turn(journal.offset - (offset or 0))
@@ -143,22 +128,21 @@ class CatchUp:
         await self._read_until(max(seen, oldest))
         end = self._journal.offset
         channel = CLIENT + client_id
-        plan = self._merge(await self._indexes(), seen, end)
+        plan = self._merge(await self._histories(), seen, end)
         first = next(plan, None)
         if oldest > seen and (first is None or first[0] > oldest):
             self._send_gap("expired" if self._journal.is_expired_time(channel, at) else "trimmed")
         elif self._last_dropped[channel] > seen:
             self._send_gap("trimmed")
-        await self._write(_chain(first, plan))
+        await self._write(first, plan)
         await self._write_new()
 
     async def newest(self, count: int) -> None:
         """Write the last `count` events that the subscription wants. Presence changes aren't counted."""
         await self._wait_for_turn(count)
         end = self._journal.offset
-        plan = self._merge(await self._indexes(count), 0, end)
-        newest = deque(plan, maxlen=count)
-        await self._write(iter(newest))
+        newest = iter(deque(self._merge(await self._histories(count), 0, end), maxlen=count))
+        await self._write(next(newest, None), newest)
         await self._write_new()
 
     async def _wait_for_turn(self, entries: int) -> None:
@@ -182,9 +166,9 @@ class CatchUp:
             self._send_changes(self._missed_changes(), sys.maxsize)
 
     def _missed_changes(self) -> deque[PresenceChange]:
-        if not self._wants_presence:
+        if not any(channel.startswith(PRESENCE) for channel in self._subscription.channels):
             return deque()
-        changes, complete = self._presence_changes.since(*self._changes_after)
+        changes, complete = self._delivery.presence_changes.since(*self._changes_after)
         if not complete:
             self._send_gap("trimmed")
         return changes
@@ -197,14 +181,15 @@ class CatchUp:
             if self._changes_after[1] is None:
                 subscription.last_change = change.number - 1
             self._changes_after = 0, change.number
-            if self._is_missing(change.event) and not journal.is_expired(change.event):
+            event = change.event
+            if self._is_missing(event.offset, event.channel) and not journal.is_expired(event):
                 place = position_id(journal.epoch, max(change.journal_offset, self._last_written))
-                subscription.write(replace(change.event, id=f"{place}-{change.number}"))
+                subscription.write(replace(event, id=f"{place}-{change.number}"))
 
     async def _read_until(self, offset: int) -> None:
         """Read up to an offset that another worker may have reached already."""
         if offset > self._journal.offset:
-            await self._catch_up()
+            await self._delivery.catch_up()
 
     async def _write_new(self) -> None:
         """Write all events after `_position`. Nothing else runs between the last check and the return."""
@@ -220,7 +205,8 @@ class CatchUp:
                 events, self._position = recent
                 self._pending_changes = self._missed_changes()
                 for event in events:
-                    self._write_if_missing(event)
+                    if self._is_missing(event.offset, event.channel):
+                        self._write_unexpired(event)
             elif not await self._write_page() and journal.epoch == self._epoch:
                 await self._write_from_histories()
             await self._wait_for_space()
@@ -244,12 +230,13 @@ class CatchUp:
                     return False
                 self._pending_changes = self._missed_changes()
                 for entry in page:
-                    if entry.position.offset > journal.offset or self._unread >= _CHUNK:
+                    if (offset := entry.position.offset) > journal.offset or self._unread >= _CHUNK:
                         break
-                    self._position = entry.position.offset
-                    self._write_entry_if_missing(entry)
+                    self._position = offset
+                    if self._is_missing(offset, unpack_channel(entry.data)):  # without decoding the rest
+                        self._write_unexpired(unpack(entry.data, self._epoch, offset))
         except Gap:
-            await self._catch_up()  # the store may be at a new epoch
+            await self._delivery.catch_up()  # the store may be at a new epoch
             return False
         await asyncio.sleep(0)
         return self._position > after
@@ -257,82 +244,72 @@ class CatchUp:
     async def _write_from_histories(self) -> None:
         """Write from the channels' histories, if all of them go back further than the journal. Otherwise start over."""
         after, end = self._position, self._journal.offset
-        indexes = await self._indexes()
+        histories = await self._histories()
         if self._journal.epoch != self._epoch:
             return
-        firsts = [self._first(number, index) for number, index in enumerate(indexes)]
-        if self._subscription.has_wildcard or any(first is None or first > after for first in firsts):
+        if self._subscription.has_wildcard or any(each.first > after for each in histories):
             await self._start_over("trimmed", after=after)
         else:
-            await self._write(self._merge(indexes, after, end))
+            plan = self._merge(histories, after, end)
+            await self._write(next(plan, None), plan)
 
     async def _start_over(self, reason: str, *, after: int) -> None:
         """Send a gap event, then write the remaining events after an offset."""
         self._epoch, end = self._journal.epoch, self._journal.offset
         self._send_gap(reason)
-        plan = self._merge(await self._indexes(), after, end)
+        plan = self._merge(await self._histories(), after, end)
         first = next(plan, None)
         self._subscription.since = first[0] - 1 if first is not None else end
-        await self._write(_chain(first, plan))
+        await self._write(first, plan)
 
     def _send_gap(self, reason: str) -> None:
-        if not self._gap_sent:
-            self._gap_sent = True
+        if not self.gap_sent:
+            self.gap_sent = True
             self._subscription.write(gap(reason))
 
-    async def _indexes(self, newest: int = 0) -> list[HistoryIndex]:
-        """Return the index of each channel's history. The index of a pattern is empty."""
-        indexes: list[HistoryIndex] = []
+    async def _histories(self, newest: int = 0) -> list[_History]:
+        """Return the history of each channel. That of a pattern is empty."""
+        journal, histories = self._journal, list[_History]()
         if self._subscription.has_wildcard:
-            await self._journal.fill(self._subscription.channels)
+            await journal.fill(self._subscription.channels)
         for channel in self._subscription.channels:
-            limit, _ = self._journal.bounds(channel)
-            if is_pattern(channel) or not limit:
-                indexes.append(HistoryIndex(array("q"), array("d"), {}))
-            else:
+            limit, _ = journal.bounds(channel)
+            index = HistoryIndex()
+            if limit and not is_pattern(channel):
                 # An entry beyond the limit shows that entries were dropped.
-                indexes.append(await self._reader.index(channel, newest and min(newest, limit) + 1))
-        return indexes
+                index = await self._reader.index(channel, newest and min(newest, limit) + 1)
+            start, count = max(0, len(index.offsets) - limit), len(index.offsets)
+            while start < count and journal.is_expired_time(channel, index.times[start]):
+                start += 1
+            histories.append(_History(channel, index, start))
+        return histories
 
-    def _first_valid(self, channel: str, index: HistoryIndex) -> int:
-        """Return the position in the index of the oldest entry within the limits of age and count."""
-        limit, _ = self._journal.bounds(channel)
-        start = max(0, len(index.offsets) - limit)
-        while start < len(index.offsets) and self._journal.is_expired_time(channel, index.times[start]):
-            start += 1
-        return start
-
-    def _first(self, number: int, index: HistoryIndex) -> int | None:
-        """Return the oldest offset in a channel's history."""
-        start = self._first_valid(self._subscription.channels[number], index)
-        return index.offsets[start] if start < len(index.offsets) else None
-
-    def _merge(self, indexes: Sequence[HistoryIndex], after: int, end: int) -> Iterator[EventLocation]:
+    def _merge(self, histories: Sequence[_History], after: int, end: int) -> Iterator[EventLocation]:
         """Return the locations of events between two offsets, in order, and advance past them.
 
         Cached events are included, because a worker can deliver an event before its publisher has appended it to the
         history.
         """
-        journal, channels = self._journal, self._subscription.channels
+        journal = self._journal
         self._position = end
         sources: list[Iterator[EventLocation]] = []
-        for number, (channel, index) in enumerate(zip(channels, indexes, strict=True)):
-            start = self._first_valid(channel, index)
-            if is_pattern(channel):
-                continue
-            dropped = index.offsets[start - 1] if start else 0
-            self._last_dropped[channel] = dropped if journal.bounds(channel)[0] else journal.offset
-            offsets = index.offsets[max(start, bisect_left(index.offsets, after + 1)) :]
-            sources.append(zip(offsets, repeat(number)))
+        for number, each in enumerate(histories):
+            offsets = each.index.offsets
+            dropped = offsets[each.start - 1] if each.start else 0
+            self._last_dropped[each.channel] = dropped if journal.bounds(each.channel)[0] else journal.offset
+            sources.append(zip(offsets[max(each.start, bisect_left(offsets, after + 1)) :], repeat(number)))
         cached = array("q")
         for event in journal.recent_events(after):
             dropped = self._last_dropped.get(event.channel, 0)
-            if event.offset > dropped and self._is_missing(event) and not journal.is_expired(event):
+            if (
+                event.offset > dropped
+                and self._is_missing(event.offset, event.channel)
+                and not journal.is_expired(event)
+            ):
                 cached.append(event.offset)
         sources.append(zip(cached, repeat(_CACHED)))
         self._cursors = [
-            HistoryCursor(self._reader, channel, index.start(after + 1))
-            for channel, index in zip(channels, indexes, strict=True)
+            HistoryCursor(self._reader, history_stream(each.channel), each.index.start(after + 1)) for each in histories
         ]
         return self._deduplicate(heapq.merge(*sources), end)
 
@@ -342,16 +319,13 @@ class CatchUp:
         for offset, source in merged:
             if offset > end:
                 return
-            if offset != last and (
-                source == _CACHED or self._is_missing_at(offset, self._subscription.channels[source])
-            ):
+            if offset != last and (source == _CACHED or self._is_missing(offset, self._subscription.channels[source])):
                 last = offset
                 yield offset, source
 
-    async def _write(self, plan: Iterator[EventLocation]) -> None:
-        """Write the events at these locations, waiting for space in the outlet."""
+    async def _write(self, place: EventLocation | None, plan: Iterator[EventLocation]) -> None:
+        """Write the events at a location and at those that follow it, waiting for space in the outlet."""
         outlet, journal, cursors, epoch = self._subscription.outlet, self._journal, self._cursors, self._epoch
-        place = next(plan, None)
         while place is not None and not outlet.closed:
             async with self._reader.slots:
                 self._pending_changes = self._missed_changes()
@@ -372,19 +346,12 @@ class CatchUp:
                     cursor.release()
             await self._wait_for_space()
 
-    def _write_if_missing(self, event: Event) -> None:
-        """Write an event if the subscriber is missing it."""
-        if self._is_missing(event):
-            if self._journal.is_expired(event):
-                self._send_gap("expired")
-            else:
-                self._write_event(event)
-
-    def _write_entry_if_missing(self, entry: Entry) -> None:
-        """Write a stored event if the subscriber is missing it. Unwanted events are decoded only up to the channel."""
-        offset = entry.position.offset
-        if self._is_missing_at(offset, unpack_channel(entry.data)):
-            self._write_if_missing(unpack(entry.data, self._epoch, offset))
+    def _write_unexpired(self, event: Event) -> None:
+        """Write an event, or a gap if it's too old."""
+        if self._journal.is_expired(event):
+            self._send_gap("expired")
+        else:
+            self._write_event(event)
 
     def _write_event(self, event: Event) -> None:
         """Write an event after the presence changes before it."""
@@ -399,25 +366,12 @@ class CatchUp:
         """Wait for space in the outlet, after every `_CHUNK` bytes."""
         if self._unread >= _CHUNK:
             self._unread = 0
-            await self._backlog.drain(self._subscription.outlet)
+            await self._delivery.backlog.drain(self._subscription.outlet)
 
-    def _wants(self, channel: str) -> bool:
-        wanted = self._wanted_channels.get(channel)
-        if wanted is None:
-            wanted = self._wanted_channels[channel] = self._subscription.matches(channel)
-        return wanted
-
-    def _is_missing(self, event: Event) -> bool:
+    def _is_missing(self, offset: int, channel: str) -> bool:
         """Return whether the subscriber wants an event that no other subscription writes to its outlet."""
-        return self._is_missing_at(event.offset, event.channel)
-
-    def _is_missing_at(self, offset: int, channel: str) -> bool:
         is_presence = channel.startswith(PRESENCE)
         return self._wants(channel) and not any(
             (each.last_change if is_presence else each.since) < offset and each.matches(channel)
             for each in self._others
         )
-
-
-def _chain(first: EventLocation | None, others: Iterator[EventLocation]) -> Iterator[EventLocation]:
-    return others if first is None else chain((first,), others)

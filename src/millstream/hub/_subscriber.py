@@ -7,6 +7,8 @@ doesn't depend on the number of patterns.
 
 from collections.abc import Callable, Iterator
 
+from msgspec import Struct
+
 from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import is_pattern, matches, split_pattern
@@ -27,63 +29,34 @@ wildcards, it's called with the pattern, and later with each matching channel on
 """
 
 
-class Subscription:
+class Subscription(Struct, eq=False):
     """One subscriber of the hub. ``subscription.close()``"""
 
-    __slots__ = (
-        "_leave",
-        "address",
-        "authorize",
-        "channels",
-        "encode",
-        "has_wildcard",
-        "joined",
-        "last_change",
-        "mailbox",
-        "member",
-        "outlet",
-        "present",
-        "principal",
-        "since",
-        "transport",
-    )
+    channels: tuple[str, ...]
+    outlet: OutputStream
+    encode: Encode
+    _leave: Callable[["Subscription"], None]
+    mailbox: str = ""
+    """The client whose mailbox this is, or an empty string."""
+    member: Member | None = None
+    """The client's entry in the presence of its channels, or None without a client id."""
+    principal: Principal | None = None
+    address: str = ""
+    authorize: Authorize | None = None
+    transport: str = ""
+    """The transport, for statistics."""
+    has_wildcard: bool = False
+    joined: bool = False
+    """Whether the subscriber has caught up and receives new events."""
+    since: int = 0
+    """Wanted events after this offset have been written to the outlet."""
+    last_change: int = 0
+    """Presence changes after this number have been written to the outlet."""
+    present: bool = False
+    """Whether the subscriber is visible in the presence of its channels."""
 
-    def __init__(
-        self,
-        channels: tuple[str, ...],
-        outlet: OutputStream,
-        encode: Encode,
-        leave: Callable[["Subscription"], None],
-        *,
-        mailbox: str = "",
-        member: Member | None = None,
-        principal: Principal | None = None,
-        address: str = "",
-        authorize: Authorize | None = None,
-        transport: str = "",
-    ) -> None:
-        self.channels: tuple[str, ...] = channels
-        self.outlet: OutputStream = outlet
-        self.encode: Encode = encode
-        self.mailbox: str = mailbox
-        """The client whose mailbox this is, or an empty string."""
-        self.member: Member | None = member
-        """The client's entry in the presence of its channels, or None without a client id."""
-        self.principal: Principal | None = principal
-        self.address: str = address
-        self.authorize: Authorize | None = authorize
-        self.transport: str = transport
-        """The transport, for statistics."""
-        self.has_wildcard: bool = any(map(is_pattern, channels))
-        self.joined: bool = False
-        """Whether the subscriber has caught up and receives new events."""
-        self.since: int = 0
-        """Wanted events after this offset have been written to the outlet."""
-        self.last_change: int = 0
-        """Presence changes after this number have been written to the outlet."""
-        self.present: bool = False
-        """Whether the subscriber is visible in the presence of its channels."""
-        self._leave = leave
+    def __post_init__(self) -> None:
+        self.has_wildcard = any(map(is_pattern, self.channels))
 
     def matches(self, channel: str) -> bool:
         """Return whether events of a channel are for this subscriber.
@@ -116,18 +89,15 @@ class Subscription:
         self._leave(self)
 
 
-class _Node:
+class _Node(Struct, eq=False):
     """The patterns that start with the same segments."""
 
-    __slots__ = ("children", "rest_subscribers", "subscribers")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}
-        """Nodes by the next segment, which can be ``*``."""
-        self.subscribers: dict[Subscription, None] = {}
-        """Subscribers whose pattern ends here."""
-        self.rest_subscribers: dict[Subscription, None] = {}
-        """Subscribers whose pattern ends with ``>`` after this node."""
+    children: dict[str, "_Node"] = {}
+    """Nodes by the next segment, which can be ``*``."""
+    subscribers: dict[Subscription, None] = {}
+    """Subscribers whose pattern ends here."""
+    rest_subscribers: dict[Subscription, None] = {}
+    """Subscribers whose pattern ends with ``>`` after this node."""
 
     def __bool__(self) -> bool:
         return bool(self.children or self.subscribers or self.rest_subscribers)

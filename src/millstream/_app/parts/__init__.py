@@ -108,7 +108,7 @@ class LimitsPart(OwnPart):
             if throttle is None and kind == "tools" and self.definition.limited:
                 from millstream._app.throttle import Throttle  # noqa: PLC0415  only where something is limited
 
-                throttle = Throttle(host.settings, host.registry, host.store, host.pool)
+                throttle = Throttle(host)
                 host.gate(throttle.gate())
                 host.gate_requests(throttle.admit)
 

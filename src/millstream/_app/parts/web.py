@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from heapq import nlargest
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -82,12 +82,8 @@ _OF_HUB = frozenset(("events", "websocket"))
 _FIGURES = 0
 """Request number for replies that are used whenever they arrive."""
 _encode = msgspec.msgpack.Encoder().encode
-_decode_question = msgspec.msgpack.Decoder(_Question).decode
-_decode_figures = msgspec.msgpack.Decoder(Figures).decode
-_decode_past = msgspec.msgpack.Decoder(HistoryWindow).decode
-_decode_calls = msgspec.msgpack.Decoder(WorkerCalls).decode
-_decode_any = msgspec.msgpack.Decoder().decode
-_decode_readers = msgspec.msgpack.Decoder(list[ReaderRow]).decode
+_decode = msgspec.msgpack.decode
+T = TypeVar("T")
 
 
 class _PendingReplies(NamedTuple):
@@ -189,18 +185,15 @@ class DashboardQueries:
         question = _Question(
             "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
         )
-        answers = await self._ask(question)
-        return history_values([_decode_past(each) for each in answers.values()], question.seconds)
+        return history_values(await self._ask(question, HistoryWindow), question.seconds)
 
     async def calls(self) -> dict[str, Any]:
         """Return the most recent calls, with their clients and errors."""
-        return call_values(_decode_calls(each) for each in (await self._ask(_Question("calls"))).values())
+        return call_values(await self._ask(_Question("calls"), WorkerCalls))
 
     async def readers(self) -> dict[str, Any]:
         """Return the streams whose readers are furthest behind."""
-        found = [
-            each for answer in (await self._ask(_Question("readers"))).values() for each in _decode_readers(answer)
-        ]
+        found = [each for answer in await self._ask(_Question("readers"), list[ReaderRow]) for each in answer]
         found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
 
@@ -208,7 +201,7 @@ class DashboardQueries:
         """Return state and statistics of each upstream of the gateway, of all workers together."""
         from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
 
-        return merge_reports(_decode_any(each) for each in (await self._ask(_Question("upstreams"))).values())
+        return merge_reports(await self._ask(_Question("upstreams"), list[dict[str, Any]]))
 
     async def _answer(self, question: _Question) -> bytes:
         if question.about == "figures":
@@ -233,13 +226,14 @@ class DashboardQueries:
 
     # Between workers
 
-    async def _ask(self, question: _Question) -> dict[str, bytes]:
-        """Return the replies by worker, our own first.
+    async def _ask(self, question: _Question, kind: type[T]) -> list[T]:
+        """Return the replies of the workers, our own first.
 
         All workers are queried, but it waits only for those that replied last time; the first request discovers them.
         """
+        own = await self._answer(question)
         if not self._peers.shared:
-            return {self._me: await self._answer(question)}
+            return [_decode(own, type=kind)]
         number = next(self._numbers)
         waiting = self._waiting[number] = _PendingReplies({}, set(self._known), asyncio.Event())
         try:
@@ -250,19 +244,19 @@ class DashboardQueries:
             self._known.intersection_update(waiting.answers)
         finally:
             del self._waiting[number]
-        return {self._me: await self._answer(question), **waiting.answers}
+        return [_decode(each, type=kind) for each in (own, *waiting.answers.values())]
 
     async def _reply(self, request: StatsRequest, worker: str) -> None:
         # The other worker may have another version or be gone; its page will ask again.
         with suppress(LocalError, OSError, msgspec.DecodeError):
-            answer = await self._answer(_decode_question(request.about))
+            answer = await self._answer(_decode(request.about, type=_Question))
             await self._peers.send(worker, StatsReply(request.number, answer))
 
     def _take_reply(self, reply: StatsReply, worker: str) -> None:
         if reply.number == _FIGURES:
             with suppress(msgspec.DecodeError):  # from another version, during a deployment
                 if len(self._figures) < MAX_WORKERS or worker in self._figures:
-                    self._figures[worker] = self._clock(), _decode_figures(reply.answer)
+                    self._figures[worker] = self._clock(), _decode(reply.answer, type=Figures)
             return
         if len(self._known) < MAX_WORKERS:
             self._known.add(worker)
@@ -403,16 +397,10 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.home = "/connect", routes.exact["/connect"].handlers["GET"]
     shown = [each for each in page_names() if each not in missing]
     public = [each for each in shown if not routes.exact[f"/{each}"].private]
-    facts = connect_handler(host.settings, host.guard, shown, public=public, is_local=host.is_local)
+    facts = connect_handler(host, shown, public=public)
     routes.add("/connect/server", Route({"GET": facts}))
     server = {"title": definition.title, "version": definition.version}
-    playground = Playground(
-        definition.name,
-        server,
-        host.dispatcher,
-        host.guard,
-        is_local=host.is_local,
-    )
+    playground = Playground(host, definition.name, server)
     socket = WebSocketRoute(
         host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.open
     )
@@ -420,15 +408,7 @@ def _serve(host: Host, definition: Definition) -> None:
     host.on_drain(socket.close)
     routes.add(PATH, Route({"GET": playground.status}, private=True))
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
-    inspecting = Inspector(
-        host.settings.inspect_urls,
-        host.services,
-        host.streams,
-        shows_log=host.settings.show_errors,
-        tags=lambda: {
-            name: sorted(tool.tags) for name, tool in host.registry.tools.items() if tool.tags and tool.visible is None
-        },
-    )
+    inspecting = Inspector(host)
     relay, sign_in = inspecting.relay, inspecting.sign_in
     # It holds nothing: whatever it shows comes from the page that embeds it.
     routes.add(APP_PATH, Route({"GET": show_app}, public=True))

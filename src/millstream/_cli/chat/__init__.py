@@ -55,63 +55,16 @@ from millstream.client._targets import Remote, find_server, mcp_servers
 
 
 def chat(  # noqa: PLR0913  the options of the command
-    *servers: Annotated[
-        str,
-        Parameter(
-            name="SERVER",
-            help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; default: MCP_SERVER_URL.",
-        ),
-    ],
-    message: Annotated[
-        str,
-        Parameter(
-            name=("--message", "-m"),
-            metavar="TEXT",
-            allow_leading_hyphen=True,
-            help="Ask this, print the answer, and exit. Text in a pipe does the same.",
-        ),
-    ] = "",
-    model: Annotated[
-        str,
-        Parameter(
-            metavar="NAME",
-            help="The model: gpt-4.1, anthropic:claude-sonnet-4-5, a deployment.",
-        ),
-    ] = "",
-    api_url: Annotated[
-        str,
-        Parameter(metavar="URL", help="URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1"),
-    ] = "",
-    system: Annotated[
-        str,
-        Parameter(allow_leading_hyphen=True, metavar="TEXT", help="System prompt for the model."),
-    ] = "",
-    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Allow every tool without asking.")] = False,
-    max_rounds: Annotated[
-        int,
-        Parameter(
-            metavar="N",
-            help="Maximum requests to the model for one answer.",
-            validator=Number(gte=1),
-        ),
-    ] = Limits().max_model_requests,
-    max_tokens: Annotated[
-        int,
-        Parameter(
-            metavar="N",
-            help="Maximum tokens of one answer; 0 for no limit.",
-            validator=Number(gte=0),
-        ),
-    ] = Limits().max_tokens,
-    env_file: Annotated[
-        str,
-        Parameter(
-            metavar="FILE",
-            help="Read the configuration from this file.",
-            show_default=lambda _: ".env",
-        ),
-    ] = "",
-    debug: Annotated[bool, Parameter(help="Show each step and message.")] = False,
+    *servers: Annotated[str, Parameter(name="SERVER")],
+    message: Annotated[str, Parameter(alias="-m", metavar="TEXT", allow_leading_hyphen=True)] = "",
+    model: Annotated[str, Parameter(metavar="NAME")] = "",
+    api_url: Annotated[str, Parameter(metavar="URL")] = "",
+    system: Annotated[str, Parameter(allow_leading_hyphen=True, metavar="TEXT")] = "",
+    yes: Annotated[bool, Parameter(alias="-y")] = False,
+    max_rounds: Annotated[int, Parameter(validator=Number(gte=1))] = Limits().max_model_requests,
+    max_tokens: Annotated[int, Parameter(validator=Number(gte=0))] = Limits().max_tokens,
+    env_file: Annotated[str, Parameter(metavar="FILE")] = "",
+    debug: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -134,6 +87,18 @@ def chat(  # noqa: PLR0913  the options of the command
     - `git diff | millstream chat "uvx mcp-server-git" --yes --json`
 
     In a conversation, /help lists the commands.
+
+    Args:
+        servers: URLs, commands in quotes, .py or .js files, or .json files with mcpServers; default: MCP_SERVER_URL.
+        message: Ask this, print the answer, and exit. Text in a pipe does the same.
+        model: The model: gpt-4.1, anthropic:claude-sonnet-4-5, a deployment.
+        api_url: URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1
+        system: System prompt for the model.
+        yes: Allow every tool without asking.
+        max_rounds: Maximum requests to the model for one answer.
+        max_tokens: Maximum tokens of one answer; 0 for no limit.
+        env_file: Read the configuration from this file. [default: .env]
+        debug: Show each step and message.
     """
     question = message or ("" if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace").strip())
     reach = partial(

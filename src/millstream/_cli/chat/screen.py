@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -45,30 +45,17 @@ ENDINGS = {
 """Reason -> message for the user. `done` has none."""
 
 
-class Screen(Protocol):
-    """Shows events. All methods are called from one thread."""
-
-    def show(self, event: Event) -> None:
-        """Show an event."""
-
-    def note(self, text: str) -> None:
-        """Show a line that isn't part of an answer."""
-
-    def fail(self, text: str) -> None:
-        """Show the error of an answer, in one or two sentences."""
-
-    def pause(self) -> None:
-        """End the current line, before a question or after an answer."""
-
-
 class PlainScreen:
-    """Answers on standard output while they arrive, and everything else on standard error, one line each."""
+    """Answers on standard output while they arrive, and everything else on standard error, one line each.
+
+    All methods are called from one thread.
+    """
 
     def __init__(self) -> None:
         self._open = False
 
     def show(self, event: Event) -> None:
-        """See `Screen`."""
+        """Show an event."""
         if isinstance(event, TextDelta):
             self._open = False  # if Ctrl-C interrupts this write, don't end the line
             sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
@@ -84,17 +71,17 @@ class PlainScreen:
                 self.note(line)
 
     def note(self, text: str) -> None:
-        """See `Screen`."""
+        """Show a line that isn't part of an answer."""
         sys.stderr.write((safe(text) if sys.stderr.isatty() else text) + "\n")
         sys.stderr.flush()
 
     def fail(self, text: str) -> None:
-        """See `Screen`."""
+        """Show the error of an answer, in one or two sentences."""
         self.pause()
         self.note(f"Error: {text}")
 
     def pause(self) -> None:
-        """See `Screen`."""
+        """End the current line, before a question or after an answer."""
         if self._open:
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -106,13 +93,13 @@ class JsonScreen(PlainScreen):
 
     @override
     def show(self, event: Event) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         sys.stdout.write(safe_json(msgspec.json.encode(event).decode()) + "\n")
         sys.stdout.flush()
 
     @override
     def fail(self, text: str) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         sys.stdout.write(safe_json(json.dumps({"type": "failed", "error": text}, ensure_ascii=False)) + "\n")
         sys.stdout.flush()
         self.note(f"Error: {text}")
@@ -162,7 +149,7 @@ def call_of(tool: str, arguments: Mapping[str, Any]) -> str:
 class Steps:
     """A screen for ``--debug``, which also prints each step to standard error."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: "PlainScreen | TerminalScreen") -> None:
         self._screen = screen
         self._number = 0
         self.note, self.fail, self.pause = screen.note, screen.fail, screen.pause
@@ -186,7 +173,7 @@ class Steps:
             self.tell(each)
 
     def show(self, event: Event) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         describe = _STEPS.get(type(event))
         if describe is not None:
             self.tell(describe(event))
@@ -253,7 +240,7 @@ class TerminalScreen:
         """Time of the last redraw. Redraws take longer as the block grows."""
 
     def show(self, event: Event) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         if isinstance(event, TextDelta):
             self._write(safe(event.text))
         elif isinstance(event, AssistantMessage):
@@ -280,17 +267,17 @@ class TerminalScreen:
             self.note(ending_of(event))
 
     def note(self, text: str) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         self._flush()
         self._console.print(Text(safe(text), style="yellow"))
 
     def fail(self, text: str) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         self._flush()
         self._console.print(Text.assemble(("Error: ", "bold red"), safe(text)))
 
     def pause(self) -> None:
-        """See `Screen`."""
+        """See `PlainScreen`."""
         self._flush()
 
     # Drawing
@@ -354,6 +341,9 @@ class TerminalScreen:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+Screen = PlainScreen | TerminalScreen | Steps
 
 
 def _empty(line: list[Segment]) -> bool:

@@ -13,12 +13,9 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
 
-from msgspec import Struct
-
 from millstream._http.hosts import is_loopback
-from millstream._http.message import LARGE, HttpLimits, Response, peer_network
-from millstream._http.server.connection import ServerConnection
-from millstream._http.server.exchange import (
+from millstream._http.message import LARGE, HttpLimits, peer_network
+from millstream._http.server.connection import (
     BODY,
     BODY_TIMEOUT,
     CLOSED,
@@ -30,7 +27,9 @@ from millstream._http.server.exchange import (
     NEW,
     TOO_MANY_CONNECTIONS,
     TOO_MANY_FROM_ADDRESS,
+    Carrier,
     ReplyHeads,
+    ServerState,
 )
 from millstream._protocol.principal import Share
 
@@ -52,17 +51,6 @@ _MAX_LINGERING = 256
 """Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
-class ServerState(Struct, eq=False):
-    """The shared state of a server's connections besides the guard."""
-
-    cut: int = 0
-    """Number of connections cut because of unread replies."""
-    connections: set[Any] = set()
-    """All open connections, WebSockets included."""
-    tasks: set[asyncio.Task[None]] = set()
-    """Tasks of suspended calls and of WebSockets."""
-
-
 def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
     """Return the address and port of the client, or `None` on a Unix socket or if it has reset the connection.
 
@@ -75,30 +63,10 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
     return None if isinstance(name, str | bytes | None) else (str(name[0]), int(name[1]))
 
 
-class GuardedConnection(Protocol):
-    """The interface of HTTP connections for the guard."""
-
-    transport: asyncio.Transport
-    connection: ServerConnection
-    peer: str
-    unsent: int
-    """Bytes in the write buffer at the last check."""
-    unsent_since: float
-    """Time at which the write buffer last shrank."""
-    read_paused: bool
-    """Whether the server has stopped reading, so that the client can't continue."""
-
-    def refuse(self, response: Response) -> None:
-        """Respond and close."""
-
-
 class ConnectionWriter(Protocol):
     """The interface of HTTP and WebSocket connections for counting unsent bytes."""
 
-    @property
-    def transport(self) -> asyncio.Transport:
-        """The socket."""
-        ...
+    transport: asyncio.Transport
 
     @property
     def owner(self) -> str:
@@ -127,8 +95,8 @@ class ConnectionGuard:
         self._loop = loop
         self._state = state
         self._timer: asyncio.TimerHandle | None = None
-        self._connections: set[GuardedConnection] = set()
-        self._spares: set[GuardedConnection] = set()
+        self._connections: set[Carrier] = set()
+        self._spares: set[Carrier] = set()
         self.connections = Share(limits.max_connections, each=limits.max_connections_per_address or None)
         """The connections that may send requests, by address."""
         self._owners: dict[object, str] = {}
@@ -152,7 +120,7 @@ class ConnectionGuard:
         )
         """Function that starts a call in a task, eagerly on Python 3.12 and newer."""
 
-    def admit(self, connection: GuardedConnection, *, is_proxy: bool = False) -> bool:
+    def admit(self, connection: Carrier, *, is_proxy: bool = False) -> bool:
         """Watch a new connection, which is already in the server's set. Return False if there are too many.
 
         An address may have half of the connections, except for proxies and this machine. A few connections above the
@@ -186,7 +154,7 @@ class ConnectionGuard:
         """Whether to close a new connection without a reply, because too many are already being refused."""
         return len(self._state.connections) > self.limits.max_connections + _MAX_LINGERING
 
-    def release(self, connection: GuardedConnection) -> None:
+    def release(self, connection: Carrier) -> None:
         """Stop watching a connection that is lost."""
         self._connections.discard(connection)
         self._spares.discard(connection)
@@ -197,7 +165,7 @@ class ConnectionGuard:
         if connection in self._owners:
             self.connections.leave(self._owners.pop(connection))
 
-    def transfer(self, connection: GuardedConnection, websocket: object) -> None:
+    def transfer(self, connection: Carrier, websocket: object) -> None:
         """Count a connection as the WebSocket that it continues as."""
         if connection in self._owners:
             self._owners[websocket] = self._owners.pop(connection)
@@ -261,7 +229,7 @@ class ConnectionGuard:
         ends = max(_CLOSES_PER_YIELD, len(everybody) // _MAX_ITERATIONS)
         self._check_batch(everybody, now, max(1, _CHECKS_PER_YIELD // ends))
 
-    def _check_batch(self, left: list[GuardedConnection], now: float, end: int) -> None:
+    def _check_batch(self, left: list[Carrier], now: float, end: int) -> None:
         """Check some of these connections, and the rest in the next iterations of the event loop.
 
         Closing a connection counts as `end` checks.
@@ -277,7 +245,7 @@ class ConnectionGuard:
             if left:
                 self._loop.call_soon(self._check_batch, left, now, end)
 
-    def _abort_if_stalled(self, connection: GuardedConnection, now: float) -> bool:
+    def _abort_if_stalled(self, connection: Carrier, now: float) -> bool:
         """Close a connection whose client hasn't read for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
@@ -287,7 +255,7 @@ class ConnectionGuard:
             connection.transport.abort()
         return late
 
-    def _close_if_late(self, guarded: GuardedConnection, now: float) -> bool:
+    def _close_if_late(self, guarded: Carrier, now: float) -> bool:
         """Close a connection that exceeded its timeout."""
         if guarded.unsent:
             return False

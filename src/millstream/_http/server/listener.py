@@ -10,9 +10,19 @@ from typing import Any, cast
 from millstream._http.hosts import TrustedProxies
 from millstream._http.message import Response, peer_network
 from millstream._http.server import Endpoints
-from millstream._http.server.connection import Continue, Event, Refusal, ServerConnection, Upgrade
-from millstream._http.server.exchange import DONE, EXPECTED, TOO_MANY_CONNECTIONS, ServerExchange
-from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
+from millstream._http.server.connection import (
+    DONE,
+    EXPECTED,
+    TOO_MANY_CONNECTIONS,
+    Continue,
+    Event,
+    Refusal,
+    ServerConnection,
+    ServerExchange,
+    ServerState,
+    Upgrade,
+)
+from millstream._http.server.guard import ConnectionGuard, peer_of
 from millstream._override import override
 
 
@@ -164,7 +174,7 @@ class HttpProtocol(asyncio.Protocol):
         self.state.connections.discard(self)
         self.transport.set_protocol(socket)
         socket.connection_made(self.transport)
-        socket.data_received(event.handshake)
+        socket.open(event.handshake)
         if event.ahead and not self.transport.is_closing():
             socket.data_received(event.ahead)
 

@@ -31,10 +31,11 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from millstream._http.hosts import TrustedProxies
-from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, peer_network
+from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, CompactEvent, peer_network
 from millstream._http.server import Endpoints
-from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
-from millstream._http.websocket import EXTENSION, CompactEvent, CompactQueue, DirectSocket
+from millstream._http.server.connection import PHRASES, ServerState
+from millstream._http.server.guard import ConnectionGuard, peer_of
+from millstream._http.websocket import EXTENSION, CompactQueue, DirectSocket
 from millstream._override import override
 
 MAX_FRAMES = 512
@@ -64,7 +65,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "__weakref__", "_ahead", "_answer", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
         "_denial", "_disconnected", "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
         "_loop", "_messages", "_ping_sent", "_ping_timer", "_pongs", "_proxies", "_read_paused",
-        "_request", "_rtt", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
+        "_rtt", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
         "owner", "peer", "room", "transport",
     )  # fmt: skip
 
@@ -89,10 +90,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self.owner = ""
         """The caller, see `HttpRequest.owner`."""
         self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
-        self._request: Request | None = None
         self._answer: Response | None = None
         """The reply to the handshake that the application may still refuse."""
-        self._denial: tuple[int, Headers, bytes] | None = None
+        self._denial: Response | None = None
         """A refusal of the handshake that the application has begun."""
         self._messages: CompactQueue[dict[str, Any]] = CompactQueue()
         self._is_open = False
@@ -192,13 +192,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        """Process received bytes. The first are the handshake, which the HTTP connection has bounded.
+        """Process received bytes.
 
         Frames that arrive before the reply to the handshake wait for it, because a pong must not precede that reply.
         """
-        if self._request is None:
-            self._open(data)
-        elif len(data) > PIECE or self._ahead or not self._is_open:
+        if len(data) > PIECE or self._ahead or not self._is_open:
             self._ahead += data
             self._parse_pending()
             if self._ahead:
@@ -208,28 +206,25 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._frame_bytes or self._fragment_bytes is not None or self._deadline is not None:
                 self._count_unfinished(frames)
 
-    def _open(self, data: bytes) -> None:
-        self._conn.receive_data(data)
+    def open(self, handshake: bytes) -> None:
+        """Pass a handshake, which the HTTP connection has bounded, to the application."""
+        self._conn.receive_data(handshake)
         if self._conn.handshake_exc is not None:
             self.transport.write(_BAD_HANDSHAKE)
             self.transport.close()
             return
-        for event in self._conn.events_received():
-            if isinstance(event, Request):
-                self._request = event
-                self._ask(event)
-
-    def _ask(self, request: Request) -> None:
-        """Pass a handshake to the application."""
-        answer = self._conn.accept(request)
-        if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._refuse(answer)
-            return
-        self._answer = answer
-        self._messages.put_nowait({"type": "websocket.connect"})
-        task = self._loop.create_task(self._run(self._make_scope(request)))
-        task.add_done_callback(self._state.tasks.discard)
-        self._state.tasks.add(task)
+        for request in self._conn.events_received():
+            if isinstance(request, Request):
+                answer = self._conn.accept(request)
+                if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+                    self._refuse(answer)
+                    return
+                self._answer = answer
+                self._messages.put_nowait({"type": "websocket.connect"})
+                task = self._loop.create_task(self._run(self._make_scope(request)))
+                task.add_done_callback(self._state.tasks.discard)
+                self._state.tasks.add(task)
+                request.headers.clear()  # the parser keeps the request for the lifetime of the connection
 
     def _make_scope(self, request: Request) -> dict[str, Any]:
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.raw_items()]
@@ -537,10 +532,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._end_messages()
         if not self._closed and not self.transport.is_closing():
-            self._conn.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
-            self._flush()
-            self._closed = True
-            self.transport.close()
+            self._fail_with(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
         self._abort_if_unread()
 
     def _stop_pings(self) -> None:
@@ -612,7 +604,7 @@ class WebSocketProtocol(asyncio.Protocol):
             raise ClientDisconnected
         kind = message["type"]
         if self._denial is not None and kind == "websocket.http.response.body":
-            self._deny(message)
+            self._deny(self._denial, message)
         elif self._denial is None and not self._is_open and kind in _HANDSHAKE_REPLIES:
             self._settle(message)
         elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
@@ -628,11 +620,12 @@ class WebSocketProtocol(asyncio.Protocol):
             self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
             self._refuse(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
         else:
-            self._denial = (message["status"], _headers(message), b"")
+            phrase = PHRASES.get(message["status"], b"").decode()
+            self._denial = Response(message["status"], phrase, _headers(message), b"")
 
     def _accept(self, message: MutableMapping[str, Any]) -> None:
-        answer, request = self._answer, self._request
-        if answer is None or request is None or self.transport.is_closing():
+        answer = self._answer
+        if answer is None or self.transport.is_closing():
             return
         answer.headers.update(_headers(message))
         if message.get("subprotocol"):
@@ -640,27 +633,18 @@ class WebSocketProtocol(asyncio.Protocol):
         self._is_open = True
         self._send_response(answer)
         self._schedule_ping()
-        # The parser keeps the request for the lifetime of the connection.
-        request.headers.clear()
-        answer.headers.clear()
         self._answer = None
         self._parse_pending()
 
-    def _deny(self, message: MutableMapping[str, Any]) -> None:
-        status, headers, body = self._denial or (500, Headers(), b"")
-        body += message.get("body", b"")
-        self._denial = (status, headers, body)
+    def _deny(self, denial: Response, message: MutableMapping[str, Any]) -> None:
+        denial.body = bytes(denial.body or b"") + message.get("body", b"")
         if message.get("more_body", False):
             return
-        headers.setdefault("Connection", "close")
-        headers.setdefault("Content-Length", str(len(body)))
-        headers.setdefault("Content-Type", "text/plain; charset=utf-8")
+        denial.headers.setdefault("Connection", "close")
+        denial.headers.setdefault("Content-Length", str(len(denial.body)))
+        denial.headers.setdefault("Content-Type", "text/plain; charset=utf-8")
         self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
-        try:
-            phrase = HTTPStatus(status).phrase
-        except ValueError:
-            phrase = ""
-        self._refuse(Response(status, phrase, headers, body))
+        self._refuse(denial)
 
     def _send_message(self, message: MutableMapping[str, Any]) -> None:
         try:

@@ -311,15 +311,13 @@ class _Body(Struct, gc=False):
     params: Raw = Raw(b"")
 
 
-class _MetaParams(Struct, frozen=True, gc=False, rename={"meta": "_meta"}):
-    meta: Raw = Raw(b"")
+_NO_PARAMS = RawParams()
 
 
 class _MetaBody(Struct, gc=False):
-    params: _MetaParams = _MetaParams()
+    params: RawParams = _NO_PARAMS
 
 
-_NO_PARAMS = RawParams()
 _decode_params = decoder(RawParams)
 _decode_body = decoder(_Body)
 _decode_meta_in = decoder(_MetaBody)
@@ -447,7 +445,7 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
         method=message.method,
         name=admitted.name,
         params=message.params,
-        token=None if meta.progress_token is UNSET else meta.progress_token,
+        token=None if meta.token is UNSET else meta.token,
         log_level=meta.log_level or "",
         client=admitted.client,
         long_lived=message.method == "subscriptions/listen",

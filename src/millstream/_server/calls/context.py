@@ -24,8 +24,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.seal import Rounds, binding_hash, hash_principal, open_state
 from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
-from millstream._server.calls.client_questions import ask_by_request, ask_by_round
-from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample
+from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample, ask_by_request, ask_by_round
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import SessionState, once_stored
 from millstream._stores.rates import share_for
@@ -153,15 +152,8 @@ class Context(CallInfo):
             progress = max(progress, reported.value + OWN_STEP)
         await send_progress(call, progress, total, message)
 
-    async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``.
-
-        Args:
-            progress: The progress so far.
-            total: The value at which the work is done.
-            message: The current step, for the user.
-        """
-        await self.progress(progress, total, message)
+    report_progress = progress
+    """An alias for the name in other packages: ``await ctx.report_progress(3, 10)``."""
 
     async def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message if the caller wants it: ``await ctx.log("notice", {"free": 3})``.

@@ -17,6 +17,7 @@ from millstream._server.calls.questions import Question
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import SyncSessionState
 from millstream._server.pool import Jobs, run_carried, work
+from millstream._tasks import fulfill
 
 T = TypeVar("T")
 
@@ -152,15 +153,8 @@ class SyncContext(CallInfo):
         """
         self._wait(self._context.progress(progress, total, message))
 
-    def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Call `progress`. An alias for the name in other packages: ``ctx.report_progress(3, 10)``.
-
-        Args:
-            progress: The progress so far.
-            total: The value at which the work is done.
-            message: The current step, for the user.
-        """
-        self.progress(progress, total, message)
+    report_progress = progress
+    """An alias for the name in other packages: ``ctx.report_progress(3, 10)``."""
 
     def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``.
@@ -281,7 +275,7 @@ class SyncContext(CallInfo):
 
         async def run() -> Any:
             done: Future[Any] = Future()
-            jobs.put((done, partial(run_carried, function)))
+            jobs.put(lambda: fulfill(done, partial(run_carried, function)))
             return await asyncio.wrap_future(done)
 
         value: T = cast("T", self._wait(self._context.once(key, run, store=store), jobs))

@@ -17,14 +17,12 @@ from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError, suggest
 from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import decoder
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import (
-    CAPABILITIES_KEY,
     CLIENT_CAPABILITIES,
-    CLIENT_KEY,
-    LOG_LEVEL_KEY,
+    META_NAMES,
     TASKS,
-    VERSION_KEY,
     Implementation,
     LogLevel,
     ParamHeader,
@@ -306,17 +304,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
         raise
 
 
-class _Meta(
-    Struct,
-    gc=False,
-    rename={
-        "version": VERSION_KEY,
-        "capabilities": CAPABILITIES_KEY,
-        "client": CLIENT_KEY,
-        "log_level": LOG_LEVEL_KEY,
-        "token": "progressToken",
-    },
-):
+class _Meta(Struct, gc=False, rename=META_NAMES):
     version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
@@ -324,16 +312,19 @@ class _Meta(
     token: ProgressToken | UnsetType = UNSET
 
 
-class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
+class _HandshakeMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
     version: Raw | UnsetType = UNSET
     """Present only in the other era."""
     token: ProgressToken | UnsetType = UNSET
 
 
-class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):
+class _ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
+    meta: _HandshakeMeta = _HandshakeMeta()
+
+
+class _HandshakeParams(_ParamsWithMeta, kw_only=True):
     name: str
     arguments: Raw = Raw(b"{}")
-    meta: _HandshakeMeta = _HandshakeMeta()
 
 
 class _Message(Struct, gc=False):
@@ -343,28 +334,24 @@ class _Message(Struct, gc=False):
     error: UnsetType = UNSET
 
 
-class _HandshakeCall(_Message, kw_only=True, gc=False):
+class _HandshakeCall(_Message, kw_only=True):
     id: int | str
     method: Literal["tools/call"]
     params: _HandshakeParams
 
 
-class _HandshakeMessage(_Message, kw_only=True, gc=False):
+class _HandshakeMessage(_Message, kw_only=True):
     id: int | str | UnsetType = UNSET
     """Missing in a notification."""
     method: str
     params: Raw = Raw(b"")
 
 
-class _ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: _HandshakeMeta = _HandshakeMeta()
-
-
-decode_handshake_message = msgspec.json.Decoder(_HandshakeMessage).decode
+decode_handshake_message = decoder(_HandshakeMessage)
 """A complete request or notification of the handshake era, with undecoded parameters."""
-decode_handshake_params = msgspec.json.Decoder(_ParamsWithMeta).decode
+decode_handshake_params = decoder(_ParamsWithMeta)
 """Parameters, decoded down to `_meta`."""
-decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
+decode_handshake_call = decoder(_HandshakeCall)
 """A complete `tools/call` of the handshake era, with undecoded arguments."""
 
 
@@ -372,15 +359,15 @@ class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: _Meta
 
 
-class _Request(_Message, kw_only=True, gc=False):
+class _Request(_Message, kw_only=True):
     id: int | str
     method: str
     params: Raw
 
 
-decode_request = msgspec.json.Decoder(_Request).decode
+decode_request = decoder(_Request)
 """A complete request of the per-request era, with undecoded parameters."""
-decode_request_params = msgspec.json.Decoder(_RequestParams).decode
+decode_request_params = decoder(_RequestParams)
 """Parameters, decoded down to `_meta`."""
 
 
@@ -393,13 +380,13 @@ class _RawParams(Struct, gc=False, rename={"meta": "_meta", "responses": "inputR
     """A state must be verified first, on the exact path."""
 
 
-class _RawCall(_Message, kw_only=True, gc=False):
+class _RawCall(_Message, kw_only=True):
     id: int | str
     method: Literal["tools/call"]
     params: _RawParams
 
 
-_decode_raw_call = msgspec.json.Decoder(_RawCall).decode
+_decode_raw_call = decoder(_RawCall)
 """A complete `tools/call` of any tool, with undecoded arguments. An upstream can have thousands of tools, and a decoder
 for each would take a millisecond to create.
 """

@@ -9,7 +9,7 @@ import functools
 import inspect
 import typing
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import CodeType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, overload
@@ -148,15 +148,15 @@ class Dependency(Struct, frozen=True, eq=False):
 
 
 @overload
-def Depends(function: Callable[..., AsyncGenerator[T, Any] | AsyncIterator[T]], *, thread: bool = True) -> T: ...
-@overload
 def Depends(
-    function: Callable[..., AbstractAsyncContextManager[T] | AbstractContextManager[T]], *, thread: bool = True
+    function: Callable[
+        ..., AsyncIterator[T] | AbstractAsyncContextManager[T] | AbstractContextManager[T] | Awaitable[T]
+    ],
+    *,
+    thread: bool = True,
 ) -> T: ...
 @overload
-def Depends(function: Callable[..., Generator[T, Any, Any] | Iterator[T]], *, thread: bool = True) -> T: ...
-@overload
-def Depends(function: Callable[..., Awaitable[T]], *, thread: bool = True) -> T: ...
+def Depends(function: Callable[..., Iterator[T]], *, thread: bool = True) -> T: ...
 @overload
 def Depends(function: Callable[..., T], *, thread: bool = True) -> T: ...
 def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noqa: N802  it marks a parameter, as a type does

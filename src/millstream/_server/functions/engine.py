@@ -14,15 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import Any, Literal, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError, MissingExtra
-from millstream._protocol.json_schema import Schema, check_schema
+from millstream._protocol.json_schema import Schema, check_schema, drop_modules
+from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.msgspec_engine import (
+    Engine,
     MsgspecEngine,
     NotJson,
     Output,
@@ -30,60 +32,17 @@ from millstream._server.functions.msgspec_engine import (
     encode,
     output_error,
 )
-from millstream._server.functions.parameters import Parameter, ParameterError, needs_pydantic, normalize
+from millstream._server.functions.parameters import WHAT_WORKS, Parameter, ParameterError, needs_pydantic, normalize
 from millstream._server.functions.problems import (
     MAX_LISTED,
     MAX_WALKED,
     Matches,
-    Problem,
     find_problems,
     place,
     problem_text,
 )
 
 _MORE_WORKS = " (with pydantic, more types work: pip install 'millstream[pydantic]')"
-
-
-class Engine(Protocol):
-    """Reads the arguments of one function and encodes its results."""
-
-    input_schema: Schema
-    """The schema of the arguments, an object."""
-    struct: type[Struct]
-    """The class of decoded arguments, with a member per parameter, in order."""
-    typed: type[Struct] | None
-    """The `struct`, if a plain msgspec decoder of it is equivalent to `decode`."""
-    slow: Literal["check", "build", ""]
-    """Why large arguments are slow: values are validated in Python or pydantic, or slow to build."""
-    output: Output | None
-    """The output schema and encoder, if the result is structured."""
-
-    @property
-    def decode(self) -> Callable[[Any], Any]:
-        """Return a decoder from JSON arguments to `struct`. It raises msgspec.DecodeError."""
-        ...
-
-    def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
-        """Return a `struct` from JSON values.
-
-        Args:
-            values: Values by their names for clients.
-            lax: Accept ``"3"`` as 3.
-
-        Raises:
-            msgspec.ValidationError: The values don't match the types.
-        """
-        ...
-
-    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
-        """Return the problems of JSON values, at least one.
-
-        Args:
-            error: The error of `decode` or `convert`.
-            values: The refused values.
-            lax: As for `convert`.
-        """
-        ...
 
 
 def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False) -> Engine:
@@ -103,7 +62,7 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
     failed: ParameterError | OutputError | None = None
     if not any(map(needs_pydantic, (*(each.annotation for each in parameters), returns))):
         try:
-            return MsgspecEngine(name, parameters, **options)
+            return _build(MsgspecEngine, name, parameters, options)
         except (ParameterError, OutputError) as error:
             failed = error
     try:
@@ -112,12 +71,30 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
         raise type(failed)(f"{failed}{_MORE_WORKS}") from failed
     try:
-        made: Engine = module.PydanticEngine(name, parameters, **options)
+        return _build(module.PydanticEngine, name, parameters, options)
     except (ParameterError, OutputError) as error:
         if failed is None or type(failed) is not type(error):
             raise
         raise failed from error
-    return made
+
+
+def _build(kind: Callable[..., Engine], name: str, parameters: list[Parameter], options: Mapping[str, Any]) -> Engine:
+    """Return an engine. If it can't read the parameters, find the one to name in the error."""
+    try:
+        return kind(name, parameters, **options)
+    except OutputError:
+        raise
+    except (TypeError, RecursionError, NameError):
+        for parameter in parameters:
+            where = f"{name}: parameter {parameter.name!r}"
+            try:
+                kind(name, [parameter])
+            except RegistrationError as error:
+                raise RegistrationError(f"{where}: {error}.") from error
+            except (TypeError, RecursionError, NameError) as error:
+                why = drop_modules(str(error)).partition(" - type")[0]
+                raise ParameterError(f"{where}: {why}; {WHAT_WORKS}.") from error
+        raise
 
 
 VALUE = "value"

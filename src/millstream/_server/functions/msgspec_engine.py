@@ -9,19 +9,18 @@ from contextlib import suppress
 from functools import lru_cache, wraps
 from math import inf
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Struct
 
+from millstream._override import override
 from millstream._protocol.content import BLOCKS
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import (
     DECIMAL,
-    LOOSE,
     NO_NUMBER,
     Schema,
-    drop_formats,
     has_no_number,
     object_schema,
     schema_of,
@@ -32,12 +31,15 @@ from millstream._server.functions.parameters import (
     Parameter,
     finish_schema,
     is_slow_to_build,
-    unreadable,
 )
 from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
 
 R = TypeVar("R")
 _KEPT_TYPES = 512
+MAX_VALUES = 100_000
+"""Maximum number of values in arguments that are slow to validate."""
+MAX_BUILT = 300_000
+"""Maximum number of values in arguments that are slow to build."""
 STRUCTURED_TYPES = frozenset(("object", "array", "integer", "number", "boolean", "null"))
 
 
@@ -178,44 +180,76 @@ def schema_hook(kind: Any) -> Schema:
     return {"type": "string", "format": "path"}
 
 
-class MsgspecEngine:
+class Engine(Protocol):
+    """Reads the arguments of one function and encodes its results."""
+
+    input_schema: Schema
+    """The schema of the arguments, an object."""
+    struct: type[Struct]
+    """The class of decoded arguments, with a member per parameter, in order."""
+    typed: type[Struct] | None
+    """The `struct`, if a plain msgspec decoder of it is equivalent to `decode`."""
+    max_values: int
+    """Maximum number of values in large arguments, which are slow to validate or to build; 0 for no maximum."""
+    output: Output | None
+    """The output schema and encoder, if the result is structured."""
+    decode: Callable[[Any], Any]
+    """Decodes JSON arguments to `struct`. It raises msgspec.DecodeError."""
+
+    def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
+        """Return a `struct` from JSON values.
+
+        Args:
+            values: Values by their names for clients.
+            lax: Accept ``"3"`` as 3.
+
+        Raises:
+            msgspec.ValidationError: The values don't match the types.
+        """
+        ...
+
+    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
+        """Return the problems of JSON values, at least one.
+
+        Args:
+            error: The error of `decode` or `convert`.
+            values: The refused values.
+            lax: As for `convert`.
+        """
+        ...
+
+
+class MsgspecEngine(Engine):
     """The engine of functions with types that msgspec supports.
 
     Raises:
-        ParameterError, OutputError: msgspec doesn't support a type.
+        TypeError, RecursionError, NameError: msgspec doesn't support a type.
+        RegistrationError: A default doesn't fit its type.
+        OutputError: msgspec can't describe the result.
     """
 
     def __init__(
         self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
     ) -> None:
-        try:
-            self.struct = _struct_of(name, parameters, forbid_unknown=forbid_unknown)
-            self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
-            schema = object_schema(self.struct, hook=schema_hook)
-        except (TypeError, RecursionError, NameError):
-            for parameter in parameters:
-                _check_readable(name, parameter)
-            raise
-        _write_defaults(schema, parameters, name)
+        self.struct = _struct_of(name, parameters, forbid_unknown=forbid_unknown)
+        self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
+        schema = object_schema(self.struct, hook=schema_hook)
+        _write_defaults(schema, parameters)
         self.input_schema = finish_schema(schema)
         self._exact = has_decimals(schema)
-        self.typed: type[Struct] | None = None if self._exact else self.struct
-        self.slow: Literal["check", "build", ""] = (
-            "check" if self._exact else "build" if is_slow_to_build(schema) else ""
-        )
-        self.output: Output | None = None if returns is None else output_of(returns)
+        self.typed = None if self._exact else self.struct
+        self.decode = self._decode_exactly if self._exact else self._decoder.decode
+        self.max_values = MAX_VALUES if self._exact else MAX_BUILT if is_slow_to_build(schema) else 0
+        self.output = None if returns is None else output_of(returns)
 
-    @property
-    def decode(self) -> Callable[[Any], Any]:
-        """See `Engine`."""
-        return self._decode_exactly if self._exact else self._decoder.decode
-
+    @override
     def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
         """See `Engine`."""
         if self._exact:
             self._check_exactly(values, lax=lax)
         return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook)
 
+    @override
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
         """See `Engine`."""
         return list(find_problems(self.input_schema, values, lax=lax)) or [engine_problem(error)]
@@ -229,14 +263,6 @@ class MsgspecEngine:
         """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
         for problem in find_problems(self.input_schema, values, lax=lax, steps=inf):
             raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
-
-
-def _check_readable(name: str, parameter: Parameter) -> None:
-    try:
-        object_schema(msgspec.defstruct("_", [("value", parameter.annotation)]), hook=schema_hook)
-        msgspec.json.Decoder(parameter.annotation, dec_hook=dec_hook)
-    except (TypeError, RecursionError, NameError) as error:
-        raise unreadable(name, parameter, error) from error
 
 
 def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) -> type[Struct]:
@@ -253,7 +279,7 @@ def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) 
     return msgspec.defstruct(name, members, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown)
 
 
-def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> None:
+def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
     """Add mutable defaults to the schema, and check that clients could send every default.
 
     Raises:
@@ -269,8 +295,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
         try:
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
-            what = f"its default {parameter.default!r} doesn't fit its type: {error}"
-            raise RegistrationError(f"{name}: parameter {parameter.name!r}: {what}.") from error
+            raise RegistrationError(f"its default {parameter.default!r} doesn't fit its type: {error}") from error
         if not isinstance(parameter.default, _IMMUTABLE):
             schema["properties"][parameter.wire]["default"] = value
 
@@ -311,7 +336,7 @@ def output_of(annotation: Any) -> Output | None:
         OutputError: msgspec doesn't support the type.
     """
     try:
-        schema = drop_formats(schema_of(annotation, hook=schema_hook, written=True), LOOSE)
+        schema = schema_of(annotation, hook=schema_hook, written=True)
         return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error

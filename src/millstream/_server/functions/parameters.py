@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream._protocol.json_schema import Schema, drop_modules, drop_null, is_array, is_object, type_text
+from millstream._protocol.json_schema import Schema, drop_null, is_array, is_object, type_text
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
@@ -310,12 +310,6 @@ def _named_how(parameter: inspect.Parameter) -> str:
             "@functools.wraps(function) in the decorator"
         )
     return "name each one, so clients know what to send"
-
-
-def unreadable(name: str, parameter: Parameter, error: Exception) -> ParameterError:
-    """Return the error for a parameter that an engine doesn't support."""
-    where = f"{name}: parameter {parameter.name!r}"
-    return ParameterError(f"{where}: {drop_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}.")
 
 
 def finish_schema(schema: Schema) -> Schema:

@@ -33,8 +33,8 @@ from millstream._server.functions.dependencies import (
     warn_author,
 )
 from millstream._server.functions.description import describe
-from millstream._server.functions.engine import Engine, SchemaCheck, ToolResult, engine_of, output_from_schema
-from millstream._server.functions.msgspec_engine import Output, OutputError, may_be_content
+from millstream._server.functions.engine import SchemaCheck, ToolResult, engine_of, output_from_schema
+from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
     Kind,
     Parameter,
@@ -354,12 +354,6 @@ def _caller(
     return call
 
 
-MAX_VALUES = 100_000
-"""Maximum number of values in arguments that are slow to validate."""
-MAX_BUILT = 300_000
-"""Maximum number of values in arguments that are slow to build."""
-
-
 class ArgumentError(ValueError):
     """Invalid arguments. The text is for a model: ``raise ArgumentError("'isbn' must have 13 digits.")``"""
 
@@ -400,11 +394,10 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     Raises:
         ArgumentError: The arguments are invalid. The text says what to fix.
     """
-    slow = "check" if plan.check is not None else plan.engine.slow
-    if slow:
-        _check_size(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if slow == "build" else MAX_VALUES)
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
+    elif plan.engine.max_values:
+        _check_size(raw, f"{plan.kind} {plan.name!r}", plan.engine.max_values)
     try:
         return plan.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -35,6 +35,8 @@ from millstream._protocol.json_schema import (
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import (
+    MAX_VALUES,
+    Engine,
     Output,
     OutputError,
     dec_hook,
@@ -53,7 +55,6 @@ from millstream._server.functions.parameters import (
     has_pydantic_members,
     needs_pydantic,
     union_of,
-    unreadable,
     unwrap_alias,
 )
 from millstream._server.functions.problems import (
@@ -82,14 +83,19 @@ _UNREADABLE = (
 )
 
 
-class PydanticEngine:
+class PydanticEngine(Engine):
     """The engine of all other functions: a model with a field per parameter.
 
     Plain types are strict, as with msgspec. Models have their own configuration.
 
     Raises:
-        ParameterError, OutputError: pydantic doesn't support a type, either.
+        TypeError: pydantic doesn't support a type, either.
+        RegistrationError: pydantic would ignore a bound of our `Field`.
+        OutputError: pydantic can't describe the result.
     """
+
+    max_values = MAX_VALUES
+    typed = None
 
     def __init__(
         self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
@@ -97,40 +103,34 @@ class PydanticEngine:
         try:
             model = _model_of(name, parameters, forbid_unknown=forbid_unknown)
             self.input_schema = _composed_schema(parameters, forbid_unknown=forbid_unknown) or _arguments_schema(model)
-        except _UNREADABLE:
-            for parameter in parameters:
-                _check_readable(name, parameter)
+        except RegistrationError:
             raise
-        self.struct: type[Struct] = msgspec.defstruct(
-            name, [(parameter.name, Any) for parameter in parameters], gc=False
-        )
+        except _UNREADABLE as error:
+            types = ", ".join(type_text(each.annotation) for each in parameters)
+            raise TypeError(f"{types} isn't supported") from error
+        self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
         self._validate = model.__pydantic_validator__.validate_json
-        self._validate_lax: Callable[[bytes], Any] | None = None
         self._make_lax = partial(_model_of, name, parameters, forbid_unknown=forbid_unknown, strict=False)
-        self.typed: type[Struct] | None = None
-        self.slow: Literal["check", "build", ""] = "check"
-        self.output: Output | None = None if returns is None else output_of(returns)
+        self.decode = partial(self._read, self._validate)
+        self.output = None if returns is None else output_of(returns)
 
-    def decode(self, raw: Any) -> Any:
-        """See `Engine`."""
-        return self._read(self._validate, bytes(raw))
+    @cached_property
+    def _validate_lax(self) -> Callable[[bytes], Any]:
+        return self._make_lax().__pydantic_validator__.validate_json
 
+    @override
     def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
         """See `Engine`."""
-        validate: Callable[[bytes], Any] = self._validate
-        if lax:
-            if self._validate_lax is None:
-                self._validate_lax = self._make_lax().__pydantic_validator__.validate_json
-            validate = self._validate_lax
-        return self._read(validate, msgspec.json.encode(values))
+        return self._read(self._validate_lax if lax else self._validate, msgspec.json.encode(values))
 
-    def _read(self, validate: Callable[[bytes], Any], raw: bytes) -> Any:
+    def _read(self, validate: Callable[[bytes], Any], raw: Any) -> Any:
         try:
-            made = validate(raw)
+            made = validate(bytes(raw))
         except pydantic.ValidationError as error:
             raise msgspec.ValidationError(f"{error.error_count()} problems") from error
         return self.struct(*made.__dict__.values())  # its fields, in order
 
+    @override
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
         """See `Engine`."""
         cause = error.__cause__
@@ -217,16 +217,6 @@ def _model_of(
     }
     base = _ClosedArguments if forbid_unknown else _Arguments
     return pydantic.create_model(name, __base__=base, __cls_kwargs__={"strict": strict}, **definitions)
-
-
-def _check_readable(name: str, parameter: Parameter) -> None:
-    try:
-        _arguments_schema(_model_of(name, [parameter], forbid_unknown=False))
-    except RegistrationError as error:
-        raise RegistrationError(f"{name}: parameter {parameter.name!r}: {error}.") from error
-    except _UNREADABLE as error:
-        why = TypeError(f"{type_text(parameter.annotation)} isn't supported")
-        raise unreadable(name, parameter, why) from error
 
 
 def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:

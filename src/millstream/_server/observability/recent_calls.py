@@ -237,7 +237,7 @@ def _merge(one: ClientCalls, other: ClientCalls) -> ClientCalls:
 
 
 def _recent(kept: tuple[Any, ...]) -> RecentCall:
-    at, method, name, outcome, ms, client, caller, transport, revision, size, arguments, error, incident = kept
+    at, method, name, outcome, ms, client, caller, *others = kept
     program = f"{client.name} {client.version}".strip()
     return RecentCall(
         round(at, 3),
@@ -247,12 +247,7 @@ def _recent(kept: tuple[Any, ...]) -> RecentCall:
         round(ms, 3),
         _short(program),
         _short(caller),
-        transport,
-        revision,
-        size,
-        arguments,
-        error,
-        incident,
+        *others,
     )
 
 

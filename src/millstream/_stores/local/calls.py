@@ -40,7 +40,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 
-VERSION = 6
+VERSION = 7
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE = 65 * 1024 * 1024
 """Maximum bytes of a request. Every store's own limit is lower."""
@@ -65,7 +65,7 @@ class Greeting(Struct, frozen=True, array_like=True):
 class StoreSession(Protocol):
     """Requests of a connection itself."""
 
-    async def hello(self, version: int, secret: str, url: str) -> Greeting:
+    async def hello(self, version: int, url: str) -> Greeting:
         """Open a store. This must be the first request."""
         ...
 

@@ -6,10 +6,7 @@ calls wait until it has read their replies.
 """
 
 import asyncio
-import hmac
-import secrets
 import shutil
-import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, suppress
@@ -38,7 +35,7 @@ from millstream._stores.local.calls import (
     sweep,
 )
 from millstream._stores.store import BackendStore
-from millstream._stores.workers import ParentAddress, expire
+from millstream._stores.workers import expire
 from millstream._tasks import Tasks
 
 PAUSE_BYTES = 1024 * 1024
@@ -157,8 +154,8 @@ class WorkerConnection(FrameConnection):
 
     # `StoreSession`
 
-    async def hello(self, version: int, secret: str, url: str) -> Greeting:
-        backend = await self._server.admit(self, version, secret, url)
+    async def hello(self, version: int, url: str) -> Greeting:
+        backend = await self._server.admit(version, url)
         self.backend = backend
         self._parts |= {"backend": backend, "kv": backend.kv, "log": backend.log}
         return Greeting(backend.epoch, backend.time())
@@ -226,7 +223,7 @@ class LocalServer:
 
     Example:
         >>> server = LocalServer(open_store)
-        >>> address = str(await server.start())  # each worker passes it to `use_parent`
+        >>> address = await server.start()  # each worker passes it to `use_parent`
         >>> await server.close()
     """
 
@@ -235,32 +232,23 @@ class LocalServer:
         # Configuration
         self._open = open_store
         # Process
-        self.address = ParentAddress()
-        """The listen address, set by `start`."""
+        self.address = ""
+        """The path of the socket, set by `start`."""
         self.peers: set[WorkerConnection] = set()
         self._opening: dict[str, asyncio.Task[Backend]] = {}
         """Backends by URL."""
         self._departures = Tasks()
         self._listener: asyncio.Server | None = None
-        self._path: Path | None = None
-        self._secret = ""
 
-    async def start(self) -> ParentAddress:
+    async def start(self) -> str:
         """Listen, and return the address.
 
         Raises:
             OSError: The server can't listen.
         """
-        loop = asyncio.get_running_loop()
-        if hasattr(socket, "AF_UNIX") and hasattr(loop, "create_unix_server"):
-            await asyncio.to_thread(sweep)
-            self._path = private_socket()
-            self._listener = await loop.create_unix_server(self._peer, str(self._path), backlog=1024)
-            self.address = ParentAddress(path=str(self._path))
-        else:
-            self._secret = secrets.token_urlsafe(32)
-            self._listener = await loop.create_server(self._peer, "127.0.0.1", 0, backlog=1024)
-            self.address = ParentAddress(port=self._listener.sockets[0].getsockname()[1], secret=self._secret)
+        await asyncio.to_thread(sweep)
+        self.address = str(private_socket())
+        self._listener = await asyncio.get_running_loop().create_unix_server(self._peer, self.address, backlog=1024)
         return self.address
 
     async def close(self) -> None:
@@ -275,19 +263,15 @@ class LocalServer:
         for each in opening.values():
             with suppress(LocalError, OSError):
                 await (await each).close()
-        if self._path is not None:
-            shutil.rmtree(self._path.parent, ignore_errors=True)
-            self._path = None
+        if self.address:
+            shutil.rmtree(Path(self.address).parent, ignore_errors=True)
 
-    async def admit(self, peer: WorkerConnection, version: int, secret: str, url: str) -> Backend:
+    async def admit(self, version: int, url: str) -> Backend:
         """Return the store that a worker requests.
 
         Raises:
             LocalError: The store can't be opened, or the worker speaks another protocol version.
         """
-        if not hmac.compare_digest(secret.encode(), self._secret.encode()):
-            peer.abort()
-            raise LocalError("The worker sent a wrong secret.")
         if version != VERSION:
             raise LocalError(
                 "The workers run another version of Millstream than their parent process, which was started "
@@ -331,6 +315,6 @@ async def run_local_server(open_store: Callable[[str], Store]) -> AsyncGenerator
     """
     server = LocalServer(open_store)
     try:
-        yield str(await server.start())
+        yield await server.start()
     finally:
         await server.close()

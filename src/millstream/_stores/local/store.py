@@ -26,8 +26,7 @@ from millstream._stores.local.calls import (
     read_answers,
 )
 from millstream._stores.store import BackendStore
-from millstream._stores.tail import Topics, Watchers, channel_for
-from millstream._stores.workers import ParentAddress
+from millstream._stores.tail import Listeners, Watchers, channel_for
 
 PATIENCE = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""
@@ -47,19 +46,17 @@ class ParentConnection(FrameConnection):
 
     def __init__(
         self,
-        address: ParentAddress,
+        address: str,
         url: str,
         connected: Callable[[Greeting], None],
-        pushed: Callable[[EntryPush], None],
-        dropped: Callable[[], None],
+        listeners: Listeners[Entry],
     ) -> None:
         super().__init__(2**32)
         # Configuration
         self._address = address
         self._url = url
         self._connected = connected
-        self._pushed = pushed
-        self._dropped = dropped
+        self._listeners = listeners
         # Process
         self._open = False
         self._reconnecting: asyncio.Task[None] | None = None
@@ -140,13 +137,10 @@ class ParentConnection(FrameConnection):
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._address.path:
-            await loop.create_unix_connection(lambda: self, self._address.path)
-        else:
-            await loop.create_connection(lambda: self, "127.0.0.1", self._address.port)
+        await loop.create_unix_connection(lambda: self, self._address)
         try:
             async with asyncio.timeout(PATIENCE):
-                greeting = await self.send(HELLO, VERSION, self._address.secret, self._url)
+                greeting = await self.send(HELLO, VERSION, self._url)
         except BaseException as exc:
             if self._transport is not None:
                 self._transport.abort()
@@ -191,9 +185,9 @@ class ParentConnection(FrameConnection):
                 if isinstance(answer, RawStoreReply | StoreFailure):
                     self._finish(answer)
                 elif isinstance(answer, EntryPush):
-                    self._pushed(answer)
+                    self._listeners.notify(answer.channel, answer.entry)
                 else:
-                    self._dropped()
+                    self._listeners.interrupt()
 
     def _finish(self, answer: RawStoreReply | StoreFailure) -> None:
         call, future = self._waiting.pop(answer.id, (None, None))
@@ -229,14 +223,15 @@ class ParentConnection(FrameConnection):
 class LocalBackend:
     """A `Backend` that runs in the parent process, for one event loop."""
 
-    def __init__(self, address: ParentAddress, url: str) -> None:
+    def __init__(self, address: str, url: str) -> None:
         """Create a backend. `open` connects it.
 
         Args:
-            address: The parent's listen address.
+            address: The path of the parent's socket.
             url: URL of the store that the parent opens. A path in it is absolute.
         """
-        self.link = link = ParentConnection(address, url, self._on_connect, self._on_push, self._interrupt)
+        self._listeners = Listeners[Entry]()
+        self.link = link = ParentConnection(address, url, self._on_connect, self._listeners)
         self.shared = True
         self.persistent = False
         self.lease = LEASE
@@ -253,8 +248,6 @@ class LocalBackend:
         log.listen, log.wait_until_listening = self._listen, self._wait_until_listening
         self.kv: Map = kv
         self.log: Log = log
-        self._listeners = Topics[Entry]()
-        self._interrupted = Watchers()
         self._changed = Watchers()
         self._ahead = time.time() - time.monotonic()
         """Offset of the store's clock from this process's monotonic clock, in seconds."""
@@ -280,7 +273,6 @@ class LocalBackend:
 
     async def close(self) -> None:
         self._listeners.clear()
-        self._interrupted.clear()
         self._changed.clear()
         await self.link.close()
 
@@ -308,13 +300,11 @@ class LocalBackend:
         channel = channel_for(stream, topic)
         if channel not in self._listeners:
             self._send(_LISTEN, channel, True)
-        stop_hearing = self._listeners.add(channel, hear)
-        stop_watching = self._interrupted.add(interrupted)
+        stop_listening = self._listeners.listen(channel, hear, interrupted)
 
         def stop() -> None:
             heard = channel in self._listeners
-            stop_hearing()
-            stop_watching()
+            stop_listening()
             if heard and channel not in self._listeners:
                 self._send(_LISTEN, channel, False)
 
@@ -332,15 +322,9 @@ class LocalBackend:
         for channel in self._listeners:
             self._send(_LISTEN, channel, True)
         if before:
-            self._interrupt()
+            self._listeners.interrupt()
         if before and before != self.epoch:
             self._changed.notify()
-
-    def _on_push(self, pushed: EntryPush) -> None:
-        self._listeners.notify(pushed.channel, pushed.entry)
-
-    def _interrupt(self) -> None:
-        self._interrupted.notify()
 
 
 class LocalStore(BackendStore):
@@ -348,7 +332,7 @@ class LocalStore(BackendStore):
 
     backend: LocalBackend
 
-    def __init__(self, address: ParentAddress, url: str) -> None:
+    def __init__(self, address: str, url: str) -> None:
         """Take the arguments of `LocalBackend`."""
         super().__init__(LocalBackend(address, url))
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
+from msgspec import Struct, field
+
 from millstream._stores.base import (
     ONCE_SECONDS,
     PAGE_BYTES,
@@ -101,24 +103,21 @@ _INTERRUPT_PREFIX = "\0"
 """Prefix that turns a stream's name into the topic for its `interrupted` callbacks."""
 
 
-class Stream:
+class Stream(Struct, eq=False):
     """The entries of one stream. Dropped entries leave placeholders, which are removed in batches."""
 
-    __slots__ = ("entries", "floor", "head", "last", "name", "rank", "sealed", "size")
-
-    def __init__(self, name: str, floor: int, size: int) -> None:
-        self.name = name
-        self.entries: list[Entry] = []
-        self.head = 0
-        """Index of the oldest entry held."""
-        self.floor = floor
-        """The lowest offset from which a reader can continue without a gap."""
-        self.last = floor
-        """The offset of the newest entry."""
-        self.size = size
-        self.rank = 0
-        """The bit length of `size` when it was last ranked."""
-        self.sealed = False
+    name: str
+    floor: int
+    """The lowest offset from which a reader can continue without a gap."""
+    last: int
+    """The offset of the newest entry."""
+    size: int
+    entries: list[Entry] = []
+    head: int = 0
+    """Index of the oldest entry held."""
+    rank: int = 0
+    """The bit length of `size` when it was last ranked."""
+    sealed: bool = False
 
     def __len__(self) -> int:
         return len(self.entries) - self.head
@@ -138,7 +137,7 @@ class Stream:
         return freed
 
 
-class StreamKind:
+class StreamKind(Struct, eq=False):
     """The streams of one kind.
 
     A stream begins above every offset that any stream of the kind has used, with a hole in between. A dropped stream
@@ -149,24 +148,24 @@ class StreamKind:
     their size, so the choice takes constant time.
     """
 
-    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, dropped: Callable[[str], None]) -> None:
-        # configuration
-        self._clock = clock
-        self._max_bytes = max_bytes
-        self._epoch = epoch
-        self._dropped = dropped
-        # process
-        self.highest = -1
-        """The highest offset of any stream."""
-        self.streams: dict[str, Stream] = {}
-        # By rank, least recently appended first. A stream may reach twice the bound until room is made.
-        self._ranks = [OrderedDict[str, Stream]() for _ in range(max_bytes.bit_length() + 2)]
-        self._latest = ("", "")
-        """The last two streams appended to, newest last. Their newest entries stay, so an event and its copy in a
-        second stream can both be read."""
-        self._deadlines = ExpiryHeap[str]()
-        self.size = 0
-        """Stored bytes, as counted against the bound."""
+    _clock: Callable[[], float]
+    _max_bytes: int
+    _epoch: str
+    _dropped: Callable[[str], None]
+    highest: int = -1
+    """The highest offset of any stream."""
+    streams: dict[str, Stream] = {}
+    _ranks: list[OrderedDict[str, Stream]] = []
+    """By rank, least recently appended first. A stream may reach twice the bound until room is made."""
+    _latest: tuple[str, str] = ("", "")
+    """The last two streams appended to, newest last. Their newest entries stay, so an event and its copy in a
+    second stream can both be read."""
+    _deadlines: ExpiryHeap[str] = field(default_factory=ExpiryHeap)
+    size: int = 0
+    """Stored bytes, as counted against the bound."""
+
+    def __post_init__(self) -> None:
+        self._ranks = [OrderedDict() for _ in range(self._max_bytes.bit_length() + 2)]
 
     def append(
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, at: int | None = None, seal: bool = False
@@ -243,8 +242,8 @@ class StreamKind:
         return held
 
     def _begin(self, stream: str, at: int | None) -> Stream:
-        size = len(stream) + STREAM_BYTES
-        held = self.streams[stream] = Stream(stream, self.highest + 1 if at is None else at - 1, size)
+        size, floor = len(stream) + STREAM_BYTES, self.highest + 1 if at is None else at - 1
+        held = self.streams[stream] = Stream(stream, floor, floor, size)
         self._rank(held)
         self.size += size
         return held

@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position
 from millstream._stores.nats.link import CONNECTION_ERRORS, NatsLink, token
-from millstream._stores.tail import Topics, Watchers
+from millstream._stores.tail import Listeners
 
 _HEARTBEAT = 1.0
 _MAX_MISSED = 2.5
@@ -65,8 +65,7 @@ class Consumer:
         self.mark = mark
         self._note = note
         # Process
-        self._listeners = Topics[Entry]()
-        self._interrupted = Watchers()
+        self._listeners = Listeners[Entry]()
         self.filters_by_topic = False
         """Whether a topic was ever listened to."""
         self.created = asyncio.Event()
@@ -102,19 +101,11 @@ class Consumer:
     ) -> Callable[[], None]:
         """Call `hear` with each entry of a topic, as `Log.listen` does. Return a function that stops it."""
         self.filters_by_topic = self.filters_by_topic or topic is not None
-        stop_hearing = self._listeners.add(_key_for(topic), hear)
-        stop_interrupting = self._interrupted.add(interrupted)
-
-        def stop() -> None:
-            stop_hearing()
-            stop_interrupting()
-
-        return stop
+        return self._listeners.listen(_key_for(topic), hear, interrupted)
 
     def stop(self) -> None:
         """Stop permanently."""
         self._listeners.clear()
-        self._interrupted.clear()
         self.restart()
         self._task.cancel()
 
@@ -133,7 +124,7 @@ class Consumer:
                 subscription = await self._link.subscribe(inbox, self._take)
                 await self._create(inbox)
                 # This consumer pushes entries appended since the last one failed, unless they were deleted.
-                self._interrupted.notify()
+                self._listeners.interrupt()
                 self.created.set()
                 await self._watch()
                 await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
@@ -144,7 +135,7 @@ class Consumer:
                 if subscription is not None:
                     with suppress(*CONNECTION_ERRORS):
                         await subscription.unsubscribe()
-            self._interrupted.notify()
+            self._listeners.interrupt()
 
     async def _create(self, inbox: str) -> None:
         at = await self.mark()

@@ -1,4 +1,4 @@
-"""The connection to NATS: requests with retries, JetStream streams, and reads of their messages.
+"""The connection to NATS: its address, requests with retries, JetStream streams, and reads of their messages.
 
 Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write, except briefly
 after an election. A lagging replica may answer `batch`, so its callers compare the result with `last`.
@@ -7,14 +7,18 @@ after an election. A lagging replica may answer `batch`, so its callers compare 
 import asyncio
 import base64
 import logging
+import re
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain, count
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import nats
@@ -24,11 +28,83 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
-from millstream._stores.nats.address import NatsAddress
 from millstream._stores.tail import Watchers
 from millstream._tasks import has_failed
+
+_PORT = 4222
+_MAX_REPLICAS = 5
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_SYNTAX = (
+    "Write nats://[user:password@ or token@]host[:port][,host…], with ?replicas=1, 3 or 5, ?namespace=name, "
+    "?credentials=file. nats+tls:// connects by TLS."
+)
+
+
+class NatsAddress(Struct, frozen=True):
+    """The servers' addresses and the storage options."""
+
+    servers: tuple[str, ...]
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    credentials: str | None = None
+    """The path of a credentials file."""
+    replicas: int = 1
+    namespace: str = "millstream"
+    """The prefix of all JetStream stream names."""
+    tls: ssl.SSLContext | None = None
+
+    @override
+    def __repr__(self) -> str:
+        return f"NatsAddress({', '.join(self.servers)})"
+
+
+def parse_address(url: str) -> NatsAddress:
+    """Read a URL.
+
+    Raises:
+        LocalError: The URL isn't valid for a NATS store. The text doesn't repeat it, because it may contain a password.
+    """
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    login, at, hosts = rest.rpartition("@")
+    hosts = hosts.rstrip("/")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    replicas = options.pop("replicas", "1")
+    namespace = options.pop("namespace", "millstream")
+    credentials = options.pop("credentials", None)
+    if options or not hosts or "/" in hosts:
+        raise LocalError(f"This URL of a NATS store is invalid. {_SYNTAX}")
+    if not replicas.isdigit() or int(replicas) not in range(1, _MAX_REPLICAS + 1):
+        raise LocalError(f"The number of replicas must be 1 to {_MAX_REPLICAS}. {_SYNTAX}")
+    if not _NAMESPACE.fullmatch(namespace):
+        raise LocalError("The namespace of a NATS store must have 1 to 32 letters, digits, hyphens, and underscores.")
+    if credentials is not None and not Path(credentials).is_file():
+        raise LocalError("The credentials file of the NATS store doesn't exist.")
+    user, colon, password = login.partition(":")
+    return NatsAddress(
+        tuple(f"nats://{_with_port(host)}" for host in hosts.split(",")),
+        user=unquote(user) if colon else None,
+        password=unquote(password) if colon else None,
+        token=unquote(user) if at and not colon else None,
+        credentials=credentials,
+        replicas=int(replicas),
+        namespace=namespace,
+        tls=ssl.create_default_context() if scheme.endswith("+tls") else None,
+    )
+
+
+def _with_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        name, port = host, str(_PORT)
+    if not name or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise LocalError(f"A server in the URL of the NATS store has no valid host or port. {_SYNTAX}")
+    return f"{name}:{port}"
+
 
 OLDEST = 2, 12
 """The oldest supported server version, the first with atomic batches."""
@@ -81,15 +157,12 @@ class JetStreamError(StoreUnavailable):
         self.code = code
 
 
-class _Batch:
+class _Batch(Struct, eq=False):
     """The messages received so far for one batch request."""
 
-    __slots__ = ("done", "messages")
-
-    def __init__(self) -> None:
-        self.messages: list[StreamMessage] = []
-        self.done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """The last sequence that was sent, or None if messages are missing."""
+    done: asyncio.Future[int | None]
+    """The last sequence that was sent, or None if messages are missing."""
+    messages: list[StreamMessage] = []
 
 
 class NatsLink:
@@ -344,9 +417,7 @@ class NatsLink:
 
     async def _create(self, name: str, config: dict[str, Any]) -> None:
         try:
-            found = (await self.info(name))["config"]
-            if found["duplicate_window"] < _DUPLICATES:  # an older release made it
-                await self.api(f"STREAM.UPDATE.{name}", {**found, "duplicate_window": _DUPLICATES})
+            await self.info(name)
         except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise
@@ -427,7 +498,7 @@ class NatsLink:
         body = _encode({"seq": seq, "next_by_subj": subject, "batch": most, "max_bytes": max_bytes})
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            mark, batch = str(next(self._numbers)), _Batch()
+            mark, batch = str(next(self._numbers)), _Batch(asyncio.get_running_loop().create_future())
             self._batches[mark] = batch
             try:
                 async with asyncio.timeout(_ATTEMPT):
@@ -477,11 +548,10 @@ class NatsLink:
         at = parse_time(headers["Nats-Time-Stamp"])
         batch.messages.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
 
-    async def purge(self, stream: str, subject: str, *, before: int | None = None) -> None:
-        """Delete the messages of a subject, or only those before a sequence."""
-        body = {"filter": subject} if before is None else {"filter": subject, "seq": before}
+    async def purge(self, stream: str, subject: str, *, before: int) -> None:
+        """Delete the messages of a subject before a sequence."""
         try:
-            await self.api(f"STREAM.PURGE.{stream}", body)
+            await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": before})
         except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 import hiredis
+from msgspec import Struct
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -68,33 +69,21 @@ _hiredis: Any = hiredis  # its types say that a command has one part
 _logger = logging.getLogger("millstream.stores")
 
 
-class RedisRequest:
+class RedisRequest(Struct, eq=False):
     """A command, which its caller may extend until it's sent."""
 
-    __slots__ = ("again", "args", "confirm", "deadline", "keys", "reply", "script", "sent", "text")
-
-    def __init__(
-        self,
-        script: Script | None,
-        keys: Sequence[str],
-        args: Sequence[Argument],
-        *,
-        again: bool,
-        confirm: bool,
-        deadline: float,
-    ) -> None:
-        self.script = script
-        """The script, or None for a plain command."""
-        self.keys = list(keys)
-        self.args = list(args)
-        self.text = False
-        """Whether Redis doesn't know the script."""
-        self.again = again
-        self.confirm = confirm
-        """Whether replicas must confirm the command, if the URL asks for it."""
-        self.deadline = deadline
-        self.sent = False
-        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    script: Script | None
+    """The script, or None for a plain command."""
+    keys: list[str]
+    args: list[Argument]
+    again: bool
+    confirm: bool
+    """Whether replicas must confirm the command, if the URL asks for it."""
+    deadline: float
+    reply: asyncio.Future[Any]
+    text: bool = False
+    """Whether Redis doesn't know the script."""
+    sent: bool = False
 
     def command(self) -> tuple[Argument, ...]:
         """Return the command's parts."""
@@ -125,7 +114,7 @@ class RedisClient:
         """Clients to close: the main one and those of Sentinels."""
         self._connection: Any = None
         """The connection for commands, unless it's a Cluster."""
-        self._queue: deque[RedisRequest] = deque()
+        self._queue = deque[RedisRequest]()
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
         self.degraded_reason = ""
@@ -253,12 +242,13 @@ class RedisClient:
         confirm: bool = False,
     ) -> RedisRequest:
         """Send a script, or a plain command whose first key is given. Arguments and errors are those of `run`."""
-        if self._redis is None:
+        if self.closed:
             raise _unavailable("it's closed")
         if len(self._queue) >= _MAX_QUEUED:
             raise _unavailable("too many commands are queued for Redis")
-        deadline = asyncio.get_running_loop().time() + PATIENCE
-        request = RedisRequest(script, keys, args, again=again, confirm=confirm, deadline=deadline)
+        "".join(keys).encode()  # a key that can't be sent must not fail others
+        loop = asyncio.get_running_loop()
+        request = RedisRequest(script, [*keys], [*args], again, confirm, loop.time() + PATIENCE, loop.create_future())
         self._queue.append(request)
         if self._write_task is None:
             self._write_task = asyncio.create_task(self._write())
@@ -285,37 +275,18 @@ class RedisClient:
                         sent = True
                         replies = await self._send(batch)
                 except (*_BROKEN, RedisError) as failure:
+                    final = _explain(failure, self.address)
                     self._broken = True
-                    self._put_back(batch, failure, sent=sent)
-                    await asyncio.sleep(next(pauses))
-                    continue
-                except asyncio.CancelledError:
+                    replies = [failure if final is None else _unavailable(str(final))] * len(batch)
+                except BaseException:
                     for request in batch:
                         request.fail(_unavailable("it's closed"))
                     raise
-                waiting = self._answer(batch, replies)
-                queue.extendleft(reversed(waiting))
+                self._answer(batch, replies, sent=sent)
                 if self._broken:
                     await asyncio.sleep(next(pauses))
-                    for request in [each for each in waiting if each.deadline < loop.time()]:
-                        request.fail(_unavailable("it can't accept commands at the moment"))
         finally:
             self._write_task = None
-
-    def _put_back(self, batch: Sequence[RedisRequest], failure: BaseException, *, sent: bool) -> None:
-        """Requeue the commands that may be retried and have time left."""
-        now = asyncio.get_running_loop().time()
-        final = _explain(failure, self.address)
-        why = str(final or _reason(failure, self.address)) or "it doesn't respond"
-        left: list[RedisRequest] = []
-        for request in batch:
-            if request.reply.done():
-                continue
-            if final is not None or (sent and not request.again) or request.deadline <= now:
-                request.fail(_unavailable(why))
-            else:
-                left.append(request)
-        self._queue.extendleft(reversed(left))
 
     async def _send(self, batch: Sequence[RedisRequest]) -> list[Any]:
         """Return the reply to each command, or its exception."""
@@ -349,7 +320,7 @@ class RedisClient:
         else:
             await pool.ensure_connection(connection)
         await connection.send_packed_command(b"".join(map(_hiredis.pack_command, commands)), check_health=False)
-        replies: list[Any] = []
+        replies = list[Any]()
         for _ in commands:
             try:
                 replies.append(await connection.read_response())
@@ -357,9 +328,9 @@ class RedisClient:
                 replies.append(failure)
         return replies
 
-    def _answer(self, batch: Sequence[RedisRequest], replies: Sequence[Any]) -> list[RedisRequest]:
-        """Pass each caller its reply. Return the requests to retry."""
-        waiting: list[RedisRequest] = []
+    def _answer(self, batch: Sequence[RedisRequest], replies: Sequence[Any], *, sent: bool) -> None:
+        """Pass each caller its reply. Requeue the commands that may be retried and have time left."""
+        now, waiting = asyncio.get_running_loop().time(), list[RedisRequest]()
         for request, reply in zip(batch, replies, strict=True):
             if request.reply.done():
                 continue
@@ -372,13 +343,15 @@ class RedisClient:
                 waiting.append(request)
             elif isinstance(reply, ResponseError) and _code(reply) not in _AGAIN:
                 request.fail(_final(reply))
-            elif isinstance(reply, ResponseError) or request.again:
-                self._broken = True  # look for the server that has the key now
-                waiting.append(request)
             else:
-                self._broken = True
-                request.fail(_unavailable("the connection broke"))
-        return waiting
+                is_refused = isinstance(reply, ResponseError)
+                self._broken = True  # look for the server that has the key now
+                if request.deadline > now and (is_refused or request.again or not sent):
+                    waiting.append(request)
+                else:
+                    why = "it can't accept commands at the moment" if is_refused else _reason(reply, self.address)
+                    request.fail(_unavailable(why or "it doesn't respond"))
+        self._queue.extendleft(reversed(waiting))
 
     async def _reconnect(self) -> None:
         """Wait until the server responds. None of the queued commands has been sent."""

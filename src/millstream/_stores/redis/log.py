@@ -17,6 +17,8 @@ from functools import partial
 from itertools import count, zip_longest
 from typing import Any
 
+from msgspec import Struct
+
 from millstream._stores.base import (
     EPHEMERAL,
     ONCE_SECONDS,
@@ -34,7 +36,7 @@ from millstream._stores.memory.log import REPEATED
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
 from millstream._stores.redis.keys import HUB, RedisKeys, script, tag_of
-from millstream._stores.tail import Topics, Watchers, channel_for, consecutive
+from millstream._stores.tail import Listeners, channel_for, consecutive
 from millstream._tasks import has_failed
 
 _PAUSE = 0.2
@@ -223,7 +225,8 @@ class RedisState:
         self._numbers = count(1)
         self._free: list[int] = []
         self._places = count()
-        self._at: tuple[float, float] | None = None
+        self._ahead = time.time() - time.monotonic()
+        """Offset of Redis' clock from this process's monotonic clock, in seconds."""
 
     def adopt(self, epoch: str) -> None:
         """Set the epoch that a script returned. Epochs begin with a time, so late replies are ignored."""
@@ -244,15 +247,11 @@ class RedisState:
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
-        now = time.monotonic()
-        self._at = (microseconds / 1e6 + (now - asked) / 2, now)
+        self._ahead = microseconds / 1e6 - (asked + time.monotonic()) / 2
 
     def time(self) -> float:
         """Return the time by Redis' clock."""
-        if self._at is None:
-            return time.time()
-        at, measured = self._at
-        return at + time.monotonic() - measured
+        return time.monotonic() + self._ahead
 
 
 _SILENT_MARK = 2.0
@@ -270,16 +269,13 @@ def milliseconds(ttl: float) -> int:
     return max(1, min(int(ttl * 1000), 2**53))
 
 
-class _Batch:
+class _Batch(Struct, eq=False):
     """Entries of one stream that are appended by one script."""
 
-    __slots__ = ("_bounds", "_positions", "_size", "request")
-
-    def __init__(self, request: RedisRequest, bounds: tuple[int, int, int]) -> None:
-        self.request = request
-        self._bounds = bounds
-        self._size = 0
-        self._positions: list[asyncio.Future[Position]] = []
+    request: RedisRequest
+    _bounds: tuple[int, int, int]
+    _size: int = 0
+    _positions: list[asyncio.Future[Position]] = []
 
     def accepts(self, size: int, bounds: tuple[int, int, int]) -> bool:
         """Return whether another entry of this size fits. An entry that seals the stream is alone."""
@@ -323,12 +319,15 @@ class RedisLog:
         self._keys = keys
         self._state = state
         self._pushes = pushes
-        pushes.interrupted = self.interrupt
         self._room = room
         """Maximum bytes of the indexes of one kind."""
         # process
-        self._listeners = Topics[Entry]()
-        self._interrupted = Watchers()
+        self._listeners = Listeners[Entry]()
+        self.interrupt = self._listeners.interrupt
+        """Notifies all listeners that entries may have been lost."""
+        self.end_all = self._listeners.clear
+        """Stops all listeners."""
+        pushes.interrupted = self.interrupt
         self._filtered: set[str] = set()
         """Streams that were listened to by topic."""
         self._append = script("append")
@@ -441,12 +440,10 @@ class RedisLog:
             self._filtered.add(stream)
         if name not in self._listeners:
             self._pushes.follow(channel, partial(self._take, name))
-        stop_hearing = self._listeners.add(name, hear)
-        stop_watching = self._interrupted.add(interrupted)
+        stop_listening = self._listeners.listen(name, hear, interrupted)
 
         def stop() -> None:
-            stop_hearing()
-            stop_watching()
+            stop_listening()
             if name not in self._listeners:
                 self._pushes.leave(channel)
 
@@ -482,28 +479,18 @@ class RedisLog:
                 pushes.restart()
             return Position(epoch.decode(), int(last)) if last else None, arrived.done()
 
-    def interrupt(self) -> None:
-        """Notify all listeners that entries may have been lost."""
-        self._interrupted.notify()
-
-    def end_all(self) -> None:
-        """Stop all listeners."""
-        self._listeners.clear()
-        self._interrupted.clear()
-
 
 MAX_VALUE = 32 * 1024 * 1024
 _PAGE = 1000
 
 
-class RedisMap:
+class RedisMap(Struct, eq=False):
     """The `Map` in Redis. Writes aren't retried after a broken connection: that could undo writes made since."""
 
-    def __init__(self, client: RedisClient, keys: RedisKeys, room: int) -> None:
-        self._client = client
-        self._keys = keys
-        self._room = room
-        """Maximum bytes of the lossy values of one kind. A share may take a fraction of it."""
+    _client: RedisClient
+    _keys: RedisKeys
+    _room: int
+    """Maximum bytes of the lossy values of one kind. A share may take a fraction of it."""
 
     async def get(self, key: str) -> bytes | None:
         name = self._keys.value(key)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Final
+from itertools import chain
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.health import LogOnce, run_on
@@ -30,7 +30,6 @@ RENEW = 2.5
 """Seconds between checks of the epoch and the clock of Redis."""
 _PAUSE = 0.5
 _MICRO = 1e6
-_KINDS: Final[dict[type, str]] = {RateCharge: "p", Quota: "q", ConcurrencySlot: "s"}
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -50,10 +49,10 @@ class RedisBackend:
         self._pushes = pushes = PushReader(client, keys.generation, keys.mark_channel(state.id))
         self.kv = RedisMap(client, keys, ROOM)
         self.log = RedisLog(client, keys, state, pushes, room=ROOM)
-        client.reconnected = self._hurry
         state.renewed = self._on_new_run
         self._epochs = Watchers()
         self._hurries = asyncio.Event()
+        client.reconnected = self._hurries.set
         self._new_run = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -98,11 +97,10 @@ class RedisBackend:
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         if not charges:
             return ChargeResults([])
-        names = [self._keys.rate(_KINDS[type(charge)], charge.key) for charge in charges]
+        described = [_arguments(charge) for charge in charges]
+        names = [self._keys.rate(each[0], charge.key) for each, charge in zip(described, charges, strict=True)]
         dead = dead if any(isinstance(charge, ConcurrencySlot) for charge in charges) else ()
-        args: list[Argument] = [worker, len(dead), *dead]
-        for charge in charges:
-            args += _arguments(charge)
+        args: list[Argument] = [worker, len(dead), *dead, *chain.from_iterable(described)]
         # Don't retry after a broken connection: that could charge twice.
         found = await self._client.run(script("charge"), names, args, again=False)
         triples = zip(found[::3], found[1::3], found[2::3], strict=True)
@@ -146,9 +144,6 @@ class RedisBackend:
         state.set_time(int(now), begun)
         state.adopt(epoch.decode())
 
-    def _hurry(self) -> None:
-        self._hurries.set()
-
     def _on_new_run(self) -> None:
         _logger.warning("Redis may have lost data, because the primary or its run id changed. Readers get a gap.")
         self._new_run.set()
@@ -176,8 +171,8 @@ class RedisStore(BackendStore):
         super().__init__(RedisBackend(address, lease=lease))
 
 
-def _arguments(charge: Charge) -> tuple[Argument, ...]:
-    """Return a charge as five arguments."""
+def _arguments(charge: Charge) -> tuple[str, int, int, str | int, str]:
+    """Return a charge as five arguments, the first of which is its kind."""
     if isinstance(charge, RateCharge):
         return "p", charge.count, int(charge.seconds * _MICRO), repr(charge.cost), repr(charge.most)
     if isinstance(charge, Quota):

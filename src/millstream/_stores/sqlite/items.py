@@ -1,8 +1,10 @@
 """Values, streams, and their entries as rows. Runs in the writer's thread, inside a transaction."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+
+from msgspec import Struct, field
 
 from millstream._stores.base import (
     ONCE_SECONDS,
@@ -24,26 +26,23 @@ _SWEEP = 10.0
 """Seconds between scans for expired values and streams."""
 
 
-class Items:
+class Items(Struct, eq=False):
     """The values of one file.
 
     Each kind of value has its own space. A full kind rejects writes, unless its values are lossy: then it drops the
     oldest. Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
     """
 
-    def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
-        # configuration
-        self._file = file
-        self._clock = clock
-        self._max_bytes = max_bytes
-        # process
-        self._sizes: Counter[str] = Counter()
-        """Counted bytes by kind."""
-        self._shares: Counter[tuple[str, str]] = Counter()
-        """Counted bytes by kind and share."""
-        self._place = 0
-        """Sequence number of the last lossy value that was written."""
-        self._swept = 0.0
+    _file: Database
+    _clock: Callable[[], float]
+    _max_bytes: int
+    _sizes: Counter[str] = field(default_factory=Counter)
+    """Counted bytes by kind."""
+    _shares: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Counted bytes by kind and share."""
+    _place: int = 0
+    """Sequence number of the last lossy value that was written."""
+    _swept: float = 0.0
 
     def load(self) -> None:
         """Count the bytes in the file, after opening it and after a failed transaction."""
@@ -155,30 +154,27 @@ class Items:
             self._forget(key)
 
 
-class Streams:
+class Streams(Struct, eq=False):
     """The streams of one file.
 
     Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
     above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
     """
 
-    def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
-        # configuration
-        self._file = file
-        self._clock = clock
-        self._max_bytes = max_bytes
-        # process
-        self._sizes: defaultdict[str, int] = defaultdict(int)
-        """Counted bytes by kind."""
-        self._highest: dict[str, int] = {}
-        self._latest: tuple[int, int] = (0, 0)
-        """The last two streams appended to. Their newest entries stay, so a writer can read what it just wrote."""
-        self._swept = 0.0
+    _file: Database
+    _clock: Callable[[], float]
+    _max_bytes: int
+    _sizes: Counter[str] = field(default_factory=Counter)
+    """Counted bytes by kind."""
+    _highest: dict[str, int] = {}
+    _latest: tuple[int, int] = (0, 0)
+    """The last two streams appended to. Their newest entries stay, so a writer can read what it just wrote."""
+    _swept: float = 0.0
 
     def load(self) -> None:
         """Count the bytes in the file, after opening it and after a failed transaction."""
         self._sizes.clear()
-        self._sizes.update(self._file.run("SELECT kind, sum(size) FROM streams GROUP BY kind"))
+        self._sizes.update(dict(self._file.run("SELECT kind, sum(size) FROM streams GROUP BY kind")))
         self._highest = dict(self._file.run("SELECT name, highest FROM kinds"))
 
     def append(

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, TypeVar, Unpack
 
+from msgspec import Struct
+
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import AppendOptions, Entry, Position, StoreFull, StoreUnavailable
 from millstream._stores.memory.store import MemoryBackend, UsageCounter
@@ -28,40 +30,32 @@ PAUSE = 1.0
 """Seconds before the next attempt after a failed write."""
 
 
-class _Job:
-    __slots__ = ("done", "failure", "result", "tell", "work", "writes")
-
-    def __init__(
-        self, work: Callable[[], Any], tell: Callable[[Any], None] | None, writes: bool, done: asyncio.Future[Any]
-    ) -> None:
-        self.work = work
-        self.tell = tell
-        self.writes = writes
-        self.done = done
-        self.result: Any = None
-        self.failure: Exception | None = None
+class _Job(Struct, eq=False):
+    work: Callable[[], Any]
+    tell: Callable[[Any], None] | None
+    writes: bool
+    done: asyncio.Future[Any]
+    result: Any = None
+    failure: Exception | None = None
 
     def fail(self, error: LocalError) -> None:
         self.failure = type(error)(str(error))
 
 
-class SqliteWriter:
+class SqliteWriter(Struct, eq=False):
     """A runner of jobs on one file, for one event loop."""
 
-    def __init__(self, file: Database, load: Callable[[], None]) -> None:
-        """Create a writer. `load` reads cached state from the file and runs in the thread."""
-        # configuration
-        self._file = file
-        self._load = load
-        # process
-        self.open = False
-        self.degraded_reason = ""
-        """Why the last transaction failed, or an empty string if it succeeded."""
-        self._thread: ThreadPoolExecutor | None = None
-        self._waiting: list[_Job] = []
-        self._task: asyncio.Task[None] | None = None
-        self._failed: tuple[float, LocalError] | None = None
-        """Time and error of the last failed transaction."""
+    _file: Database
+    _load: Callable[[], None]
+    """Reads cached state from the file, and runs in the thread."""
+    open: bool = False
+    degraded_reason: str = ""
+    """Why the last transaction failed, or an empty string if it succeeded."""
+    _thread: ThreadPoolExecutor | None = None
+    _waiting: list[_Job] = []
+    _task: asyncio.Task[None] | None = None
+    _failed: tuple[float, LocalError] | None = None
+    """Time and error of the last failed transaction."""
 
     async def start(self) -> None:
         """Open the file.

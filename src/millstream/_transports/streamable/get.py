@@ -1,6 +1,5 @@
 """GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions."""
 
-import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -95,16 +94,14 @@ class Resumption:
             sink.close()
 
         tail = Tail(self._endpoint.services.store.log, name, position, take, close_on_gap, drain=sink.drain)
-        following = asyncio.create_task(tail.run())
+        tail.start()
         try:
             await tail.catch_up()
             if not sink.closed:
                 await self._close_abandoned({name: reader})
             await sink.wait_closed()
         finally:
-            tail.stop()
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await tail.close()
 
     async def _is_end(self, name: str, position: Position) -> bool:
         """Return whether the entry at a position is the last one of its stream."""

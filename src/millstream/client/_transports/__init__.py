@@ -134,6 +134,11 @@ class Transport(Protocol):
         """Whether the connection is lost for good, so a new one is needed."""
         ...
 
+    @property
+    def has_session(self) -> bool:
+        """Whether the connection lasts from one request to the next. A handshake-era server can't ask without one."""
+        return True
+
     async def open(self) -> None:
         """Connect, if this transport has a connection.
 
@@ -207,6 +212,7 @@ class DuplexTransport:
     """
 
     name: str
+    has_session = True
 
     def __init__(self, listener: Listener, background: Tasks) -> None:
         self._listener = listener

@@ -6,7 +6,6 @@ error messages.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -125,11 +124,9 @@ class _Pipes(asyncio.SubprocessProtocol):
 
     def __init__(self, owner: "StdioTransport") -> None:
         self._owner = owner
-        self._process: asyncio.BaseTransport | None = None
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._process = transport
         self._owner.process_started(cast("asyncio.SubprocessTransport", transport))
 
     @override
@@ -149,8 +146,8 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._owner.show_rest()
         self._owner.output_ended.set()
         self._owner.report_exit()
-        if self._process is not None:
-            self._process.close()
+        if self._owner.process is not None:
+            self._owner.process.close()
 
     @override
     def process_exited(self) -> None:
@@ -193,13 +190,15 @@ class StdioTransport(DuplexTransport):
         self._max = max_bytes
         self._show = show
         # Process
-        self._process: asyncio.SubprocessTransport | None = None
+        self.process: asyncio.SubprocessTransport | None = None
+        """The process; None before its start."""
         self._lines = LineSplitter(max_bytes, clip=True)
         self._stderr = b""
         self._partial_line = b""
         self._probe_errors = ProbeErrors()
         self._noise = 0
-        self._has_served = False
+        self.has_served: bool = False
+        """Whether it has sent a message."""
         self.exited = asyncio.Event()
         self.output_ended = asyncio.Event()
         """Set once the output of the process has ended."""
@@ -244,28 +243,28 @@ class StdioTransport(DuplexTransport):
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         if not self.writable.is_set():
-            await self._wait_until_writable()
+            await self.wait_until_writable()
         return await super().exchange(request)
 
     @override
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response."""
         if not self.writable.is_set():
-            await self._wait_until_writable()
+            await self.wait_until_writable()
         await super().send(message, method)
 
-    async def _wait_until_writable(self) -> None:
+    async def wait_until_writable(self) -> None:
         """Wait until the process reads, so that messages of canceled callers don't fill the buffer."""
         while not self.writable.is_set():
             await self.writable.wait()
 
     @override
     async def _write(self, message: bytes) -> None:
-        assert self._process is not None  # noqa: S101  set in `open`
-        stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
+        assert self.process is not None  # noqa: S101  set in `open`
+        stdin = cast("asyncio.WriteTransport", self.process.get_pipe_transport(0))
         if stdin.is_closing():
             await self.exited.wait()
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_OUTPUT_TIMEOUT):  # for the last output; a child may keep the pipe open
                     await self.output_ended.wait()
             raise self.report_exit()
@@ -279,7 +278,7 @@ class StdioTransport(DuplexTransport):
         Args:
             process: The process.
         """
-        self._process = process
+        self.process = process
 
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output.
@@ -291,13 +290,13 @@ class StdioTransport(DuplexTransport):
             if line is None or (type(line) is LineStart and not self.refuse(line, too_large(self._max))):
                 self.end(too_large(self._max))
             elif type(line) is LineStart:
-                self._has_served = True
+                self.has_served = True
             elif line.startswith(_OPENINGS) or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO]"
-                self._has_served = True
+                self.has_served = True
                 self.receive(line)
             else:  # many programs print greetings, and some log here
                 self.skip("Not JSON", line)
-                self._noise += not self._has_served
+                self._noise += not self.has_served
                 if self._noise > _MAX_NOISE:
                     self.end(
                         InvalidResponse(
@@ -306,7 +305,7 @@ class StdioTransport(DuplexTransport):
                         )
                     )
         if self.fault is not None:
-            self._kill(signal.SIGTERM)
+            self.kill(signal.SIGTERM)
 
     def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error.
@@ -338,11 +337,11 @@ class StdioTransport(DuplexTransport):
 
     def report_exit(self) -> ClientError:
         """End the connection, and return its error."""
-        code = self._process.get_returncode() if self._process is not None else None
+        code = self.process.get_returncode() if self.process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.last_stderr)
         text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_SHOWN]}" if last else f"{ended}."
-        fault = ConnectionLost(text, remedy="" if self._has_served else self._hint(code, last))
+        fault = ConnectionLost(text, remedy="" if self.has_served else self._hint(code, last))
         self.end(fault)
         self.writable.set()
         return fault
@@ -356,7 +355,7 @@ class StdioTransport(DuplexTransport):
 
     def process_ended(self) -> None:
         """Kill the rest of the process group."""
-        self._kill(signal.SIGKILL)
+        self.kill(signal.SIGKILL)
         self.exited.set()
         self.handle_eof()  # a process outside the group may keep the pipes open
 
@@ -367,7 +366,7 @@ class StdioTransport(DuplexTransport):
         """Close standard input, and terminate the process if it doesn't exit."""
         self.end(ConnectionLost("The client was closed."))
         self.writable.set()
-        process = self._process
+        process = self.process
         if process is None:
             return
         try:
@@ -377,11 +376,11 @@ class StdioTransport(DuplexTransport):
             task = asyncio.current_task()
             grace = _SHORT_GRACE if task is not None and task.cancelling() else _GRACE
             if not await self._wait_for_exit(grace) and sys.platform != "win32":
-                self._kill(signal.SIGTERM)
+                self.kill(signal.SIGTERM)
                 await self._wait_for_exit(grace)
         finally:
             # Kill its child processes as well, even if `close` is canceled.
-            self._kill(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+            self.kill(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
             process.close()
         await self.exited.wait()
 
@@ -393,11 +392,16 @@ class StdioTransport(DuplexTransport):
             return False
         return True
 
-    def _kill(self, number: signal.Signals) -> None:
-        process = self._process
+    def kill(self, number: signal.Signals) -> None:
+        """Send a signal to the process and its children, if it's running; on Windows, kill the process.
+
+        Args:
+            number: The signal.
+        """
+        process = self.process
         if process is None or self.exited.is_set():  # the id may have been reused
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
                 process.kill()
             else:

@@ -5,7 +5,7 @@ the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitati
 ``mcp.types`` are in `millstream.compat.types`.
 """
 
-from millstream.compat.fastmcp import _prompts as base
+from millstream.compat.fastmcp import _items as base
 from millstream.compat.fastmcp._auth import (
     AccessToken,
     AuthorizationCode,
@@ -38,6 +38,21 @@ from millstream.compat.fastmcp._context import (
     RequestContext,
     ServerSession,
 )
+from millstream.compat.fastmcp._items import (
+    AssistantMessage,
+    BinaryResource,
+    DirectoryResource,
+    FileResource,
+    FunctionResource,
+    Message,
+    Prompt,
+    ReadResourceContents,
+    Resource,
+    ResourceTemplate,
+    TextResource,
+    Tool,
+    UserMessage,
+)
 from millstream.compat.fastmcp._outputs import (
     Audio,
     FastMCPError,
@@ -48,17 +63,6 @@ from millstream.compat.fastmcp._outputs import (
     ToolError,
     UrlElicitationRequiredError,
     ValidationError,
-)
-from millstream.compat.fastmcp._prompts import AssistantMessage, Message, Prompt, Tool, UserMessage
-from millstream.compat.fastmcp._resources import (
-    BinaryResource,
-    DirectoryResource,
-    FileResource,
-    FunctionResource,
-    ReadResourceContents,
-    Resource,
-    ResourceTemplate,
-    TextResource,
 )
 from millstream.compat.fastmcp._server import FastMCP
 from millstream.compat.types import Annotations, Icon, ToolAnnotations

@@ -32,7 +32,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
-from millstream._server.functions.engine import Engine, engine_of
+from millstream._server.functions.engine import engine_of
 from millstream._server.functions.parameters import parameter_of
 from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
@@ -345,7 +345,7 @@ class Signature(Struct, frozen=True):
     function: Callable[..., Any]
     name: str
     description: str
-    engine: Engine
+    engine: msgspec_engine.Engine
     context: str | None
     """Name of the parameter that receives the context."""
     returns: Any

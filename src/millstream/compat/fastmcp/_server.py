@@ -22,14 +22,16 @@ from millstream._server.calls.call import Call
 from millstream.compat import types
 from millstream.compat.fastmcp._auth import ProviderTokenVerifier, Settings, VerifierMethod, settings_of
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
-from millstream.compat.fastmcp._prompts import Prompt, Tool, ToolOutput
-from millstream.compat.fastmcp._resources import (
+from millstream.compat.fastmcp._items import (
     FunctionResource,
+    Prompt,
     ReadResourceContents,
     Resource,
     ResourceTemplate,
+    Tool,
+    ToolOutput,
 )
+from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
 
 logger = logging.getLogger("millstream")
 
@@ -129,7 +131,9 @@ class FastMCP(Generic[LifespanT]):
                 logger.warning("%s already exists: %s", kind.capitalize().removesuffix("s"), key)
             return
         self._items[kind][key] = item
-        self.engine.definition.add(kind, key, item.item(self))
+        registered = item.item(self)
+        registered._described = item.describe()
+        self.engine.definition.add(kind, key, registered)
 
     def _list(self, kind: str, model: type[M]) -> list[M]:
         return [model.model_validate(each.describe()) for each in self._items[kind].values()]

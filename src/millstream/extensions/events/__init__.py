@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_
 from millstream import Context, Principal, ProtocolError, ToolError
 from millstream._override import override
 from millstream.extensions import Extension, ServerHost, scopes_of
-from millstream.extensions.events._catalog import MAX_BODY, EventCatalog, EventType, Match, sees
+from millstream.extensions.events._catalog import (
+    MAX_BODY,
+    EventCatalog,
+    EventType,
+    FilterIndex,
+    Match,
+    sees,
+)
 from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
 from millstream.extensions.events._event_methods import (
     EventMethods,
@@ -229,7 +236,7 @@ class Events(Extension):
         modes = ["poll", "push"]
         if self._webhooks:
             modes.insert(0, "webhook")
-        methods = EventMethods(self.catalog, host, modes, pause=self._poll_pause)
+        methods = EventMethods(self.catalog, host, modes, self._poll_pause)
         host.capability({}, name="events", member="")  # for clients of an earlier draft
         host.method("events/list", methods.list_types)
         host.method("events/poll", methods.poll)
@@ -238,11 +245,11 @@ class Events(Extension):
             return
         sender = WebhookSender(judge=allow_any if self._private_callbacks else is_public, tls=self._tls)
         subscriptions = SubscriptionStore(host, **self._limits)
-        webhooks = WebhookMethods(self.catalog, host, subscriptions, sender, max_ttl=self._max_ttl)
+        webhooks = WebhookMethods(self.catalog, host, subscriptions, sender, self._max_ttl)
         host.method("events/subscribe", webhooks.subscribe)
         host.method("events/unsubscribe", webhooks.unsubscribe)
         self._outbox = outbox = Outbox(sender, host.now, self._retry_delay)
-        jobs = [EventDelivery(kind, host, subscriptions, outbox) for kind in self.catalog]
+        jobs = [EventDelivery(kind, host, subscriptions, outbox, FilterIndex(kind)) for kind in self.catalog]
         for job in jobs:
             host.on_revocation(job.recheck)
         outbox.open(jobs)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
@@ -43,6 +43,7 @@ from millstream.extensions.events._webhook import (
     read_url,
 )
 from millstream.extensions.http_post import Url
+from millstream.hub import Hub
 from millstream.protocol import MALFORMED, encode
 from millstream.stores import Entry, StoreFull
 
@@ -74,60 +75,43 @@ def retry_delay(attempts: int) -> float:
     return _FIRST_DELAY * float(4 ** (attempts - 1)) * random.uniform(0.75, 1.25)  # noqa: S311  jitter
 
 
-class Target:
+class Target(Struct, eq=False):
     """A subscription on the worker that delivers to it."""
 
-    __slots__ = (
-        "after",
-        "arguments",
-        "gap",
-        "has_unsaved_events",
-        "has_unsaved_status",
-        "host",
-        "is_removed",
-        "keys",
-        "pending",
-        "principal",
-        "probe",
-        "record",
-        "status",
-        "status_saved_at",
-        "timeouts",
-        "undelivered_offsets",
-        "url",
-    )
+    record: WebhookSubscription
+    arguments: Arguments
+    after: int
+    """Events up to this offset aren't delivered."""
+    url: Url
+    principal: Principal
+    pending: dict[int, "OutgoingMessage"] = {}
+    """Offset -> event that the endpoint hasn't accepted yet."""
+    gap: "OutgoingMessage | None" = None
+    """The `gap` that the endpoint hasn't accepted yet."""
+    undelivered_offsets: frozenset[int] = frozenset()
+    """Offsets of the events that were pending at the start. The channel's replay may repeat some of them."""
+    timeouts: int = 0
+    """Consecutive timeouts. While there are any, the endpoint is suspended: it gets nothing but the `probe`."""
+    probe: "OutgoingMessage | None" = None
+    is_removed: bool = False
+    status: Status = Status()
+    status_saved_at: float = 0.0
+    has_unsaved_status: bool = False
+    has_unsaved_events: bool = False
 
-    def __init__(self, record: WebhookSubscription, arguments: Arguments, after: int) -> None:
-        self.arguments: Arguments = arguments
-        self.after: int = after
-        """Events up to this offset aren't delivered."""
-        self.url: Url = read_url(record.url)
-        self.host: tuple[str, int] = (self.url.host, self.url.port)
-        self.pending: dict[int, OutgoingMessage] = {}
-        """Offset -> event that the endpoint hasn't accepted yet."""
-        self.gap: OutgoingMessage | None = None
-        """The `gap` that the endpoint hasn't accepted yet."""
-        self.undelivered_offsets: frozenset[int] = frozenset()
-        """Offsets of the events that were pending at the start. The channel's replay may repeat some of them."""
-        self.timeouts: int = 0
-        """Consecutive timeouts. While there are any, the endpoint is suspended: it gets nothing but the `probe`."""
-        self.probe: OutgoingMessage | None = None
-        self.is_removed: bool = False
-        self.status: Status = Status()
-        self.status_saved_at: float = 0.0
-        self.has_unsaved_status: bool = False
-        self.has_unsaved_events: bool = False
-        self.update(record)
+    @property
+    def host(self) -> tuple[str, int]:
+        return self.url.host, self.url.port
 
     def update(self, record: WebhookSubscription) -> None:
         """Replace the record of the subscription."""
-        self.record: WebhookSubscription = record
-        self.principal: Principal = record.principal
-        self.keys: tuple[bytes, ...] = tuple(read_secret(each) for each in (record.secret, record.old_secret) if each)
+        self.record, self.principal = record, record.principal
 
     def signing_keys(self, now: float) -> Sequence[bytes]:
         """Return the current signing keys."""
-        return self.keys if now < self.record.old_until else self.keys[:1]
+        record = self.record
+        old = record.old_secret if now < record.old_until else ""
+        return [read_secret(each) for each in (record.secret, old) if each]
 
     def watermark(self, offset: int) -> int:
         """Return the offset up to which every event will be settled once the event at `offset` is."""
@@ -177,31 +161,25 @@ class OutgoingMessage(Struct, eq=False):
         return encode(occurrence(self.job.kind.name, self.content, cursor))
 
 
-class Outbox:
-    """The scheduled and running deliveries of one worker.
+class Outbox(Struct, eq=False):
+    """The scheduled and running deliveries of one worker."""
 
-    Args:
-        sender: Sends one message.
-        clock: Unix time.
-        delay: Returns the seconds before the next attempt, by the number of attempts so far.
-    """
-
-    def __init__(
-        self, sender: WebhookSender, clock: Callable[[], float], delay: Callable[[int], float] = retry_delay
-    ) -> None:
-        self._sender = sender
-        self.clock: Callable[[], float] = clock
-        self.delay: Callable[[int], float] = delay
-        self.share: Share = Share(MAX_QUEUED)
-        """Pending deliveries by principal."""
-        self._due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
-        """Host and port -> principal -> deliveries that are due, the longest waiting first."""
-        self._running: dict[asyncio.Task[None], OutgoingMessage] = {}
-        self._running_counts: Counter[object] = Counter()
-        """Running deliveries by host, by principal, and by both."""
-        self._start: asyncio.Handle | None = None
-        self._jobs: list[asyncio.Task[None]] = []
-        self._is_closed = False
+    _sender: WebhookSender
+    """Sends one message."""
+    clock: Callable[[], float]
+    """Unix time."""
+    delay: Callable[[int], float] = retry_delay
+    """Returns the seconds before the next attempt, by the number of attempts so far."""
+    share: Share = field(default_factory=lambda: Share(MAX_QUEUED))
+    """Pending deliveries by principal."""
+    _due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
+    """Host and port -> principal -> deliveries that are due, the longest waiting first."""
+    _running: dict[asyncio.Task[None], OutgoingMessage] = {}
+    _running_counts: Counter[object] = field(default_factory=Counter)
+    """Running deliveries by host, by principal, and by both."""
+    _start: asyncio.Handle | None = None
+    _jobs: list[asyncio.Task[None]] = []
+    _is_closed: bool = False
 
     def schedule(self, message: OutgoingMessage, delay: float = 0.0) -> None:
         """Send a message after a delay in seconds, unless an attempt is running."""
@@ -322,53 +300,49 @@ class Outbox:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class EventDelivery:
-    """The deliveries of one event type on one worker, active while the worker has the lease.
+class EventDelivery(Struct, eq=False):
+    """The deliveries of one event type on one worker, active while the worker has the lease."""
 
-    Args:
-        kind: The event type.
-        host: The running server.
-        subscriptions: The store of subscriptions.
-        outbox: Sends the deliveries.
-    """
+    kind: EventType
+    _host: ServerHost
+    _subscriptions: SubscriptionStore
+    _outbox: Outbox
+    """Sends the deliveries."""
+    _index: FilterIndex[Target]
+    _recheck_tokens: bool = False
+    """Whether tokens may have been revoked."""
+    _targets: dict[str, Target] = {}
+    _position: int = 0
+    """Offset of the last notice of the channel."""
+    _queued_position: int = 0
+    """Offset up to which every event is queued for every subscription that receives it."""
+    _epoch: str = ""
+    _saved_cursor: str = ""
+    _saved_count: int = -1
+    _changed_ids: set[str] = set()
+    _reload: bool = False
+    _change_event: asyncio.Event = field(default_factory=asyncio.Event)
+    _leased_until: float = 0.0
+    """Time on the event loop's clock."""
+    _lease_lost: bool = False
+    """Whether a delivery was dropped because the lease had ended."""
 
-    def __init__(self, kind: EventType, host: ServerHost, subscriptions: SubscriptionStore, outbox: Outbox) -> None:
-        self.kind = kind
-        self.hub = host.hub
-        self._host = host
-        self._recheck_tokens = False
-        """Whether tokens may have been revoked."""
-        self._subscriptions = subscriptions
-        self._outbox = outbox
-        self._log = LogOnce(
-            _logger,
-            f"Webhooks of {kind.name!r} can't be delivered; retrying",
-            f"Webhooks of {kind.name!r} are delivered again.",
-        )
-        self._targets: dict[str, Target] = {}
-        self._index = FilterIndex[Target](kind)
-        self._position = 0
-        """Offset of the last notice of the channel."""
-        self._queued_position = 0
-        """Offset up to which every event is queued for every subscription that receives it."""
-        self._epoch = ""
-        self._saved_cursor = ""
-        self._saved_count = -1
-        self._changed_ids: set[str] = set()
-        self._reload = False
-        self._change_event = asyncio.Event()
-        self._leased_until = 0.0
-        """Time on the event loop's clock."""
-        self._lease_lost = False
-        """Whether a delivery was dropped because the lease had ended."""
+    @property
+    def hub(self) -> Hub:
+        return self._host.hub
 
     async def run(self) -> None:
         """Deliver whenever this worker gets the lease, until canceled."""
+        trouble = LogOnce(
+            _logger,
+            f"Webhooks of {self.kind.name!r} can't be delivered; retrying",
+            f"Webhooks of {self.kind.name!r} are delivered again.",
+        )
         try:
             while True:
-                with self._log:
+                with trouble:
                     await self._deliver_with_lease()
-                await asyncio.sleep(LEASE / 3 if not self._log.lasts else 1.0)
+                await asyncio.sleep(LEASE / 3 if not trouble.lasts else 1.0)
         finally:
             if not self._has_lease_expired():
                 with suppress(LocalError):
@@ -507,7 +481,8 @@ class EventDelivery:
         """Start to deliver to a subscription, beginning with the replay that it requested."""
         try:
             arguments = self.kind.read_arguments(record.arguments)
-            target = Target(record, arguments, self._position)
+            read_secret(record.secret)
+            target = Target(record, arguments, self._position, read_url(record.url), record.principal)
         except ProtocolError:
             _logger.warning(
                 "Dropped the subscription %s, because it no longer fits the event %r", record.id, record.name

@@ -72,10 +72,9 @@ def split_cursor(cursor: str) -> tuple[str, int]:
     return epoch, int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
 
 
-class _Closable:
-    def __init__(self) -> None:
-        self.closed: bool = False
-        self._callbacks: list[Callable[[], None]] = []
+class _Closable(Struct, eq=False):
+    closed: bool = False
+    _callbacks: list[Callable[[], None]] = []
 
     def close(self) -> None:
         """Discard later events. Idempotent."""
@@ -96,13 +95,11 @@ class _Closable:
 class Feed(_Closable):
     """A hub outlet that queues notices for one task. The hub ends a feed that falls too far behind."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._notices: deque[Notice] = deque()
-        self._buffered_bytes = 0
-        self._overflowed = False
-        self._data_event = asyncio.Event()
-        self._room_event = asyncio.Event()
+    _notices: deque[Notice] = field(default_factory=deque)
+    _buffered_bytes: int = 0
+    _overflowed: bool = False
+    _data_event: asyncio.Event = field(default_factory=asyncio.Event)
+    _room_event: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def buffered(self) -> int:
@@ -208,31 +205,25 @@ class LiveStreams:
             feed.overflow(limits.max_buffered)
 
 
-class Page(_Closable):
-    """A hub outlet that collects a page of events and then closes.
+class Page(_Closable, kw_only=True):
+    """A hub outlet that collects a page of events and then closes."""
 
-    Args:
-        hub: The hub of the channel.
-        most: Maximum number of events.
-        max_bytes: Approximate maximum bytes of their data.
-        accepts: Returns whether to include an event.
-    """
-
+    hub: Hub
+    """The hub of the channel."""
+    most: int
+    """Maximum number of events."""
+    bytes_left: int
+    """Approximate maximum bytes of their data."""
+    accepts: Callable[[Notice], bool]
+    """Returns whether to include an event."""
     buffered: int = 0
-
-    def __init__(self, hub: Hub, *, most: int, max_bytes: int, accepts: Callable[[Notice], bool]) -> None:
-        super().__init__()
-        self._hub = hub
-        self._most = most
-        self._bytes_left = max_bytes
-        self._accepts = accepts
-        self.events: list[Notice] = []
-        self.cursor: str = ""
-        """The position after the last event read."""
-        self.gap: bool = False
-        """Whether events before the first one are missing."""
-        self.more: bool = False
-        """Whether there are more events after `cursor`."""
+    events: list[Notice] = []
+    cursor: str = ""
+    """The position after the last event read."""
+    gap: bool = False
+    """Whether events before the first one are missing."""
+    more: bool = False
+    """Whether there are more events after `cursor`."""
 
     def write(self, data: bytes) -> None:
         """Add a notice."""
@@ -242,16 +233,16 @@ class Page(_Closable):
         if notice.kind == "gap":
             self.gap = True
         elif notice.kind == "place":
-            self.cursor = position(self._hub, notice.offset)
+            self.cursor = position(self.hub, notice.offset)
         elif notice.kind == "event":
-            if self._accepts(notice):
-                if len(self.events) >= self._most or self._bytes_left <= 0:
+            if self.accepts(notice):
+                if len(self.events) >= self.most or self.bytes_left <= 0:
                     self.more = True
                     self.close()
                     return
                 self.events.append(notice)
-                self._bytes_left -= len(notice.data)
-            self.cursor = position(self._hub, notice.offset)
+                self.bytes_left -= len(notice.data)
+            self.cursor = position(self.hub, notice.offset)
 
     async def drain(self) -> None:
         """Return immediately."""
@@ -267,7 +258,7 @@ async def read_page(
     accepts: Callable[[Notice], bool] = lambda notice: True,
 ) -> Page:
     """Return the events of a channel after a cursor. An empty cursor means now."""
-    page = Page(hub, most=most, max_bytes=max_bytes, accepts=accepts)
+    page = Page(hub=hub, most=most, bytes_left=max_bytes, accepts=accepts)
     await hub.follow(channel, page, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events")
     page.close()
     return page
@@ -353,23 +344,16 @@ def read_occurrence(name: str, notice: Notice) -> dict[str, Any]:
     return {**occurrence(name, notice, None), "data": _decode_data(notice.data)}
 
 
-class EventMethods:
-    """The methods that read events. They are stateless.
+class EventMethods(Struct, eq=False):
+    """The methods that read events. They are stateless."""
 
-    Args:
-        catalog: The event types.
-        host: The running server.
-        modes: Delivery modes of every event type.
-        pause: Seconds between two polls of a client.
-    """
-
-    def __init__(self, catalog: EventCatalog, host: ServerHost, modes: list[str], *, pause: float) -> None:
-        self._catalog = catalog
-        self._hub = host.hub
-        self._clock = host.now
-        self._modes = modes
-        self._pause = pause
-        self._streams: dict[str, LiveStreams] = {}
+    _catalog: EventCatalog
+    _host: ServerHost
+    _modes: list[str]
+    """Delivery modes of every event type."""
+    _pause: float
+    """Seconds between two polls of a client."""
+    _streams: dict[str, LiveStreams] = {}
 
     async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
         """Return one page of the event types visible to the caller, with the available delivery modes.
@@ -396,7 +380,7 @@ class EventMethods:
         """
         kind, reader = self._open(params, ctx)
         limit = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
-        page = await read_page(self._hub, kind.name, params.cursor or "", most=limit, accepts=reader.accepts)
+        page = await read_page(self._host.hub, kind.name, params.cursor or "", most=limit, accepts=reader.accepts)
         return {
             "events": [read_occurrence(kind.name, each) for each in page.events],
             "cursor": page.cursor,
@@ -413,19 +397,19 @@ class EventMethods:
         """
         kind, reader = self._open(params, ctx)
         mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        live = self._streams.get(kind.name) or self._streams.setdefault(kind.name, LiveStreams(kind, self._hub))
+        live = self._streams.get(kind.name) or self._streams.setdefault(kind.name, LiveStreams(kind, self._host.hub))
 
         def on_live(feed: Feed) -> Encode:
             live.add(feed, reader.arguments, ctx.principal)
             return live.encode
 
-        feed, replay = open_feed(self._hub, kind.name, params.cursor or "", on_live)
+        feed, replay = open_feed(self._host.hub, kind.name, params.cursor or "", on_live)
         try:
             async with ctx.stream() as reply:
                 leaving = asyncio.create_task(reply.wait_closed())
                 leaving.add_done_callback(lambda _: feed.close())
                 try:
-                    async for method, notification in _notifications(self._hub, reader, feed):
+                    async for method, notification in _notifications(self._host.hub, reader, feed):
                         await reply.send(method, {**notification, **mark})
                 finally:
                     leaving.cancel()
@@ -438,9 +422,9 @@ class EventMethods:
 
     def _open(self, params: ReadParams, ctx: CallContext) -> tuple[EventType, Reader]:
         kind = self._catalog.visible(params.name, ctx.scopes)
-        oldest = oldest_time(params.max_age_ms, params.cursor, self._clock())
+        oldest = oldest_time(params.max_age_ms, params.cursor, self._host.now())
         reader = Reader(kind, kind.read_arguments(params.arguments), ctx.principal, oldest)
-        check_admission(self._hub, kind.name, ctx.principal)
+        check_admission(self._host.hub, kind.name, ctx.principal)
         return kind, reader
 
 

@@ -495,35 +495,19 @@ class SubscribeParams(Struct, rename="camel"):
     ttl_ms: float | UnsetType | None = UNSET
 
 
-class WebhookMethods:
-    """The methods that change webhook subscriptions.
+class WebhookMethods(Struct, eq=False):
+    """The methods that change webhook subscriptions."""
 
-    Args:
-        catalog: The event types.
-        host: The running server.
-        subscriptions: The store of subscriptions.
-        sender: Sends the challenges.
-        max_ttl: Maximum lifetime of a subscription, in seconds.
-    """
-
-    def __init__(
-        self,
-        catalog: EventCatalog,
-        host: ServerHost,
-        subscriptions: SubscriptionStore,
-        sender: WebhookSender,
-        *,
-        max_ttl: float,
-    ) -> None:
-        self._catalog = catalog
-        self._hub = host.hub
-        self._host = host
-        self._subscriptions = subscriptions
-        self._sender = sender
-        self._max_ttl = max_ttl
-        self._verifications = Share(_MAX_VERIFICATIONS)
-        self._recent_verifications: dict[str, deque[tuple[float, str]]] = {}
-        """Host -> times and principals of its recent challenges."""
+    _catalog: EventCatalog
+    _host: ServerHost
+    _subscriptions: SubscriptionStore
+    _sender: WebhookSender
+    """Sends the challenges."""
+    _max_ttl: float
+    """Maximum lifetime of a subscription, in seconds."""
+    _verifications: Share = field(default_factory=lambda: Share(_MAX_VERIFICATIONS))
+    _recent_verifications: dict[str, deque[tuple[float, str]]] = {}
+    """Host -> times and principals of its recent challenges."""
 
     async def subscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
         """Create a subscription, or refresh the existing one with the same key.
@@ -537,7 +521,7 @@ class WebhookMethods:
         now = self._host.now()
         expires = min(now + self._choose_ttl(params.ttl_ms), principal.expires_at)
         oldest = oldest_time(params.max_age_ms, params.cursor, now)
-        check_admission(self._hub, kind.name, principal)
+        check_admission(self._host.hub, kind.name, principal)
         existing, _ = await self._subscriptions.get(kind.name, id)
         await self._subscriptions.admit(principal, id, expires, [each.name for each in self._catalog])
         try:
@@ -621,7 +605,7 @@ class WebhookMethods:
         self, kind: EventType, arguments: Arguments, cursor: str, too_old: float, principal: Principal
     ) -> tuple[str, bool]:
         """Return the cursor to start after, and whether events before it are missing."""
-        hub = self._hub
+        hub = self._host.hub
         if not cursor:
             return position(hub, split_cursor(hub.last_event_id())[1]), False
         reader = Reader(kind, arguments, principal, too_old)

@@ -12,7 +12,7 @@ comes from the notifications that the task's function sends.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -37,6 +37,7 @@ from millstream.extensions import (
     SlotLimit,
     Slots,
 )
+from millstream.parts import Tasks
 from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, encode
 from millstream.stores import StoreFull, read_again
 
@@ -324,7 +325,7 @@ class TaskRunner:
         self._closing = False
         self._sweep_needed = False
         self._sweep_task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -350,9 +351,7 @@ class TaskRunner:
     async def close(self) -> None:
         """End the tasks that `drain` left."""
         self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     # Requests of clients
 
@@ -515,7 +514,7 @@ class TaskRunner:
             saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, name)
         )
         run = self._running[name] = _Run(name, record, saved, call, slots, release)
-        run.task = self._spawn(self._work(run))
+        run.task = self._tasks.spawn(self._work(run))
 
     async def _work(self, run: _Run) -> None:
         call, name = run.call, run.name
@@ -602,7 +601,7 @@ class TaskRunner:
         if run is not None and text:
             run.status_message = text
             if run.status_task is None or run.status_task.done():
-                run.status_task = self._spawn(self._save_status(run))
+                run.status_task = self._tasks.spawn(self._save_status(run))
 
     async def _save_status(self, run: _Run) -> None:
         while run.status_message:
@@ -623,7 +622,7 @@ class TaskRunner:
     def _check_cancellations(self) -> None:
         """Check whether running tasks were canceled, because messages may have been lost."""
         if not self._closing:
-            self._spawn(self._stop_cancelled())
+            self._tasks.spawn(self._stop_cancelled())
 
     async def _stop_cancelled(self) -> None:
         for run in list(self._running.values()):
@@ -644,17 +643,11 @@ class TaskRunner:
                 run.call.stop_for_shutdown()
         self._sweep_soon()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     def _sweep_soon(self) -> None:
         """Start to search for tasks of dead workers."""
         self._sweep_needed = True
         if not self._closing and (self._sweep_task is None or self._sweep_task.done()):
-            self._sweep_task = self._spawn(self._sweep())
+            self._sweep_task = self._tasks.spawn(self._sweep())
 
     async def _sweep(self) -> None:
         trouble = LogOnce(logger, "Tasks of other workers can't be read; trying again", "Tasks can be read again.")

@@ -9,9 +9,10 @@ import hmac
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 from msgspec import Struct, structs
@@ -30,19 +31,29 @@ from millstream.client import (
     StoredCredentials,
     Tokens,
 )
-from millstream.client.oauth import Outbound, PendingAuthorization, Proofs, fetch, parse_redirect, wants_nonce
+from millstream.client.oauth import Outbound, PendingAuthorization, fetch, parse_redirect, wants_nonce
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import (
-    LinkAuth,
     LinkCaller,
-    UpstreamCredentials,
     logger,
     outbound_for,
 )
-from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
+from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, StoredGrant, TokenCredentials, make_grant
 from millstream.gateway._results import call_error
 from millstream.http import Url, parse_url
-from millstream.parts import Call, Host, HttpRequest, Limiter, Rate, Response, Route, header_lines, query_value, refusal
+from millstream.parts import (
+    Call,
+    Host,
+    HttpRequest,
+    Limiter,
+    Rate,
+    Recent,
+    Response,
+    Route,
+    header_lines,
+    query_value,
+    refusal,
+)
 from millstream.protocol import declares, encode, notification_message
 
 PAGE = "/connections"
@@ -65,17 +76,12 @@ _CLIENT_KIND = b"gateway client"
 _PROBE = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
-class Demand(Struct, frozen=True):
-    """Status and challenge of a denied call."""
-
-    status: int = 401
-    challenge: str = ""
-
-
-class PersonalCredentials(UpstreamCredentials):
+class PersonalCredentials(TokenCredentials):
     """The connections of all users to one upstream."""
 
     personal = True
+    _ttl = _CONNECTION_SECONDS
+    _lossy = False
 
     def __init__(self, upstream: str, forward: Sequence[str], url: Url, options: PerUserOAuth, host: Host) -> None:
         """Create the credentials and read the secret.
@@ -90,59 +96,38 @@ class PersonalCredentials(UpstreamCredentials):
         Raises:
             LocalError: A secret is missing.
         """
-        super().__init__(upstream, forward)
-        self.url: Url = parse_url("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
-        self.options: PerUserOAuth = options
-        self._services = host.services
-        self._vault = Vault(host.services)
-        secret = options.client_secret
-        self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
-        self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
-        self._proofs = Proofs()
-        self.base: str = _configured_base(host)
-        """Base URL of this server, if its sign-in configures one."""
         # Another URL or client id is another connection.
         parts = (upstream, str(url), options.issuer, options.client_id)
         self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
-        self._tokens = SharedTokens(
-            host.services,
-            f"connection:{self._id}:",
-            ttl=_CONNECTION_SECONDS,
-            lossy=False,
-            on_change=self._on_change,
-            on_interruption=self._on_interruption,
-            discard=self._discard,
-        )
+        super().__init__(upstream, forward, host.services, f"connection:{self._id}:")
+        self.url: Url = parse_url("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
+        self.options: PerUserOAuth = options
+        self._input_timeout = host.settings.input_timeout
+        secret = options.client_secret
+        self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
+        self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
+        self._base = _configured_base(host)
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
                 "Accounts that users connect to upstream %s are sealed with a key that %s. Set MILLSTREAM_SECRET_KEY.",
                 upstream,
                 "is stored next to them" if host.store.shared else "is lost when this process ends",
             )
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        """Owner -> calls that wait for this user to connect."""
-        self._list_failures: dict[str, float] = {}
+        self._waiting: dict[asyncio.Event, str] = {}
+        """Events of calls that wait for their user to connect -> owner."""
+        self._list_failures: Recent[str, float] = Recent(_MAX_LISTERS)
         """Owner -> time of the last failure to read the lists with this connection."""
         self._user_change = asyncio.Event()
         """Set after a user has connected or disconnected."""
 
     @override
-    async def close(self) -> None:
-        """Finish running tasks."""
-        await self._tokens.close()
-
-    def _on_change(self, owner: str) -> None:
-        for event in self._waiting.get(owner, ()):
-            event.set()
-        self._user_change.set()
-        self.on_change(owner)
-
-    def _on_interruption(self) -> None:
-        """Make all calls that wait for a user check the store."""
-        for events in self._waiting.values():
-            for event in events:
+    def _on_change(self, name: str) -> None:
+        for event, owner in self._waiting.items():
+            if name in ("", owner):
                 event.set()
         self._user_change.set()
+        if name:
+            self.on_change(name)
 
     # Lists
 
@@ -153,21 +138,14 @@ class PersonalCredentials(UpstreamCredentials):
             self._user_change.clear()
             listers = await self._listers()
             for owner in sorted(listers, key=lambda each: self._list_failures.get(each, 0)):
-                if await self._tokens.load(owner) is not None:
+                if await self.load(owner) is not None:
                     return owner
             await self._user_change.wait()
 
     @override
     def avoid_lister(self, link_key: str) -> None:
         """See `UpstreamCredentials.avoid_lister`."""
-        self._list_failures[link_key] = time.monotonic()
-        if len(self._list_failures) > _MAX_LISTERS:
-            del self._list_failures[min(self._list_failures, key=self._list_failures.__getitem__)]
-
-    @override
-    def auth(self, link_key: str) -> LinkAuth:
-        """See `UpstreamCredentials.auth`."""
-        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
+        self._list_failures.keep(link_key, time.monotonic())
 
     async def _listers(self) -> list[str]:
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
@@ -181,7 +159,7 @@ class PersonalCredentials(UpstreamCredentials):
     # Calls
 
     @override
-    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
+    def _identify(self, call: Call) -> LinkCaller:
         principal = call.principal
         if principal is None:
             raise call_error(
@@ -189,14 +167,13 @@ class PersonalCredentials(UpstreamCredentials):
                 f"The server {self.upstream!r} behind this gateway requires your account there, but this call is "
                 "anonymous. Sign in to this server first.",
             )
-        owner = owner_of(principal.id)
-        return owner, LinkCaller({}, owner)
+        return LinkCaller(owner_of(principal.id))
 
     @override
     async def prepare(self, call: Call) -> None:
         """See `UpstreamCredentials.prepare`."""
-        owner, _ = self._identify(call)
-        grant = await self._tokens.load(owner)
+        owner = self._identify(call).owner
+        grant = await self.load(owner)
         if grant is None or grant.has_ended:
             await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your account there.")
 
@@ -208,29 +185,23 @@ class PersonalCredentials(UpstreamCredentials):
             return False
         if lacks_scope and self.options.scope:
             return await super().recover(call, denied)  # the user can't grant more than the operator requests
-        owner, _ = self._identify(call)
-        demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
+        owner = self._identify(call).owner
+        demand = denied.status, denied.challenge[:_MAX_CHALLENGE]
         await self._vault.put(f"connection-wanted:{self._id}:{owner}", demand, _DEMAND_SECONDS, lossy=True)
         reason = "requires more permissions for this" if lacks_scope else "no longer accepts your connection"
-        await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
+        await self._ask(call, owner, await self.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
 
     @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token of the user's connection, renewed if it's about to expire."""
-        owner = caller.owner
-        grant = await self._tokens.get(owner, self._renew) if owner else None
-        if grant is None:
+        """See `TokenCredentials.headers_of`."""
+        found = await super().headers_of(caller, method, url)
+        if not found:
             raise AccessDenied(
                 f"The upstream {self.upstream!r} isn't connected for this user. Connect it at /connections.",
                 401,
             )
-        return self._proofs.authorize(grant.tokens, method, url)
-
-    @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
-        """Renew the token that was refused."""
-        return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
+        return found
 
     @override
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
@@ -255,8 +226,7 @@ class PersonalCredentials(UpstreamCredentials):
             raise call_error(call, f"{reason} {instruction} Then call again.")
         id = secrets.token_urlsafe(16)
         event = asyncio.Event()
-        waiting = self._waiting.setdefault(owner, set())
-        waiting.add(event)
+        self._waiting[event] = owner
         try:
             try:
                 await Context(call).elicit_url(
@@ -264,47 +234,34 @@ class PersonalCredentials(UpstreamCredentials):
                 )
             except (Declined, Cancelled):
                 raise call_error(call, f"{reason} You haven't connected it. {instruction}") from None
-            seconds = self._services.settings.input_timeout
-            limit = seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)
-            if not await self._has_changed(owner, before, event, limit):
-                raise call_error(call, f"{reason} It isn't connected yet. {instruction} Then call again.")
+            seconds = self._input_timeout
+            try:
+                async with asyncio.timeout(seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)):
+                    while (found := await self.load(owner)) is None or (before and found.token == before.token):
+                        await event.wait()
+                        event.clear()
+            except TimeoutError:
+                raise call_error(call, f"{reason} It isn't connected yet. {instruction} Then call again.") from None
             if revision.elicitation_ids:
                 await call.send_to_caller(
                     notification_message("notifications/elicitation/complete", {"elicitationId": id})
                 )
         finally:
-            waiting.discard(event)
-            if not waiting and self._waiting.get(owner) is waiting:
-                del self._waiting[owner]
-
-    async def _has_changed(self, owner: str, before: StoredGrant | None, event: asyncio.Event, seconds: float) -> bool:
-        old = "" if before is None else before.token
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    event.clear()
-                    found = await self._tokens.load(owner)
-                    if found is not None and found.token != old:
-                        return True
-                    await event.wait()
-        except TimeoutError:
-            return False
+            del self._waiting[event]
 
     def page_of(self, call: Call) -> str:
         """Return the URL of the connections page as the caller can reach it; empty if unknown."""
-        base = self.base
-        if not base and call.headers is not None:
-            scheme, root = getattr(call.origin, "scheme", ""), getattr(call.origin, "root_path", "")
-            scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
-            authority = call.headers.get(b"host", b"").decode("latin-1")
-            base = f"{scheme}://{authority}{root}" if scheme and authority else ""
+        base = self.base_for(call.origin, call.headers or {})
         return base + PAGE if base else ""
 
-    # The page
+    def base_for(self, request: Any, headers: Mapping[bytes, bytes]) -> str:
+        """Return the base URL of this server, from its sign-in or a request; empty if unknown."""
+        scheme = getattr(request, "scheme", "").replace("ws", "http")
+        authority = headers.get(b"host", b"").decode("latin-1")
+        found = f"{scheme}://{authority}{request.root_path}" if scheme and authority else ""
+        return self._base or found
 
-    async def connection(self, owner: str) -> StoredGrant | None:
-        """Return the connection of a user."""
-        return await self._tokens.load(owner)
+    # The page
 
     async def begin(self, owner: str, base: str) -> PendingAuthorization:
         """Return the authorization request for a user.
@@ -316,16 +273,16 @@ class PersonalCredentials(UpstreamCredentials):
         Raises:
             ClientError: The upstream and its authorization server are incompatible, or can't be reached.
         """
-        grant = await self._tokens.load(owner)
+        grant = await self.load(owner)
         key = self._registration_key(base)
         registrations = await self._registrations(key)
         oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
-            request = await oauth.ask(self.url, demand.status, demand.challenge)
+            request = await oauth.ask(self.url, *demand)
         if (found := store.load().registrations) != registrations:
             sealed = self._vault.seal(_CLIENT_KIND, found, key.encode())
-            await self._services.store.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
+            await self._vault.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
         return request
 
     async def finish(self, owner: str, base: str, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
@@ -335,37 +292,39 @@ class PersonalCredentials(UpstreamCredentials):
             ClientError: The redirect doesn't match the request, or the user or the issuer declined.
         """
         oauth, store = self._client(base, None, {request.issuer.issuer: request.who})
-        now = time.time()
         try:
             async with asyncio.timeout(ISSUER_TIMEOUT):
                 await oauth.exchange_code(self.url, request, answer)
         except AccessDenied:
             # The authorization server may have dropped this client, so the next attempt registers again.
-            await self._services.store.kv.delete(self._registration_key(base))
+            await self._vault.kv.delete(self._registration_key(base))
             raise
         tokens = store.load().tokens[str(self.url)]
         registration = Registration() if self.options.client_id else request.who
         await self._save_lister(owner)  # before announcing the connection
-        await self._tokens.put(owner, _make_grant(tokens, registration, now=now))
-        await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
+        value, ttl = self._seal(owner, make_grant(tokens, registration))
+        await self._vault.kv.put(self._prefix + owner, value, ttl)
+        await self._notify_workers(owner)
+        await self._vault.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
-    async def disconnect(self, owner: str) -> bool:
-        """Remove the connection of a user. Return whether the authorization server has revoked it, too (RFC 7009)."""
-        grant = await self._tokens.remove(owner)
-        return grant is not None and await self._discard(owner, grant)
+    async def disconnect(self, owner: str) -> None:
+        """Remove the connection of a user, and revoke it at the authorization server (RFC 7009)."""
+        _, grant = await self._read(owner)
+        await self._vault.kv.delete(self._prefix + owner)
+        await self._notify_workers(owner)
+        if grant is not None:
+            await self._discard(grant)
 
-    async def _discard(self, owner: str, grant: StoredGrant) -> bool:
-        """Revoke tokens that are no longer used."""
+    @override
+    async def _discard(self, grant: StoredGrant) -> None:
         oauth, _ = self._client("", grant, {})
-        try:
+        with suppress(TimeoutError, ClientError):
             async with asyncio.timeout(ISSUER_TIMEOUT):
-                return await oauth.sign_out(self.url)
-        except (TimeoutError, ClientError):
-            return False
+                await oauth.sign_out(self.url)
 
-    async def _demand(self, owner: str) -> Demand:
-        """Return the last challenge for this user, or the one for an unauthenticated client."""
-        demand = await self._vault.get(f"connection-wanted:{self._id}:{owner}", Demand)
+    async def _demand(self, owner: str) -> tuple[int, str]:
+        """Return the status and challenge of this user's last denied call, or those for an unauthenticated client."""
+        demand = await self._vault.get(f"connection-wanted:{self._id}:{owner}", tuple[int, str])
         if demand is not None:
             return demand
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
@@ -378,32 +337,31 @@ class PersonalCredentials(UpstreamCredentials):
                 f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
             ) from exc
         reply.discard()
-        return Demand(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
+        return 401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE]
 
     # Tokens
 
-    async def _renew(self, old: StoredGrant | None) -> StoredGrant | None:
-        """Return the connection with fresh tokens, or None if it has ended."""
+    @override
+    async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant | None:
         if old is None or not old.tokens.refresh_token:
             # Keep it: the refusal may be the upstream's mistake, and the user would have to connect again.
             return None if old is None or old.has_ended else old
         oauth, store = self._client("", old, {})
-        now = time.time()
         if not await oauth.refresh(self.url):
             return None
-        return _make_grant(store.load().tokens[str(self.url)], old.registration, now=now)
+        return make_grant(store.load().tokens[str(self.url)], old.registration)
 
     def _client(
         self, base: str, grant: StoredGrant | None, registrations: Mapping[str, Registration]
     ) -> tuple[OAuth, MemoryTokenStore]:
         options, store = self.options, MemoryTokenStore()
         tokens: dict[str, Tokens] = {}
-        all_registrations = dict(registrations)
+        known: dict[str, Registration] = {}
         if grant is not None:
             tokens[str(self.url)] = grant.tokens
-            if grant.registration.client_id and grant.tokens.issuer not in all_registrations:
-                all_registrations[grant.tokens.issuer] = grant.registration
-        store.save(StoredCredentials(all_registrations, tokens))
+            if grant.registration.client_id:
+                known[grant.tokens.issuer] = grant.registration
+        store.save(StoredCredentials({**known, **registrations}, tokens))
         own_metadata = base + METADATA if base.startswith("https://") else ""
         oauth = OAuth(
             store=store,
@@ -422,14 +380,8 @@ class PersonalCredentials(UpstreamCredentials):
         return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
 
     async def _registrations(self, key: str) -> dict[str, Registration]:
-        raw = await self._services.store.kv.get(key) or b""
+        raw = await self._vault.kv.get(key) or b""
         return self._vault.open(_CLIENT_KIND, raw.decode("latin-1"), dict[str, Registration], key.encode()) or {}
-
-
-def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> StoredGrant:
-    grant = make_grant(tokens, registration, now=now)
-    # Without a refresh token, the access token is used until it expires.
-    return grant if tokens.refresh_token else structs.replace(grant, renew_at=tokens.expires_at)
 
 
 def owner_of(principal_id: str) -> str:
@@ -468,23 +420,8 @@ class PendingConnection(Struct, frozen=True):
     browser: str
     base: str
     authorization: PendingAuthorization
-
-
-class AnsweredConnection(Struct, frozen=True):
-    """The answer to a login, stored until the user's own browser fetches it."""
-
-    pending: PendingConnection
-    answer: dict[str, str]
-
-
-class _Row(Struct, frozen=True):
-    """One upstream, as shown on the page."""
-
-    name: str
-    host: str
-    connected: bool
-    ended: bool
-    scopes: tuple[str, ...]
+    answer: dict[str, str] = {}
+    """The answer of the authorization server, stored until the user's own browser fetches it."""
 
 
 class ConnectionsPage:
@@ -550,7 +487,7 @@ class ConnectionsPage:
     async def _begin(self, request: HttpRequest, name: str, connection: PersonalCredentials, owner: str) -> Response:
         if self._login_limiter.take(owner) > 0:
             return await self._page(request, "Too many attempts. Wait a minute, then try again.", 429)
-        base = self._base(request, connection)
+        base = connection.base_for(request, request.headers)
         if not pages.is_at_host(request, base):
             return await self._page(request, f"You can only connect accounts at {base}{PAGE}. Open that address.", 400)
         secure = base.startswith("https://")
@@ -580,21 +517,24 @@ class ConnectionsPage:
         if pending is None or not self._is_browser_of(request, pending):
             return pages.not_signed_in_page(request, PAGE, _LOGIN_OVER, 403)
         handle = f"{state.partition('.')[0]}.{secrets.token_urlsafe(32)}"
-        await self._vault.put_pending(_PENDING, handle, AnsweredConnection(pending, answer), _ANSWER_SECONDS)
+        await self._vault.put_pending(_PENDING, handle, structs.replace(pending, answer=answer), _ANSWER_SECONDS)
         return pages.continue_page(request, f"{PAGE}?finish={handle}", title="One moment")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
         """Create the connection, if the browser and the user are those that began the login."""
-        found = await self._vault.take_pending(_PENDING, handle, AnsweredConnection)
+        pending = await self._vault.take_pending(_PENDING, handle, PendingConnection)
         principal = request.principal
-        if found is None or principal is None:
-            return await self._page(request, _LOGIN_OVER, 403)
-        pending = found.pending
-        connection = self._connections.get(pending.upstream)
-        if connection is None or pending.owner != owner_of(principal.id) or not self._is_browser_of(request, pending):
+        connection = None if pending is None else self._connections.get(pending.upstream)
+        if (
+            pending is None
+            or principal is None
+            or connection is None
+            or pending.owner != owner_of(principal.id)
+            or not self._is_browser_of(request, pending)
+        ):
             return await self._page(request, _LOGIN_OVER, 403)
         try:
-            await connection.finish(pending.owner, pending.base, pending.authorization, found.answer)
+            await connection.finish(pending.owner, pending.base, pending.authorization, pending.answer)
         except TimeoutError:
             return await self._page(
                 request, f"{pending.upstream} isn't connected, because the sign-in timed out. Try again.", 504
@@ -607,7 +547,7 @@ class ConnectionsPage:
 
     async def describe(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/client.json`: the client metadata document of this server (CIMD)."""
-        base = self._base(request, next(iter(self._connections.values())))
+        base = next(iter(self._connections.values())).base_for(request, request.headers)
         document = {
             "client_id": base + METADATA,
             "client_name": self._server,
@@ -634,27 +574,12 @@ class ConnectionsPage:
             text = "Sign in to this server first: a connection belongs to a user."
             return pages.not_signed_in_page(request, "/sign-in", text, 403)
         owner = owner_of(principal.id)
-        rows = [await self._row(name, each, owner) for name, each in self._connections.items()]
-        rows.sort(key=lambda row: row.name != first)
+        rows = [(name, each.url, await each.load(owner)) for name, each in self._connections.items()]
+        rows.sort(key=lambda row: row[0] != first)
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server, notice=notice,
             rows=rows, wanted=first, who=_name(principal.claims.get("name")) or principal.subject,
         )  # fmt: skip
-
-    async def _row(self, name: str, connection: PersonalCredentials, owner: str) -> _Row:
-        grant = await connection.connection(owner)
-        if grant is None:
-            return _Row(name, connection.url.authority, connected=False, ended=False, scopes=())
-        scopes = tuple(grant.tokens.scope.split())
-        return _Row(name, connection.url.authority, connected=True, ended=grant.has_ended, scopes=scopes)
-
-    @staticmethod
-    def _base(request: HttpRequest, connection: PersonalCredentials) -> str:
-        """Return the base URL of this server, from its sign-in or from the browser's request."""
-        if connection.base:
-            return connection.base
-        host = request.headers.get(b"host", b"").decode("latin-1")
-        return f"{request.scheme}://{host}{request.root_path}"
 
     @staticmethod
     def _redirect_to_page(request: HttpRequest) -> Response:

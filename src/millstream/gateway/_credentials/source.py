@@ -6,6 +6,7 @@ a caller's credentials never appear on another caller's connection.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -34,19 +35,21 @@ _NEVER_FORWARDED = frozenset(
 )  # fmt: skip
 """Headers that belong to one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
 _PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
+_SENT = ContextVar[Mapping[str, str]]("millstream_sent_credentials")
+"""Credentials of this task's request. Another request on its connection may have newer ones."""
 
 
 class LinkCaller(Struct):
     """The callers with one link key."""
 
-    headers: Mapping[str, str]
-    """Forwarded headers."""
     owner: str = ""
-    """Id of the principal."""
+    """The link key without forwarded headers: what identifies the caller's credentials."""
     token: str = ""
     """Most recent access token of the caller, if it's exchanged."""
     until: float = 0.0
     """Expiry of that token, in Unix time."""
+    headers: Mapping[str, str] = {}
+    """Forwarded headers."""
 
 
 class UpstreamCredentials:
@@ -79,8 +82,8 @@ class UpstreamCredentials:
             ToolError: The upstream needs to identify the caller, who hasn't signed in.
         """
         headers = self.forwarded_headers(call)
-        owner, caller = self._identify(call)
-        key = f"{owner}\n{_digest(headers)}" if headers else owner
+        caller = self._identify(call)
+        key = f"{caller.owner}\n{_digest(headers)}" if headers else caller.owner
         existing = self._callers.get(key)
         if existing is None:
             self._callers.keep(key, caller)
@@ -91,7 +94,7 @@ class UpstreamCredentials:
 
     def auth(self, link_key: str) -> Auth:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
-        return LinkAuth(self, self._callers.get(link_key) or LinkCaller({}))
+        return LinkAuth(self, self._callers.get(link_key) or LinkCaller(link_key.partition("\n")[0]))
 
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
@@ -126,9 +129,9 @@ class UpstreamCredentials:
 
     # For subclasses
 
-    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
-        """Return the link key and the caller of a call."""
-        return "", LinkCaller({})
+    def _identify(self, call: Call) -> LinkCaller:
+        """Return the caller of a call, without forwarded headers."""
+        return LinkCaller()
 
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the credentials for one request, without forwarded headers.
@@ -138,7 +141,7 @@ class UpstreamCredentials:
         """
         return {}
 
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Replace credentials that the upstream has refused, and return whether there are new ones."""
         return False
 
@@ -159,12 +162,12 @@ class LinkAuth(Struct, eq=False):
 
     credentials: UpstreamCredentials
     caller: LinkCaller
-    last_headers: Mapping[str, str] = {}
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
         work = self.credentials.headers_of(self.caller, method, url.origin + target)
-        sent = self.last_headers = await self._await(work)
+        sent = await self._await(work)
+        _SENT.set(sent)
         forwarded = self.caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
@@ -174,9 +177,7 @@ class LinkAuth(Struct, eq=False):
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
-        return status == 401 and await self._await(
-            self.credentials.replace_refused(self.caller, status, self.last_headers)
-        )
+        return status == 401 and await self._await(self.credentials.replace_refused(self.caller, _SENT.get()))
 
     async def _await(self, work: Awaitable[T]) -> T:
         try:
@@ -228,7 +229,7 @@ class FixedCredentials(UpstreamCredentials):
         return self._headers
 
     @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
         """Read the files again, because a secret may have been rotated."""
         try:
             found = self._read()

@@ -9,10 +9,10 @@ its own task, because a canceled caller would otherwise lose the new refresh tok
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
+from math import inf
 
 import msgspec
 from msgspec import Struct
@@ -23,7 +23,7 @@ from millstream.auth.pages import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
 from millstream.client.oauth import (
     IssuerMetadata,
-    TokenResponse,
+    Proofs,
     ask_token,
     find_issuer,
     parse_secure,
@@ -48,7 +48,6 @@ _MAX_RENEWALS = 1024
 _MIN_RENEWAL_INTERVAL = 5.0
 """Seconds after a renewal during which another refusal by the upstream doesn't cause another renewal."""
 _KIND = b"gateway token"
-_TOPIC = "gateway-token"
 
 
 class StoredGrant(Struct, frozen=True):
@@ -75,207 +74,195 @@ class StoredGrant(Struct, frozen=True):
         """Whether only its user can renew it."""
         return not self.tokens.refresh_token and self.has_expired
 
-
-def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> StoredGrant:
-    """Return a grant for tokens that were just issued."""
-    life = max(tokens.expires_at - now, 0.0)
-    renew_at = tokens.expires_at - min(_RENEWAL_MARGIN, life / 5) if tokens.expires_at else 0.0
-    return StoredGrant(tokens, renew_at, registration or Registration())
+    @property
+    def needs_renewal(self) -> bool:
+        """Whether the access token is about to expire."""
+        return 0 < self.renew_at <= time.time()
 
 
-Renew = Callable[[StoredGrant | None], Awaitable[StoredGrant | None]]
-"""Returns the successor of a grant, or None if it has ended."""
+class TokenCredentials(UpstreamCredentials):
+    """Access tokens for one upstream, shared through the store of a server. Each grant has a name."""
 
+    _ttl: float = 3600.0
+    """Seconds for which a grant without an expiry is kept."""
+    _lossy: bool = True
+    """Whether a grant can be obtained again without a user."""
 
-class SharedTokens:
-    """The grants of one upstream."""
-
-    def __init__(
-        self,
-        services: Services,
-        prefix: str,
-        *,
-        ttl: float,
-        lossy: bool,
-        on_change: Callable[[str], None] = lambda name: None,
-        on_interruption: Callable[[], None] = lambda: None,
-        discard: Callable[[str, StoredGrant], Awaitable[object]] | None = None,
-    ) -> None:
-        """Share grants through the store of a server.
+    def __init__(self, upstream: str, forward: Sequence[str], services: Services, prefix: str) -> None:
+        """Create the credentials without any I/O.
 
         Args:
+            upstream: Name of the upstream.
+            forward: See `UpstreamCredentials`.
             services: Services of the server.
-            prefix: Prefix of the store keys, after the kind and a colon.
-            ttl: Seconds for which a grant without an expiry is kept.
-            lossy: Whether a grant can be obtained again without a user.
-            on_change: Called with the name of a grant that a worker has stored or removed.
-            on_interruption: Called after such messages may have been lost.
-            discard: Called with a renewed grant that was removed during its renewal.
+            prefix: Prefix of the store keys, before the name of a grant.
         """
-        self._services = services
+        super().__init__(upstream, forward)
         self._vault = Vault(services)
         self._prefix = prefix
-        self._topic = f"{_TOPIC}:{prefix}"
-        self._ttl = ttl
-        self._lossy = lossy
-        self._on_change = on_change
-        self._on_interruption = on_interruption
-        self._discard = discard
-        self._cache: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
+        self._proofs = Proofs()
+        self._grants: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
         self._change_count = 0
         """Counter of possible changes in the store."""
         self._renewals = SingleFlight[StoredGrant | None]()
         self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""
-        self._stop = services.store.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
+        self._topic = f"gateway-token:{prefix}"
+        self._stop = self._vault.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
 
+    @override
     async def close(self) -> None:
         """Stop after finishing running renewals, which may be receiving a refresh token."""
         self._stop()
         await self._renewals.settle()
 
-    def _forget_all(self) -> None:
-        self._change_count += 1
-        self._cache.clear()
-        self._on_interruption()
+    # For subclasses
 
-    def _on_message(self, data: bytes) -> None:
-        name = data.decode("utf-8", "replace")
-        self._change_count += 1
-        self._cache.pop(name, None)
-        self._on_change(name)
+    def _name(self, caller: LinkCaller) -> str:
+        """Return the name of a caller's grant, which doesn't contain a token."""
+        return caller.owner
+
+    async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant | None:
+        """Return the successor of a grant, or None if it has ended."""
+        raise NotImplementedError
+
+    def _on_change(self, name: str) -> None:
+        """Handle that a worker has stored or removed a grant. Without a name, it may have been any."""
+
+    async def _discard(self, grant: StoredGrant) -> None:
+        """Handle a renewed grant that was removed during its renewal."""
 
     # Stored grants
 
-    def _key(self, name: str) -> str:
-        return self._prefix + name
+    def _forget_all(self) -> None:
+        self._change_count += 1
+        self._grants.clear()
+        self._on_change("")
+
+    def _on_message(self, data: bytes) -> None:
+        name = data.decode("utf-8", "replace")
+        self._forget(name)
+        self._on_change(name)
+
+    def _forget(self, name: str) -> None:
+        self._change_count += 1
+        self._grants.pop(name, None)
 
     async def load(self, name: str) -> StoredGrant | None:
         """Return the stored grant of a name, even if it has expired."""
-        found = self._cache.get(name)
-        if found is None:
-            _, found = await self._read(name)
-        return found
+        return self._grants.get(name) or (await self._read(name))[1]
 
     async def _read(self, name: str) -> tuple[bytes | None, StoredGrant | None]:
-        key, change_count = self._key(name), self._change_count
-        raw = await self._services.store.kv.get(key)
+        key, change_count = self._prefix + name, self._change_count
+        raw = await self._vault.kv.get(key)
         found = None if raw is None else self._vault.open(_KIND, raw.decode("latin-1"), StoredGrant, key.encode())
-        if change_count == self._change_count:  # else it may have been removed since
-            self._remember(name, found)
+        self._remember(name, found, change_count)
         return raw, found
 
-    def _remember(self, name: str, grant: StoredGrant | None) -> None:
+    def _remember(self, name: str, grant: StoredGrant | None, change_count: int) -> None:
+        if change_count != self._change_count:
+            return  # it may have been removed since
         if grant is None:
-            self._cache.pop(name, None)
+            self._grants.pop(name, None)
         else:
-            self._cache.keep(name, grant)
+            self._grants.keep(name, grant)
 
-    def _seal(self, name: str, grant: StoredGrant) -> bytes:
-        return self._vault.seal(_KIND, grant, self._key(name).encode()).encode()
-
-    def _lifetime(self, grant: StoredGrant) -> float:
+    def _seal(self, name: str, grant: StoredGrant) -> tuple[bytes, float]:
+        """Return what is stored for a grant, and for how many seconds."""
+        sealed = self._vault.seal(_KIND, grant, (self._prefix + name).encode())
         until = grant.tokens.expires_at
         lasts = grant.tokens.refresh_token or not until
-        return self._ttl if lasts else max(until - time.time(), 1.0)
-
-    async def put(self, name: str, grant: StoredGrant) -> None:
-        """Store a grant, replacing any other, and notify all workers."""
-        await self._services.store.kv.put(
-            self._key(name), self._seal(name, grant), self._lifetime(grant), lossy=self._lossy
-        )
-        await self._notify_workers(name)
-
-    async def remove(self, name: str) -> StoredGrant | None:
-        """Remove a grant on all workers, and return it."""
-        _, grant = await self._read(name)
-        await self._services.store.kv.delete(self._key(name))
-        await self._notify_workers(name)
-        return grant
+        return sealed.encode(), self._ttl if lasts else max(until - time.time(), 1.0)
 
     async def _notify_workers(self, name: str) -> None:
-        self._change_count += 1
-        self._cache.pop(name, None)
-        await self._services.store.bus.publish(self._topic, name.encode())
+        self._forget(name)
+        await self._vault.bus.publish(self._topic, name.encode())
 
     # Fresh grants
 
-    async def get(self, name: str, renew: Renew) -> StoredGrant | None:
-        """Return the grant of a name, renewed if its token is about to expire.
+    @override
+    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
+        """Return the token of a caller, renewed if it's about to expire; nothing if its grant has ended.
 
         Raises:
             ClientError: It has expired, and can't be renewed at the moment.
         """
-        found = await self.load(name)
-        if found is not None and not _needs_renewal(found):
-            return found
-        return await self._renewal(name, found, renew)
+        name = self._name(caller)
+        grant = await self.load(name)
+        if grant is None or grant.needs_renewal:
+            grant = await self._renew(caller, name, grant)
+        return {} if grant is None else self._proofs.authorize(grant.tokens, method, url)
 
-    async def replace(self, name: str, refused: str, renew: Renew) -> bool:
-        """Renew a grant whose access token the upstream has refused.
-
-        Returns:
-            Whether a retry makes sense, because there's another token.
+    @override
+    async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
+        """Renew the token that was refused, unless another one is stored already.
 
         Raises:
-            ClientError: The grant can't be renewed at the moment.
+            ClientError: It can't be renewed at the moment.
         """
+        name = self._name(caller)
+        refused = sent.get("Authorization", "").partition(" ")[2]
         _, found = await self._read(name)
         if found is not None and found.token != refused:
             return True
-        last = self._renewal_times.get(name)
-        if last is not None and time.monotonic() - last < _MIN_RENEWAL_INTERVAL:
+        now = time.monotonic()
+        last = self._renewal_times.get(name, -_MIN_RENEWAL_INTERVAL)
+        if now - last < _MIN_RENEWAL_INTERVAL and not self._renewals.runs(name):
             return False
-        self._renewal_times.keep(name, time.monotonic())
-        fresh = await self._renewal(name, found, renew)
+        self._renewal_times.keep(name, now)
+        fresh = await self._renew(caller, name, found)
         return fresh is not None and fresh.token != refused
 
-    async def _renewal(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
+    async def _renew(self, caller: LinkCaller, name: str, old: StoredGrant | None) -> StoredGrant | None:
         if len(self._renewals) >= _MAX_RENEWALS and not self._renewals.runs(name):
             raise ConnectFailed("Too many access tokens are being renewed at once. Try again later.")
-        return await self._renewals.run(name, lambda: self._renew(name, old, renew))
+        return await self._renewals.run(name, lambda: self._renew_alone(caller, name, old))
 
-    async def _renew(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
+    async def _renew_alone(self, caller: LinkCaller, name: str, old: StoredGrant | None) -> StoredGrant | None:
         try:
             async with (
                 asyncio.timeout(2 * _LEASE),
-                Claim(self._services.store.kv, f"gateway-lease:{self._prefix}{name}", _LEASE).hold(),
+                Claim(self._vault.kv, f"gateway-lease:{self._prefix}{name}", _LEASE).hold(),
             ):
                 raw, found = await self._read(name)
-                if found is not None and not _needs_renewal(found) and (old is None or found.token != old.token):
+                if found is not None and not found.needs_renewal and (old is None or found.token != old.token):
                     return found  # another worker was faster
                 async with asyncio.timeout(ISSUER_TIMEOUT):
-                    fresh = await renew(found)
+                    fresh = await self._request(caller, found)
         except TimeoutError:
             raise ConnectFailed("The authorization server took too long. Try again later.") from None
         except ClientError:
             if old is not None and not old.has_expired:
                 return old  # it's still valid for a while
             raise
-        return await self._write(name, raw, fresh)
-
-    async def _write(self, name: str, raw: bytes | None, fresh: StoredGrant | None) -> StoredGrant | None:
-        kv, key = self._services.store.kv, self._key(name)
-        sealed = None if fresh is None else self._seal(name, fresh)
-        ttl = 1.0 if fresh is None else self._lifetime(fresh)
-        if raw is None and sealed is None:
+        if raw is None and fresh is None:
             return None
+        sealed, ttl = (None, 1.0) if fresh is None else self._seal(name, fresh)
         change_count = self._change_count
-        if await kv.compare_and_set(key, raw, sealed, ttl, lossy=self._lossy):
-            if change_count == self._change_count:
-                self._remember(name, fresh)
+        if await self._vault.kv.compare_and_set(self._prefix + name, raw, sealed, ttl, lossy=self._lossy):
+            self._remember(name, fresh, change_count)
             if fresh is None:
                 await self._notify_workers(name)
             return fresh
         # It was removed or replaced in between: the user's action wins.
         _, found = await self._read(name)
-        if found is None and fresh is not None and self._discard is not None:
-            await self._discard(name, fresh)
+        if found is None and fresh is not None:
+            await self._discard(fresh)
         return found
 
 
-def _needs_renewal(grant: StoredGrant) -> bool:
-    return 0 < grant.renew_at <= time.time()
+def make_grant(tokens: Tokens, registration: Registration | None = None) -> StoredGrant:
+    """Return a grant for tokens that were just issued.
+
+    Args:
+        tokens: The tokens.
+        registration: The client that a user's tokens were issued to. Without a refresh token, they are used until they
+            expire.
+    """
+    margin = min(_RENEWAL_MARGIN, max(tokens.expires_at - time.time(), 0.0) / 5)
+    if registration is not None and not tokens.refresh_token:
+        margin = 0.0
+    return StoredGrant(tokens, tokens.expires_at and tokens.expires_at - margin, registration or Registration())
 
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -284,11 +271,9 @@ _DEFAULT_LIFETIME = 300.0
 """Seconds for which an exchanged token is used if the issuer doesn't say when it expires."""
 _LIST_RETRY_SECONDS = 30.0
 """Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
-_TOKEN_SECONDS = 3600.0
-"""Seconds for which a token without a known expiry is stored."""
 
 
-class _TokenCredentials(UpstreamCredentials):
+class _IssuedCredentials(TokenCredentials):
     """Tokens from a configured authorization server."""
 
     def __init__(
@@ -308,42 +293,16 @@ class _TokenCredentials(UpstreamCredentials):
             LocalError: A secret is missing.
             ValueError: A key can't sign.
         """
-        super().__init__(upstream, forward)
         self._options = options
         self._target = options.resource or str(url)
-        self._outbound = outbound_for(url, private_addresses=options.private_addresses)
-        self._read()
         parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
                  " ".join(options.scope), self._target)  # fmt: skip
         digest = sha256("\n".join(parts).encode()).hexdigest()[:32]
-        self._tokens = SharedTokens(services, f"gateway-token:{digest}:", ttl=_TOKEN_SECONDS, lossy=True)
+        super().__init__(upstream, forward, services, f"gateway-token:{digest}:")
+        self._outbound = outbound_for(url, private_addresses=options.private_addresses)
+        self._read_secrets()
 
-    @override
-    async def close(self) -> None:
-        """Finish running tasks."""
-        await self._tokens.close()
-
-    def _key(self, caller: LinkCaller) -> str:
-        """Return the store key of a caller's token, which doesn't contain the token."""
-        raise NotImplementedError
-
-    async def _renew(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
-        """Request another token."""
-        raise NotImplementedError
-
-    @override
-    async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token of a caller, which all workers share."""
-        grant = await self._tokens.get(self._key(caller), partial(self._renew, caller))
-        return {} if grant is None else {"Authorization": f"Bearer {grant.token}"}
-
-    @override
-    async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
-        """Request another token."""
-        refused = sent.get("Authorization", "").partition(" ")[2]
-        return await self._tokens.replace(self._key(caller), refused, partial(self._renew, caller))
-
-    def _read(self) -> None:
+    def _read_secrets(self) -> None:
         options, owner = self._options, f"the upstream {self.upstream!r}"
         secret = options.client_secret.read(owner) if options.client_secret is not None else ""
         key = options.private_key.read(owner) if options.private_key is not None else ""
@@ -356,49 +315,47 @@ class _TokenCredentials(UpstreamCredentials):
         except ValueError as exc:
             raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
 
-    async def _issuer(self) -> IssuerMetadata:
+    async def _ask(self, lifetime: float, until: float, **form: str) -> StoredGrant:
+        """Request a token.
+
+        Args:
+            lifetime: Seconds until it expires if the issuer doesn't say; 0 if it may not expire.
+            until: Latest expiry, in Unix time.
+            form: Parameters of the request.
+        """
         options = self._options
         if options.token_url:
             parse_secure(options.token_url)
-            return IssuerMetadata(issuer=options.token_url, token_endpoint=options.token_url)
-        found = await find_issuer(options.issuer, self._outbound)
-        if found is None:
+            issuer: IssuerMetadata | None = IssuerMetadata(options.token_url, token_endpoint=options.token_url)
+        else:
+            issuer = await find_issuer(options.issuer, self._outbound)
+        if issuer is None:
             raise ConnectFailed(
                 f"The metadata of {options.issuer} isn't available. If it has none, set its token_url instead."
             )
-        return found
-
-    async def _ask(self, form: Mapping[str, str]) -> TokenResponse:
-        issuer = await self._issuer()
+        form["resource"] = self._target
+        if options.scope:
+            form["scope"] = " ".join(options.scope)
         response = await ask_token(issuer, self._registration, form, self._outbound)
         response.check(issuer.issuer, f"token for the upstream {self.upstream!r}")
-        return response
-
-    def _form(self, grant_type: str, **more: str) -> dict[str, str]:
-        scope = " ".join(self._options.scope)
-        return {"grant_type": grant_type, "resource": self._target, **({"scope": scope} if scope else {}), **more}
+        lifetime = response.expires_in or lifetime
+        expires_at = min(until, time.time() + lifetime) if lifetime else 0
+        return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at))
 
 
-class OwnCredentials(_TokenCredentials):
+class OwnCredentials(_IssuedCredentials):
     """One token for all callers (RFC 6749 §4.4)."""
 
     @override
-    def _key(self, caller: LinkCaller) -> str:
-        return "own"
-
-    @override
-    async def _renew(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
+    async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
         try:
-            self._read()  # a file may have been rotated
+            self._read_secrets()  # a file may have been rotated
         except LocalError as exc:
             raise AccessDenied(str(exc), 401) from None
-        response = await self._ask(self._form("client_credentials"))
-        now = time.time()
-        expires_at = now + response.expires_in if response.expires_in else 0
-        return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at), now=now)
+        return await self._ask(0, inf, grant_type="client_credentials")
 
 
-class ExchangedCredentials(_TokenCredentials):
+class ExchangedCredentials(_IssuedCredentials):
     """Tokens exchanged for each caller's own (RFC 8693)."""
 
     personal = True
@@ -406,8 +363,9 @@ class ExchangedCredentials(_TokenCredentials):
     def __init__(
         self, upstream: str, forward: Sequence[str], url: Url, options: TokenExchange, services: Services
     ) -> None:
-        """See `_TokenCredentials`."""
+        """See `_IssuedCredentials`."""
         super().__init__(upstream, forward, url, options, services)
+        self._audience = {"audience": options.audience} if options.audience else {}
         self._last_key = ""
         """Link key of the most recent caller."""
         self._failed_key = ""
@@ -415,7 +373,7 @@ class ExchangedCredentials(_TokenCredentials):
         self._caller_event = asyncio.Event()
 
     @override
-    def _identify(self, call: Call) -> tuple[str, LinkCaller]:
+    def _identify(self, call: Call) -> LinkCaller:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
             raise call_error(
@@ -431,10 +389,9 @@ class ExchangedCredentials(_TokenCredentials):
             )
         # A program with fewer scopes must not get the token of another program of the same user.
         rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
-        key = f"{principal.binding.hex()}:{rights}"
         exp = principal.claims.get("exp")
         until = min(principal.expires_at, float(exp)) if isinstance(exp, int | float) else principal.expires_at
-        return key, LinkCaller({}, principal.id, token.strip().decode("ascii"), until)
+        return LinkCaller(f"{principal.binding.hex()}:{rights}", token.strip().decode("ascii"), until)
 
     @override
     def link_key(self, call: Call) -> str:
@@ -473,22 +430,14 @@ class ExchangedCredentials(_TokenCredentials):
         self._failed_key = link_key
 
     @override
-    def _key(self, caller: LinkCaller) -> str:
+    def _name(self, caller: LinkCaller) -> str:
         if caller.until <= time.time():
             raise AccessDenied("The caller's access token has expired.", 401)
         return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
 
     @override
-    async def _renew(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
-        token, until = caller.token, caller.until
-        options = self._options
-        assert isinstance(options, TokenExchange)  # noqa: S101  checked by `open_credentials`
-        form = self._form(
-            _EXCHANGE, subject_token=token, subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN
-        )
-        if options.audience:
-            form["audience"] = options.audience
-        response = await self._ask(form)
-        now = time.time()
-        expires_at = min(until, now + (response.expires_in or _DEFAULT_LIFETIME))
-        return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at), now=now)
+    async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
+        return await self._ask(
+            _DEFAULT_LIFETIME, caller.until, grant_type=_EXCHANGE, subject_token=caller.token,
+            subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN, **self._audience,
+        )  # fmt: skip

@@ -26,7 +26,7 @@ from millstream._override import override
 from millstream.client import ConnectFailed, ConnectionLost, Listener, TransportRequest
 from millstream.client.lowlevel import DuplexTransport
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
-from millstream.parts import Recent, Tasks
+from millstream.parts import Recent, Tasks, cancel_all
 from millstream.protocol import METHOD_NOT_FOUND, Envelope, Revision, decoder, encode
 
 _decode_message = decoder(dict[str, Any])
@@ -330,7 +330,7 @@ class ProgramTransport(DuplexTransport):
         self._input: ObjectSendStream[tuple[Context, Any]] | None = None
         self._session: asyncio.Task[None] | None = None
         """The session; None if the client has only sent requests that need none."""
-        self._tasks: set[asyncio.Task[Envelope]] = set()
+        self._requests = Tasks()
         """Requests that need no session."""
 
     @override
@@ -391,11 +391,9 @@ class ProgramTransport(DuplexTransport):
         if self.fault is not None:
             raise self.fault
         answer = single.answer(request.method, request.body, request.id, self.deliver)
-        task = asyncio.get_running_loop().create_task(answer, context=self._context_of_caller())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
-            return await task  # canceling the caller cancels it
+            # Canceling the caller cancels it.
+            return await self._context_of_caller().run(self._requests.spawn, answer)
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
@@ -423,16 +421,12 @@ class ProgramTransport(DuplexTransport):
     async def close(self) -> None:
         """End the session."""
         self.end(ConnectionLost("The client was closed."))
-        tasks: list[asyncio.Task[Any]] = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        await self._requests.close()
         if self._input is not None:
             await self._input.aclose()
         if self._session is not None:
             await asyncio.wait([self._session], timeout=_GRACE)
-            self._session.cancel()
-            tasks.append(self._session)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._session)
         if self._entered:
             self._entered = False
             await self._run.leave()
