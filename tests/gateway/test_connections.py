@@ -307,6 +307,14 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
         assert "Not connected" in await alice.page()
 
 
+async def test_state_of_a_login_does_not_finish_it() -> None:
+    async with run_scenario() as (_, _, alice, _):
+        await alice.sign_in(ALICE)
+        state = parse_qs(urlsplit(await alice.begin_login()).query)["state"][0]
+        reply = await alice.http.get(f"/connections?finish={state}")
+        assert (reply.status_code, "was already finished" in reply.text) == (403, True)
+
+
 async def test_client_metadata_is_public() -> None:
     async with run_issuer() as issuer, run_world() as other:
         methods = [auth.oidc(issuer.url, audience="https://gateway.example/mcp"), auth.keys(ALICE)]

@@ -61,11 +61,6 @@ class StoreHealth(Struct, eq=False):
 class LogOnce(Struct, eq=False):
     """A context manager that suppresses store errors and logs the first of a series.
 
-    Args:
-        logger: The logger.
-        what: The message when the first error of a series occurs.
-        over: The message when the series ends.
-
     Example:
         >>> trouble = LogOnce(logger, "The list can't be read; retrying", "The list can be read again.")
         >>> with trouble:
@@ -76,7 +71,9 @@ class LogOnce(Struct, eq=False):
 
     logger: logging.Logger
     what: str
+    """The message when the first error of a series occurs."""
     over: str
+    """The message when the series ends."""
     lasts: bool = False
     """Whether the last attempt failed."""
 

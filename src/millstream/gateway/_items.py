@@ -138,6 +138,8 @@ class _UpstreamItem(Item):
     """The common part of an upstream's items: their results stay bytes, unless middleware reads them."""
 
     upstream: Upstream
+    own_name: str
+    """The upstream's own name, or URI template."""
 
     @override
     def within(self, hooks: Hooks) -> Self:
@@ -169,8 +171,8 @@ class UpstreamTool(_UpstreamItem, Tool):
         headers = find_annotations(schema)
         source = ItemSource(name, self._run, raw_object, schema=schema, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
-        self.upstream: Upstream = upstream
-        self.own_name: str = own_name
+        self.upstream = upstream
+        self.own_name = own_name
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
         original = upstream.catalog.tools[own_name]["inputSchema"]
         self._own_headers = headers if original is schema else find_annotations(original)
@@ -243,8 +245,8 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         """See `make_item`."""
         properties = {each["name"]: dict[str, Any]() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
-        self.upstream: Upstream = upstream
-        self.own_name: str = own_name
+        self.upstream = upstream
+        self.own_name = own_name
         self._described = {**description, "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
@@ -368,7 +370,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
         super().__init__(name, ItemSource(name, self._run, _identity))
-        self.upstream: Upstream = upstream
+        self.upstream = upstream
         self._described = {**description, "uri": name}
 
 
@@ -380,8 +382,8 @@ class UpstreamTemplate(_UpstreamReadable, Template):
         properties = {each: dict[str, Any]() for each in UpstreamPattern(name).variables}
         source = ItemSource(name, self._run, _identity, schema={"properties": properties})
         super().__init__(name, source, pattern=UpstreamPattern)
-        self.upstream: Upstream = upstream
-        self.own_name: str = own_name
+        self.upstream = upstream
+        self.own_name = own_name
         self._described = {**description, "uriTemplate": name}
 
     @override
@@ -684,7 +686,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     except MALFORMED:
         params = {}
     header = (call.headers or {}).get(b"mcp-name", b"")
-    name = decode_name(header.strip(b" \t")) if header else ""
+    name = decode_name(header.strip(b" \t"))
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
         members_of_result = _decode_object(result)

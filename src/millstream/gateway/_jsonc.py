@@ -60,7 +60,7 @@ def read(text: str) -> Node:
     """
     plain = _TRAILING_COMMA.sub(_erase, _COMMENT.sub(_erase, text))
     if reason := exceeds_limits(plain.encode(), _MAX_DEPTH):
-        raise JsonSyntaxError(f"line 1 begins a document that is {reason}")
+        raise JsonSyntaxError(f"line 1 begins a document that is too large: {reason}")
     try:
         value = json.loads(plain, parse_constant=_refuse)
     except json.JSONDecodeError as exc:

@@ -285,10 +285,11 @@ class ResourceWatches:
         new = [uri for uri in uris if not self._followers[owner, uri]]
         if not self._share.has_room(owner, sum(map(_size_of, new))):
             held = sum(each == owner for each, _ in self._followers)
-            text = (
+            raise ProtocolError(
+                INVALID_REQUEST,
                 f"You watch {held} resources of {self._name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "
+                "URIs are long. Unsubscribe from some.",
             )
-            raise ProtocolError(INVALID_REQUEST, f"{text}URIs are long. Unsubscribe from some.")
         if self._size + sum(_size_of(uri) for uri in new if uri not in self._owners) > _MAX_SIZE:
             text = f"Other callers watch too many resources of {self._name!r}. Try again later."
             raise ProtocolError(OVERLOADED, text, status=503)

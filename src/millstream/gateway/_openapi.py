@@ -418,7 +418,7 @@ def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str
 def _form_of(options: Mapping[str, Any]) -> str:
     """Return the encoding of a parameter or field (OpenAPI 3.1, Style Values); see `Argument.form`."""
     style = options.get("style", "form")
-    if str(options.get("contentType", "")).partition(";")[0].endswith("json"):
+    if _plain(str(options.get("contentType", ""))).endswith("json"):
         return "json"
     if style == "deepObject":
         return "deep"
@@ -456,19 +456,16 @@ class RouteKind(Enum):
 
 
 class RouteMap(Struct, frozen=True):
-    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``.
-
-    Args:
-        methods: HTTP methods, in upper case; empty for all.
-        pattern: Regular expression to search for in the path.
-        tags: Tags that an operation must all have.
-        kind: What the operations become.
-    """
+    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``."""
 
     methods: Sequence[str] = ()
+    """HTTP methods, in upper case; empty for all."""
     pattern: str = ""
+    """Regular expression to search for in the path."""
     tags: frozenset[str] | set[str] = frozenset()
+    """Tags that an operation must all have."""
     kind: RouteKind = RouteKind.TOOL
+    """What the operations become."""
 
     def matches(self, operation: Operation) -> bool:
         """Return whether it applies to an operation.
@@ -533,9 +530,10 @@ async def send_by(client: Any, request: ApiRequest) -> Any:
     try:
         return await client.request(request.method, request.target, headers=request.headers, content=request.content)
     except Exception as error:
-        if "Error" in type(error).__name__ or "Timeout" in type(error).__name__:
-            raise ToolError(f"{type(error).__name__}: {error}") from error
-        raise
+        is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
+        if isinstance(error, ToolError) or not is_http_error:
+            raise
+        raise ToolError(f"{type(error).__name__}: {error}") from error
 
 
 def check_response(response: Any) -> Any:

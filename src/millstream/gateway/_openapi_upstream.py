@@ -87,16 +87,6 @@ class ApiResponse(Struct):
         return msgspec.json.decode(self.content)
 
 
-def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
-    result: dict[str, str] = {}
-    for name, value in headers.items():
-        text = str(value)
-        if not text.isprintable() or not text.isascii():
-            raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
-        result[name.lower()] = text
-    return result
-
-
 class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
@@ -221,7 +211,11 @@ class ApiUpstream(Upstream):
         if has_dot_segment(request.target.partition("?")[0]):
             raise ToolError("An argument would change the path.")
         target = endpoint.url.target.partition("?")[0].rstrip("/") + request.target
-        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(request.headers)}
+        fields = {"accept": "application/json, */*;q=0.5"}
+        for name, value in request.headers.items():
+            if not value.isprintable() or not value.isascii():
+                raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
+            fields[name.lower()] = value
         extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         method = request.method
         try:

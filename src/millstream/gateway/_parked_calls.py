@@ -471,14 +471,15 @@ class ParkedCalls:
     def _receive(self, letter: PartMessage, worker: str) -> None:
         if letter.part != _PART:
             return
-        match _decode_message(letter.body):
-            case WakeCall() as message:
+        message: _Letter = _decode_message(letter.body)
+        match message:
+            case WakeCall():
                 self._on_wake_call(message, worker)
             case LeaveCall(number):
                 if (parked := self._followed.get((worker, number))) is not None:
                     self._drop(parked)
-            case CallNews() as news:
-                self._on_call_news(news, worker)
+            case CallNews():
+                self._on_call_news(message, worker)
 
     def _on_call_news(self, news: CallNews, worker: str) -> None:
         remote = self._remote.get(news.number)
@@ -517,9 +518,7 @@ class ParkedCalls:
 
     def _on_wake_call(self, message: WakeCall, worker: str) -> None:
         number = message.number
-        outbox = NotificationQueue(
-            lambda method, params: self._report(worker, number, _Notification(method, params)),
-        )
+        outbox = NotificationQueue(lambda method, params: self._report(worker, number, _Notification(method, params)))
         try:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, _decode_responses(message.responses), outbox.put)

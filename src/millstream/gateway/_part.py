@@ -1,7 +1,6 @@
 """The gateway as a part of the server: connects to upstreams, and keeps their items in the registry."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -119,6 +118,10 @@ class GatewayPart:
         arriving = ArrivingBytes(host.settings.max_incoming_bytes, largest)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
+
+        def on_update(uri: str) -> None:
+            host.services.changes.emit(ServerChange("updated", uri))
+
         for config in self.definition.upstreams:
             make = Upstream
             if config.openapi is not None:
@@ -128,7 +131,7 @@ class GatewayPart:
             upstream = self.upstreams[config.name] = make(
                 config,
                 on_change=self._register,
-                on_update=lambda uri: host.services.changes.emit(ServerChange("updated", uri)),
+                on_update=on_update,
                 parked_calls=parked,
                 store=host.store,
                 server=self.definition.name,
@@ -627,8 +630,8 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
     found: dict[str, dict[str, Any]] = {}
     for reports in workers:
         for report in reports:
-            merged_report = found.get(report["name"])
-            found[report["name"]] = {**report, "workers": 1} if merged_report is None else _merge(merged_report, report)
+            name = report["name"]
+            found[name] = _merge(found[name], report) if name in found else {**report, "workers": 1}
     return list(found.values())
 
 
@@ -644,9 +647,9 @@ def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAX_FIELDS},
     }
     first, second = one["processes"], other["processes"]
-    if first is not None and second is not None:
-        merged["processes"] = {**first, **{name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}}
-        merged["processes"]["last_error"] = first["last_error"] or second["last_error"]
+    if first and second:
+        sums = {name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}
+        merged["processes"] = {**first, **sums, "last_error": first["last_error"] or second["last_error"]}
     return merged
 
 
@@ -670,9 +673,10 @@ def open_credentials(  # noqa: C901  a case for each kind
     )
 
     name, auth = config.name, config.auth
-    server = None
-    with contextlib.suppress(TargetError):
+    try:
         server = find_server(target, env={}, cwd=None)
+    except TargetError:
+        server = None
     if not isinstance(server, Remote):
         option = "auth" if auth is not None else "forward_headers"
         raise LocalError(

@@ -18,7 +18,7 @@ from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
 from millstream.gateway._names import Names
-from millstream.gateway._results import Redaction, Redactor, run_aside
+from millstream.gateway._results import Redaction, Redactor, decode_object, run_aside
 from millstream.parts import (
     Call,
     Cap,
@@ -36,7 +36,6 @@ from millstream.protocol import (
     MALFORMED,
     RESOURCE_NOT_FOUND,
     SuggestionMeta,
-    decoder,
     encode,
     is_array,
     is_object,
@@ -179,7 +178,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
 
 
 def _has_claim(claim: Any, value: Any) -> bool:
-    items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
+    items = claim if is_array(claim) else (claim,)
     return any(type(each) is type(value) and each == value for each in items)
 
 
@@ -274,7 +273,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         given = arguments
         if not is_object(arguments):
             try:
-                given = _decode_object(arguments or b"{}")
+                given = decode_object(arguments or b"{}")
             except MALFORMED as exc:
                 raise ToolError("The arguments must be a JSON object.") from exc
         values = {**self.defaults, **given}
@@ -326,9 +325,6 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         return run_by_rules
 
 
-_decode_object = decoder(dict[str, Any])
-
-
 def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
     """Return the beginning of a tool's result, and the resource link to the rest.
 
@@ -338,11 +334,11 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
         link: Resource link; None if the whole result can't be stored.
     """
     try:
-        decoded = _decode_object(result)
+        decoded = decode_object(result)
     except MALFORMED:
         decoded = {}
     content = decoded.get("content")
-    blocks = cast("Sequence[Any]", content) if is_array(content) else ()
+    blocks = content if is_array(content) else ()
     texts = [each["text"] for each in blocks if is_object(each) and isinstance(each.get("text"), str)]
     if not texts and "structuredContent" in decoded:
         texts = [encode(decoded["structuredContent"]).decode()]
@@ -607,7 +603,7 @@ def _merge(found: Sequence[CommonRules], *names: str) -> dict[str, Any]:
         for rules in found:
             value = getattr(rules, name, None)
             if isinstance(value, tuple):
-                value = tuple(dict.fromkeys((*merged.get(name, ()), *value)))
+                value = tuple(dict.fromkeys((*merged.get(name, ()), *cast("tuple[object, ...]", value))))
             elif is_object(value):
                 value = merged.get(name, {}) | value
             if value:

@@ -94,8 +94,7 @@ class Redactor:
                 raise ValueError(
                     f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
                 )
-            text = redaction.replacement
-            self._steps.append((compiled.sub, partial(_constant, text)))
+            self._steps.append((compiled.sub, partial(_constant, redaction.replacement)))
 
     def text(self, text: str) -> str:
         """Return text with its matches replaced."""
@@ -287,7 +286,7 @@ def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
 
 
 URI = "result://{id}"
-_decode_object = decoder(dict[str, Any])
+decode_object = decoder(dict[str, Any])
 
 
 class StoredResults(Struct, frozen=True):
@@ -350,7 +349,7 @@ def _key(call: Call, id: str) -> str:
 
 def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
     """Return a result as resource contents: its structured value, or else its content."""
-    decoded, kind, text = _decode_object(result), "application/json", result.decode()
+    decoded, kind, text = decode_object(result), "application/json", result.decode()
     blocks = decoded.get("content")
     if "structuredContent" in decoded:
         text = encode(decoded["structuredContent"]).decode()

@@ -753,18 +753,15 @@ class Upstream:
         """
         if isinstance(error, InUse | NoCredentials | TooMuchArriving):
             return
-        if (
-            isinstance(error, ConnectFailed)
-            and not isinstance(error.__cause__, TimeoutError)
-            and not self.has_process_for_each
-        ):
+        separate = self.has_process_for_each
+        if isinstance(error, ConnectFailed) and not isinstance(error.__cause__, TimeoutError) and not separate:
             self.breaker.failure_count += 1
             self._degrade(error)
-            suspicious = True
-        else:
-            lost = isinstance(error, CONNECTION_FAILURES)
-            suspicious = self.breaker.fail(call, method, name, responded=not lost) and not self.has_process_for_each
-        if suspicious and (self._check_task is None or self._check_task.done()):
+        elif (
+            not self.breaker.fail(call, method, name, responded=not isinstance(error, CONNECTION_FAILURES)) or separate
+        ):
+            return
+        if self._check_task is None or self._check_task.done():
             self._check_task = asyncio.get_running_loop().create_task(self._check())
 
     async def _check(self) -> None:

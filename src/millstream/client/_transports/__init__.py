@@ -136,7 +136,7 @@ class Transport(Protocol):
 
     @property
     def has_session(self) -> bool:
-        """Whether the connection lasts from one request to the next. A handshake-era server can't ask without one."""
+        """Whether the server has a session for this client. Without one, a handshake-era server can't ask questions."""
         return True
 
     async def open(self) -> None:

@@ -150,12 +150,6 @@ class PersonalCredentials(TokenCredentials):
     async def _listers(self) -> list[str]:
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
 
-    async def _save_lister(self, owner: str) -> None:
-        """Store who connected last, because the lists are read with one of these connections."""
-        owners = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
-        await self._vault.put(f"connection-lister:{self._id}", owners, _CONNECTION_SECONDS)
-        self._user_change.set()
-
     # Calls
 
     @override
@@ -301,9 +295,10 @@ class PersonalCredentials(TokenCredentials):
             raise
         tokens = store.load().tokens[str(self.url)]
         registration = Registration() if self.options.client_id else request.who
-        await self._save_lister(owner)  # before announcing the connection
-        value, ttl = self._seal(owner, make_grant(tokens, registration))
-        await self._vault.kv.put(self._prefix + owner, value, ttl)
+        # The lists are read with one of the last connections.
+        listers = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
+        await self._vault.put(f"connection-lister:{self._id}", listers, _CONNECTION_SECONDS)
+        await self._vault.kv.put(self._prefix + owner, *self._seal(owner, make_grant(tokens, registration)))
         await self._notify_workers(owner)
         await self._vault.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
@@ -527,6 +522,7 @@ class ConnectionsPage:
         connection = None if pending is None else self._connections.get(pending.upstream)
         if (
             pending is None
+            or not pending.answer
             or principal is None
             or connection is None
             or pending.owner != owner_of(principal.id)

@@ -4,6 +4,7 @@ This module finds their classes and settings without importing them: their objec
 imported them.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ _CLASSES: Mapping[tuple[str, str], str] = {
     ("mcp.server.lowlevel", "Server"): "mcp",
 }
 """Module and name of a class -> distribution."""
+
+_PORT = re.compile(r"(?<=.):(?:\*|\d+)\Z")
 
 
 class ProgramError(ValueError):
@@ -36,8 +39,5 @@ def library_of(value: object) -> str:
 
 def hosts_and_origins(security: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the hosts, without ports, and origins that the SDK's `TransportSecuritySettings` allow."""
-    hosts: dict[str, None] = {}
-    for host in security.allowed_hosts:
-        name, _, port = host.rpartition(":")
-        hosts[name if name and (port == "*" or port.isdigit()) else host] = None
-    return tuple(hosts), tuple(each for each in security.allowed_origins if not each.endswith(":*"))
+    hosts = tuple(dict.fromkeys(_PORT.sub("", host) for host in security.allowed_hosts))
+    return hosts, tuple(each for each in security.allowed_origins if not each.endswith(":*"))
