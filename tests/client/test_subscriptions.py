@@ -11,12 +11,14 @@ import pytest
 
 from cases import for_each
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery, with_handshake
-from millstream import Client
-from millstream.client._errors import ConnectionLost, InvalidResponse, ServerError
+from http_peer import serve
+from millstream import Client, Server, auth
+from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse, ServerError
 from millstream.client._server_messages import Change
 from patience import WAIT
 
 KEY = "io.modelcontextprotocol/subscriptionId"
+KEY_OF_BOB = "bob-has-a-key-of-some-length"
 
 
 def note(asked: ReceivedRequest, name: str, **params: Any) -> bytes:
@@ -106,6 +108,47 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
             assert (await client.call("x")).text == "done"
             assert await anext(changes) == Change("again")
     assert seen == ["resources/subscribe", "tools/call", "resources/subscribe", "tools/call", "resources/unsubscribe"]
+
+
+async def test_subscriptions_that_always_end_are_reopened_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[int] = []
+
+    def pause(failures: int) -> float:
+        pauses.append(failures)
+        return 0.0
+
+    monkeypatch.setattr("millstream.client._watches.retry_pause", pause)
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        await asked.event(note(asked, "subscriptions/acknowledged", notifications={"toolsListChanged": True}))
+        await asked.event(asked.answer({"resultType": "complete"}))
+        await asked.end()
+
+    async with (
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url) as client,
+        client.watch(tools=True) as changes,
+        asyncio.timeout(WAIT),
+    ):
+        assert [await anext(changes) for _ in range(3)] == [Change("again")] * 3
+    assert pauses[:3] == [0, 1, 2]
+
+
+@for_each("revision", ["2025-11-25", "2026-07-28"])
+async def test_watching_what_the_caller_may_not_see_is_an_error(revision: str) -> None:
+    mcp = Server("shop", auth=auth.keys(named_keys={"bob": KEY_OF_BOB}))
+
+    @mcp.resource("orders://all", scopes=["orders"])
+    async def orders() -> str:
+        return "none"
+
+    async with mcp.running(), serve(mcp) as running, asyncio.timeout(WAIT):
+        url, headers = f"http://127.0.0.1:{running.port}/mcp", {"Authorization": f"Bearer {KEY_OF_BOB}"}
+        async with Client(url, headers=headers, revision=revision) as client:
+            with pytest.raises(ClientError, match="credentials"):
+                async with client.watch("orders://all") as changes:
+                    await anext(changes)
 
 
 async def test_failed_attempts_are_not_reported_as_changes() -> None:

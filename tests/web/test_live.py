@@ -288,7 +288,7 @@ async def test_dashboard_reports_a_store_outage() -> None:
     server, screen = Server("shop", serve="web"), Screen()
     async with server.running() as runtime:
         store: Any = SimpleNamespace(kv=Refusing())
-        runtime.store_health._store = store
+        runtime.store_health.store = store
         handler = runtime.serve_http().find("GET", "/dashboard/events")
         assert handler is not None
         headers = {b"host": b"localhost"}

@@ -70,8 +70,7 @@ TABLE: dict[str, PartEntry] = {
     "cards": PartEntry("millstream.extensions.cards:Cards", lambda it: bool(it.settings.card_url), extension=True),
     "paths": PartEntry("millstream._app.parts:PathsPart"),
     "siblings": PartEntry(
-        "millstream._app.parts.operations:SiblingsPart",
-        lambda it: it.store.startswith(("memory:", "sqlite:")),
+        "millstream._app.parts.operations:SiblingsPart", lambda it: it.store.startswith(("memory:", "sqlite:"))
     ),
     "audit": PartEntry("millstream._app.parts.operations:AuditPart", lambda it: bool(it.settings.audit_log)),
 }

@@ -35,11 +35,7 @@ keys = App(name="keys", help="Create, list, revoke, and rotate API keys.")
 
 KeyFileOption = Annotated[
     Path | None,
-    Parameter(
-        name="--file",
-        metavar="FILE",
-        help=f"The file of keys. [default: {PREFIX}AUTH_KEYS, or {KEY_FILE}]",
-    ),
+    Parameter(name="--file", metavar="FILE", help=f"The file of keys. [default: {PREFIX}AUTH_KEYS, or {KEY_FILE}]"),
 ]
 Owner = Annotated[str, Parameter(name="NAME", help="Owner of the key: the caller's subject in tools.")]
 
@@ -269,13 +265,7 @@ audit = App(name="audit", help="Check audit logs.")
 
 
 @audit.command
-def verify(
-    file: Path,
-    /,
-    *,
-    last: Annotated[str, Parameter(metavar="HASH")] = "",
-    json: Json = False,
-) -> None:
+def verify(file: Path, /, *, last: Annotated[str, Parameter(metavar="HASH")] = "", json: Json = False) -> None:
     """Check that no line was changed, removed, or inserted, and print the hash of the last one.
 
     To detect lines removed from the end, note the hash of the last line elsewhere, and pass it with `--last`.

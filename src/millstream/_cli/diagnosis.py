@@ -34,7 +34,6 @@ from millstream._cli.items import check_resource
 from millstream._cli.program import Json, finite
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text
-from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.notifications import ToolDescription
@@ -54,13 +53,7 @@ async def latency_ms(client: Client) -> float:
     return (time.perf_counter() - begun) * 1000
 
 
-def info(
-    target: Target,
-    /,
-    *,
-    options: ConnectOptions = DEFAULTS,
-    json: Json = False,
-) -> None:
+def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
     """Show a server's identity, protocol, items, and response time (the median of five).
 
     **Example**
@@ -144,13 +137,7 @@ class _PatientOptions(ConnectOptions):
 _DEFAULTS = _PatientOptions()
 
 
-def doctor(
-    target: Target,
-    /,
-    *,
-    options: _PatientOptions = _DEFAULTS,
-    json: Json = False,
-) -> None:
+def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, json: Json = False) -> None:
     """Diagnose why a connection fails.
 
     It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
@@ -163,37 +150,28 @@ def doctor(
 
     async def work() -> int:
         steps: list[DiagnosticStep] = []
+
+        def add(step: DiagnosticStep) -> None:
+            steps.append(step)
+            if not json:
+                print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
+                if step.remedy:
+                    print_text(f"      Fix: {step.remedy}")
+
         failed: ClientError | None = None
         try:
             async for step in examine(target, options):
-                steps.append(step)
-                if not json:
-                    show(step)
+                add(step)
         except ClientError as exc:
             failed = exc
-            steps.append(
-                DiagnosticStep(
-                    "connection",
-                    exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc),
-                    ok=False,
-                    remedy=remedy_of(exc),
-                )
-            )
-            if not json:
-                show(steps[-1])
+            found = exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc)
+            add(DiagnosticStep("connection", found, ok=False, remedy=remedy_of(exc)))
         well = all(step.ok for step in steps)
         if json:
             print_json({"server": target, "ok": well, "steps": steps})
         return status_of(failed) if failed is not None else 0 if well else FAILED
 
     run_to_exit(work)
-
-
-def show(step: DiagnosticStep) -> None:
-    """Print one line, and another one with the remedy."""
-    print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
-    if step.remedy:
-        print_text(f"      Fix: {step.remedy}")
 
 
 async def examine(target: str, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
@@ -216,8 +194,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
     async with options.client(target) as client:
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
-            "protocol",
-            f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)",
+            "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
         )
         yield await count_items(client)
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
@@ -296,7 +273,9 @@ async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float)
     try:
         async with asyncio.timeout(seconds):
             reply = await endpoint.send("OPTIONS", ask, repeatable=True)
-        yield cors(reply)
+        allowed = reply.header(b"access-control-allow-origin")
+        text = f"pages of {allowed} may use it" if allowed else "pages of other origins can't use it, which is safe"
+        yield DiagnosticStep("browsers", text)
         proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]
         if proxies:
             shown = ", ".join(name.decode() for name in proxies)
@@ -309,26 +288,15 @@ async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float)
         await pool.close()
 
 
-def cors(reply: HttpReply) -> DiagnosticStep:
-    """Check whether pages of other origins may use the server."""
-    allowed = reply.header(b"access-control-allow-origin")
-    text = f"pages of {allowed} may use it" if allowed else "pages of other origins can't use it, which is safe"
-    return DiagnosticStep("browsers", text)
-
-
 def remedy_of(error: ClientError) -> str:
     """Return the remedy of an error, or the usual one for its type."""
     if isinstance(error, NotMcp | TlsFailed) and error.remedy:
         return explain(error)[2]
-    remedies: list[tuple[type[ClientError], str]] = [
-        (
-            ConnectFailed,
-            "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only.",
-        ),
-        (AccessDenied, "Sign in with --login, or send a valid key: --auth KEY."),
-        (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
-    ]
-    return next((text for kind, text in remedies if isinstance(error, kind)), "")
+    if isinstance(error, ConnectFailed):
+        return "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only."
+    if isinstance(error, AccessDenied):
+        return "Sign in with --login, or send a valid key: --auth KEY."
+    return "Check the path: most servers are at /mcp, old ones at /sse." if isinstance(error, NotMcp) else ""
 
 
 _CHARACTERS = 4
@@ -348,13 +316,7 @@ def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
     return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS)
 
 
-def tokens(
-    target: Target,
-    /,
-    *,
-    options: ConnectOptions = DEFAULTS,
-    json: Json = False,
-) -> None:
+def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
     """Show the cost of a server's tools in tokens, the most expensive first.
 
     The estimate is one token for four characters of names, descriptions, schemas, and instructions. The last row is the

@@ -144,10 +144,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         extra = " ".join(exc.unused_tokens or ())
         if remedy := _find_misplaced(arguments, extra):
             _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
-        _fail(
-            f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.",
-            arguments,
-        )
+        _fail(f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.", arguments)
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:

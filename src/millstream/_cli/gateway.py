@@ -91,24 +91,12 @@ def serve(  # noqa: PLR0913  the options of the command
         workers=workers,
         serve=serve,
         store=store,
-        settings={
-            "auth_keys": auth_keys,
-            "allow_anonymous": allow_anonymous or None,
-            "log_level": log_level,
-        },
+        settings={"auth_keys": auth_keys, "allow_anonymous": allow_anonymous or None, "log_level": log_level},
     )
 
 
 @gateway.command
-def accept(
-    file: File,
-    upstream: str,
-    tool: str = "",
-    /,
-    *,
-    yes: Yes = False,
-    json: bool = False,
-) -> None:
+def accept(file: File, upstream: str, tool: str = "", /, *, yes: Yes = False, json: bool = False) -> None:
     """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
 
     Shows each definition that differs from the accepted one, and adds those that you accept to gateway.lock, beside
@@ -181,9 +169,7 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
         config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision
     ) as client:
         return await catalog.fetch(
-            client.conversation,
-            max_bytes=config.max_catalog_bytes,
-            warn=lambda text: print_text(text, sys.stderr),
+            client.conversation, max_bytes=config.max_catalog_bytes, warn=lambda text: print_text(text, sys.stderr)
         )
 
 

@@ -28,6 +28,7 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import pairs
 from millstream._cli.errors import tell
+from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import find_uv, read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
@@ -91,9 +92,7 @@ def launch_of(
         if url.scheme not in ("http", "https"):
             raise CommandError("Applications can't use WebSockets.", fix="Use the server's http or https URL.")
         return Launch(url=str(url), headers=headers)
-    source, colon, name = target.rpartition(":")
-    if not (colon and source and name.isidentifier()):
-        source, name = target, ""
+    source, name = split_target(target)
     path = Path(source)
     if not path.is_file():
         fix = "Use a .py, .js, .json, or .toml file, or a URL like https://example.com/mcp."
@@ -134,7 +133,7 @@ def name_of(target: str) -> str:
         host = urlsplit(target).hostname or "server"
         parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
         return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
-    return hyphenate(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)
+    return hyphenate(Path(split_target(target)[0]).stem)
 
 
 class System(Struct, frozen=True, kw_only=True):

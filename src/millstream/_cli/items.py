@@ -45,13 +45,7 @@ _USAGE = "Arguments must be NAME=VALUE"
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
-def list_(
-    target: Target,
-    /,
-    *,
-    options: ConnectOptions = DEFAULTS,
-    json: Json = False,
-) -> None:
+def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
     """Show the tools, resources, templates, prompts, and skills of a server.
 
     In a pipe, each line has the kind, the name or URI, and the description, separated by tabs.

@@ -102,8 +102,7 @@ def print_help(app: App, words: Sequence[str]) -> None:
 
 
 EnvFile = Annotated[
-    Path | None,
-    Parameter(metavar="FILE", help="Set the variables in this file that aren't already set."),
+    Path | None, Parameter(metavar="FILE", help="Set the variables in this file that aren't already set.")
 ]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
@@ -114,12 +113,7 @@ Editable = Annotated[
     Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
 ]
 Port = Annotated[
-    int | None,
-    Parameter(
-        alias="-p",
-        metavar="PORT",
-        help="Port to listen on; 0 picks a free port. [default: 8000]",
-    ),
+    int | None, Parameter(alias="-p", metavar="PORT", help="Port to listen on; 0 picks a free port. [default: 8000]")
 ]
 Yes = Annotated[bool, Parameter(alias="-y", help="Don't ask.")]
 
@@ -148,12 +142,7 @@ def more_than_nothing(kind: type, number: float) -> None:
 Shell = Literal["bash", "zsh", "fish"]
 
 
-def completion(
-    shell: Shell | None = None,
-    /,
-    *,
-    install: bool = False,
-) -> None:
+def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
     """Print a script that completes commands, options, and choices in your shell, or install it.
 
     **Examples**

@@ -170,11 +170,7 @@ def copy_template(name: str, template: str) -> dict[str, str]:
         for path in sorted(source.rglob("*"))
         if path.is_file() and path.suffix != ".pyc" and path.name != ".env"
     }
-    return {
-        **files,
-        "pyproject.toml": _project_file(name, files["requirements.txt"].split()),
-        ".gitignore": _IGNORED,
-    }
+    return {**files, "pyproject.toml": _project_file(name, files["requirements.txt"].split()), ".gitignore": _IGNORED}
 
 
 def _project_file(name: str, requirements: list[str]) -> str:

@@ -46,13 +46,7 @@ from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
 
 
-def record(
-    file: Path,
-    /,
-    *server: str,
-    header: Header = (),
-    login: Login = False,
-) -> None:
+def record(file: Path, /, *server: str, header: Header = (), login: Login = False) -> None:
     """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards every message to the real one. Put it before

@@ -46,8 +46,7 @@ Transport = Annotated[
     ),
 ]
 Store = Annotated[
-    str,
-    Parameter(group=MCP, metavar="URL", help="Where to store streams and records. [default: memory://]"),
+    str, Parameter(group=MCP, metavar="URL", help="Where to store streams and records. [default: memory://]")
 ]
 Parts = Annotated[
     str,
@@ -64,16 +63,9 @@ KeyFiles = Annotated[
     str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
 ]
 Anonymous = Annotated[bool, Parameter(group=SECURITY, help="Let anyone who can reach the address call every tool.")]
-MinLevel = Annotated[
-    LogLevel | None,
-    Parameter(
-        metavar="LEVEL",
-        help="Minimum log level. [default: info]",
-    ),
-]
+MinLevel = Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level. [default: info]")]
 Inspect = Annotated[
-    tuple[str, ...],
-    Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
+    tuple[str, ...], Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it.")
 ]
 
 

@@ -21,7 +21,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 
@@ -56,43 +56,31 @@ def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) ->
     digests: dict[str, bytes] = {}
 
     def rewrite(name: str) -> bytes:
-        if name not in rewritten:
-            rewritten[name] = _IMPORT.sub(lambda found: link(name, found), _JSDOC.sub(b"", files[name]))
-            digests[name] = digest(rewritten[name])
+        """Rewrite a file after those that it loads, and return its digest."""
+        if name not in digests:
+            body = files[name]
+            if name.endswith(".js"):
+                body = _IMPORT.sub(
+                    lambda found: b'%b"%b?%b' % (found[1], found[2], rewrite(_target(name, found[2]))),
+                    _JSDOC.sub(b"", body),
+                )
+            elif name.endswith(".css"):
+                body = _FILE.sub(lambda found: b"%b?%b" % (found[1], rewrite(_target(name, found[1]))), body)
+            rewritten[name], digests[name] = body, digest(body)
         return digests[name]
 
-    def link(name: str, found: re.Match[bytes]) -> bytes:
-        return b'%b"%b?%b' % (found[1], found[2], rewrite(_target(name, found[2])))
-
-    for name, body in files.items():
-        if name.endswith(".js"):
-            rewrite(name)
-        elif name.endswith(".css"):
-            rewritten[name] = _FILE.sub(partial(_with_digest, name, files, digest), body)
-        else:
-            rewritten[name] = body
+    for name in files:
+        rewrite(name)
     return {name: rewritten[name] for name in files}
-
-
-def _with_digest(
-    name: str, files: Mapping[str, bytes], digest: Callable[[bytes], bytes], found: re.Match[bytes]
-) -> bytes:
-    return b"%b?%b" % (found[1], digest(files[_target(name, found[1])]))
 
 
 def imports_of(module: str, files: Mapping[str, bytes]) -> list[str]:
     """Return the transitive imports of a module, each once. Imports may have digests."""
-    names: dict[str, None] = {}
-
-    def collect(name: str) -> None:
-        for found in _IMPORT.finditer(files[name]):
-            target = _target(name, found[2])
-            if target not in names:
-                names[target] = None
-                collect(target)
-
-    collect(module)
-    return list(names)
+    names = [module]
+    for name in names:
+        targets = dict.fromkeys(_target(name, found[2]) for found in _IMPORT.finditer(files[name]))
+        names += [each for each in targets if each not in names]
+    return names[1:]
 
 
 def _target(name: str, imported: bytes) -> str:
@@ -164,11 +152,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
 
 
 def add_pages(
-    routes: RouteRegistry,
-    shown: Collection[str] | None = None,
-    *,
-    without: Collection[str] = (),
-    account: bool = False,
+    routes: RouteRegistry, shown: Collection[str] | None = None, *, without: Collection[str] = (), account: bool = False
 ) -> None:
     """Add a route for each page and file that doesn't have one yet.
 

@@ -191,11 +191,7 @@ class PlaygroundConversation:
     """One conversation: receives the browser's messages and sends events."""
 
     def __init__(
-        self,
-        server: ServerConfig,
-        model: Callable[[], LanguageModel],
-        outbox: Socket,
-        on_close: Callable[[], None],
+        self, server: ServerConfig, model: Callable[[], LanguageModel], outbox: Socket, on_close: Callable[[], None]
     ) -> None:
         # Configuration
         self._server = server

@@ -12,16 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct
 
-from millstream import (
-    Audio,
-    EmbeddedResource,
-    Image,
-    ResourceContents,
-    ResourceLink,
-    Text,
-    ToolResultBlock,
-    ToolUse,
-)
+from millstream import Audio, EmbeddedResource, Image, ResourceContents, ResourceLink, Text, ToolResultBlock, ToolUse
 from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message

@@ -243,7 +243,6 @@ class AgentRun:
         self._work = work
         self._waiting: asyncio.Queue[Event | None] = asyncio.Queue(_ROOM)
         self._task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._over = False
 
     def __aiter__(self) -> Self:
@@ -253,7 +252,6 @@ class AgentRun:
         if self._over:
             raise StopAsyncIteration
         if self._task is None:
-            self._loop = asyncio.get_running_loop()
             work, waiting = self._work, self._waiting  # the task must not keep this object alive
             self._task = await self._line.begin(lambda: _run_to_end(work, waiting), waiting.put)
         try:
@@ -276,8 +274,9 @@ class AgentRun:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def __del__(self) -> None:
-        if self._task is not None and not self._task.done() and self._loop is not None and self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._line.stop, self._task)
+        task = self._task
+        if task is not None and not task.done() and (loop := task.get_loop()).is_running():
+            loop.call_soon_threadsafe(self._line.stop, task)
             self._line.stopping = True
 
 

@@ -143,8 +143,9 @@ class LanguageModel:
             raise ConfigurationError("The API key contains invalid characters. Copy it again.")
         self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
         """URL of the API, or name of the provider."""
+        self.name: str = name.partition(":")[2] if provider else name
+        """Name of the model at its API."""
         # Configuration
-        self._name = name.partition(":")[2] if provider else name
         self._provider = provider
         self._key = key
         self._azure_version = azure_version
@@ -153,11 +154,6 @@ class LanguageModel:
         self._model: ProviderModel | None = None
         self._client: Any = None
         self._answered = False
-
-    @property
-    def name(self) -> str:
-        """Name of the model at its API."""
-        return self._name
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
         """Yield chunks of the text, then the complete reply; see `Model.stream`.
@@ -214,7 +210,7 @@ class LanguageModel:
             try:
                 make: Any = infer_provider_class(self._provider)
                 provider = make(api_key=self._key) if self._key else make()
-                return infer_model(f"{self._provider}:{self._name}", lambda _: provider)
+                return infer_model(f"{self._provider}:{self.name}", lambda _: provider)
             except (ImportError, UserError) as exc:
                 raise ModelAuthError(_one_line(str(exc))) from exc
         from openai import AsyncAzureOpenAI, AsyncOpenAI  # noqa: PLC0415
@@ -237,7 +233,7 @@ class LanguageModel:
         official = self._azure_version or urlsplit(self.url).hostname == "api.openai.com"
         # OpenAI's newer models reject `max_tokens`, and other servers don't support its successor.
         profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
-        return OpenAIChatModel(self._name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
+        return OpenAIChatModel(self.name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
 
     def _settings(self, request: ModelRequest) -> Any:
         settings: dict[str, Any] = {"timeout": self._timeout}
@@ -317,7 +313,7 @@ class LanguageModel:
             )
         if status == 404:
             return ModelRefused(
-                f"{self.url} has no model {self._name!r}, or isn't a chat API (404: {reason}). Check the model's name. "
+                f"{self.url} has no model {self.name!r}, or isn't a chat API (404: {reason}). Check the model's name. "
                 f"{_HINT}"
             )
         if status >= 500 or status in (408, 409, 425):

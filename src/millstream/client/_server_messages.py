@@ -189,6 +189,11 @@ OnChange = Callable[[Change], Awaitable[None] | None]
 Watcher = Callable[[Change, Any], None]
 """Callback for a change and the id of its subscription."""
 
+
+class _PlainParams(NotificationParams):
+    notifications: dict[str, Any] | None = None
+
+
 _CHANGES: dict[str, Kind] = {
     "notifications/tools/list_changed": "tools",
     "notifications/prompts/list_changed": "prompts",
@@ -198,7 +203,7 @@ _CHANGES: dict[str, Kind] = {
 _decode_progress = foreign_decoder(ProgressNotificationParams)
 _decode_log = foreign_decoder(LoggingMessageNotificationParams)
 _decode_updated = foreign_decoder(ResourceUpdatedNotificationParams)
-_decode_plain = foreign_decoder(NotificationParams)
+_decode_plain = foreign_decoder(_PlainParams)
 
 
 class ServerMessages:
@@ -233,8 +238,8 @@ class ServerMessages:
         self.running: dict[int, PendingRequest] = {}
         """Pending requests by id, which is also the progress token."""
         self.watchers: set[Watcher] = set()
-        self.acknowledgments: dict[int, Callable[[], object]] = {}
-        """Callbacks for the acknowledgment of subscriptions, by id."""
+        self.acknowledgments: dict[int, Callable[[bool], object]] = {}
+        """Callbacks for the acknowledgment of subscriptions, by id. The argument is whether it names any change."""
         self.subscribed: asyncio.Event = asyncio.Event()
         self.interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
         """Callback for interruptions."""
@@ -314,10 +319,11 @@ class ServerMessages:
             self._run_handler(self._on_change, change)
 
     def _handle_acknowledgment(self, message: Envelope) -> None:
-        subscription: Any = _decode_plain(message.params or b"{}").meta.get(SUBSCRIPTION_KEY)
+        params = _decode_plain(message.params or b"{}")
+        subscription: Any = params.meta.get(SUBSCRIPTION_KEY)
         acknowledge = self.acknowledgments.get(subscription) if isinstance(subscription, int) else None
         if acknowledge is not None:
-            acknowledge()
+            acknowledge(params.notifications is None or any(params.notifications.values()))
 
     def _handle_cancellation(self, message: Envelope) -> None:
         task = self._answer_tasks.get(cancelled_id(message.params))

@@ -40,6 +40,8 @@ _MAX_UNREAD = 10_000
 """Maximum unread changes. Above it, one of the kind `again` replaces them."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
+_STABLE_SECONDS = 5.0
+"""Seconds after which the end of a subscription isn't a failure to reopen it."""
 _TEMPORARY_ERRORS = frozenset({RATE_LIMITED, OVERLOADED, SERVER_ERROR, INTERNAL_ERROR})
 """Error codes of temporary failures."""
 _CONFIRM_TIMEOUT = 60.0
@@ -67,6 +69,8 @@ class Changes:
         self._fault: ClientError | None = None
         self._agreed = asyncio.Event()
         """Set while the server has confirmed the subscription."""
+        self._has_changes = True
+        """Whether the server has confirmed any of the changes."""
         self._reopens = False
         """Whether it was confirmed before, so that changes may have been missed."""
 
@@ -175,26 +179,26 @@ class Changes:
         if not done:
             raise RequestTimeout(f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds.")
 
-    def _acknowledge(self) -> None:
+    def _acknowledge(self, has_changes: bool) -> None:
+        self._has_changes = has_changes
         if self._reopens and not self._agreed.is_set():
             self._add(Change("again"))
         self._agreed.set()
 
     async def _keep_listening(self) -> None:
-        failures = 0
+        failures, now = 0, asyncio.get_running_loop().time
         try:
             while True:
+                began = now()
                 try:
                     await self._listen()
                     why: ClientError = ConnectionLost("The server ended the subscription.")
                 except ClientError as exc:
-                    if not isinstance(exc, ConnectionLost) and (failures == 0 or not is_temporary(exc)):
-                        raise
                     why = exc
-                if self._agreed.is_set():
+                if not is_temporary(why) or not (self._agreed.is_set() or self._reopens):
+                    raise why
+                if now() - began > _STABLE_SECONDS:
                     failures = 0
-                elif failures == 0:
-                    raise why  # never opened
                 await asyncio.sleep(retry_pause(failures))
                 failures += 1
                 self._agreed.clear()
@@ -212,6 +216,8 @@ class Changes:
             connection = await self._requests.connect()
             ask = RawRequest(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
             await self._requests.send(connection, ask)
+            if not self._has_changes and self._filter.resource_subscriptions:  # a list may get its first item later
+                raise ClientError("The server doesn't report these changes, at least not to these credentials.")
         finally:
             del self._incoming.acknowledgments[subscription]
 

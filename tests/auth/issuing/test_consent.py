@@ -225,6 +225,20 @@ async def test_users_can_switch_accounts(desk: Desk) -> None:
     assert (await desk.token(id, reply.answer["code"])).message["scope"] == ""
 
 
+async def test_consent_is_bound_to_the_account_that_the_page_named(desk: Desk) -> None:
+    id, browser = await consented(desk)
+    other = (await desk.register())["client_id"]
+    page = await browser.open(other, scope="orders:write")
+    assert "signed in as <strong>Ada</strong>" in page.text
+    switched = await browser.answer(await browser.open(id, scope="orders:write"), answer="other")
+    await browser.answer(switched, name="bob", password="battery staple", answer="allow")
+    refused = await browser.answer(page)
+    assert (refused.status, "location" in refused.headers) == (403, False)
+    again = await browser.open(other, scope="orders:write")
+    assert "signed in as <strong>Bob</strong>" in again.text
+    assert "code" in (await browser.answer(again)).answer
+
+
 async def test_removed_users_are_signed_out(desk: Desk) -> None:
     id, browser = await consented(desk)
     desk.people.remove("ada")

@@ -243,7 +243,7 @@ class MetricsPart(OwnPart):
             ("kind",),
             merge="min",
         )
-        if parent_address() is None:
+        if not parent_address():
 
             async def render() -> bytes:
                 return metrics_text(metrics)

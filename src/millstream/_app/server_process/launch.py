@@ -6,13 +6,7 @@ import stat
 import sys
 
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.server_process import (
-    CommandError,
-    check_key,
-    check_not_importing,
-    convert_start_errors,
-    report,
-)
+from millstream._app.server_process import CommandError, check_key, check_not_importing, convert_start_errors, report
 from millstream._app.server_process.runner import StopSignals, run
 from millstream._transports.stdio import off_stdout, serve_stdio
 

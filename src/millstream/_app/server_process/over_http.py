@@ -14,6 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
@@ -75,21 +76,19 @@ class HttpServer:
         self,
         application: ServerApplication,
         host: str,
+        port: int = 0,
         *,
-        on_listen: Callable[[Accept], None] | None = None,
-        on_drain: Callable[[], None] | None = None,
-        stops: Callable[[Runtimes, Callable[[DrainTimes], None]], StopSignals] = StopSignals,
-        workers: Collection[object] = (),
+        told: Callable[[Facts], None] = show,
+        worker: "Worker | None" = None,
     ) -> None:
         """Create the server; `run` or `run_here` serves.
 
         Args:
             application: The server.
             host: Address that it listens on; decides whether loopback Origins are allowed.
-            on_listen: Called when the server listens, with a function that makes it accept from one more socket.
-            on_drain: Called when it stops accepting connections.
-            stops: Source of stop requests.
-            workers: State of the workers of this address, for `/health`.
+            port: Port that it listens on.
+            told: Called when it listens.
+            worker: Role of this process among several workers.
 
         Raises:
             CommandError: The certificate can't be used.
@@ -98,14 +97,14 @@ class HttpServer:
         self._application = application
         self._runtimes = application.runtimes
         self._certificate = _certificate(self._runtimes.definition.settings)
-        self._on_listen = on_listen
-        self._on_drain = on_drain
-        self._stops = stops
+        self._address = host, port
+        self._told = told
+        self._worker = worker
         # State
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
-        self._runtimes.bind = Bind(is_loopback(host), self._state, workers)
+        self._runtimes.bind = Bind(is_loopback(host), self._state, () if worker is None else worker.place.workers)
 
     def run(self, listeners: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped.
@@ -127,7 +126,8 @@ class HttpServer:
 
     async def serve(self, sockets: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped."""
-        stops = self._stops(self._runtimes, self._stop)
+        kind = StopSignals if self._worker is None else partial(WorkerStops, *self._worker)
+        stops = kind(self._runtimes, self._stop)
         watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
         with stops.handle():
             with convert_start_errors(self._runtimes.definition.name):
@@ -166,8 +166,11 @@ class HttpServer:
                 server.close()
             return server.close
 
-        if self._on_listen is not None:
-            self._on_listen(accept)
+        if self._worker is not None:
+            self._worker.stand_in.begin(accept)
+        host, port = self._address
+        # A gateway knows only when it listens what its upstreams offer.
+        self._told(facts(self._runtimes.definition, host=host, port=port))
         await self._over.wait()
         await self._shut_down(listener)
 
@@ -187,8 +190,9 @@ class HttpServer:
         drainer.announce()
         await listener.accept_backlog()
         listener.close()
-        if self._on_drain is not None:
-            self._on_drain()
+        if self._worker is not None:
+            self._worker.stand_in.close()
+            self._worker.place.line.tell(Departure())
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, drainer, until)
         drainer.abort_closed()
@@ -320,6 +324,13 @@ def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
     return next((each for each in ready if each > place), ready[0])
 
 
+class Worker(NamedTuple):
+    """The role of a process among several workers."""
+
+    place: WorkerSlot
+    stand_in: SocketTakeover
+
+
 def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
     """Serve until stopped.
 
@@ -338,16 +349,13 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
                 logger.warning("%s", secrets.warning)
         listeners = [take_socket(each) for each in hello.listeners]
         others = {number: [take_socket(each) for each in numbers] for number, numbers in hello.others.items()}
-        stand_in = SocketTakeover(hello.worker, others)
         settings, tell, has_started = definition.settings, place.line.tell, False
 
-        def on_listen(accept: Accept) -> None:
+        def report_ready(found: Facts) -> None:
             nonlocal has_started
             has_started = True
-            stand_in.begin(accept)
-            told = facts(definition, host=hello.host, port=hello.port)
             patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
-            tell(Ready(told, patience, settings.watchdog))
+            tell(Ready(found, patience, settings.watchdog))
             if settings.watchdog:
                 beat(asyncio.get_running_loop(), settings.watchdog / BEATS)
 
@@ -355,14 +363,8 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
             tell(Alive())
             loop.call_later(seconds, beat, loop, seconds)
 
-        def on_drain() -> None:
-            stand_in.close()
-            tell(Departure())
-
-        stops = partial(WorkerStops, place, stand_in)
-        server = HttpServer(
-            application, hello.host, on_listen=on_listen, on_drain=on_drain, stops=stops, workers=place.workers
-        )
+        worker = Worker(place, SocketTakeover(hello.worker, others))
+        server = HttpServer(application, hello.host, hello.port, told=report_ready, worker=worker)
         try:
             server.run(listeners)
         except SystemExit as exc:
@@ -507,9 +509,7 @@ def serve_with_panel(
         CommandError: The address or the key for session ids can't be used.
     """
     host, port, listeners = _bind_sockets(application, host, port, descriptor)
-    definition = application.runtimes.definition
-    # A gateway knows only when it listens what its upstreams offer.
-    HttpServer(application, host, on_listen=lambda _: told(facts(definition, host=host, port=port))).run(listeners)
+    HttpServer(application, host, port, told=told).run(listeners)
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -518,12 +518,10 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     Raises:
         CommandError: The address or the key for session ids can't be used.
     """
-    definition = application.runtimes.definition
     if not logging.getLogger().handlers:
-        set_up_logs(definition.settings)
+        set_up_logs(application.runtimes.definition.settings)
     host, port, listeners = _bind_sockets(application, host, port, None)
-    server = HttpServer(application, host, on_listen=lambda _: show(facts(definition, host=host, port=port)))
-    await server.run_here(listeners)
+    await HttpServer(application, host, port).run_here(listeners)
 
 
 def _bind_sockets(

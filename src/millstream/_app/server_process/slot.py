@@ -368,9 +368,9 @@ KILLED = "Another process killed it, or the kernel for lack of memory."
 class NotStarted(Exception):
     """A worker has ended before it served, with or without an error message."""
 
-    def __init__(self, error: CommandError, *, killed: bool = False) -> None:
-        super().__init__(error.what)
-        self.error = error
+    def __init__(self, failure: StartFailure, *, killed: bool = False) -> None:
+        super().__init__(failure.what)
+        self.failure = failure
         self.killed = killed
         """Whether it was killed from outside, so its program may be fine."""
 
@@ -381,13 +381,7 @@ class WorkerProcess:
     Its replacement is another object.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        hello: Hello,
-        *,
-        environment: Mapping[str, str],
-    ) -> None:
+    def __init__(self, command: Sequence[str], hello: Hello, *, environment: Mapping[str, str]) -> None:
         """Start the process.
 
         Args:
@@ -460,7 +454,9 @@ class WorkerProcess:
         self.left.set()
         if not self._ready.done():
             killed = self._failed is None and -status in _BY_OTHERS
-            self._ready.set_exception(NotStarted(self._why(status, killed=killed), killed=killed))
+            what = f"Worker {self.hello.worker} {how(status)} before it was ready."
+            why = KILLED if killed else "A worker runs your program up to run(). See its output above."
+            self._ready.set_exception(NotStarted(self._failed or StartFailure(what, why), killed=killed))
             self._ready.exception()  # avoids a warning if there's no waiter
         self.ended.set_result(status)
 
@@ -471,15 +467,6 @@ class WorkerProcess:
             NotStarted: It ended before.
         """
         return await asyncio.shield(self._ready)
-
-    def _why(self, status: int, *, killed: bool) -> CommandError:
-        if self._failed is not None:
-            failed = self._failed
-            return CommandError(failed.what, why=failed.why, fix=failed.fix, detail=failed.detail)
-        return CommandError(
-            f"Worker {self.hello.worker} {how(status)} before it was ready.",
-            why=KILLED if killed else "A worker runs your program up to run(). See its output above.",
-        )
 
     async def stands_still(self) -> bool:
         """Wait while its event loop responds. Return True once it has been silent for too long, and False when it

@@ -246,7 +246,7 @@ class Supervisor:
             ready = await (await self._start(first)).ready()
             await asyncio.gather(*[self._start(slot) for slot in others])
         except NotStarted as exc:
-            raise exc.error from None
+            raise CommandError(**msgspec.structs.asdict(exc.failure)) from None
         self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changes is not None:
             self._tasks.spawn(_restart_after(changes, orders))
@@ -267,13 +267,13 @@ class Supervisor:
                 slot = empty[0]
                 if len(new) >= STARTS * len(self._slots):
                     what = f"Each new process for worker {slot.number} was killed before all were ready."
-                    raise NotStarted(CommandError(what, why=KILLED))
+                    raise NotStarted(StartFailure(what, KILLED))
                 if slot.mending is not None:
                     slot.mending.cancel()
                 new.append(await self._start_before_next(slot, orders))
         except NotStarted as exc:
-            tell_failure(exc.error)
-            self._tell(StartFailure(exc.error.what, exc.error.why, exc.error.fix, exc.error.detail))
+            tell_failure(exc.failure)
+            self._tell(exc.failure)
             logger.error("The restart failed. The current workers keep serving.")
             self._leave(new)
             self._fill()
@@ -298,7 +298,7 @@ class Supervisor:
             await asyncio.wait((starting, overtaken), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 what = f"Worker {slot.number} didn't become ready before the next restart, and was stopped."
-                raise NotStarted(CommandError(what, why="Your program is still starting, or it hangs."))
+                raise NotStarted(StartFailure(what, "Your program is still starting, or it hangs."))
             return starting.result()
         finally:
             starting.cancel()
@@ -326,9 +326,9 @@ class Supervisor:
             except NotStarted as exc:
                 if not mending and (self._stopping or not exc.killed or starts == STARTS):
                     raise
-                why = exc.error.what.rstrip(".")
+                why = exc.failure.what.rstrip(".")
                 if mending:
-                    tell_failure(exc.error)
+                    tell_failure(exc.failure)
             except asyncio.CancelledError:
                 if child is not None:
                     self._leave([child])
@@ -362,7 +362,7 @@ class Supervisor:
         try:
             child = WorkerProcess(self._command, hello, environment=self._environment)
         except OSError as exc:
-            raise NotStarted(CommandError(f"Worker {slot.number} couldn't be started.", why=str(exc))) from exc
+            raise NotStarted(StartFailure(f"Worker {slot.number} couldn't be started.", str(exc))) from exc
         self._children[child] = slot
         self._tasks.spawn(self._look_after(child))
         return child
@@ -482,13 +482,13 @@ def _kill(child: WorkerProcess) -> None:
     child.signal(signal.SIGKILL)
 
 
-def tell_failure(error: CommandError) -> None:
+def tell_failure(failure: StartFailure) -> None:
     """Report why a worker didn't start: as usual on a terminal, and in one line to a log."""
+    parts: dict[str, str] = msgspec.structs.asdict(failure)
     if sys.stderr.isatty():
-        report(error)
+        report(CommandError(**parts))
     else:
-        parts = {"why": error.why, "fix": error.fix, "detail": error.detail}
-        logger.error("%s", error.what, extra={name: text for name, text in parts.items() if text})
+        logger.error("%s", parts.pop("what"), extra={name: text for name, text in parts.items() if text})
 
 
 def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:

@@ -9,7 +9,7 @@ clients whose redirects another program on the user's device could intercept (RF
 import re
 from collections.abc import Callable
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._http.message import HttpRequest, Response
 from millstream._limits import Limiter, Rate
@@ -235,13 +235,13 @@ class AuthorizationEndpoint(Struct, frozen=True):
         user, login = self._signed_in(request)
         if authorization.renewal:
             user = None
-        if user is not None and "consent" not in authorization.prompt:
+        if user and "consent" not in authorization.prompt:
             scopes = await self.accounts.grantable(user, client, authorization.scopes)
             if await self._may_skip(user, client, authorization, scopes):
                 return await self._go_back(authorization, user, login, scopes)
         if "none" in authorization.prompt:
             error, text = (
-                "login_required" if user is None else "consent_required",
+                "consent_required" if user else "login_required",
                 "The user must sign in or give consent.",
             )
             answer = self.requests.refuse(authorization.redirect_uri, authorization.state, error, text)
@@ -263,15 +263,17 @@ class AuthorizationEndpoint(Struct, frozen=True):
         automatic redirect to a web site, so this server isn't an open redirector (RFC 9700 §4.11.2).
         """
         user, _ = self._signed_in(request)
-        if refused.client.source == "given" or not is_identified(refused.redirect):
-            return refused.answer
-        if user is not None and await self._agreed_to(user, refused.client):
+        if (
+            refused.client.source == "given"
+            or not is_identified(refused.redirect)
+            or (user and await self._agreed_to(user, refused.client))
+        ):
             return refused.answer
         return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
 
     def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
         user, login = self.tickets.person(request) or (None, LOCAL)
-        return None if user is None else self.accounts.current_user(user, login), login
+        return user and self.accounts.current_user(user, login), login
 
     async def _may_skip(
         self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
@@ -300,15 +302,13 @@ class AuthorizationEndpoint(Struct, frozen=True):
         head: bytes = b"",
     ) -> Response:
         browser, cookie = self.tickets.browser(request)
-        scopes = (
-            authorization.scopes if user is None else await self.accounts.grantable(user, client, authorization.scopes)
-        )
+        scopes = await self.accounts.grantable(user, client, authorization.scopes) if user else authorization.scopes
         server, icon = self.brand()
         shown = pages.ConsentPage(
             server,
             client,
             authorization,
-            self.tickets.seal_request(browser, authorization),
+            self.tickets.seal_request(browser, structs.replace(authorization, user=user and user.subject)),
             pages.scope_descriptions(scopes, self.config.described),
             user,
             self.accounts.passwords is not None,
@@ -351,7 +351,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
             client = await self.clients.find(authorization.client, request)
         except Unavailable:
             return None
-        return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None
+        return client if client and named_by(client.redirect_uris, authorization.redirect_uri) else None
 
     async def _agree(
         self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, form: Parameters
@@ -370,7 +370,8 @@ class AuthorizationEndpoint(Struct, frozen=True):
             cookie = self.tickets.keep(user, login) + self.tickets.keep_device(name)
         else:
             person, login = self._signed_in(request)
-            if person is None or authorization.renewal or form.get("answer") != "allow":
+            # A page that requires a login names no user.
+            if person is None or person.subject != authorization.user or form.get("answer") != "allow":
                 return await self._page(request, client, authorization, None, said="Sign in first.", status=403)
             user = person
         return await self._finish(client, authorization, user, login, cookie)

@@ -68,6 +68,8 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
     named_redirect: bool = True
     """Whether the request named the redirect URI. If so, the token request must not name another one."""
     prompt: tuple[str, ...] = ()
+    user: str | None = None
+    """Subject of the user that the consent page names. Its form is only theirs."""
 
     @property
     def renewal(self) -> str:

@@ -208,7 +208,7 @@ class Tickets:
 
     def browser(self, request: HttpRequest) -> tuple[str, bytes]:
         """Return the browser's id, and the header line that sets a new one if it had none."""
-        name = get_cookie(request, self._browser_name)
+        name = self.known_browser(request)
         if len(name) == 43:
             return name, b""
         name = new_secret()
@@ -242,7 +242,7 @@ class Tickets:
     def device(self, request: HttpRequest, name: str) -> str:
         """Return the device id of the browser; empty if the user with this name hasn't logged in there before."""
         found = self._open(_DEVICE, get_cookie(request, self._device_name), tuple[str, str])
-        return found[1] if found is not None and found[0] == name.casefold() else ""
+        return found[1] if found and found[0] == name.casefold() else ""
 
     def keep_device(self, name: str) -> bytes:
         """Return the header line that makes a browser a known device for this name."""
@@ -255,7 +255,7 @@ class Tickets:
 
     def _open(self, kind: bytes, sealed: str, want: type[T], bound: str = "") -> T | None:
         found = self._vault.open(kind, sealed, tuple[float, bytes], bound.encode()) if len(sealed) <= _MAX else None
-        return read(found[1], want) if found is not None and found[0] > self._vault.clock() else None
+        return read(found[1], want) if found and found[0] > self._vault.clock() else None
 
     def _cookie(self, name: str, value: str, seconds: float) -> bytes:
         # Lax, because users come from pages of clients and upstreams.
