@@ -168,8 +168,9 @@ def test_doctor_says_what_to_do_once() -> None:
 
 @for_each("name", sorted(MODULES))
 def test_every_command_has_help(name: str) -> None:
-    assert run(name, "-h") == run(name, "--help")
-    assert run(name, "-h")[0] == 0
+    shown = run(name, "-h")
+    assert shown == run(name, "--help")
+    assert shown[0] == 0
 
 
 @pytest.mark.server

@@ -345,6 +345,23 @@ async def test_one_function_completes_every_argument() -> None:
     assert found["total"] == 7
 
 
+async def test_completion_functions_may_return_nothing() -> None:
+    mcp = FastMCP("completing")
+
+    @mcp.prompt()
+    def greet(name: str) -> str:
+        return name
+
+    @mcp.completion()
+    def complete(ref: Any, argument: Any, context: Any) -> None:
+        return None
+
+    request = {"ref": {"type": "ref/prompt", "name": "greet"}, "argument": {"name": "name", "value": "A"}}
+    async with connect(mcp.engine) as client:
+        found = (await client.request("completion/complete", request))["completion"]
+    assert found == {"values": [], "total": 0, "hasMore": False}
+
+
 async def test_direct_calls_return_sdk_shapes() -> None:
     mcp = FastMCP("direct")
     mcp.tool("add")(lambda a, b: a + b)

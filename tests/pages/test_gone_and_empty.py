@@ -19,8 +19,8 @@ pytestmark = pytest.mark.server
 LINKS = {"connect": "connect", "dashboard": "dashboard", "docs": "docs#tool=greet", "chat": "chat",
          "old": "inspect#tool=greet", "new": "inspect#tool=greet"}  # fmt: skip
 INSPECTORS = {"old": "2025-11-25", "new": "2026-07-28"}
-_PAUSE = 0.02
-"""Seconds between two rounds of calls: more than anybody reads along, and the browser has a core of its own."""
+_PAUSE = 0.1
+"""Seconds between two rounds of calls: more than anyone can read, and the browser gets the rest of the processor."""
 EMPTY = 'from millstream import Server\n\nmcp = Server("empty", serve="all")\n'
 
 

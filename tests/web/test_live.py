@@ -20,7 +20,7 @@ from millstream._protocol.sse import Decoder, SseEvent
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
 from millstream._web.live import MAX_BUFFERED, DashboardFeed, LogTail, members_handler
-from millstream.hub import Forbidden
+from millstream.hub import Forbidden, InvalidName
 from patience import WAIT
 
 INFO = {"name": "mill", "version": "1", "started": 1.0, "facts": {"Python": "3"}}
@@ -261,6 +261,8 @@ async def test_chat_members_are_listed() -> None:
             asked.extend(channels)
             if channels == ("$presence.closed",):
                 raise Forbidden("subscribe", "closed")
+            if channels == ("$presence.a..b",):
+                raise InvalidName("Channel names have no empty parts.")
 
     room = Room()
     room.admission = room
@@ -270,6 +272,8 @@ async def test_chat_members_are_listed() -> None:
     refused = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=closed"))
     assert refused.status == 403
     assert asked[-1] == "$presence.closed"
+    invalid = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=a..b"))
+    assert invalid.status == 400
 
 
 class Refusing:

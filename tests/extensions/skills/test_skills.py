@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_discovery
 from millstream import Client, Server, Settings
 from millstream._protocol.skills import Skill
 from millstream.client import ServerError, SkillMismatch
@@ -295,6 +296,22 @@ async def test_client_refuses_files_that_differ_from_the_manifest() -> None:
                 with pytest.raises(SkillMismatch, match="doesn't list"):
                     await client.read_skill(skill, "other.md")
             assert len(liar.reads) == 1
+
+
+async def test_skill_is_requested_again_on_a_stale_connection() -> None:
+    """RFC 9110 §9.2.2."""
+    dead: list[str] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if not dead:
+            dead.append(asked.method)
+            raise ConnectionError
+        entry = _entry(TEXT.format(name="refunds"))
+        await asked.result({"resultType": "complete", "skill": entry, "ttlMs": 0, "cacheScope": "private"})
+
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+        assert (await client.skill("skill://refunds/SKILL.md")).name == "refunds"
+    assert dead == ["skills/get"]
 
 
 async def test_client_skips_entries_that_hosts_must_not_load() -> None:
