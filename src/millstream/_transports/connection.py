@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream._http.message import Callback, peer_network
+from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.admission import (
     admit_per_request,
@@ -68,7 +69,10 @@ class ClientConnection(Struct, eq=False):
     _stop_watching: Callback | None = None
     _ends: set[Callback] = set()
     """Functions that end the connection's subscriptions with their results."""
-    __repr__ = object.__repr__  # shows no credential
+
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no credential
 
     # Reply channel
 

@@ -183,7 +183,7 @@ class Body:
     def __init__(self, source: BodySource, inflow: Inflow, owner: str = "") -> None:
         self._owner = owner
         self._source = source
-        self.inflow = inflow
+        self.inflow: Inflow = inflow
         """What the server sends, over all streams."""
         self._buffer = bytearray()
         self._waiter: asyncio.Future[None] | None = None

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpLimits
+from millstream._override import override
 
 _CACHED_NAMES = frozenset({
     b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"cdn-loop", b"cf-connecting-ip",
@@ -52,7 +53,9 @@ class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
     It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
     """
 
-    __repr__ = object.__repr__  # shows no credential
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no credential
 
     def __init__(self) -> None:
         super().__init__()

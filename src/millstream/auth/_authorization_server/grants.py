@@ -24,6 +24,7 @@ from msgspec import Struct, field
 
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
+from millstream._override import override
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
 from millstream.auth._authorization_server.clients import Clients
@@ -102,7 +103,10 @@ class TokenSigner(Struct, eq=False):
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
     epoch: int = 0
     """Number that changes when a key is removed."""
-    __repr__ = object.__repr__  # shows no private key
+
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no private key
 
     async def sign(self, claims: Claims, typ: str = "at+jwt") -> str:
         """Return a signed token."""

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from millstream._http.client.pool import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
+from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlist
@@ -40,7 +41,10 @@ class SelectiveUpstream(Struct, kw_only=True):
     name: str
     label: str
     allowlist: Allowlist
-    __repr__ = object.__repr__  # shows no secret
+
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no secret
 
     def still(self, user: User) -> bool:
         """Return whether the user's `allow` entry still exists."""

@@ -76,7 +76,10 @@ class StreamableTransport(Struct, eq=False):
     lost: bool = False
     """Whether the session has expired, as reported by the stand-alone stream. HTTP has no connection to lose."""
     name = "streamable-http"
-    __repr__ = object.__repr__  # shows no session id
+
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no session id
 
     async def open(self) -> None:
         """Do nothing: the first request connects."""

@@ -199,10 +199,10 @@ class StdioTransport(DuplexTransport):
         self._noise = 0
         self.has_served: bool = False
         """Whether it has sent a message."""
-        self.exited = asyncio.Event()
-        self.output_ended = asyncio.Event()
+        self.exited: asyncio.Event = asyncio.Event()
+        self.output_ended: asyncio.Event = asyncio.Event()
         """Set once the output of the process has ended."""
-        self.writable = asyncio.Event()
+        self.writable: asyncio.Event = asyncio.Event()
         self.writable.set()
 
     @property

@@ -49,7 +49,7 @@ from millstream.compat.fastmcp._outputs import (
 )
 from millstream.parts import Call, ItemSource
 
-logger = logging.getLogger("millstream")
+logger: logging.Logger = logging.getLogger("millstream")
 
 _MIME_TYPE = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
 _VARIABLE = re.compile(r"\{(\w+)\}")
