@@ -747,7 +747,7 @@ def _print_snippet(snippet: str, application: ConfigurableApp, name: str, path: 
 
 
 def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:
-    """Show the change, and return whether to make it, which it asks.
+    """Show the change, and return whether to make it. Without `yes`, ask.
 
     Raises:
         SystemExit: The change was declined.

@@ -383,7 +383,7 @@ class Handlers:
             await call.send_to_caller(acknowledgment)
             return
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
-        # Updates of a hidden resource would tell that it exists.
+        # Updates of a hidden resource would reveal that it exists.
         find = self._registry.find_readable
         uris = frozenset(
             uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)

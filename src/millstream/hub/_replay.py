@@ -268,7 +268,7 @@ class CatchUp:
             self._subscription.write(gap(reason))
 
     async def _histories(self, newest: int = 0) -> list[_History]:
-        """Return the history of each channel. That of a pattern is empty."""
+        """Return the history of each channel. A pattern has an empty one."""
         journal, histories = self._journal, list[_History]()
         if self._subscription.has_wildcard:
             await journal.fill(self._subscription.channels)

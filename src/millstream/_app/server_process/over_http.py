@@ -169,7 +169,7 @@ class HttpServer:
         if self._worker is not None:
             self._worker.stand_in.begin(accept)
         host, port = self._address
-        # A gateway knows only when it listens what its upstreams offer.
+        # A gateway doesn't know what its upstreams offer until it listens.
         self._told(facts(self._runtimes.definition, host=host, port=port))
         await self._over.wait()
         await self._shut_down(listener)

@@ -460,8 +460,9 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
 
 
 def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception that a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions
-    of all its tasks. If all failures are messages for the model, return the first.
+    """Return the exception to raise in place of a group from an `asyncio.TaskGroup` of user code.
+
+    It's the only failure, or the questions of all tasks. If all failures are messages for the model, it's the first.
     """
     requests: dict[str, Any] = {}
     failures: list[BaseException] = []

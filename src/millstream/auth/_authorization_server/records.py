@@ -69,7 +69,7 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
     """Whether the request named the redirect URI. If so, the token request must not name another one."""
     prompt: tuple[str, ...] = ()
     user: str | None = None
-    """Subject of the user that the consent page names. Its form is only theirs."""
+    """Subject of the user that the consent page names. Only this user may submit it."""
 
     @property
     def renewal(self) -> str:

@@ -127,7 +127,7 @@ class TokenCredentials(UpstreamCredentials):
         raise NotImplementedError
 
     def _on_change(self, name: str) -> None:
-        """Handle that a worker has stored or removed a grant. Without a name, it may have been any."""
+        """Handle a grant that a worker has stored or removed. An empty name means any grant."""
 
     async def _discard(self, grant: StoredGrant) -> None:
         """Handle a renewed grant that was removed during its renewal."""
