@@ -20,19 +20,14 @@ from millstream.extensions.events._catalog import (
     EventType,
     FilterIndex,
     Match,
+    Reader,
     sees,
 )
 from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
-from millstream.extensions.events._event_methods import (
-    EventMethods,
-    Notice,
-    Reader,
-    check_admission,
-    read_occurrence,
-)
+from millstream.extensions.events._event_methods import EventMethods, check_admission, read_occurrence
 from millstream.extensions.events._webhook import MIN_TTL, SubscriptionStore, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
-from millstream.hub import Hub, PublishResult
+from millstream.hub import Event, Hub, PublishResult
 from millstream.protocol import PER_REQUEST, encode
 
 if TYPE_CHECKING:
@@ -47,18 +42,16 @@ _MAX_SCANNED = 200
 
 async def _newest_events(
     kind: EventType, hub: Hub, principal: Principal | None, arguments: dict[str, Any]
-) -> list[Notice]:
-    try:
-        check_admission(hub, kind.name, principal)
-    except ProtocolError:
-        return []
+) -> list[Event]:
     try:
         reader = Reader(kind, kind.read_arguments(encode(arguments)), principal)
     except ProtocolError as error:
         raise ToolError(str(error)) from error
-    events = await hub.history(kind.name, _MAX_SCANNED)
-    notices = [Notice("event", each.id, each.offset, each.timestamp, each.data or b"") for each in events]
-    return [notice for notice in notices if reader.accepts(notice)]
+    try:
+        check_admission(hub, reader)
+    except ProtocolError:
+        return []
+    return [event for event in await hub.history(kind.name, _MAX_SCANNED) if reader.accepts(event)]
 
 
 def tool_of(catalog: EventCatalog, hub_of: Callable[[], Hub]) -> Callable[..., Any]:
@@ -88,10 +81,10 @@ def tool_of(catalog: EventCatalog, hub_of: Callable[[], Hub]) -> Callable[..., A
         if event_name and not kinds:
             raise ToolError(f"There is no event {event_name[:200]!r}.")
         found = [
-            (notice.at, read_occurrence(kind.name, notice))
+            (event.timestamp, read_occurrence(kind.name, event))
             for kind in kinds
-            for notice in await _newest_events(kind, hub_of(), ctx.principal, arguments or {})
-            if event_id in ("", notice.id)
+            for event in await _newest_events(kind, hub_of(), ctx.principal, arguments or {})
+            if event_id in ("", event.id)
         ]
         found.sort(key=lambda each: each[0], reverse=True)
         return {"events": [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]}
