@@ -70,7 +70,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
     status: str = WORKING
     message: str = ""
     worker: str = ""
-    """Worker that runs the task; empty if none does."""
+    """Worker that runs the task, or ran it until it ended; empty while a question is open."""
     attempts: int = 1
     """Number of restarts after a worker stopped."""
     retry: bool = False
@@ -196,9 +196,7 @@ class TaskRecords:
             changed = change(record)
             if changed is None:
                 return None
-            changed = msgspec.structs.replace(
-                changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM
-            )
+            changed = replace(changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM)
             if await kv.compare_and_set(key, raw, _encode(changed), changed.expires - now):
                 await self._bus.publish(CHANGE_TOPIC, name.encode())
                 return changed
@@ -218,8 +216,7 @@ class TaskRecords:
     async def running_tasks(self) -> Sequence[tuple[str, str]]:
         """Return the worker and name of every task that has a marker."""
         keys = await self._map.keys("taskrun:")
-        found = (key.removeprefix("taskrun:").partition(":") for key in keys)
-        return [(worker, name) for worker, _, name in found]
+        return [(worker, name) for _, worker, name in (key.split(":", 2) for key in keys)]
 
 
 _MAX_TEXT = 1_000
@@ -244,16 +241,14 @@ _decode = msgspec.json.Decoder(_Notification).decode
 def status_text(message: bytes) -> str:
     """Return the status message of a notification; empty if it has none."""
     sent = _decode(message)
-    params = sent.params
+    params, text = sent.params, ""
     if sent.method == "notifications/message":
-        text = params.data if isinstance(params.data, str) else msgspec.json.encode(params.data).decode()
+        text = params.data if isinstance(params.data, str) else encode(params.data).decode()
     elif sent.method == "notifications/progress":
         text = params.message or ""
         if params.total:
             share = f"{params.progress:g} of {params.total:g}"
             text = f"{text} ({share})" if text else share
-    else:
-        return ""
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
@@ -289,7 +284,7 @@ class _Run(Struct, eq=False):
     """Releases the slots of the call that became this task."""
     task: asyncio.Task[None] | None = None
     lease_lost: bool = False
-    """Whether another worker may have settled the task, because this worker's lease has expired."""
+    """Whether the run was stopped because this worker's lease has expired. Another one may have settled the task."""
     status_message: str = ""
     status_task: asyncio.Task[None] | None = None
 
@@ -304,22 +299,22 @@ class _Run(Struct, eq=False):
 
     def fail(self, code: int, message: str, data: Any = None) -> Change:
         """Return the change to the record for a failed run."""
-        return lambda record: _fail(record, code, message, data) if self.owns(record) else None
+        return self.change(**_failure(code, message, data))
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether another worker runs the task again."""
+        return self.record.retry and self.call.halted
 
 
 class TaskRunner:
     """The tasks of one worker."""
 
-    def __init__(self, host: ServerHost, records: TaskRecords) -> None:
-        """Create a runner. `open` starts it.
-
-        Args:
-            host: Runs the calls.
-            records: Tasks in the store.
-        """
+    def __init__(self, host: ServerHost) -> None:
+        """Create a runner of the host's calls. `open` starts it."""
         self._host = host
         self._settings = host.settings
-        self._records = records
+        self._records = TaskRecords(host)
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
@@ -395,23 +390,11 @@ class TaskRunner:
         Raises:
             ProtocolError: Too many tasks are running.
         """
-        record = await self._records.get(name)
-        if record is None:
-            return False
-        valid = {key: response for key, response in responses.items() if key in record.requests}
-        if record.status != INPUT_REQUIRED or not valid:
-            return True
-        self._check_open()
-        saved = await self._records.call_of(name)
-        if saved is None:
-            return False
-        slots = await self._take_slots(record.id, saved.owner, saved)
         me = self._me
-        await self._records.mark(name, replace(record, worker=me))
 
         def change(record: TaskRecord) -> TaskRecord | None:
-            accepted = {key: response for key, response in valid.items() if key in record.requests}
-            if record.status != INPUT_REQUIRED or not accepted:
+            accepted = {key: response for key, response in responses.items() if key in record.requests}
+            if not accepted:
                 return None
             rest = {key: request for key, request in record.requests.items() if key not in accepted}
             answers = {**record.responses, **accepted}
@@ -419,6 +402,15 @@ class TaskRunner:
                 return replace(record, requests=rest, responses=answers)
             return replace(record, status=WORKING, message="", worker=me, requests={}, responses=answers)
 
+        record = await self._records.get(name)
+        if record is None or change(record) is None:
+            return record is not None
+        self._check_open()
+        saved = await self._records.call_of(name)
+        if saved is None:
+            return False
+        slots = await self._take_slots(record.id, saved.owner, saved)
+        await self._records.mark(name, replace(record, worker=me))
         changed = None
         try:
             changed = await self._records.update(name, change)
@@ -433,24 +425,20 @@ class TaskRunner:
 
     async def cancel(self, name: str) -> bool:
         """Cancel a task unless it has ended. Return False if the task doesn't exist."""
-        worker = ""
-
-        def change(record: TaskRecord) -> TaskRecord:
-            nonlocal worker
-            worker = record.worker
-            return replace(
-                record, status=CANCELLED, message="Canceled by the client.", worker="", requests={}, responses={}
-            )
-
-        changed = await self._records.update(name, change)
+        changed = await self._records.update(
+            name,
+            lambda record: replace(
+                record, status=CANCELLED, message="Canceled by the client.", requests={}, responses={}
+            ),
+        )
         if changed is None:
             return await self._records.get(name) is not None
-        if worker in ("", HANDED_OVER):
+        if changed.worker in ("", HANDED_OVER):
             await self._records.forget_call(name)
-        elif worker == self._me:
+        elif changed.worker == self._me:
             self._cancel_here(name.encode())
         else:
-            await self._host.bus.send(worker, CANCEL_TOPIC, name.encode())
+            await self._host.bus.send(changed.worker, CANCEL_TOPIC, name.encode())
         return True
 
     async def get(self, name: str) -> TaskRecord | None:
@@ -563,7 +551,7 @@ class TaskRunner:
 
     async def _finish(self, run: _Run, change: Change) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
-        if self._hands_over(run):
+        if run.hands_over:
             await self._records.mark(name, replace(run.record, worker=HANDED_OVER))
         written = await self._records.update(name, change)
         await self._records.unmark(name, worker)
@@ -571,13 +559,10 @@ class TaskRunner:
             await self._records.forget_call(name)
         return written
 
-    def _hands_over(self, run: _Run) -> bool:
-        return run.record.retry and (run.call.halted or run.lease_lost)
-
     def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
         """Return the change to the record for the outcome of a run."""
         error = outcome.error
-        if self._hands_over(run):
+        if run.hands_over:
             return run.change(worker=HANDED_OVER)
         if run.lease_lost:
             return run.fail(INTERNAL_ERROR, _WORKER_STOPPED)
@@ -590,7 +575,7 @@ class TaskRunner:
             return run.change(status=INPUT_REQUIRED, worker="", state=outcome.state, requests=requests, responses={})
         if not outcome.result:  # canceled, as the record already shows
             return lambda record: None
-        return run.change(status=COMPLETED, message="", worker="", state=None, responses={}, payload=outcome.result)
+        return run.change(status=COMPLETED, message="", state=None, responses={}, payload=outcome.result)
 
     # Status messages
 
@@ -685,7 +670,8 @@ class TaskRunner:
             return
         logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self._records.update(
-            name, lambda record: _fail(record, INTERNAL_ERROR, text) if record.worker == worker else None
+            name,
+            lambda record: replace(record, **_failure(INTERNAL_ERROR, text)) if record.worker == worker else None,
         )
         await self._records.forget_call(name)
 
@@ -709,17 +695,14 @@ class TaskRunner:
         self._run(name, updated, saved, None)
 
 
-def _fail(record: TaskRecord, code: int, message: str, data: Any = None) -> TaskRecord:
-    error: dict[str, Any] = {"code": code, "message": message}
-    if data is not None:
-        error["data"] = data
-    return replace(
-        record,
-        status=FAILED,
-        message=message[:500],
-        worker="",
-        state=None,
-        requests={},
-        responses={},
-        payload=encode(error),
-    )
+def _failure(code: int, message: str, data: Any = None) -> dict[str, Any]:
+    """Return the fields of the record of a failed task."""
+    error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
+    return {
+        "status": FAILED,
+        "message": message[:500],
+        "state": None,
+        "requests": {},
+        "responses": {},
+        "payload": encode(error),
+    }
