@@ -369,7 +369,7 @@ class EventDelivery(Struct, eq=False):
             works = [loop.create_task(each) for each in (self._consume(feed), self._maintain(), self._apply_changes())]
             try:
                 await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
-                for each in works:
+                for each in (*works, replay):
                     if each.done():
                         each.result()
             finally:

@@ -242,14 +242,18 @@ def open_feed(
     """Return a feed of the events after a cursor, and the task that replays earlier events into it.
 
     The task replays as fast as the feed is read. Await it, or cancel it and close the feed. When it has caught up,
-    `on_live` returns the encoder of later events.
+    `on_live` returns the encoder of later events. If it fails, it closes the feed.
     """
     feed = Feed()
 
     async def follow() -> None:
-        subscription = await hub.follow(
-            channel, feed, encode=encode_event, last_event_id=cursor[:_MAX_CURSOR], transport="events"
-        )
+        try:
+            subscription = await hub.follow(
+                channel, feed, encode=encode_event, last_event_id=cursor[:_MAX_CURSOR], transport="events"
+            )
+        except BaseException:
+            feed.close()  # or its reader would wait forever
+            raise
         # Nothing is awaited between the last replayed event and this line.
         if on_live is not None and not feed.closed:
             subscription.encode = on_live(feed)
