@@ -143,7 +143,7 @@ class Hub:
             subscription.close()
         await self._delivery.mailboxes.save()
         await self._presence.leave_all()
-        self._delivery.reader.close()
+        await self._delivery.reader.close()
 
     # Publishing
 
@@ -412,7 +412,7 @@ class Hub:
             raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         try:
-            position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now), owner)).position
+            position = await self._journal.append(StoredEvent(channel, encoded, event, id, now), owner)
         except EntryRepeated:
             return PublishResult(id or "", 0)
         event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch

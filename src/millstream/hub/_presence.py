@@ -193,7 +193,7 @@ class PresenceChanges:
 
     def add(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Add a change delivered at a journal offset, or before this worker started if None, and return its event."""
-        event, number = unpack(entry.data, "", 0), entry.position.offset
+        event, number = unpack(entry), entry.position.offset
         announced = int(event.id)
         journal_offset = announced if offset is None else offset
         event = replace(event, id=f"{position_id(epoch, journal_offset)}-{number}", offset=number)
