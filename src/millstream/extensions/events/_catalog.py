@@ -348,13 +348,6 @@ class EventCatalog(Struct, eq=False):
     def __iter__(self) -> Iterator[EventType]:
         return iter(self._by_name.values())
 
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def get(self, name: str) -> EventType | None:
-        """Return the event type with a name, or None."""
-        return self._by_name.get(name)
-
     def find(self, event: Any) -> EventType:
         """Return the event type with a name, or of a payload.
 

@@ -333,7 +333,7 @@ class EventMethods(Struct, eq=False):
         """
         kinds = sorted((kind for kind in self._catalog if sees(kind, ctx.scopes)), key=lambda each: each.name)
         after = params.cursor or ""
-        if after and self._catalog.get(after) is None:
+        if after and after not in {kind.name for kind in self._catalog}:
             raise invalid("unknown cursor")
         rest = [kind for kind in kinds if kind.name > after]
         page = rest[:PAGE_SIZE]

@@ -149,7 +149,7 @@ class TaskRecords:
             StoreFull: The store is full.
             StoreUnavailable: The store doesn't respond.
         """
-        await self.mark(name, record)
+        await self.mark(name, record.worker, record.expires)
         try:
             await self._map.put(f"taskcall:{name}", _encode(call), record.ttl)
             await self._map.put(f"task:{name}", _encode(record), record.ttl)
@@ -204,10 +204,9 @@ class TaskRecords:
 
     # Markers
 
-    async def mark(self, name: str, record: TaskRecord) -> None:
-        """Mark a task as run by this worker. The marker precedes the record, so no task of a dead worker is missed."""
-        ttl = max(1.0, record.expires - self._clock())
-        await self._map.put(f"taskrun:{record.worker}:{name}", b"", ttl)
+    async def mark(self, name: str, worker: str, expires: float) -> None:
+        """Mark a task as run by a worker. The marker precedes the record, so no task of a dead worker is missed."""
+        await self._map.put(f"taskrun:{worker}:{name}", b"", max(1.0, expires - self._clock()))
 
     async def unmark(self, name: str, worker: str) -> None:
         """Delete the marker."""
@@ -410,17 +409,14 @@ class TaskRunner:
         if saved is None:
             return False
         slots = await self._take_slots(record.id, saved.owner, saved)
-        await self._records.mark(name, replace(record, worker=me))
-        changed = None
+        claimed = None
         try:
-            changed = await self._records.update(name, change)
+            claimed = await self._claim(name, me, record.expires, change)
         finally:
-            if changed is None or changed.status != WORKING:
+            if claimed is None:
                 self._host.release_slots(slots)
-        if changed is not None and changed.status == WORKING:
-            self._run(name, changed, saved, slots)
-        elif name not in self._running:
-            await self._records.unmark(name, me)
+        if claimed is not None:
+            self._run(name, claimed, saved, slots)
         return True
 
     async def cancel(self, name: str) -> bool:
@@ -505,8 +501,7 @@ class TaskRunner:
 
     async def _work(self, run: _Run) -> None:
         call, name = run.call, run.name
-        seconds = run.record.expires - self._host.now()
-        expiry = asyncio.get_running_loop().call_later(max(0.0, seconds), call.cancel)
+        expiry = asyncio.get_running_loop().call_later(run.record.expires - self._host.now(), call.cancel)
         try:
             if run.slots is None:
                 await self._wait_for_slots(run)
@@ -552,7 +547,7 @@ class TaskRunner:
     async def _finish(self, run: _Run, change: Change) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
         if run.hands_over:
-            await self._records.mark(name, replace(run.record, worker=HANDED_OVER))
+            await self._records.mark(name, HANDED_OVER, run.record.expires)
         written = await self._records.update(name, change)
         await self._records.unmark(name, worker)
         if written is not None and written.over:
@@ -665,8 +660,21 @@ class TaskRunner:
             text = _WORKER_STOPPED
         elif record.attempts >= MAX_ATTEMPTS and not handed:
             text = _TOO_MANY_ATTEMPTS
+        elif self._closing or self._host.stopping:
+            return
         else:
-            await self._claim(worker, name, record, saved)
+            me, attempts = self._me, record.attempts + (not handed)
+            claimed = await self._claim(
+                name,
+                me,
+                record.expires,
+                lambda record: (
+                    replace(record, worker=me, attempts=attempts, message="") if record.worker == worker else None
+                ),
+            )
+            if claimed is not None:
+                logger.info("A task of %s runs again, because its worker stopped", saved.tool)
+                self._run(name, claimed, saved, None)
             return
         logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self._records.update(
@@ -675,24 +683,15 @@ class TaskRunner:
         )
         await self._records.forget_call(name)
 
-    async def _claim(self, worker: str, name: str, record: TaskRecord, saved: SavedCall) -> None:
-        if self._closing or self._host.stopping:
-            return
-        me = self._me
-        attempts = record.attempts + (worker != HANDED_OVER)
-        await self._records.mark(name, replace(record, worker=me))
-        updated = await self._records.update(
-            name,
-            lambda record: (
-                replace(record, worker=me, attempts=attempts, message="") if record.worker == worker else None
-            ),
-        )
-        if updated is None:
-            if name not in self._running:
-                await self._records.unmark(name, me)
-            return
-        logger.info("A task of %s runs again, because its worker stopped", saved.tool)
-        self._run(name, updated, saved, None)
+    async def _claim(self, name: str, me: str, expires: float, change: Change) -> TaskRecord | None:
+        """Change a record so that this worker runs the task. Return it, or None if the task isn't this worker's."""
+        await self._records.mark(name, me, expires)
+        changed = await self._records.update(name, change)
+        if changed is not None and changed.worker == me:
+            return changed
+        if name not in self._running:
+            await self._records.unmark(name, me)
+        return None
 
 
 def _failure(code: int, message: str, data: Any = None) -> dict[str, Any]:
