@@ -12,7 +12,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from heapq import nlargest
 
 from msgspec import Struct, field
@@ -319,10 +318,10 @@ class Delivery:
         self.audience: Audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""
-        self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
+        self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, self.disconnect)
         self.delivered = 0
         self.gaps = 0
-        self.cut: dict[str, int] = {}
+        self.cut: Counter[str] = Counter()
 
     async def open(self) -> None:
         """Start listening at the end of both streams."""
@@ -421,12 +420,13 @@ class Delivery:
             self.delivered += len(outlets)
             written += len(chunk) * len(outlets)
         for outlet in slow:
-            self._end(outlet, SLOW)
+            self.disconnect(outlet)
         self.backlog.add(written)
 
-    def _end(self, outlet: OutputStream, reason: str) -> None:
+    def disconnect(self, outlet: OutputStream) -> None:
+        """End the subscriptions of an outlet that reads too slowly."""
         subscriptions = self.audience.on(outlet)
         if subscriptions:
-            self.cut[reason] = self.cut.get(reason, 0) + 1
-            subscriptions[0].write(cut(reason))
+            self.cut[SLOW] += 1
+            subscriptions[0].write(cut(SLOW))
             subscriptions[0].close()

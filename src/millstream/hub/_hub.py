@@ -381,13 +381,25 @@ class Hub:
         """Return the bytes that subscribers haven't read yet. Iterates over all subscribers."""
         return self._audience.queued_bytes()
 
-    def count_delivered(self, events: int) -> None:
-        """Add to `HubStats.delivered` what an encoder has written to outlets directly: ``hub.count_delivered(3)``.
+    def count_delivered(self, events: int, written: int = 0) -> None:
+        """Count what an encoder has written to outlets directly: ``hub.count_delivered(3, 3 * len(chunk))``.
 
         Args:
-            events: Number of events, counted for each outlet.
+            events: Number of events, counted for each outlet, for `HubStats.delivered`.
+            written: Number of bytes, for `HubLimits.max_unread`.
         """
         self._delivery.delivered += events
+        self._delivery.backlog.add(written)
+
+    def disconnect(self, outlet: OutputStream) -> None:
+        """End the subscriptions of an outlet that reads too slowly, after a last event with the reason.
+
+        The hub does this itself, except for what an encoder writes to outlets directly.
+
+        Args:
+            outlet: The outlet.
+        """
+        self._delivery.disconnect(outlet)
 
     async def refresh(self, *, read: bool = True) -> None:
         """Report members of dead workers as departed, and send the current position to all subscribers.

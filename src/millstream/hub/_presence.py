@@ -16,9 +16,6 @@ from millstream.hub._journal import Journal
 _GROUP = "presence:"
 _LOCK_COUNT = 64
 
-WaitForDelivery = Callable[[Position], Awaitable[None]]
-"""Waits until a published event is delivered on this worker."""
-
 
 class Member(Struct, frozen=True, omit_defaults=True):
     """A client on a channel: ``[member.name for member in await mcp.hub.presence("den")]``."""
@@ -50,7 +47,8 @@ class Presence(Struct, eq=False):
     _store: Store
     _journal: Journal
     _clock: Callable[[], float]
-    _wait_for_delivery: WaitForDelivery
+    _wait_for_delivery: Callable[[Position], Awaitable[None]]
+    """Waits until a published event is delivered on this worker."""
     _connections: dict[tuple[str, str], list[Member]] = {}
     """The connections to this worker by channel and client."""
     _registered: dict[tuple[str, str], Member] = {}

@@ -287,11 +287,11 @@ class HistoryCursor(Struct, eq=False):
     _reader: JournalReader
     _stream: str
     _start: int
-    _page: Page = ()
+    page: Page = ()
 
     async def entry(self, offset: int) -> Entry | None:
         """Return the entry at an offset after the last one, or None if it was trimmed."""
-        page = self._page
+        page = self.page
         while not page or page[-1].position.offset < offset:
             if page and page[-1].position.offset > self._start:
                 self._start = page[-1].position.offset
@@ -300,13 +300,9 @@ class HistoryCursor(Struct, eq=False):
             page = await self._reader.page(self._stream, self._start, offset)
             if not page:
                 return None
-        self._page = page
+        self.page = page
         place = bisect_left(page, offset, key=_offset)
         return page[place] if page[place].position.offset == offset else None
-
-    def release(self) -> None:
-        """Release the page."""
-        self._page = ()
 
 
 def _offset(entry: Entry) -> int:

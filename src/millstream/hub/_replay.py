@@ -344,7 +344,7 @@ class CatchUp:
                         self._write_event(event)
                     place = next(plan, None)
                 for cursor in cursors:
-                    cursor.release()
+                    cursor.page = ()
             await self._wait_for_space()
 
     def _write_unexpired(self, event: Event) -> None:

@@ -88,7 +88,6 @@ class Feed(_Closable):
     buffered: int = 0
     """Bytes written but not read yet."""
     _events: deque[Event] = field(default_factory=deque[Event])
-    _overflowed: bool = False
     _change_event: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -99,16 +98,14 @@ class Feed(_Closable):
         self.put(_decode(data))
 
     def put(self, event: Event) -> None:
-        """Add an event."""
-        if not self.closed and (event.event == "cut" or not self._overflowed):
-            self._events.append(event)
-            self.buffered += _size(event)
-            self._change_event.set()
-
-    def overflow(self, max_buffered: int) -> None:
-        """Drop all events but the final one. At its next write, the hub ends the feed, because it reports too much."""
-        self._overflowed, self.buffered = True, max_buffered + 1
-        self._events.clear()
+        """Add an event. The final one drops all others, which a reader that resumes gets again."""
+        if self.closed:
+            return
+        if event.event == "cut":
+            self._events.clear()
+        self._events.append(event)
+        self.buffered += _size(event)
+        self._change_event.set()
 
     async def drain(self) -> None:
         """Wait until the task has read most events."""
@@ -124,8 +121,7 @@ class Feed(_Closable):
             self._change_event.clear()
             await self._change_event.wait()
         event = self._events.popleft()
-        if not self._overflowed:
-            self.buffered -= _size(event)
+        self.buffered -= _size(event)
         self._change_event.set()
         return event
 
@@ -140,49 +136,27 @@ class LiveStreams:
     def __init__(self, kind: EventType, hub: Hub) -> None:
         self._hub = hub
         self._index = FilterIndex[Feed](kind)
-        self._feeds: dict[Feed, None] = {}
-        self._written = 0
-        """Bytes written since the unread bytes were last counted."""
         self.encode: Encode = self._encode
         """The function object by which the hub knows these streams."""
 
     def add(self, feed: Feed, reader: Reader) -> None:
         """Add a stream until it's closed."""
-        self._feeds[feed] = None
         self._index.add(feed, reader)
-        feed.on_close(lambda: self._remove(feed))
-
-    def _remove(self, feed: Feed) -> None:
-        del self._feeds[feed]
-        self._index.discard(feed)
+        feed.on_close(lambda: self._index.discard(feed))
 
     def _encode(self, event: Event) -> bytes:
         if not event.channel:
             return encode_event(event)
-        most = self._hub.limits.max_buffered
+        hub = self._hub
         with suppress(*MALFORMED):
             feeds = self._index.find(event.data or b"")
             matched = replace(event, event=MATCHED)
             for feed in feeds:
                 feed.put(matched)
-                if feed.buffered > most:
-                    feed.overflow(most)
-            self._hub.count_delivered(len(feeds))
-            self._bound_unread(_size(event) * len(feeds))
+                if feed.buffered > hub.limits.max_buffered:
+                    hub.disconnect(feed)
+            hub.count_delivered(len(feeds), _size(event) * len(feeds))
         return b""
-
-    def _bound_unread(self, written: int) -> None:
-        """Drop what the slowest streams haven't read if there's too much of it, as the hub does for its own writes."""
-        limits = self._hub.limits
-        self._written += written
-        if self._written * 4 < limits.max_unread:
-            return
-        self._written, unread = 0, self._hub.queued_bytes()
-        for feed in sorted(self._feeds, key=lambda feed: feed.buffered, reverse=True):
-            if unread <= limits.max_unread:
-                return
-            unread -= feed.buffered
-            feed.overflow(limits.max_buffered)
 
 
 class Page(_Closable, kw_only=True):
