@@ -39,7 +39,6 @@ from millstream.extensions.events._webhook import (
     UndeliveredEvents,
     WebhookSender,
     WebhookSubscription,
-    read_secret,
     read_url,
     tag_of,
 )
@@ -77,6 +76,10 @@ def retry_delay(attempts: int) -> float:
     return _FIRST_DELAY * float(4 ** (attempts - 1)) * random.uniform(0.75, 1.25)  # noqa: S311  jitter
 
 
+Place = tuple[tuple[str, int], str]
+"""The host and port of an endpoint, and the id of a principal."""
+
+
 class Target(Struct, eq=False):
     """A subscription on the worker that delivers to it."""
 
@@ -105,8 +108,7 @@ class Target(Struct, eq=False):
         return self.record.principal
 
     @property
-    def place(self) -> tuple[tuple[str, int], str]:
-        """The host and port of the endpoint, and the id of the principal."""
+    def place(self) -> Place:
         return (self.url.host, self.url.port), self.principal.id
 
     def watermark(self, offset: int) -> int:
@@ -168,8 +170,8 @@ class Outbox(Struct, eq=False):
     """Returns the seconds before the next attempt, by the number of attempts so far."""
     share: Share = field(default_factory=lambda: Share(MAX_QUEUED))
     """Pending deliveries by principal."""
-    _due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
-    """Host and port -> principal -> deliveries that are due, the longest waiting first."""
+    _due: dict[Place, dict[OutgoingMessage, None]] = {}
+    """Deliveries that are due, the longest waiting first."""
     _running: dict[asyncio.Task[None], OutgoingMessage] = {}
     _running_counts: Counter[object] = field(default_factory=Counter[object])
     """Running deliveries by host, by principal, and by both."""
@@ -186,8 +188,7 @@ class Outbox(Struct, eq=False):
             message.due = self.clock() + delay
             message.timer = asyncio.get_running_loop().call_later(delay, self.schedule, message)
         else:
-            host, owner = message.target.place
-            self._due.setdefault(host, {}).setdefault(owner, {})[message] = None
+            self._due.setdefault(message.target.place, {})[message] = None
             self._wake()
 
     def cancel(self, message: OutgoingMessage) -> None:
@@ -195,17 +196,12 @@ class Outbox(Struct, eq=False):
         if message.timer is not None:
             message.timer.cancel()
             message.timer = None
-        host, owner = message.target.place
-        due = self._due.get(host, {}).get(owner, {})
+        place = message.target.place
+        due = self._due.get(place, {})
         if message in due:
             del due[message]
-            self._forget_empty(host, owner)
-
-    def _forget_empty(self, host: tuple[str, int], owner: str) -> None:
-        if not self._due[host][owner]:
-            del self._due[host][owner]
-        if not self._due[host]:
-            del self._due[host]
+            if not due:
+                del self._due[place]
 
     def _wake(self) -> None:
         if self._start is None and not self._is_closed:
@@ -217,31 +213,29 @@ class Outbox(Struct, eq=False):
         started = not self._is_closed
         while started:
             started = False
-            for host in list(self._due):
+            for place in list(self._due):
                 if len(self._running) >= IN_FLIGHT:
                     return
-                started |= self._start_one(host)
+                started |= self._start_one(place)
 
-    def _start_one(self, host: tuple[str, int]) -> bool:
-        """Start the first delivery to a host whose principal is below its limits.
+    def _start_one(self, place: Place) -> bool:
+        """Start the first delivery of a principal to a host, if the principal is below its limits.
 
         A principal may have fewer running deliveries than there are free slots, in total and for the host. So the slow
         endpoints of one never take the last slot, and those of several share the slots equally.
         """
-        counts, owners = self._running_counts, self._due[host]
-        free, free_on_host = IN_FLIGHT - len(self._running), IN_FLIGHT_PER_HOST - counts[host]
-        owner = next((each for each in owners if counts[each] < free and counts[host, each] < free_on_host), None)
-        if owner is None:
+        counts, (host, owner) = self._running_counts, place
+        if counts[owner] >= IN_FLIGHT - len(self._running) or counts[place] >= IN_FLIGHT_PER_HOST - counts[host]:
             return False
-        message = next(iter(owners[owner]))
-        owners[owner] = due = owners.pop(owner)
-        self._due[host] = self._due.pop(host)
+        due = self._due.pop(place)
+        message = next(iter(due))
         del due[message]
-        self._forget_empty(host, owner)
+        if due:
+            self._due[place] = due
         if not message.job.has_lease():
             return True
         message.is_running = True
-        counts.update((host, owner, (host, owner)))
+        counts.update((host, owner, place))
         task = asyncio.get_running_loop().create_task(self._attempt(message))
         self._running[task] = message
         task.add_done_callback(self._on_delivery_done)
@@ -249,8 +243,8 @@ class Outbox(Struct, eq=False):
 
     def _on_delivery_done(self, task: asyncio.Task[None]) -> None:
         message = self._running.pop(task)
-        host, owner = message.target.place
-        for key in (host, owner, (host, owner)):
+        place = message.target.place
+        for key in (*place, place):
             self._running_counts[key] -= 1
             if not self._running_counts[key]:
                 del self._running_counts[key]
@@ -464,7 +458,6 @@ class EventDelivery(Struct, eq=False):
         """Start to deliver to a subscription, beginning with the replay that it requested."""
         try:
             reader = Reader(self.kind, self.kind.read_arguments(record.arguments), record.principal, record.oldest)
-            read_secret(record.secret)
             target = Target(record, reader, self._position, read_url(record.url))
         except ProtocolError:
             _logger.warning(
