@@ -10,6 +10,7 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from msgspec import Raw, Struct, structs
@@ -21,7 +22,7 @@ from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
 from millstream.gateway._relay import UI
-from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
+from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
 from millstream.parts import (
     ArgumentError,
@@ -151,14 +152,12 @@ class _UpstreamItem(Item):
 
     async def _run_typed(self, arguments: Any, call: Call) -> Any:
         value = await self.run(arguments, call)
-        if type(value) is not bytes:
-            return value
         try:
-            return self._decode(value, call)
+            return self._decode(value)
         except MalformedResult as exc:
             raise _malformed_error(call, self.upstream, exc) from None
 
-    def _decode(self, value: bytes, call: Call) -> Any:
+    def _decode(self, value: bytes) -> Any:
         raise NotImplementedError
 
 
@@ -189,9 +188,9 @@ class UpstreamTool(_UpstreamItem, Tool):
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
     @override
-    def _decode(self, value: bytes, call: Call) -> ToolResult:
-        members, meta = split_result(value, "content")
-        result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.link_uri))
+    def _decode(self, value: bytes) -> ToolResult:
+        members, meta = split_result(value, "content", self.upstream.link_uri)
+        result = _decode_tool(b"{%b}" % members)
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
     @override
@@ -205,9 +204,7 @@ class UpstreamTool(_UpstreamItem, Tool):
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
-            members, call.meta = split_result(value, "content")
-            if upstream.names.prefix and has_uris(members):
-                members = tool_uris(members, upstream.link_uri)
+            members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
                 members = project_tool_result(members, revision, wraps=wraps)
@@ -254,9 +251,9 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         return forward(call, self.upstream, "prompts/get", params, self.own_name)
 
     @override
-    def _decode(self, value: bytes, call: Call) -> Any:
-        members, _ = split_result(value, "messages")
-        return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.link_uri)).messages
+    def _decode(self, value: bytes) -> Any:
+        members, _ = split_result(value, "messages", self.upstream.link_uri)
+        return _decode_prompt(b"{%b}" % members).messages
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -265,9 +262,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
-            members, call.meta = split_result(value, "messages")
-            if upstream.names.prefix and has_uris(members):
-                members = message_uris(members, upstream.link_uri)
+            members, call.meta = split_result(value, "messages", upstream.link_uri if upstream.names.prefix else None)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
                 about = _decode_object(b"{%b}" % members).get("description")
                 members = project_prompt(members, revision)
@@ -293,19 +288,15 @@ class UpstreamPattern:
 
     def __init__(self, uri: str) -> None:
         """See `UriTemplate`; a malformed template matches nothing."""
-        try:
-            self._template: UriTemplate | None = UriTemplate(uri)
-        except MALFORMED:
-            self._template = None
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """See `Pattern`."""
-        return () if self._template is None else self._template.variables
+        self.variables: tuple[str, ...] = ()
+        self._match: Callable[[str], dict[str, str] | None] = lambda uri: None
+        with suppress(*MALFORMED):
+            template = UriTemplate(uri)
+            self.variables, self._match = template.variables, template.match
 
     def match(self, uri: str) -> dict[str, Any] | None:
         """See `Pattern`."""
-        found = None if self._template is None else self._template.match(uri)
+        found = self._match(uri)
         if found is None:
             return None
         matched = _MatchedUri(found)
@@ -324,7 +315,7 @@ class _UpstreamReadable(_UpstreamItem, Readable):
         return forward(call, self.upstream, "resources/read", encode({"uri": own_uri}), own_uri or "")
 
     @override
-    def _decode(self, value: bytes, call: Call) -> list[EmbeddedResource]:
+    def _decode(self, value: bytes) -> list[EmbeddedResource]:
         names = self.upstream.names
         return [
             EmbeddedResource(resource=structs.replace(each, uri=names.uri(each.uri))) for each in _contents_of(value)
@@ -333,14 +324,14 @@ class _UpstreamReadable(_UpstreamItem, Readable):
     @override
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """See `Readable.encode`."""
-        upstream, hints = self.upstream, call.revision.result_type
+        upstream, names, hints = self.upstream, self.upstream.names, call.revision.result_type
         if type(value) is not bytes:
             members = super().encode(value, uri, call)
         else:
             try:
-                members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
-                if upstream.names.prefix:
-                    members = resource_uris(members, upstream.names.uri)
+                members, call.meta = split_result(
+                    value, "contents", names.uri if names.prefix else None, () if hints else ("ttlMs", "cacheScope")
+                )
             except MalformedResult as exc:
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
@@ -618,7 +609,13 @@ class ExtensionForwarding:
 
     def update(self, upstreams: Collection[Upstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""
-        own, claims = self._own(), dict[str, list[Upstream]]()
+        claims = dict[str, list[Upstream]]()
+        own = {
+            name
+            for each in self._host.registry.extensions
+            if each.capability == "extensions" and each.settings is not self._settings
+            for name in each.settings
+        }
         for upstream in upstreams:
             for name in upstream.catalog.extensions:
                 if name not in own:
@@ -644,14 +641,6 @@ class ExtensionForwarding:
             self._host.dispatcher.announcement.forget()
         self._upstreams = found
         self._host.services.forwarded_extensions = frozenset(found)
-
-    def _own(self) -> set[str]:
-        return {
-            name
-            for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.settings is not self._settings
-            for name in each.settings
-        }
 
     def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
         """Return a handler that forwards a method to its upstream; None if no upstream has the method.
@@ -679,12 +668,9 @@ class ExtensionForwarding:
 async def _forward(call: Call, upstream: Upstream) -> bytes:
     if not call.revision.handshake and call.params:
         take_rounds(call, _decode_rounds(call.params))
-    try:
-        params: Mapping[str, Raw] = {
-            name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _RESERVED_PARAMS
-        }
-    except MALFORMED:
-        params = {}
+    params = {
+        name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _RESERVED_PARAMS
+    }
     header = (call.headers or {}).get(b"mcp-name", b"")
     name = decode_name(header.strip(b" \t"))
     result = await forward(call, upstream, call.method, encode(params), name)

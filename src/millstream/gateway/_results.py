@@ -6,7 +6,7 @@ them.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import import_module
@@ -77,7 +77,7 @@ class Redactor:
         options = re2.Options()
         options.max_mem = _MAX_PROGRAM
         options.log_errors = False
-        self._steps: list[tuple[Callable[[Callable[[Any], str], str], str], Callable[[Any], str]]] = []
+        self._steps: list[Callable[[str], str]] = []
         for each in patterns:
             redaction = Redaction(each) if isinstance(each, str) else each
             if len(redaction.pattern) > _MAX_PATTERN:
@@ -94,12 +94,12 @@ class Redactor:
                 raise ValueError(
                     f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
                 )
-            self._steps.append((compiled.sub, partial(_constant, redaction.replacement)))
+            self._steps.append(partial(compiled.sub, partial(_constant, redaction.replacement)))
 
     def text(self, text: str) -> str:
         """Return text with its matches replaced."""
-        for substitute, replacement in self._steps:
-            text = substitute(replacement, text)
+        for replace in self._steps:
+            text = replace(text)
         return text
 
     def value(self, value: Any, *, names: bool = True) -> Any:
@@ -192,12 +192,15 @@ _decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
 _decode_text = decoder(str)
 
 
-def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple[bytes, dict[str, Any] | None]:
+def split_result(
+    result: bytes, array: str, rename: Rename | None = None, drop: Collection[str] = ()
+) -> tuple[bytes, dict[str, Any] | None]:
     """Return the members of a result without its type and `_meta`, and the members of `_meta` beyond the server's name.
 
     Args:
         result: JSON object.
         array: Member that must be an array, and is added if missing; empty for none.
+        rename: Changes the URIs in the array; None keeps them.
         drop: Members to leave out.
 
     Raises:
@@ -212,6 +215,9 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         found[array] = _NO_ITEMS
     if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
         raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
+    if rename is not None and (b'"uri"' in result or b"\\u" in result):  # names may be escaped
+        convert = _CONVERSIONS[array]
+        found[array] = Raw(encode([convert(each, rename) for each in _decode_several(found[array])]))
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
@@ -232,52 +238,32 @@ _cached_meta = lru_cache(256)(_read_meta)
 """Cached, because most results of an upstream have the same `_meta`."""
 
 
-def has_uris(members: bytes) -> bool:
-    """Return whether members of a result may contain URIs. Their names may be escaped."""
-    return b'"uri"' in members or b"\\u" in members
+def _convert_message(message: Members, rename: Rename) -> Members:
+    content = message.get("content", _NO_ITEMS)
+    if not bytes(content).startswith(b"{"):
+        return message
+    return {**message, "content": Raw(encode(_convert_block(_decode_members(content), rename)))}
 
 
-def tool_uris(members: bytes, rename: Rename) -> bytes:
-    """Rename the URIs of resource links and embedded resources in a tool's result."""
-    return _convert_each(members, "content", lambda block: _block(block, rename))
-
-
-def message_uris(members: bytes, rename: Rename) -> bytes:
-    """Rename the URIs in a prompt's result."""
-
-    def convert(message: Members) -> Members:
-        content = message.get("content", _NO_ITEMS)
-        if not bytes(content).startswith(b"{"):
-            return message
-        return {**message, "content": Raw(encode(_block(_decode_members(content), rename)))}
-
-    return _convert_each(members, "messages", convert)
-
-
-def resource_uris(members: bytes, rename: Rename) -> bytes:
-    """Rename the URIs in the contents of a resource."""
-    return _convert_each(members, "contents", lambda item: _rename_item(item, rename))
-
-
-def _convert_each(members: bytes, array: str, convert: Callable[[Members], Members]) -> bytes:
-    """Convert the items of an array in a result."""
-    found = _decode_members(b"{%b}" % members)
-    if array in found:
-        found[array] = Raw(encode([convert(each) for each in _decode_several(found[array])]))
-    return encode(found)[1:-1]
-
-
-def _block(block: Members, rename: Rename) -> Members:
+def _convert_block(block: Members, rename: Rename) -> Members:
     kind = _decode_text(block["type"]) if "type" in block else ""
     if kind == "resource_link":
-        return _rename_item(block, rename)
+        return _convert_uri(block, rename)
     if kind == "resource" and "resource" in block:
-        return {**block, "resource": Raw(encode(_rename_item(_decode_members(block["resource"]), rename)))}
+        return {**block, "resource": Raw(encode(_convert_uri(_decode_members(block["resource"]), rename)))}
     return block
 
 
-def _rename_item(item: Members, rename: Rename) -> Members:
+def _convert_uri(item: Members, rename: Rename) -> Members:
     return {**item, "uri": Raw(encode(rename(_decode_text(item["uri"]))))} if "uri" in item else item
+
+
+_CONVERSIONS: Mapping[str, Callable[[Members, Rename], Members]] = {
+    "content": _convert_block,
+    "messages": _convert_message,
+    "contents": _convert_uri,
+}
+"""Array of a result -> the function that changes the URIs in one of its items."""
 
 
 def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
