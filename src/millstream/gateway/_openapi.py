@@ -7,6 +7,7 @@ components become references to ``$defs``.
 import logging
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
@@ -26,7 +27,6 @@ from millstream.parts import (
     ArgumentError,
     Call,
     ItemSource,
-    Read,
     Resource,
     Run,
     Template,
@@ -146,7 +146,8 @@ class Document:
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
         self._spec: dict[str, Any] = spec
-        self._conversions: dict[str, _Conversion] = {}
+        self._request = _Conversion(self, "readOnly")
+        self._response = _Conversion(self, "writeOnly")
         self.skipped: dict[str, str] = {}
         """Method and path of each operation that isn't offered, and the reason."""
 
@@ -170,13 +171,10 @@ class Document:
             for method in map(str.upper, _METHODS if is_object(item) else ()):
                 try:
                     shared = self._resolve(item)
-                    operation = shared.get(method.lower())
-                    found = self._operation(path, method, shared, operation) if is_object(operation) else None
+                    if is_object(operation := shared.get(method.lower())):
+                        yield self._operation(path, method, shared, operation)
                 except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as exc:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
-                    continue
-                if found is not None:
-                    yield found
 
     def skip(self, method: str, path: str, reason: str) -> None:
         """Record that an operation isn't offered."""
@@ -204,15 +202,15 @@ class Document:
             if is_reserved or (original_name, location) in seen:
                 continue
             seen.add((original_name, location))
-            is_duplicate = original_name in arguments
-            name = f"{original_name}__{location}" if is_duplicate else original_name
+            name, description = original_name, str(parameter.get("description") or "")
+            if name in arguments:
+                name = f"{name}__{location}"
+                description = f"{description} ({location.capitalize()} parameter)".strip()
             media_type, content = _content_of(parameter, ())
             schema: dict[str, Any] = content.get("schema") or parameter.get("schema") or {}
             query_members = self._query_members(schema) if location == "query" else frozenset[str]()
             form = "json" if media_type else _form_of(parameter)
             arguments[name] = Argument(original_name, location, form, query_members)
-            description = str(parameter.get("description") or "")
-            description = f"{description} ({location.capitalize()} parameter)".strip() if is_duplicate else description
             properties[name] = {**schema, **({"description": description} if description else {})}
             if parameter.get("required") or location == "path":
                 required.append(name)
@@ -222,7 +220,7 @@ class Document:
         return Operation(
             path, method, texts.get("operationId"), texts.get("summary"), texts.get("description"),
             [each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments,
-            self._schema(whole, "readOnly"), output, wrapped, media,
+            self._request.schema(whole), output, wrapped, media,
         )  # fmt: skip
 
     def _body(self, operation: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any], list[str], str]:
@@ -232,7 +230,7 @@ class Document:
         if not media:
             return {}, {}, [], ""
         schema: dict[str, Any] = content.get("schema") or {}
-        fields, required = self._fields(schema)
+        fields, required = self.fields(schema)
         if fields:
             encodings: dict[str, Any] = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
             arguments = {
@@ -253,7 +251,7 @@ class Document:
                 yield node
                 pending += (part for keyword in keywords for part in _items(node.get(keyword)))
 
-    def _fields(self, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def fields(self, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
         fields: dict[str, Any] = {}
         required: list[Any] = []
@@ -287,7 +285,7 @@ class Document:
         resolved = self.target(schema)
         wrapped = resolved.get("type") != "object" and "properties" not in resolved
         found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
-        return self._schema({**found, "type": "object"}, "writeOnly"), wrapped
+        return self._response.schema({**found, "type": "object"}), wrapped
 
     def _resolve(self, node: Any) -> dict[str, Any]:
         """Return the target of a reference, or the node itself if it isn't one.
@@ -304,24 +302,6 @@ class Document:
             node = value_at_pointer(self._spec, reference)
         raise LookupError("a reference points to nothing in the document")
 
-    def _schema(self, schema: dict[str, Any], flag: str) -> dict[str, Any]:
-        """Return a schema as JSON Schema 2020-12, with its definitions.
-
-        Args:
-            schema: The schema in the document.
-            flag: Properties with it are left out: `readOnly` in requests, `writeOnly` in responses.
-        """
-        conversion = self._conversions.setdefault(flag, _Conversion(self, flag))
-        converted = conversion.convert(schema)
-        conversion.finish()
-        return inline_references(
-            converted, conversion.definitions, max_nodes=_MAX_INLINED_NODES, recursive=conversion.recursive
-        )
-
-    def fields_with(self, flag: str, schema: dict[str, Any]) -> frozenset[str]:
-        """Return the properties of an object that have a flag."""
-        return frozenset(name for name, each in self._fields(schema)[0].items() if self.target(each).get(flag) is True)
-
     def target(self, node: Any) -> dict[str, Any]:
         """Return the schema that a node is or refers to, or an empty one, which allows everything."""
         try:
@@ -335,12 +315,21 @@ class _Conversion(Struct):
 
     document: Document
     flag: str
+    """Properties with it are left out."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
     pending: list[tuple[str, dict[str, Any]]] = []
     definitions: dict[str, Any] = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
+
+    def schema(self, node: dict[str, Any]) -> dict[str, Any]:
+        """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
+        converted = self.convert(node)
+        while self.pending:
+            name, target = self.pending.pop()
+            self.definitions[name] = self.convert(target)
+        return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
@@ -349,19 +338,14 @@ class _Conversion(Struct):
         if isinstance(node.get("$ref"), str):
             result = self._reference(node)
         else:
-            hidden |= self.document.fields_with(self.flag, node)
+            fields, _ = self.document.fields(node)
+            hidden |= {name for name, each in fields.items() if self.document.target(each).get(self.flag) is True}
         kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
         parts: list[Any] = kept.pop("allOf", [])
         result |= map_subschemas(kept, self.convert)
         if parts:  # they describe the same object
             result["allOf"] = [self.convert(each, hidden) for each in parts]
         return _replace_nullable(result)
-
-    def finish(self) -> None:
-        """Convert the definitions."""
-        while self.pending:
-            name, target = self.pending.pop()
-            self.definitions[name] = self.convert(target)
 
     def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
         target = self.document.target(node)
@@ -500,13 +484,11 @@ def build_request(
     Raises:
         ToolError: An argument is missing or changes the path.
     """
-    parts: dict[str, dict[str, Any]] = {
-        location: {} for location in ("path", "query", "header", "cookie", "field", "body")
-    }
+    parts: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
     for argument, value in given.items():
         if value is not None:
-            parts[argument.place] |= _encode_argument(argument, value, given)
+            parts[argument.place] |= _pairs(argument, value, given)
     if parts["cookie"]:
         parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
     if headers:
@@ -582,23 +564,26 @@ def _encode_multipart(fields: Mapping[str, Any]) -> tuple[bytes, str]:
     return f"{''.join(parts)}--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def _encode_argument(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
-    """Return one argument as encoded in the request with all of the given arguments."""
-    if argument.place == "query" and is_object(value):
-        return _expand(argument, value, given)
-    if argument.place in ("query", "field"):
-        return _pairs(argument, value)
-    return {argument.name: value if argument.place == "body" else _as_text(value)}
-
-
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else encode(value).decode()
 
 
+def _pairs(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
+    """Return the pairs of one argument in the request with all of the given arguments."""
+    name, form = argument.name, argument.form
+    if argument.place == "body":
+        return {name: value}
+    if argument.place not in ("query", "field") or (form == "json" and not isinstance(value, str)):
+        return {name: _as_text(value)}
+    if is_object(value) and (argument.members is None or argument.members):
+        return _expand(argument, value, given)
+    if is_array(value) and value and form not in ("", "deep"):
+        return {name: form.join(map(_as_text, value))}
+    return {name: value}  # a list becomes several pairs
+
+
 def _expand(argument: Argument, value: dict[str, Any], given: Collection[Argument]) -> dict[str, Any]:
     """Return the pairs of an object in a query. None of them can be read as another argument of the request."""
-    if (argument.members is not None and not argument.members) or argument.form == "json":
-        return {argument.name: encode(value).decode()}
     deep = argument.form == "deep"
     others = [each.name for each in given if each.place == "query" and each is not argument]
     plain_names = {_plain_name(each) for each in others}
@@ -617,15 +602,6 @@ def _expand(argument: Argument, value: dict[str, Any], given: Collection[Argumen
 def _plain_name(name: str) -> str:
     """Return the name that lenient frameworks read: without brackets, and regardless of case, dots, and spaces."""
     return re.sub(r"\W", "_", name.partition("[")[0].strip().casefold())
-
-
-def _pairs(argument: Argument, value: Any) -> dict[str, Any]:
-    """Return the pairs of a value in a query or form. Lists become several pairs with one name."""
-    if argument.form == "json" and not isinstance(value, str):
-        return {argument.name: encode(value).decode()}
-    if is_array(value) and value and argument.form not in ("", "deep"):
-        return {argument.name: argument.form.join(map(_as_text, value))}
-    return {argument.name: value}
 
 
 def _path(operation: Operation, values: Mapping[str, Any]) -> str:
@@ -663,9 +639,24 @@ class OperationTool(Tool):
     """An operation as a tool."""
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
-        schema: dict[str, Any] = description["inputSchema"]
-        super().__init__(ItemSource(name, run, argument_reader(name, schema), schema=schema), tags=frozenset(tags))
+        self._schema: dict[str, Any] = description["inputSchema"]
+        super().__init__(ItemSource(name, run, self._read, schema=self._schema), tags=frozenset(tags))
         self._described = {**self._described, **description, "name": name}
+
+    def _read(self, raw: Any) -> dict[str, Any]:
+        """Decode arguments, and compare them with the schema.
+
+        The patterns of a document aren't tried, because they could take any time. The API decides.
+        """
+        try:
+            arguments = _decode_object(raw)
+            present = {each: value for each, value in arguments.items() if value is not None}
+            problems = describe_problems(self._schema, present)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
+        if problems:
+            raise ArgumentError(f"Invalid arguments for tool {self.name!r}: {problems}")
+        return arguments
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -674,26 +665,6 @@ class OperationTool(Tool):
             return super().encode(value, call)
         members = value[1:-1]
         return members if call.revision.structured == "any" else project_tool_result(members, call.revision)
-
-
-def argument_reader(name: str, schema: dict[str, Any]) -> Read:
-    """Return a function that decodes the arguments of an operation's tool and compares them with its schema.
-
-    The patterns of a document aren't tried, because they could take any time. The API decides.
-    """
-
-    def read(raw: Any) -> dict[str, Any]:
-        try:
-            arguments = _decode_object(raw)
-            present = {each: value for each, value in arguments.items() if value is not None}
-            problems = describe_problems(schema, present)
-        except (msgspec.DecodeError, RecursionError) as exc:
-            raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
-        if problems:
-            raise ArgumentError(f"Invalid arguments for tool {name!r}: {problems}")
-        return arguments
-
-    return read
 
 
 _decode_object = decoder(dict[str, Any])
@@ -835,11 +806,6 @@ def check_api(config: Any) -> None:
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both.")
     document = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
-    if not (is_application(document) or isinstance(document, str | Path | dict)):
-        raise ValueError(
-            f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
-            "FastAPI application."
-        )
     if is_application(document):
         if config.auth is not None or config.headers:
             raise ValueError(
@@ -847,6 +813,11 @@ def check_api(config: Any) -> None:
                 "headers. Remove them."
             )
         check_forwarded(config.name, config.forward_headers, {})
+    elif not isinstance(document, str | Path | dict):
+        raise ValueError(
+            f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
+            "FastAPI application."
+        )
 
 
 def is_application(document: Any) -> bool:
