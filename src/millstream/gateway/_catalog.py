@@ -88,7 +88,6 @@ _SHAPES: Mapping[str, type[Struct]] = {
     "templates": TemplateDescription,
     "prompts": PromptDescription,
 }
-_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Catalog(Struct, kw_only=True):
@@ -196,7 +195,7 @@ class StoredCatalog:
 
 
 def _hash_of(catalog: Catalog) -> bytes:
-    return sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
+    return digest_of(structs.replace(catalog, taken_at=0.0))
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
@@ -493,6 +492,6 @@ def _read_definition(value: bytes) -> Description | None:
         return None
 
 
-def digest_of(definition: Mapping[str, Any]) -> bytes:
-    """Return the digest of a definition, independent of the order of its members."""
+def digest_of(definition: Mapping[str, Any] | Catalog) -> bytes:
+    """Return the digest of a definition or catalog, independent of the order of its members."""
     return sha256(msgspec.json.encode(definition, order="sorted")).hexdigest().encode()

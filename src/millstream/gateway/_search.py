@@ -122,10 +122,6 @@ class ToolIndex:
         )
         return [self._names[number] for (number,) in rows]
 
-    def close(self) -> None:
-        """Release its memory."""
-        self._table.close()
-
 
 def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, ...]:
     properties = members(members(description.get("inputSchema")).get("properties"))
@@ -152,7 +148,7 @@ class SearchPart:
         self._registry = host.registry
         for name, run, decode, description in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
-            (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
+            (CALL, _reject_call, lambda raw: raw, CALL_DESCRIPTION),
         ):
             source = ItemSource(
                 name, run, decode, description=description["description"], schema=description["inputSchema"]
@@ -212,7 +208,7 @@ class SearchPart:
             return
         try:
             params = _decode_params(call.params)
-            inner = _read_call(params.get("arguments", Raw(b"{}")))
+            inner = _decode_call(params.get("arguments", Raw(b"{}")))
         except MALFORMED as exc:
             text = f"Invalid arguments for tool {CALL!r}: {exc}"
             raise (
@@ -247,10 +243,3 @@ def _read_search(raw: Any) -> SearchArguments:
         return _decode_search(raw)
     except MALFORMED as exc:
         raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
-
-
-def _read_call(raw: Any) -> CallArguments:
-    try:
-        return _decode_call(raw)
-    except MALFORMED as exc:
-        raise ArgumentError(str(exc)) from exc
