@@ -30,6 +30,7 @@ from millstream.client import (
     RequestTimeout,
     ServerError,
     TargetError,
+    Task,
     TooLarge,
     TooMuchArriving,
 )
@@ -47,7 +48,7 @@ from millstream.gateway._relay import (
     project_answer,
     project_question,
 )
-from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
+from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Upstream
 from millstream.parts import Call, retry_delay
 from millstream.protocol import (
@@ -95,7 +96,7 @@ _MAX_SAVED_RESULT = 16 * 1024
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
-_INPUT_REQUIRED = b'"input_required"'
+_INPUT_REQUIRED, _TASK_MARKER = b'"input_required"', b'"task"'
 _CANNOT_ASK = re.compile(
     rb"': this transport context has no back-channel for server-initiated requests\."  # Python, fastmcp
     rb"|cannot be sent while serving a request on (?:that revision|protocol version)"  # TypeScript, Go
@@ -121,6 +122,7 @@ _CONNECTION_META = frozenset(
 _decode_meta = decoder(dict[str, Raw])
 _decode_type = foreign_decoder(EmptyResult)
 _decode_required = foreign_decoder(InputRequiredResult)
+_decode_task = foreign_decoder(Task)
 _decode_elicit = decoder(ElicitResult)
 
 
@@ -139,6 +141,14 @@ class _Urls(Struct, array_like=True, tag=True):
 
 class _SavedResult(Struct, array_like=True, tag=True):
     result: Raw
+
+
+class StoredTask(Struct, array_like=True, tag=True):
+    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
+
+    id: str
+    asked_keys: list[str]
+    """Keys of the questions that the client has received."""
 
 
 _State = Ticket | _Rounds | _Urls | StoredTask | _SavedResult
@@ -603,7 +613,7 @@ class _ForwardedCall:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
             return await self._follow_task(task)
         result = await self._run_rounds()
-        created = read_created_task(result)
+        created = _created_task(result)
         if created is None:
             return result
         task = StoredTask(created.task_id, [])
@@ -616,7 +626,7 @@ class _ForwardedCall:
         call, message, count = self._call, "", 0
         try:
             while True:
-                task = read_task(await self._ask_task("tasks/get", stored.id, {}))
+                task = _read_task(await self._ask_task("tasks/get", stored.id, {}))
                 if task.over:
                     if task.status == "cancelled":
                         raise ToolError("The server canceled the task.")
@@ -754,6 +764,32 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     if not found.input_requests and found.request_state is None:
         raise InvalidResponse("The upstream requires input, but sent neither questions nor a state.")
     return found
+
+
+def _created_task(result: bytes) -> Task | None:
+    """Return the task that a call became; None for every other result.
+
+    Raises:
+        InvalidResponse: It can't be read.
+    """
+    if _TASK_MARKER not in result:
+        return None
+    try:
+        return _read_task(result) if _decode_type(result).result_type == "task" else None
+    except MALFORMED:
+        return None
+
+
+def _read_task(result: bytes) -> Task:
+    """Return a task.
+
+    Raises:
+        InvalidResponse: It can't be read.
+    """
+    try:
+        return _decode_task(result)
+    except MALFORMED as exc:
+        raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc
 
 
 # Errors

@@ -39,6 +39,7 @@ from millstream.parts import (
     Template,
     Tool,
     granted_scopes,
+    sees,
     take_rounds,
 )
 from millstream.protocol import (
@@ -480,8 +481,8 @@ class MergedSkills:
         names = [each.config.name for each in self.upstreams]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
-        remaining = list(self.upstreams[names.index(name) if cursor else 0 :])
-        upstream, page = remaining.pop(0), None
+        upstream, *remaining = self.upstreams[names.index(name) if cursor else 0 :]
+        page = None
         while page is None:
             try:
                 page = await self._ask(call, upstream, cursor=upstream_cursor)
@@ -559,13 +560,9 @@ class MergedSkills:
 
     def _can_read(self, call: Call, upstream: Upstream, uri: str) -> bool:
         """Return whether the caller may read a resource, by its URI on this server."""
-        if self._hides(upstream, uri):
-            return False
-        rules = upstream.rules_of(uri)
-        if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
-            return False
+        rules = None if self._hides(upstream, uri) else upstream.rules_of(uri)
         scopes = granted_scopes(call)
-        return scopes is None or rules.scopes <= scopes
+        return rules is not None and sees(call, rules) and (scopes is None or rules.scopes <= scopes)
 
     def _hints(self, upstream: Upstream, page: dict[str, Any]) -> dict[str, Any]:
         private = self._host.registry.private or upstream.policy is not None  # then it depends on the caller
@@ -626,10 +623,8 @@ class ExtensionForwarding:
             if not others and name != TASKS and not upstream.names.prefix and upstream.policy is None
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims:
-            announced[
-                TASKS
-            ] = {}  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+            announced[TASKS] = {}
         self._skills.upstreams = () if SKILLS in found else claims.get(SKILLS, ())
         if self._skills.upstreams:
             announced[SKILLS] = self._skills.settings

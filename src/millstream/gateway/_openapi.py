@@ -233,9 +233,7 @@ class Document:
         fields, required = self.fields(schema)
         if fields:
             encodings: dict[str, Any] = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
-            arguments = {
-                name: Argument(name, "field", _form_of(encodings[name]) if name in encodings else "") for name in fields
-            }
+            arguments = {name: Argument(name, "field", _form_of(encodings.get(name, {}))) for name in fields}
         else:
             name = re.sub(r"\W+", "_", str(self.target(schema).get("title", ""))).lower() or "body"
             arguments, fields, required = {name: Argument(name, "body")}, {name: schema}, [name]
@@ -471,9 +469,7 @@ class ApiRequest(Struct, frozen=True):
     content: bytes | None
 
 
-def build_request(
-    operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
-) -> ApiRequest:
+def build_request(operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] = {}) -> ApiRequest:
     """Return the request for one operation of an API.
 
     Args:
@@ -491,16 +487,14 @@ def build_request(
             parts[argument.place] |= _pairs(argument, value, given)
     if parts["cookie"]:
         parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
-    if headers:
-        remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
-        parts["header"] = {**remaining, **headers}
+    fields = {name: each for name, each in parts["header"].items() if name.lower() not in headers} | dict(headers)
     content: bytes | None = None
     body = next(iter(parts["body"].values()), parts["field"] or None)
     if body is not None:
-        content, parts["header"]["content-type"] = _encode_body(operation.media, body)
+        content, fields["content-type"] = _encode_body(operation.media, body)
     query = _encode_form(parts["query"])
     target = _path(operation, parts["path"]) + (f"?{query}" if query else "")
-    return ApiRequest(operation.method, target, parts["header"], content)
+    return ApiRequest(operation.method, target, fields, content)
 
 
 async def send_by(client: Any, request: ApiRequest) -> Any:

@@ -158,7 +158,7 @@ class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
+        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
         "task", "timer",
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ class ParkedCall(Recipient):
         source: Revision,
         size: int,
         exchange: Exchange,
-        admit: "Callable[[ParkedCall], None]",
+        calls: "ParkedCalls",
     ) -> None:
         """Start the call to the upstream.
 
@@ -179,7 +179,7 @@ class ParkedCall(Recipient):
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
             exchange: See `ParkedCalls.run`.
-            admit: Parks the call, or raises `ProtocolError` if there's no room.
+            calls: The parked calls of this worker.
         """
         super().__init__(call, relay.abilities, relay.redactor)
         self.id: str = ""
@@ -192,7 +192,7 @@ class ParkedCall(Recipient):
         """Number of rounds of questions so far."""
         self.timer: asyncio.TimerHandle | None = None
         """Ends the call if the client doesn't answer; None while a client request is waiting for the call."""
-        self._admit = admit
+        self._calls = calls
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
         self._change = asyncio.Event()
@@ -227,7 +227,7 @@ class ParkedCall(Recipient):
         """
         if len(self._open) >= MAX_OPEN_QUESTIONS:
             raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
-        self._admit(self)
+        self._calls.admit(self)
         key = f"q{next(self._keys)}"
         pending = self._open[key] = _OpenQuestion(question, asyncio.get_running_loop().create_future())
         self._change.set()
@@ -349,7 +349,7 @@ class ParkedCalls:
             InputRequired: The upstream asks a question.
             ClientError: There's no result.
         """
-        parked = ParkedCall(call, relay, source, size, exchange, self._admit)
+        parked = ParkedCall(call, relay, source, size, exchange, self)
         self._running.add(parked)
         return await self._finish(parked, call, ask_client)
 
@@ -393,7 +393,7 @@ class ParkedCalls:
         parked.timer = loop.call_later(services.settings.input_timeout, self._drop, parked)
         return asks, Ticket(services.store.workers.me, parked.id, parked.round)
 
-    def _admit(self, parked: ParkedCall) -> None:
+    def admit(self, parked: ParkedCall) -> None:
         """Park a call if there's room.
 
         Raises:

@@ -1,8 +1,7 @@
-"""Upstream results on their way to a client: conversion, redaction, storage of large ones, and tasks.
+"""Upstream results on their way to a client: conversion, redaction, and storage of large ones.
 
 Conversion removes members that each server sets itself, and adds the prefix to URIs. Only members that change are
-decoded. Content, including binary data, isn't re-encoded. Tasks are those of upstreams, as `_bridge` reads and stores
-them.
+decoded. Content, including binary data, isn't re-encoded.
 """
 
 import secrets
@@ -16,19 +15,15 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
-from millstream.client import InvalidResponse, Task
 from millstream.gateway._names import Names
 from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
     INTERNAL_ERROR,
-    MALFORMED,
     SERVER_KEY,
-    EmptyResult,
     MissingExtra,
     SuggestionMeta,
     decoder,
     encode,
-    foreign_decoder,
     is_array,
     is_object,
 )
@@ -348,44 +343,3 @@ def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
         if len(texts) == len(blocks):
             kind, text = "text/plain", "\n".join(texts)
     return [EmbeddedResource(resource=ResourceContents(uri, kind, text=text))]
-
-
-_TASK_MARKER = b'"task"'
-
-
-class StoredTask(Struct, array_like=True, tag=True):
-    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
-
-    id: str
-    asked_keys: list[str]
-    """Keys of the questions that the client has received."""
-
-
-_decode_type = foreign_decoder(EmptyResult)
-_decode_task = foreign_decoder(Task)
-
-
-def read_created_task(result: bytes) -> Task | None:
-    """Return the task that a call became; None for every other result.
-
-    Raises:
-        InvalidResponse: It can't be read.
-    """
-    if _TASK_MARKER not in result:
-        return None
-    try:
-        return read_task(result) if _decode_type(result).result_type == "task" else None
-    except MALFORMED:
-        return None
-
-
-def read_task(result: bytes) -> Task:
-    """Return a task.
-
-    Raises:
-        InvalidResponse: It can't be read.
-    """
-    try:
-        return _decode_task(result)
-    except MALFORMED as exc:
-        raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc
