@@ -143,6 +143,11 @@ def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
     return msgspec.json.Decoder(kind).decode
 
 
+decode_object = decoder(dict[str, Any])
+"""Return the members of a JSON object, or raise one of `MALFORMED`."""
+decode_members = decoder(dict[str, Raw])
+"""Return the members of a JSON object, with their values as JSON, or raise one of `MALFORMED`."""
+
 MAX_ID = 16 * 1024
 """Maximum bytes of an id. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
 

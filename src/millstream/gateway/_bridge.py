@@ -76,6 +76,7 @@ from millstream.protocol import (
     InputRequiredResult,
     Revision,
     declares,
+    decode_members,
     decoder,
     encode,
     foreign_decoder,
@@ -119,7 +120,6 @@ _CONNECTION_META = frozenset(
 )
 """`_meta` members that belong to the client's own connection."""
 
-_decode_meta = decoder(dict[str, Raw])
 _decode_type = foreign_decoder(EmptyResult)
 _decode_required = foreign_decoder(InputRequiredResult)
 _decode_task = foreign_decoder(Task)
@@ -271,7 +271,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        found = _decode_meta(call.raw_meta() or b"{}")
+        found = decode_members(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}

@@ -59,7 +59,9 @@ from millstream.protocol import (
     ReadResourceResult,
     Revision,
     UriTemplate,
+    decode_members,
     decode_name,
+    decode_object,
     decoder,
     encode,
     find_annotations,
@@ -77,7 +79,6 @@ _BRACE = ord("{")
 _NOT_CACHED = b',"ttlMs":0,"cacheScope":"private"'
 _TASK_RULES = TaskRules(retry=True, deferred=True)
 """A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
-_decode_object = decoder(dict[str, Any])
 _decode_tool = foreign_decoder(CallToolResult)
 _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_read = foreign_decoder(ReadResourceResult)
@@ -185,7 +186,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         params = self._call_head + bytes(arguments) + b"}"
         headers: Mapping[str, str] = {}
         if self._own_headers:
-            headers = param_headers(self._own_headers, _decode_object(arguments))
+            headers = param_headers(self._own_headers, decode_object(arguments))
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
     @override
@@ -265,7 +266,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         try:
             members, call.meta = split_result(value, "messages", upstream.link_uri if upstream.names.prefix else None)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
-                about = _decode_object(b"{%b}" % members).get("description")
+                about = decode_object(b"{%b}" % members).get("description")
                 members = project_prompt(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)
         except MalformedResult as exc:
@@ -525,7 +526,7 @@ class MergedSkills:
         work, redactor = forward(call, upstream, call.method, given, ""), upstream.redactor(call.method)
         raw = await (work if redactor is None else redactor.redact(work, call))
         try:
-            return _decode_object(raw)
+            return decode_object(raw)
         except MalformedResult as exc:
             text = f"The server {upstream.config.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
@@ -583,7 +584,6 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
-_decode_params = decoder(dict[str, Raw])
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
@@ -664,13 +664,13 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     if not call.revision.handshake and call.params:
         take_rounds(call, _decode_rounds(call.params))
     params = {
-        name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _RESERVED_PARAMS
+        name: value for name, value in decode_members(call.params or b"{}").items() if name not in _RESERVED_PARAMS
     }
     header = (call.headers or {}).get(b"mcp-name", b"")
     name = decode_name(header.strip(b" \t"))
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
-        members_of_result = _decode_object(result)
+        members_of_result = decode_object(result)
         if members_of_result.get("resultType", "complete") != "complete":
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")

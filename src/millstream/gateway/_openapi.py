@@ -37,7 +37,7 @@ from millstream.parts import (
 from millstream.protocol import (
     INTERNAL_ERROR,
     SuggestionMeta,
-    decoder,
+    decode_object,
     encode,
     fits_keyword,
     inline_references,
@@ -643,7 +643,7 @@ class OperationTool(Tool):
         The patterns of a document aren't tried, because they could take any time. The API decides.
         """
         try:
-            arguments = _decode_object(raw)
+            arguments = decode_object(raw)
             present = {each: value for each, value in arguments.items() if value is not None}
             problems = describe_problems(self._schema, present)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -659,9 +659,6 @@ class OperationTool(Tool):
             return super().encode(value, call)
         members = value[1:-1]
         return members if call.revision.structured == "any" else project_tool_result(members, call.revision)
-
-
-_decode_object = decoder(dict[str, Any])
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:

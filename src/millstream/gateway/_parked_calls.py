@@ -37,7 +37,8 @@ from millstream.protocol import (
     LocalError,
     Revision,
     Share,
-    decoder,
+    decode_members,
+    decode_object,
     encode,
 )
 
@@ -96,8 +97,6 @@ _PART = "gateway"
 
 AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
 Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
-_decode_responses = decoder(dict[str, Raw])
-_decode_questions = decoder(dict[str, Any])
 
 
 class _Message(Struct, array_like=True, tag=True):
@@ -449,7 +448,7 @@ class ParkedCalls:
             case _Result():
                 return outcome.body
             case _Questions():
-                raise ask_client(_decode_questions(outcome.questions), outcome.ticket)
+                raise ask_client(decode_object(outcome.questions), outcome.ticket)
             case _LostCall():
                 raise call_error(call, CALL_LOST)
             case _NoResult():
@@ -521,7 +520,7 @@ class ParkedCalls:
         outbox = NotificationQueue(lambda method, params: self._report(worker, number, _Notification(method, params)))
         try:
             parked = self._find(message.id)
-            parked.wake(message.round, message.binding, _decode_responses(message.responses), outbox.put)
+            parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
             refusal = _Refusal(exc.code, exc.message, encode(exc.data))
             self._send_soon(worker, CallNews(number, _encode_news(refusal)))

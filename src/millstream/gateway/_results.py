@@ -22,6 +22,8 @@ from millstream.protocol import (
     SERVER_KEY,
     MissingExtra,
     SuggestionMeta,
+    decode_members,
+    decode_object,
     decoder,
     encode,
     is_array,
@@ -180,7 +182,6 @@ _MAX_CACHED_META = 512
 MAX_BLOCKS = 10_000
 """Maximum blocks of one result. Converting this many takes about 100 ms."""
 _NO_ITEMS = Raw(b"[]")
-_decode_members = decoder(Members)
 _decode_items = decoder(list[Raw])
 _decode_several = decoder(list[Members])
 _decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
@@ -201,7 +202,7 @@ def split_result(
     Raises:
         ValueError, RecursionError: The result is malformed.
     """
-    found = _decode_members(result)
+    found = decode_members(result)
     if bytes(found.pop("resultType", _COMPLETE)) not in _COMPLETE_TYPES:
         raise ValueError("its resultType is unknown")
     if array and (opening := memoryview(found.setdefault(array, _NO_ITEMS))[0]) != _OPEN:
@@ -237,7 +238,7 @@ def _convert_message(message: Members, rename: Rename) -> Members:
     content = message.get("content", _NO_ITEMS)
     if not bytes(content).startswith(b"{"):
         return message
-    return {**message, "content": Raw(encode(_convert_block(_decode_members(content), rename)))}
+    return {**message, "content": Raw(encode(_convert_block(decode_members(content), rename)))}
 
 
 def _convert_block(block: Members, rename: Rename) -> Members:
@@ -245,7 +246,7 @@ def _convert_block(block: Members, rename: Rename) -> Members:
     if kind == "resource_link":
         return _convert_uri(block, rename)
     if kind == "resource" and "resource" in block:
-        return {**block, "resource": Raw(encode(_convert_uri(_decode_members(block["resource"]), rename)))}
+        return {**block, "resource": Raw(encode(_convert_uri(decode_members(block["resource"]), rename)))}
     return block
 
 
@@ -267,7 +268,6 @@ def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
 
 
 URI = "result://{id}"
-decode_object = decoder(dict[str, Any])
 
 
 class StoredResults(Struct, frozen=True):

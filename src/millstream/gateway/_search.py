@@ -20,6 +20,7 @@ from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, grante
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
+    decode_members,
     decoder,
     encode,
     members,
@@ -207,7 +208,7 @@ class SearchPart:
         if (call.name or target_name(call.method, call.params)) != CALL:
             return
         try:
-            params = _decode_params(call.params)
+            params = decode_members(call.params)
             inner = _decode_call(params.get("arguments", Raw(b"{}")))
         except MALFORMED as exc:
             text = f"Invalid arguments for tool {CALL!r}: {exc}"
@@ -233,7 +234,6 @@ async def _reject_call(arguments: Any, call: Call) -> Any:
     raise ToolError(f"{CALL} isn't available here. Call the tool directly.")
 
 
-_decode_params = decoder(dict[str, Raw])
 _decode_search = decoder(SearchArguments)
 _decode_call = decoder(CallArguments)
 
