@@ -143,7 +143,9 @@ def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
     return msgspec.json.Decoder(kind).decode
 
 
-decode_object = decoder(dict[str, Any])
+Json = dict[str, Any]
+"""A JSON object."""
+decode_object = decoder(Json)
 """Return the members of a JSON object, or raise one of `MALFORMED`."""
 decode_members = decoder(dict[str, Raw])
 """Return the members of a JSON object, with their values as JSON, or raise one of `MALFORMED`."""

@@ -74,6 +74,7 @@ from millstream.protocol import (
     InputRequest,
     InputRequired,
     InputRequiredResult,
+    Json,
     Revision,
     declares,
     decode_members,
@@ -136,7 +137,7 @@ class _Rounds(Struct, array_like=True, tag=True):
 class _Urls(Struct, array_like=True, tag=True):
     """Questions whether the user has opened URLs, by key."""
 
-    questions: dict[str, Any]
+    questions: Json
 
 
 class _SavedResult(Struct, array_like=True, tag=True):
@@ -168,7 +169,7 @@ class _ToolResult(Struct, rename="camel"):
 class _Elicitations(Struct):
     """Data of an error that asks the user to open URLs."""
 
-    elicitations: list[dict[str, Any]]
+    elicitations: list[Json]
 
 
 _decode_state = msgspec.json.Decoder(_SavedState).decode
@@ -448,7 +449,7 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
     declared = declare(abilities, source)
     if tasks:
         declared["extensions"] = {**declared.get("extensions", {}), TASKS: {}}
-    members: dict[str, Any] = {
+    members: Json = {
         VERSION_KEY: source.date,
         CAPABILITIES_KEY: declared,
         CLIENT_KEY: Implementation(NAME, __version__),
@@ -524,7 +525,7 @@ class _ForwardedCall:
         """Send the request once, with `extra` members in its parameters."""
         return _send(self._link, self._ask, recipient, extra)
 
-    def _answers(self, keys: Collection[str]) -> dict[str, Any]:
+    def _answers(self, keys: Collection[str]) -> Json:
         """Return the client's answers to some questions."""
         return {key: raw for key, raw in (self._call.responses or {}).items() if key in keys}
 
@@ -582,13 +583,13 @@ class _ForwardedCall:
                 members["requestState"] = required.request_state
         raise InvalidResponse("The upstream asked too many times without returning a result.")
 
-    def _earlier_rounds(self) -> dict[str, Any]:
+    def _earlier_rounds(self) -> Json:
         """Return the members of parameters that continue the earlier rounds of a client."""
         call, before = self._call, self.previous
         if not isinstance(before, _Rounds):
             return {"inputResponses": dict(call.responses)} if call.responses and not call.state else {}
         answers = self._answers(before.keys)
-        members: dict[str, Any] = {"inputResponses": answers} if answers else {}
+        members: Json = {"inputResponses": answers} if answers else {}
         return members if before.state is None else {**members, "requestState": before.state}
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:

@@ -56,6 +56,7 @@ from millstream.protocol import (
     CustomResult,
     GetPromptResult,
     InputResponseRequestParams,
+    Json,
     ReadResourceResult,
     Revision,
     UriTemplate,
@@ -296,7 +297,7 @@ class UpstreamPattern:
             template = UriTemplate(uri)
             self.variables, self._match = template.variables, template.match
 
-    def match(self, uri: str) -> dict[str, Any] | None:
+    def match(self, uri: str) -> Json | None:
         """See `Pattern`."""
         found = self._match(uri)
         if found is None:
@@ -402,7 +403,7 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
     revision = upstream.revision
     if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
         return _NO_COMPLETION
-    params_of_upstream: dict[str, Any] = {"ref": ref, "argument": params.argument}
+    params_of_upstream: Json = {"ref": ref, "argument": params.argument}
     if params.context is not None and revision.completion_context:
         params_of_upstream["context"] = params.context
     try:
@@ -462,7 +463,7 @@ class MergedSkills:
         }
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Settings of the extension that the gateway announces."""
         reads = any(
             members(each.catalog.extensions.get(SKILLS)).get("directoryRead") is True for each in self.upstreams
@@ -517,11 +518,11 @@ class MergedSkills:
         if upstream is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
         page = await self._ask(call, upstream, uri=original_uri, cursor=params.cursor)
-        result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
+        result: Json = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
 
-    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> dict[str, Any]:
+    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> Json:
         given = encode({name: value for name, value in params.items() if value})
         work, redactor = forward(call, upstream, call.method, given, ""), upstream.redactor(call.method)
         raw = await (work if redactor is None else redactor.redact(work, call))
@@ -541,7 +542,7 @@ class MergedSkills:
                 return upstream, original_uri
         return None, ""
 
-    def _skill(self, call: Call, upstream: Upstream, skill: Any) -> dict[str, Any] | None:
+    def _skill(self, call: Call, upstream: Upstream, skill: Any) -> Json | None:
         """Return a skill as the caller sees it; None if it's hidden from the caller."""
         uri = skill.get("uri") if is_object(skill) else None
         if not isinstance(uri, str) or not self._can_read(call, upstream, prefixed_uri := upstream.names.uri(uri)):
@@ -551,7 +552,7 @@ class MergedSkills:
             visible["resources"] = self._entries(call, upstream, skill["resources"])
         return visible
 
-    def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[dict[str, Any]]:
+    def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[Json]:
         found = [
             {**each, "uri": upstream.names.uri(each["uri"])}
             for each in _objects(entries)
@@ -565,9 +566,9 @@ class MergedSkills:
         scopes = granted_scopes(call)
         return rules is not None and sees(call, rules) and (scopes is None or rules.scopes <= scopes)
 
-    def _hints(self, upstream: Upstream, page: dict[str, Any]) -> dict[str, Any]:
+    def _hints(self, upstream: Upstream, page: Json) -> Json:
         private = self._host.registry.private or upstream.policy is not None  # then it depends on the caller
-        hints: dict[str, Any] = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
+        hints: Json = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
 
 
@@ -578,7 +579,7 @@ def _read(call: Call) -> _Params:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _objects(value: Any) -> list[Json]:
     return [each for each in value if is_object(each)] if is_array(value) else []
 
 
@@ -593,7 +594,7 @@ class ExtensionForwarding:
     def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
         self._skills = MergedSkills(host, hides)
-        self._settings: dict[str, Any] = {}
+        self._settings: Json = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}
         """Identifier -> the upstream that has it."""

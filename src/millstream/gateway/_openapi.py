@@ -36,6 +36,7 @@ from millstream.parts import (
 )
 from millstream.protocol import (
     INTERNAL_ERROR,
+    Json,
     SuggestionMeta,
     decode_object,
     encode,
@@ -104,8 +105,8 @@ class Operation(Struct, frozen=True):
     tags: list[str]
     arguments: Mapping[str, Argument]
     """Arguments by the names that models use."""
-    input_schema: dict[str, Any]
-    output_schema: dict[str, Any] | None
+    input_schema: Json
+    output_schema: Json | None
     wrapped: bool
     """Whether the response isn't an object, and is wrapped as `result`."""
     media: str
@@ -122,7 +123,7 @@ class Operation(Struct, frozen=True):
         name = names.get(self.operation_id or "") or short_id or self.summary or f"{self.method}_{self.path}"
         return re.sub(r"_+", "_", re.sub(r"\W+", "_", name)).strip("_")[:_MAX_NAME]
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> Json:
         """Return the description of its tool."""
         output = {} if self.output_schema is None else {"outputSchema": self.output_schema}
         return {"name": name, "description": self.summary_text, "inputSchema": self.input_schema, **output}
@@ -145,7 +146,7 @@ class Document:
             raise ValueError("The OpenAPI document has no paths.")
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
-        self._spec: dict[str, Any] = spec
+        self._spec: Json = spec
         self._request = _Conversion(self, "readOnly")
         self._response = _Conversion(self, "writeOnly")
         self.skipped: dict[str, str] = {}
@@ -188,9 +189,9 @@ class Document:
         if len(new) > MAX_LOGGED:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
-    def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
+    def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
         arguments, fields, body_required, media = self._body(operation)
-        properties: dict[str, Any] = {}
+        properties: Json = {}
         required: list[str] = []
         seen: set[tuple[str, str]] = set()
         for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
@@ -207,7 +208,7 @@ class Document:
                 name = f"{name}__{location}"
                 description = f"{description} ({location.capitalize()} parameter)".strip()
             media_type, content = _content_of(parameter, ())
-            schema: dict[str, Any] = content.get("schema") or parameter.get("schema") or {}
+            schema: Json = content.get("schema") or parameter.get("schema") or {}
             query_members = self._query_members(schema) if location == "query" else frozenset[str]()
             form = "json" if media_type else _form_of(parameter)
             arguments[name] = Argument(original_name, location, form, query_members)
@@ -223,23 +224,23 @@ class Document:
             self._request.schema(whole), output, wrapped, media,
         )  # fmt: skip
 
-    def _body(self, operation: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any], list[str], str]:
+    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, list[str], str]:
         """Return the arguments for the body, their schemas, the required ones, and the media type."""
         body = self._resolve(operation.get("requestBody") or {})
         media, content = _content_of(body, (FORM, MULTIPART, TEXT))
         if not media:
             return {}, {}, [], ""
-        schema: dict[str, Any] = content.get("schema") or {}
+        schema: Json = content.get("schema") or {}
         fields, required = self.fields(schema)
         if fields:
-            encodings: dict[str, Any] = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
+            encodings: Json = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
             arguments = {name: Argument(name, "field", _form_of(encodings.get(name, {}))) for name in fields}
         else:
             name = re.sub(r"\W+", "_", str(self.target(schema).get("title", ""))).lower() or "body"
             arguments, fields, required = {name: Argument(name, "body")}, {name: schema}, [name]
         return arguments, fields, required if body.get("required") else [], media
 
-    def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[dict[str, Any]]:
+    def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
         """Yield a schema, and the schemas in some of its keywords, except for those that were `seen`."""
         pending = [schema]
         while pending:
@@ -249,9 +250,9 @@ class Document:
                 yield node
                 pending += (part for keyword in keywords for part in _items(node.get(keyword)))
 
-    def fields(self, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def fields(self, schema: Json) -> tuple[Json, list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
-        fields: dict[str, Any] = {}
+        fields: Json = {}
         required: list[Any] = []
         seen, variants = set[int](), [schema]
         for number, variant in enumerate(variants):
@@ -263,7 +264,7 @@ class Document:
                 variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
         return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
 
-    def _query_members(self, schema: dict[str, Any]) -> frozenset[str] | None:
+    def _query_members(self, schema: Json) -> frozenset[str] | None:
         """Return the properties that a schema declares in any of its variants; None if an object can have any."""
         names: set[str] = set()
         for node in self._parts(schema, set(), "allOf", "anyOf", "oneOf"):
@@ -273,19 +274,19 @@ class Document:
             names |= properties.keys()
         return frozenset(names)
 
-    def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-        responses: dict[str, Any] = operation.get("responses") or {}
+    def _output(self, operation: Json) -> tuple[Json | None, bool]:
+        responses: Json = operation.get("responses") or {}
         code = next((each for each in sorted(responses, key=str) if str(each).startswith("2")), "")
         media, content = _content_of(self.target(responses.get(code)), ())
         if not media:
             return None, False
-        schema: dict[str, Any] = content.get("schema") or {}
+        schema: Json = content.get("schema") or {}
         resolved = self.target(schema)
         wrapped = resolved.get("type") != "object" and "properties" not in resolved
         found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
         return self._response.schema({**found, "type": "object"}), wrapped
 
-    def _resolve(self, node: Any) -> dict[str, Any]:
+    def _resolve(self, node: Any) -> Json:
         """Return the target of a reference, or the node itself if it isn't one.
 
         Raises:
@@ -300,7 +301,7 @@ class Document:
             node = value_at_pointer(self._spec, reference)
         raise LookupError("a reference points to nothing in the document")
 
-    def target(self, node: Any) -> dict[str, Any]:
+    def target(self, node: Any) -> Json:
         """Return the schema that a node is or refers to, or an empty one, which allows everything."""
         try:
             return self._resolve(node)
@@ -316,12 +317,12 @@ class _Conversion(Struct):
     """Properties with it are left out."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
-    pending: list[tuple[str, dict[str, Any]]] = []
-    definitions: dict[str, Any] = {}
+    pending: list[tuple[str, Json]] = []
+    definitions: Json = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
 
-    def schema(self, node: dict[str, Any]) -> dict[str, Any]:
+    def schema(self, node: Json) -> Json:
         """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
         converted = self.convert(node)
         while self.pending:
@@ -332,7 +333,7 @@ class _Conversion(Struct):
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
             return False if node is False else {}
-        result: dict[str, Any] = {}
+        result: Json = {}
         if isinstance(node.get("$ref"), str):
             result = self._reference(node)
         else:
@@ -345,7 +346,7 @@ class _Conversion(Struct):
             result["allOf"] = [self.convert(each, hidden) for each in parts]
         return _replace_nullable(result)
 
-    def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
+    def _reference(self, node: Json) -> Json:
         target = self.document.target(node)
         if not target:
             return {}
@@ -370,7 +371,7 @@ def _is_valid(keyword: str, value: Any) -> bool:
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
 
 
-def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
+def _replace_nullable(node: Json) -> Json:
     """Return a schema of OpenAPI 3.0 without the keywords that JSON Schema 2020-12 doesn't have."""
     for bound, keyword in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(node.get(keyword), bool) and node.pop(keyword) and bound in node:
@@ -383,11 +384,11 @@ def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
         node["type"] = [kind, "null"]
     if "$ref" not in node and "allOf" not in node:
         return node
-    notes: dict[str, Any] = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
+    notes: Json = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
     return {**notes, "anyOf": [node, {"type": "null"}]}
 
 
-def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
+def without_properties(node: Json, hidden: frozenset[str]) -> Json:
     """Return the schema of an object without some of its properties."""
     result = dict(node)
     if is_object(properties := node.get("properties")):
@@ -412,9 +413,9 @@ def _plain(media: str) -> str:
     return media.partition(";")[0].strip()
 
 
-def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _content_of(holder: Json, other_types: tuple[str, ...]) -> tuple[str, Json]:
     """Return the media type and description of a body, preferring JSON; empty without one."""
-    content: dict[str, Any] = holder.get("content") or {}
+    content: Json = holder.get("content") or {}
     for kind, description in content.items():
         plain = _plain(kind)
         if plain == JSON or plain.endswith("+json") or plain in other_types:
@@ -480,7 +481,7 @@ def build_request(operation: Operation, arguments: Mapping[str, Any], headers: M
     Raises:
         ToolError: An argument is missing or changes the path.
     """
-    parts: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    parts: defaultdict[str, Json] = defaultdict(dict)
     given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
     for argument, value in given.items():
         if value is not None:
@@ -562,7 +563,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else encode(value).decode()
 
 
-def _pairs(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
+def _pairs(argument: Argument, value: Any, given: Collection[Argument]) -> Json:
     """Return the pairs of one argument in the request with all of the given arguments."""
     name, form = argument.name, argument.form
     if argument.place == "body":
@@ -576,12 +577,12 @@ def _pairs(argument: Argument, value: Any, given: Collection[Argument]) -> dict[
     return {name: value}  # a list becomes several pairs
 
 
-def _expand(argument: Argument, value: dict[str, Any], given: Collection[Argument]) -> dict[str, Any]:
+def _expand(argument: Argument, value: Json, given: Collection[Argument]) -> Json:
     """Return the pairs of an object in a query. None of them can be read as another argument of the request."""
     deep = argument.form == "deep"
     others = [each.name for each in given if each.place == "query" and each is not argument]
     plain_names = {_plain_name(each) for each in others}
-    pairs: dict[str, Any] = {}
+    pairs: Json = {}
     for key, each in value.items():
         name = f"{argument.name}[{key}]" if deep else key
         taken = name.casefold() in map(str.casefold, others) or "[" in key if deep else _plain_name(key) in plain_names
@@ -633,11 +634,11 @@ class OperationTool(Tool):
     """An operation as a tool."""
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
-        self._schema: dict[str, Any] = description["inputSchema"]
+        self._schema: Json = description["inputSchema"]
         super().__init__(ItemSource(name, run, self._read, schema=self._schema), tags=frozenset(tags))
         self._described = {**self._described, **description, "name": name}
 
-    def _read(self, raw: Any) -> dict[str, Any]:
+    def _read(self, raw: Any) -> Json:
         """Decode arguments, and compare them with the schema.
 
         The patterns of a document aren't tried, because they could take any time. The API decides.

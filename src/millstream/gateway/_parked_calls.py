@@ -34,6 +34,7 @@ from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     InputRequired,
+    Json,
     LocalError,
     Revision,
     Share,
@@ -237,7 +238,7 @@ class ParkedCall(Recipient):
 
     # Requests of the client
 
-    async def next(self) -> dict[str, Any] | None:
+    async def next(self) -> Json | None:
         """Wait for questions, which end the client's request, and return them by key; None when the call has ended."""
         try:
             while not self.task.done():
@@ -251,7 +252,7 @@ class ParkedCall(Recipient):
         finally:
             self._notify = None
 
-    def _open_questions(self) -> dict[str, Any]:
+    def _open_questions(self) -> Json:
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any], notify: Notify) -> None:
@@ -378,7 +379,7 @@ class ParkedCalls:
         parked.binding = call_binding(call)
         raise ask_client(*asked)
 
-    async def _follow(self, parked: ParkedCall) -> tuple[dict[str, Any], Ticket] | None:
+    async def _follow(self, parked: ParkedCall) -> tuple[Json, Ticket] | None:
         """Return the next questions of a call, and the ticket that resumes it; None once the call has ended."""
         try:
             asks = await parked.next()

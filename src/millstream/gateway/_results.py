@@ -20,6 +20,7 @@ from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
     INTERNAL_ERROR,
     SERVER_KEY,
+    Json,
     MissingExtra,
     SuggestionMeta,
     decode_members,
@@ -115,7 +116,7 @@ class Redactor:
         if is_array(value):
             return [self.value(each, names=names) for each in value]
         if is_object(value):
-            found: dict[str, Any] = {}
+            found: Json = {}
             for name, each in value.items():
                 text = self.text(name) if names else name
                 found[f"{text} {len(found) + 1}" if text in found else text] = self.value(each, names=names)
@@ -184,13 +185,13 @@ MAX_BLOCKS = 10_000
 _NO_ITEMS = Raw(b"[]")
 _decode_items = decoder(list[Raw])
 _decode_several = decoder(list[Members])
-_decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
+_decode_meta = msgspec.json.Decoder(Json | None).decode
 _decode_text = decoder(str)
 
 
 def split_result(
     result: bytes, array: str, rename: Rename | None = None, drop: Collection[str] = ()
-) -> tuple[bytes, dict[str, Any] | None]:
+) -> tuple[bytes, Json | None]:
     """Return the members of a result without its type and `_meta`, and the members of `_meta` beyond the server's name.
 
     Args:
@@ -217,15 +218,15 @@ def split_result(
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
-    own_meta: dict[str, Any] | None = None
+    own_meta: Json | None = None
     if meta is not None:
         raw = bytes(meta)
         own_meta = _read_meta(raw) if len(raw) > _MAX_CACHED_META else _cached_meta(raw)
     return encode(found)[1:-1], own_meta
 
 
-def _read_meta(meta: bytes) -> dict[str, Any] | None:
-    members: dict[str, Any] = _decode_meta(meta) or {}
+def _read_meta(meta: bytes) -> Json | None:
+    members: Json = _decode_meta(meta) or {}
     members.pop(SERVER_KEY, None)
     return members or None
 
@@ -281,7 +282,7 @@ class StoredResults(Struct, frozen=True):
     names: Names
     """Names of the upstream that the results come from."""
 
-    async def save(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
+    async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
         """Store a result, and return the content that links to it; None if it doesn't fit in the store.
 
         Args:
@@ -308,7 +309,7 @@ class StoredResults(Struct, frozen=True):
     def template(self) -> Template:
         """Return the resource template for stored results."""
 
-        async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
+        async def read(values: Json, call: Call) -> list[EmbeddedResource] | None:
             found = await self.kv.get(_key(call, str(values["id"])))
             uri = self.names.uri(f"result://{values['id']}")
             return None if found is None else _contents(uri, found)

@@ -20,6 +20,7 @@ from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, grante
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
+    Json,
     decode_members,
     decoder,
     encode,
@@ -63,7 +64,7 @@ class CallArguments(Struct, frozen=True):
     arguments: Raw = Raw(b"{}")
 
 
-SEARCH_DESCRIPTION: dict[str, Any] = {
+SEARCH_DESCRIPTION: Json = {
     "description": "Find tools by what they do. Returns the best matches with their input schemas; call one of them "
     f"with {CALL}.",
     "inputSchema": {
@@ -75,7 +76,7 @@ SEARCH_DESCRIPTION: dict[str, Any] = {
         "required": ["query"],
     },
 }
-CALL_DESCRIPTION: dict[str, Any] = {
+CALL_DESCRIPTION: Json = {
     "description": f"Call a tool that {SEARCH} returned.",
     "inputSchema": {
         "type": "object",
@@ -186,7 +187,7 @@ class SearchPart:
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
         scopes = granted_scopes(call)
-        found: list[dict[str, Any]] = []
+        found: list[Json] = []
         matches = 0
         for name in index.search(arguments.query):
             tool = registry.tools.get(name)
