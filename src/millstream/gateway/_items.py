@@ -216,26 +216,10 @@ class UpstreamTool(_UpstreamItem, Tool):
         return members
 
 
-class _WrappedValue(Struct, forbid_unknown_fields=True):
-    """A structured value, wrapped for revisions that allow only objects."""
-
-    result: Raw
-
-
-class _StructuredResult(Struct, rename="camel"):
-    structured_content: _WrappedValue
-
-
-_decode_wrapped = decoder(_StructuredResult)
-
-
 def _is_wrapped(members: bytes) -> bool:
     """Return whether the structured value is already wrapped in an object, as for a call of an older revision."""
-    try:
-        _decode_wrapped(b"{%b}" % members)
-    except MALFORMED:
-        return False
-    return True
+    value = decode_object(b"{%b}" % members).get("structuredContent")
+    return is_object(value) and [*value] == ["result"]
 
 
 class UpstreamPrompt(_UpstreamItem, Prompt):

@@ -40,6 +40,7 @@ _MAX_WORDS = 32
 _MAX_TEXT = 4000
 """Maximum characters of a description, or of all arguments, that are indexed."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+"""Words, including the parts of ``camelCase`` and ``snake_case``."""
 _STOP_WORDS = frozenset((
     "a", "an", "and", "are", "as", "at", "by", "for", "from", "i", "in", "is", "it", "me", "my", "of", "on", "or",
     "that", "the", "this", "to", "with", "you",
@@ -89,11 +90,6 @@ CALL_DESCRIPTION: Json = {
 }
 
 
-def words(text: str) -> list[str]:
-    """Split text into words, including the parts of ``camelCase`` and ``snake_case``."""
-    return _WORD.findall(text)
-
-
 class ToolIndex:
     """A BM25 index of tool descriptions.
 
@@ -114,7 +110,7 @@ class ToolIndex:
 
     def search(self, query: str) -> list[str]:
         """Return the names of the tools that contain a word of the query, best match first."""
-        every = dict.fromkeys(word.lower() for word in words(query[:_MAX_QUERY]))
+        every = dict.fromkeys(word.lower() for word in _WORD.findall(query[:_MAX_QUERY]))
         found = [word for word in every if word not in _STOP_WORDS][:_MAX_WORDS]
         if not found:
             return []
@@ -129,7 +125,7 @@ def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, ...]:
     properties = members(members(description.get("inputSchema")).get("properties"))
     arguments = " ".join(f"{each} {members(schema).get('description', '')}" for each, schema in properties.items())
     texts = name, description.get("title") or "", description.get("description") or "", arguments
-    return tuple(" ".join(words(str(text)[:_MAX_TEXT])) for text in texts)
+    return tuple(" ".join(_WORD.findall(str(text)[:_MAX_TEXT])) for text in texts)
 
 
 class SearchPart:
