@@ -588,7 +588,7 @@ def _expand(argument: Argument, value: Json, given: Collection[Argument]) -> Jso
         taken = name.casefold() in map(str.casefold, others) or "[" in key if deep else _plain_name(key) in plain_names
         if taken or (argument.members is not None and key not in argument.members):
             raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
-        pairs[name] = encode(each).decode() if is_object(each) else each
+        pairs[name] = each
     if deep or not argument.form:
         return pairs
     return {argument.name: argument.form.join(_as_text(each) for pair in pairs.items() for each in pair)}
