@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decode_object, decoder, encode, notification_message
 from millstream._protocol.principal import Principal
 
 Handler = Callable[..., Any]
@@ -107,7 +107,6 @@ class _SentMessage(Struct, gc=False):
 
 
 _decode_outgoing = decoder(_SentMessage)
-_decode_params = decoder(dict[str, Any])
 
 
 class NotificationFilters:
@@ -152,7 +151,7 @@ class NotificationFilters:
         self, method: str, params: bytes, principal: Principal | None, *, incoming: bool
     ) -> tuple[str, dict[str, Any]] | None:
         try:
-            message = NotificationMessage(method, _decode_params(params or b"{}"), incoming, principal)
+            message = NotificationMessage(method, decode_object(params or b"{}"), incoming, principal)
         except MALFORMED:
             return None  # params are an object, or missing
         try:

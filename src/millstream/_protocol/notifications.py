@@ -25,10 +25,9 @@ from millstream._protocol.content import (
     Wire,
 )
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, RequestId, decoder
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken
 
-Json = dict[str, Any]
 _META: Any = field(default_factory=dict[str, Any], name="_meta")
 
 
