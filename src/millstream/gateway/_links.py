@@ -79,6 +79,11 @@ class Link(Struct, eq=False):
     """Number of calls on this connection."""
     last_used: float = field(default_factory=monotonic)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it's a connection for calls, open and without any."""
+        return not self.calls and self.open_task is None and self.key != SHARED_KEY
+
 
 def http_places(*, several: bool = False) -> Pool:
     """Return the places for calls that share the HTTP connections to one upstream."""
@@ -167,10 +172,7 @@ class Links:
             idle = [
                 link
                 for link in self._open.values()
-                if not link.calls
-                and link.open_task is None
-                and link.key != SHARED_KEY
-                and (link.owner in ("", owner) or count(link.owner) > count(owner))
+                if link.is_idle and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
                 raise InUse(self.places, owner, remedy="Raise max_connections.")
@@ -211,8 +213,7 @@ class Links:
             self._to_close.discard(link)
             self.end(link)
         for link in list(self._open.values()):
-            idle = not link.calls and link.open_task is None and link.key != SHARED_KEY
-            if idle and now - link.last_used > self._idle_seconds:
+            if link.is_idle and now - link.last_used > self._idle_seconds:
                 self.end(link)
 
     async def close(self) -> None:

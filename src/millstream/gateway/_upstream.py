@@ -267,8 +267,6 @@ class Upstream:
     """Bytes of unfinished replies of all upstreams; set before `open`."""
     credentials: "UpstreamCredentials | None" = None
     """Credentials of its connections; set before `open`."""
-    pins: Pins | None = None
-    """Pinned definitions, if any; set before `open`."""
     gateway: str = ""
     """Id of the gateway, see `_names`; set before `open`."""
     processes: UpstreamProcesses | None = None
@@ -318,6 +316,10 @@ class Upstream:
         """URL or target that credentials are sent to."""
         self.names: Names = config.names
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
+        self.pins: Pins | None = (
+            Pins(config.name, config.policy or UpstreamPolicy(), store.kv) if config.trust == "pin" else None
+        )
+        """Pinned definitions, if any."""
         self.parked_calls: ParkedCalls = parked_calls
         self._on_change = on_change
         self._stored_catalog = StoredCatalog(store, server, config.name, config.address)
