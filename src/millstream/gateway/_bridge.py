@@ -479,7 +479,7 @@ class _ForwardedCall:
         self._source = source
         self._slot = f"gateway {ask.method} {ask.name}"
         self._link: Link
-        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(ask.method, ask.name))
+        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.policy.redactor(ask.method, ask.name))
         self.previous: _State | None = None
         raw = call.saved_value(self._slot)
         if raw is not None:
@@ -689,7 +689,7 @@ class _ForwardedCall:
             urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
         except msgspec.ValidationError:
             urls = []
-        if policy is not None and "elicitation" not in policy.questions:
+        if "elicitation" not in policy.questions:
             return call_error(call, exc.message)
         if call.revision.url_error:
             named = [{**each, "message": f"[{name}] {each.get('message', '')}"} for each in urls]

@@ -238,7 +238,7 @@ class GatewayPart:
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        if upstream.policy is not None and upstream.policy.has_budgets:
+        if upstream.policy.has_budgets:
             template = StoredResults(host.store.kv, upstream.names).template()
             host.registry.exchange("templates", (), {template.name: template})
             host.registry.offer("resources")
@@ -255,8 +255,7 @@ class GatewayPart:
                 )
 
     def _serve(self) -> None:
-        connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
-        if not connecting:
+        if not any(each.config.connects for each in self.upstreams.values()):
             return
         from millstream.gateway._credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
             ConnectionsPage,
@@ -265,22 +264,20 @@ class GatewayPart:
 
         connections = {
             name: each.credentials
-            for name, each in connecting.items()
+            for name, each in self.upstreams.items()
             if isinstance(each.credentials, PersonalCredentials)
         }
         ConnectionsPage(self._host, connections, server=self.definition.title).serve()
 
     async def _wait_for_lists(self) -> None:
         """Wait for the first lists, up to each upstream's `start_timeout`."""
-
-        async def wait(upstream: Upstream) -> None:
+        started = asyncio.get_running_loop().time()
+        for name, upstream in self.upstreams.items():
             try:
-                async with asyncio.timeout(upstream.config.start_timeout):
+                async with asyncio.timeout_at(started + upstream.config.start_timeout):
                     await upstream.lists_ready.wait()
             except TimeoutError:
-                logger.warning("The upstream %s has not returned any lists yet", upstream.config.name)
-
-        await asyncio.gather(*map(wait, self.upstreams.values()))
+                logger.warning("The upstream %s has not returned any lists yet", name)
 
     def _announce_missing(self) -> None:
         """Announce what upstreams without lists may have, because clients connect before these are there."""
@@ -392,7 +389,7 @@ class GatewayPart:
         own_id, looping = self._announcement["id"], 0
         loops = find_loops(read_announcement(upstream.catalog.capabilities, own_id), own_id)
         for kind, own_name, each in upstream.catalog.items():
-            rules = upstream.rules(kind, own_name)
+            rules = upstream.policy.item(kind, own_name)
             if rules is None:
                 continue
             if leads_back(loops, kind, own_name):
@@ -545,7 +542,7 @@ class GatewayPart:
             listed = "resources" in upstream.catalog.capabilities
             if own_uri is None or not listed or self._hides(upstream, uri):
                 continue
-            rules = upstream.rules_of(uri)
+            rules = upstream.policy.rules_of(uri)
             if rules is not None:
                 description = {"uri": own_uri, "name": own_uri}
                 found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
@@ -580,23 +577,21 @@ class GatewayPart:
                 await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
 
     def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
-        return [own_uri for uri in uris if (own_uri := self._own_uri(upstream, uri))]
-
-    def _own_uri(self, upstream: Upstream, uri: str) -> str:
-        """Return the upstream's own URI of a resource, if it can be watched there."""
-        is_own = uri in self._host.registry.resources and not any(
-            uri in each.offered["resources"] for each in self.upstreams.values()
-        )
+        """Return the upstream's own URIs of resources, those that can be watched there."""
         credentials = upstream.credentials
-        if (
-            is_own
-            or not members(upstream.catalog.capabilities.get("resources")).get("subscribe")
-            or upstream.rules_of(uri) is None
-            or self._claimant(upstream, "resources", uri) is not None
-            or (credentials is not None and credentials.personal)  # it would be watched with another user's account
-        ):
-            return ""
-        return upstream.names.original_uri(uri) or ""
+        if credentials is not None and credentials.personal:  # they would be watched with another user's account
+            return []
+        if not members(upstream.catalog.capabilities.get("resources")).get("subscribe"):
+            return []
+        offered = [each.offered["resources"] for each in self.upstreams.values()]
+        return [
+            own_uri
+            for uri in uris
+            if (own_uri := upstream.names.original_uri(uri))
+            and (uri not in self._host.registry.resources or any(uri in each for each in offered))
+            and upstream.policy.rules_of(uri) is not None
+            and self._claimant(upstream, "resources", uri) is None
+        ]
 
     def _unregister_all(self) -> None:
         for upstream in self.upstreams.values():

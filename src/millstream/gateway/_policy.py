@@ -318,6 +318,9 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         return run_by_rules
 
 
+_NO_RULES = ItemRules()
+
+
 def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
     """Return the beginning of a tool's result, and the resource link to the rest.
 
@@ -399,6 +402,7 @@ class Policy:
             layers.insert(0, parent)
         self._layers = [_Layer(each, _OWN_NAMES if each is policy else names) for each in layers]
         self._policy = policy
+        self._is_empty = policy == UpstreamPolicy()
         self._names = names
         self.questions: frozenset[str] = frozenset[str](_QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
@@ -425,6 +429,8 @@ class Policy:
             kind: Tools, prompts, resources, or templates.
             name: Upstream's name or URI.
         """
+        if self._is_empty:
+            return _NO_RULES
         if not self.allows(kind, name):
             return None
         return self._compile(kind, [rules for layer in self._layers for rules in layer.rules(kind, name)], name)
@@ -470,6 +476,8 @@ class Policy:
 
         Considers every spelling that an upstream may treat as the same resource.
         """
+        if self._is_empty:
+            return _NO_RULES
         original = self._names.original_uri(uri)
         if original is None:
             return None

@@ -516,10 +516,9 @@ class ProcessTransport(StdioTransport):
         with contextlib.suppress(ValueError):
             processes.spares.remove(self)
         self.finish_boot()
-        if self in processes.running:
-            processes.running.remove(self)
-            processes.places.leave(self.owner)
-            processes.pool.places.leave(self.owner)
+        processes.running.remove(self)
+        processes.places.leave(self.owner)
+        processes.pool.places.leave(self.owner)
 
     @override
     async def close(self) -> None:
@@ -631,9 +630,8 @@ class Watchdog:
 
     def discard(self, group: int) -> None:
         """Remove a process group that has ended."""
-        if group in self._groups:
-            self._groups.discard(group)
-            self._write(b"-%d\n" % group)
+        self._groups.discard(group)
+        self._write(b"-%d\n" % group)
 
     def _write(self, line: bytes) -> None:
         if self._input is not None:

@@ -53,12 +53,11 @@ from millstream.gateway._links import (
 )
 from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
+from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
-from millstream.gateway._results import Redactor
 from millstream.http import ArrivingBytes, Inflow
 from millstream.parts import Call, Recent, cancel_all, retry_delay
 from millstream.protocol import (
@@ -180,7 +179,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         if problem := self.find_ignored_option()[1]:
             raise ValueError(f"upstream {self.name!r}: {problem}")
         policy = cast("object", self.policy)
-        if policy is not None and not isinstance(policy, UpstreamPolicy):
+        if not isinstance(policy, UpstreamPolicy | None):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
         if self.openapi is not None:
             from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
@@ -228,9 +227,6 @@ class UpstreamOptions(TypedDict, total=False):
     trust: Literal["follow", "pin"]
     revision: str | None
     openapi: Any
-
-
-_NO_RULES = ItemRules()
 
 
 reconnect_delay = partial(retry_delay, first=0.5, most=60.0)
@@ -315,10 +311,9 @@ class Upstream:
         self.address: Any = config.target
         """URL or target that credentials are sent to."""
         self.names: Names = config.names
-        self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
-        self.pins: Pins | None = (
-            Pins(config.name, config.policy or UpstreamPolicy(), store.kv) if config.trust == "pin" else None
-        )
+        policy = config.policy or UpstreamPolicy()
+        self.policy: Policy = Policy(policy, config.names)
+        self.pins: Pins | None = Pins(config.name, policy, store.kv) if config.trust == "pin" else None
         """Pinned definitions, if any."""
         self.parked_calls: ParkedCalls = parked_calls
         self._on_change = on_change
@@ -399,10 +394,9 @@ class Upstream:
             abilities: The questions that the client can answer, see `_relay.abilities_of`.
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
-        principal = call.principal.id if call.principal is not None else ""
-        program = self._protected_program
-        if program is not None and call.principal is not None:
-            principal = caller_of(call.principal)
+        program, principal = self._protected_program, ""
+        if call.principal is not None:
+            principal = call.principal.id if program is None else caller_of(call.principal)
         per_request = not self.revision.handshake
         if self._shares_processes:
             own_process = self.config.isolation == "per_principal"
@@ -421,11 +415,8 @@ class Upstream:
             return LinkKey(principal, session, abilities, handshake=handshake)
         credentials_key = "" if self.credentials is None else self.credentials.link_key(call)
         if per_request and not handshake:  # each request is self-contained
-            return (
-                LinkKey(principal, credentials=credentials_key)
-                if credentials_key or program is not None or self._is_websocket
-                else SHARED_KEY
-            )
+            separate = credentials_key or program is not None or self._is_websocket
+            return LinkKey(principal if separate else "", credentials=credentials_key)
         key = LinkKey(principal, session, abilities, credentials_key, handshake)
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
@@ -435,16 +426,7 @@ class Upstream:
         return self._limit_abilities(abilities_of(call))
 
     def _limit_abilities(self, abilities: bytes) -> bytes:
-        return abilities if self.policy is None else limit_abilities(abilities, self.policy.questions)
-
-    def redactor(self, method: str, name: str = "") -> Redactor | None:
-        """Return the redactor for what the upstream sends during a request, if any.
-
-        Args:
-            method: Method of the request.
-            name: Upstream's name of the tool or prompt.
-        """
-        return None if self.policy is None else self.policy.redactor(method, name)
+        return limit_abilities(abilities, self.policy.questions)
 
     @property
     def has_tasks(self) -> bool:
@@ -656,7 +638,7 @@ class Upstream:
             logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
             known = [name for kind in METHODS for name in getattr(found, kind)]
             known += [each.name for each in self.quarantined]
-            for name in () if self.policy is None else self.policy.unknown_names(known):
+            for name in self.policy.unknown_names(known):
                 near = closest_name(name, known)
                 hint = f" Did you mean {near!r}?" if near else ""
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
@@ -684,14 +666,6 @@ class Upstream:
     def refresh(self) -> None:
         """Read the lists again now."""
         self._refresh_event.set()
-
-    def rules(self, kind: str, own_name: str) -> ItemRules | None:
-        """Return the rules of an item; None if the policy excludes it."""
-        return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
-
-    def rules_of(self, uri: str) -> ItemRules | None:
-        """Return the rules of a URI on this server; None if the policy excludes it."""
-        return _NO_RULES if self.policy is None else self.policy.rules_of(uri)
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""

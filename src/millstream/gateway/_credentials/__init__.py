@@ -34,14 +34,6 @@ class SecretText:
         return "SecretText(…)"
 
     @override
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SecretText) and other._text == self._text
-
-    @override
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    @override
     def __reduce__(self) -> str:
         raise TypeError("A secret can't be pickled or copied into a file.")
 

@@ -325,9 +325,9 @@ class PersonalCredentials(TokenCredentials):
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         try:
             reply = await fetch("POST", str(self.url), headers=headers, body=_PROBE)
+        except AccessDenied:
+            raise
         except ClientError as exc:
-            if isinstance(exc, AccessDenied):
-                raise
             raise ConnectFailed(
                 f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
             ) from exc
