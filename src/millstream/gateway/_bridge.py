@@ -266,7 +266,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
     try:
-        members[PATH] = extend_path(members.get(PATH), upstream.gateway)
+        members[PATH] = extend_path(members.get(PATH), upstream.gateway.id)
     except Cycle:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
         raise call_error(
@@ -296,7 +296,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     started, answered = perf_counter(), False
     try:
         if isinstance(previous, Ticket):
-            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous, forwarding.ask)
+            work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(call, relay, previous, forwarding.ask)
         else:
             link = await _connect(call, upstream, relay.abilities, name)
             link.calls += 1
@@ -526,7 +526,7 @@ class _ForwardedCall:
             self._check_urls(self.previous)
         if not can_ask(self.relay.abilities):
             return await self._send(self.relay)
-        calls, size = self._upstream.parked_calls, len(self._ask.params)
+        calls, size = self._upstream.gateway.parked_calls, len(self._ask.params)
         return await calls.run(self._call, self.relay, self._source, size, self._send, self.ask)
 
     def _check_urls(self, previous: _Urls) -> None:

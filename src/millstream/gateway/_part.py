@@ -33,7 +33,7 @@ from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
-from millstream.gateway._upstream import Upstream, UpstreamConfig
+from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
 from millstream.http import ArrivingBytes
 from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
 from millstream.protocol import BY_DATE, LocalError, members
@@ -109,25 +109,24 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_pending_inputs)
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
-        arriving = ArrivingBytes(host.settings.max_incoming_bytes, largest)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
-
+        gateway = Gateway(
+            id=self._announcement["id"],
+            name=self.definition.name,
+            host=host,
+            pool=pool,
+            parked_calls=parked,
+            arriving=ArrivingBytes(host.settings.max_incoming_bytes, largest),
+            on_change=self._register,
+        )
         for config in self.definition.upstreams:
             make = Upstream
             if config.openapi is not None:
                 from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few are APIs
 
                 make = ApiUpstream
-            upstream = self.upstreams[config.name] = make(
-                config,
-                on_change=self._register,
-                on_update=lambda uri: host.services.changes.emit(ServerChange("updated", uri)),
-                parked_calls=parked,
-                store=host.store,
-                server=self.definition.name,
-            )
-            upstream.gateway, upstream.arriving = self._announcement["id"], arriving
+            upstream = self.upstreams[config.name] = make(config, gateway)
             self._set_up_policy(upstream, host)
             self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
@@ -140,7 +139,7 @@ class GatewayPart:
         host.gateway = self
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
-            await upstream.open(pool)
+            await upstream.open()
             host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
@@ -355,7 +354,7 @@ class GatewayPart:
 
     # Items
 
-    def _register(self, upstream: Upstream, announced: Collection[str] = ()) -> None:
+    def _register(self, upstream: Upstream, announced: Collection[str]) -> None:
         """Offer the items that an upstream lists now, and remove those that it no longer lists.
 
         Args:

@@ -59,7 +59,7 @@ from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Recent, cancel_all, retry_delay
+from millstream.parts import Call, Host, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,
@@ -71,7 +71,6 @@ from millstream.protocol import (
     UriTemplate,
     closest_name,
 )
-from millstream.stores import Store
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
@@ -256,15 +255,29 @@ class _SharedServer(Struct, frozen=True):
     running: "Callable[[], AbstractAsyncContextManager[Any]]"
 
 
+class Gateway(Struct, frozen=True):
+    """What the upstreams of a running gateway share."""
+
+    id: str
+    """See `_names`."""
+    name: str
+    host: Host
+    pool: ProcessPool
+    """Runs the processes of commands."""
+    parked_calls: ParkedCalls
+    """Calls that wait for answers."""
+    arriving: ArrivingBytes
+    """Bytes of unfinished replies of all upstreams."""
+    on_change: Callable[["Upstream", Collection[str]], None]
+    """Called after an upstream's `catalog` was replaced, with the kinds of lists that it said have changed."""
+
+
 class Upstream:
     """One upstream of a running gateway."""
 
-    arriving: ArrivingBytes | None = None
-    """Bytes of unfinished replies of all upstreams; set before `open`."""
     credentials: "UpstreamCredentials | None" = None
     """Credentials of its connections; set before `open`."""
-    gateway: str = ""
-    """Id of the gateway, see `_names`; set before `open`."""
+
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
     is_application: bool = False
@@ -287,37 +300,24 @@ class Upstream:
     _task: asyncio.Task[None] | None = None
     _check_task: asyncio.Task[None] | None = None
 
-    def __init__(
-        self,
-        config: UpstreamConfig,
-        *,
-        on_change: Callable[["Upstream", Collection[str]], None],
-        on_update: Callable[[str], None],
-        parked_calls: ParkedCalls,
-        store: Store,
-        server: str,
-    ) -> None:
+    def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """Create the upstream; `open` connects to it.
 
         Args:
             config: Configuration of the upstream.
-            on_change: Called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
-            on_update: Called with a changed resource's URI on this server.
-            parked_calls: Calls that wait for answers.
-            store: Store for copies of the lists.
-            server: Name of the gateway.
+            gateway: The gateway.
         """
         self.config: UpstreamConfig = config
+        self.gateway: Gateway = gateway
         self.address: Any = config.target
         """URL or target that credentials are sent to."""
         self.names: Names = config.names
         policy = config.policy or UpstreamPolicy()
         self.policy: Policy = Policy(policy, config.names)
+        store = gateway.host.store
         self.pins: Pins | None = Pins(config.name, policy, store.kv) if config.trust == "pin" else None
         """Pinned definitions, if any."""
-        self.parked_calls: ParkedCalls = parked_calls
-        self._on_change = on_change
-        self._stored_catalog = StoredCatalog(store, server, config.name, config.address)
+        self._stored_catalog = StoredCatalog(store, gateway.name, config.name, config.address)
         self._created_at = monotonic()
         self.breaker: Breaker = Breaker()
         self.catalog: Catalog = Catalog()
@@ -334,7 +334,9 @@ class Upstream:
             self._make_link, max_connections=config.max_connections, idle_seconds=config.idle_seconds
         )
         self.watches: ResourceWatches = ResourceWatches(
-            config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
+            config.name,
+            self._shared_conversation,
+            lambda uri: gateway.host.services.changes.emit(ServerChange("updated", self.names.uri(uri))),
         )
         self.has_handshake: bool = config.revision is None
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""
@@ -351,13 +353,9 @@ class Upstream:
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were logged, because each refresh finds the same."""
 
-    async def open(self, pool: ProcessPool) -> None:
-        """Start connecting, in the background.
-
-        Args:
-            pool: Runs the processes of a command.
-        """
-        config = self.config
+    async def open(self) -> None:
+        """Start connecting, in the background."""
+        config, pool = self.config, self.gateway.pool
         self.links.places.several = pool.places.several
         match find_server(self._target, env=config.env, cwd=config.cwd):
             case Remote() as remote:
@@ -519,7 +517,7 @@ class Upstream:
             revision=NEWEST_HANDSHAKE.date if key.handshake else config.revision,
             headers=config.headers,
             timeout=config.timeout,
-            inflow=Inflow(self.arriving, config.name),
+            inflow=Inflow(self.gateway.arriving, config.name),
             observer=relays.receive,
             era=self._era,
         )
@@ -644,7 +642,7 @@ class Upstream:
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
         elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
-        self._on_change(self, announced)
+        self.gateway.on_change(self, announced)
         self.lists_ready.set()
 
     def is_quarantined(self, uri: str) -> bool:
