@@ -104,7 +104,7 @@ class Links:
                 own or of an owner that holds more, see `Pool`.
             idle_seconds: Seconds after which an idle connection is closed.
         """
-        self.connect: Callable[[LinkKey, str], Link] = connect
+        self._connect = connect
         self._idle_seconds = idle_seconds
         self.places: Pool = Pool(max_connections)
         self._open: dict[LinkKey, Link] = {}
@@ -142,7 +142,7 @@ class Links:
                 if not (key.principal or key.affinity):
                     owner = ""  # several callers share it
                 self._take_place(owner)
-                link = self._open[key] = self.connect(key, owner)
+                link = self._open[key] = self._connect(key, owner)
                 link.open_task = asyncio.get_running_loop().create_task(self._start(link))
                 link.open_task.add_done_callback(has_failed)
             opening = link.open_task

@@ -477,11 +477,6 @@ class Upstream:
         return target if isinstance(target, Program) and target.protected else None
 
     @property
-    def has_process_for_each(self) -> bool:
-        """Whether callers have separate processes, so the failure of one doesn't affect the others."""
-        return self.processes is not None and self.config.isolation != "shared"
-
-    @property
     def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.isolation != "per_session"
@@ -727,7 +722,8 @@ class Upstream:
         """
         if isinstance(error, InUse | NoCredentials | TooMuchArriving):
             return
-        separate = self.has_process_for_each
+        # With separate processes, the failure of one doesn't affect the others.
+        separate = self.processes is not None and self.config.isolation != "shared"
         if isinstance(error, ConnectFailed) and not isinstance(error.__cause__, TimeoutError) and not separate:
             self.breaker.failure_count += 1
             self._degrade(error)
