@@ -276,7 +276,7 @@ class NatsLink:
 
     async def _on_reconnect(self) -> None:
         self._streams.clear()
-        self.outages.notify()
+        self.outages.changed()
         # In a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recover_task is not None:
             self._recover_task.cancel()
@@ -292,7 +292,7 @@ class NatsLink:
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
-            self.outages.notify()
+            self.outages.changed()
 
     # Requests
 
@@ -465,8 +465,8 @@ class NatsLink:
             raise StoreUnavailable(f"{exc} Check that JetStream is enabled and that enough nodes are up.") from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
-            self.outages.notify()
-            self.epochs.notify()
+            self.outages.changed()
+            self.epochs.changed()
 
     # Messages
 
@@ -588,6 +588,7 @@ def token(name: str) -> str:
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") or "_"
 
 
+@lru_cache(maxsize=1024)
 def read_token(text: str) -> str:
     """Decode a segment that `token` encoded."""
     return "" if text == "_" else base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()

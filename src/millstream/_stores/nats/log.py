@@ -13,16 +13,15 @@ look for the newest entry of its JetStream stream instead.
 """
 
 import asyncio
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._recent import Recent
 from millstream._stores.base import (
     PAGE_BYTES,
@@ -36,7 +35,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.log import REPEATED, kind_of, within
-from millstream._stores.nats.consumer import WAIT_SECONDS, Consumer
+from millstream._stores.nats.consumer import WAIT_SECONDS, Consumer, View
 from millstream._stores.nats.link import (
     TOO_LARGE,
     WRONG_LAST,
@@ -46,6 +45,7 @@ from millstream._stores.nats.link import (
     read_token,
     token,
 )
+from millstream._stores.tail import Listeners
 from millstream._tasks import Tasks, has_failed
 
 ROOM = 512 * 1024 * 1024
@@ -81,31 +81,6 @@ class Floor(Struct, frozen=True, array_like=True):
     """The first remaining sequence at that time, or 0 if none remained. No older position is valid then."""
 
 
-class View(Struct, frozen=True):
-    """The messages of a stream, or of an index."""
-
-    name: str
-    stream: str
-    """The JetStream stream."""
-    kind: str
-    subject: str
-    ttl: str
-    """The name of the header with the view's time to live."""
-
-    @property
-    def index(self) -> bool:
-        return self.ttl == _INDEX_TTL
-
-    @property
-    def base(self) -> str:
-        return self.subject.removesuffix(".>")
-
-    @property
-    def seal(self) -> str:
-        """The subject of a stream's last message."""
-        return f"{self.base}.*.end.*.*"
-
-
 class _ViewCache(Struct):
     """The cached state of a stream that a worker appends to."""
 
@@ -118,15 +93,16 @@ _encode_floor = msgspec.msgpack.Encoder().encode
 _decode_floor = msgspec.msgpack.Decoder(Floor).decode
 
 
-class NatsLog:
+class NatsLog(Listeners[Entry]):
     """`Log` in JetStream."""
 
     def __init__(self, link: NatsLink) -> None:
+        super().__init__()
         self._link = link
         self._namespace = link.address.namespace
         self._consumers: dict[str, Consumer] = {}
         """By the stream that's listened to."""
-        link.outages.add(self._restart)
+        link.outages.watch(self._restart)
         self._seen: Recent[str, int] = Recent(_MAX_NEWEST)
         """The newest sequence known to this worker, by the view's subject."""
         self._newest_seqs: dict[str, int] = {}
@@ -138,6 +114,7 @@ class NatsLog:
 
     async def close(self) -> None:
         """Stop listening and trimming, and clear the caches."""
+        self.remove_listeners()
         for consumer in self._consumers.values():
             consumer.stop()
         self._consumers.clear()
@@ -295,7 +272,7 @@ class NatsLog:
     async def _purge(self, view: View, upto: int) -> None:
         """Delete messages up to a sequence that no view needs anymore."""
         link = self._link
-        if not view.index:
+        if view.ttl != _INDEX_TTL:
             await link.purge(view.stream, f"{view.base}.{_NO_INDEX}.>", before=upto + 1)
             return
         # Purge an index stream by stream, each only up to that stream's own floor.
@@ -405,7 +382,11 @@ class NatsLog:
 
     async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, Floor]:
         seen, known = self._seen.get(view.subject, 0), self._newest_seqs.get(view.stream, 0)
-        late = known and view.index and not await self._link.first(view.stream, f"{self._namespace}.log.>", known)
+        late = (
+            known
+            and view.ttl == _INDEX_TTL
+            and not await self._link.first(view.stream, f"{self._namespace}.log.>", known)
+        )
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
         if late or newest < seen or (last is not None and newest < at_least):
@@ -448,36 +429,22 @@ class NatsLog:
         view, last, _ = await self._look(stream)
         if last is not None:
             await self._raise_floor(view, Floor(last.seq))
-            if not view.index:
+            if view.ttl != _INDEX_TTL:
                 await self._is_sealed(view)
 
     # Listening
 
-    def listen(
-        self,
-        stream: str,
-        hear: Callable[[Entry], None],
-        *,
-        interrupted: Callable[[], None] | None = None,
-        topic: str | None = None,
-    ) -> Callable[[], None]:
-        view = self._main(stream)
+    @override
+    def _follow(self, channel: str) -> None:
+        stream = channel.partition("\0")[0]
+        if stream not in self._consumers:
+            self._consumers[stream] = Consumer(self._link, self._main(stream), self, self._touch, self._note)
 
-        consumer = self._consumers.get(stream)
-        if consumer is None:
-            mark_subject = f"{self._namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
-            mark, note = partial(self._touch, mark_subject, view, 0.0), partial(self._note, view)
-            consumer = Consumer(self._link, view.stream, view.base, mark_subject, mark, note)
-            self._consumers[stream] = consumer
-
-        def stop() -> None:
-            stop_listening()
-            if not consumer.is_used and self._consumers.get(stream) is consumer:
-                del self._consumers[stream]
-                consumer.stop()
-
-        stop_listening = consumer.add(topic, hear, interrupted)
-        return stop
+    @override
+    def _leave(self, channel: str) -> None:
+        stream = channel.partition("\0")[0]
+        if not self.topics(stream) and stream in self._consumers:
+            self._consumers.pop(stream).stop()
 
     async def wait_until_listening(self, stream: str) -> Position | None:
         consumer = self._consumers.get(stream)
@@ -486,7 +453,7 @@ class NatsLog:
         with suppress(TimeoutError):
             async with asyncio.timeout(WAIT_SECONDS):
                 await consumer.created.wait()
-        if not consumer.filters_by_topic:
+        if self.topics(stream) == {None}:
             return None
         failed: asyncio.Future[Any] = consumer.failed
         work = asyncio.create_task(self._settle(consumer, stream))

@@ -331,7 +331,7 @@ class NatsLimits(Struct, eq=False):
                     quotas.append((charge, data))
             else:
                 held = [] if data is None else [each for each in _decode_slots(data) if each[0] not in dead]
-                result = check_slot(charge, held, worker)
+                result = check_slot(charge, len(held), is_held=(worker, charge.holder) in held)
                 if result.amount:
                     held.append((worker, charge.holder))
                     written.append((self._subject(charge), _encode(held), seq, _SLOT_SECONDS))
@@ -467,7 +467,7 @@ class NatsBackend:
         return self._link.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._link.epochs.add(changed)
+        return self._link.epochs.watch(changed)
 
     def time(self) -> float:
         return self._link.time()
