@@ -307,9 +307,15 @@ class NatsLink:
         return await self._request(f"$JS.API.{subject}", data, None)
 
     async def publish(
-        self, stream: str, subject: str, data: bytes, headers: dict[str, str], *, ensure: Callable[[], Awaitable[None]]
+        self,
+        stream: str,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        *,
+        config: Callable[[], dict[str, Any]] | None,
     ) -> tuple[int, bool]:
-        """Add a message to a JetStream stream, at most once.
+        """Add a message to a JetStream stream, at most once. Create the stream, unless `config` is None.
 
         Return its sequence, and whether the stream had a message with this id before the first attempt.
 
@@ -318,14 +324,16 @@ class NatsLink:
             JetStreamError: JetStream rejected it.
         """
         headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")
-        created = self._streams.get(stream)
-        if created is None or not created.done() or has_failed(created):
-            await ensure()
+
+        async def ensure() -> None:
+            if config is not None:
+                await self.ensure(stream, config)
 
         async def again() -> None:
             self._streams.pop(stream, None)
             await ensure()
 
+        await ensure()
         reply = await self._request(subject, data, headers, no_answer=again)
         return int(reply["seq"]), bool(reply.get("duplicate") and not reply.get("retried"))
 
@@ -399,7 +407,7 @@ class NatsLink:
 
     # Streams
 
-    async def ensure(self, name: str, config: dict[str, Any]) -> None:
+    async def ensure(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
         """Create a JetStream stream if it doesn't exist."""
         while True:
             task = self._streams.get(name)
@@ -415,7 +423,7 @@ class NatsLink:
                     del self._streams[name]
                 raise
 
-    async def _create(self, name: str, config: dict[str, Any]) -> None:
+    async def _create(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
         try:
             await self.info(name)
         except JetStreamError as exc:
@@ -430,7 +438,7 @@ class NatsLink:
                 "num_replicas": self.address.replicas,
                 "first_seq": first,
                 "duplicate_window": _DUPLICATES,
-                **config,
+                **config(),
             }
             for left in reversed(range(_TRIES)):
                 try:
@@ -458,7 +466,8 @@ class NatsLink:
         subjects = [f"{self.address.namespace}.meta.>"]
         try:
             await self.ensure(
-                name, {"subjects": subjects, "max_msgs_per_subject": 1, "metadata": {"epoch": secrets.token_hex(6)}}
+                name,
+                lambda: {"subjects": subjects, "max_msgs_per_subject": 1, "metadata": {"epoch": secrets.token_hex(6)}},
             )
             found = (await self.info(name))["config"]["metadata"]["epoch"]
         except JetStreamError as exc:
@@ -516,10 +525,10 @@ class NatsLink:
                 return found
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
 
-    async def first_message(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
-        """Return the first message of a subject at or after a sequence, and the number of later ones."""
+    async def count_from(self, stream: str, subject: str, seq: int) -> tuple[int, int]:
+        """Return the sequence of the first message of a subject from a sequence on, and their number; 0 for none."""
         found = await self.batch(stream, subject, seq, 1, 1)
-        return (found[0], int(found[0].headers.get("Nats-Num-Pending", 0))) if found else None
+        return (found[0].seq, int(found[0].headers.get("Nats-Num-Pending", 0)) + 1) if found else (0, 0)
 
     async def _take(self, msg: Msg) -> None:
         mark = msg.subject.rpartition(".")[2]

@@ -153,9 +153,7 @@ class NatsLog(Listeners[Entry]):
         known, seq, repeated = await self._begin(view), 0, False
         while not seq:
             try:
-                seq, repeated = await link.publish(
-                    view.stream, subject, data, dict(headers), ensure=lambda: self._ensure(view.kind)
-                )
+                seq, repeated = await self._publish(view, subject, data, dict(headers))
             except JetStreamError as exc:
                 if exc.code == TOO_LARGE:
                     raise StoreFull("The entry exceeds the size that the NATS server allows.") from exc
@@ -167,13 +165,13 @@ class NatsLog(Listeners[Entry]):
         if once and repeated:
             raise EntryRepeated(REPEATED)
         known.until = max(known.until, link.time() + ttl)
-        self._note(view, seq)
-        self._count(view, max_entries)
+        self._count(view, seq, max_entries)
         if index is not None:
-            shown = self._index(index.stream, view.kind)
-            self._note(shown, seq)
-            self._count(shown, index.max_entries)
+            self._count(self._index(index.stream, view.kind), seq, index.max_entries)
         return Position(link.epoch, seq)
+
+    async def _publish(self, view: View, subject: str, data: bytes, headers: dict[str, str]) -> tuple[int, bool]:
+        return await self._link.publish(view.stream, subject, data, headers, config=lambda: self._config(view.kind))
 
     def _headers(self, view: View, ttl: float, index: Index | None, once: str) -> dict[str, str]:
         """Return the headers of an entry."""
@@ -198,9 +196,8 @@ class NatsLog(Listeners[Entry]):
         key = (view.name, view.kind)
         known = self._views.get(key)
         if known is None or known.until <= self._link.time():
-            await self._ensure(view.kind)
-            last = await self._link.last(view.stream, view.subject)
-            if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
+            last, lives = await self._find(view, view.subject)
+            if last is not None and not lives:
                 await self._raise_floor(view, Floor(last.seq))
             known = self._views.setdefault(key, _ViewCache(0.0))
         self._views.keep(key, known)
@@ -208,17 +205,16 @@ class NatsLog(Listeners[Entry]):
 
     async def _is_sealed(self, view: View) -> bool:
         """Return whether a live stream is sealed. Remove the seal of an expired stream."""
-        end = await self._link.last(view.stream, view.seal)
-        if end is None:
-            return False
-        if end.seq > (await self._floor(view)).seq and await self._lives(view, end):
-            return True
+        end, lives = await self._find(view, view.seal)
+        if end is None or lives:
+            return lives
         await self._raise_floor(view, Floor(end.seq))
         await self._link.purge(view.stream, view.seal, before=end.seq + 1)
         return False
 
-    def _count(self, view: View, most: int) -> None:
+    def _count(self, view: View, seq: int, most: int) -> None:
         """Count an append, and trim the view in the background when due."""
+        self._note(view, seq)
         known = self._views.setdefault((view.name, view.kind), _ViewCache(0.0))
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
@@ -227,27 +223,21 @@ class NatsLog(Listeners[Entry]):
 
     async def _trim(self, view: View, most: int) -> None:
         """Raise the floor of a view to just below its newest entries."""
-        link = self._link
-        last = await link.last(view.stream, view.subject)
-        if last is None:
+        last, floor = await self._ends(view)
+        first, count = await self._link.count_from(view.stream, view.subject, floor.seq + 1)
+        if last is None or count <= most:
             return
-        floor = await self._floor(view)
-        low, high = max(floor.seq + 1, 1), last.seq
-        oldest = await link.first_message(view.stream, view.subject, low)
-        if oldest is None or oldest[1] + 1 <= most:
-            return
-        low = oldest[0].seq
+        low, high = first, last.seq
         while low < high:  # binary search for the highest sequence that leaves at least `most` entries
             middle = (low + high + 1) // 2
-            found = await link.first_message(view.stream, view.subject, middle)
-            if found is None or found[1] + 1 < most:
+            found, count = await self._link.count_from(view.stream, view.subject, middle)
+            if count < most:
                 high = middle - 1
-            elif found[1] + 1 <= most + most // _PART:
-                low = found[0].seq
+                continue
+            low = found
+            if count <= most + most // _PART:
                 break
-            else:
-                low = found[0].seq
-        if low > oldest[0].seq:
+        if low > first:
             await self._raise_floor(view, Floor(low - 1, low))
 
     async def _raise_floor(self, view: View, floor: Floor) -> None:
@@ -260,9 +250,7 @@ class NatsLog(Listeners[Entry]):
                 return
             headers = {"Nats-Expected-Last-Subject-Sequence": str(found.seq if found else 0), "Nats-Rollup": "sub"}
             try:
-                await link.publish(
-                    view.stream, subject, _encode_floor(floor), headers, ensure=lambda: self._ensure(view.kind)
-                )
+                await self._publish(view, subject, _encode_floor(floor), headers)
                 break
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
@@ -288,30 +276,22 @@ class NatsLog(Listeners[Entry]):
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
     ) -> Sequence[Entry]:
         link = self._link
-        at_least = after.offset if after is not None and after.epoch == link.epoch else 0
-        view, last, floor = await self._look(stream, at_least)
+        at = after.offset if after is not None and after.epoch == link.epoch else 0
+        view, last, floor = await self._look(stream, at)
         if last is None:
             if after is None:
                 return []
             raise Gap(link.epoch, None)
-        begin = floor.seq + 1
+        # Also read the entry at the position. If it exists, no later entry is missing.
+        expected, found = at if at > floor.seq else floor.following, list[StreamMessage]()
+        if after is None or (at and expected and floor.seq <= at <= last.seq):
+            found = await self._read(view, max(at, floor.seq + 1), last.seq, limit + 1, max_bytes)
         if after is not None:
-            # Also read the entry at the position. If it exists, no later entry is missing.
-            at = after.offset
-            if (
-                after.epoch != link.epoch
-                or at > last.seq
-                or at < floor.seq
-                or (at == floor.seq and not floor.following)
-            ):
-                raise await self._gap(view, floor, last)
-            begin = max(at, begin)
-        found = await self._read(view, begin, last.seq, limit + 1, max_bytes)
-        if after is not None:
-            expected = after.offset if after.offset > floor.seq else floor.following
             if not found or found[0].seq != expected:
-                raise await self._gap(view, floor, last)
-            if expected == after.offset:
+                oldest = await link.first(view.stream, view.subject, floor.seq + 1)
+                newest = Position(link.epoch, last.seq)
+                raise Gap(link.epoch, Position(link.epoch, oldest.seq) if oldest else None, newest)
+            if expected == at:
                 found = found[1:]
         return within(map(self._entry, found[:limit]), max_bytes)
 
@@ -332,8 +312,8 @@ class NatsLog(Listeners[Entry]):
         """Return a sequence with at least `limit` messages from there on, and not many more."""
         link, span = self._link, 2 * limit
         while last - span > low:
-            found = await link.first_message(view.stream, view.subject, last - span)
-            if found is not None and found[1] + 1 >= limit:
+            _, count = await link.count_from(view.stream, view.subject, last - span)
+            if count >= limit:
                 return last - span
             span *= 4
         return low
@@ -359,11 +339,6 @@ class NatsLog(Listeners[Entry]):
 
     def _entry(self, message: StreamMessage) -> Entry:
         return Entry(Position(self._link.epoch, message.seq), message.data)
-
-    async def _gap(self, view: View, floor: Floor, last: StreamMessage) -> Gap:
-        epoch = self._link.epoch
-        oldest = await self._link.first(view.stream, view.subject, floor.seq + 1)
-        return Gap(epoch, Position(epoch, oldest.seq) if oldest else None, Position(epoch, last.seq))
 
     async def _look(self, name: str, at_least: int = 0) -> tuple[View, StreamMessage | None, Floor]:
         """Return a view, its newest message (None if the stream is unknown), and its floor.
@@ -398,6 +373,11 @@ class NatsLog(Listeners[Entry]):
             self._note(view, last.seq)
         return last, floor
 
+    async def _find(self, view: View, subject: str) -> tuple[StreamMessage | None, bool]:
+        """Return the newest message of a subject of a view, and whether it's live and above the floor."""
+        last, floor = await asyncio.gather(self._link.last(view.stream, subject), self._floor(view))
+        return last, last is not None and last.seq > floor.seq and await self._lives(view, last)
+
     async def _ends(self, view: View) -> tuple[StreamMessage | None, Floor]:
         return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
 
@@ -422,7 +402,7 @@ class NatsLog(Listeners[Entry]):
 
     async def _touch(self, subject: str, view: View, ttl: float) -> int:
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
-        seq, _ = await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
+        seq, _ = await self._publish(view, subject, b"", headers)
         return seq
 
     async def trim(self, stream: str) -> None:
@@ -491,12 +471,11 @@ class NatsLog(Listeners[Entry]):
             await asyncio.gather(*(self._expire(key, now) for key in expired[start : start + _AT_ONCE]))
 
     async def _expire(self, key: tuple[str, str], now: float) -> None:
-        known = self._views.pop(key, None)
-        view = self._main(key[0])
-        last = await self._link.last(view.stream, view.subject)
-        if known is None or last is None or last.seq <= (await self._floor(view)).seq:
+        known, view = self._views.pop(key, None), self._main(key[0])
+        last, lives = await self._find(view, view.subject)
+        if known is None or last is None:
             return
-        if await self._lives(view, last):  # another worker has appended, or touched it
+        if lives:  # another worker has appended, or touched it
             self._views.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
         else:
             await self._raise_floor(view, Floor(last.seq))
@@ -523,10 +502,7 @@ class NatsLog(Listeners[Entry]):
         if home not in homes:
             name, subject = f"{self._namespace}-meta", f"{self._namespace}.meta.index.{token(kind)}.{home}"
 
-            async def there() -> None:
-                """Record that the stream exists."""
-
-            await self._link.publish(name, subject, b"", {}, ensure=there)
+            await self._link.publish(name, subject, b"", {}, config=None)
             homes.add(home)
 
     async def _indexes(self, name: str, again: bool) -> list[View]:
@@ -539,8 +515,8 @@ class NatsLog(Listeners[Entry]):
             )
         return [self._index(name, home) for home in sorted(homes)]
 
-    async def _ensure(self, kind: str) -> None:
-        config: dict[str, Any] = {
+    def _config(self, kind: str) -> dict[str, Any]:
+        return {
             "subjects": [f"{self._namespace}.{each}.{kind}.>" for each in ("log", "floor", "touch")],
             "max_bytes": ROOM,
             "max_age": int(MAX_AGE * 1e9),
@@ -549,4 +525,3 @@ class NatsLog(Listeners[Entry]):
             "allow_msg_ttl": True,
             "allow_rollup_hdrs": True,
         }
-        await self._link.ensure(f"{self._namespace}-log-{kind}", config)

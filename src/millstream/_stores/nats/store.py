@@ -13,6 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -167,11 +168,9 @@ class NatsMap(Struct, eq=False):
         else:
             headers |= {_TTL: repr(ttl), "Nats-TTL": str(math.ceil(ttl) + 2)}
 
-        async def ensure() -> None:
-            await self._ensure(key, lossy)
-
+        config = partial(self._config, key, lossy)
         try:
-            await self._link.publish(stream, self._subject(key), value or b"", headers, ensure=ensure)
+            await self._link.publish(stream, self._subject(key), value or b"", headers, config=config)
         except JetStreamError as exc:
             if exc.code in FULL or exc.code == TOO_LARGE:
                 raise StoreFull(f"NATS has no space for a value: {exc}") from exc
@@ -258,8 +257,8 @@ class NatsMap(Struct, eq=False):
     def _subject(self, key: str) -> str:
         return f"{self._share(key)[:-1]}{token(key)}"
 
-    async def _ensure(self, key: str, lossy: bool) -> None:
-        config: dict[str, Any] = {
+    def _config(self, key: str, lossy: bool) -> dict[str, Any]:
+        return {
             "subjects": [f"{self._link.address.namespace}.map.{token(kind_of(key))}.>"],
             "max_msgs_per_subject": 1,
             "max_bytes": ROOM if lossy else ROOM * 5 // 4,
@@ -267,7 +266,6 @@ class NatsMap(Struct, eq=False):
             "allow_direct": True,
             "allow_msg_ttl": True,
         }
-        await self._link.ensure(self._stream(key), config)
 
 
 def _cost_of(message: StreamMessage) -> int:
@@ -373,7 +371,7 @@ class NatsLimits(Struct, eq=False):
         """Write all values if none has changed. Return whether they were written."""
         link, batch = self._link, secrets.token_hex(8)
         last = len(written)
-        await self._ensure()
+        await link.ensure(self._stream, self._config)
         for number, (subject, data, seq, seconds) in enumerate(written, 1):
             headers = {
                 "Nats-Expected-Last-Subject-Sequence": str(seq),
@@ -387,7 +385,7 @@ class NatsLimits(Struct, eq=False):
                     continue
                 headers["Nats-Batch-Commit"] = "1"
             try:
-                await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
+                await link.publish(self._stream, subject, data, headers, config=self._config)
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST and last == 1:
                     raise
@@ -417,8 +415,8 @@ class NatsLimits(Struct, eq=False):
         kind = "slot" if isinstance(charge, ConcurrencySlot) else "pace"
         return f"{self._link.address.namespace}.rate.{kind}.{token(charge.key)}"
 
-    async def _ensure(self) -> None:
-        config: dict[str, Any] = {
+    def _config(self) -> dict[str, Any]:
+        return {
             "subjects": [f"{self._link.address.namespace}.rate.>"],
             "storage": "memory",
             "max_msgs_per_subject": 1,
@@ -427,7 +425,6 @@ class NatsLimits(Struct, eq=False):
             "allow_msg_ttl": True,
             "allow_atomic": True,
         }
-        await self._link.ensure(self._stream, config)
 
     async def sweep(self) -> None:
         """Record when paces are dropped to free space."""
