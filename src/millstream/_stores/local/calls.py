@@ -29,6 +29,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
     Backend,
+    DataSource,
     Entry,
     EntryRepeated,
     Gap,
@@ -173,9 +174,13 @@ _LOCAL = {"backend": ("bind", "close", "open"), "log": ("wait_until_listening",)
 """Methods that each side implements itself."""
 
 
+_PARTS = (("session", StoreSession), ("backend", DataSource), ("backend", Backend), ("kv", Map), ("log", Log))
+"""The protocols whose methods a worker can call, by what implements them in the parent."""
+
+
 def _calls() -> Iterator[StoreCall]:
     tag = 0
-    for part, protocol in (("session", StoreSession), ("backend", Backend), ("kv", Map), ("log", Log)):
+    for part, protocol in _PARTS:
         for name, function in vars(protocol).items():
             if inspect.iscoroutinefunction(function) and name not in _LOCAL.get(part, ()):
                 yield StoreCall(part, name, function, tag)
