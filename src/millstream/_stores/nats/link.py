@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -157,12 +157,13 @@ class JetStreamError(StoreUnavailable):
         self.code = code
 
 
-class _Batch(Struct, eq=False):
-    """The messages received so far for one batch request."""
+class _Answer(Struct, eq=False):
+    """The answer to a request."""
 
-    done: asyncio.Future[int | None]
-    """The last sequence that was sent, or None if messages are missing."""
-    messages: list[StreamMessage] = []
+    done: asyncio.Future[Any]
+    """The message. For a batch, the last sequence that was sent, or None if messages are missing."""
+    batch: list[StreamMessage] | None = None
+    """The messages received so far for a batch request."""
 
 
 class NatsLink:
@@ -184,8 +185,7 @@ class NatsLink:
         self._measured_at = -_CLOCK_EVERY
         self._inbox = ""
         self._numbers = count()
-        self._answers: dict[str, asyncio.Future[Msg]] = {}
-        self._batches: dict[str, _Batch] = {}
+        self._answers: dict[str, _Answer] = {}
 
     @property
     def client(self) -> Client:
@@ -252,9 +252,8 @@ class NatsLink:
             self._recover_task.cancel()
         self._streams.clear()
         self._measured_at = -_CLOCK_EVERY
-        batches = [batch.done for batch in self._batches.values()]
-        for waiting in chain[asyncio.Future[Any]](self._answers.values(), batches):
-            _fail(waiting, StoreUnavailable("The NATS store is closed."))
+        for answer in self._answers.values():
+            _fail(answer.done, StoreUnavailable("The NATS store is closed."))
         if client is not None:
             with suppress(*CONNECTION_ERRORS):
                 await client.close()
@@ -392,11 +391,18 @@ class NatsLink:
             await asyncio.sleep(_PAUSE)
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {why or _text(last)}.")
 
-    async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
+    async def _ask(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str] | None,
+        seconds: float,
+        batch: list[StreamMessage] | None = None,
+    ) -> Any:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
         mark, loop = str(next(self._numbers)), asyncio.get_running_loop()
-        answer: asyncio.Future[Msg] = loop.create_future()
-        self._answers[mark] = answer
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._answers[mark] = _Answer(answer, batch)
         timer = loop.call_later(seconds, _fail, answer, TimeoutError())  # cheaper than `asyncio.timeout`
         try:
             await self._publish(subject, data, f"{self._inbox}.{mark}", headers)
@@ -507,20 +513,14 @@ class NatsLink:
         body = _encode({"seq": seq, "next_by_subj": subject, "batch": most, "max_bytes": max_bytes})
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            mark, batch = str(next(self._numbers)), _Batch(asyncio.get_running_loop().create_future())
-            self._batches[mark] = batch
+            found = list[StreamMessage]()
             try:
-                async with asyncio.timeout(_ATTEMPT):
-                    await self._publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
-                    end = await batch.done
+                end = await self._ask(f"$JS.API.DIRECT.GET.{stream}", body, None, _ATTEMPT, found)
             except TimeoutError:
                 continue
             except CONNECTION_ERRORS:
                 await asyncio.sleep(_PAUSE)
                 continue
-            finally:
-                del self._batches[mark]
-            found = batch.messages
             if end is not None and (not found or found[-1].seq == end):
                 return found
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
@@ -531,31 +531,22 @@ class NatsLink:
         return (found[0].seq, int(found[0].headers.get("Nats-Num-Pending", 0)) + 1) if found else (0, 0)
 
     async def _take(self, msg: Msg) -> None:
-        mark = msg.subject.rpartition(".")[2]
-        answer = self._answers.get(mark)
-        if answer is not None:
-            if not msg.data and (msg.headers or {}).get("Status") == "503":
-                _fail(answer, nats.errors.NoRespondersError())
-            elif not answer.done():
-                answer.set_result(msg)
+        answer = self._answers.get(msg.subject.rpartition(".")[2])
+        if answer is None or answer.done.done():
             return
-        batch = self._batches.get(mark)
-        if batch is not None and not batch.done.done():
-            self._take_message(batch, msg)
-
-    def _take_message(self, batch: _Batch, msg: Msg) -> None:
-        headers = dict(msg.headers or {})
-        status = headers.get("Status")
-        if status is not None:
-            last = int(headers.get("Nats-Last-Sequence", 0))
-            batch.done.set_result(last if status in {"204", "404"} else None)
-            return
-        seq = int(headers["Nats-Sequence"])
-        if batch.messages and int(headers.get("Nats-Last-Sequence", 0)) != batch.messages[-1].seq:
-            batch.done.set_result(None)
-            return
-        at = parse_time(headers["Nats-Time-Stamp"])
-        batch.messages.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
+        headers, found = dict(msg.headers or {}), answer.batch
+        status, before = headers.get("Status"), int(headers.get("Nats-Last-Sequence", 0))
+        if status == "503" and not msg.data:
+            answer.done.set_exception(nats.errors.NoRespondersError())
+        elif found is None:
+            answer.done.set_result(msg)
+        elif status is not None:
+            answer.done.set_result(before if status in {"204", "404"} else None)
+        elif found and before != found[-1].seq:
+            answer.done.set_result(None)
+        else:
+            seq, at = int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"])
+            found.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
 
     async def purge(self, stream: str, subject: str, *, before: int) -> None:
         """Delete the messages of a subject before a sequence."""
