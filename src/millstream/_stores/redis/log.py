@@ -11,8 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count, zip_longest
 from typing import Any
@@ -76,7 +75,8 @@ class PushReader(Struct, eq=False):
     _confirmed: int = 0
     """How many of them Redis has confirmed."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _marks: dict[bytes, asyncio.Future[None]] = {}
+    marks: dict[bytes, asyncio.Future[None]] = {}
+    """Messages for the `mark_channel`, and what is done once they have arrived."""
     _read_task: asyncio.Task[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -106,16 +106,6 @@ class PushReader(Struct, eq=False):
                 self._changed.clear()
                 await self._changed.wait()
         return number
-
-    @contextmanager
-    def mark(self) -> Generator[tuple[str, asyncio.Future[None]]]:
-        """Return a message for the `mark_channel`, and a future that's done once it has arrived."""
-        text = secrets.token_hex(8)
-        arrived = self._marks[text.encode()] = asyncio.get_running_loop().create_future()
-        try:
-            yield text, arrived
-        finally:
-            del self._marks[text.encode()]
 
     def restart(self) -> None:
         """Connect again: this connection may lead to a former primary."""
@@ -210,7 +200,7 @@ class PushReader(Struct, eq=False):
             self._changed.set()
 
     def _take_mark(self, text: bytes) -> None:
-        arrived = self._marks.get(text)
+        arrived = self.marks.get(text)
         if arrived is not None and not arrived.done():
             arrived.set_result(None)
 
@@ -225,7 +215,8 @@ class RedisState:
         self.renewed: Callable[[], None] = lambda: None
         """Callback for changes to `epoch`."""
         self._numbers = count(1)
-        self._free: list[int] = []
+        self.free_places: list[int] = []
+        """Places whose attempts are finished."""
         self._places = count()
         self._ahead = time.time() - time.monotonic()
         """Offset of Redis' clock from this process's monotonic clock, in seconds."""
@@ -240,12 +231,8 @@ class RedisState:
             self.renewed()
 
     def take_place(self) -> tuple[int, int]:
-        """Return a place and a number that let Redis recognize retries. Release it with `free_place`."""
-        return self._free.pop() if self._free else next(self._places), next(self._numbers)
-
-    def free_place(self, place: int) -> None:
-        """Release the slot of a finished attempt."""
-        self._free.append(place)
+        """Return a place and a number that let Redis recognize retries. Add the place to `free_places` later."""
+        return self.free_places.pop() if self.free_places else next(self._places), next(self._numbers)
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
@@ -363,7 +350,7 @@ class RedisLog(Listeners[Entry]):
 
     def _settle(self, stream: str, place: int, batch: _Batch, reply: asyncio.Future[Any]) -> None:
         """Pass each entry of a batch its position or error."""
-        self._state.free_place(place)
+        self._state.free_places.append(place)
         if self._batches.get(stream) is batch:
             del self._batches[stream]
         failure = reply.exception()
@@ -450,14 +437,18 @@ class RedisLog(Listeners[Entry]):
     async def _mark(self, stream: str) -> tuple[Position | None, bool]:
         """Return the newest position, and whether the pushes of all entries up to it have arrived."""
         keys, pushes, number = self._keys, self._pushes, self._pushes.number
-        with pushes.mark() as (text, arrived):
-            names, args = [keys.meta(stream), keys.generation], [self._state.epoch, pushes.mark_channel, text]
-            last, epoch = await self._client.run(script("mark"), names, args)
+        text = secrets.token_bytes(8)
+        arrived = pushes.marks[text] = asyncio.get_running_loop().create_future()
+        try:
+            names = [keys.meta(stream), keys.generation]
+            last, epoch = await self._client.run(script("mark"), names, [self._state.epoch, pushes.mark_channel, text])
             self._state.adopt(epoch.decode())
             await asyncio.wait([arrived], timeout=_SILENT_MARK)
-            if not arrived.done() and pushes.number == number:
-                pushes.restart()
-            return Position(epoch.decode(), int(last)) if last else None, arrived.done()
+        finally:
+            del pushes.marks[text]
+        if not arrived.done() and pushes.number == number:
+            pushes.restart()
+        return Position(epoch.decode(), int(last)) if last else None, arrived.done()
 
 
 MAX_VALUE = 32 * 1024 * 1024
