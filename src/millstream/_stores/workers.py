@@ -358,8 +358,8 @@ class LogBus(_Bus):
         self._backend = backend
         self._workers = workers
         # Process
-        self._messages: Tail | None = None
-        self._inbox: Tail | None = None
+        self._tails: list[Tail] = []
+        """The reader of the log of all workers, and that of the inbox."""
 
     async def publish(self, topic: str, data: bytes) -> None:
         await post(self._backend, MESSAGES, topic, data)
@@ -377,15 +377,15 @@ class LogBus(_Bus):
             LocalError: The store doesn't respond.
         """
         newest = await self._backend.log.newest(MESSAGES, 1)
-        self._messages = self._read(MESSAGES, newest[-1].position if newest else None)
+        self._tails = [self._read(MESSAGES, newest[-1].position if newest else None)]
         self.open_inbox()
-        await self._messages.catch_up()
+        await self._tails[0].catch_up()
 
     def open_inbox(self) -> None:
         """Read the inbox of this worker's current name."""
-        if self._inbox is not None:
-            self._inbox.stop()
-        self._inbox = self._read(INBOX + self._workers.me, None)
+        for inbox in self._tails[1:]:
+            inbox.stop()
+        self._tails[1:] = [self._read(INBOX + self._workers.me, None)]
 
     def interrupt(self) -> None:
         """Notify subscribers that messages may have been lost."""
@@ -394,18 +394,16 @@ class LogBus(_Bus):
 
     def abandon(self) -> None:
         """Stop reading."""
-        for tail in (self._messages, self._inbox):
-            if tail is not None:
-                tail.stop()
+        for tail in self._tails:
+            tail.stop()
 
     @override
     async def end(self) -> None:
         """Stop reading, and stop all subscriptions."""
         await super().end()
-        for tail in (self._messages, self._inbox):
-            if tail is not None:
-                await tail.close()
-        self._messages = self._inbox = None
+        tails, self._tails = self._tails, []
+        for tail in tails:
+            await tail.close()
 
     def _read(self, stream: str, after: Position | None) -> Tail:
         tail = Tail(self._backend.log, stream, after, self._take, self._on_gap)
