@@ -23,7 +23,6 @@ from zlib import crc32
 
 import msgspec
 from msgspec import Struct, defstruct
-from msgspec.structs import astuple
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
@@ -160,14 +159,14 @@ class StoreCall:
         """The request type: an id, followed by the method's parameters."""
         self.read_reply = msgspec.msgpack.Decoder(hints["return"]).decode
         """Decoder for the value of the reply."""
-        self._positional = sum(each.kind is not each.KEYWORD_ONLY for each in parameters)
-        self._keywords = [each.name for each in parameters[self._positional :]]
+        self._positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        self._keywords = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
-    def run(self, part: Any, request: Struct) -> Coroutine[Any, Any, Any]:
+    def run(self, part: Any, request: Any) -> Coroutine[Any, Any, Any]:
         """Call the method of an object with the fields of a request."""
-        _, *values = astuple(request)
+        arguments = [getattr(request, each) for each in self._positional]
         call: Callable[..., Coroutine[Any, Any, Any]] = getattr(part, self.name)
-        return call(*values[: self._positional], **dict(zip(self._keywords, values[self._positional :], strict=True)))
+        return call(*arguments, **{each: getattr(request, each) for each in self._keywords})
 
 
 _LOCAL = {"backend": ("bind", "close", "open"), "log": ("wait_until_listening",)}
