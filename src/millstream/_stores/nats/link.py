@@ -467,6 +467,13 @@ class NatsLink:
             self._offset = parse_time(reply["ts"]) - (began + time.time()) / 2
         return reply
 
+    async def size(self, name: str) -> int:
+        """Return the bytes in a JetStream stream, or 0 if it doesn't exist."""
+        try:
+            return int((await self.info(name))["state"]["bytes"])
+        except JetStreamError:
+            return 0
+
     async def _find_epoch(self) -> None:
         name = f"{self.address.namespace}-meta"
         subjects = [f"{self.address.namespace}.meta.>"]

@@ -12,7 +12,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 from functools import partial
 from itertools import count
 from typing import Any
@@ -201,14 +202,13 @@ class NatsMap(Struct, eq=False):
 
     async def _evict(self, key: str, growth: int) -> None:
         """Drop the oldest values of a share. They're read again to find them, so more are dropped than necessary."""
-        stream, name, seq = self._stream(key), self._share(key), 1
-        size = self._sizes[name]
-        while size.bytes + growth > ROOM // PART * 7 // 8 and (page := await self._values(stream, name, seq)):
-            for each in page:
-                if size.bytes + growth > ROOM // PART * 7 // 8:
-                    seq = each.seq + 1
-                    size.bytes -= _cost_of(each) if self._lives(each) else 0
-        await self._link.purge(stream, name, before=seq)
+        size, seq = self._sizes[self._share(key)], 1
+        async with aclosing(self._live_values(key)) as values:
+            async for each, cost in values:
+                if size.bytes + growth <= ROOM // PART * 7 // 8:
+                    break
+                seq, size.bytes = each + 1, size.bytes - cost
+        await self._link.purge(self._stream(key), self._share(key), before=seq)
 
     def _grow(self, key: str, growth: int) -> None:
         for name in (self._stream(key), self._share(key)):
@@ -218,31 +218,28 @@ class NatsMap(Struct, eq=False):
     async def _kind_size(self, stream: str, growth: int) -> int:
         size, now = self._sizes.setdefault(stream, _Size()), time.monotonic()
         if now - size.at > _FRESH or size.bytes + growth > ROOM * 3 // 4:
-            try:
-                size.bytes = (await self._link.info(stream))["state"]["bytes"]
-            except JetStreamError:
-                size.bytes = 0
-            size.at = now
+            size.bytes, size.at = await self._link.size(stream), now
         return size.bytes
 
     async def _share_size(self, key: str, growth: int) -> int:
         name, now = self._share(key), time.monotonic()
         size = self._sizes.setdefault(name, _Size())
         if now - size.at > _SHARE_FRESH or size.bytes + growth > ROOM // PART:
-            size.bytes, seq = 0, 1
-            stream = self._stream(key)
-            while page := await self._values(stream, name, seq):
-                size.bytes += sum(_cost_of(each) for each in page if self._lives(each))
-                seq = page[-1].seq + 1
-            size.at = now
+            size.bytes, size.at = 0, now
+            async for _, cost in self._live_values(key):
+                size.bytes += cost
         return size.bytes
 
-    async def _values(self, stream: str, subject: str, seq: int) -> list[StreamMessage]:
-        try:
-            await self._link.info(stream)
-        except JetStreamError:
-            return []
-        return await self._link.batch(stream, subject, seq, 1000, 4 * 1024 * 1024)
+    async def _live_values(self, key: str) -> AsyncGenerator[tuple[int, int]]:
+        """Yield the sequence and the cost of each value in a key's share, oldest first."""
+        stream, seq = self._stream(key), 1
+        while await self._link.size(stream) and (
+            page := await self._link.batch(stream, self._share(key), seq, 1000, 4 * 1024 * 1024)
+        ):
+            for each in page:
+                if self._lives(each):
+                    yield each.seq, _cost(read_token(each.subject.rpartition(".")[2]), each.data)
+            seq = page[-1].seq + 1
 
     # Names
 
@@ -266,10 +263,6 @@ class NatsMap(Struct, eq=False):
             "allow_direct": True,
             "allow_msg_ttl": True,
         }
-
-
-def _cost_of(message: StreamMessage) -> int:
-    return _cost(read_token(message.subject.rpartition(".")[2]), message.data)
 
 
 def _cost(key: str, value: bytes) -> int:
@@ -351,8 +344,9 @@ class NatsLimits(Struct, eq=False):
             if not await self._values.compare_and_set(quota_key(quota), old, value, quota.until - now, lossy=True):
                 break
             done.append(quota)
-        if len(done) == len(quotas) and (not written or await self._write(written)):
-            return True
+        else:
+            if not written or await self._write(written):
+                return True
         for quota in done:
             await self._undo(quota)
         return False
@@ -428,11 +422,7 @@ class NatsLimits(Struct, eq=False):
 
     async def sweep(self) -> None:
         """Record when paces are dropped to free space."""
-        try:
-            state = (await self._link.info(self._stream))["state"]
-        except JetStreamError:
-            return
-        if state["bytes"] > ROOM * 0.95:
+        if await self._link.size(self._stream) > ROOM * 0.95:
             self._forgot = self._link.time()
 
 
