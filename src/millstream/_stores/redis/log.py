@@ -297,10 +297,8 @@ class RedisLog(Listeners[Entry]):
         """Streams that were listened to by topic."""
         self._pushed: dict[str, Position] = {}
         """The last position that was pushed, by stream whose entries are all listened to."""
-        self._append = script("append")
         self._batches: dict[str, _Batch] = {}
         """Pending appends, the last one of each stream."""
-        self._read_script = script("read")
 
     async def append(
         self,
@@ -325,7 +323,7 @@ class RedisLog(Listeners[Entry]):
         entry: list[Argument] = [data, "", "", "", topic]
         if index is not None:
             kind = index.stream.partition(":")[0]
-            request.keys += [keys.stream(index.stream), keys.order(kind), keys.sizes(kind)]
+            request.keys += [keys.stream(index.stream)[0], keys.order(kind), keys.sizes(kind)]
             entry[1:3] = [milliseconds(index.ttl), index.max_entries]
         if once:
             request.keys.append(keys.once(stream, once))
@@ -340,10 +338,10 @@ class RedisLog(Listeners[Entry]):
         """Send an append, to which entries are added until it's written."""
         state, keys = self._state, self._keys
         place, number = state.take_place()
-        names = [keys.stream(stream), keys.meta(stream), keys.places(state.id), keys.generation]
+        names = [*keys.stream(stream), keys.places(state.id), keys.generation]
         args: list[Argument] = [place, number, state.epoch, *bounds, self._room, INDEX_STREAMS, keys.channel(stream)]
         confirm = stream.partition(":")[0] not in EPHEMERAL
-        batch = _Batch(self._client.send(self._append, names, args, confirm=confirm), bounds)
+        batch = _Batch(self._client.send(script("append"), names, args, confirm=confirm), bounds)
 
         batch.request.reply.add_done_callback(partial(self._settle, stream, place, batch))
         return batch
@@ -379,11 +377,11 @@ class RedisLog(Listeners[Entry]):
         self, stream: str, after: Position | None, limit: int, max_bytes: int, order: str
     ) -> Sequence[Entry]:
         keys, state = self._keys, self._state
-        names = [keys.stream(stream), keys.meta(stream), keys.generation]
+        names = [*keys.stream(stream), keys.generation]
         # A position may come from a client, so its epoch may be any text.
         begin = ("", "") if after is None else (after.offset, after.epoch.encode(errors="replace"))
         args = [*begin, limit, max_bytes, order, state.epoch]
-        told, gap, found = await self._client.run(self._read_script, names, args)
+        told, gap, found = await self._client.run(script("read"), names, args)
         epoch = told.decode()
         state.adopt(epoch)
         if gap:
@@ -391,13 +389,10 @@ class RedisLog(Listeners[Entry]):
         return [Entry(Position(epoch, int(id)), data) for id, data in zip(found[::2], found[1::2], strict=True)]
 
     async def touch(self, stream: str, ttl: float) -> bool:
-        keys = self._keys
-        names = [keys.stream(stream), keys.meta(stream)]
-        return bool(await self._client.run(script("touch"), names, [milliseconds(ttl)]))
+        return bool(await self._client.run(script("touch"), self._keys.stream(stream), [milliseconds(ttl)]))
 
     async def trim(self, stream: str) -> None:
-        keys = self._keys
-        await self._client.run(script("trim"), [keys.stream(stream), keys.meta(stream)], [])
+        await self._client.run(script("trim"), self._keys.stream(stream), [])
 
     @override
     def _follow(self, channel: str) -> None:
@@ -440,7 +435,7 @@ class RedisLog(Listeners[Entry]):
         text = secrets.token_bytes(8)
         arrived = pushes.marks[text] = asyncio.get_running_loop().create_future()
         try:
-            names = [keys.meta(stream), keys.generation]
+            names = [keys.stream(stream)[1], keys.generation]
             last, epoch = await self._client.run(script("mark"), names, [self._state.epoch, pushes.mark_channel, text])
             self._state.adopt(epoch.decode())
             await asyncio.wait([arrived], timeout=_SILENT_MARK)
