@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Unpack
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import AppendOptions, Entry, Position, StoreFull, StoreUnavailable
+from millstream._stores.base import AppendOptions, Entry, Position, StoreUnavailable
 from millstream._stores.memory.store import MemoryBackend, ProcessBackend
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
@@ -138,7 +138,7 @@ class SqliteWriter(Struct, eq=False):
                 self._work(jobs)
             return
         except Exception as exc:  # rolled back, or the outcome is unknown
-            error = _final_error(self._file.explain(exc))
+            error = self._file.explain(exc)
         if self._failed is None or str(self._failed[1]) != str(error) or time.monotonic() - self._failed[0] >= PAUSE:
             self._failed, self.degraded_reason = (time.monotonic(), error), str(error)
         for job in jobs:
@@ -172,13 +172,6 @@ class SqliteWriter(Struct, eq=False):
                 raise
             except Exception as exc:  # belongs to the caller
                 job.failure = exc
-
-
-def _final_error(exc: Exception) -> LocalError:
-    """Convert a file error to one that the store contract allows."""
-    if isinstance(exc, StoreFull | StoreUnavailable):
-        return exc
-    return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")
 
 
 _READS = frozenset({"get", "get_many", "keys", "newest", "read"})
