@@ -32,7 +32,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
 from millstream._stores.tail import Watchers
-from millstream._tasks import has_failed
+from millstream._tasks import SingleFlight, has_failed
 
 _PORT = 4222
 _MAX_REPLICAS = 5
@@ -179,7 +179,9 @@ class NatsLink:
         self.outages = Watchers()
         """Called after pushed messages may have been lost."""
         self._client: Client | None = None
-        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._streams: set[str] = set()
+        """JetStream streams that exist."""
+        self._creations = SingleFlight[None]()
         self._recover_task: asyncio.Task[None] | None = None
         self._offset = 0.0
         self._measured_at = -_CLOCK_EVERY
@@ -329,7 +331,7 @@ class NatsLink:
                 await self.ensure(stream, config)
 
         async def again() -> None:
-            self._streams.pop(stream, None)
+            self._streams.discard(stream)
             await ensure()
 
         await ensure()
@@ -415,19 +417,9 @@ class NatsLink:
 
     async def ensure(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
         """Create a JetStream stream if it doesn't exist."""
-        while True:
-            task = self._streams.get(name)
-            if task is None:
-                task = self._streams[name] = asyncio.create_task(self._create(name, config))
-                task.add_done_callback(has_failed)
-            if task.done() and not has_failed(task):
-                return
-            try:
-                await asyncio.shield(task)
-            except BaseException:
-                if task.done() and self._streams.get(name) is task:
-                    del self._streams[name]
-                raise
+        if name not in self._streams:
+            await self._creations.run(name, lambda: self._create(name, config))
+            self._streams.add(name)
 
     async def _create(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
         try:

@@ -224,8 +224,10 @@ class NatsLog(Listeners[Entry]):
     async def _trim(self, view: View, most: int) -> None:
         """Raise the floor of a view to just below its newest entries."""
         last, floor = await self._ends(view)
+        if last is None:
+            return
         first, count = await self._link.count_from(view.stream, view.subject, floor.seq + 1)
-        if last is None or count <= most:
+        if count <= most:
             return
         low, high = first, last.seq
         while low < high:  # binary search for the highest sequence that leaves at least `most` entries
