@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from msgspec import Struct
 
@@ -63,8 +63,7 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
     challenge: str
     resources: tuple[str, ...]
     scopes: tuple[str, ...] = ()
-    state: str | None = None
-    """The bytes of `state`, decoded as latin-1."""
+    state: bytes | None = None
     named_redirect: bool = True
     """Whether the request named the redirect URI. If so, the token request must not name another one."""
     prompt: tuple[str, ...] = ()
@@ -203,17 +202,6 @@ def form_of(request: HttpRequest) -> Parameters:
     if form.repeated:
         raise OAuthError("invalid_request", "A parameter is repeated.")
     return form
-
-
-def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
-    """Redirect the browser to the client with a response, keeping the URI's own query (RFC 6749 §3.1.2)."""
-    said = "&".join(
-        f"{name}={quote(value.encode('utf-8', 'surrogateescape'), safe='')}"
-        for name, value in values.items()
-        if value is not None
-    )
-    mark = "&" if urlsplit(redirect_uri).query else "" if redirect_uri.endswith("?") else "?"
-    return see(f"{redirect_uri}{mark}{said}")
 
 
 def see(url: str) -> Response:

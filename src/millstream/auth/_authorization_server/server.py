@@ -20,11 +20,7 @@ from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.authorize import (
-    CONSENT_RATE,
-    AuthorizationEndpoint,
-    AuthorizationRequests,
-)
+from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
 from millstream.auth._authorization_server.clients import Clients, Documents, judge_of, registration_endpoint
 from millstream.auth._authorization_server.config import (
@@ -43,7 +39,7 @@ from millstream.auth._authorization_server.config import (
     metadata,
     places,
 )
-from millstream.auth._authorization_server.grants import ENDED, Grants, TokenEndpoints, TokenSigner
+from millstream.auth._authorization_server.grants import ENDED, TokenEndpoints, TokenSigner
 from millstream.auth._authorization_server.records import Grant, OAuthClient, OAuthError
 from millstream.auth._authorization_server.tickets import (
     STORE_AWAY,
@@ -220,20 +216,17 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self._clock = vault.clock
         self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
-        self.clients: Clients = Clients(config, vault, Documents(vault.clock, judge_of(here=not config.secure)))
-        self.grants: Grants = Grants(config, vault, self.signing, self.clients)
-        proof = ClientProof(config, self.clients, vault)
+        clients = Clients(config, vault, Documents(vault.clock, judge_of(here=not config.secure)))
+        proof = ClientProof(config, clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
-        self._token = TokenEndpoints(
-            config, vault, proof, self.clients, self.grants, self.signing, targets, accounts, self._identities
-        )
-        self._registration = registration_endpoint(config, self.clients, vault)
+        self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
+        self._registration = registration_endpoint(config, clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
+            clients,
+            targets,
             vault,
-            self.clients,
-            AuthorizationRequests(config, self.clients, targets),
-            self.grants,
+            self._token,
             accounts,
             throttle=LoginThrottle(accounts, vault),
             tickets=tickets,
