@@ -3,7 +3,7 @@
 from base64 import b64decode
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote_plus
 
 from msgspec import Struct
@@ -47,6 +47,8 @@ _MAX_CONCURRENT_CHECKS = 8
 _PROOFS = Rate(600, 60)
 """Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
 _MAX_KEYS = 256
+_BASIC = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n'
+"""Challenge for a client that used this header to authenticate (RFC 6749 §5.2)."""
 
 
 class ClientProof:
@@ -94,6 +96,7 @@ class ClientProof:
                 return await self._client(request, header, form)
             except OAuthError as exc:
                 if exc.status == 401:
+                    exc.head = b"" if header is None else _BASIC
                     self._failures.report(key)
                     self._vault.refused(request.peer)
                 raise
@@ -103,7 +106,7 @@ class ClientProof:
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client uses more than one authentication method. Use only one.")
         if header is not None:
-            return await self._by_secret(request, *_basic(header, form), "Basic")
+            return await self._by_secret(request, *_basic(header, form))
         if assertion:
             return await self._by_assertion(request, form)
         if secret:
@@ -113,19 +116,19 @@ class ClientProof:
             raise _invalid_client("This client has to authenticate.")
         return client
 
-    async def _find(self, request: HttpRequest, client_id: str, scheme: str = "") -> OAuthClient:
+    async def _find(self, request: HttpRequest, client_id: str) -> OAuthClient:
         try:
             client = await self._clients.find(client_id, request)
         except Unavailable as exc:
-            raise _invalid_client(str(exc), scheme) from None
+            raise _invalid_client(str(exc)) from None
         if client is None:
-            raise _invalid_client("The client is unknown. Register it again.", scheme)
+            raise _invalid_client("The client is unknown. Register it again.")
         return client
 
-    async def _by_secret(self, request: HttpRequest, client_id: str, secret: str, scheme: str = "") -> OAuthClient:
-        client = await self._find(request, client_id, scheme)
+    async def _by_secret(self, request: HttpRequest, client_id: str, secret: str) -> OAuthClient:
+        client = await self._find(request, client_id)
         if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
-            raise _invalid_client("The client's secret is wrong.", scheme)
+            raise _invalid_client("The client's secret is wrong.")
         return client
 
     async def _by_assertion(self, request: HttpRequest, form: Parameters) -> OAuthClient:
@@ -174,15 +177,7 @@ class ClientProof:
 
     async def _keys_of(self, request: HttpRequest, client: OAuthClient, header: Header) -> list[PublicKey]:
         if client.keys is not None:
-            try:
-                return select_keys(read_keys(client.keys), header.kid, header.alg)
-            except ValueError:
-                return []
-        if not client.keys_url:
-            return []
-        return await self._fetched_keys(request, client).find(header.kid, header.alg)
-
-    def _fetched_keys(self, request: HttpRequest, client: OAuthClient) -> FetchedKeys:
+            return select_keys(read_keys(client.keys), header.kid, header.alg)
         known = self._keys[client.source]
         keys = known.get(client.keys_url)
         if keys is None:
@@ -190,7 +185,7 @@ class ClientProof:
                 raise Unavailable(TOO_MANY)
             keys = FetchedKeys(client.keys_url, partial(fetch, is_allowed=self._judges[client.source]))
             known.keep(client.keys_url, keys)
-        return keys
+        return await keys.find(header.kid, header.alg)
 
 
 def _audience_of(claims: Claims) -> Any:
@@ -203,23 +198,22 @@ def _slow(text: str, head: bytes) -> OAuthError:
     return OAuthError("temporarily_unavailable", text, 429, head)
 
 
-def _invalid_client(text: str, scheme: str = "") -> OAuthError:
-    head = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n' if scheme else b""
-    return OAuthError("invalid_client", text, 401, head)
+def _invalid_client(text: str) -> OAuthError:
+    return OAuthError("invalid_client", text, 401)
 
 
 def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     """Return the client's id and secret, decoded from Base64 and then form-decoded (RFC 6749 §2.3.1)."""
     scheme, _, value = header.partition(b" ")
     if scheme.lower() != b"basic":
-        raise _invalid_client("The Authorization header must use the Basic scheme.", "Basic")
+        raise _invalid_client("The Authorization header must use the Basic scheme.")
     try:
         name, mark, secret = b64decode(value.strip(), validate=True).decode().partition(":")
     except ValueError:
-        raise _invalid_client("The Authorization header is malformed.", "Basic") from None
+        raise _invalid_client("The Authorization header is malformed.") from None
     name, secret = unquote_plus(name), unquote_plus(secret)
     if not mark or form.get("client_id") not in ("", name):
-        raise _invalid_client("The Authorization header and client_id in the form name different clients.", "Basic")
+        raise _invalid_client("The Authorization header and client_id in the form name different clients.")
     return name, secret
 
 
@@ -286,7 +280,7 @@ class Identities:
         if claims is None:
             raise _invalid_grant("The grant's signature is wrong.")
         self._check(claims, client)
-        return _read_grant(cast("str", issuer), claims)
+        return _read_grant(claims)
 
     async def count(self, granted: IdentityGrant) -> None:
         """Mark a grant as used.
@@ -329,18 +323,18 @@ def _check_time(claims: Claims, now: float) -> None:
         raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
 
 
-def _read_grant(issuer: str, claims: Claims) -> IdentityGrant:
+def _read_grant(claims: Claims) -> IdentityGrant:
     scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
     resources = [resource] if isinstance(resource, str) else resource
     if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
         raise _invalid_grant("The grant's scope must be a string, and its resource one or more URLs.")
     return IdentityGrant(
-        issuer,
-        f"{issuer}#{claims['sub']}",
+        claims["iss"],
+        f"{claims['iss']}#{claims['sub']}",
         name if _is_text(name) else "",
         tuple(dict.fromkeys(scope.split())),
         tuple(str(each) for each in resources),
-        "oauth-jag:" + digest(f"{issuer} {claims['jti']}"),
+        "oauth-jag:" + digest(f"{claims['iss']} {claims['jti']}"),
         float(claims["exp"]),
     )
 
