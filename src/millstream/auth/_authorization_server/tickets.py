@@ -395,11 +395,6 @@ class UpstreamPageMethod(PageMethod):
 
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
-        landing = self.landing
-        if landing is None:
+        if self.landing is None:
             return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-        try:
-            kept, seconds = await self.finish_login(pending.login, callback)
-        except SignInFailed as exc:
-            return landing.refuse(request, pending.page, str(exc))
-        return landing.complete(request, self, pending.page, kept, seconds)
+        return await self.landing(request, self, pending.page, self.finish_login(pending.login, callback))
