@@ -24,7 +24,7 @@ from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import PendingLogins, Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
-from millstream.auth._tokens import Discovery, Keys, TokenMethod, ask_issuer, issuer_keys, rules_of, several
+from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -250,7 +250,7 @@ class OidcAtPages(Struct, frozen=True, kw_only=True):
     """The method before the server starts. Created by ``auth.oidc(…, client_id=…)``."""
 
     rules: TokenRules
-    keys: Keys
+    keys: FetchedKeys
     algorithms: Collection[str]
     scopes: Collection[str]
     client: tuple[str, str]

@@ -254,8 +254,8 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             brand=self.brand(),
             elsewhere=() if authorization.resources == (self.targets.own,) else authorization.resources,
             user=user,
-            passwords=self.accounts.passwords is not None,
-            upstreams=self.accounts.upstreams.values(),
+            passwords=self.config.passwords is not None,
+            upstreams=self.config.upstreams.values(),
             ticket=self.tickets.seal_request(browser, structs.replace(authorization, user=user and user.subject)),
             scope_descriptions={each: self.config.described.get(each, "") or each for each in scopes},
             notice=said,
@@ -355,7 +355,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     async def _send_away(
         self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, name: str
     ) -> Response:
-        upstream = self.accounts.upstreams.get(name)
+        upstream = self.config.upstreams.get(name)
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in is no longer available.")
         try:

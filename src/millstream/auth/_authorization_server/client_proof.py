@@ -13,7 +13,7 @@ from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array
 from millstream._recent import Recent
-from millstream.auth._authorization_server.clients import TOO_MANY, Clients, judge_of
+from millstream.auth._authorization_server.clients import TOO_MANY, Clients
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import OAuthClient, OAuthError, Parameters, digest, fits
 from millstream.auth._authorization_server.tickets import Vault
@@ -65,7 +65,7 @@ class ClientProof:
         self._judges: dict[str, AddressCheck] = {
             # Only the operator may configure a URL on a private network.
             "given": allow_any,
-            "document": judge_of(here=not config.secure),
+            "document": clients.judge,
             "registered": is_public,
         }
         # State

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from ipaddress import ip_address
 from typing import Any, cast
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from millstream._http.client.pool import FetchedDocument, OutboundError, check_url, fetch, is_public
 from millstream._http.hosts import is_loopback
@@ -38,7 +38,7 @@ from millstream.auth._authorization_server.records import (
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import public_set
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import Clock, Unavailable
+from millstream.auth._method import Unavailable
 from millstream.auth.providers import RegistrationDenied, SignInFailed
 
 MAX_BYTES = 5 * 1024
@@ -61,50 +61,6 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
-
-
-class Documents(Struct, eq=False):
-    """The cached documents of one worker.
-
-    A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
-    Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
-    server may also fetch from its own machine. Documents are cached according to their Cache-Control; failures aren't
-    cached.
-    """
-
-    _clock: Clock
-    _judge: Callable[[str], bool]
-    """Returns whether an address may be fetched from."""
-    _cache: Recent[str, tuple[float, OAuthClient]] = field(default_factory=lambda: Recent(_MAX_CACHED))
-    """URL -> expiry and client; the oldest are dropped first."""
-    _flight: SingleFlight[OAuthClient] = field(default_factory=SingleFlight[OAuthClient])
-
-    async def find(self, url: str, may_fetch: Callable[[], bool]) -> OAuthClient:
-        """Return the client that a URL describes.
-
-        Raises:
-            Unavailable: The document is invalid, or can't be fetched.
-        """
-        kept = self._cache.get(url)
-        if kept is not None and kept[0] > self._clock():
-            return kept[1]
-        check_id(url)
-        if not self._flight.runs(url) and (len(self._flight) >= _MAX_CONCURRENT_FETCHES or not may_fetch()):
-            raise Unavailable(TOO_MANY)
-        return await self._flight.run(url, lambda: self._fetch(url))
-
-    async def _fetch(self, url: str) -> OAuthClient:
-        try:
-            answer = await fetch(url, is_allowed=self._judge, max_bytes=MAX_BYTES)
-        except OutboundError as exc:
-            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
-        client = read_document(url, answer)
-        age = _age_of(answer)
-        if age > 0:
-            self._cache.keep(url, (self._clock() + age, client))
-        else:
-            self._cache.pop(url, None)
-        return client
 
 
 def check_id(url: str) -> None:
@@ -178,9 +134,9 @@ def client_of(
     return OAuthClient(
         id,
         name=_plain(name) if isinstance(name, str) else "",
-        redirect_uris=tuple(str(each) for each in uris),
-        method=str(method),
-        secret_hash=secret_hash if str(method).startswith("client_secret") else "",
+        redirect_uris=tuple(uris),
+        method=method,
+        secret_hash=secret_hash if method.startswith("client_secret") else "",
         grant_types=tuple(each for each in (CODE, REFRESH, ASSERTED) if each in grants),
         keys=keys,
         keys_url=keys_url,
@@ -261,7 +217,8 @@ class Allowlist:
                 raise ValueError(f"allow can't contain {name!r}. Valid entries: {examples}.")
             if isinstance(cast("object", scopes), str):
                 raise TypeError(f"The scopes of {name!r} must be a list: [{scopes!r}]")
-            self._entries[lower(name)] = _entry(at, lower(name), check_scopes(tuple(scopes)))
+            key, allowed = lower(name), check_scopes(scopes)
+            self._entries[key] = AllowlistEntry(allowed, fingerprint(allowed, at, key))
         self._numbers = {each.number for each in self._entries.values()}
 
     def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
@@ -287,10 +244,6 @@ class Allowlist:
         return any(each.startswith(beginning) and containing in each for each in self._entries)
 
 
-def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
-    return AllowlistEntry(scopes, fingerprint(scopes, at, name))
-
-
 def lower(name: str) -> str:
     """Return an ASCII name in lower case. Other names stay, because some of their letters would become ASCII."""
     return name.lower() if name.isascii() else name
@@ -306,16 +259,27 @@ _LOOKUPS = Rate(60, 60)
 
 
 class Clients:
-    """All clients."""
+    """All clients.
 
-    def __init__(self, config: IssuerConfig, vault: Vault, documents: Documents | None) -> None:
-        """Create the lookup. `documents` is None if metadata documents aren't supported."""
+    A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
+    Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
+    server may also fetch from its own machine. Each worker caches documents according to their Cache-Control; failures
+    aren't cached.
+    """
+
+    def __init__(self, config: IssuerConfig, vault: Vault, *, provided: bool = False) -> None:
+        """Create the lookup. `provided` means that the provider finds all clients."""
         self._lookups = vault.limiter("client-lookup", _LOOKUPS)
         self._config = config
         self._vault = vault
-        self._documents = documents
+        self._provided = provided
+        self.judge: Callable[[str], bool] = judge_of(here=not config.secure)
+        """Returns whether a document may be fetched from an address."""
+        self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
+        """URL -> expiry and client; the oldest are dropped first."""
+        self._flight = SingleFlight[OAuthClient]()
 
-    async def find(self, client_id: str, request: HttpRequest | None = None) -> OAuthClient | None:
+    async def find(self, client_id: str, request: HttpRequest) -> OAuthClient | None:
         """Return a client; None if the id is unknown.
 
         Args:
@@ -328,19 +292,45 @@ class Clients:
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
         found = await self._config.provider.find_client(client_id) or self._config.clients.get(client_id)
-        if found is not None:
+        if found is not None or self._provided:
             return found
-        if self._documents is None:
-            return None  # the provider finds all clients
-        if "://" in client_id:  # the URL of a metadata document
-            if not self._config.metadata_documents:
-                raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
-            return await self._documents.find(client_id, lambda: request is None or self.may_fetch(request))
+        if "://" in client_id:
+            return await self._find_described(client_id, request)
         for kind in ("oauth-client", "oauth-new"):
             found = await self._vault.get(f"{kind}:{client_id}", OAuthClient)
             if found is not None:
                 return found
         return None
+
+    async def _find_described(self, url: str, request: HttpRequest) -> OAuthClient:
+        """Return the client that the document at a URL describes.
+
+        Raises:
+            Unavailable: The document is invalid, or can't be fetched.
+        """
+        if not self._config.metadata_documents:
+            raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
+        kept = self._documents.get(url)
+        if kept is not None and kept[0] > self._vault.clock():
+            return kept[1]
+        check_id(url)
+        flight = self._flight
+        if not flight.runs(url) and (len(flight) >= _MAX_CONCURRENT_FETCHES or not self.may_fetch(request)):
+            raise Unavailable(TOO_MANY)
+        return await flight.run(url, lambda: self._fetch(url))
+
+    async def _fetch(self, url: str) -> OAuthClient:
+        try:
+            answer = await fetch(url, is_allowed=self.judge, max_bytes=MAX_BYTES)
+        except OutboundError as exc:
+            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
+        client = read_document(url, answer)
+        age = _age_of(answer)
+        if age > 0:
+            self._documents.keep(url, (self._vault.clock() + age, client))
+        else:
+            self._documents.pop(url, None)
+        return client
 
     def may_fetch(self, request: HttpRequest) -> bool:
         """Count a fetch for a request, and return whether it's allowed. At a development server, only callers on this

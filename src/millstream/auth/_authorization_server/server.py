@@ -22,7 +22,7 @@ from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
 from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients, Documents, judge_of, registration_endpoint
+from millstream.auth._authorization_server.clients import Clients, registration_endpoint
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -216,7 +216,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self._clock = vault.clock
         self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
-        clients = Clients(config, vault, Documents(vault.clock, judge_of(here=not config.secure)))
+        clients = Clients(config, vault)
         proof = ClientProof(config, clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
         self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
@@ -242,7 +242,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
-        upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Prefetchable))
+        upstreams = (each for each in self._config.upstreams.values() if isinstance(each, Prefetchable))
         await prefetch_all([self._identities, *upstreams])
 
     @override
@@ -257,8 +257,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         """Return the principal of one of our tokens."""
         try:
             claims = await self._token.claims(credential)
-            found = judge(claims, self._rules, self._clock()) if claims is not None else None
-            if claims is None or found is None:
+            if claims is None or (found := judge(claims, self._rules, self._clock())) is None:
                 return None
             grant = await self._grant_of(claims)
             if grant is False:
@@ -303,7 +302,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     def epoch(self) -> int:
         """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
-        passwords = self._accounts.passwords
+        passwords = self._config.passwords
         return super().epoch() + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
     @override
@@ -344,7 +343,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
-        upstream = self._accounts.upstreams.get(login)
+        upstream = self._config.upstreams.get(login)
         if upstream is None:
             raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
         return await self._pending_logins.begin_for_page(request, upstream, page)
@@ -366,8 +365,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
         grant = read(kept, Grant)
-        user = self._accounts.user_of_grant(grant) if grant is not None else None
-        if grant is None or user is None:
+        if grant is None or (user := self._accounts.user_of_grant(grant)) is None:
             return None
         scopes = await self._scopes(user)
         claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
@@ -400,7 +398,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         }
         if self._config.registration:
             ends[REGISTER] = {"POST": self._registration}
-        for name in self._accounts.upstreams:
+        for name in self._config.upstreams:
             ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
         return ends
 

@@ -34,33 +34,30 @@ from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._key_file import RecordFile, check_scopes
 from millstream.auth._method import PATIENCE
-from millstream.auth.providers import Callback, Selective, SignInFailed, UpstreamLogin, User
+from millstream.auth.providers import Callback, Selective, SignInFailed, User
 
 LOCAL = ""
 """Login method of users who have a password on this server."""
 
 
-class Accounts:
+class Accounts(Struct, frozen=True):
     """All accounts that can sign in."""
 
-    def __init__(self, config: IssuerConfig) -> None:
-        self._config = config
-        self.passwords = config.passwords
-        self.upstreams: Mapping[str, UpstreamLogin] = config.upstreams
+    config: IssuerConfig
 
     async def check(self, name: str, password: str) -> User | None:
         """Return the user with a name and password."""
-        return None if self.passwords is None else await self.passwords.check(name, password)
+        return None if self.config.passwords is None else await self.config.passwords.check(name, password)
 
     def current_user(self, user: User, login: str) -> User | None:
         """Return a user's current state; None if they may no longer sign in."""
-        if login in self._config.identities:
-            return user if user.since == self._config.identities[login].number else None
+        if login in self.config.identities:
+            return user if user.since == self.config.identities[login].number else None
         if login != LOCAL:
-            upstream = self.upstreams.get(login)
+            upstream = self.config.upstreams.get(login)
             stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))
             return user if stays else None
-        found = None if self.passwords is None else self.passwords.find(user.subject)
+        found = None if self.config.passwords is None else self.config.passwords.find(user.subject)
         return found if found is not None and found.since == user.since else None
 
     def user_of_grant(self, grant: Grant) -> User | None:
@@ -69,7 +66,7 @@ class Accounts:
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""
-        allowed = {*self._config.scopes, *await self._config.provider.grantable(user, client, scopes)}
+        allowed = {*self.config.scopes, *await self.config.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)
 
     async def from_upstream(self, name: str, callback: Callback) -> User:
@@ -78,7 +75,7 @@ class Accounts:
         Raises:
             SignInFailed: The login failed.
         """
-        user = await self.upstreams[name].finish(callback)
+        user = await self.config.upstreams[name].finish(callback)
         return msgspec.structs.replace(user, subject=f"{name}:{user.subject}")
 
 
@@ -324,10 +321,7 @@ class FailureLimiter:
         try:
             yield pool is None or await self._wait_for_slots(pool, tries, slots, until)
         finally:
-            self._trying.subtract(tries)
-            for each in tries:
-                if not self._trying[each]:
-                    del self._trying[each]
+            self._trying -= Counter(tries)  # removes zero counts
             self._wake(tries)
             if pool is not None and slots:
                 await pool.give_back(slots)
@@ -358,10 +352,10 @@ class FailureLimiter:
     def _may(self, tries: _Tries) -> _May:
         found = _May.NOW
         for limiter, key in tries:
-            attempt = self._trying.get((limiter, key), 0)
+            trying = self._trying[limiter, key]
             if limiter.wait(key) > 0:
                 return _May.NOT
-            if attempt and limiter.count_remaining(key) <= attempt:
+            if trying and limiter.count_remaining(key) <= trying:
                 found = _May.LATER
         return found
 
@@ -374,10 +368,9 @@ class FailureLimiter:
             await done
         finally:
             for each in tries:
-                waiting = self._done.get(each, {})
-                waiting.pop(done, None)
-                if not waiting:
-                    self._done.pop(each, None)
+                del self._done[each][done]
+                if not self._done[each]:
+                    del self._done[each]
 
     def _wake(self, tries: _Tries) -> None:
         for each in tries:

@@ -129,7 +129,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         self.resource = plan.audience
         self._provider = provider
         self._settings = settings
-        clients = Clients(plan, vault, None)
+        clients = Clients(plan, vault, provided=True)
         self._targets = _Targets(plan, self.resource, frozenset)
         self._asking = AuthorizationRequests(plan, clients, self._targets)
         self._proof = ClientProof(plan, clients, vault)
