@@ -38,6 +38,7 @@ from millstream.client import (
 from millstream.client.oauth import PendingAuthorization, parse_redirect
 from millstream.http import ConnectionPool, HttpReply, Url, parse_url
 from millstream.parts import Host, HttpRequest, Response, Services, header_lines, refusal
+from millstream.protocol import MALFORMED
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -108,7 +109,7 @@ class SignIns:
             return _NOT_OWN_PAGE
         try:
             body = msgspec.json.decode(request.body[:_MAX_FORM], type=SignInRequest)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except MALFORMED:
             return _MALFORMED
         browser, cookie = _browser(request)
         key = _key(request, browser, url)
