@@ -179,8 +179,7 @@ class Playground:
             outbox.end(TRY_AGAIN_LATER, "You have too many conversations open. Close one first.")
 
         def on_close() -> None:
-            self._open_counts[owner] -= 1
-            self._open_counts += Counter()  # removes zero counts
+            self._open_counts -= Counter([owner])  # removes zero counts
 
         self._open_counts[owner] += 1
         server = ServerConfig(target, name=self._name)
