@@ -265,8 +265,9 @@ class AuthGuard:
         """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
-        names = [name for name, _ in request.raw_headers] if len(request.headers) != len(request.raw_headers) else ()
-        if names.count(b"authorization") > 1:  # another parser could use the other value
+        if (
+            sum(name == b"authorization" for name, _ in request.raw_headers) > 1
+        ):  # another parser could use the other value
             return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:

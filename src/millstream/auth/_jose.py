@@ -266,15 +266,14 @@ def _check_number(given: Sequence[Any], most: int) -> None:
 def _read_key(raw: Any) -> PublicKey | None:
     if not is_object(raw):
         return None
-    values = raw
-    kind = values.get("kty")
-    if kind not in ("EC", "OKP", "RSA") or values.get("use", "sig") != "sig":
+    kind = raw.get("kty")
+    if kind not in ("EC", "OKP", "RSA") or raw.get("use", "sig") != "sig":
         return None
-    if kind == "OKP" and values.get("crv") not in ("Ed25519", "Ed448"):
+    if kind == "OKP" and raw.get("crv") not in ("Ed25519", "Ed448"):
         return None
     try:
         # Drop private members, and members that restrict what the library may do with the key.
-        kept = {name: value for name, value in values.items() if name in _PUBLIC}
+        kept = {name: value for name, value in raw.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
         if kind == "RSA":  # strong enough, and fast to verify with
             public: Any = cast("Any", key).public_key
@@ -282,7 +281,7 @@ def _read_key(raw: Any) -> PublicKey | None:
                 return None
     except (JoseError, ValueError, TypeError, KeyError):
         return None
-    kid, alg = values.get("kid"), values.get("alg")
+    kid, alg = raw.get("kid"), raw.get("alg")
     return PublicKey(key, kind, kid if isinstance(kid, str) else None, alg if isinstance(alg, str) else None)
 
 

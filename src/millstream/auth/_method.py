@@ -195,7 +195,7 @@ class PageMethod(AuthMethod):
     """Completes external logins; None without pages."""
 
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """Return the page that redirects a browser to an external login, which returns to `page`.
+        """Return the page that redirects a browser to one of `logins`, which returns to `page`.
 
         Raises:
             NotAdmitted: The login isn't available.

@@ -138,8 +138,8 @@ class LoginOptions(Struct, frozen=True):
     """Name -> label of the button."""
     credentials: bool = True
     """Whether keys or tokens are accepted."""
-    unknown: tuple[str, ...] = ()
-    """Issuers without a login for these pages."""
+    unknown: Iterable[str] = ()
+    """Hosts of issuers without a login for these pages."""
     icon: str = ""
     """Icon of the server, as a data URI."""
 
@@ -250,7 +250,6 @@ def sign_in(
         typed: Name from the previous attempt.
     """
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
-    unknown = [urlsplit(each).netloc for each in offered.unknown]
     return render(
         "sign_in.html",
         status,
@@ -260,7 +259,6 @@ def sign_in(
         notice=notice,
         typed=typed,
         purpose=purpose,
-        unknown=unknown,
         images=_DATA if offered.icon else IMAGES,
         focused=offered.passwords or not offered.logins,
         **_brand(offered.server, offered.icon),

@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from msgspec.structs import replace
 
@@ -111,7 +111,9 @@ class SignIn:
             passwords=any(each.by_password for each in people),
             logins={name: label for each in people for name, label in each.logins.items()},
             credentials=bool(others),
-            unknown=tuple(dict.fromkeys(issuer for each in others if not each.paths() for issuer in each.issuers)),
+            unknown=dict.fromkeys(
+                urlsplit(issuer).netloc for each in others if not each.paths() for issuer in each.issuers
+            ),
         )
 
     def page(self, request: HttpRequest) -> Response | None:
@@ -422,7 +424,7 @@ class SignedOut:
             return
         self._digests.keep(name, None)
         self._to_close.keep((id, float(until)), None)
-        if (known := _key(name)) in self._verdicts:
+        if (known := _MARK + name.encode()) in self._verdicts:
             del self._verdicts[known]
 
     def _drop(self, owner: str | None = None) -> None:
@@ -440,9 +442,5 @@ class SignedOut:
 
 def verdict_key(cookie: str) -> bytes:
     """Return the cache key of a cookie's verdict."""
-    return _key(digest(cookie))  # a sealed value has only one valid encoding
-
-
-def _key(name: str) -> bytes:
-    # Headers can't contain a zero byte, so no credential equals this key.
-    return _MARK + name.encode()
+    # Headers can't contain a zero byte, so no credential equals this key. A sealed value has only one valid encoding.
+    return _MARK + digest(cookie).encode()

@@ -239,9 +239,9 @@ class Allowlist:
         """Return whether the entry with this number still exists, with the same scopes."""
         return number in self._numbers
 
-    def some(self, beginning: str = "", containing: str = "") -> bool:
-        """Return whether an entry starts with `beginning` and contains `containing`."""
-        return any(each.startswith(beginning) and containing in each for each in self._entries)
+    def some(self, text: str) -> bool:
+        """Return whether an entry contains a text."""
+        return any(text in each for each in self._entries)
 
 
 def lower(name: str) -> str:

@@ -259,12 +259,6 @@ class Grants(Struct, frozen=True):
             raise TokenReuse("The code has already been used.", ended=True)
         return grant, self._refresh_token(kept.id, 0, secret) if secret else ""
 
-    async def add_grant(self, grant: Grant) -> str:
-        """Store a grant for a single access token, and return its id."""
-        id = new_secret()[:22]
-        await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
-        return id
-
     # Refresh tokens
 
     async def find_refresh_token(self, token: str) -> tuple[RefreshToken, Grant] | None:
@@ -322,17 +316,8 @@ class Grants(Struct, frozen=True):
         await self.vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
         await self._announce(subject)
 
-    async def revoke_token(self, jti: str, subject: str, until: float) -> None:
-        """Revoke an access token without a grant."""
-        await self.vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self.vault.clock() + 120))
-        await self._announce(subject)
-
     async def _announce(self, subject: str) -> None:
         await self.vault.bus.publish(ENDED, f"{self.config.url} {subject}".encode())
-
-    async def is_revoked(self, jti: str) -> bool:
-        """Return whether an access token without a grant was revoked."""
-        return await self.vault.kv.get(f"oauth-revoked:{jti}") is not None
 
     # Access tokens
 
@@ -373,6 +358,11 @@ def _code_key(code: str) -> str:
     return f"oauth-code:{digest(code)}"
 
 
+def _revoked_key(claims: Claims) -> str:
+    """Return the store key that records the revocation of an access token without a grant."""
+    return f"oauth-revoked:{claims.get('jti')}"
+
+
 def _grant_key(id: str) -> str:
     return f"oauth-grant:{id}"
 
@@ -411,7 +401,7 @@ class TokenEndpoints(Grants, frozen=True):
             return grant if grant is not None and self.accounts.user_of_grant(grant) is not None else False
         client = str(claims.get("client_id"))
         known = self.config.clients.get(client) or await self.config.provider.find_client(client)
-        return known is not None and not await self.is_revoked(str(claims.get("jti")))
+        return known is not None and await self.vault.kv.get(_revoked_key(claims)) is None
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active. Configured clients may query any token, others only their own."""
@@ -455,9 +445,11 @@ class TokenEndpoints(Grants, frozen=True):
                 await self.end_grant(said.grant, grant.subject)
         elif (claims := await self.claims(token)) is not None and claims.get("client_id") == client.id:
             if "grant_id" in claims:
-                await self.end_grant(str(claims["grant_id"]), str(claims["sub"]))
+                await self.end_grant(claims["grant_id"], claims["sub"])
             else:
-                await self.revoke_token(str(claims["jti"]), str(claims["sub"]), float(claims["exp"]))
+                seconds = max(1.0, claims["exp"] - self.vault.clock() + 120)
+                await self.vault.put(_revoked_key(claims), TOMBSTONE, seconds)
+                await self._announce(claims["sub"])
         return reply({})
 
     # The token endpoint
@@ -547,7 +539,9 @@ class TokenEndpoints(Grants, frozen=True):
         scopes = await self.accounts.grantable(user, client, tuple(dict.fromkeys((*self.config.scopes, *wanted))))
         await self.identities.count(said)
         grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
-        return await self._answer(client, await self.add_grant(grant), grant, scopes, resources, refresh="")
+        id = new_secret()[:22]
+        await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
+        return await self._answer(client, id, grant, scopes, resources, refresh="")
 
     def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
         """Return the default scopes and the requested ones that are allowed, or all allowed ones if none are requested.

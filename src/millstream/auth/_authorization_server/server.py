@@ -58,7 +58,6 @@ from millstream.auth._method import (
     AuthMethod,
     Identity,
     KnownScopes,
-    NotAdmitted,
     Paths,
     Prefetchable,
     Unavailable,
@@ -206,14 +205,11 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self._tickets = tickets
         self._pending_logins = pending_logins
         self._rules = TokenRules(config.url, self.resource, config.implied)
-        self._there = targets.scopes
-        """All current scopes."""
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
         self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
         self.scopes: tuple[str, ...] = config.scopes
-        self._clock = vault.clock
         self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
         clients = Clients(config, vault)
@@ -257,7 +253,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         """Return the principal of one of our tokens."""
         try:
             claims = await self._token.claims(credential)
-            if claims is None or (found := judge(claims, self._rules, self._clock())) is None:
+            if claims is None or (found := judge(claims, self._rules, self._vault.clock())) is None:
                 return None
             grant = await self._grant_of(claims)
             if grant is False:
@@ -343,10 +339,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
-        upstream = self._config.upstreams.get(login)
-        if upstream is None:
-            raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
-        return await self._pending_logins.begin_for_page(request, upstream, page)
+        return await self._pending_logins.begin_for_page(request, self._config.upstreams[login], page)
 
     @override
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
@@ -378,7 +371,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         return Identity(principal, self._rules.believed)
 
     async def _scopes(self, user: User) -> frozenset[str]:
-        wanted = self._there().union(user.scopes)
+        wanted = self._token.targets.scopes().union(user.scopes)
         granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
         found = scopes_of({"scope": list(granted)}, self._config.implied)
         # A user gets `*` only if no scope was denied.

@@ -70,20 +70,10 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
             return f"{parts.scheme}://api.{parts.netloc}"
         return f"{self.at}/api/v3"
 
-    @property
-    def wants_organizations(self) -> bool:
-        """Whether `allow` names organizations."""
-        return self.allowlist.some(ORGANIZATION)
-
-    @property
-    def wants_emails(self) -> bool:
-        """Whether `allow` names e-mail addresses."""
-        return self.allowlist.some(containing="@")
-
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to GitHub."""
         verifier = new_secret()
-        wanted = {"read:org": self.wants_organizations, "user:email": self.wants_emails}
+        wanted = {"read:org": self.allowlist.some(ORGANIZATION), "user:email": self.allowlist.some("@")}
         asked = {
             "client_id": self.client_id,
             "redirect_uri": callback,
@@ -120,11 +110,11 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
     async def _more(self, token: str) -> set[str]:
         """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
         found: set[str] = set()
-        if self.wants_organizations:
+        if self.allowlist.some(ORGANIZATION):
             for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
                 if each.get("state") == "active" and is_object(each.get("organization")):
                     found.add(ORGANIZATION + text(each["organization"].get("login")))
-        if self.wants_emails:
+        if self.allowlist.some("@"):
             for each in await self._list("/user/emails?per_page=100", token):
                 if each.get("verified") is True and "@" in (email := text(each.get("email"))):
                     found |= {email, f"@{email.rpartition('@')[2]}"}
@@ -200,8 +190,8 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
         entry = self.allowlist.find(self.names_of(claims), email or name or subject)
         return User(subject, name or email or subject, entry.scopes, entry.number)
 
-    async def _userinfo(self, metadata: Mapping[str, Any], token: object, subject: str) -> Claims:
-        if not isinstance(token, str):
+    async def _userinfo(self, metadata: Mapping[str, Any], token: str, subject: str) -> Claims:
+        if not token:
             raise SignInFailed(f"{self.title} didn't identify you. Try again later.")
         headers = {"authorization": f"Bearer {token}"}
         found = await ask(self.flow.endpoint(metadata, "userinfo_endpoint"), self.title, headers=headers)

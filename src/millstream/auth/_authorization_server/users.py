@@ -11,7 +11,6 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from enum import Enum
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -278,16 +277,6 @@ _POLL_SECONDS = 0.05, 0.5
 """Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
 
-class _May(Enum):
-    """Whether an attempt is allowed."""
-
-    NOW = 1
-    LATER = 2
-    """It depends on whether the attempts in progress fail."""
-    NOT = 3
-    """There were too many failures."""
-
-
 _Tries = tuple[tuple[Limiter, str], ...]
 """The rates of an attempt, each with its key."""
 
@@ -322,7 +311,10 @@ class FailureLimiter:
             yield pool is None or await self._wait_for_slots(pool, tries, slots, until)
         finally:
             self._trying -= Counter(tries)  # removes zero counts
-            self._wake(tries)
+            for each in tries:
+                for done in self._done.get(each, ()):
+                    if not done.done():
+                        done.set_result(None)
             if pool is not None and slots:
                 await pool.give_back(slots)
 
@@ -339,24 +331,25 @@ class FailureLimiter:
     async def _begin(self, tries: _Tries, until: float) -> bool:
         """Start an attempt as soon as it's allowed; return False if it's refused."""
         may = self._may(tries)
-        if may is _May.LATER and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
+        if may is None and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
-                    while may is _May.LATER:
+                    while may is None:
                         await self._end_of_one(tries)
                         may = self._may(tries)
-        if may is _May.NOW:
+        if may:
             self._trying.update(tries)
-        return may is _May.NOW
+        return bool(may)
 
-    def _may(self, tries: _Tries) -> _May:
-        found = _May.NOW
+    def _may(self, tries: _Tries) -> bool | None:
+        """Return whether an attempt is allowed; None if that depends on whether the attempts in progress fail."""
+        found: bool | None = True
         for limiter, key in tries:
             trying = self._trying[limiter, key]
             if limiter.wait(key) > 0:
-                return _May.NOT
+                return False
             if trying and limiter.count_remaining(key) <= trying:
-                found = _May.LATER
+                found = None
         return found
 
     async def _end_of_one(self, tries: _Tries) -> None:
@@ -372,12 +365,6 @@ class FailureLimiter:
                 if not self._done[each]:
                     del self._done[each]
 
-    def _wake(self, tries: _Tries) -> None:
-        for each in tries:
-            for done in self._done.get(each, ()):
-                if not done.done():
-                    done.set_result(None)
-
     # In the store
 
     async def _wait_for_slots(
@@ -385,36 +372,39 @@ class FailureLimiter:
     ) -> bool:
         """Return whether the store has a free slot for each key. Adds the slots taken to `slots`."""
         loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
-        while (may := await self._take_slots(pool, tries, slots, me)) is _May.LATER:
+        while (may := await self._take_slots(pool, tries, slots, me)) is None:
             pause = retry_delay(next(polls), *_POLL_SECONDS)
             if loop.time() + pause >= until:
                 return False
             await asyncio.sleep(pause)
-        return may is _May.NOW
+        return may
 
-    async def _take_slots(self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str) -> _May:
+    async def _take_slots(
+        self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str
+    ) -> bool | None:
+        """Return whether the slots were taken; None if they're in use by attempts in progress."""
         charges = [limiter.pace(key, 0.0) for limiter, key in tries]
         decision = await pool.take(charges)
         if decision is None:
-            return _May.NOW
+            return True
         left = [int(taken.remaining + 1e-3) for taken in decision.results]
         if min(left) < 1:
-            return _May.NOT
+            return False
         asked = [ConcurrencySlot(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
         decision = await pool.take(asked)
         if decision is None:
-            return _May.NOW
+            return True
         if any(taken.wait > 0 for taken in decision.results):
-            return _May.LATER
+            return None
         # Another attempt may have failed since the first poll, which leaves fewer slots.
         decision = await pool.take(charges)
         if decision is not None and any(
             int(taken.remaining + 1e-3) < count for taken, count in zip(decision.results, left, strict=True)
         ):
             await pool.give_back(asked)
-            return _May.LATER
+            return None
         slots += asked
-        return _May.NOW
+        return True
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."

@@ -179,8 +179,9 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
                 refusal = _refusal(exc)
                 if refusal is None:
                     logger.exception("%s %a failed: the provider raised an exception", request.method, request.path)
-                    text = "The server failed to process the request. Try again later."
-                    refusal = OAuthError("server_error", text, 500)
+                    refusal = OAuthError(
+                        "server_error", "The server failed to process the request. Try again later.", 500
+                    )
                 return refusal.response()
 
         return super().catch_errors(answer)
