@@ -26,8 +26,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
 from millstream._override import override
 from millstream._tasks import SingleFlight
-from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig, Targets
 from millstream.auth._authorization_server.records import (
     ASSERTED,

@@ -21,8 +21,7 @@ from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
-from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients, registration_endpoint
+from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities, registration_endpoint
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,

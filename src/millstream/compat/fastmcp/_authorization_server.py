@@ -21,9 +21,9 @@ from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted
-from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.clients import (
     RATE,
+    ClientProof,
     Clients,
     RedirectRefused,
     charge_registration,
