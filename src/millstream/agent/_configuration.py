@@ -141,16 +141,14 @@ async def connect(wanted: Sequence[tuple[ServerConfig, Client]], closing: AsyncE
     for opened in await asyncio.gather(*(client.__aenter__() for _, client in wanted), return_exceptions=True):
         if isinstance(opened, BaseException):
             raise opened
-    found: list[ConnectedServer] = []
+    found: dict[str, ConnectedServer] = {}
     for place, client in wanted:
         name = place.name or _UNFIT.sub("-", name_of(place.target) or client.server.name).strip("-") or "server"
-        taken = {each.name for each in found}
-        number = 2
-        free = name
-        while free in taken:
+        number, free = 2, name
+        while free in found:
             free, number = f"{name}-{number}", number + 1
-        found.append(ConnectedServer(free, client, place.trusts_hints))
-    return found
+        found[free] = ConnectedServer(free, client, place.trusts_hints)
+    return list(found.values())
 
 
 _LAUNCHERS = frozenset(
