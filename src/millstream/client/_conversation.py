@@ -96,7 +96,13 @@ class Conversation:
         # State
         self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
-            self._background, questions, on_log, on_change, options.max_queued_messages, observer
+            self._background,
+            questions,
+            on_log,
+            on_change,
+            options.max_queued_messages,
+            options.max_call_seconds,
+            observer,
         )
         ids = itertools.count(1)
         self.connector: Connector = Connector(

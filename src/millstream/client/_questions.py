@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
-import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.notifications import (
     CreateMessageRequestParams,
     ElicitRequestParams,
@@ -142,7 +142,7 @@ class Questions(Struct, eq=False):
             raise ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}")
         try:
             return await handler(self, params or b"{}")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        except MALFORMED as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
     async def _ping(self, params: bytes) -> Any:

@@ -546,7 +546,7 @@ class Connector(Struct, kw_only=True):
         request_id = next(self.ids)
         body = request_body(request_id, method, with_meta(params, self.meta(revision)))
         request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
-        return await exchange(self.listener, transport, request, seconds, self.options.max_call_seconds)
+        return await exchange(self.listener, transport, request, seconds)
 
 
 async def exchange(
@@ -554,7 +554,6 @@ async def exchange(
     transport: Transport,
     request: TransportRequest,
     seconds: float,
-    longest: float,
     progress: OnProgress | None = None,
 ) -> bytes:
     """Send a request, and return its result.
@@ -564,14 +563,13 @@ async def exchange(
         transport: An open transport.
         request: The request.
         seconds: Timeout without a response.
-        longest: Maximum seconds in total, even with progress.
         progress: Handler for progress reports.
 
     Raises:
         ServerError: The server responded with an error.
         ClientError: There was no response.
     """
-    pending = incoming.running[request.id] = incoming.deadlines.begin(seconds, longest, progress)
+    pending = incoming.begin(request.id, seconds, progress)
     try:
         log_message("sent", request.body)
         answer = await transport.exchange(request)
@@ -582,7 +580,7 @@ async def exchange(
         raise
     finally:
         pending.end()
-        incoming.running.pop(request.id, None)
+        del incoming.running[request.id]
     if progress is not None:
         await incoming.wait_for_handlers()
     if answer.error:
@@ -725,7 +723,7 @@ class Requests(Struct):
     async def close(self) -> None:
         """Close the session and the connection."""
         connection, self.connection, self.last = self.connection, None, None
-        self.incoming.deadlines.close()
+        self.incoming.stop_timer()
         if connection is not None:
             await connection.transport.close()
 
@@ -807,7 +805,6 @@ class Requests(Struct):
             connection.transport,
             request,
             ask.timeout or self.timeout,
-            self.options.max_call_seconds,
             ask.progress,
         )
 
