@@ -558,7 +558,7 @@ class Client:
         requests = self.conversation.requests
         connection = await requests.connect()
         body = msgspec.Raw(with_meta(encode(params or {}), connection.meta))
-        await requests.connector.notify(connection.transport, method, body)
+        await requests.notify(connection.transport, method, body)
 
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds: ``await client.ping(timeout=5)``.
@@ -593,7 +593,7 @@ class Client:
         """
         conversation, method = self.conversation, "notifications/roots/list_changed"
         if method in conversation.negotiated.revision.notifications:
-            await conversation.connector.notify(conversation.transport, method)
+            await conversation.requests.notify(conversation.transport, method)
 
     def watch(self, *uris: str, tools: bool = False, prompts: bool = False, resources: bool = False) -> Changes:
         """Subscribe to changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.

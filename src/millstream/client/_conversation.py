@@ -1,6 +1,5 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -24,10 +23,8 @@ from millstream.client._questions import QuestionHandler
 from millstream.client._requests import (
     NOT_CONNECTED,
     Connection,
-    Connector,
     DeclaredCapability,
     Era,
-    Negotiation,
     Options,
     RawRequest,
     Requests,
@@ -104,23 +101,20 @@ class Conversation:
             options.max_call_seconds,
             observer,
         )
-        ids = itertools.count(1)
-        self.connector: Connector = Connector(
+        self.requests: Requests = Requests(
             place=find_server(target, env=options.env, cwd=options.cwd),
             options=options,
             questions=questions,
             declared=declared,
-            listener=self.incoming,
+            incoming=self.incoming,
             background=self._background,
-            ids=ids,
             pinned=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
             inflow=inflow or Inflow(),
             era=era or Era(),
+            on_reconnect=self._restore,
         )
-        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids, timeout)
-        self.requests.on_reconnect = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
         self._cache = Cache() if options.cache else None
@@ -149,8 +143,7 @@ class Conversation:
     async def _restore(self, connection: Connection) -> None:
         """Restore log level and subscriptions on a new handshake-era connection."""
         await self._watches.restore(connection)
-        agreement = connection.negotiated
-        if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
+        if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
             await self.requests.send(
                 connection, RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
             )
@@ -168,9 +161,9 @@ class Conversation:
         return connection
 
     @property
-    def negotiated(self) -> Negotiation:
+    def negotiated(self) -> Connection:
         """Negotiated revision and capabilities."""
-        return self.connection.negotiated
+        return self.connection
 
     @property
     def transport(self) -> Transport:

@@ -148,7 +148,7 @@ class Changes(ClientSubscription[Change], eq=False):
         connection = await self._requests.connect()
         self._incoming.watchers.add(self._on_change)
         try:
-            if connection.negotiated.revision.handshake:
+            if connection.revision.handshake:
                 self._watches.add(self)
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.ask(ask)
@@ -196,7 +196,7 @@ class Changes(ClientSubscription[Change], eq=False):
         """Subscribe on a new connection."""
         if self._task is not None:
             return
-        if not connection.negotiated.revision.handshake:  # the server was replaced by a newer one
+        if not connection.revision.handshake:  # the server was replaced by a newer one
             self._task = asyncio.create_task(self._keep_open())
             return
         try:
@@ -280,7 +280,7 @@ class Watches(Struct, eq=False):
                 for changes in list(self._open):
                     await changes.restore(connection)
                 before, self._restored_connection = self._restored_connection, connection
-            if before is not None and before.negotiated.revision.handshake:  # otherwise, each watch reports this
+            if before is not None and before.revision.handshake:  # otherwise, each watch reports this
                 self._incoming.report_change(Change("again"))
         finally:
             self._keep()  # in case it's lost again or only partly restored
@@ -312,7 +312,7 @@ class Watches(Struct, eq=False):
     @property
     def _broken(self) -> bool:
         last = self._requests.last
-        if last is None or not last.negotiated.revision.handshake:
+        if last is None or not last.revision.handshake:
             return False
         return self._requests.connection is not last or last.transport.lost or self._restored_connection is not last
 
