@@ -24,7 +24,7 @@ from millstream._http.client.url import Url, parse
 from millstream._oauth import basic_credentials
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
-from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens, TokenStore
+from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens
 
 if TYPE_CHECKING:
     from millstream.client._oauth.signing import ProofKey
@@ -332,13 +332,12 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
 
 
 def _check_endpoints(issuer: IssuerMetadata, named_by: Url) -> IssuerMetadata:
-    places = (
+    for place in (
         issuer.authorization_endpoint,
         issuer.token_endpoint,
         issuer.registration_endpoint,
         issuer.revocation_endpoint,
-    )
-    for place in places:
+    ):
         refuse_local(place, named_by)
     return issuer
 
@@ -622,82 +621,3 @@ def with_private_key(who: Registration, key: str, key_id: str = "") -> Registrat
     check_key(key)
     changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": key, "key_id": key_id}
     return msgspec.structs.replace(who, **changes)
-
-
-class ClientRegistrations(Struct):
-    """The identities of one client, one per issuer.
-
-    An identity is configured, from a metadata document, or registered.
-    """
-
-    store: TokenStore
-    configured: Registration
-    """The configured identity; its id is empty if none is configured."""
-    metadata_url: str
-    name: str
-    bound_issuer: str = ""
-    """The only issuer that may receive our credentials, or empty before the first one."""
-
-    def sign(self, key: str, key_id: str) -> None:
-        """Authenticate with signatures by a private key.
-
-        Raises:
-            ValueError: The key is invalid, there's no client id, or a client secret is set as well.
-        """
-        if self.configured.client_secret or not (self.configured.client_id or self.metadata_url):
-            raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
-        self.configured = with_private_key(self.configured, key, key_id)
-
-    def bind(self, url: Url, issuer: str) -> None:
-        """Bind our credentials to an issuer, so that a server can't have them sent to another one.
-
-        Raises:
-            AccessDenied: They're bound to another issuer.
-        """
-        if self.bound_issuer and issuer != self.bound_issuer:
-            raise AccessDenied(
-                f"{url} requires tokens from {issuer}, but these credentials are for {self.bound_issuer}."
-            )
-        if self.configured.client_id:
-            self.bound_issuer = issuer
-
-    def known_at(self, issuer: IssuerMetadata) -> Registration:
-        """Return our identity at an issuer that has issued tokens to us."""
-        return self._static_registration(issuer) or self.store.load().registrations.get(issuer.issuer, self.configured)
-
-    async def register_at(
-        self, issuer: IssuerMetadata, redirect: str, outbound: Outbound, *, reuse: bool
-    ) -> Registration:
-        """Return our identity at an issuer, registering if necessary. Reuse an earlier registration if `reuse` is set.
-
-        Raises:
-            AccessDenied: The issuer refuses to register us.
-        """
-        ours = self._static_registration(issuer)
-        if ours is not None:
-            return ours
-        credentials = self.store.load()
-        known = credentials.registrations.get(issuer.issuer)
-        if known is not None and reuse:
-            return known
-        found = await register(issuer, self.name, redirect, outbound)
-        credentials.registrations[issuer.issuer] = found
-        self.store.save(credentials)
-        return found
-
-    def forget(self, issuer: str) -> None:
-        """Drop our registration at an issuer that issues no token."""
-        credentials = self.store.load()
-        if credentials.registrations.pop(issuer, None) is not None:
-            self.store.save(credentials)
-
-    def _static_registration(self, issuer: IssuerMetadata) -> Registration | None:
-        """Return the identity that needs no dynamic registration, or None."""
-        if self.configured.client_id:
-            return self.configured
-        if self.metadata_url and issuer.client_id_metadata_document_supported:
-            method = self.configured.token_endpoint_auth_method or "none"
-            return msgspec.structs.replace(
-                self.configured, client_id=self.metadata_url, token_endpoint_auth_method=method, client_secret=""
-            )
-        return None
