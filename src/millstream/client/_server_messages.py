@@ -164,7 +164,7 @@ class ServerMessages(Struct, eq=False):
     """Callback for interruptions."""
     _queue: deque[Awaitable[None]] = field(default_factory=deque[Awaitable[None]])
     _worker: asyncio.Task[None] | None = None
-    _answer_tasks: dict[Any, asyncio.Task[None] | None] = {}
+    _answer_tasks: dict[Any, asyncio.Task[None]] = {}
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
@@ -327,10 +327,9 @@ class ServerMessages(Struct, eq=False):
             raise TooManyMessages(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
-        self._answer_tasks[message.id] = None
         task = self._background.spawn(self._answer(message, transport, request_id))
-        if message.id in self._answer_tasks:
-            self._answer_tasks[message.id] = task
+        self._answer_tasks[message.id] = task
+        task.add_done_callback(lambda _: self._answer_tasks.pop(message.id, None))
 
     async def _answer(self, message: Envelope, transport: Transport, request_id: int) -> None:
         assert message.id is not None  # noqa: S101  it's a request
@@ -338,8 +337,6 @@ class ServerMessages(Struct, eq=False):
             await transport.send(await self._answer_to(message, message.id, request_id), "")
         except ClientError as exc:
             _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
-        finally:
-            self._answer_tasks.pop(message.id, None)
 
     async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
         """Return the encoded answer to a question."""
