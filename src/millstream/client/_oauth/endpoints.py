@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 16 * 1024
 """Maximum length. Longer headers are ignored."""
-_GAP = re.compile(r"[\s,]*+")
-_NAME = re.compile(r'[^\s,="]++')
-_EQUALS = re.compile(r"\s*+=\s*+")
-_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"?+')
-_PLAIN = re.compile(r"[^\s,]*+")
+_PART = re.compile(
+    r"""([\s,]*+)(?:
+        ([^\s,="]++)                                # a scheme, its token68, or the name of a parameter
+        (?:\s*+=\s*+(?:
+            "((?:[^"\\]|\\.)*+)"?+ | ([^\s,]*+)     # the value of a parameter
+        ))?+
+        | "(?:[^"\\]|\\.)*+"?+ | = | \Z             # a stray quotation mark or equals sign
+    )""",
+    re.VERBOSE,
+)
 
 
 class ParsedChallenges(Struct, frozen=True):
@@ -58,26 +63,15 @@ def read_challenges(header: str) -> ParsedChallenges:
         header: Value of the header.
     """
     schemes, parameters = set[str](), dict[str, str]()
-    position, end = 0, len(header)
-    while len(header) <= MAX_LENGTH and position < end:
-        gap = _GAP.match(header, position)
-        first = position == 0 or (gap is not None and "," in gap[0])
-        position = gap.end() if gap is not None else position
-        name = _NAME.match(header, position)
-        if name is None:  # a stray quotation mark or equals sign
-            stray = _QUOTED_STRING.match(header, position)
-            position = position + 1 if stray is None else stray.end()
+    for part in _PART.finditer(header if len(header) <= MAX_LENGTH else ""):
+        gap, name, quoted, plain = part.groups()
+        value = plain if quoted is None else quoted
+        if name is None:
             continue
-        equals = _EQUALS.match(header, name.end())
-        if equals is None:
-            if first:  # otherwise it's the token68 of the previous scheme
-                schemes.add(name[0].lower())
-            position = name.end()
-            continue
-        value = _QUOTED_STRING.match(header, equals.end()) or _PLAIN.match(header, equals.end())
-        assert value is not None  # noqa: S101  the plain pattern matches anything
-        parameters[name[0].lower()] = value[1] if value.re is _QUOTED_STRING else value[0]
-        position = value.end()
+        if value is not None:
+            parameters[name.lower()] = value
+        elif "," in gap or part.start() == 0:  # otherwise it's the token68 of the previous scheme
+            schemes.add(name.lower())
     return ParsedChallenges(frozenset(schemes), parameters)
 
 
