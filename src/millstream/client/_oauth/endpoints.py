@@ -141,8 +141,6 @@ async def fetch(
         raise ConnectFailed(
             f"{where.origin} isn't on the public Internet, so requests to it are refused.", remedy=_PRIVATE_REMEDY
         ) from exc
-    except UnicodeError as exc:  # an invalid host name
-        raise ConnectFailed(f"{where.origin} can't be reached.") from exc
     except (InvalidResponse, ConnectionLost) as exc:  # caused by this server, not by the MCP server
         raise ConnectFailed(f"{where.origin} didn't send a usable response: {exc}") from exc
 
