@@ -137,6 +137,8 @@ class Questions(Struct, eq=False):
         custom = self.custom.get(method)
         if custom is not None:
             return await custom(params)
+        if method == "ping":
+            return {}
         handler = self._METHODS.get(method)
         if handler is None:
             raise ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}")
@@ -144,9 +146,6 @@ class Questions(Struct, eq=False):
             return await handler(self, params or b"{}")
         except MALFORMED as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
-
-    async def _ping(self, params: bytes) -> Any:
-        return {}
 
     async def _fill_in(self, params: bytes) -> Any:
         if self._elicit is None:
@@ -177,7 +176,6 @@ class Questions(Struct, eq=False):
         return {"roots": [root_of(each) for each in places]}
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Awaitable[Any]]]] = {
-        "ping": _ping,
         "elicitation/create": _fill_in,
         "sampling/createMessage": _complete,
         "roots/list": _list_roots,

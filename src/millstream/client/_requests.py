@@ -658,7 +658,7 @@ class Requests(Struct, kw_only=True):
             agreed = newest(offer.supported_versions)
             if agreed is None:
                 return None
-            return self._agreed(transport, agreed, offer, offer.meta.get(SERVER_KEY))
+            return self._new_connection(transport, agreed, offer, offer.meta.get(SERVER_KEY))
         return None
 
     async def _initialize(self, transport: Transport, revision: Revision) -> Connection:
@@ -676,11 +676,11 @@ class Requests(Struct, kw_only=True):
             raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
-        connection = self._agreed(transport, agreed, result, result.server_info)
+        connection = self._new_connection(transport, agreed, result, result.server_info)
         await self.notify(transport, "notifications/initialized")
         return connection
 
-    def _agreed(
+    def _new_connection(
         self, transport: Transport, revision: Revision, result: DiscoverResult | _InitializeAnswer, server: Any
     ) -> Connection:
         transport.set_revision(revision)
