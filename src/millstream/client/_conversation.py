@@ -117,9 +117,8 @@ class Conversation:
         )
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
-        self._cache = Cache() if options.cache else None
-        if self._cache is not None:
-            self.incoming.watchers.add(self._cache.invalidate)
+        self._cache = Cache()
+        self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
         """Connect and negotiate."""
@@ -284,12 +283,11 @@ class Conversation:
             decode: Decodes the result.
             fresh: Whether to ask the server even if the cached result is still valid.
         """
-        cache = self._cache
-        found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None
+        found = None if fresh else self._cache.get(ask.method, ask.params)
         if found is not None:
             return found, 0
         raw = await self.requests.ask(ask)
         result = read(ask.method, decode, raw)
-        if cache is not None:
-            cache.put(ask.method, ask.params, result, result.ttl_ms)
+        if self._options.cache:
+            self._cache.put(ask.method, ask.params, result, result.ttl_ms)
         return result, len(raw)
