@@ -94,17 +94,21 @@ class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
     meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
 
 
-class LooseMeta(Struct, gc=False, rename=META_NAMES):
-    """The members that tell the eras apart, of any type."""
+class LooseMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
+    """The members that tell the eras apart, and the progress token, of any type."""
 
     version: Raw | UnsetType = UNSET
     capabilities: Raw | UnsetType = UNSET
+    token: Raw | UnsetType = UNSET
+
+
+NO_META = LooseMeta()
 
 
 class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
     """`params`, decoded only down to `_meta`."""
 
-    meta: LooseMeta | UnsetType = UNSET
+    meta: LooseMeta = NO_META
 
 
 class ClientInfo(Struct, frozen=True, gc=False):

@@ -155,16 +155,11 @@ class HttpSse:
         services = self._services
         if not services.peers.shared:
             return ""
-        plain = services.ring.open(_KIND, session_id)
         try:
-            address = None if plain is None else _decode(plain)
+            address = _decode(services.ring.open(_KIND, session_id) or b"")
         except msgspec.DecodeError:
             return ""
-        if (
-            address is None
-            or address.principal_hash != hash_principal(principal)
-            or services.peers.is_me(address.worker)
-        ):
+        if address.principal_hash != hash_principal(principal) or services.peers.is_me(address.worker):
             return ""
         return address.worker
 

@@ -168,10 +168,11 @@ async def serve_stdio(
     timeout.
     """
     with off_stdout(stdout) as private:
-        await _serve(dispatcher, stdin, _Output(private, max_buffered=dispatcher.services.settings.stream_buffer), stop)
+        output = _Output(private, max_buffered=dispatcher.services.settings.stream_buffer)
+        await _serve(dispatcher, stdin, output, stop or asyncio.Event())
 
 
-async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyncio.Event | None) -> None:
+async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyncio.Event) -> None:
     connection = ClientConnection(dispatcher, output.write, output.drain, transport="stdio")
     stop_reading: Callable[[], None] | None = None
     try:
@@ -180,7 +181,7 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
         await _unless(stop, _read_all(read, connection, output, dispatcher.services.settings.max_body))
         connection.asks = False
         questions = dispatcher.services.questions
-        (questions.end if stop is None or not stop.is_set() else questions.withdraw)(connection.id)
+        (questions.withdraw if stop.is_set() else questions.end)(connection.id)
         for end in list(dispatcher.services.endings):
             end()
         if not await _last_words(connection, output, dispatcher.services.settings.drain_timeout):
@@ -222,11 +223,8 @@ async def _read_all(
         await output.make_room()
 
 
-async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` until it's done or `stop` is set."""
-    if stop is None:
-        await work
-        return
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)

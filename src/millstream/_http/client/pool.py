@@ -438,10 +438,6 @@ async def fetch(
         OutboundError: The request failed, or the status isn't 200.
     """
     host = check_url(url).hostname
-    try:
-        target = parse(url)
-    except TargetError:
-        raise OutboundError("The URL is malformed.") from None
     head = {"accept": "application/json", "user-agent": "millstream", **(headers or {})}
     if form is not None:
         head["content-type"] = "application/x-www-form-urlencoded"
@@ -449,7 +445,7 @@ async def fetch(
         raise OutboundError("A header contains a line break or a character that isn't allowed.")
     try:
         reply = await request(
-            "GET" if form is None else "POST", target, head, form or b"", dial=guard_dial(is_allowed, "documents"),
+            "GET" if form is None else "POST", parse(url), head, form or b"", dial=guard_dial(is_allowed, "documents"),
             max_body=max_bytes, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
@@ -467,6 +463,8 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
     match exc:
         case AddressRefused():
             return str(exc)
+        case TargetError():
+            return "The URL is malformed."
         case TimeoutError():
             return f"{host} didn't respond within {seconds:g} seconds."
         case ConnectionLost():

@@ -135,7 +135,12 @@ def plan(
     target = unwrap_function(function)
     if name is not None and not name.strip():
         raise ValueError(f"{name_of(function)}: the name of this {kind} is empty.")
-    name = name or _own_name(function, target, kind)
+    name = name or name_of(function)
+    if name == "<lambda>":
+        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
+        raise TypeError(
+            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
+        )
     text, descriptions = describe(target)
     signature = inspect.signature(function)
     hints = hints_of(target)
@@ -153,10 +158,12 @@ def plan(
     if input_schema is not None:
         with _about(f"{name}: input_schema"):
             check = SchemaCheck(input_schema, whole="the arguments")
-        whole = [value.name for value in values] == ["arguments"] and "arguments" not in input_schema.get(
-            "properties", {}
-        )
-        closed = _is_closed(input_schema, parameters)
+        properties = input_schema.get("properties", {})
+        whole = [value.name for value in values] == ["arguments"] and "arguments" not in properties
+        # A schema with only the properties of the parameters.
+        closed = input_schema.get("additionalProperties") is False and properties.keys() <= {
+            each.wire for each in parameters
+        }
         parameters = [] if whole else parameters
     with _about(f"{name}: output_schema"):
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
@@ -207,16 +214,6 @@ def _about(what: str) -> Generator[None, None, None]:
 # The function
 
 
-def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
-    name = name_of(function)
-    if name == "<lambda>":
-        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
-        raise TypeError(
-            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
-        )
-    return name
-
-
 def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[bool, bool]:
     either = (function, target)
     if any(inspect.isasyncgenfunction(one) for one in either):
@@ -252,12 +249,6 @@ def _check_accidental(
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-def _is_closed(schema: Schema, parameters: list[Parameter]) -> bool:
-    """Return whether a handwritten schema has only the properties of the parameters."""
-    properties = schema.get("properties", {})
-    return schema.get("additionalProperties") is False and properties.keys() <= {each.wire for each in parameters}
 
 
 _WITHOUT_OUTPUT = (Any, object, None, NoReturn, Never)

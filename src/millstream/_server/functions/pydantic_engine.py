@@ -200,15 +200,11 @@ class _ClosedArguments(_Arguments):
         return {**handler.resolve_ref_schema(handler(core)), "additionalProperties": False}
 
 
-def _field_name(index: int) -> str:
-    return f"p{index}"  # a model refuses names such as `_x` and `schema`
-
-
 def _model_of(
     name: str, parameters: list[Parameter], *, forbid_unknown: bool, strict: bool = True
 ) -> type[pydantic.BaseModel]:
     definitions: dict[str, Any] = {
-        _field_name(index): (
+        f"p{index}": (  # a model refuses names such as `_x` and `schema`
             Annotated[translate(parameter.annotation), pydantic.Field(alias=parameter.wire)]
             if parameter.default is NODEFAULT
             else (translate(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
@@ -351,7 +347,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if _is_struct(kind):
+    if isinstance(kind, type) and issubclass(kind, Struct):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -369,10 +365,6 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
