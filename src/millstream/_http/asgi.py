@@ -478,7 +478,22 @@ class HostedApplication(Struct, frozen=True):
             Exception: The application failed before that.
         """
         reply = _Reply(request)
-        scope = _scope(request, self.mount_path)
+        path = request.root_path + request.path
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "GET" if request.method == "HEAD" else request.method,
+            "scheme": request.scheme,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": request.root_path + self.mount_path,
+            "query_string": request.query,
+            "headers": list(request.raw_headers),
+            "client": (request.peer, 0) if request.peer else None,
+            "server": None,
+            "state": {"principal": request.principal},
+        }
         if self.parameters is not None:
             scope["path_params"] = self.parameters(request)
         try:
@@ -573,22 +588,3 @@ class _Reply(Struct, eq=False):
                 sink.close()
         if not more:
             self.decided.set()
-
-
-def _scope(request: HttpRequest, mount_path: str) -> dict[str, Any]:
-    path = request.root_path + request.path
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "GET" if request.method == "HEAD" else request.method,
-        "scheme": request.scheme,
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": request.root_path + mount_path,
-        "query_string": request.query,
-        "headers": list(request.raw_headers),
-        "client": (request.peer, 0) if request.peer else None,
-        "server": None,
-        "state": {"principal": request.principal},
-    }

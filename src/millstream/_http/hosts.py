@@ -189,7 +189,12 @@ class HostPolicy:
         origin = headers.get(b"origin")
         if origin is None:
             return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
-        if self._allows(origin, host, peer, method, headers):
+        if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
+            return None
+        # Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
+        # browsers send for any page without a preflight: forms and WebSockets.
+        asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
+        if not self._cors and asked and self.allows_origin(origin, host, peer):
             return None
         shown = ascii(origin[:200].decode("latin-1"))
         return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
@@ -203,17 +208,6 @@ class HostPolicy:
             more = " No more names will be logged." if len(self._logged) == _MAX_LOGGED else ""
             logger.info("Refused a request (%d): %s%s", refused.status, refused.body.decode().strip(), more)
         return refused
-
-    def _allows(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether to serve a request from an Origin.
-
-        Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
-        browsers send for any page without a preflight: forms and WebSockets.
-        """
-        if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
-            return True
-        asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
-        return not self._cors and asked and self.allows_origin(origin, host, peer)
 
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:
         """Return whether an Origin is allowed for a Host that passed the check. An opaque ``null`` must be listed."""

@@ -398,12 +398,24 @@ class WebSocketRoute(Struct, eq=False):
             finish=connection.finish, until=expiry_of(peer.principal),
         )  # fmt: skip
         speaks = self.dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
+        dialect: SocketDialect | None = None
         try:
             try:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
             except OSError:
                 return  # The client has disconnected.
-            await self._serve(connection, peer, outbox, receive, speaks=speaks)
+            if self.dialect is not None:
+                dialect = self.dialect(connection, outbox, peer)
+            elif not speaks:
+                may_publish = self.may_publish(peer.principal, peer.peer, peer.headers)
+                dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.gates)
+            take = partial(_take, connection) if dialect is None else dialect.take
+            try:
+                await outbox.run(self._read(receive, outbox, take))
+            finally:
+                await connection.close()
+                if dialect is not None:
+                    await dialect.close()
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -460,23 +472,6 @@ class WebSocketRoute(Struct, eq=False):
             return QueuedSocket(send, limit=limit, grace=grace)
         wire.owner = owner
         return DirectSocket(wire, send, limit=limit, grace=grace)
-
-    async def _serve(
-        self, connection: ClientConnection, peer: HttpRequest, outbox: Socket, receive: Receive, *, speaks: bool
-    ) -> None:
-        dialect: SocketDialect | None = None
-        if self.dialect is not None:
-            dialect = self.dialect(connection, outbox, peer)
-        elif not speaks:
-            may_publish = self.may_publish(peer.principal, peer.peer, peer.headers)
-            dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.gates)
-        take = dialect.take if dialect is not None else partial(_take, connection)
-        try:
-            await outbox.run(self._read(receive, outbox, take))
-        finally:
-            await connection.close()
-            if dialect is not None:
-                await dialect.close()
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Process messages until the peer is gone. Pause while the peer doesn't read its responses."""

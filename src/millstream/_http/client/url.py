@@ -138,7 +138,8 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     name, value = _variable(variables, f"{scheme}_proxy")
     if not value:
         name, value = _variable(variables, "all_proxy")
-    if not value or _is_local(url.host) or _is_excluded(url, _variable(variables, "no_proxy")[1]):
+    is_local = url.host in ("localhost", "::1") or url.host.endswith(".localhost") or url.host.startswith("127.")
+    if not value or is_local or _is_excluded(url, _variable(variables, "no_proxy")[1]):
         return None
     parts = urlsplit(value if "://" in value else f"http://{value}")
     try:
@@ -163,10 +164,6 @@ def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
         return name, variables[name].strip()
     upper = name.upper()
     return upper, "" if upper == "HTTP_PROXY" and "REQUEST_METHOD" in variables else variables.get(upper, "").strip()
-
-
-def _is_local(host: str) -> bool:
-    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
 
 
 def _is_excluded(url: Url, exceptions: str) -> bool:

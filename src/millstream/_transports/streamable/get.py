@@ -303,8 +303,12 @@ class StandaloneStreams(_NewestStreams):
             record = await services.records.get(session)
             sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
             standing.begin(record)
-            for change in self._hints(standing.subscribed or record.subscriptions) if resumed else ():
-                standing.write(encode_change(change))
+            if resumed:  # everything may have changed while the client was disconnected
+                offers = self._endpoint.dispatcher.registry.offers
+                changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if offers(kind)]
+                uris = sorted(standing.subscribed or record.subscriptions)
+                for change in changes + [ServerChange("updated", uri) for uri in uris]:
+                    standing.write(encode_change(change))
             await sink.wait_closed()
         finally:
             stop()
@@ -312,12 +316,6 @@ class StandaloneStreams(_NewestStreams):
             self._leave(session.id, standing)
             standing.close()
         return None
-
-    def _hints(self, subscribed: Iterable[str]) -> list[ServerChange]:
-        """Return everything that may have changed while the client was away."""
-        offers = self._endpoint.dispatcher.registry.offers
-        kinds = [kind for kind in ("tools", "prompts", "resources") if offers(kind)]
-        return [ServerChange(kind) for kind in kinds] + [ServerChange("updated", uri) for uri in sorted(subscribed)]
 
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
