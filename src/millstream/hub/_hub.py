@@ -440,8 +440,10 @@ class Hub:
         """Bring a subscriber up to date and deliver future events to it."""
         delivery, outlet, mailbox = self._delivery, subscription.outlet, subscription.mailbox
         self._audience.enter(subscription)
-        outlet.on_close(subscription.handle_close)
-        await delivery.interest.add(subscription.channels)
+        try:
+            await delivery.interest.add(subscription.channels)
+        finally:  # at once, if the outlet is closed, and then the channels are removed
+            outlet.on_close(subscription.handle_close)
         await delivery.pass_published()
         others = [each for each in self._audience.on(outlet) if each.joined]
         replay = CatchUp(delivery, subscription, replays=self._replay_limiter, others=others)
