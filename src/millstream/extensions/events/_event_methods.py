@@ -348,19 +348,16 @@ class EventMethods(Struct, eq=False):
             live.add(feed, reader)
             return live.encode
 
-        feed, replay = open_feed(hub, kind.name, params.cursor or "", on_live)
-        try:
-            async with ctx.stream() as reply:
-                leaving = asyncio.create_task(reply.wait_closed())
-                leaving.add_done_callback(lambda _: feed.close())
-                try:
-                    async for method, notification in _notifications(hub, reader, feed):
-                        await reply.send(method, {**notification, **mark})
-                finally:
-                    leaving.cancel()
-        finally:
-            feed.close()
-            await cancel_all(replay)
+        async with ctx.stream() as reply:
+            feed, replay = open_feed(hub, kind.name, params.cursor or "", on_live)
+            leaving = asyncio.create_task(reply.wait_closed())
+            leaving.add_done_callback(lambda _: feed.close())
+            try:
+                async for method, notification in _notifications(hub, reader, feed):
+                    await reply.send(method, {**notification, **mark})
+            finally:
+                feed.close()
+                await cancel_all(leaving, replay)
         return mark
 
     def _open(self, params: ReadParams, ctx: CallContext) -> Reader:
