@@ -18,7 +18,9 @@ from msgspec import Meta, Struct
 from msgspec.json import schema_components
 from msgspec.structs import fields
 
-Schema = dict[str, Any]
+Json = dict[str, Any]
+"""The members of a JSON object."""
+Schema = Json
 SchemaHook = Callable[[type], Schema]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
