@@ -23,8 +23,8 @@ from millstream._protocol.errors import (
     ProtocolError,
     shorten,
 )
-from millstream._protocol.json_schema import Json, members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode
+from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode
 from millstream._protocol.metadata import ClientInfo, RequestMeta, declares, decode_name, read_capabilities
 from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.revisions import (

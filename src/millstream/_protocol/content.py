@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
 from millstream._protocol.errors import SuggestionMeta
-from millstream._protocol.json_schema import Json
+from millstream._protocol.jsonrpc import Json
 
 Role = Literal["user", "assistant"]
 

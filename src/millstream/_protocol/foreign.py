@@ -16,8 +16,8 @@ from msgspec import UNSET, Raw, Struct
 from msgspec.structs import fields, replace
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
-from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, Json, is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, exceeds_limits, read
+from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode, exceeds_limits, read
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]

@@ -12,8 +12,16 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.json_schema import Json, is_object
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message
+from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import (
+    MALFORMED,
+    Envelope,
+    Json,
+    decode_object,
+    decoder,
+    encode,
+    notification_message,
+)
 from millstream._protocol.principal import Principal
 
 Handler = Callable[..., Any]
@@ -107,7 +115,6 @@ class _SentMessage(Struct, gc=False):
 
 
 _decode_outgoing = decoder(_SentMessage)
-_decode_params = decoder(Json)
 
 
 class NotificationFilters:
@@ -152,7 +159,7 @@ class NotificationFilters:
         self, method: str, params: bytes, principal: Principal | None, *, incoming: bool
     ) -> tuple[str, Json] | None:
         try:
-            message = NotificationMessage(method, _decode_params(params or b"{}"), incoming, principal)
+            message = NotificationMessage(method, decode_object(params or b"{}"), incoming, principal)
         except MALFORMED:
             return None  # params are an object, or missing
         try:

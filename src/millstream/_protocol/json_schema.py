@@ -18,9 +18,7 @@ from msgspec import Meta, Struct
 from msgspec.json import schema_components
 from msgspec.structs import fields
 
-Json = dict[str, Any]
-"""The members of a JSON object."""
-Schema = Json
+Schema = dict[str, Any]
 SchemaHook = Callable[[type], Schema]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

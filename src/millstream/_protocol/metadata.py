@@ -19,17 +19,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.json_schema import (
-    MAPS,
-    SUBSCHEMA_LISTS,
-    SUBSCHEMAS,
-    Json,
-    is_array,
-    is_object,
-    members,
-    value_at,
-)
-from millstream._protocol.jsonrpc import MAX_ID, decoder
+from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members, value_at
+from millstream._protocol.jsonrpc import MAX_ID, Json, decode_object, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
 """The identifier of the tasks extension."""
@@ -204,7 +195,6 @@ class _KnownCapabilities(Struct, gc=False):
 
 
 _decode_known = decoder(_KnownCapabilities)
-_decode_object = decoder(Json)
 
 
 def read_capabilities(raw: bytes) -> Json:
@@ -214,10 +204,10 @@ def read_capabilities(raw: bytes) -> Json:
         msgspec.DecodeError: The value isn't an object.
     """
     if len(raw) <= MAX_CAPABILITIES:
-        return _decode_object(raw)
+        return decode_object(raw)
     known = msgspec.structs.asdict(_decode_known(raw))
     return {
-        name: _decode_object(value) if len(value) <= MAX_CAPABILITIES // len(known) else {}
+        name: decode_object(value) if len(value) <= MAX_CAPABILITIES // len(known) else {}
         for name, value in known.items()
         if value is not UNSET
     }

@@ -26,8 +26,7 @@ from millstream._protocol.content import (
     Wire,
 )
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.json_schema import Json
-from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, RequestId, decoder
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken, decode_loose_params
 
 _META: Any = field(default_factory=Json, name="_meta")

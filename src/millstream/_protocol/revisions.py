@@ -26,8 +26,8 @@ from millstream._protocol.errors import (
     ToolError,
 )
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.json_schema import Json, Schema, wrap_output
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.json_schema import Schema, wrap_output
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.notifications import CallToolResult, GetPromptResult
 
 

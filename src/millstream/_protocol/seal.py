@@ -23,7 +23,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, LocalError, ProtocolError
-from millstream._protocol.json_schema import Json, value_at
+from millstream._protocol.json_schema import value_at
+from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from millstream._http.message import (
     TOOL_ERROR,
     WRONG_TYPE,
 )
-from millstream._protocol.json_schema import Json, Schema, is_array, is_object, rebase_references
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.json_schema import Schema, is_array, is_object, rebase_references
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.features.tools import Tool, title_of
 
 MAX_DEPTH = 8

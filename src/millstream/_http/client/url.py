@@ -141,18 +141,18 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     is_local = url.host in ("localhost", "::1") or url.host.endswith(".localhost") or url.host.startswith("127.")
     if not value or is_local or _is_excluded(url, _variable(variables, "no_proxy")[1]):
         return None
-    parts = urlsplit(value if "://" in value else f"http://{value}")
     try:
-        port = parts.port or 80
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port or 80
+        if parts.scheme != "http" or not host:
+            raise ValueError
     except ValueError:
-        port = 0
-    if parts.scheme != "http" or not parts.hostname or not port:
         raise TargetError(
             f"{name} isn't the URL of a supported proxy. Set it to a URL such as http://proxy.example.com:3128."
-        )
+        ) from None
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     credentials = f"Basic {base64.b64encode(user.encode()).decode()}" if parts.username else ""
-    return Proxy(parts.hostname, port, credentials, parts.geturl())
+    return Proxy(host, port, credentials, parts.geturl())
 
 
 def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
