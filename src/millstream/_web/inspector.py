@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import Sink, plain_problem
-from millstream._server.calls.services import expiry_of, principal_id
+from millstream._server.calls.services import principal_id
 from millstream._web.live import reply
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth.pages import (
@@ -403,9 +403,8 @@ class Inspector:
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM_HEADERS)
-        until = expiry_of(request.principal)
         # A keep-alive comment could split an event of the other server, so send none.
-        self._host.streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
+        self._host.streams.add(sink, request, ("inspect", ""), code=lambda data: b"")
         sink.on_close(stream.close)
         try:
             while not sink.closed and (data := await stream.read()):
