@@ -319,12 +319,8 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
     if isinstance(question, ElicitUrl):
         known = elicitation_id if revision.elicitation_ids else None
         return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
-    if isinstance(question, Sample):
-        return _sample_params(question, revision)
-    return Params()
-
-
-def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequestParams:
+    if isinstance(question, Roots):
+        return Params()
     messages = conversation(question.messages)
     check_conversation(messages)
     if _with_tools(question) and not revision.sampling_tools:
