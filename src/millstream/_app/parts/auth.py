@@ -66,10 +66,12 @@ class AuthPart(OwnPart):
         guard.note = host.services.note
         paths: dict[str, Mapping[str, Handler]] = {}
         if any(each.issuers for each in guard.methods):
-            from millstream.auth._guard import ResourceMetadata  # noqa: PLC0415  only where callers sign in
+            from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
 
-            metadata = ResourceMetadata(guard.methods, self.definition.title, lambda: host.registry.scopes)
-            paths |= {path: {"GET": handler} for path, handler in metadata.paths(host.settings.path).items()}
+            found = metadata_paths(
+                guard.methods, self.definition.title, lambda: host.registry.scopes, host.settings.path
+            )
+            paths |= {path: {"GET": handler} for path, handler in found.items()}
         if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)
         if "rest" not in self.definition.parts and self.definition.connects:
@@ -87,7 +89,6 @@ class AuthPart(OwnPart):
         """Return the sign-in paths of the pages."""
         from millstream.auth._sign_in import ACCOUNT_PATH, OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
-        services = host.services
         definition, pages = self.definition, set[str]()
         if "rest" in definition.parts:
             pages.add("/docs")
@@ -101,13 +102,12 @@ class AuthPart(OwnPart):
         sign_in = SignIn(
             guard,
             pages,
-            lambda: services.ring,
-            services.nonce,
-            store=host.store,
+            host.services,
             server=definition.title,
             icon=_icon(definition),
             opens=lambda path: any(each.serves(path, before) for before, each in own),
         )
+        host.on_close(sign_in.signed_out.stop)
         guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
         host.routes.add(ACCOUNT_PATH, Route({"GET": sign_in.account}))
         return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
