@@ -13,12 +13,12 @@ from contextlib import suppress
 from itertools import islice
 from mimetypes import guess_type
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from millstream._app.definition import Definition
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.jsonrpc import Json
 from millstream._server.features.resources import ResourceLabels, resource_of
 from millstream._server.features.sources import completer_of
 
@@ -105,9 +105,9 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
         raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables.")
     files = Folder(folder)
 
-    def list_files() -> list[dict[str, Any]]:
+    def list_files() -> list[Json]:
         """Return the files, with their sizes in bytes."""
-        listed: list[dict[str, Any]] = []
+        listed: list[Json] = []
         for path, place in files.files():
             with suppress(OSError):  # it was deleted since the scan
                 listed.append({"uri": uri + quote(path), "path": path, "size": place.stat().st_size})
