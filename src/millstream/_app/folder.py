@@ -73,11 +73,11 @@ class Folder:
     def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
         """Yield the files below a folder; in the folder itself, only names that begin with `start`."""
         for place, folders, names in os.walk(folder):
-            kept = [each for each in folders if not each.startswith(".") and each.startswith(start)]
-            folders[:] = sorted(kept)
+            folders[:] = sorted(each for each in folders if not each.startswith(".") and each.startswith(start))
             for name in sorted(each for each in names if each.startswith(start)):
                 path = Path(place, name).relative_to(self._root).as_posix()
-                if (found := self.find(path)) is not None:
+                found = self.find(path)
+                if found is not None:
                     yield path, found
             start = ""
 
