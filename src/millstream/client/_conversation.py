@@ -152,10 +152,8 @@ class Conversation:
             raise ClientError(NOT_CONNECTED)
         return connection
 
-    @property
-    def negotiated(self) -> Connection:
-        """Negotiated revision and capabilities."""
-        return self.connection
+    negotiated = connection
+    """Negotiated revision and capabilities."""
 
     @property
     def transport(self) -> Transport:

@@ -253,9 +253,8 @@ class ClientTasks(Struct, eq=False):
         if self._meta[0] != connection.meta:
             meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % connection.meta)
             capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
-            extensions: dict[str, Any] = {**members(capabilities.get("extensions")), TASKS: {}}
-            declared: dict[str, Any] = {**meta, CAPABILITIES_KEY: {**capabilities, "extensions": extensions}}
-            self._meta = connection.meta, encode(declared)[1:-1]
+            capabilities["extensions"] = {**members(capabilities.get("extensions")), TASKS: {}}
+            self._meta = connection.meta, encode(meta)[1:-1]
         return self._meta[1]
 
 

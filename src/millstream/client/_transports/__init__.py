@@ -25,7 +25,7 @@ from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
-from millstream._tasks import Tasks, retry_delay
+from millstream._tasks import Tasks, has_failed, retry_delay
 from millstream.client._endpoint import Auth
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
@@ -326,8 +326,7 @@ class DuplexTransport:
             raise
         finally:
             del self._waiting[request.id]
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # retrieve it, in case the write failed first
+            has_failed(waiter)  # retrieves its error, in case the write failed first
 
     def receive(self, data: bytes) -> None:
         """Receive one message or a batch. Invalid messages are skipped, as official clients do.
