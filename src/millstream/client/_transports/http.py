@@ -372,19 +372,18 @@ class HttpSseTransport(DuplexTransport):
                     raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
-                self._background.spawn(self._read(reply, named))
+                self._background.spawn(self._read(reply.stream, named))
                 await named
         except TimeoutError as exc:
             if reply is None:
                 raise ConnectFailed(f"{url.origin} didn't respond within {seconds:g} seconds.") from exc
             raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
 
-    async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
+    async def _read(self, stream: Body, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._options.max_bytes, self.skip)
         url = self._endpoint.url
         fault: ClientError = NotMcp(f"{url} closes its event stream immediately.")
-        assert reply.stream is not None  # noqa: S101  checked in `open`
-        reader.attach(reply.stream)
+        reader.attach(stream)
         try:
             while (event := await reader.event()) is not None:
                 if event.event == "endpoint" and not self._messages:
