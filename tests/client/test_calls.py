@@ -288,3 +288,9 @@ def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> 
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=WAIT, check=True
     )
     assert done.stdout == "shop\n"
+
+
+def test_clients_and_their_subscriptions_show_no_credentials() -> None:
+    client = Client("https://example.com/mcp", headers={"Authorization": "Bearer not-for-logs"})
+    for each in (client, client.watch(), client.events.subscribe("paid"), client.tasks, client.tools()):
+        assert "not-for-logs" not in repr(each)

@@ -98,12 +98,11 @@ class Endpoint:
         check_headers(headers)
         self.url = url
         self._auth = auth
-        self._has_auth = auth is not None or any(name.lower() == "authorization" for name in headers)
+        names = {name.lower() for name in headers}
+        self._has_auth = auth is not None or "authorization" in names
         self._waiting = waiting
         """Context manager that is entered during a login."""
-        agent = (
-            {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": f"millstream/{__version__}"}
-        )
+        agent = {} if "user-agent" in names else {"User-Agent": f"millstream/{__version__}"}
         self._fixed_headers = lines({**agent, **headers})
         self._pool = pool
         self._starts: dict[tuple[str, str], str] = {}

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
+from millstream._override import override
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, shorten
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
@@ -272,6 +273,10 @@ class Requests(Struct, kw_only=True):
     last: Connection | None = None
     """The newest connection, even after it was lost."""
     lock: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no credential
 
     async def connect(self, *, first: bool = False) -> Connection:
         """Return the connection, reconnecting if the last one was lost.

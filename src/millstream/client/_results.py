@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast, get_origin
@@ -177,13 +178,9 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         try:
             return _read(bytes(raw), wanted)
         except InvalidResponse:
-            try:
-                inner = _decode_wrapped(raw).result
-            except MALFORMED:
-                inner = None
-            if inner is None:
-                raise
-            return _read(bytes(inner), wanted)
+            with suppress(*MALFORMED):
+                return _read(bytes(_decode_wrapped(raw).result), wanted)
+            raise
 
 
 _read_result = foreign_decoder(Result)
