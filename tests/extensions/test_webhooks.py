@@ -36,10 +36,9 @@ from extensions.receiver import Message, Receiver, new_secret, run_receiver
 from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
-from millstream.client import ServerError
+from millstream.client import Options, ServerError
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._requests import Options
 from millstream.extensions.events import Events, _webhook
 from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from millstream.hub import Hub, Subscription

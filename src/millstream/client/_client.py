@@ -42,10 +42,11 @@ from millstream._protocol.notifications import (
 from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample
-from millstream.client._requests import Options, RawRequest, ServerInfo, with_meta
+from millstream.client._requests import RawRequest, ServerInfo, with_meta
 from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
+from millstream.client._transports import Options
 from millstream.client._watches import Changes
 
 if TYPE_CHECKING:
