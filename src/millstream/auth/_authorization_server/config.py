@@ -4,7 +4,7 @@ The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose pat
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
@@ -102,12 +102,12 @@ class Targets(Struct):
     config: IssuerConfig
     own: str
     """This server, as a resource."""
-    known: Callable[[], frozenset[str]]
+    known: KnownScopes
     """Returns the scopes that the server currently uses."""
 
-    def scopes(self) -> frozenset[str]:
-        """All current scopes."""
-        return self.known() | {*self.config.described, *self.config.scopes}
+    def scopes(self) -> set[str]:
+        """Return all current scopes."""
+        return {*self.known(), *self.config.described, *self.config.scopes}
 
     def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return the requested resources; this server if none are named.

@@ -21,7 +21,7 @@ from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
-from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities, registration_endpoint
+from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -196,7 +196,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     def __init__(self, config: IssuerConfig, services: Services, name: str, known: KnownScopes) -> None:
         vault, accounts = Vault(services), Accounts(config)
         self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
-        targets = Targets(config, self.resource, lambda: frozenset(known()))
+        targets = Targets(config, self.resource, known)
         tickets = Tickets(vault, secure=config.secure)
         pending_logins = PendingLogins(vault, tickets, config.base)
         super().__init__(config, vault)
@@ -213,9 +213,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self.signing: TokenSigner = TokenSigner(vault)
         clients = Clients(config, vault)
         proof = ClientProof(config, clients, vault)
-        self._identities = Identities(config.url, config.identities, vault)
+        self._identities = Identities(config, vault)
         self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
-        self._registration = registration_endpoint(config, clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
             clients,
@@ -389,7 +388,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             KEYS: {"GET": self._keys},
         }
         if self._config.registration:
-            ends[REGISTER] = {"POST": self._registration}
+            ends[REGISTER] = {"POST": self._token.clients.register}
         for name in self._config.upstreams:
             ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
         return ends
