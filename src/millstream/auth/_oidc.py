@@ -106,8 +106,8 @@ class CodeFlow:
         client_id: str,
         client_secret: str,
         title: str,
-        parameters: Mapping[str, str] | None = None,
-        also: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] = {},
+        also: Mapping[str, str] = {},
     ) -> None:
         """Create the flow. `parameters` go to the authorization endpoint; `also` goes to it and the token endpoint."""
         # Configuration
@@ -115,8 +115,8 @@ class CodeFlow:
         self._issuer = issuer
         self._client_id = client_id
         self._client_secret = client_secret
-        self._also = dict(also or {})
-        self._parameters = {**(parameters or {}), **self._also}
+        self._also = also
+        self._parameters = {**parameters, **also}
         # State
         self._discovery = Discovery(issuer)
         keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
