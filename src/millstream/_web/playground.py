@@ -21,7 +21,6 @@ from millstream import Principal, ProtocolError
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, MemoryPipe
-from millstream._transports.websocket import SocketPeer
 from millstream._web.live import reply
 from millstream.agent import (
     Agent,
@@ -93,7 +92,7 @@ _decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
 class CallerTarget:
     """This server as the target of an in-process client that acts for one caller."""
 
-    def __init__(self, dispatcher: Dispatcher, peer: SocketPeer) -> None:
+    def __init__(self, dispatcher: Dispatcher, peer: HttpRequest) -> None:
         self.dispatcher: Dispatcher = dispatcher
         self._peer = peer
 
@@ -105,7 +104,7 @@ class CallerTarget:
         """Return a transport that calls with the caller's principal and headers."""
         peer = self._peer
         pipe = partial(
-            MemoryPipe, principal=peer.principal, peer=peer.address, headers=peer.headers, transport="playground"
+            MemoryPipe, principal=peer.principal, peer=peer.peer, headers=peer.headers, transport="playground"
         )
         return MemoryTransport(self, listener, background, pipe=pipe)
 
@@ -170,7 +169,7 @@ class Playground:
             return guard.challenges.insufficient({CHAT})
         return outcome
 
-    def open(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundConversation":
+    def open(self, connection: ClientConnection, outbox: Socket, peer: HttpRequest) -> "PlaygroundConversation":
         """Begin a conversation on a socket, or close the socket if too many conversations are open."""
         owner = peer.owner
         target = CallerTarget(self._host.dispatcher, peer)

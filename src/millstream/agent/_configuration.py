@@ -17,6 +17,7 @@ A key from the environment is never sent to a URL from the file, because someone
 
 import asyncio
 import inspect
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -164,7 +165,8 @@ def name_of(target: Target) -> str:
         parts = urlsplit(target)
         return parts.netloc.rpartition("@")[2]
     if isinstance(target, str | Path):
-        words = [str(target)] if Path(target).suffix else str(target).split()
+        is_file = isinstance(target, Path) or os.path.isfile(target)  # noqa: PTH113  unlike a Path, it accepts any length
+        words = [str(target)] if is_file else str(target).split()
     elif isinstance(target, Sequence):
         words = [str(each) for each in cast("Sequence[object]", target)]
     else:
