@@ -8,7 +8,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from millstream import ProtocolError, SampleResult, Text
 from millstream.agent._configuration import (
@@ -51,7 +51,7 @@ from millstream.agent._events import (
 from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
 from millstream.client import Client, ElicitAnswer, Question, Roots
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, suggest_keywords
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, Json, suggest_keywords
 
 _REJECTED = -1
 """Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""
@@ -368,7 +368,7 @@ class Agent:
             self._keep(reply, [_STOPPED if task.cancelled() or task.exception() else task.result() for task in tasks])
 
     def _keep(self, reply: ModelResponse, outcomes: Sequence[CallOutcome]) -> None:
-        calls: list[dict[str, Any]] = []
+        calls: list[Json] = []
         results: list[Message] = []
         parts: list[Part] = []
         for call, each in zip(reply.tool_calls, outcomes, strict=True):

@@ -16,7 +16,7 @@ from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED
+from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import CALLBACK
@@ -156,7 +156,7 @@ class CodeFlow:
         }
         return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
 
-    async def metadata(self) -> dict[str, Any]:
+    async def metadata(self) -> Json:
         """Return the issuer's metadata.
 
         Raises:

@@ -28,7 +28,7 @@ from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._recent import Recent
 from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
@@ -90,9 +90,6 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
     )
 
 
-_decode = decoder(dict[str, Any])
-
-
 def check_id(url: str) -> None:
     """Check that a URL is a valid client id.
 
@@ -120,7 +117,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
         raise Unavailable("The client's metadata document is not JSON.")
     try:
-        said = _decode(answer.body)
+        said = decode_object(answer.body)
     except MALFORMED:
         raise Unavailable("The client's metadata document is not JSON.") from None
     if said.get("client_id") != url:
@@ -292,7 +289,7 @@ class Clients:
         here = self._config.secure or is_loopback(request.peer)
         return here and self._lookups.report(peer_network(request.peer)) <= 0
 
-    async def read_registration(self, request: HttpRequest) -> dict[str, Any]:
+    async def read_registration(self, request: HttpRequest) -> Json:
         """Count a registration, and return the metadata of the client.
 
         Raises:
@@ -308,7 +305,7 @@ class Clients:
         if len(request.body) > _MAX_BODY:
             raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)
         try:
-            return _decode(request.body)
+            return decode_object(request.body)
         except MALFORMED:
             raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
@@ -335,7 +332,7 @@ class Clients:
         # A flood of registrations displaces only unused ones.
         await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
         kind = said.get("application_type")
-        members: dict[str, Any] = {
+        members: Json = {
             "client_id": client.id,
             "client_id_issued_at": int(self._vault.clock()),
             "client_name": client.name,
@@ -478,7 +475,7 @@ class ClientProof:
         await self._judge_assertion(claims, client)
         return client
 
-    async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
+    async def _judge_assertion(self, claims: Json, client: OAuthClient) -> None:
         now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
         if (
             claims.get("iss") != client.id

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from millstream._http.client.pool import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
+from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import (
     ASSERTED,
@@ -335,13 +336,13 @@ def places(config: IssuerConfig) -> list[str]:
     return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
 
 
-def metadata(config: IssuerConfig, known: KnownScopes) -> dict[str, Any]:
+def metadata(config: IssuerConfig, known: KnownScopes) -> Json:
     """Return the metadata document."""
     base = config.base
     scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}
     algorithms = [each for each in ASYMMETRIC if each != "EdDSA"]
     methods = list(METHODS)
-    members: dict[str, Any] = {
+    members: Json = {
         "issuer": config.url,
         "authorization_endpoint": base + AUTHORIZE,
         "token_endpoint": base + TOKEN,

@@ -6,16 +6,15 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any, cast
+from typing import cast
 
-import msgspec
 from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decode_object, encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
@@ -313,7 +312,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         issuer, _, named = revocation_id.partition(" ")
         if issuer != self._config.url:
             return False
-        return await self._token.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
+        return await self._token.grant_of(decode_object(named)) is False
 
     @override
     def _on_announcement(self, data: bytes) -> None:
