@@ -67,7 +67,7 @@ _DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 
 
 class _Content(NamedTuple):
-    """What a cookie contains: its expiry, the time of its issue, and a credential or an identity."""
+    """Content of a cookie: its expiry, the time of its issue, and a credential or an identity."""
 
     until: float
     issued: float
