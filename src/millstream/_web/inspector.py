@@ -5,7 +5,6 @@ import hmac
 import time
 from contextlib import AbstractAsyncContextManager
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -38,7 +37,7 @@ from millstream.client import (
 from millstream.client.oauth import PendingAuthorization, parse_redirect
 from millstream.http import ConnectionPool, HttpReply, Url, parse_url
 from millstream.parts import Host, HttpRequest, Response, Services, header_lines, refusal
-from millstream.protocol import MALFORMED
+from millstream.protocol import MALFORMED, Json
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -168,7 +167,7 @@ class SignIns:
         await self._vault.kv.delete(key)
         return reply({"revoked": await _revoke(request, state, url)})
 
-    async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
+    async def signed_in_user(self, request: HttpRequest, url: Url) -> Json | None:
         """Return the signed-in user for a server: ``who``, ``issuer``, and ``scopes``."""
         tokens = await self._own_tokens(request, url)
         if tokens is None:
