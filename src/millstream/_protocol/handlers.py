@@ -47,7 +47,10 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(True)
         elif decode is None and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             order.append(False)
-            decode = _decoder(annotation, name)
+            try:
+                decode = decoder(annotation)
+            except TypeError as exc:
+                raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
         else:
             raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
 
@@ -60,13 +63,6 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
         return await result if inspect.isawaitable(result) else result
 
     return run
-
-
-def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
-    try:
-        return decoder(annotation)
-    except TypeError as exc:
-        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
 
 
 def result_object(value: Any) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
     try:
-        members[PATH] = extend_path(members.get(PATH), upstream.gateway)
+        members[PATH] = extend_path(members.get(PATH), upstream.gateway.id)
     except Cycle:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
         raise call_error(
@@ -307,7 +307,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     started, answered = perf_counter(), False
     try:
         if isinstance(previous, Ticket):
-            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous, forwarding.ask)
+            work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(call, relay, previous, forwarding.ask)
         else:
             link = await _connect(call, upstream, relay.abilities, name)
             link.calls += 1
@@ -490,7 +490,7 @@ class _ForwardedCall:
         self._source = source
         self._slot = f"gateway {ask.method} {ask.name}"
         self._link: Link
-        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(ask.method, ask.name))
+        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.policy.redactor(ask.method, ask.name))
         self.previous: _State | None = None
         raw = call.saved_value(self._slot)
         if raw is not None:
@@ -537,7 +537,7 @@ class _ForwardedCall:
             self._check_urls(self.previous)
         if not can_ask(self.relay.abilities):
             return await self._send(self.relay)
-        calls, size = self._upstream.parked_calls, len(self._ask.params)
+        calls, size = self._upstream.gateway.parked_calls, len(self._ask.params)
         return await calls.run(self._call, self.relay, self._source, size, self._send, self.ask)
 
     def _check_urls(self, previous: _Urls) -> None:
@@ -700,7 +700,7 @@ class _ForwardedCall:
             urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
         except msgspec.ValidationError:
             urls = []
-        if policy is not None and "elicitation" not in policy.questions:
+        if "elicitation" not in policy.questions:
             return call_error(call, exc.message)
         if call.revision.url_error:
             named = [{**each, "message": f"[{name}] {each.get('message', '')}"} for each in urls]

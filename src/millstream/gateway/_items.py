@@ -175,7 +175,7 @@ class _UpstreamItem(Item):
             own_params["context"] = params.context
         try:
             work = forward(call, upstream, "completion/complete", encode(own_params), "")
-            redactor = upstream.redactor("completion/complete")
+            redactor = upstream.policy.redactor("completion/complete", "")
             result = await (work if redactor is None else redactor.redact(work, call))
         except ProtocolError as exc:
             if exc.code == METHOD_NOT_FOUND:
@@ -499,7 +499,7 @@ class MergedSkills:
 
     async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> Json:
         given = encode({name: value for name, value in params.items() if value})
-        work, redactor = forward(call, upstream, call.method, given, ""), upstream.redactor(call.method)
+        work, redactor = forward(call, upstream, call.method, given, ""), upstream.policy.redactor(call.method, "")
         raw = await (work if redactor is None else redactor.redact(work, call))
         try:
             return decode_object(raw)
@@ -537,12 +537,12 @@ class MergedSkills:
 
     def _can_read(self, call: Call, upstream: Upstream, uri: str) -> bool:
         """Return whether the caller may read a resource, by its URI on this server."""
-        rules = None if self._hides(upstream, uri) else upstream.rules_of(uri)
+        rules = None if self._hides(upstream, uri) else upstream.policy.rules_of(uri)
         scopes = granted_scopes(call)
         return rules is not None and sees(call, rules) and (scopes is None or rules.scopes <= scopes)
 
     def _hints(self, upstream: Upstream, page: Json) -> Json:
-        private = self._host.registry.private or upstream.policy is not None  # then it depends on the caller
+        private = self._host.registry.private or upstream.config.policy is not None  # then it depends on the caller
         hints: Json = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
 
@@ -596,7 +596,7 @@ class ExtensionForwarding:
         found = {
             name: upstream
             for name, (upstream, *others) in claims.items()
-            if not others and name != TASKS and not upstream.names.prefix and upstream.policy is None
+            if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
         if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own

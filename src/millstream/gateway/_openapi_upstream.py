@@ -44,8 +44,7 @@ from millstream.gateway._openapi import (
     unused_name,
     without_properties,
 )
-from millstream.gateway._processes import ProcessPool
-from millstream.gateway._upstream import Upstream, UpstreamConfig, reconnect_delay
+from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
 from millstream.http import ConnectionPool, Endpoint, Inflow, Url, parse_url
 from millstream.parts import Call, Tool, encode_result
 from millstream.protocol import NEWEST, encode, exceeds_limits
@@ -101,9 +100,9 @@ def _generate(application: Any) -> Any:
 class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
-    def __init__(self, config: UpstreamConfig, **rest: Any) -> None:
+    def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """See `Upstream`."""
-        super().__init__(config, **rest)
+        super().__init__(config, gateway)
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         self.address = self.openapi.base_url or self.openapi.document
@@ -124,12 +123,11 @@ class ApiUpstream(Upstream):
         self._client: Any = None
         """HTTP client of an application in this process."""
         self._pools: dict[str, ConnectionPool] = {}
-        self._places = http_places()
+        self._places = http_places(several=gateway.pool.places.several)
 
     @override
-    async def open(self, pool: ProcessPool) -> None:
+    async def open(self) -> None:
         """Start reading the document, in the background. An application in this process starts now."""
-        self._places.several = pool.places.several
         if self.is_application:
             application = self.openapi.document
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
@@ -359,7 +357,7 @@ class ApiUpstream(Upstream):
                 max_connections=MAX_HTTP_CALLS,
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
-                inflow=Inflow(self.arriving, self.config.name),
+                inflow=Inflow(self.gateway.arriving, self.config.name),
             )
         return pool
 
