@@ -29,6 +29,7 @@ from millstream._protocol.json_schema import is_object, members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
+    decode_object,
     decoder,
     encode,
     notification_message,
@@ -135,7 +136,6 @@ _MAX_KEPT_PARAMS = 16 * 1024
 MAX_URI_BYTES = 128 * 1024
 """Maximum total length of a subscription's URIs, the same as in a session's record."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
-_decode_object = decoder(dict[str, Any])
 
 
 class Handlers:
@@ -501,7 +501,7 @@ def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        return _decode_object(raw)
+        return decode_object(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
 
@@ -650,7 +650,7 @@ async def _give(items: list[dict[str, Any]], request: ListRequest) -> list[dict[
 
 
 def _members(members: bytes) -> dict[str, Any]:
-    return _decode_object(b"{%b}" % members)
+    return decode_object(b"{%b}" % members)
 
 
 def _encode_result(result: dict[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, ValidationError, field
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, decode_object, decoder
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
 from millstream.auth._method import Clock, Identity, Unavailable
@@ -115,8 +115,6 @@ _MAX_EXPONENT_BITS = 32
 """Maximum public exponent of an RSA key. An exponent as long as the modulus makes verification 40 times slower."""
 _MIN_SECRET = 32
 
-_decode = decoder(dict[str, Any])
-
 
 class InvalidToken(Exception):
     """The token is malformed, or its signature is wrong."""
@@ -180,7 +178,7 @@ def read_payload(token: str) -> dict[str, Any]:
         InvalidToken: It has no claims.
     """
     try:
-        return _decode(_unpack(token.split(".")[1]))
+        return decode_object(_unpack(token.split(".")[1]))
     except (*MALFORMED, IndexError) as exc:
         raise InvalidToken("The token has no claims.") from exc
 
@@ -193,7 +191,7 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
     """
     try:
         registry = _Registry(algorithms=[algorithm], strict_check_header=False)
-        return _decode(jws.deserialize_compact(token, key.key, registry=registry).payload)
+        return decode_object(jws.deserialize_compact(token, key.key, registry=registry).payload)
     except (JoseError, ValueError, TypeError, RecursionError) as exc:
         raise InvalidToken("The signature is wrong.") from exc
 
@@ -417,7 +415,7 @@ class FetchedKeys(Struct, eq=False):
         url = ""
         try:
             url = self.url if isinstance(self.url, str) else await self.url()
-            raw = _decode((await self.get(url)).body)
+            raw = decode_object((await self.get(url)).body)
             keys = read_keys(raw)
         except Unavailable as exc:
             logger.warning(_NO_KEYS, exc.why)

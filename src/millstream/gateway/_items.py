@@ -342,7 +342,7 @@ class _UpstreamReadable(_UpstreamItem, Readable):
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
                 members += _NOT_CACHED
-        call.meta = with_origin(call.meta, upstream.config.name)
+        call.meta = with_origin(call.meta, upstream.name)
         return members
 
     @override
@@ -455,7 +455,7 @@ class MergedSkills:
         """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
         cursor = _read(call).cursor or ""
         name, _, upstream_cursor = cursor.partition(_SEPARATOR)
-        names = [each.config.name for each in self.upstreams]
+        names = [each.name for each in self.upstreams]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
         upstream, *remaining = self.upstreams[names.index(name) if cursor else 0 :]
@@ -466,16 +466,16 @@ class MergedSkills:
             except (ProtocolError, ToolError) as exc:
                 if not remaining:
                     raise
-                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
+                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.name, exc)
                 upstream, upstream_cursor = remaining.pop(0), ""
         result = self._hints(upstream, page)
         skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
         result["skills"] = [each for each in skills if each is not None]
         next_cursor = page.get("nextCursor")
         if isinstance(next_cursor, str) and next_cursor:
-            result["nextCursor"] = f"{upstream.config.name}{_SEPARATOR}{next_cursor}"
+            result["nextCursor"] = f"{upstream.name}{_SEPARATOR}{next_cursor}"
         elif remaining:
-            result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
+            result["nextCursor"] = f"{remaining[0].name}{_SEPARATOR}"
         return encode(result)[1:-1]
 
     async def _get(self, call: Call) -> bytes:
@@ -504,7 +504,7 @@ class MergedSkills:
         try:
             return decode_object(raw)
         except MALFORMED as exc:
-            text = f"The server {upstream.config.name!r} returned an invalid result"
+            text = f"The server {upstream.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
 
     # Entries
@@ -651,5 +651,5 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")
     except MALFORMED as exc:
-        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned an invalid result.") from exc
+        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.name!r} returned an invalid result.") from exc
     return found

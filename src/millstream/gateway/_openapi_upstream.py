@@ -357,7 +357,7 @@ class ApiUpstream(Upstream):
                 max_connections=MAX_HTTP_CALLS,
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
-                inflow=Inflow(self.gateway.arriving, self.config.name),
+                inflow=Inflow(self.gateway.arriving, self.name),
             )
         return pool
 
@@ -387,7 +387,7 @@ class ApiUpstream(Upstream):
                 raise ApiError(
                     f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
                 )
-        document.log_skipped(self.config.name, self._skipped)
+        document.log_skipped(self.name, self._skipped)
         self._skipped = frozenset(document.skipped)
         return found
 

@@ -308,6 +308,7 @@ class Upstream:
             gateway: The gateway.
         """
         self.config: UpstreamConfig = config
+        self.name: str = config.name
         self.gateway: Gateway = gateway
         self.address: Any = config.target
         """URL or target that credentials are sent to."""

@@ -28,7 +28,7 @@ from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, decode_object
 from millstream._recent import Recent
 from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
@@ -117,7 +117,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
         raise Unavailable("The client's metadata document is not JSON.")
     try:
-        said = _decode(answer.body)
+        said = decode_object(answer.body)
     except MALFORMED:
         raise Unavailable("The client's metadata document is not JSON.") from None
     if said.get("client_id") != url:
@@ -305,7 +305,6 @@ class Clients:
 RATE = Rate(100, 3600)
 """Maximum registrations per address."""
 _MAX_BODY = 16 * 1024
-_decode = decoder(dict[str, Any])
 
 
 def registration_endpoint(config: IssuerConfig, clients: Clients, vault: Vault) -> Handler:
@@ -371,7 +370,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
     if len(request.body) > _MAX_BODY:
         raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)
     try:
-        return _decode(request.body)
+        return decode_object(request.body)
     except MALFORMED:
         raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
