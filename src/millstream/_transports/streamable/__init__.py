@@ -305,10 +305,10 @@ class PostReplyChannel(Struct, eq=False):
                 self._sink.write(sse.encode_message(message))
             return
         async with log.lock:
-            try:
-                position = await log.append(mark, message, answers, self._streams)
-            except StreamSealed:
-                # This worker was paused for so long that another worker has already ended the stream.
+            position, sealed = None, True
+            with suppress(StreamSealed):
+                position, sealed = await log.append(mark, message, answers, self._streams), False
+            if sealed:  # this worker was paused for so long that another worker has already ended the stream
                 self.leave()
                 log.cancel()
                 await asyncio.sleep(0)
