@@ -34,6 +34,7 @@ from millstream.protocol import (
     MAX_MEMBERS,
     METHOD_NOT_FOUND,
     NOTIFICATIONS,
+    Json,
     ListRootsResult,
     Revision,
     declares,
@@ -50,8 +51,6 @@ from millstream.protocol import (
     repair_schema,
     too_many_members,
 )
-
-Json = dict[str, Any]
 
 PROGRESS = "notifications/progress"
 UI = "io.modelcontextprotocol/ui"
