@@ -165,7 +165,7 @@ class _UpstreamItem(Item):
 
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """See `Item`. Without support of the upstream, there are no values. Clients can name prompts and templates."""
+        """See `Item`. The values are those of the upstream; there are none if it doesn't support completion."""
         upstream, revision = self.upstream, self.upstream.revision
         if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
             return _NO_COMPLETION
