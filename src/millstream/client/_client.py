@@ -20,7 +20,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import decoder, encode
+from millstream._protocol.jsonrpc import decode_object, encode
 from millstream._protocol.notifications import (
     CompleteRequestParams,
     CompleteResult,
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_decode_json = decoder(dict[str, Any])
 _decode_resources = foreign_decoder(ListResourcesResult, logger.warning)
 _decode_templates = foreign_decoder(ListResourceTemplatesResult, logger.warning)
 _decode_prompts = foreign_decoder(ListPromptsResult, logger.warning)
@@ -539,7 +538,7 @@ class Client:
             timeout=timeout,
             progress=progress,
         )
-        return read(method, _decode_json, await self.conversation.requests.ask(ask))
+        return read(method, decode_object, await self.conversation.requests.ask(ask))
 
     async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
         """Send a notification of an extension: ``await client.notify("com.example/sold", {"sku": "7"})``.

@@ -17,7 +17,6 @@ from millstream.extensions.events._catalog import (
     EventType,
     FilterIndex,
     Reader,
-    decode_object,
     forbidden_error,
     invalid,
     sees,
@@ -25,7 +24,7 @@ from millstream.extensions.events._catalog import (
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.parts import cancel_all
-from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY
+from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY, decode_object
 
 _LOW_WATER = 64 * 1024
 _MAX_CURSOR = 256
