@@ -29,8 +29,9 @@ class _Split(Struct, Generic[T], eq=False):
     durable: T
     memory: T
 
-    def _of(self, name: str) -> T:
-        return self.memory if _is_ephemeral(name) else self.durable
+
+def _place(split: _Split[T], name: str) -> T:
+    return split.memory if _is_ephemeral(name) else split.durable
 
 
 def _forward(method: F) -> F:
@@ -38,7 +39,7 @@ def _forward(method: F) -> F:
 
     @wraps(method)
     def call(self: _Split[Any], name: str, *args: Any, **options: Any) -> Any:
-        return getattr(self._of(name), method.__name__)(name, *args, **options)
+        return getattr(_place(self, name), method.__name__)(name, *args, **options)
 
     return cast("F", call)
 
@@ -54,11 +55,11 @@ class SplitMap(_Split[Map]):
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         if not any(_is_ephemeral(key) for key in keys):
             return await self.durable.get_many(keys)
-        return [await self._of(key).get(key) for key in keys]
+        return [await _place(self, key).get(key) for key in keys]
 
     async def keys(self, prefix: str) -> list[str]:
         if ":" in prefix:
-            return await self._of(prefix).keys(prefix)
+            return await _place(self, prefix).keys(prefix)
         return await self.durable.keys(prefix) + await self.memory.keys(prefix)
 
 

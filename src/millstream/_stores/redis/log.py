@@ -151,7 +151,7 @@ class PushReader(Struct, eq=False):
                         raise ConnectionError("Redis doesn't respond.")
                     else:
                         waits = True
-                        self._command("PING")
+                        self._commands.put_nowait(("PING",))
             finally:
                 self._is_open = False
                 sending.cancel()
@@ -170,10 +170,7 @@ class PushReader(Struct, eq=False):
     def _ask(self, command: str, channels: Sequence[bytes]) -> None:
         if self._is_open:
             self._asked += len(channels)
-            self._command(command, *channels)
-
-    def _command(self, *command: str | bytes) -> None:
-        self._commands.put_nowait(command)
+            self._commands.put_nowait((command, *channels))
 
     async def _send(self, connection: Any) -> None:
         number = self.number
