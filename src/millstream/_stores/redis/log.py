@@ -476,12 +476,8 @@ class RedisMap(Struct, eq=False):
         return await self._set(key, ("any", b""), None, 1, False)
 
     async def keys(self, prefix: str) -> list[str]:
-        found: set[str] = set()
-        for key in await self._client.scan(self._keys.values_pattern(prefix), _PAGE):
-            name = self._keys.name_of(key)
-            if name is not None and name.startswith(prefix):
-                found.add(name)
-        return list(found)
+        found = map(self._keys.name_of, await self._client.scan(self._keys.values_pattern(prefix), _PAGE))
+        return list({name for name in found if name is not None and name.startswith(prefix)})
 
     async def _set(self, key: str, compare: tuple[str, bytes], value: bytes | None, ttl: float, lossy: bool) -> bool:
         if value is not None and len(value) > MAX_VALUE:
