@@ -16,7 +16,7 @@ from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.tail import never
-from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
+from millstream._stores.workers import Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
 
 T = TypeVar("T")
@@ -123,8 +123,8 @@ class BackendStore:
         self.log: Log = backend.log
         # Process
         self.workers: Leases | SoleWorker = Leases(backend) if backend.shared else SoleWorker()
-        self.bus: LogBus | DirectBus = (
-            DirectBus(self.workers) if isinstance(self.workers, SoleWorker) else LogBus(backend, self.workers)
+        self.bus: LogBus | SoleWorker = (
+            LogBus(backend, self.workers) if isinstance(self.workers, Leases) else self.workers
         )
         self.members: MapMembers = MapMembers(backend, self.workers)
         self.rates: BackendRates = BackendRates(backend, self.workers, backend.persistent)
@@ -152,7 +152,7 @@ class BackendStore:
         """
         await self.backend.open()
         workers, bus, rejoin_needed = self.workers, self.bus, asyncio.Event()
-        if isinstance(workers, SoleWorker) or isinstance(bus, DirectBus):
+        if isinstance(workers, SoleWorker) or isinstance(bus, SoleWorker):
             return
 
         def on_epoch() -> None:

@@ -209,7 +209,7 @@ class RedisState:
         self.id = secrets.token_hex(6)
         """The identifier of this connection in retry detection."""
         self.epoch = ""
-        self.renewed: Callable[[], None] = lambda: None
+        self.renewed: Callable[[], None] = never
         """Callback for changes to `epoch`."""
         self._numbers = count(1)
         self.free_places: list[int] = []
