@@ -132,6 +132,21 @@ class ConfigValue(Struct, frozen=True):
                 raise each.error(f"unknown option; {hint}")
         return table
 
+    def read(self, known: Mapping[str, FieldInfo], **loaders: "Callable[[ConfigValue], Any]") -> dict[str, Any]:
+        """Return the options of a table by the names of their fields, with their variables expanded.
+
+        Args:
+            known: The options.
+            loaders: Functions that read options with another syntax.
+
+        Raises:
+            ConfigError: The table doesn't fit.
+        """
+        return {
+            known[key].name: loaders[key](each) if key in loaders else each.expand().convert(known[key].type)
+            for key, each in self.options(known).items()
+        }
+
     def expand(self) -> "ConfigValue":
         """Replace ``${NAME}`` in all strings of the value with environment variables.
 
@@ -327,35 +342,24 @@ def upstream_options() -> Mapping[str, FieldInfo]:
 
 
 def _load_gateway(root: ConfigValue) -> GatewayConfig:
-    values: dict[str, Any] = {}
-    known, settings = options_of(GatewayConfig), options_of(Settings)
-    table = root.options(known)
-    for name, each in table.items():
-        if name == "settings":
-            values[name] = {
-                key: value.expand().convert(settings[key].type) for key, value in each.options(settings).items()
-            }
-        elif name not in ("upstreams", "policy"):
-            values[name] = each.expand().convert(known[name].type)
-    shared = table["policy"].load(UpstreamPolicy) if "policy" in table else None
-    upstreams = table["upstreams"].table() if "upstreams" in table else {}
+    values = root.read(
+        options_of(GatewayConfig),
+        settings=lambda each: each.read(options_of(Settings)),
+        policy=_load_policy,
+        upstreams=ConfigValue.table,
+    )
+    shared, upstreams = values.get("policy"), values.pop("upstreams", {})
     configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
     _check_upstreams(root.member("upstreams"), configs)
-    return GatewayConfig(**values, policy=shared, upstreams=tuple(configs))
+    return GatewayConfig(**values, upstreams=tuple(configs))
+
+
+def _load_policy(value: ConfigValue) -> Any:
+    return value.load(UpstreamPolicy)
 
 
 def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
-    options = upstream_options()
-    values: dict[str, Any] = {}
-    for key, each in entry.options(options).items():
-        if key == "policy":
-            values[key] = each.load(UpstreamPolicy)
-        elif key == "auth":
-            values[key] = _load_credentials(each.expand())
-        elif key == "command" and isinstance(each.value, str):
-            values[key] = _expand_command(each)
-        else:
-            values[key] = each.expand().convert(options[key].type)
+    values = entry.read(upstream_options(), policy=_load_policy, auth=_load_credentials, command=_load_command)
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
@@ -398,22 +402,18 @@ def _check_url(written: ConfigValue, url: str) -> None:
         ) from None
 
 
-def _expand_command(command: ConfigValue) -> str | list[str]:
-    """Expand the variables of a command line after splitting it, so that no value becomes several words."""
-    variables: list[str] = []
-
-    def reserve(found: re.Match[str]) -> str:
-        variables.append(found[0])
-        return f"\0{len(variables) - 1}\0"
-
-    reserved = _VARIABLE.sub(reserve, command.value)
-    if not variables:
-        return reserved
+def _load_command(command: ConfigValue) -> Any:
+    """Return a command. Its variables are expanded after splitting it, so that no value becomes several words."""
+    if not isinstance(command.value, str):
+        return command.expand().convert(str | tuple[str, ...])
+    hidden = _VARIABLE.sub(lambda found: f"\0{found[0].encode().hex()}\0", command.value)
+    if hidden == command.value:
+        return hidden
     try:
-        words = shlex.split(reserved, posix=os.name != "nt")
+        words = shlex.split(hidden, posix=os.name != "nt")
     except ValueError as exc:
         raise command.error(f"the command can't be parsed: {exc}.") from exc
-    words = [re.sub("\0(\\d+)\0", lambda at: variables[int(at[1])], each) for each in words]
+    words = [re.sub("\0([0-9a-f]+)\0", lambda found: bytes.fromhex(found[1]).decode(), each) for each in words]
     expanded: list[str] = structs.replace(command, value=words).expand().value
     return expanded[0] if len(expanded) == 1 and len(expanded[0].split()) <= 1 else expanded
 
@@ -429,12 +429,11 @@ def _load_openapi(value: ConfigValue) -> Any:
 
 def _load_credentials(value: ConfigValue) -> Any:
     kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
-    value.table()
-    name = str(value.value.get("kind", ""))
+    rest = {key: each.value for key, each in value.expand().table().items()}
+    name = str(rest.pop("kind", ""))
     if name not in kinds:
         what = f"{name!r} isn't a kind of credentials" if name else "it's missing"
         raise value.member("kind").error(f"{what}; {suggest(name, tuple(kinds))}")
-    rest = {key: each for key, each in value.value.items() if key != "kind"}
     return structs.replace(value, value=rest).load(kinds[name])
 
 
@@ -450,13 +449,12 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
             config.check()
         except ValueError as exc:
             raise entry.error(str(exc)) from exc
-        host = config.names.host
-        if host in hosts:
+        first = hosts.setdefault(config.names.host, config.name)
+        if first != config.name:
             prefix = config.names.prefix
             raise entry.member("prefix").error(
-                f"the upstream {hosts[host]!r} already has the prefix {prefix!r}. Give one of them another prefix."
+                f"the upstream {first!r} already has the prefix {prefix!r}. Give one of them another prefix."
             )
-        hosts[host] = config.name
 
 
 # mcpServers
@@ -504,13 +502,14 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
         values = {key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
         if values.get("disabled"):
             continue
-        ignored |= dict.fromkeys(key for key in table if key not in options)
+        unknown = [key for key in table if key not in options]
+        ignored |= dict.fromkeys(unknown)
         server = _Server(**values)
         url_field = next((key for key in ("url", "httpUrl", "serverUrl") if values.get(key)), "")
         url = values.get(url_field, "")
         if bool(url) == bool(server.command):
-            unknown = {key: closest_name(key, ("command", "url")) for key in table if key not in options}
-            hint = next((f" (did you mean {near} instead of {key}?)" for key, near in unknown.items() if near), "")
+            likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
+            hint = next((f" (did you mean {near} instead of {key}?)" for key, near in likely if near), "")
             raise entry.error(
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}."
             )
@@ -565,5 +564,5 @@ def _structs(kind: Any) -> list[Any]:
     if isinstance(kind, type) and issubclass(kind, Struct):
         return [kind]
     if get_origin(kind) in (Union, UnionType):
-        return [each for part in get_args(kind) for each in _structs(part) if part is not dict]
+        return [each for part in get_args(kind) for each in _structs(part)]
     return _structs(get_args(kind)[1]) if get_origin(kind) is dict else []

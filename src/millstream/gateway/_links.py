@@ -79,6 +79,11 @@ class Link(Struct, eq=False):
     """Number of calls on this connection."""
     last_used: float = field(default_factory=monotonic)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it's a connection for calls, open and without any."""
+        return not self.calls and self.open_task is None and self.key != SHARED_KEY
+
 
 def http_places(*, several: bool = False) -> Pool:
     """Return the places for calls that share the HTTP connections to one upstream."""
@@ -99,7 +104,7 @@ class Links:
                 own or of an owner that holds more, see `Pool`.
             idle_seconds: Seconds after which an idle connection is closed.
         """
-        self.connect: Callable[[LinkKey, str], Link] = connect
+        self._connect = connect
         self._idle_seconds = idle_seconds
         self.places: Pool = Pool(max_connections)
         self._open: dict[LinkKey, Link] = {}
@@ -137,7 +142,7 @@ class Links:
                 if not (key.principal or key.affinity):
                     owner = ""  # several callers share it
                 self._take_place(owner)
-                link = self._open[key] = self.connect(key, owner)
+                link = self._open[key] = self._connect(key, owner)
                 link.open_task = asyncio.get_running_loop().create_task(self._start(link))
                 link.open_task.add_done_callback(has_failed)
             opening = link.open_task
@@ -167,10 +172,7 @@ class Links:
             idle = [
                 link
                 for link in self._open.values()
-                if not link.calls
-                and link.open_task is None
-                and link.key != SHARED_KEY
-                and (link.owner in ("", owner) or count(link.owner) > count(owner))
+                if link.is_idle and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
                 raise InUse(self.places, owner, remedy="Raise max_connections.")
@@ -211,8 +213,7 @@ class Links:
             self._to_close.discard(link)
             self.end(link)
         for link in list(self._open.values()):
-            idle = not link.calls and link.open_task is None and link.key != SHARED_KEY
-            if idle and now - link.last_used > self._idle_seconds:
+            if link.is_idle and now - link.last_used > self._idle_seconds:
                 self.end(link)
 
     async def close(self) -> None:
@@ -263,10 +264,8 @@ class ResourceWatches:
         self._on_update = on_update
         self._share = Share(100 * _MAX_SIZE, each=_MAX_SIZE // 2)
         """Characters of each caller's URIs."""
-        self._followers: Counter[tuple[str, str]] = Counter()
-        """Caller and upstream's URI -> number of streams and connections that follow it."""
-        self._owners: Counter[str] = Counter()
-        """Upstream's URI -> number of callers."""
+        self._watched: dict[str, Counter[str]] = {}
+        """Upstream's URI -> caller -> number of its streams and connections that follow it."""
         self._size = 0
         """Characters of the watched URIs."""
         self._decisions: dict[str, asyncio.Event] = {}
@@ -282,39 +281,40 @@ class ResourceWatches:
         Raises:
             ProtocolError: The caller's share is used up, or the maximum for all callers.
         """
-        new = [uri for uri in uris if not self._followers[owner, uri]]
+        new = [uri for uri in uris if owner not in self._watched.get(uri, ())]
         if not self._share.has_room(owner, sum(map(_size_of, new))):
-            held = sum(each == owner for each, _ in self._followers)
+            held = sum(owner in callers for callers in self._watched.values())
             raise ProtocolError(
                 INVALID_REQUEST,
                 f"You watch {held} resources of {self._name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "
                 "URIs are long. Unsubscribe from some.",
             )
-        if self._size + sum(_size_of(uri) for uri in new if uri not in self._owners) > _MAX_SIZE:
+        if self._size + sum(_size_of(uri) for uri in new if uri not in self._watched) > _MAX_SIZE:
             text = f"Other callers watch too many resources of {self._name!r}. Try again later."
             raise ProtocolError(OVERLOADED, text, status=503)
 
     def take(self, owner: str, uri: str) -> bool:
         """Watch a resource for one more stream or connection of a caller. Return False if there's no room."""
-        if not self._followers[owner, uri]:
-            growth = 0 if uri in self._owners else _size_of(uri)
+        callers = self._watched.get(uri, Counter())
+        if owner not in callers:
+            growth = 0 if callers else _size_of(uri)
             if self._size + growth > _MAX_SIZE or not self._share.take(owner, _size_of(uri)):
                 return False
             self._size += growth
-            self._owners[uri] += 1
-        self._followers[owner, uri] += 1
+            self._watched[uri] = callers
+        callers[owner] += 1
         return True
 
     def leave(self, owner: str, uri: str) -> None:
         """Give back what `take` has counted."""
-        self._followers[owner, uri] -= 1
-        if not self._followers[owner, uri]:
-            del self._followers[owner, uri]
+        callers = self._watched[uri]
+        callers[owner] -= 1
+        if not callers[owner]:
+            del callers[owner]
             self._share.leave(owner, _size_of(uri))
-            self._owners[uri] -= 1
-            if not self._owners[uri]:
-                del self._owners[uri]
-                self._size -= _size_of(uri)
+        if not callers:
+            del self._watched[uri]
+            self._size -= _size_of(uri)
 
     def start(self, *, handshake: bool) -> None:
         """Watch the resources that were taken, and no others.
@@ -322,7 +322,7 @@ class ResourceWatches:
         Args:
             handshake: Whether the upstream uses the handshake era.
         """
-        uris = self._owners.keys()
+        uris = self._watched.keys()
         if uris != self._decisions.keys():
             self._changed.set()
         self._decisions = {uri: self._decisions.get(uri) or asyncio.Event() for uri in uris}
@@ -352,7 +352,7 @@ class ResourceWatches:
                 for refused in tasks[1:]:
                     refused.cancel()
                 settled = asyncio.Event()
-                newest = asyncio.create_task(self._watch(sorted(self._owners), settled, tasks[:1]))
+                newest = asyncio.create_task(self._watch(sorted(self._watched), settled, tasks[:1]))
                 tasks = [*tasks[:1], newest]
                 await settled.wait()
         finally:

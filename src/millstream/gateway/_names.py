@@ -21,6 +21,7 @@ PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 """Prefixes with which every client can call tools."""
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
+_KINDS_WITH_URI = ("resources", "templates")
 
 
 _CAPITALS = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТУХІЈЅ", "ABEZHIKMNOPTYXABEKMHOPCTYXIJS")  # noqa: RUF001  alike
@@ -85,9 +86,15 @@ class Names:
         scheme, separator, rest = uri.partition(_SEPARATOR)
         return f"{scheme}{self._in_uri}{rest}" if separator else f"{self._scheme}{uri}"
 
-    def has(self, name: str) -> bool:
-        """Return whether a name belongs to this upstream, by its prefix."""
-        return name.startswith(self._name)
+    def qualify(self, kind: str, name: str) -> str:
+        """Return the name or URI of an item for clients of the gateway."""
+        return self.uri(name) if kind in _KINDS_WITH_URI else self.name(name)
+
+    def original(self, kind: str, name: str) -> str | None:
+        """Return the upstream's own name or URI of an item, or None if the item isn't one of this upstream."""
+        if kind in _KINDS_WITH_URI:
+            return self.original_uri(name)
+        return name.removeprefix(self._name) if name.startswith(self._name) else None
 
     def original_uri(self, uri: str) -> str | None:
         """Return the upstream's own URI, or None if the URI isn't one of this upstream."""
@@ -175,14 +182,12 @@ def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[str, .
     return [(prefix, *rest) for prefix, each in upstreams for rest in find_loops(each, gateway_id)]
 
 
-def leads_back(loops: Sequence[tuple[str, ...]], name: str, *, is_uri: bool) -> bool:
+def leads_back(loops: Sequence[tuple[str, ...]], kind: str, name: str) -> bool:
     """Return whether an item of an upstream has one of the prefixes of `find_loops`."""
-    if not is_uri:
-        return any(name.startswith("".join(Names(prefix).name("") for prefix in prefixes)) for prefixes in loops)
-    return any(_original_uri(prefixes, name) is not None for prefixes in loops)
+    return any(_original(prefixes, kind, name) is not None for prefixes in loops)
 
 
-def _original_uri(prefixes: Sequence[str], uri: str | None) -> str | None:
+def _original(prefixes: Sequence[str], kind: str, name: str | None) -> str | None:
     for prefix in prefixes:
-        uri = None if uri is None else Names(prefix).original_uri(uri)
-    return uri
+        name = None if name is None else Names(prefix).original(kind, name)
+    return name

@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from millstream.client import TargetError
 from millstream.client.lowlevel import Remote, find_server
 from millstream.files import stamp_of
-from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, Pins
+from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description
 from millstream.gateway._credentials import (
     BearerToken,
     ClientCredentials,
@@ -30,16 +30,13 @@ from millstream.gateway._names import (
     with_origin,
 )
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, UpstreamPolicy
+from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
-from millstream.gateway._upstream import Upstream, UpstreamConfig
+from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
 from millstream.http import ArrivingBytes
 from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
 from millstream.protocol import BY_DATE, LocalError, members
-
-if TYPE_CHECKING:
-    from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -49,14 +46,11 @@ MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
 _STATES_BY_URGENCY = ("degraded", "connecting", "ready")
 """States, the most urgent first."""
-_SUM_FIELDS = ("links", "refused", "calls", "unanswered")
-_MAX_FIELDS = ("p50_ms", "p99_ms", "listed_at", "changed_at")
-_PROCESS_SUM_FIELDS = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
 _LISTED = ("tools", "resources", "prompts")
 _CAPABILITIES = frozenset({*_LISTED, "completions"})
 _NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
-NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource template", "prompts": "prompt"}
-_CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
+_Items = dict[str, tuple[str, Description, ItemRules]]
+"""Name on this server -> upstream's name, description for callers, and rules."""
 
 
 class GatewayDefinition(Protocol):
@@ -115,28 +109,24 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_pending_inputs)
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
-        arriving = ArrivingBytes(host.settings.max_incoming_bytes, largest)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
-
-        def on_update(uri: str) -> None:
-            host.services.changes.emit(ServerChange("updated", uri))
-
+        gateway = Gateway(
+            id=self._announcement["id"],
+            name=self.definition.name,
+            host=host,
+            pool=pool,
+            parked_calls=parked,
+            arriving=ArrivingBytes(host.settings.max_incoming_bytes, largest),
+            on_change=self._register,
+        )
         for config in self.definition.upstreams:
             make = Upstream
             if config.openapi is not None:
                 from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few are APIs
 
                 make = ApiUpstream
-            upstream = self.upstreams[config.name] = make(
-                config,
-                on_change=self._register,
-                on_update=on_update,
-                parked_calls=parked,
-                store=host.store,
-                server=self.definition.name,
-            )
-            upstream.gateway, upstream.arriving = self._announcement["id"], arriving
+            upstream = self.upstreams[config.name] = make(config, gateway)
             self._set_up_policy(upstream, host)
             self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
@@ -149,7 +139,7 @@ class GatewayPart:
         host.gateway = self
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
-            await upstream.open(pool)
+            await upstream.open()
             host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
@@ -178,23 +168,81 @@ class GatewayPart:
             self._announcement["upstreams"] = found
             self._host.dispatcher.announcement.forget()
 
-    def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:
-        config = upstream.config
-        if (config.auth is None and not config.forward_headers) or upstream.is_application:
+    def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:  # noqa: C901, PLR0912  a case for each kind
+        """Create the credentials of an upstream that has some, or forwards headers.
+
+        Raises:
+            LocalError: The options are invalid; the message says why.
+        """
+        config, auth = upstream.config, upstream.config.auth
+        if (auth is None and not config.forward_headers) or upstream.is_application:
             return
-        credentials = upstream.credentials = open_credentials(config, upstream.address, host)
+        from millstream.gateway._credentials.source import (  # noqa: PLC0415  many upstreams need none
+            FixedCredentials,
+            UpstreamCredentials,
+            check_forwarded,
+        )
+
+        name = config.name
+        try:
+            server = find_server(upstream.address, env={}, cwd=None)
+        except TargetError:
+            server = None
+        if not isinstance(server, Remote):
+            option = "auth" if auth is not None else "forward_headers"
+            raise LocalError(
+                f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
+            )
+        url, configured = server.url, dict(config.headers)
+        if isinstance(auth, StaticHeaders):
+            configured |= dict.fromkeys(auth.headers, "")
+        elif auth is not None:
+            if any(each.lower() == "authorization" for each in config.headers):
+                raise LocalError(
+                    f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them."
+                )
+            configured["authorization"] = ""
+        forward = check_forwarded(name, config.forward_headers, configured)
+        if isinstance(auth, TokenExchange | PerUserOAuth) and host.guard is None:
+            kind = auth.__struct_config__.tag
+            in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
+            raise LocalError(
+                f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
+                f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
+            )
+        credentials: UpstreamCredentials
+        match auth:
+            case None:
+                credentials = UpstreamCredentials(name, forward)
+            case BearerToken():
+                credentials = FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
+            case StaticHeaders():
+                credentials = FixedCredentials(name, forward, auth.headers)
+            case ClientCredentials():
+                from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  where it's used
+
+                credentials = OwnCredentials(name, forward, url, auth, host.services)
+            case TokenExchange():
+                from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
+
+                credentials = ExchangedCredentials(name, forward, url, auth, host.services)
+                host.observe(credentials.observe)
+            case PerUserOAuth():
+                from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
+
+                credentials = PersonalCredentials(name, forward, url, auth, host)
+        upstream.credentials = credentials
         credentials.on_change = upstream.end_links_of
         host.stack.push_async_callback(credentials.close)
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        if upstream.policy is not None and upstream.policy.has_budgets:
+        if upstream.policy.has_budgets:
             template = StoredResults(host.store.kv, upstream.names).template()
             host.registry.exchange("templates", (), {template.name: template})
             host.registry.offer("resources")
             host.on_close(partial(host.registry.remove, "templates", template.name))
-        if config.trust == "pin":
-            pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
+        if (pins := upstream.pins) is not None:
             if pins.file is not None:
                 host.every_second(_refresh_on_change(upstream, pins.file))
             if pins.is_volatile:
@@ -206,8 +254,7 @@ class GatewayPart:
                 )
 
     def _serve(self) -> None:
-        connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
-        if not connecting:
+        if not any(each.config.connects for each in self.upstreams.values()):
             return
         from millstream.gateway._credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
             ConnectionsPage,
@@ -216,22 +263,20 @@ class GatewayPart:
 
         connections = {
             name: each.credentials
-            for name, each in connecting.items()
+            for name, each in self.upstreams.items()
             if isinstance(each.credentials, PersonalCredentials)
         }
         ConnectionsPage(self._host, connections, server=self.definition.title).serve()
 
     async def _wait_for_lists(self) -> None:
         """Wait for the first lists, up to each upstream's `start_timeout`."""
-
-        async def wait(upstream: Upstream) -> None:
+        started = asyncio.get_running_loop().time()
+        for name, upstream in self.upstreams.items():
             try:
-                async with asyncio.timeout(upstream.config.start_timeout):
+                async with asyncio.timeout_at(started + upstream.config.start_timeout):
                     await upstream.lists_ready.wait()
             except TimeoutError:
-                logger.warning("The upstream %s has not returned any lists yet", upstream.config.name)
-
-        await asyncio.gather(*map(wait, self.upstreams.values()))
+                logger.warning("The upstream %s has not returned any lists yet", name)
 
     def _announce_missing(self) -> None:
         """Announce what upstreams without lists may have, because clients connect before these are there."""
@@ -309,31 +354,17 @@ class GatewayPart:
 
     # Items
 
-    def _register(self, upstream: Upstream, announced: Collection[str] = ()) -> None:
+    def _register(self, upstream: Upstream, announced: Collection[str]) -> None:
         """Offer the items that an upstream lists now, and remove those that it no longer lists.
 
         Args:
             upstream: Upstream with a new catalog.
             announced: Kinds of lists that the upstream said have changed.
         """
-        wanted: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
-        for kind, own_name, description in self._describe_items(upstream):
-            key = METHODS[kind][2]
-            rename = upstream.names.name if key == "name" else upstream.names.uri
-            name = rename(description[key])
-            if (other := self._claimant(upstream, kind, name)) is not None:
-                upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.config.name}")
-                continue
-            if name in wanted[kind]:
-                upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
-                continue
-            meta = with_origin(description.get("_meta"), upstream.config.name)
-            wanted[kind][name] = own_name, {**description, "_meta": meta}
         changed = set(announced)
-        self._warn_of_names(upstream, wanted["tools"])
-        for kind, of_kind in wanted.items():
+        for kind, of_kind in self._find_items(upstream).items():
             if self._replace_items(upstream, kind, of_kind):
-                changed.add(_CHANGE_OF[kind])
+                changed.add(METHODS[kind][0].partition("/")[0])
         offered = upstream.offered["tools"].items()
         self._tokens[upstream.config.name] = sum(_tokens(tool, description) for tool, (_, description) in offered)
         self._announce_capabilities(upstream.catalog)
@@ -351,30 +382,37 @@ class GatewayPart:
         for follower, (owner, uris, _) in list(self._subscriptions.items()):
             self.follow(follower, owner, uris)
 
-    def _describe_items(self, upstream: Upstream) -> Iterator[tuple[str, str, Description]]:
-        """Yield kind, upstream's name, and description of each item that its policy offers."""
+    def _find_items(self, upstream: Upstream) -> dict[str, _Items]:
+        """Return the items to offer by kind, without those that its policy excludes, or whose name can't be used."""
+        found: dict[str, _Items] = {kind: {} for kind in METHODS}
         own_id, looping = self._announcement["id"], 0
         loops = find_loops(read_announcement(upstream.catalog.capabilities, own_id), own_id)
         for kind, own_name, each in upstream.catalog.items():
-            rules = upstream.rules(kind, own_name)
+            rules = upstream.policy.item(kind, own_name)
             if rules is None:
                 continue
-            if leads_back(loops, own_name, is_uri=METHODS[kind][2] != "name"):
+            if leads_back(loops, kind, own_name):
                 looping += 1
+                continue
+            description = rules.describe(each)
+            name = upstream.names.qualify(kind, description[METHODS[kind][2]])
+            if (other := self._claimant(upstream, kind, name)) is not None:
+                upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.config.name}")
+            elif name in found[kind]:
+                upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
             else:
-                yield kind, own_name, rules.describe(each)
+                meta = with_origin(description.get("_meta"), upstream.config.name)
+                found[kind][name] = own_name, {**description, "_meta": meta}, rules
         if looping != self._looping.get(upstream.config.name, 0):
             self._looping[upstream.config.name] = looping
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
-
-    def _warn_of_names(self, upstream: Upstream, tools: Iterable[str]) -> None:
-        """Warn of tools whose names won't work with every client."""
-        incompatible = [name for name in tools if not works_everywhere(name)]
+        incompatible = [name for name in found["tools"] if not works_everywhere(name)]
         if incompatible:
             upstream.warn(
                 f"the name {incompatible[0]!r:.150} and {len(incompatible) - 1} others won't work with every client, "
                 f"even with the prefix: {NAMES_THAT_WORK}"
             )
+        return found
 
     def _announce_capabilities(self, catalog: Catalog) -> None:
         registry, theirs = self._host.registry, catalog.capabilities
@@ -426,20 +464,19 @@ class GatewayPart:
                 parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)
         return "\n\n".join(parts)
 
-    def _replace_items(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Description]]) -> bool:
+    def _replace_items(self, upstream: Upstream, kind: str, wanted: _Items) -> bool:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry, current = self._host.registry, upstream.offered[kind]
-        removed = [name for name, item in current.items() if wanted.get(name) != item]
+        removed = [name for name, item in current.items() if wanted.get(name, ())[:2] != item]
         added: dict[str, Any] = {}
-        for name, (own_name, description) in wanted.items():
-            if current.get(name) == (own_name, description):
+        for name, item in wanted.items():
+            if current.get(name) == item[:2]:
                 continue
             if name not in current and registry.has(kind, name):
                 self._report_name_conflict(upstream, kind, name)
                 continue
             try:
-                rules = upstream.rules(kind, own_name)
-                added[name] = self._make_item(kind, upstream, name, own_name, description, rules)
+                added[name] = self._make_item(kind, upstream, name, *item)
             except ValueError as exc:
                 upstream.warn(f"skipped {name!r}: {exc}")
         if not removed and not added:
@@ -448,25 +485,18 @@ class GatewayPart:
         registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.config.name) + 1)
         for name in removed:
             del current[name]
-        current.update((name, wanted[name]) for name in added)
+        current.update((name, wanted[name][:2]) for name in added)
         return True
 
     def _make_item(
-        self,
-        kind: str,
-        upstream: Upstream,
-        name: str,
-        own_name: str,
-        description: Description,
-        rules: ItemRules | None,
+        self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description, rules: ItemRules
     ) -> Any:
         """Return an item with the policy of its upstream inside the server's middleware."""
         create = getattr(upstream, "make_item", None) or make_item
         item = create(kind, upstream, name, own_name, description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
-        if rules is not None:
-            rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
+        rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
@@ -474,17 +504,14 @@ class GatewayPart:
 
         This prevents an upstream from receiving calls that are meant for another one.
         """
-        for other in self.upstreams.values():
-            if len(other.names.prefix) > len(upstream.names.prefix) and (
-                other.names.has(name) if METHODS[kind][2] == "name" else other.names.original_uri(name) is not None
-            ):
-                return other
-        return None
+        length = len(upstream.names.prefix)
+        others = (each for each in self.upstreams.values() if len(each.names.prefix) > length)
+        return next((each for each in others if each.names.original(kind, name) is not None), None)
 
     def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
         """Log an item whose name is taken. The first item stays registered."""
         other = next((each for each in self.upstreams.values() if name in each.offered[kind]), None)
-        noun, own = NOUNS[kind], upstream.config.name
+        noun, own = kind[:-1].replace("template", "resource template"), upstream.config.name
         if other is None:
             text = (
                 f"This server and the upstream {own!r} both have a {noun} {name!r}: give the upstream another "
@@ -514,7 +541,7 @@ class GatewayPart:
             listed = "resources" in upstream.catalog.capabilities
             if own_uri is None or not listed or self._hides(upstream, uri):
                 continue
-            rules = upstream.rules_of(uri)
+            rules = upstream.policy.rules_of(uri)
             if rules is not None:
                 description = {"uri": own_uri, "name": own_uri}
                 found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
@@ -549,23 +576,21 @@ class GatewayPart:
                 await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
 
     def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
-        return [own_uri for uri in uris if (own_uri := self._own_uri(upstream, uri))]
-
-    def _own_uri(self, upstream: Upstream, uri: str) -> str:
-        """Return the upstream's own URI of a resource, if it can be watched there."""
-        is_own = uri in self._host.registry.resources and not any(
-            uri in each.offered["resources"] for each in self.upstreams.values()
-        )
+        """Return the upstream's own URIs of resources, those that can be watched there."""
         credentials = upstream.credentials
-        if (
-            is_own
-            or not members(upstream.catalog.capabilities.get("resources")).get("subscribe")
-            or upstream.rules_of(uri) is None
-            or self._claimant(upstream, "resources", uri) is not None
-            or (credentials is not None and credentials.personal)  # it would be watched with another user's account
-        ):
-            return ""
-        return upstream.names.original_uri(uri) or ""
+        if credentials is not None and credentials.personal:  # they would be watched with another user's account
+            return []
+        if not members(upstream.catalog.capabilities.get("resources")).get("subscribe"):
+            return []
+        offered = [each.offered["resources"] for each in self.upstreams.values()]
+        return [
+            own_uri
+            for uri in uris
+            if (own_uri := upstream.names.original_uri(uri))
+            and (uri not in self._host.registry.resources or any(uri in each for each in offered))
+            and upstream.policy.rules_of(uri) is not None
+            and self._claimant(upstream, "resources", uri) is None
+        ]
 
     def _unregister_all(self) -> None:
         for upstream in self.upstreams.values():
@@ -596,20 +621,17 @@ def check(configs: Sequence[UpstreamConfig]) -> None:
     Raises:
         ValueError: One is invalid, or two have the same name or prefix.
     """
-    names: set[str] = set()
-    prefixes: dict[str, str] = {}
+    hosts: dict[str, str] = {}
     for config in configs:
         config.check()
-        if config.name in names:
+        if config.name in hosts.values():
             raise ValueError(f"Two upstreams are named {config.name!r}. Rename one.")
-        names.add(config.name)
-        host = config.names.host
-        if host in prefixes:
+        first = hosts.setdefault(config.names.host, config.name)
+        if first != config.name:
             raise ValueError(
-                f"The upstreams {prefixes[host]!r} and {config.name!r} have the same prefix {config.names.prefix!r}: "
+                f"The upstreams {first!r} and {config.name!r} have the same prefix {config.names.prefix!r}: "
                 "give one of them another prefix."
             )
-        prefixes[host] = config.name
 
 
 def _tokens(name: str, description: Description) -> int:
@@ -637,88 +659,15 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
 
 def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     worse = min(one, other, key=lambda report: _STATES_BY_URGENCY.index(report["state"]))
-    merged = {
-        **one,
-        "state": worse["state"],
-        "reason": worse["reason"],
-        "workers": one["workers"] + 1,
-        **{each: {kind: max(one[each][kind], other[each][kind]) for kind in METHODS} for each in ("items", "listed")},
-        **{name: one[name] + other[name] for name in _SUM_FIELDS},
-        **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAX_FIELDS},
-    }
+    merged = {**one, "state": worse["state"], "reason": worse["reason"], "workers": one["workers"] + 1}
+    for name in ("items", "listed"):
+        merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}
+    for name in ("links", "refused", "calls", "unanswered"):
+        merged[name] += other[name]
+    for name in ("p50_ms", "p99_ms", "listed_at", "changed_at"):
+        merged[name] = max(one.get(name) or 0, other.get(name) or 0) or None
     first, second = one["processes"], other["processes"]
-    if first and second:
-        sums = {name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}
+    if first and second:  # its counts are integers, and its longest delay isn't
+        sums = {name: value + second[name] for name, value in first.items() if isinstance(value, int)}
         merged["processes"] = {**first, **sums, "last_error": first["last_error"] or second["last_error"]}
     return merged
-
-
-def open_credentials(  # noqa: C901  a case for each kind
-    config: UpstreamConfig, target: Any, host: Host
-) -> "UpstreamCredentials":
-    """Return the credentials of an upstream that has some, or forwards headers.
-
-    Args:
-        config: Configuration of the upstream.
-        target: URL of the upstream.
-        host: The running server, whose sign-in is open.
-
-    Raises:
-        LocalError: The options are invalid; the message says why.
-    """
-    from millstream.gateway._credentials.source import (  # noqa: PLC0415  many upstreams need none
-        FixedCredentials,
-        UpstreamCredentials,
-        check_forwarded,
-    )
-
-    name, auth = config.name, config.auth
-    try:
-        server = find_server(target, env={}, cwd=None)
-    except TargetError:
-        server = None
-    if not isinstance(server, Remote):
-        option = "auth" if auth is not None else "forward_headers"
-        raise LocalError(
-            f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
-        )
-    url, configured = server.url, dict(config.headers)
-    if isinstance(auth, StaticHeaders):
-        configured |= dict.fromkeys(auth.headers, "")
-    elif auth is not None:
-        if any(each.lower() == "authorization" for each in config.headers):
-            raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
-        configured["authorization"] = ""
-    forward = check_forwarded(name, config.forward_headers, configured)
-    match auth:
-        case None:
-            return UpstreamCredentials(name, forward)
-        case BearerToken():
-            return FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
-        case StaticHeaders():
-            return FixedCredentials(name, forward, auth.headers)
-        case ClientCredentials():
-            from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  only where it's used
-
-            return OwnCredentials(name, forward, url, auth, host.services)
-        case TokenExchange():
-            from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
-
-            _check_guarded(name, "token_exchange", host)
-            exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
-            host.observe(exchanged.observe)
-            return exchanged
-        case PerUserOAuth():
-            from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
-
-            _check_guarded(name, "per_user_oauth", host)
-            return PersonalCredentials(name, forward, url, auth, host)
-
-
-def _check_guarded(name: str, kind: str, host: Host) -> None:
-    if host.guard is None:
-        in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
-        raise LocalError(
-            f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
-            f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
-        )

@@ -18,7 +18,7 @@ from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
 from millstream.gateway._names import Names
-from millstream.gateway._results import Redaction, Redactor, decode_object, run_aside
+from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.parts import (
     Call,
     Cap,
@@ -36,6 +36,7 @@ from millstream.protocol import (
     MALFORMED,
     RESOURCE_NOT_FOUND,
     SuggestionMeta,
+    decode_object,
     encode,
     is_array,
     is_object,
@@ -47,7 +48,7 @@ CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
 RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
-_KINDS = ("tools", "prompts", "resources")
+
 _KIND_OF = {"tools/call": "tools", "prompts/get": "prompts"}
 
 Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
@@ -77,8 +78,6 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             ValueError: A value has the wrong type or is out of range.
         """
         for each in fields(type(self)):
-            if each.name == "shared":
-                continue
             value = getattr(self, each.name)
             try:
                 converted = msgspec.convert(value, each.type)
@@ -197,7 +196,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     visible: Callable[[Principal | None], bool] | None = None
     tags: frozenset[str] = frozenset()
     limit: str = ""
-    cost: float | None = None
+    cost: float = 1.0
     concurrency: int = 0
     timeout: float = 0.0
     title: str = ""
@@ -215,13 +214,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
 
     def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """Return a listed description as callers see it, under the upstream's name or URI."""
-        changed = dict(description)
-        if self.name:
-            changed["name"] = self.name
-        if self.title:
-            changed["title"] = self.title
-        if self.description:
-            changed["description"] = self.description
+        texts = {"name": self.name, "title": self.title, "description": self.description}
+        changed = {**description, **{key: text for key, text in texts.items() if text}}
         if self.annotations:
             changed["annotations"] = {**members(changed.get("annotations")), **self.annotations}
         if self.defaults or self.hidden:
@@ -287,23 +281,23 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         values |= self.hidden  # last, so a caller can't override them
         return values if given is arguments else Raw(encode(values))
 
-    def apply(self, item: Item, keep: SaveResult | None = None) -> None:
-        """Apply the rules to an upstream's item before it's registered. Its results are JSON objects as bytes.
+    def apply(self, item: Item, keep: SaveResult) -> None:
+        """Apply the rules to an upstream's new item before it's registered. Its results are JSON objects as bytes.
 
         Args:
             item: Item created from the result of `describe`.
             keep: Stores oversized results.
         """
-        item.scopes |= self.scopes
+        item.scopes = self.scopes
         item.tags |= self.tags
-        item.visible = self.visible or item.visible
+        item.visible = self.visible
         if isinstance(item, Tool):
-            item.limit = self.limit or item.limit
-            item.concurrency = self.concurrency or item.concurrency
-            item.limited = bool(item.limit or item.concurrency)
-            item.cost = item.cost if self.cost is None else self.cost
-            item.timeout = self.timeout or item.timeout
-            item.plain = item.plain and not (item.timeout or item.visible)
+            item.limit = self.limit
+            item.concurrency = self.concurrency
+            item.limited = bool(self.limit or self.concurrency)
+            item.cost = self.cost
+            item.timeout = self.timeout or None
+            item.plain = item.plain and not (self.timeout or self.visible)
         if isinstance(item, Template) and self.rules_of is not None:
             rules_of = self.rules_of
             item.template = RestrictedPattern(item.template, lambda uri: rules_of(uri) is not None)
@@ -312,7 +306,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
-    def _wrap(self, run: Run, keep: SaveResult | None, parameters: Collection[str]) -> Run:
+    def _wrap(self, run: Run, keep: SaveResult, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
             if self.changes_arguments:
                 arguments = await run_aside(call, call.weight, self.fill, arguments, parameters)
@@ -320,9 +314,12 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             result = await (work if self.results is None else self.results.redact(work, call))
             if not self.budget or len(result) <= self.budget:
                 return result
-            return preview(result, self.budget, None if keep is None else await keep(call, result, self.seconds))
+            return preview(result, self.budget, await keep(call, result, self.seconds))
 
         return run_by_rules
+
+
+_NO_RULES = ItemRules()
 
 
 def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
@@ -406,6 +403,7 @@ class Policy:
             layers.insert(0, parent)
         self._layers = [_Layer(each, _OWN_NAMES if each is policy else names) for each in layers]
         self._policy = policy
+        self._is_empty = policy == UpstreamPolicy()
         self._names = names
         self.questions: frozenset[str] = frozenset[str](_QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
@@ -415,13 +413,13 @@ class Policy:
             for layer in layers
             for rules in (layer, *layer.tools.values(), *layer.prompts.values(), *layer.resources.values())
         ]
-        self.has_budgets: bool = any(_budget([rules]) for rules in every)
+        self.has_budgets: bool = any(_budget(structs.asdict(rules)) for rules in every)
         """Whether any tool has a budget for its results."""
         self._has_uris = any(each.allow or each.deny or each.resources for each in layers)
         """Whether some URIs have different rules than their template."""
         for rules in every:
             self._redactor(getattr(rules, "redact_arguments", None))
-        self._all_results = self._redactor(_merge(every, "redact_results").get("redact_results"))
+        self._all_results = self._redactor(_merge(every).get("redact_results"))
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
@@ -432,28 +430,26 @@ class Policy:
             kind: Tools, prompts, resources, or templates.
             name: Upstream's name or URI.
         """
+        if self._is_empty:
+            return _NO_RULES
         if not self.allows(kind, name):
             return None
-        found = [rules for layer in self._layers for rules in layer.rules(kind, name)]
-        merged, is_tool = _merge(found, "name", "tags", "result_seconds", "redact_arguments"), kind == "tools"
-        return structs.replace(
-            self._rules(found),
-            name="" if kind in ("resources", "templates") else merged.get("name", name),
-            tags=frozenset(merged.get("tags", ())),
-            rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
-            budget=_budget(found) if is_tool else 0,
-            seconds=merged.get("result_seconds", RESULT_SECONDS),
-            arguments=self._redactor(merged.get("redact_arguments")) if is_tool else None,
-            **_merge(found, *_COPIED),
-        )
+        return self._compile(kind, [rules for layer in self._layers for rules in layer.rules(kind, name)], name)
 
-    def _rules(self, found: Sequence[CommonRules]) -> ItemRules:
-        """Return the part of an item's rules that concerns its callers and results."""
-        merged = _merge(found, "scopes", "redact_results")
+    def _compile(self, kind: str, found: Sequence[CommonRules], name: str = "") -> ItemRules:
+        """Return the rules of one item, by the rules that match its name or URI."""
+        merged, is_tool = _merge(found), kind == "tools"
         return ItemRules(
+            name="" if kind in ("resources", "templates") else merged.get("name", name),
             scopes=frozenset(merged.get("scopes", ())),
             visible=_visibility(found),
+            tags=frozenset(merged.get("tags", ())),
+            rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
+            budget=_budget(merged) if is_tool else 0,
+            seconds=merged.get("result_seconds", RESULT_SECONDS),
+            arguments=self._redactor(merged.get("redact_arguments")) if is_tool else None,
             results=self._redactor(merged.get("redact_results")),
+            **{name: merged[name] for name in _COPIED & merged.keys()},
         )
 
     def _find_redactor(self, method: str, name: str) -> Redactor | None:
@@ -481,6 +477,8 @@ class Policy:
 
         Considers every spelling that an upstream may treat as the same resource.
         """
+        if self._is_empty:
+            return _NO_RULES
         original = self._names.original_uri(uri)
         if original is None:
             return None
@@ -496,7 +494,7 @@ class Policy:
             for each in (*spellings, *others)
             for rules in layer.rules("resources", each)
         ]
-        return self._rules(found)
+        return self._compile("resources", found)
 
     def _redactor(self, patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
         if not patterns:
@@ -507,7 +505,7 @@ class Policy:
 
 
 _MAX_SHARED = 8
-_COPIED = "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden"
+_COPIED = {"title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden"}
 
 
 class _Layer:
@@ -519,21 +517,19 @@ class _Layer:
         self._allow = _matcher(policy.allow or ("*",))
         self._deny = _matcher(policy.deny)
         self._patterns: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
-            kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()] for kind in _KINDS
+            kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()]
+            for kind in ("tools", "prompts", "resources")
         }
 
-    def _name(self, kind: str, name: str) -> str:
-        return self._names.name(name) if kind in ("tools", "prompts") else self._names.uri(name)
-
     def allows(self, kind: str, name: str) -> bool:
-        return not self.denies(kind, name) and self._allow(self._name(kind, name)) is not None
+        return not self.denies(kind, name) and self._allow(self._names.qualify(kind, name)) is not None
 
     def denies(self, kind: str, name: str) -> bool:
-        return self._deny(self._name(kind, name)) is not None
+        return self._deny(self._names.qualify(kind, name)) is not None
 
     def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
-        some, full_name = self._patterns["resources" if kind == "templates" else kind], self._name(kind, name)
+        some, full_name = self._patterns["resources" if kind == "templates" else kind], self._names.qualify(kind, name)
         return [self._policy, *(rules for matches, rules in some if matches(full_name))]
 
 
@@ -596,26 +592,26 @@ def _without_dots(uri: str) -> str:
     return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
 
 
-def _merge(found: Sequence[CommonRules], *names: str) -> dict[str, Any]:
+def _merge(found: Sequence[CommonRules]) -> dict[str, Any]:
     """Return the fields that any of the rules sets: the last value of each, and all entries of lists and tables."""
     merged: dict[str, Any] = {}
-    for name in names:
-        for rules in found:
-            value = getattr(rules, name, None)
+    for rules in found:
+        for name, value in structs.asdict(rules).items():
+            if not value:
+                continue
             if isinstance(value, tuple):
-                value = tuple(dict.fromkeys((*merged.get(name, ()), *cast("tuple[object, ...]", value))))
+                merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *value)))
             elif is_object(value):
-                value = merged.get(name, {}) | value
-            if value:
+                merged[name] = merged.get(name, {}) | value
+            else:
                 merged[name] = value
     return merged
 
 
-def _budget(found: Sequence[CommonRules]) -> int:
+def _budget(rules: Mapping[str, Any]) -> int:
     """Return the smaller of the two budgets, in bytes; 0 without one."""
-    merged = _merge(found, "result_bytes", "result_tokens")
-    sizes = merged.get("result_bytes", 0), merged.get("result_tokens", 0) * CHARACTERS_PER_TOKEN
-    return min((size for size in sizes if size), default=0)
+    sizes = rules.get("result_bytes", 0), rules.get("result_tokens", 0) * CHARACTERS_PER_TOKEN
+    return min(filter(None, sizes), default=0)
 
 
 def _visibility(found: Sequence[CommonRules]) -> Callable[[Principal | None], bool] | None:

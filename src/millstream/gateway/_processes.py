@@ -131,7 +131,19 @@ class ProcessTarget(Struct, frozen=True):
 
     def new_transport(self, listener: Listener, background: Tasks) -> Transport:
         """Return a transport that isn't open yet. It uses a spare process, or starts one when it opens."""
-        return self.processes.take(self.key, self.owner, listener)
+        processes, owner = self.processes, self.owner
+        transport, pools = ProcessTransport(processes), (processes.places, processes.pool.places)
+        while processes.spares and all(places.has_room(owner, 0) for places in pools):
+            spare = processes.spares.popleft()
+            if not spare.lost:
+                for places in pools:
+                    places.move("", owner)
+                transport = spare
+                break
+        transport.key, transport.owner, transport.attached, transport.last_used = self.key, owner, True, monotonic()
+        transport.relay.listener, transport.relay.subscribed = listener, listener.subscribed
+        processes.warm_up()
+        return transport
 
 
 class UpstreamProcesses:
@@ -147,13 +159,13 @@ class UpstreamProcesses:
         self.places: Pool = Pool(config.max_processes, on_wait=partial(_make_room, self))
         self.places.several = pool.places.several
         self.log: ErrorLog = ErrorLog(config.name)
-        self._spares: deque[ProcessTransport] = deque()
+        self.spares: deque[ProcessTransport] = deque()
         self._refill_task: asyncio.Task[None] | None = None
-        self._crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
-        self._last_crash: ProcessTransport | None = None
+        self.crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
+        self.last_crash: ProcessTransport | None = None
         """Last process that crashed."""
         self._waiting = 0
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._closed = False
 
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
@@ -170,20 +182,6 @@ class UpstreamProcesses:
         """
         return ProcessTarget(self, key, owner)
 
-    def take(self, key: str, owner: str, listener: Listener) -> "ProcessTransport":
-        """Return a spare process for a key, or one that starts when its transport opens."""
-        transport, pools = ProcessTransport(self), (self.places, self.pool.places)
-        while self._spares and all(places.has_room(owner, 0) for places in pools):
-            spare = self._spares.popleft()
-            if not spare.lost:
-                for places in pools:
-                    places.move("", owner)
-                transport = spare
-                break
-        transport.attach(key, owner, listener)
-        self.warm_up()
-        return transport
-
     def warm_up(self) -> None:
         """Start the configured number of spare processes in the background, if there's room."""
         if self._may_warm_up() and (self._refill_task is None or self._refill_task.done()):
@@ -191,7 +189,7 @@ class UpstreamProcesses:
 
     def _may_warm_up(self) -> bool:
         has_room = self.places.has_room("") and self.pool.places.has_room("") and not self._waiting
-        return has_room and len(self._spares) < self.config.spare_processes and not self._closed and not self._delay("")
+        return has_room and len(self.spares) < self.config.spare_processes and not self._closed and not self._delay("")
 
     async def _start_spares(self) -> None:
         while self._may_warm_up():
@@ -201,7 +199,7 @@ class UpstreamProcesses:
             except ClientError as exc:
                 _logger.warning("%s: a spare process couldn't start: %s", self.config.name, exc)
                 return
-            self._spares.append(transport)
+            self.spares.append(transport)
 
     # Limits
 
@@ -215,7 +213,7 @@ class UpstreamProcesses:
         delay = self._delay(transport.key)
         if delay:
             raise ConnectFailed(
-                f"The process of {self.config.name} exited {self._crashes[transport.key].count} times and restarts in "
+                f"The process of {self.config.name} exited {self.crashes[transport.key].count} times and restarts in "
                 f"{math.ceil(delay)} s. {self._last_error}".rstrip()
             )
         owner, pool, reserved = transport.owner, self.pool, list[Pool]()
@@ -238,51 +236,14 @@ class UpstreamProcesses:
         self.running.add(transport)
         transport.boot_owner, transport.started_at = owner, monotonic()
 
-    # Lifecycle
-
-    def record_start(self, transport: "ProcessTransport") -> None:
-        """Record that a process has started."""
-        self._counts["started"] += 1
-        if self.config.memory_limit is not None:
-            _limit_memory(transport.pid, self.config.memory_limit, self.config.name)
-        self.pool.watchdog.add(transport.pid)
-
-    def record_exit(self, transport: "ProcessTransport") -> None:
-        """Record that a process has exited and was reaped."""
-        self.pool.watchdog.discard(transport.pid)
-        self.forget(transport)
-        if transport.closing:
-            self._counts["ended_idle"] += transport.retired
-            return
-        self._counts["crashed"] += 1
-        self._last_crash = transport
-        crashes, now = self._crashes.get(transport.key, _Crashes()), monotonic()
-        self._crashes.keep(transport.key, crashes)
-        crashes.count = max(0, crashes.count - int((now - transport.started_at) / _UPTIME_PER_CRASH)) + 1
-        if crashes.count > 1:  # the first restart is immediate
-            was_calling = transport.has_served and transport.waiting > 0
-            longest = _LONGEST_DELAY_AFTER_CALL if was_calling else _LONGEST_DELAY
-            crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
-        _logger.warning("%s: process %d exited with code %s", self.config.name, transport.pid, transport.exit_code)
-
-    def forget(self, transport: "ProcessTransport") -> None:
-        """Release the resources of a process."""
-        with contextlib.suppress(ValueError):
-            self._spares.remove(transport)
-        transport.finish_boot()
-        if transport in self.running:
-            self.running.remove(transport)
-            self.places.leave(transport.owner)
-            self.pool.places.leave(transport.owner)
-
     def _delay(self, key: str) -> float:
         """Return the seconds until a process may start for a key."""
-        crashes = self._crashes.get(key)
+        crashes = self.crashes.get(key)
         return 0.0 if crashes is None else max(0.0, crashes.retry_at - monotonic())
 
     @property
     def _last_error(self) -> str:
-        return "" if self._last_crash is None else str(self._last_crash.fault or "")
+        return "" if self.last_crash is None else str(self.last_crash.fault or "")
 
     def sweep(self, now: float) -> None:
         """Stop idle and hung processes, and replace spare ones."""
@@ -298,14 +259,14 @@ class UpstreamProcesses:
         """Return a report on the processes."""
         return ProcessReport(
             running=len(self.running),
-            spare=len(self._spares),
+            spare=len(self.spares),
             waiting=self._waiting,
             limit=self.places.maximum,
-            started=self._counts["started"],
-            crashed=self._counts["crashed"],
-            ended_idle=self._counts["ended_idle"],
+            started=self.counts["started"],
+            crashed=self.counts["crashed"],
+            ended_idle=self.counts["ended_idle"],
             memory=sum(_resident_memory(each.pid) for each in self.running if each.pid),
-            retry_seconds=max((self._delay(key) for key in self._crashes), default=0.0),
+            retry_seconds=max((self._delay(key) for key in self.crashes), default=0.0),
             last_error=self._last_error,
         )
 
@@ -415,19 +376,6 @@ class ProcessTransport(StdioTransport):
         """Id of the process, even after its exit; 0 before its start."""
         return 0 if self.process is None else self.process.get_pid()
 
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-        return None if self.process is None else self.process.get_returncode()
-
-    def attach(self, key: str, owner: str, listener: Listener) -> None:
-        """Assign the process to a client."""
-        self.key = key
-        self.owner = owner
-        self.attached = True
-        self.last_used = monotonic()
-        self.relay.listener, self.relay.subscribed = listener, listener.subscribed
-
     @override
     async def open(self) -> None:
         """Start the process once there's room for it.
@@ -446,14 +394,18 @@ class ProcessTransport(StdioTransport):
             await super().open()
         except BaseException:
             if self.process is None:
-                processes.forget(self)
+                self._forget()
             raise
 
     @override
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
-        """Record the start of the process."""
+        """Record the start of the process, and limit its memory."""
         super().process_started(process)
-        self._processes.record_start(self)
+        processes = self._processes
+        processes.counts["started"] += 1
+        if processes.config.memory_limit is not None:
+            _limit_memory(self.pid, processes.config.memory_limit, processes.config.name)
+        processes.pool.watchdog.add(self.pid)
 
     @override
     async def exchange(self, request: TransportRequest) -> Envelope:
@@ -538,9 +490,35 @@ class ProcessTransport(StdioTransport):
 
     @override
     def process_ended(self) -> None:
-        """Record the exit of the process."""
+        """Record that the process has exited and was reaped."""
         super().process_ended()
-        self._processes.record_exit(self)
+        processes = self._processes
+        processes.pool.watchdog.discard(self.pid)
+        self._forget()
+        if self.closing:
+            processes.counts["ended_idle"] += self.retired
+            return
+        processes.counts["crashed"] += 1
+        processes.last_crash = self
+        crashes, now = processes.crashes.get(self.key, _Crashes()), monotonic()
+        processes.crashes.keep(self.key, crashes)
+        crashes.count = max(0, crashes.count - int((now - self.started_at) / _UPTIME_PER_CRASH)) + 1
+        if crashes.count > 1:  # the first restart is immediate
+            was_calling = self.has_served and self.waiting > 0
+            longest = _LONGEST_DELAY_AFTER_CALL if was_calling else _LONGEST_DELAY
+            crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
+        exit_code = None if self.process is None else self.process.get_returncode()
+        _logger.warning("%s: process %d exited with code %s", processes.config.name, self.pid, exit_code)
+
+    def _forget(self) -> None:
+        """Release what the process holds."""
+        processes = self._processes
+        with contextlib.suppress(ValueError):
+            processes.spares.remove(self)
+        self.finish_boot()
+        processes.running.remove(self)
+        processes.places.leave(self.owner)
+        processes.pool.places.leave(self.owner)
 
     @override
     async def close(self) -> None:
@@ -652,9 +630,8 @@ class Watchdog:
 
     def discard(self, group: int) -> None:
         """Remove a process group that has ended."""
-        if group in self._groups:
-            self._groups.discard(group)
-            self._write(b"-%d\n" % group)
+        self._groups.discard(group)
+        self._write(b"-%d\n" % group)
 
     def _write(self, line: bytes) -> None:
         if self._input is not None:

@@ -84,12 +84,10 @@ def abilities_of(call: Call) -> bytes:
     if not client or (revision.handshake and call.session is None):
         return b""
     found: Json = {}
-    if "elicitation/create" in revision.asks and isinstance(client.get("elicitation"), Mapping):
-        modes = members(client["elicitation"])
-        url = "url" in modes and "url" in revision.elicitation_modes
-        form = "form" in modes or "url" not in modes
-        if form or url:
-            found["elicitation"] = {name: {} for name, has in (("form", form), ("url", url)) if has}
+    if isinstance(client.get("elicitation"), Mapping):
+        modes = members(client["elicitation"]).keys() & {"form", "url"} or {"form"}  # an empty one stands for forms
+        if supported := modes & revision.elicitation_modes:
+            found["elicitation"] = {mode: {} for mode in supported}
     if isinstance(client.get("sampling"), Mapping):
         settings = members(client["sampling"]) if revision.sampling_tools else {}
         found["sampling"] = {name: {} for name in ("context", "tools") if name in settings}
@@ -127,7 +125,7 @@ def declare(abilities: bytes, revision: Revision) -> Json:
     declared: Json = dict(_decode_abilities(abilities))
     modes = members(declared.pop("elicitation", None))
     supported: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
-    if supported and "elicitation/create" in revision.asks:
+    if supported:
         declared["elicitation"] = supported if "url" in revision.elicitation_modes else {}
     if "sampling" in declared and not revision.sampling_tools:
         declared["sampling"] = {}

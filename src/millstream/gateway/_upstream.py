@@ -53,14 +53,13 @@ from millstream.gateway._links import (
 )
 from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
+from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
-from millstream.gateway._results import Redactor
 from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Recent, cancel_all, retry_delay
+from millstream.parts import Call, Host, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,
@@ -72,7 +71,6 @@ from millstream.protocol import (
     UriTemplate,
     closest_name,
 )
-from millstream.stores import Store
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
@@ -180,7 +178,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         if problem := self.find_ignored_option()[1]:
             raise ValueError(f"upstream {self.name!r}: {problem}")
         policy = cast("object", self.policy)
-        if policy is not None and not isinstance(policy, UpstreamPolicy):
+        if not isinstance(policy, UpstreamPolicy | None):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
         if self.openapi is not None:
             from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
@@ -230,9 +228,6 @@ class UpstreamOptions(TypedDict, total=False):
     openapi: Any
 
 
-_NO_RULES = ItemRules()
-
-
 reconnect_delay = partial(retry_delay, first=0.5, most=60.0)
 """Returns the seconds before the next attempt to reach an upstream, by the number of failures."""
 
@@ -260,17 +255,29 @@ class _SharedServer(Struct, frozen=True):
     running: "Callable[[], AbstractAsyncContextManager[Any]]"
 
 
+class Gateway(Struct, frozen=True):
+    """What the upstreams of a running gateway share."""
+
+    id: str
+    """See `_names`."""
+    name: str
+    host: Host
+    pool: ProcessPool
+    """Runs the processes of commands."""
+    parked_calls: ParkedCalls
+    """Calls that wait for answers."""
+    arriving: ArrivingBytes
+    """Bytes of unfinished replies of all upstreams."""
+    on_change: Callable[["Upstream", Collection[str]], None]
+    """Called after an upstream's `catalog` was replaced, with the kinds of lists that it said have changed."""
+
+
 class Upstream:
     """One upstream of a running gateway."""
 
-    arriving: ArrivingBytes | None = None
-    """Bytes of unfinished replies of all upstreams; set before `open`."""
     credentials: "UpstreamCredentials | None" = None
     """Credentials of its connections; set before `open`."""
-    pins: Pins | None = None
-    """Pinned definitions, if any; set before `open`."""
-    gateway: str = ""
-    """Id of the gateway, see `_names`; set before `open`."""
+
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
     is_application: bool = False
@@ -293,34 +300,24 @@ class Upstream:
     _task: asyncio.Task[None] | None = None
     _check_task: asyncio.Task[None] | None = None
 
-    def __init__(
-        self,
-        config: UpstreamConfig,
-        *,
-        on_change: Callable[["Upstream", Collection[str]], None],
-        on_update: Callable[[str], None],
-        parked_calls: ParkedCalls,
-        store: Store,
-        server: str,
-    ) -> None:
+    def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """Create the upstream; `open` connects to it.
 
         Args:
             config: Configuration of the upstream.
-            on_change: Called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
-            on_update: Called with a changed resource's URI on this server.
-            parked_calls: Calls that wait for answers.
-            store: Store for copies of the lists.
-            server: Name of the gateway.
+            gateway: The gateway.
         """
         self.config: UpstreamConfig = config
+        self.gateway: Gateway = gateway
         self.address: Any = config.target
         """URL or target that credentials are sent to."""
         self.names: Names = config.names
-        self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
-        self.parked_calls: ParkedCalls = parked_calls
-        self._on_change = on_change
-        self._stored_catalog = StoredCatalog(store, server, config.name, config.address)
+        policy = config.policy or UpstreamPolicy()
+        self.policy: Policy = Policy(policy, config.names)
+        store = gateway.host.store
+        self.pins: Pins | None = Pins(config.name, policy, store.kv) if config.trust == "pin" else None
+        """Pinned definitions, if any."""
+        self._stored_catalog = StoredCatalog(store, gateway.name, config.name, config.address)
         self._created_at = monotonic()
         self.breaker: Breaker = Breaker()
         self.catalog: Catalog = Catalog()
@@ -337,7 +334,9 @@ class Upstream:
             self._make_link, max_connections=config.max_connections, idle_seconds=config.idle_seconds
         )
         self.watches: ResourceWatches = ResourceWatches(
-            config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
+            config.name,
+            self._shared_conversation,
+            lambda uri: gateway.host.services.changes.emit(ServerChange("updated", self.names.uri(uri))),
         )
         self.has_handshake: bool = config.revision is None
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""
@@ -354,13 +353,9 @@ class Upstream:
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were logged, because each refresh finds the same."""
 
-    async def open(self, pool: ProcessPool) -> None:
-        """Start connecting, in the background.
-
-        Args:
-            pool: Runs the processes of a command.
-        """
-        config = self.config
+    async def open(self) -> None:
+        """Start connecting, in the background."""
+        config, pool = self.config, self.gateway.pool
         self.links.places.several = pool.places.several
         match find_server(self._target, env=config.env, cwd=config.cwd):
             case Remote() as remote:
@@ -397,10 +392,9 @@ class Upstream:
             abilities: The questions that the client can answer, see `_relay.abilities_of`.
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
-        principal = call.principal.id if call.principal is not None else ""
-        program = self._protected_program
-        if program is not None and call.principal is not None:
-            principal = caller_of(call.principal)
+        program, principal = self._protected_program, ""
+        if call.principal is not None:
+            principal = call.principal.id if program is None else caller_of(call.principal)
         per_request = not self.revision.handshake
         if self._shares_processes:
             own_process = self.config.isolation == "per_principal"
@@ -419,11 +413,8 @@ class Upstream:
             return LinkKey(principal, session, abilities, handshake=handshake)
         credentials_key = "" if self.credentials is None else self.credentials.link_key(call)
         if per_request and not handshake:  # each request is self-contained
-            return (
-                LinkKey(principal, credentials=credentials_key)
-                if credentials_key or program is not None or self._is_websocket
-                else SHARED_KEY
-            )
+            separate = credentials_key or program is not None or self._is_websocket
+            return LinkKey(principal if separate else "", credentials=credentials_key)
         key = LinkKey(principal, session, abilities, credentials_key, handshake)
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
@@ -433,16 +424,7 @@ class Upstream:
         return self._limit_abilities(abilities_of(call))
 
     def _limit_abilities(self, abilities: bytes) -> bytes:
-        return abilities if self.policy is None else limit_abilities(abilities, self.policy.questions)
-
-    def redactor(self, method: str, name: str = "") -> Redactor | None:
-        """Return the redactor for what the upstream sends during a request, if any.
-
-        Args:
-            method: Method of the request.
-            name: Upstream's name of the tool or prompt.
-        """
-        return None if self.policy is None else self.policy.redactor(method, name)
+        return limit_abilities(abilities, self.policy.questions)
 
     @property
     def has_tasks(self) -> bool:
@@ -495,11 +477,6 @@ class Upstream:
         return target if isinstance(target, Program) and target.protected else None
 
     @property
-    def has_process_for_each(self) -> bool:
-        """Whether callers have separate processes, so the failure of one doesn't affect the others."""
-        return self.processes is not None and self.config.isolation != "shared"
-
-    @property
     def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.isolation != "per_session"
@@ -535,7 +512,7 @@ class Upstream:
             revision=NEWEST_HANDSHAKE.date if key.handshake else config.revision,
             headers=config.headers,
             timeout=config.timeout,
-            inflow=Inflow(self.arriving, config.name),
+            inflow=Inflow(self.gateway.arriving, config.name),
             observer=relays.receive,
             era=self._era,
         )
@@ -654,13 +631,13 @@ class Upstream:
             logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
             known = [name for kind in METHODS for name in getattr(found, kind)]
             known += [each.name for each in self.quarantined]
-            for name in () if self.policy is None else self.policy.unknown_names(known):
+            for name in self.policy.unknown_names(known):
                 near = closest_name(name, known)
                 hint = f" Did you mean {near!r}?" if near else ""
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
         elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
-        self._on_change(self, announced)
+        self.gateway.on_change(self, announced)
         self.lists_ready.set()
 
     def is_quarantined(self, uri: str) -> bool:
@@ -682,14 +659,6 @@ class Upstream:
     def refresh(self) -> None:
         """Read the lists again now."""
         self._refresh_event.set()
-
-    def rules(self, kind: str, own_name: str) -> ItemRules | None:
-        """Return the rules of an item; None if the policy excludes it."""
-        return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
-
-    def rules_of(self, uri: str) -> ItemRules | None:
-        """Return the rules of a URI on this server; None if the policy excludes it."""
-        return _NO_RULES if self.policy is None else self.policy.rules_of(uri)
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
@@ -753,7 +722,8 @@ class Upstream:
         """
         if isinstance(error, InUse | NoCredentials | TooMuchArriving):
             return
-        separate = self.has_process_for_each
+        # With separate processes, the failure of one doesn't affect the others.
+        separate = self.processes is not None and self.config.isolation != "shared"
         if isinstance(error, ConnectFailed) and not isinstance(error.__cause__, TimeoutError) and not separate:
             self.breaker.failure_count += 1
             self._degrade(error)

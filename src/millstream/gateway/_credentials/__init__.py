@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._override import override
 from millstream.protocol import LocalError, SuggestionMeta
@@ -34,14 +34,6 @@ class SecretText:
         return "SecretText(…)"
 
     @override
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SecretText) and other._text == self._text
-
-    @override
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    @override
     def __reduce__(self) -> str:
         raise TypeError("A secret can't be pickled or copied into a file.")
 
@@ -59,7 +51,7 @@ class Secret(
     """The secret itself, only in programs. See `secret`."""
 
     def __post_init__(self) -> None:
-        if sum((bool(self.env), bool(self.file), self.text is not None)) != 1:
+        if sum(map(bool, (self.env, self.file, self.text))) != 1:
             raise ValueError("A secret requires either env, the name of a variable, or file, the path of a file.")
 
     def read(self, owner: str) -> str:
@@ -225,7 +217,7 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     found = secret(token, env, file)
     if found is None:
         raise ValueError("bearer() requires a token: bearer(env='NAME')")
-    return BearerToken(env=found.env, file=found.file, text=found.text)
+    return BearerToken(**structs.asdict(found))
 
 
 def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
@@ -237,10 +229,10 @@ def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
     Raises:
         ValueError: A header has no value.
     """
-    found = {name: secret(value) for name, value in headers.items()}
-    if not found or None in found.values():
+    found = {name: made for name, value in headers.items() if (made := secret(value)) is not None}
+    if not found or len(found) < len(headers):
         raise ValueError("static_headers() requires headers, each with a value.")
-    return StaticHeaders(headers={name: value for name, value in found.items() if value is not None})
+    return StaticHeaders(headers=found)
 
 
 def client_credentials(

@@ -13,7 +13,6 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from msgspec import Struct, structs
 
@@ -29,9 +28,8 @@ from millstream.client import (
     OAuth,
     Registration,
     StoredCredentials,
-    Tokens,
 )
-from millstream.client.oauth import Outbound, PendingAuthorization, fetch, parse_redirect, wants_nonce
+from millstream.client.oauth import PendingAuthorization, fetch, parse_redirect, wants_nonce
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import (
     LinkCaller,
@@ -105,7 +103,7 @@ class PersonalCredentials(TokenCredentials):
         self._input_timeout = host.settings.input_timeout
         secret = options.client_secret
         self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
-        self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
+        self._outbound = outbound_for(url, private_addresses=options.private_addresses)
         self._base = _configured_base(host)
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
@@ -211,7 +209,8 @@ class PersonalCredentials(TokenCredentials):
             ToolError, ProtocolError: The client can't ask, or the user hasn't connected.
             InputRequired: The client will ask, and then repeat the call.
         """
-        page = self.page_of(call)
+        base = self.base_for(call.origin, call.headers or {})
+        page = base and base + PAGE
         instruction = (
             f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
         )
@@ -243,11 +242,6 @@ class PersonalCredentials(TokenCredentials):
         finally:
             del self._waiting[event]
 
-    def page_of(self, call: Call) -> str:
-        """Return the URL of the connections page as the caller can reach it; empty if unknown."""
-        base = self.base_for(call.origin, call.headers or {})
-        return base + PAGE if base else ""
-
     def base_for(self, request: Any, headers: Mapping[bytes, bytes]) -> str:
         """Return the base URL of this server, from its sign-in or a request; empty if unknown."""
         scheme = getattr(request, "scheme", "").replace("ws", "http")
@@ -269,7 +263,9 @@ class PersonalCredentials(TokenCredentials):
         """
         grant = await self.load(owner)
         key = self._registration_key(base)
-        registrations = await self._registrations(key)
+        raw = await self._vault.kv.get(key) or b""
+        kind = dict[str, Registration]
+        registrations = self._vault.open(_CLIENT_KIND, raw.decode("latin-1"), kind, key.encode()) or {}
         oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
@@ -325,9 +321,9 @@ class PersonalCredentials(TokenCredentials):
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         try:
             reply = await fetch("POST", str(self.url), headers=headers, body=_PROBE)
+        except AccessDenied:
+            raise
         except ClientError as exc:
-            if isinstance(exc, AccessDenied):
-                raise
             raise ConnectFailed(
                 f"The upstream {self.upstream!r} can't be reached at the moment. Try again later."
             ) from exc
@@ -350,13 +346,10 @@ class PersonalCredentials(TokenCredentials):
         self, base: str, grant: StoredGrant | None, registrations: Mapping[str, Registration]
     ) -> tuple[OAuth, MemoryTokenStore]:
         options, store = self.options, MemoryTokenStore()
-        tokens: dict[str, Tokens] = {}
-        known: dict[str, Registration] = {}
-        if grant is not None:
-            tokens[str(self.url)] = grant.tokens
-            if grant.registration.client_id:
-                known[grant.tokens.issuer] = grant.registration
-        store.save(StoredCredentials({**known, **registrations}, tokens))
+        tokens = {} if grant is None else {str(self.url): grant.tokens}
+        if grant is not None and grant.registration.client_id:
+            registrations = {grant.tokens.issuer: grant.registration, **registrations}
+        store.save(StoredCredentials(dict(registrations), tokens))
         own_metadata = base + METADATA if base.startswith("https://") else ""
         oauth = OAuth(
             store=store,
@@ -374,10 +367,6 @@ class PersonalCredentials(TokenCredentials):
     def _registration_key(self, base: str) -> str:
         return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
 
-    async def _registrations(self, key: str) -> dict[str, Registration]:
-        raw = await self._vault.kv.get(key) or b""
-        return self._vault.open(_CLIENT_KIND, raw.decode("latin-1"), dict[str, Registration], key.encode()) or {}
-
 
 def owner_of(principal_id: str) -> str:
     """Return the owner key of a user's connections."""
@@ -388,7 +377,7 @@ def _configured_base(host: Host) -> str:
     """Return the base URL of this server, if its sign-in configures one."""
     guard = host.guard
     resource = next((each.resource for each in guard.methods if each.resource), "") if guard is not None else ""
-    return resource.rstrip("/").removesuffix(host.settings.path.rstrip("/")) if resource else ""
+    return resource.rstrip("/").removesuffix(host.settings.path.rstrip("/"))
 
 
 _TEMPLATE = Path(__file__).parent / "templates" / "connections.html"
@@ -465,11 +454,7 @@ class ConnectionsPage:
             return refusal(403, pages.cross_origin_text(request))
         if principal is None or len(request.body) > _MAX_FORM:
             return _MALFORMED_FORM
-        try:
-            form = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
-        except ValueError:
-            return _MALFORMED_FORM
-        name, action = form.get("upstream", [""])[-1], form.get("action", [""])[-1]
+        name, action = query_value("upstream", request.body), query_value("action", request.body)
         connection = self._connections.get(name)
         if connection is None or action not in ("connect", "disconnect"):
             return _MALFORMED_FORM

@@ -165,11 +165,9 @@ class LinkAuth(Struct, eq=False):
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
-        work = self.credentials.headers_of(self.caller, method, url.origin + target)
-        sent = await self._await(work)
+        sent = await self._await(self.credentials.headers_of(self.caller, method, url.origin + target))
         _SENT.set(sent)
-        forwarded = self.caller.headers
-        return {**forwarded, **sent} if forwarded else sent
+        return {**self.caller.headers, **sent}
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """See `Auth.learn_nonce`."""

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from hashlib import sha256
 from math import inf
 
@@ -336,6 +337,8 @@ class _IssuedCredentials(TokenCredentials):
         form["resource"] = self._target
         if options.scope:
             form["scope"] = " ".join(options.scope)
+        if isinstance(options, TokenExchange) and options.audience:
+            form["audience"] = options.audience
         response = await ask_token(issuer, self._registration, form, self._outbound)
         response.check(issuer.issuer, f"token for the upstream {self.upstream!r}")
         lifetime = response.expires_in or lifetime
@@ -359,18 +362,15 @@ class ExchangedCredentials(_IssuedCredentials):
     """Tokens exchanged for each caller's own (RFC 8693)."""
 
     personal = True
+    _last_key = ""
+    """Link key of the most recent caller."""
+    _failed_key = ""
+    """Link key whose token failed to read the lists."""
 
-    def __init__(
-        self, upstream: str, forward: Sequence[str], url: Url, options: TokenExchange, services: Services
-    ) -> None:
-        """See `_IssuedCredentials`."""
-        super().__init__(upstream, forward, url, options, services)
-        self._audience = {"audience": options.audience} if options.audience else {}
-        self._last_key = ""
-        """Link key of the most recent caller."""
-        self._failed_key = ""
-        """Link key whose token failed to read the lists."""
-        self._caller_event = asyncio.Event()
+    @cached_property
+    def _caller_event(self) -> asyncio.Event:
+        """Set when there's a caller."""
+        return asyncio.Event()
 
     @override
     def _identify(self, call: Call) -> LinkCaller:
@@ -439,5 +439,5 @@ class ExchangedCredentials(_IssuedCredentials):
     async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
         return await self._ask(
             _DEFAULT_LIFETIME, caller.until, grant_type=_EXCHANGE, subject_token=caller.token,
-            subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN, **self._audience,
+            subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN,
         )  # fmt: skip
