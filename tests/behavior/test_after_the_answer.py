@@ -262,6 +262,28 @@ async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) 
         assert len(wire.runtime.streams) == 0
 
 
+@for_each("way", ["asgi", "lane"])
+async def test_stream_of_a_running_call_is_as_old_as_its_call(way: str) -> None:
+    go = asyncio.Event()
+    mcp = Server("shop", settings=Settings(secret_key="a secret of the tests that is long enough"))
+
+    @mcp.tool
+    async def bind(ctx: Context) -> str:
+        """Bind a book."""
+        await ctx.report_progress(1)
+        await go.wait()
+        return "bound"
+
+    async with run_wire(mcp, way) as wire:
+        message = per_request("tools/call", {"name": "bind"}, 7)
+        message["params"]["_meta"]["progressToken"] = "t"
+        binding = asyncio.create_task(wire.post(message, routing("tools/call", "bind")))
+        await wire.until(lambda: len(wire.runtime.streams) == 1)
+        grown_old(wire)
+        go.set()
+        assert (await binding).message["result"]["content"][0]["text"] == "bound"
+
+
 async def test_expired_streams_end_despite_their_subscription() -> None:
     hangs = asyncio.Event()
 

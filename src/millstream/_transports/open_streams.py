@@ -205,10 +205,12 @@ class OpenStreams(Struct, eq=False):
             self._share.leave(counted)
 
     def beat(self) -> None:
-        """Send a comment to every stream as a sign of life. End streams over the maximum age."""
+        """Send a comment to every stream as a sign of life. End streams over the maximum age, but not those of calls, which
+        have a time limit of their own.
+        """
         oldest = monotonic() - self.max_age
         for each in list(self._numbered.values()):
-            if each.opened < oldest:
+            if each.opened < oldest and each.owner is not None:
                 self._send_away(each, each.end if each.finish is None else partial(each.finish, each.end))
             else:
                 each.sink.write(each.code(COMMENT))
