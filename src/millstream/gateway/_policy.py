@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import msgspec
@@ -276,7 +276,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                 name: value for name, value in values.items() if name.casefold() not in hidden or name in parameters
             }
         if self.arguments is not None:
-            values = cast("dict[str, Any]", self.arguments.value(values, names=False))
+            values = self.arguments.value(values, names=False)
         values |= self.hidden  # last, so a caller can't override them
         return values if given is arguments else Raw(encode(values))
 
@@ -397,7 +397,7 @@ class Policy:
     def __init__(self, policy: UpstreamPolicy, names: Names = _OWN_NAMES) -> None:
         layers = [policy]
         while (parent := layers[0].shared) is not None:
-            if len(layers) > _MAX_SHARED or any(parent is each for each in layers):
+            if len(layers) > _MAX_SHARED:
                 raise ValueError("The shared= policies form a loop, or are nested too deeply. Remove one of them.")
             layers.insert(0, parent)
         self._layers = [_Layer(each, _OWN_NAMES if each is policy else names) for each in layers]
