@@ -26,7 +26,6 @@ from millstream._stores import open_store
 from millstream._stores.base import Index, Store
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
-from millstream._stores.workers import parse
 
 TTL = 300.0
 
@@ -91,7 +90,7 @@ async def measure(store: Store, seconds: float, parent: Callable[[], float]) -> 
 
     published = 0
     log.listen("hub:events", lambda _entry: None)
-    await log.listening("hub:events")
+    await log.wait_until_listening("hub:events")
     await kv.put("key", value, TTL)
     for name, call in (("get", get), ("append", append), ("publish and hear", publish)):
         print(name, "alone", shown(await one_by_one(call, seconds)))
@@ -128,7 +127,7 @@ async def local(url: str, seconds: float) -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(there, url))
     process.start()
-    store = LocalStore(parse(here.recv()), url)
+    store = LocalStore(here.recv(), url)
     await store.open()
 
     def parent() -> float:

@@ -118,7 +118,7 @@ class LocalBacking:
 
     async def kill(self, store: Store) -> None:
         assert isinstance(store, LocalStore)
-        store.backend.link.abort()
+        store.backend.abort()
 
     async def close(self) -> None:
         for store in self._workers:

@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 import sys
@@ -18,6 +19,15 @@ from benches.wire import KINDS, REQUESTS, Kind, call_lines
 from cases import for_each
 
 pytestmark = pytest.mark.check
+
+
+def test_measurements_named_in_the_docs_can_be_imported() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    text = "".join(path.read_text("utf-8") for path in docs.rglob("*.md"))
+    named = set(re.findall(r"python -m (benches\.\w+)", text))
+    assert "benches.stores" in named
+    for name in named:
+        importlib.import_module(name)
 
 
 def figures(*rates: float) -> Figures:

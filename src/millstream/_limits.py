@@ -52,8 +52,6 @@ class StoreLimiter:
         self._rates = rates
         self._patience = patience
         self._clock = clock
-        self.persistent: bool = rates.persistent
-        """Whether slots in the store stay taken when all workers restart."""
         self.away: bool = False
         """Whether the store failed to answer the last request."""
         self.workers: int = 1

@@ -411,6 +411,7 @@ def test_approval_shows_the_server_address_and_not_its_name() -> None:
         "https://github.evil.example/mcp": "github.evil.example",
         "http://user:secret@127.0.0.1:8000/mcp": "127.0.0.1:8000",
         "uvx mcp-server-git --repository .": "mcp-server-git",
+        "uvx mcp-server-sqlite --db-path shop.db": "mcp-server-sqlite",
         "shop.py": "shop",
     }
     assert {target: name_of(target) for target in names} == names

@@ -4,7 +4,7 @@ import pytest
 
 from millstream._limits import Rate
 from millstream.auth import _guard, _sign_in
-from millstream.auth._authorization_server import client_proof, clients, tickets, users
+from millstream.auth._authorization_server import clients, tickets, users
 
 _DAY = 86_400
 
@@ -16,7 +16,7 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     Tests with the mark `minutes` use the default.
     """
     if request.node.get_closest_marker("minutes") is None:
-        for module in (_guard, client_proof, users):
+        for module in (_guard, clients, users):
             monkeypatch.setattr(module, "_FAILURES", Rate(module._FAILURES.count, _DAY))
         for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_BEFORE"):
             monkeypatch.setattr(users, name, Rate(getattr(users, name).count, _DAY))

@@ -14,7 +14,7 @@ from millstream import Server, Settings, auth
 from millstream._limits import Rate
 from millstream._protocol.principal import Principal
 from millstream.auth import _guard
-from millstream.auth._authorization_server import client_proof, users
+from millstream.auth._authorization_server import clients, users
 from millstream.auth._method import AuthMethod, Identity
 from wire import encode_headers, encode_request, request
 
@@ -155,7 +155,7 @@ async def test_unauthenticated_websockets_are_refused_before_accept() -> None:
 
 @pytest.mark.minutes
 def test_wrong_credentials_are_counted_per_minute() -> None:
-    assert {_guard._FAILURES, client_proof._FAILURES} == {Rate(30, 60)}
+    assert {_guard._FAILURES, clients._FAILURES} == {Rate(30, 60)}
     assert [(each.count, each.seconds) for each in (users._FAILURES, users._NAMED)] == [
         (10, 60),
         (15, 300),

@@ -267,7 +267,7 @@ async def test_unaccepted_notifications_do_not_block() -> None:
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         async with Client(server.url, timeout=WAIT) as client:
-            client.conversation.connector.timeout = NEVER
+            client.conversation.requests.timeout = NEVER
             with pytest.raises(RequestTimeout) as late:
                 await client.roots_changed()
         taken.clear()

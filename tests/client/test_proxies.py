@@ -58,7 +58,10 @@ def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str
     assert (None if proxy is None else str(proxy)) == found
 
 
-@for_each("value", ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x"])
+@for_each(
+    "value",
+    ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x", "http://a..b:3128", "http://[::1"],
+)
 def test_unsupported_proxies_are_refused(value: str) -> None:
     with pytest.raises(TargetError, match="HTTPS_PROXY isn't the URL of a supported proxy"):
         proxy_for(parse("https://a.example/"), {"HTTPS_PROXY": value})

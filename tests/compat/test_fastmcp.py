@@ -278,6 +278,19 @@ async def test_validate_call_functions_receive_the_context(revision: str) -> Non
         assert (await client.call("greet", name="A", raise_on_error=False)).is_error
 
 
+async def test_functions_of_resources_are_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mcp = FastMCP("shelf")
+
+    @mcp.resource("shelf://count")
+    def count() -> str:
+        return "3"
+
+    async with connect(mcp.engine) as client:
+        assert (await client.read("shelf://count", fresh=True))[0].text == "3"
+        monkeypatch.delattr("millstream.compat.fastmcp._items.signature_of")
+        assert (await client.read("shelf://count", fresh=True))[0].text == "3"
+
+
 async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("remember")
     mcp = FastMCP("shelf")

@@ -1,13 +1,19 @@
 import asyncio
+import json
 import sys
+from typing import Any
 
 import pytest
 
 import http_peer
 from cases import for_each
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_discovery
+from client.watch_parts import wait_until
 from extensions.event_shop import OrderPaid, events_of
 from millstream import Client, Server
 from millstream.client import NotSupported, ServerError
+from millstream.client import _events as client_events
+from millstream.client import _watches as watching
 from millstream.extensions.events import Events
 from patience import WAIT
 from processes import ROOT
@@ -74,3 +80,76 @@ async def test_client_receives_events_over_stdio() -> None:
                 await client.call("pay", order=customer, customer=customer, total=1)
             assert (await anext(events)).data == {"order": "ada", "customer": "ada", "total": 1}
         await client.call("pay", order="late", customer="ada", total=1)
+
+
+async def _events_after(cursor: int, asked: ReceivedRequest, last: int) -> None:
+    for number in range(cursor + 1, last + 1):
+        event = {"eventId": f"e{number}", "name": "paid", "timestamp": "2026-07-28T00:00:00Z", "cursor": str(number)}
+        await asked.event(_note(asked, "event", **event))
+
+
+def _note(asked: ReceivedRequest, kind: str, **params: Any) -> bytes:
+    about = {"_meta": {"io.modelcontextprotocol/subscriptionId": asked.message["id"]}}
+    return json.dumps({"jsonrpc": "2.0", "method": f"notifications/events/{kind}", "params": params | about}).encode()
+
+
+@for_each("why", ["unread", "silent"])
+async def test_streams_are_reopened_after_the_last_event_that_arrived(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_events, "_MAX_WAITING", 2)
+    monkeypatch.setattr(watching, "_FIRST_WAIT", 0.0)
+    cursors: list[str | None] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        cursor = asked.message["params"]["cursor"]
+        cursors.append(cursor)
+        await asked.stream()
+        await asked.event(_note(asked, "active", cursor=cursor))
+        await _events_after(int(cursor or 0), asked, 5 if why == "unread" or cursor else 2)
+        await asyncio.get_running_loop().create_future()
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url) as client,
+        client.events.subscribe("paid", mode="push") as events,
+    ):
+        await wait_until(lambda: len(events._waiting) == 2)
+        if why == "unread":
+            await wait_until(lambda: client.conversation.incoming.running == {})
+            assert not events._space.is_set(), "it's reopened when they're read"
+        else:
+            now, silence = asyncio.get_running_loop().time(), events._silence
+            assert silence is not None
+            assert (silence.when() or 0) > now + 60
+            silence.reschedule(now)
+        assert [(await anext(events)).event_id for _ in range(5)] == ["e1", "e2", "e3", "e4", "e5"]
+        assert events.cursor == "5"
+    assert cursors[:2] == [None, "2"]
+
+
+@for_each("active", [True, False])
+async def test_terminated_streams_raise_the_error_of_the_server(active: bool) -> None:
+    opened = 0
+
+    async def behave(asked: ReceivedRequest) -> None:
+        nonlocal opened
+        opened += 1
+        await asked.stream()
+        if active:
+            await asked.event(_note(asked, "active", cursor="0"))
+            await _events_after(0, asked, 1)
+        await asked.event(_note(asked, "terminated", error={"code": -32003, "message": "No longer allowed"}))
+        await asyncio.get_running_loop().create_future()
+
+    async def read(client: Client) -> None:
+        async with client.events.subscribe("paid", mode="push") as events:
+            assert active
+            assert (await anext(events)).event_id == "e1"
+            await anext(events)
+
+    async with asyncio.timeout(WAIT), misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+        with pytest.raises(ServerError, match=r"No longer allowed \(-32003\)"):
+            await read(client)
+    assert opened == 1

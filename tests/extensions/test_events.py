@@ -17,6 +17,8 @@ from http_peer import SocketListener, prepare
 from millstream import Client, Server, Settings
 from millstream._override import override
 from millstream.extensions.events import Events
+from millstream.hub import Hub, Subscription
+from millstream.stores import StoreUnavailable
 from patience import WAIT
 from wire import FakeTransport, encode_headers, encode_request, per_request, routing
 
@@ -266,6 +268,17 @@ async def test_invalid_streams_are_refused() -> None:
                 with pytest.raises(RpcError) as refused:
                     await anext(messages)
             assert refused.value.code == code
+
+
+async def test_streams_end_if_the_channel_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(WAIT), run_shop(make_shop(webhooks=False)) as world:
+
+        async def fail(*args: Any, **options: Any) -> Subscription:
+            raise StoreUnavailable("The store is down.")
+
+        monkeypatch.setattr(Hub, "follow", fail)
+        async with world.client().stream(name="order.paid") as messages:
+            assert [each async for each in messages if "result" not in each] == []
 
 
 async def test_stopping_server_ends_streams_with_a_result() -> None:

@@ -42,6 +42,8 @@ from millstream.client._oauth.flow import OAuth
 from millstream.client._requests import Options
 from millstream.extensions.events import Events, _webhook
 from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
+from millstream.hub import Hub, Subscription
+from millstream.stores import StoreUnavailable
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
@@ -340,6 +342,24 @@ async def test_expired_subscriptions_receive_nothing(tmp_path: Path, monkeypatch
             await publish()
         late = {await publish(), await publish()}
         assert not late & set(received(short["id"]))
+
+
+async def test_deliveries_begin_again_if_the_channel_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, failures = Hub.follow, [StoreUnavailable("The store is down.")]
+
+    async def fail_once(hub: Hub, channel: str, *args: Any, **options: Any) -> Subscription:
+        if channel == "order.paid" and failures:
+            raise failures.pop()
+        return await follow(hub, channel, *args, **options)
+
+    monkeypatch.setattr(Hub, "follow", fail_once)
+    async with asyncio.timeout(WAIT), run_delivery(tmp_path) as (world, receiver):
+        await world.client().subscribe(receiver.url(), receiver.secret())
+        await world.events.publish(OrderPaid("1"))
+        await receiver.wait_for_messages(1)
+        assert not failures
 
 
 async def test_too_many_pending_events_become_a_gap(tmp_path: Path) -> None:

@@ -8,13 +8,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from fastapi import FastAPI, Header
+from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Server, auth
+from millstream._override import override
+from millstream.client import AccessDenied
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
+from millstream.gateway._credentials.source import UpstreamCredentials
+from millstream.parts import Call
 from millstream.protocol import BY_DATE
 from patience import WAIT
 from wire import request
@@ -46,6 +51,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "/parts": {"post": operation("send_parts", body="multipart/form-data")},
         "/away": {"get": operation("go_away")},
         "/near": {"get": operation("go_near")},
+        "/locked": {"get": operation("locked", tag="inside")},
         "//evil.example/x": {"get": operation("evil")},
         "/a/../../x": {"get": operation("dots")},
         "/admin": {"get": operation("admin", tag="inside")},
@@ -66,6 +72,8 @@ async def shop(described: Callable[[int], Any] = lambda port: document()) -> Asy
             return RedirectResponse("http://127.0.0.2:9/steal", 307)
         if given.url.path == "/v1/near":
             return RedirectResponse("/v1/items/near")
+        if given.url.path == "/v1/locked":
+            return Response(status_code=401)
         names = ("authorization", "x-tenant", "x-own", "content-type", "cookie")
         return JSONResponse({name: seen[name] for name in names if name in seen})
 
@@ -215,6 +223,43 @@ async def test_errors_of_upstreams_that_refuse_access_name_the_option(caplog: py
         async with mcp.running():
             for path in ("openapi.json", "mcp"):
                 assert f"/{path} requires credentials (401). Send credentials: set auth or headers." in caplog.text
+
+
+class RenewedAccount(UpstreamCredentials):
+    """Credentials of a user who connects again whenever the upstream denies a call."""
+
+    @override
+    async def recover(self, call: Call, denied: AccessDenied) -> bool:
+        return True
+
+
+async def test_api_that_denies_a_call_again_is_an_error_of_the_call() -> None:
+    async with shop() as (url, asked):
+        mcp = Server("front")
+        mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT)
+        async with mcp.running() as runtime, Client(mcp, timeout=WAIT) as client:
+            runtime.host.gateway.upstreams["shop"].credentials = RenewedAccount("shop", ())
+            denied = await client.call("shop_locked", raise_on_error=False)
+            assert "rejected the gateway's credentials" in denied.text
+    assert len(asked) == 2
+
+
+async def test_application_that_cannot_be_described_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        lock: asyncio.Lock
+
+    app = FastAPI()
+
+    @app.post("/odd")
+    async def odd(body: Odd) -> None: ...
+
+    mcp = Server("front")
+    mcp.upstream("shop", openapi=app, start_timeout=0.1)
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
+        while not runtime.host.degraded_reasons():  # noqa: ASYNC110  no event says so
+            await asyncio.sleep(0.01)
+    assert "The application can't be described (PydanticInvalidForJsonSchema: " in caplog.text
 
 
 async def test_fastapi_applications_work_as_upstreams() -> None:

@@ -242,6 +242,20 @@ async def test_uninterested_workers_are_sent_nothing(filtering: Backing) -> None
 
 
 @pytest.mark.server
+async def test_channels_of_a_client_that_has_already_left_are_not_followed(filtering: Backing) -> None:
+    async with workers(filtering, 2) as (one, two):
+        left = Outlet()
+        left.close()
+        await listen(one, "mine")
+        await one.subscribe(["other.x"], left, encode=encode_line)
+        await one.refresh()
+        tail = one._delivery.event_tail
+        before = tail.position
+        await two.publish("other.x", "1")
+        assert tail.position == before
+
+
+@pytest.mark.server
 async def test_many_topics_are_followed_at_once(redis: RedisBacking) -> None:
     async with workers(redis, 2) as (one, two):
         outlets = [

@@ -173,7 +173,7 @@ async def test_read_in_progress_is_not_shared_with_later_needs() -> None:
     slow.set()
     assert [len(found) for found in await asyncio.gather(*asked)] == [2, 2, 4]
     assert len(await shared.get(("news",), read(), since=4_000)) == 4
-    shared.close()
+    shared.forget()
 
 
 @for_each("id", ["made up", ""])

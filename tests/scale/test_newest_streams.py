@@ -9,7 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import real_fleet, settle, until
 from millstream import Server, Settings
-from millstream._server.peers import Peers, ReplyTakeover, StandaloneTakeover
+from millstream._server.peers import Peers, StreamTakeover
 from store_parts import BACKINGS, Backing, backings
 from streaming_shop import make_streaming_shop, start_talking
 
@@ -87,7 +87,7 @@ async def test_replayed_store_messages_close_no_stream(backing: Backing, monkeyp
 async def test_streams_start_after_other_workers_are_notified(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting, go = hold_back(StandaloneTakeover, monkeypatch)
+    waiting, go = hold_back(StreamTakeover, monkeypatch)
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize()
         opening = asyncio.create_task(first.get(headers))
@@ -106,7 +106,7 @@ async def test_streams_start_after_other_workers_are_notified(
 async def test_streams_waiting_for_other_workers_count_toward_the_cap(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting, go = hold_back(StandaloneTakeover, monkeypatch)
+    waiting, go = hold_back(StreamTakeover, monkeypatch)
     async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
         opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
         for _ in opening:
@@ -136,7 +136,7 @@ async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None
 
 
 async def test_resuming_streams_count_toward_the_cap(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting, go = hold_back(ReplyTakeover, monkeypatch)
+    waiting, go = hold_back(StreamTakeover, monkeypatch)
     async with real_fleet(lambda: make_streaming_shop(max_streams=1), backing) as (first, second, *_):
         sessions = [await first.initialize() for _ in range(3)]
         lines = [await start_talking(first, headers) for headers in sessions]

@@ -105,13 +105,13 @@ async def test_stores_with_different_urls_are_separate() -> None:
 
 async def stop_reading(store: LocalStore) -> None:
     """Stop reading a socket, like a stopped process."""
-    transport = store.backend.link._transport
+    transport = store.backend._transport
     assert transport is not None
     transport.pause_reading()
 
 
 def go_on(store: LocalStore) -> None:
-    transport = store.backend.link._transport
+    transport = store.backend._transport
     assert transport is not None
     transport.resume_reading()
 

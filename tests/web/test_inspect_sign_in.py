@@ -117,6 +117,13 @@ async def test_unknown_states_are_refused() -> None:
         assert other.forms == []
 
 
+async def test_malformed_forms_are_refused() -> None:
+    async with guarded() as other, inspecting(other) as browser:
+        for body in ("[]", '{"status": "x"}', '{"x": %s}' % ("[" * 6000 + "]" * 6000)):
+            reply = await browser.http.post("/inspect/sign-in/1", content=body)
+            assert (reply.status_code, "malformed" in reply.text) == (400, True)
+
+
 async def test_callbacks_are_single_use() -> None:
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]

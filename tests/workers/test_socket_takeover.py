@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._app.server_process.over_http import SocketTakeover, stands_in
-from millstream._app.server_process.slot import WorkerState
+from millstream._app.server_process.slot import SocketTakeover, WorkerState, stands_in
 from patience import WAIT
 from workers_world import PROGRAM, call, kill, pids_by_new_connections, run_workers
 

@@ -430,7 +430,7 @@ class Definition:
             warn_author(f"The prefix {prefix!r} makes tool names that don't work with every client: {NAMES_THAT_WORK}")
         else:
             tools = (key for kind, key, *_ in items if kind == "tools")
-            self._warn_of_names([name for tool in tools for name in self._find_long_names_below(prefix, tool)])
+            self._warn_of_names([name for tool in tools for name in other._find_long_names(tool, [(self, prefix)])])
         self._join(other, prefix)
         for kind, key, item, on in items:
             self._take(kind, key, item, prefix, on=on)
@@ -494,7 +494,7 @@ class Definition:
 
     def paths(self, before: str = "") -> "Iterator[tuple[str, UserRoute]]":
         """Yield the program's own paths, including those of mounted servers, with their prefixes."""
-        yield from (("" if each.fixed else before, each) for each in self.user_routes)
+        yield from ((before, each) for each in self.user_routes)
         for part in dict.fromkeys(self.mounted):
             for parent, prefix in part._mounted_on:
                 if parent is self:
@@ -518,18 +518,19 @@ class Definition:
                 code,
             )
 
-    def _find_long_names(self, tool: str) -> Iterator[str]:
-        """Yield the names that are too long for some clients only where a tool of this server is mounted."""
-        for parent, prefix in self._mounted_on:
-            yield from parent._find_long_names_below(prefix, tool)
+    def _find_long_names(self, tool: str, places: "Sequence[tuple[Definition, str]] | None" = None) -> Iterator[str]:
+        """Yield the names that are too long for some clients only where a tool of this server is mounted.
 
-    def _find_long_names_below(self, prefix: str, tool: str) -> Iterator[str]:
-        """Yield the names like `_find_long_names`, for a tool of a server mounted here."""
-        name = prefix_name("tools", tool, prefix)
-        if works_everywhere(name):
-            yield from self._find_long_names(name)
-        elif works_everywhere(tool) and works_everywhere(prefix):
-            yield name  # otherwise already reported for another tool or prefix
+        Args:
+            tool: Its name here.
+            places: The servers where it's mounted, with their prefixes. By default, those of this server.
+        """
+        for place, prefix in self._mounted_on if places is None else places:
+            name = prefix_name("tools", tool, prefix)
+            if works_everywhere(name):
+                yield from place._find_long_names(name)
+            elif works_everywhere(tool) and works_everywhere(prefix):
+                yield name  # otherwise already reported for another tool or prefix
 
     def _around(self) -> "Iterator[Definition]":
         """Yield this server, then those that it's mounted on, the nearest first."""

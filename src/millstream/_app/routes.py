@@ -114,9 +114,8 @@ class Routes:
         """
         self._title = title
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
-        self._sign_in = ""
-        if guard is not None:
-            self._sign_in = "--login" if any(each.issuers for each in guard.methods) else "--auth KEY"
+        with_issuer = guard is not None and any(each.issuers for each in guard.methods)
+        self._sign_in = "--login" if with_issuer else "" if guard is None else "--auth KEY"
 
         def protect(route: Route) -> dict[str, Handler]:
             if route.stream:  # deny it to pages of other sites and to WebSockets
@@ -124,8 +123,18 @@ class Routes:
                 route = msgspec.structs.replace(
                     route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream}
                 )
-            handlers = _wrap_handlers(route, guard, here_only, gates)
-            if route.own and (guard is None or route.public):
+            handlers = dict(route.handlers)
+            if route.gated and gates:
+                handlers = {method: _with_gates(handler, tuple(gates)) for method, handler in handlers.items()}
+            if route.local or (route.private and guard is None):
+                message = route.message
+                handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
+            if guard is not None and not route.public:
+                handlers = {
+                    method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
+                    for method, handler in handlers.items()
+                }
+            elif route.own:
                 return handlers  # every response is the program's
             return {
                 method: self._for_browsers(handler, own=route.own)
@@ -271,24 +280,6 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
         return refusal(status, text.replace("{root}", request.root_path), vary="accept", **headers)
 
     return refuse
-
-
-def _wrap_handlers(
-    route: Route, guard: "AuthGuard | None", here_only: LocalOnly, gates: Collection[RequestGate]
-) -> dict[str, Handler]:
-    """Return the handlers of a route, wrapped in the checks of its requests."""
-    handlers = dict(route.handlers)
-    if route.gated and gates:
-        handlers = {method: _with_gates(handler, tuple(gates)) for method, handler in handlers.items()}
-    if route.local or (route.private and guard is None):
-        message = route.message
-        handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
-    if guard is None or route.public:
-        return handlers
-    return {
-        method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
-        for method, handler in handlers.items()
-    }
 
 
 def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:

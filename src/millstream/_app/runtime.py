@@ -12,7 +12,6 @@ from millstream._http.hosts import HostPolicy
 from millstream._parts import Host, order_parts
 from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
-from millstream._server.control import stop_calls, wait_for
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hooks
 from millstream._server.features.tools import Tool
@@ -402,8 +401,10 @@ class Runtime:
         await self.dispatcher.stop_notifications()
         await self.sweep.close()
         self._end_subscriptions()
-        calls = self.dispatcher.calls
-        await wait_for([call for call in calls if call.long_lived], calls, self.sweep.clock, 1.0)
+        calls, clock = self.dispatcher.calls, self.sweep.clock
+        ending, until = [call for call in calls if call.long_lived], clock() + HALT_SECONDS
+        while any(each in calls for each in ending) and clock() < until:  # noqa: ASYNC110  no event signals it
+            await asyncio.sleep(0.01)
         self.streams.close()
         for drain in self.host.drains:
             await drain(1.0)
@@ -416,17 +417,21 @@ class Runtime:
         Calls that don't finish are stopped with an error.
         """
         self.draining = self.dispatcher.stopping = True
-        clock = self.sweep.clock
+        calls, clock = self.dispatcher.calls, self.sweep.clock
         deadline = clock() + seconds
         self._end_subscriptions()
-        while self.dispatcher.calls and clock() < deadline:
+        while calls and clock() < deadline:
             # The last request of a connection may have been another subscription.
             await asyncio.sleep(0.01)
             self._end_subscriptions()
-        await stop_calls(self.dispatcher.calls, clock, HALT_SECONDS)
+        until = clock() + HALT_SECONDS
+        while calls and clock() < until:  # a call that doesn't end, or whose answer can't be written, is abandoned
+            for call in list(calls):
+                call.halt()
+            await asyncio.sleep(0.01)
         self.streams.close()
         for drain in self.host.drains:
-            await drain(max(1.0, deadline - self.sweep.clock()))
+            await drain(max(1.0, deadline - clock()))
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):

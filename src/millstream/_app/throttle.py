@@ -29,7 +29,7 @@ from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.control import Gate, Requester
 from millstream._server.features.tools import Tool
-from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
+from millstream._stores.rates import SLOT_WAIT, Charge, ConcurrencySlot, Decision, RateCharge
 
 
 class _Pace(NamedTuple):
@@ -155,10 +155,17 @@ class Throttle:
         decision = await self._pool.take([*asked, *(charge for _, charge in charges)])
         try:
             if decision is None:
-                self._take_alone(shared, charges)
+                # Enforce this worker's share while the store is unavailable. Quotas need the store.
+                for policy, charge in charges:
+                    if isinstance(charge, ConcurrencySlot) and self._held.count(charge.key) >= max(
+                        1, charge.count // self._pool.workers
+                    ):
+                        raise self._full(policy, charge)
+                alone = [_Pace(limiter.alone(), key, price) for limiter, key, price in shared]
+                self._refuse_early(alone)
+                _spend(alone)
             else:
-                self._learn(decision, shared, asked)
-                self._judge(decision.results[len(asked) :], charges)
+                self._judge(decision, shared, asked, charges)
         except ProtocolError:
             if spent:
                 _put_back(paces)
@@ -167,34 +174,26 @@ class Throttle:
         if slots and call is not None:
             self._hold(call, slots)
 
-    def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[RateCharge]) -> None:
-        """Record the store's decision about rates, and raise if it refused."""
+    def _judge(
+        self,
+        decision: Decision,
+        paces: Sequence[_Pace],
+        asked: Sequence[RateCharge],
+        charges: Sequence[tuple[str, Charge]],
+    ) -> None:
+        """Record the store's decision, and raise if it refused."""
         said = list(zip(paces, asked, decision.results, strict=False))  # the rest are other kinds
         for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers
             limiter.learn(key, pace, taken)
         for (limiter, key, _), _, taken in said:
             self._refuse_rate(limiter, key, taken.wait)
-
-    def _judge(self, said: Sequence[ChargeResult], charges: Sequence[tuple[str, Charge]]) -> None:
-        """Raise if the store refused."""
-        for (policy, charge), taken in zip(charges, said, strict=True):
+        for (policy, charge), taken in zip(charges, decision.results[len(asked) :], strict=True):
             if taken.wait > 0:
                 if isinstance(charge, ConcurrencySlot):
                     raise self._full(policy, charge)
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
-
-    def _take_alone(self, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]]) -> None:
-        """Enforce this worker's share while the store is unavailable. Quotas need the store."""
-        for policy, charge in charges:
-            if isinstance(charge, ConcurrencySlot) and self._held.count(charge.key) >= max(
-                1, charge.count // self._pool.workers
-            ):
-                raise self._full(policy, charge)
-        alone = [_Pace(limiter.alone(), key, price) for limiter, key, price in paces]
-        self._refuse_early(alone)
-        _spend(alone)
 
     def _hold(self, call: Call, slots: Sequence[ConcurrencySlot]) -> None:
         for slot in slots:

@@ -170,12 +170,10 @@ class UserRoutes(RouteRegistry):
         """The exact paths that replace built-in pages."""
         mcp = {each.rstrip("/") for each in served}
         for before, each in routes:
-            handler = _report_failures(each.host("" if each.fixed else before).serve, show_errors)
+            prefix = "" if each.fixed else before
+            handler = _report_failures(each.host(prefix).serve, show_errors)
             made = Route(dict.fromkeys(sorted(each.methods), handler), public=each.public, own=True)
-            if not each.fixed:
-                self._put(before, each, made, mcp)
-            elif each.path.rstrip("/") not in mcp:
-                self._put_fixed(each, made)
+            self._put(prefix, each, made, mcp)
 
     def join(self, routes: RouteRegistry) -> None:
         """Add these paths to those of the parts.
@@ -196,33 +194,28 @@ class UserRoutes(RouteRegistry):
 
     def _put(self, before: str, each: UserRoute, made: Route, mcp: Collection[str]) -> None:
         whole = before + each.path
-        check_path(whole + "/" if each.below and each.path != "/" else whole)
-        if whole.rstrip("/") in mcp:
-            raise ValueError(f"{whole!r} is the path of MCP. Use another path, or serve MCP elsewhere.")
+        known, is_mcp = self.exact.get(whole), whole.rstrip("/") in mcp
+        differs = known is not None and known.public is not made.public
+        if each.fixed:
+            if is_mcp or differs:
+                return
+            self._fixed.add(whole)
+        else:
+            check_path(whole + "/" if each.below and each.path != "/" else whole)
+            if is_mcp:
+                raise ValueError(f"{whole!r} is the path of MCP. Use another path, or serve MCP elsewhere.")
+            if known is not None and known.handlers.keys() & made.handlers.keys():
+                raise ValueError(f"{whole!r} was added twice.")
+            if differs:
+                raise ValueError(f"{whole!r} is public for one method and not for another. Split the path.")
         if each.pattern is not None:
             self.patterns.append((re.compile(re.escape(before) + each.pattern.pattern.lstrip("^")), made))
             return
-        known = self.exact.get(whole)
-        if known is not None and known.handlers.keys() & made.handlers.keys():
-            raise ValueError(f"{whole!r} was added twice.")
-        if known is not None and known.public is not made.public:
-            raise ValueError(f"{whole!r} is public for one method and not for another. Split the path.")
-        self.exact[whole] = made if known is None else _both(made, known)
+        if known is not None:  # prefer the first
+            made = Route({**made.handlers, **known.handlers}, public=known.public, own=True)
+        self.exact[whole] = made
         if each.below:
             self.add_prefix(whole.rstrip("/") + "/", made)
-
-    def _put_fixed(self, each: UserRoute, made: Route) -> None:
-        known = self.exact.get(each.path)
-        if each.pattern is not None:
-            self.patterns.append((each.pattern, made))
-        elif known is None or known.public is made.public:
-            self.exact[each.path] = made if known is None else _both(made, known)
-            self._fixed.add(each.path)
-
-
-def _both(route: Route, first: Route) -> Route:
-    """Return one route with the methods of two, preferring the first."""
-    return Route({**route.handlers, **first.handlers}, public=first.public, own=True)
 
 
 def route_of(

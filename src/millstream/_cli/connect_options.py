@@ -1,12 +1,9 @@
 """Options, connections, and error handling of the commands that use a server."""
 
-import asyncio
 import os
 import re
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +17,7 @@ from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
+from millstream._tasks import run_in_thread
 from millstream.client import (
     AccessDenied,
     Client,
@@ -291,19 +289,14 @@ def person() -> Elicit | None:
 
 async def _ask(question: Question) -> ElicitAnswer:
     """Ask in a daemon thread, so that Ctrl-C can end the command."""
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[ElicitAnswer] = loop.create_future()
 
-    def ask() -> None:
+    def ask() -> ElicitAnswer:
         try:
-            answer = fill_in("The server", question, _read, lambda line: print(line, file=sys.stderr))
+            return fill_in("The server", question, _read, lambda line: print(line, file=sys.stderr))
         except (EOFError, OSError):  # Ctrl-D, or a closed terminal
-            answer = "cancel"
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(answer))
+            return "cancel"
 
-    threading.Thread(target=ask, daemon=True).start()
-    return await answered
+    return await run_in_thread(ask, "millstream-question")
 
 
 def _read(prompt: str) -> str:

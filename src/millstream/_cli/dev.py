@@ -113,23 +113,11 @@ def npx() -> str:
             why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
             fix="Install Node.js 22 or newer, or use /inspect, without --mcp-inspector.",
         )
-    _check_node()
-    return found
-
-
-def _check_node() -> None:
-    """Check that Node.js is new enough for the MCP Inspector, which exits silently on older versions.
-
-    Raises:
-        CommandError: Node.js is too old.
-    """
-    node = shutil.which("node")
-    if node is None:
-        return
+    # The MCP Inspector exits silently on older versions.
     try:
-        output = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
+        output = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S607  the one on the PATH
     except (OSError, subprocess.TimeoutExpired):
-        return
+        return found
     major = output.strip().removeprefix("v").partition(".")[0]
     if major.isdigit() and int(major) < NODE:
         raise CommandError(
@@ -137,6 +125,7 @@ def _check_node() -> None:
             why=f"The MCP Inspector, {INSPECTOR}, doesn't run on older versions.",
             fix="Install a newer Node.js, or use /inspect, without --mcp-inspector.",
         )
+    return found
 
 
 class _Beside:

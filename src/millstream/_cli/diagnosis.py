@@ -38,6 +38,7 @@ from millstream._http.client.pool import ConnectionPool, connect_error, os_error
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
+from millstream._tasks import cancel_all
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Change, Notification
@@ -63,7 +64,7 @@ def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = 
 
     async def work(client: Client) -> None:
         times = sorted([await latency_ms(client) for _ in range(_PINGS)])
-        found = {
+        found: dict[str, Any] = {
             "name": client.server.name,
             **({"version": version} if (version := version_of(client)) else {}),
             "revision": client.revision,
@@ -75,13 +76,9 @@ def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = 
         if json:
             print_json(found)
             return
-        shown = {
-            **found,
-            "capabilities": ", ".join(client.capabilities) or "none",
-            "latencyMs": f"{found['latencyMs']} ms",
-        }
-        names = {"latencyMs": "latency"}
-        print_rows([[names.get(name, name), str(value)] for name, value in shown.items() if value], ["WHAT", "VALUE"])
+        found["capabilities"] = ", ".join(client.capabilities) or "none"
+        found["latency"] = f"{found.pop('latencyMs')} ms"
+        print_rows([[name, str(value)] for name, value in found.items() if value], ["WHAT", "VALUE"])
 
     with_client(target, options, work)
 
@@ -466,22 +463,14 @@ def channel(
             events = [await stack.enter_async_context(each) for each in chosen]
             bridge = ClaudeChannel(events)
             server = Server("events", instructions=INSTRUCTIONS.format(name=name), extensions=[bridge])
-            serving = asyncio.create_task(server.run_async("stdio"))
-            forwarding = asyncio.create_task(bridge.forward())
+            both = asyncio.create_task(server.run_async("stdio")), asyncio.create_task(bridge.forward())
             try:
-                await asyncio.wait({serving, forwarding}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                forwarding.cancel()
-            if serving.done():
-                serving.result()
-                return
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
-            try:
-                forwarding.result()
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                next(each for each in both if each.done()).result()
             except BaseExceptionGroup as group:
                 raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
+            finally:
+                await cancel_all(*both)
 
     with suppress(asyncio.CancelledError):
         with_client(target, options, work)

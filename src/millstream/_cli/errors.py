@@ -214,23 +214,29 @@ def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = (), remedy
         text = pattern.sub(ours, text)
     command = " ".join(chain) or (arguments[0] if any(arguments[0] in group for group in COMMANDS.values()) else "")
     remedy = remedy or (f"millstream {command} --help" if command else "millstream --help")
-    found = _UNKNOWN.match(text)
-    option = _OTHER_OPTIONS.get(found[2]) if found else None
-    if found and option and (command in _OPTIONED or (command in _CLIENTS and found[2] == "auth-key")):
-        text, remedy = f"{command} has no option {found[1]}.", _instead(arguments, found[1], option)
-    elif found and option and option.endswith("debug") and command in _CLIENTS:
-        server = next((each for each in arguments[1:] if each.endswith(_SERVERS) or "://" in each), "FILE")
-        text = f"{command} has no option {found[1]}."
-        remedy = f"To see what happens: millstream {'doctor' if '://' in server else 'dev'} {server}"
+    if found := _UNKNOWN.match(text):
+        if other := _other_option(command, found, arguments):
+            text, remedy = f"{command} has no option {found[1]}.", other
     elif command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"
-    elif found and command in _LISTED:
-        at = next((at for at, word in enumerate(arguments) if word.startswith(found[1])), 0)
-        value = arguments[at].partition("=")[2] or " ".join(arguments[at + 1 : at + 2]) or "VALUE"
-        text = f"{command} has no option {found[1]}."
-        remedy = f"To pass it to the server, write {shlex.quote(f'{found[2]}={value}')}"
     tell(text, 2, remedy=remedy)
     sys.exit(2)
+
+
+def _other_option(command: str, unknown: re.Match[str], arguments: Sequence[str]) -> str:
+    """Return what to write instead of an unknown option, or an empty string if that's unclear."""
+    option, name = unknown.groups()
+    other = _OTHER_OPTIONS.get(name, "")
+    if other and (command in _OPTIONED or (command in _CLIENTS and name == "auth-key")):
+        return _instead(arguments, option, other)
+    if other.endswith("debug") and command in _CLIENTS:
+        server = next((each for each in arguments[1:] if each.endswith(_SERVERS) or "://" in each), "FILE")
+        return f"To see what happens: millstream {'doctor' if '://' in server else 'dev'} {server}"
+    if command in _LISTED:
+        at = next((at for at, word in enumerate(arguments) if word.startswith(option)), 0)
+        value = arguments[at].partition("=")[2] or " ".join(arguments[at + 1 : at + 2]) or "VALUE"
+        return f"To pass it to the server, write {shlex.quote(f'{name}={value}')}"
+    return ""
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

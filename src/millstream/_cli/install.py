@@ -16,8 +16,8 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
@@ -82,7 +82,8 @@ def launch_of(
     Paths are absolute, because applications run in other folders.
 
     Raises:
-        CommandError: The file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
+        CommandError: The file doesn't exist or isn't a server, an option doesn't fit the target, or the packages need
+            uv, which isn't installed.
     """
     if "://" in target:
         try:
@@ -91,21 +92,29 @@ def launch_of(
             raise CommandError(str(exc)) from exc
         if url.scheme not in ("http", "https"):
             raise CommandError("Applications can't use WebSockets.", fix="Use the server's http or https URL.")
+        if packages or editable:
+            raise CommandError(
+                "Packages can't be added to a server at a URL.",
+                why="It already runs elsewhere.",
+                fix="Leave out --with and --with-editable.",
+            )
+        if env:
+            raise CommandError("Variables can't be set for a server at a URL.", fix="Send headers: --header NAME:VALUE")
         return Launch(url=str(url), headers=headers)
     source, name = split_target(target)
     path = Path(source)
     if not path.is_file():
         fix = "Use a .py, .js, .json, or .toml file, or a URL like https://example.com/mcp."
         raise CommandError(f"{path} is a folder." if path.is_dir() else f"There is no file {path}.", fix=fix)
-    path = path.resolve()
+    words = _words(path.resolve(), name, "python" if packages or editable else sys.executable)
     if packages or editable:
-        words = with_packages(find_uv(), packages, editable) + _words(path, name, python="python")
-    else:
-        words = _words(path, name)
+        words = with_packages(find_uv(), packages, editable) + words
+    if headers:
+        raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --env NAME=VALUE")
     return Launch(command=words[0], args=tuple(words[1:]), env=env)
 
 
-def _words(path: Path, name: str, *, python: str = "") -> list[str]:
+def _words(path: Path, name: str, python: str) -> list[str]:
     if path.suffix in (".js", ".mjs", ".cjs"):
         return [shutil.which("node") or "node", str(path)]
     gateway = path.suffix in (".json", ".toml")
@@ -115,9 +124,10 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
             fix="Use a .py, .js, .json, or .toml file, or a URL.",
         )
     if not gateway and not is_run_by_us(path.read_text("utf-8", "replace")):
-        return [python or sys.executable, str(path)]
+        return [python, str(path)]
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
-    start = [str(program)] if program.is_file() and not python else [python or sys.executable, "-m", "millstream"]
+    own = python == sys.executable and program.is_file()
+    start = [str(program)] if own else [python, "-m", "millstream"]
     what = ["gateway", str(path)] if gateway else ["run", f"{path}:{name}" if name else str(path)]
     return [*start, *what, "--transport", "stdio"]
 
@@ -144,62 +154,69 @@ class System(Struct, frozen=True, kw_only=True):
     home: Path
     variables: Mapping[str, str] = {}
 
-    def folder(self, *, linux: str, macos: str, windows: str) -> Path:
-        """Return the folder of an application, below the system's location for settings."""
+    @property
+    def settings(self) -> Path:
+        """The folder for the settings of applications."""
         if self.kind == "windows":
-            return Path(self.variables.get("APPDATA") or self.home / "AppData" / "Roaming") / windows
-        if self.kind == "macos":
-            return self.home / macos
-        return Path(self.variables.get("XDG_CONFIG_HOME") or self.home / ".config") / linux
-
-
-def _command(name: str, launch: Launch) -> dict[str, Any]:
-    entry: dict[str, Any] = {"command": launch.command, "args": list(launch.args)}
-    return {**entry, "env": dict(launch.env)} if launch.env else entry
+            return Path(self.variables.get("APPDATA") or self.home / "AppData" / "Roaming")
+        return (
+            self.home if self.kind == "macos" else Path(self.variables.get("XDG_CONFIG_HOME") or self.home / ".config")
+        )
 
 
 class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """One application."""
 
     title: str
-    place: Callable[[System], Path]
-    """Its configuration file."""
+    paths: tuple[str, ...]
+    """Its configuration file, below the home folder, or below `System.settings` on Linux, macOS, and Windows."""
+    folder_variable: str = ""
+    """Variable with another folder of a file below the home folder."""
     under: str = "mcpServers"
     """Member of its configuration that contains the servers."""
     project: str = ""
     """Configuration file of one folder, relative to it."""
     snippet: Callable[[str, str, dict[str, Any]], str] | None = None
     """Formats an entry for a file that isn't JSON, from `under`, the server's name, and the entry. The user adds it."""
-    local: Callable[[str, Launch], dict[str, Any]] = _command
-    """Creates the entry for a command, from the name of the server and the launch."""
-    remote: Callable[[str, Launch], dict[str, Any]] | None = None
-    """Creates the entry for a URL. None if the application can only start programs."""
+    typed: bool = False
+    """Whether the entry for a command has a type."""
+    url: str = ""
+    """Member of the entry for a URL. Empty if the application can only start programs."""
+    url_type: Mapping[str, str] = {}
+    """Member of that entry that says how to connect, if there is one."""
+    headers: str = "headers"
+    """Member of that entry with the headers."""
+    write: Callable[[str, Launch], dict[str, Any]] | None = None
+    """Creates an entry of another form, from the name of the server and the launch."""
     named: Callable[[str], str] = hyphenate
     """Converts the name of a server to the application's form."""
     afterwards: str
     """What the user has to do after installation."""
 
+    def place(self, system: System) -> Path:
+        """Return the path of its configuration file."""
+        if len(self.paths) > 1:
+            return system.settings / self.paths[_SYSTEMS.index(system.kind)]
+        folder = system.variables.get(self.folder_variable)
+        return Path(folder, Path(self.paths[0]).name) if folder else system.home / self.paths[0]
+
     def entry(self, name: str, launch: Launch) -> dict[str, Any]:
         """Return the entry of a server in the application's format."""
-        if not launch.url:
-            return self.local(name, launch)
-        return self.remote(name, launch) if self.remote is not None else self.local(name, launch.by_remote())
+        if self.write is not None:
+            return self.write(name, launch)
+        if launch.url and self.url:
+            return {**self.url_type, self.url: launch.url, **({self.headers: launch.headers} if launch.headers else {})}
+        if launch.url:
+            launch = launch.by_remote()
+        entry: dict[str, Any] = {
+            "command": launch.command,
+            "args": list(launch.args),
+            **({"env": launch.env} if launch.env else {}),
+        }
+        return {"type": "stdio", **entry} if self.typed else entry
 
 
-def _typed_command(name: str, launch: Launch) -> dict[str, Any]:
-    return {"type": "stdio", **_command(name, launch)}
-
-
-def _url_as(
-    member: str, *, kind: Mapping[str, str] | None = None, headers: str = "headers"
-) -> Callable[[str, Launch], dict[str, Any]]:
-    def write(name: str, launch: Launch) -> dict[str, Any]:
-        entry: dict[str, Any] = {**(kind or {}), member: launch.url}
-        return {**entry, headers: dict(launch.headers)} if launch.headers else entry
-
-    return write
-
-
+_SYSTEMS = ("linux", "macos", "windows")
 _GOOSE_SECONDS = 300
 
 
@@ -227,19 +244,11 @@ def _in_yaml(under: str, name: str, entry: dict[str, Any]) -> str:
     return "\n".join([f"{under}:", f'  "{name}":', *members])
 
 
-def _in_home(*parts: str) -> Callable[[System], Path]:
-    return lambda system: system.home.joinpath(*parts)
-
-
-def _in_settings(linux: str, macos: str, windows: str) -> Callable[[System], Path]:
-    return lambda system: system.folder(linux=linux, macos=macos, windows=windows)
-
-
 APPLICATIONS = {
     # https://modelcontextprotocol.io/docs/develop/connect-local-servers; URLs go through its Connectors, not this file
     "claude": ConfigurableApp(
         title="Claude Desktop",
-        place=_in_settings(
+        paths=(
             "Claude/claude_desktop_config.json",
             "Library/Application Support/Claude/claude_desktop_config.json",
             "Claude/claude_desktop_config.json",
@@ -250,87 +259,87 @@ APPLICATIONS = {
     # https://code.claude.com/docs/en/mcp
     "claude-code": ConfigurableApp(
         title="Claude Code",
-        place=_in_home(".claude.json"),
+        paths=(".claude.json",),
         project=".mcp.json",
-        local=_typed_command,
-        remote=_url_as("url", kind={"type": "http"}),
+        typed=True,
+        url="url",
+        url_type={"type": "http"},
         afterwards="Start Claude Code again, and type /mcp to see the server.",
     ),
     # https://cursor.com/docs/mcp
     "cursor": ConfigurableApp(
         title="Cursor",
-        place=_in_home(".cursor", "mcp.json"),
+        paths=(".cursor/mcp.json",),
         project=".cursor/mcp.json",
-        local=_typed_command,
-        remote=_url_as("url"),
+        typed=True,
+        url="url",
         afterwards="Switch the server on in Cursor's settings, under MCP.",
     ),
     # https://code.visualstudio.com/docs/agents/reference/mcp-configuration
     "vscode": ConfigurableApp(
         title="Visual Studio Code",
-        place=_in_settings(
-            "Code/User/mcp.json", "Library/Application Support/Code/User/mcp.json", "Code/User/mcp.json"
-        ),
+        paths=("Code/User/mcp.json", "Library/Application Support/Code/User/mcp.json", "Code/User/mcp.json"),
         project=".vscode/mcp.json",
         under="servers",
-        local=_typed_command,
-        remote=_url_as("url", kind={"type": "http"}),
+        typed=True,
+        url="url",
+        url_type={"type": "http"},
         named=str,
         afterwards="Start the server with the command MCP: List Servers.",
     ),
     # https://docs.devin.ai/desktop/cascade/mcp; its successor is below
     "windsurf": ConfigurableApp(
         title="Windsurf",
-        place=_in_home(".codeium", "windsurf", "mcp_config.json"),
-        remote=_url_as("serverUrl"),
+        paths=(".codeium/windsurf/mcp_config.json",),
+        url="serverUrl",
         afterwards="Press Refresh in Cascade's list of MCP servers.",
     ),
     # https://docs.devin.ai/cli/extensibility/mcp/configuration; this file name since version 3000.3
     "devin": ConfigurableApp(
         title="Devin",
-        place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
+        paths=("devin/mcp_config.json", ".config/devin/mcp_config.json", "devin/mcp_config.json"),
         project=".devin/mcp_config.json",
-        remote=_url_as("url", kind={"transport": "http"}),
+        url="url",
+        url_type={"transport": "http"},
         afterwards="Start a new session in Devin Desktop, or in the Devin CLI.",
     ),
     # https://zed.dev/docs/ai/mcp and https://zed.dev/docs/configuring-zed
     "zed": ConfigurableApp(
         title="Zed",
-        place=lambda system: system.folder(linux="zed", macos=".config/zed", windows="Zed") / "settings.json",
+        paths=("zed/settings.json", ".config/zed/settings.json", "Zed/settings.json"),
         project=".zed/settings.json",
         under="context_servers",
-        remote=_url_as("url"),
+        url="url",
         afterwards="Zed reloads its settings. Its status is in Settings, AI, MCP Servers.",
     ),
     # https://goose-docs.ai/docs/guides/config-files
     "goose": ConfigurableApp(
         title="Goose",
-        place=lambda system: (
-            system.folder(linux="goose", macos=".config/goose", windows="Block/goose/config") / "config.yaml"
-        ),
+        paths=("goose/config.yaml", ".config/goose/config.yaml", "Block/goose/config/config.yaml"),
         under="extensions",
         snippet=_in_yaml,
         named=lambda name: hyphenate(name).lower(),
-        local=_goose,
-        remote=_goose,
+        write=_goose,
         afterwards="Start a new Goose session.",
     ),
     # https://github.com/google-gemini/gemini-cli/blob/main/docs/tools/mcp-server.md
     "gemini": ConfigurableApp(
         title="Gemini CLI",
-        place=_in_home(".gemini", "settings.json"),
+        paths=(".gemini/settings.json",),
         project=".gemini/settings.json",
-        remote=_url_as("httpUrl"),
+        url="httpUrl",
         afterwards="Start Gemini CLI again, and type /mcp to see the server.",
     ),
     # https://developers.openai.com/codex/mcp
     "codex": ConfigurableApp(
         title="Codex",
-        place=lambda system: Path(system.variables.get("CODEX_HOME") or system.home / ".codex") / "config.toml",
+        paths=(".codex/config.toml",),
+        folder_variable="CODEX_HOME",
         project=".codex/config.toml",
         under="mcp_servers",
         snippet=_in_toml,
-        remote=_url_as("url", headers="http_headers"),
+        url="url",
+        headers="http_headers",
         afterwards="Start Codex again, and type /mcp to see the server.",
     ),
 }
@@ -391,6 +400,9 @@ class FileChange(Struct, frozen=True, kw_only=True):
     before: str | None
     """Old content; None if the file doesn't exist."""
     after: str | None
+    """New content; None to delete the file, which only undo does."""
+    copy: Path | None = None
+    """The backup that undo restores, and then deletes."""
 
     def diff(self) -> str:
         """Return the change to the entry as a diff, without the rest of the file, which may contain others' keys."""
@@ -417,40 +429,41 @@ def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], dict[str, A
     """
     before = read(path)
     text = before or ""
-    try:
+    with _refuse_broken(path):
         old = _entry_in(text, under)
         new = merge(old)
         after = text if new == old else jsonc.put(text, under, new)  # if equal, keep the user's formatting
-    except JsonSyntaxError as exc:
-        raise _refusal(path, exc) from exc
     return FileChange(path=path, under=under, before=before, after=after)
 
 
-def write(change: FileChange, name: str) -> Path | None:
-    """Write a change, and keep a backup of the file. Return its path, or None if the file didn't exist.
+def write(change: FileChange, name: str) -> None:
+    """Write a change, and keep a backup of the file, or delete the one that undo has used.
 
     Raises:
         CommandError: The file was changed since, or can't be written.
     """
-    if read(change.path) != change.before:
-        raise CommandError(
-            f"{change.path} was changed by another program.", fix="Nothing was written. Run the command again."
-        )
-    assert change.after is not None  # noqa: S101  only undo deletes files
+    path = change.path
+    if read(path) != change.before:
+        raise CommandError(f"{path} was changed by another program.", fix="Nothing was written. Run the command again.")
     try:
-        change.path.parent.mkdir(parents=True, exist_ok=True)
-        for old in _copies(change.path, name):
-            old.unlink()
-        copy = _copy_path(change.path, name, change.after, absent=change.before is None)
-        replace(copy, change.before or "", like=change.path)
-        replace(change.path, change.after)
+        if change.copy is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for old in _copies(path, name):
+                old.unlink()
+            copy = _copy_path(path, name, change.after or "", absent=change.before is None)
+            replace(copy, change.before or "", like=path)
+        if change.after is None:
+            path.unlink()
+        else:
+            replace(path, change.after)
+        if change.copy is not None:
+            change.copy.unlink()
     except OSError as exc:
-        raise CommandError(f"{exc.filename or change.path} can't be written: {exc.strerror}.") from exc
-    return copy if change.before is not None else None
+        raise CommandError(f"{exc.filename or path} can't be written: {exc.strerror}.") from exc
 
 
-def prepare_undo(path: Path, under: Sequence[str]) -> tuple[FileChange, Path]:
-    """Return the change that reverts the last one, and the backup that it uses.
+def prepare_undo(path: Path, under: Sequence[str]) -> FileChange:
+    """Return the change that reverts the last one.
 
     Raises:
         CommandError: There's no backup, or the file can't be changed safely.
@@ -468,30 +481,14 @@ def prepare_undo(path: Path, under: Sequence[str]) -> tuple[FileChange, Path]:
     if now is None:
         raise CommandError(f"The file {path} no longer exists, so there's nothing to undo.")
     absent = copy.name.endswith(_ABSENT)
+    after: str | None
     if copy == _copy_path(path, name, now, absent=absent):
-        return FileChange(path=path, under=under, before=now, after=None if absent else old), copy
-    try:
-        entry = _entry_in(old, under)
-        after = jsonc.take(now, under) if entry is None else jsonc.put(now, under, entry)
-    except JsonSyntaxError as exc:
-        raise _refusal(path, exc) from exc
-    return FileChange(path=path, under=under, before=now, after=after), copy
-
-
-def undo(change: FileChange, copy: Path) -> None:
-    """Write the change that `prepare_undo` returned.
-
-    Raises:
-        CommandError: The file can't be written.
-    """
-    try:
-        if change.after is None:
-            change.path.unlink()
-        else:
-            replace(change.path, change.after)
-        copy.unlink()
-    except OSError as exc:
-        raise CommandError(f"{exc.filename or change.path} can't be written: {exc.strerror}.") from exc
+        after = None if absent else old
+    else:
+        with _refuse_broken(path):
+            entry = _entry_in(old, under)
+            after = jsonc.take(now, under) if entry is None else jsonc.put(now, under, entry)
+    return FileChange(path=path, under=under, before=now, after=after, copy=copy)
 
 
 def read(path: Path) -> str | None:
@@ -552,12 +549,17 @@ def _copies(path: Path, name: str) -> list[Path]:
     ]
 
 
-def _refusal(path: Path, exc: JsonSyntaxError) -> CommandError:
-    return CommandError(
-        f"{path} can't be changed: {exc}.",
-        why="The file was left unchanged.",
-        fix="Correct it in an editor, or print the entry with --client json and add it manually.",
-    )
+@contextmanager
+def _refuse_broken(path: Path) -> Generator[None]:
+    """Convert syntax errors in a file that's read inside the block."""
+    try:
+        yield
+    except JsonSyntaxError as exc:
+        raise CommandError(
+            f"{path} can't be changed: {exc}.",
+            why="The file was left unchanged.",
+            fix="Correct it in an editor, or print the entry with --client json and add it manually.",
+        ) from exc
 
 
 def _entry_in(text: str, path: Sequence[str]) -> Any:
@@ -589,7 +591,7 @@ def install(  # noqa: PLR0913  the options of the command
     packages: Packages = (),
     editable: Editable = (),
     project: bool = False,
-    undo_last: Annotated[bool, Parameter(name="--undo")] = False,
+    undo: bool = False,
     dry_run: bool = False,
     yes: Yes = False,
     json: Json = False,
@@ -617,54 +619,57 @@ def install(  # noqa: PLR0913  the options of the command
         env_file: Set the variables in this file.
         header: For a URL: header of each request, "Name: value". Repeat it.
         project: Write the configuration of this folder instead of your own, if the application supports it.
-        undo_last: Undo the last install of this server.
+        undo: Undo the last install of this server.
         dry_run: Show the change, and write nothing.
     """
     name = " ".join(name.split())
     key = client or only_one_here(system_here())
-    apply: Callable[[], object]
-    if undo_last:
-        path, application = place_of(key, project=project)
-        called = application.named(name or name_of(target))
-        if application.snippet:
-            raise CommandError(
-                f"install prints entries for {application.title}, and doesn't write its file.",
-                fix=f"Remove {called} from {path}.",
-            )
-        change, copy = prepare_undo(path, (application.under, called))
-        apply, done = partial(undo, change, copy), f"Reverted {path} to its state before {called} was installed."
-    else:
+    launch = Launch()
+    if not undo:
         env = {**(read_file(env_file) if env_file else {}), **pairs(variable, "=", "--env must be NAME=VALUE")}
         headers = pairs(header, ":", '--header must be "Name: value"')
         launch = launch_of(target, env=env, headers=headers, packages=packages, editable=editable)
-        _check(launch, env, header, packages + editable)
         if key == PRINTED:
             called = hyphenate(name) if name else name_of(target)
             _tell_name("some applications", called, name, json=json)
             entry = APPLICATIONS["claude-code"].entry(called, launch)
             sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
             return
-        path, application = place_of(key, project=project)
-        called = application.named(name or name_of(target))
+    path, application = place_of(key, project=project)
+    called = application.named(name or name_of(target))
+    fields = {"application": application.title, "name": called, "file": str(path)}
+    if undo:
+        if application.snippet:
+            raise CommandError(
+                f"install prints entries for {application.title}, and doesn't write its file.",
+                fix=f"Remove {called} from {path}.",
+            )
+        change = prepare_undo(path, (application.under, called))
+        done = f"Reverted {path} to its state before {called} was installed."
+    else:
         _tell_name(application.title, called, name, json=json)
         entry = application.entry(called, launch)
         if application.snippet:
-            _print_snippet(application.snippet(application.under, called, entry), application, called, path, json=json)
+            snippet = application.snippet(application.under, called, entry)
+            if json:
+                print_json({"result": "printed", **fields, "snippet": snippet})
+            else:
+                sys.stdout.write(f"{snippet}\n")
+                print_text(safe(f"Add this to {path}. {application.afterwards}"), sys.stderr)
             return
         change = prepare(path, (application.under, called), lambda old: merge_entries(old, entry))
-        apply, done = partial(write, change, called), f"Added {called} to {application.title}. {application.afterwards}"
-    result = "undone" if undo_last else "installed"
+        done = f"Added {called} to {application.title}. {application.afterwards}"
+    result = "undone" if undo else "installed"
     if change.before == change.after:
         result, done = "unchanged", f"{path} already has this entry for {called}, so nothing was changed."
     elif confirm_change(change, dry_run=dry_run, yes=yes, json=json):
-        apply()
+        write(change, called)
     else:
         result, done = "shown", "Nothing was written."
     if json:
-        fields = {"result": result, "application": application.title, "name": called}
-        print_json({**fields, "file": str(path), "diff": change.diff()})
-    else:
-        print_text(done, sys.stderr if dry_run else None)
+        print_json({"result": result, **fields, "diff": change.diff()})
+        return
+    print_text(done, sys.stderr if dry_run else None)
 
 
 def system_here() -> System:
@@ -718,32 +723,10 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     return Path.cwd() / application.project, application
 
 
-def _check(launch: Launch, env: dict[str, str], headers: Sequence[str], packages: Sequence[str]) -> None:
-    if launch.url and packages:
-        raise CommandError(
-            "Packages can't be added to a server at a URL.",
-            why="It already runs elsewhere.",
-            fix="Leave out --with and --with-editable.",
-        )
-    if launch.url and env:
-        raise CommandError("Variables can't be set for a server at a URL.", fix="Send headers: --header NAME:VALUE")
-    if headers and not launch.url:
-        raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --env NAME=VALUE")
-
-
 def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
     if name and called != name and not json:
         text = f'The server is named {called}, because {application} doesn\'t support the name "{name}".'
         print_text(safe(text), sys.stderr)
-
-
-def _print_snippet(snippet: str, application: ConfigurableApp, name: str, path: Path, *, json: bool) -> None:
-    if json:
-        fields = {"result": "printed", "application": application.title, "name": name, "file": str(path)}
-        print_json({**fields, "snippet": snippet})
-        return
-    sys.stdout.write(f"{snippet}\n")
-    print_text(safe(f"Add this to {path}. {application.afterwards}"), sys.stderr)
 
 
 def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:

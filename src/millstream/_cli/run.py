@@ -69,23 +69,8 @@ Inspect = Annotated[
 ]
 
 
-_HTTP_OPTIONS = (
-    "host",
-    "port",
-    "fd",
-    "path",
-    "no_sessions",
-    "json_response",
-    "store",
-    "serve",
-    "workers",
-    "auth_key",
-    "auth_keys",
-    "tls_cert",
-    "tls_key",
-    "allow_anonymous",
-    "inspect",
-)
+_STDIO_OPTIONS = ("transport", "dev", "log_level", "env_file", "packages", "editable")
+"""Options that also apply to stdio."""
 
 
 def _option(name: str) -> str:
@@ -98,9 +83,8 @@ def warn_unused(given: Mapping[str, object]) -> None:
     Args:
         given: Arguments of `run`, or of a command with the same options.
     """
-    defaults = run.__kwdefaults__ or {}
-    for name in _HTTP_OPTIONS:
-        if given.get(name, default := defaults[name]) != default:
+    for name, default in (run.__kwdefaults__ or {}).items():
+        if name not in _STDIO_OPTIONS and given.get(name, default) != default:
             sys.stderr.write(f"Warning: {_option(name)} has no effect with --transport stdio.\n")
 
 

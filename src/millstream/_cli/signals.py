@@ -114,9 +114,6 @@ _signals = _Signals()
 @contextmanager
 def ending_in_order() -> Generator[None]:
     """Exit gracefully on signals inside the block. Ignored signals (`nohup`) stay ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     ends = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     with _repeat_signals():
         before = {
@@ -192,7 +189,7 @@ def carry_out(work: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio  # noqa: PLC0415  see above
 
-    if not _signals.heard or threading.current_thread() is not threading.main_thread():
+    if not _signals.heard:
         return asyncio.run(work)
     _signals.number = 0
     try:

@@ -40,20 +40,21 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _HIGH_WATER = 64 * 1024
 _MAX_CACHED = 256
 
-header_lists: dict[bytes, list[tuple[bytes, bytes]]] = {}
-"""Cache of split header lines. Nearly all replies use one of a few heads."""
 
+class _HeaderLists(dict[bytes, list[tuple[bytes, bytes]]]):
+    """Cache of split header lines. Nearly all replies use one of a few heads, found without a Python call."""
 
-def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
-    """Convert header lines to an ASGI header list. Callers must not change the list."""
-    found = header_lists.get(head)
-    if found is None:
+    def __missing__(self, head: bytes) -> list[tuple[bytes, bytes]]:
         parts = (line.partition(b": ") for line in head.split(b"\r\n")[:-1])
-        found = [(name, value) for name, _, value in parts]
-        if len(header_lists) >= _MAX_CACHED:
-            header_lists.clear()
-        header_lists[head] = found
-    return found
+        if len(self) >= _MAX_CACHED:
+            self.clear()
+        found = self[head] = [(name, value) for name, _, value in parts]
+        return found
+
+
+header_lists = _HeaderLists()
+header_list = header_lists.__getitem__
+"""Converts header lines to an ASGI header list. Callers must not change the list."""
 
 
 class AsgiSink(CloseSignal, eq=False):
@@ -233,14 +234,10 @@ class AsgiAdapter:
         if handler is None:
             return exchange.reply(_NOT_FOUND)
         length = headers.get(b"content-length", b"")
-        if len(length) >= self.digits and _too_long(length, self.limits.max_body):
+        # A body without a number is measured on arrival.
+        if len(length) >= self.digits and length.isdigit() and (len(length) > 18 or int(length) > self.limits.max_body):
             return exchange.reply(_TOO_LARGE)
         return exchange.serve(handler)
-
-
-def _too_long(length: bytes, limit: int) -> bool:
-    """Return whether a body declares more than `limit` bytes. Bodies without a number are measured on arrival."""
-    return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
 class AsgiExchange(HttpRequest, eq=False, kw_only=True):
@@ -306,7 +303,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         ):
             # `reply`, inline.
             head, body = response.head, response.body
-            headers = [*(header_lists.get(head) or header_list(head)), (b"content-length", b"%d" % len(body))]
+            headers = [*header_list(head), (b"content-length", b"%d" % len(body))]
             await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body})
         elif self.sink is not None:
@@ -347,7 +344,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     async def reply(self, response: Response) -> None:
         """Send a complete reply."""
         head = response.head + self.cors
-        headers = header_lists.get(head) or header_list(head)
+        headers = header_list(head)
         body = response.body
         if response.status not in (204, 304) and (body or self.method != "HEAD"):
             headers = [*headers, (b"content-length", b"%d" % len(body))]
@@ -481,13 +478,28 @@ class HostedApplication(Struct, frozen=True):
             Exception: The application failed before that.
         """
         reply = _Reply(request)
-        scope = _scope(request, self.mount_path)
+        path = request.root_path + request.path
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "GET" if request.method == "HEAD" else request.method,
+            "scheme": request.scheme,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": request.root_path + self.mount_path,
+            "query_string": request.query,
+            "headers": list(request.raw_headers),
+            "client": (request.peer, 0) if request.peer else None,
+            "server": None,
+            "state": {"principal": request.principal},
+        }
         if self.parameters is not None:
             scope["path_params"] = self.parameters(request)
         try:
             with contextlib.suppress(_StopApplication):
                 await self.application(scope, reply.receive, reply.send)
-            if not reply.complete and not reply.disconnected:
+            if reply.response is None and not reply.disconnected:
                 raise RuntimeError("The application didn't send a complete reply.")
         except Exception as exc:
             if reply.disconnected:
@@ -517,13 +529,12 @@ class _Reply(Struct, eq=False):
     collects: bool = False
     sink: Sink | None = None
     decided: asyncio.Event = field(default_factory=asyncio.Event)
-    complete: bool = False
     response: Response | None = None
     """The complete reply, unless it was streamed."""
 
     @property
     def disconnected(self) -> bool:
-        """Whether the client disconnected during the reply."""
+        """Whether the stream is complete, or the client disconnected."""
         return self.sink is not None and self.sink.closed
 
     async def receive(self) -> dict[str, Any]:
@@ -568,7 +579,6 @@ class _Reply(Struct, eq=False):
                 self.decided.set()
                 if self.request.method == "HEAD":
                     sink.close()
-                    self.complete = True
                     raise _StopApplication
             if sink.closed:
                 raise OSError("The client has disconnected.")
@@ -577,24 +587,4 @@ class _Reply(Struct, eq=False):
             if not more:
                 sink.close()
         if not more:
-            self.complete = True
             self.decided.set()
-
-
-def _scope(request: HttpRequest, mount_path: str) -> dict[str, Any]:
-    path = request.root_path + request.path
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": "GET" if request.method == "HEAD" else request.method,
-        "scheme": request.scheme,
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": request.root_path + mount_path,
-        "query_string": request.query,
-        "headers": list(request.raw_headers),
-        "client": (request.peer, 0) if request.peer else None,
-        "server": None,
-        "state": {"principal": request.principal},
-    }

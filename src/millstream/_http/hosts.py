@@ -134,7 +134,8 @@ class HostPolicy:
 
         Args:
             allowed_hosts: Names besides loopback names and IP literals.
-            allowed_origins: Origins besides loopback ones on a loopback bind.
+            allowed_origins: Origins besides loopback ones on a loopback bind: ``scheme://host[:port]``,
+                ``scheme://*.example.com``, ``*``, or ``null``.
             loopback_bind: Whether only this machine can reach the server, or None if unknown.
             shared: Further paths that pages of any origin may use, because they ignore cookies.
             cors: Whether to answer preflights and let pages of allowed origins read replies.
@@ -153,7 +154,19 @@ class HostPolicy:
             if name not in ("", "*") and parse_authority(name.encode()) is None:
                 raise ValueError(f"allowed_hosts: {entry!r} isn't a host name. Use host[:port], *.example.com, or *.")
         self._hosts = HostNames(allowed_hosts)
-        self._origins = _OriginRules(allowed_origins)
+        origins: dict[bytes, list[str]] = {}
+        for entry in allowed_origins:
+            scheme, mark, rest = entry.strip().lower().rstrip("/").partition("://")
+            if not mark and scheme not in ("*", "null", ""):
+                raise ValueError(f"allowed_origins: {entry!r} isn't an origin. Use scheme://host[:port], null, or *.")
+            names = origins.setdefault((scheme + mark).encode(), [])
+            if mark:
+                has_port = ":" in rest.rpartition("]")[2]
+                names.append(rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme.encode(), b'').decode()}")
+        self._origins = {kind: HostNames(names) for kind, names in origins.items()}
+        """``scheme://`` -> hosts with their ports. ``*`` allows any origin, and ``null`` an opaque one: that of local
+        files, and of sandboxed frames of any site.
+        """
         self._loopback_bind = loopback_bind
         self._public_paths = frozenset(shared)
         self.good: set[bytes] = set()
@@ -174,9 +187,17 @@ class HostPolicy:
             if wrong is not None:
                 return wrong
         origin = headers.get(b"origin")
-        if origin is not None:
-            return None if self._allows(origin, host, peer, method, headers) else _origin_refused(origin)
-        return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
+        if origin is None:
+            return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
+        if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
+            return None
+        # Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
+        # browsers send for any page without a preflight: forms and WebSockets.
+        asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
+        if not self._cors and asked and self.allows_origin(origin, host, peer):
+            return None
+        shown = ascii(origin[:200].decode("latin-1"))
+        return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
     def record(self, refused: Response) -> Response:
         """Count a refusal, log it once per name, and return it."""
@@ -188,21 +209,10 @@ class HostPolicy:
             logger.info("Refused a request (%d): %s%s", refused.status, refused.body.decode().strip(), more)
         return refused
 
-    def _allows(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether to serve a request from an Origin.
-
-        Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
-        browsers send for any page without a preflight: forms and WebSockets.
-        """
-        if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
-            return True
-        asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
-        return not self._cors and asked and self.allows_origin(origin, host, peer)
-
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:
         """Return whether an Origin is allowed for a Host that passed the check. An opaque ``null`` must be listed."""
         if origin.strip(b" \t") == b"null":
-            return self._origins.opaque
+            return b"null" in self._origins
         match = _ORIGIN.fullmatch(origin.strip(b" \t").lower())
         if match is None:
             return False
@@ -213,11 +223,16 @@ class HostPolicy:
         local = is_loopback(peer) if self._loopback_bind is None else self._loopback_bind
         if local and authority.loopback and scheme in (b"http", b"https"):
             return True
-        if self._origins.allow(scheme, authority, wildcard=wildcard):
+        if wildcard and b"*" in self._origins:
             return True
+        usual = _DEFAULT_PORTS.get(scheme, b"")
+        port = authority.port or usual
+        if (names := self._origins.get(scheme + b"://")) is not None:
+            name = f"[{authority.name}]" if authority.address and authority.address.version == 6 else authority.name
+            if names.allow(f"{name}:{port.decode()}", None):
+                return True
         own = parse_authority(host)
-        port = _DEFAULT_PORTS.get(scheme)
-        return own is not None and own.name == authority.name and (own.port or port) == (authority.port or port)
+        return own is not None and own.name == authority.name and (own.port or usual) == port
 
     def cors_head(self, origin: bytes) -> bytes:
         """Return the header lines for a reply to an Origin that ``check`` accepted."""
@@ -282,43 +297,6 @@ class HostPolicy:
             self.good.clear()  # made-up addresses may have filled it; real Hosts return with their next request
         self.good.add(host)
         return None
-
-
-class _OriginRules:
-    """Allowed origins: ``scheme://host[:port]``, ``scheme://*.example.com``, or ``*``."""
-
-    def __init__(self, entries: Iterable[str]) -> None:
-        self.any = False
-        self.opaque = False
-        """Whether pages with an opaque origin are allowed: local files, and sandboxed frames of any site."""
-        names: dict[bytes, list[str]] = {}
-        for entry in entries:
-            scheme, mark, rest = entry.strip().lower().rstrip("/").partition("://")
-            if mark:
-                names.setdefault(scheme.encode(), []).append(_with_port(scheme.encode(), rest))
-            elif scheme == "*":
-                self.any = True
-            elif scheme == "null":
-                self.opaque = True
-            elif scheme:
-                raise ValueError(f"allowed_origins: {entry!r} isn't an origin. Use scheme://host[:port], null, or *.")
-        self.by_scheme = {scheme: HostNames(rest) for scheme, rest in names.items()}
-
-    def allow(self, scheme: bytes, authority: Authority, *, wildcard: bool) -> bool:
-        if self.any and wildcard:
-            return True
-        names = self.by_scheme.get(scheme)
-        if names is None:
-            return False
-        name = f"[{authority.name}]" if authority.address and authority.address.version == 6 else authority.name
-        port = authority.port or _DEFAULT_PORTS.get(scheme, b"")
-        return names.allow(f"{name}:{port.decode()}", None)
-
-
-def _with_port(scheme: bytes, rest: str) -> str:
-    """Add the default port of the scheme to an origin without a port."""
-    has_port = ":" in rest.rpartition("]")[2]
-    return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
 
 
 def is_own_origin(origin: bytes, host: bytes, headers: Mapping[bytes, bytes]) -> bool:
@@ -386,11 +364,6 @@ def not_a_socket(handler: Handler, *, served: bool) -> Handler:
         return await handler(request)
 
     return handle
-
-
-def _origin_refused(origin: bytes) -> Response:
-    shown = ascii(origin[:200].decode("latin-1"))
-    return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
 
 @lru_cache(_CACHE_SIZE)

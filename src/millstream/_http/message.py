@@ -456,23 +456,27 @@ class AcceptedTypes(Struct, frozen=True, gc=False):
     """Whether the request is a browser navigation: it lists HTML and would also accept a stream."""
 
 
-_ANY = AcceptedTypes(True, True)
 _MEMO_SIZE = 256
-_cache: dict[bytes | None, AcceptedTypes] = {None: _ANY}
-known_accept = _cache.get
-"""Returns the cached result for an `Accept` value. Hot paths check it before `parse_accept`."""
 
 
-def parse_accept(value: bytes | None) -> AcceptedTypes:
-    """Return the reply types that an `Accept` header allows. Without the header, all are allowed; quality 0 excludes a
-    type.
-    """
-    known = _cache.get(value)
-    if known is None:
-        if len(_cache) >= _MEMO_SIZE:
-            _cache.clear()
-        known = _cache[value] = _ANY if value is None else _parse(value)
-    return known
+class _AcceptCache(dict[bytes | None, AcceptedTypes]):
+    """`Accept` value -> its meaning. A known value is found without a Python call."""
+
+    def __missing__(self, value: bytes | None) -> AcceptedTypes:
+        names = {b"*/*"} if value is None else set(_accepted_names(value))
+        json = not names.isdisjoint((b"application/json", b"application/*", b"*/*"))
+        stream = not names.isdisjoint((b"text/event-stream", b"text/*", b"*/*"))
+        page = b"text/html" in names and stream and b"text/event-stream" not in names
+        if len(self) >= _MEMO_SIZE:
+            self.clear()
+        found = self[value] = AcceptedTypes(json, stream, page)
+        return found
+
+
+parse_accept = _AcceptCache().__getitem__
+"""Returns the reply types that an `Accept` header allows. Without the header (None), all are allowed; quality 0
+excludes a type.
+"""
 
 
 def wants_page(request: HttpRequest) -> bool:
@@ -480,34 +484,29 @@ def wants_page(request: HttpRequest) -> bool:
     return parse_accept(request.headers.get(b"accept")).page
 
 
-def _parse(value: bytes) -> AcceptedTypes:
-    names = set(_accepted_names(value))
-    json = not names.isdisjoint((b"application/json", b"application/*", b"*/*"))
-    stream = not names.isdisjoint((b"text/event-stream", b"text/*", b"*/*"))
-    return AcceptedTypes(json, stream, b"text/html" in names and stream and b"text/event-stream" not in names)
-
-
 def _accepted_names(value: bytes) -> Iterator[bytes]:
     """Yield the names that a header lists, in lower case, without those of quality 0 (RFC 9110 §12.4.2)."""
     for item in value.lower().split(b","):
         name, *parameters = item.split(b";")
-        if not any(map(_is_excluded, parameters)):
+        if not any(map(_EXCLUDES.fullmatch, parameters)):
             yield name.strip()
 
 
-def _is_excluded(parameter: bytes) -> bool:
-    name, _, value = parameter.strip().partition(b"=")
-    return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
+_EXCLUDES = re.compile(rb"\s*q\s*=\s*(?=[0.])0*\.?0*\s*")
 
 
 def media_type(headers: Mapping[bytes, bytes]) -> bytes:
-    """Return the declared media type without parameters, in lower case; empty if none is declared."""
+    """Return the declared media type without parameters, in lower case: empty if none is declared, ``?`` for a body
+    with a content coding.
+    """
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return b"?"
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def carries_json(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether a body is declared as uncompressed JSON."""
-    return media_type(headers) == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"
+    return media_type(headers) == b"application/json"
 
 
 PROBLEM_TYPE = "application/problem+json"

@@ -77,9 +77,13 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
     Raises:
         ProtocolError: An `initialize` request names a revision without a handshake in its header.
     """
-    enveloped, complete = _envelope_marks(message.params)
+    try:  # the types of other values don't matter
+        meta = metadata.decode_loose_params(message.params).meta if message.params else metadata.NO_META
+    except MALFORMED:
+        meta = metadata.NO_META
+    enveloped = meta.version is not UNSET
     by_header = headers is not None and names_per_request_era(header_version(headers))
-    if message.method == "initialize" and not complete:
+    if message.method == "initialize" and not (enveloped and meta.capabilities is not UNSET):
         if by_header:
             raise ProtocolError(
                 HEADER_MISMATCH,
@@ -98,20 +102,6 @@ def check_notification(message: Envelope) -> None:
     """
     if message.method in _REQUESTS:
         raise ProtocolError(INVALID_REQUEST, f'Invalid request: {message.method} needs an "id"', status=400)
-
-
-def _envelope_marks(params: bytes) -> tuple[bool, bool]:
-    """Return (has the version key, has both required keys). The types of the values don't matter."""
-    if not params:
-        return False, False
-    try:
-        meta = metadata.decode_loose_params(params).meta
-    except MALFORMED:
-        return False, False
-    if meta is UNSET:
-        return False, False
-    enveloped = meta.version is not UNSET
-    return enveloped, enveloped and meta.capabilities is not UNSET
 
 
 def admit_per_request(

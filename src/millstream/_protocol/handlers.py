@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decode_object, decoder, encode, notification_message
 from millstream._protocol.principal import Principal
 
 Handler = Callable[..., Any]
@@ -47,7 +47,10 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(True)
         elif decode is None and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             order.append(False)
-            decode = _decoder(annotation, name)
+            try:
+                decode = decoder(annotation)
+            except TypeError as exc:
+                raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
         else:
             raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
 
@@ -60,13 +63,6 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
         return await result if inspect.isawaitable(result) else result
 
     return run
-
-
-def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
-    try:
-        return decoder(annotation)
-    except TypeError as exc:
-        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
 
 
 def result_object(value: Any) -> dict[str, Any]:
@@ -107,7 +103,6 @@ class _SentMessage(Struct, gc=False):
 
 
 _decode_outgoing = decoder(_SentMessage)
-_decode_params = decoder(dict[str, Any])
 
 
 class NotificationFilters:
@@ -152,7 +147,7 @@ class NotificationFilters:
         self, method: str, params: bytes, principal: Principal | None, *, incoming: bool
     ) -> tuple[str, dict[str, Any]] | None:
         try:
-            message = NotificationMessage(method, _decode_params(params or b"{}"), incoming, principal)
+            message = NotificationMessage(method, decode_object(params or b"{}"), incoming, principal)
         except MALFORMED:
             return None  # params are an object, or missing
         try:

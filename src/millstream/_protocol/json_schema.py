@@ -157,7 +157,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
         _write_decimals(component)
         component.pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
     document = inline_references(root, components)
-    _Details(document.get("$defs", {}), {} if written else MOMENTS).add(document, annotation)
+    _Details(dict(document.get("$defs", {})), {} if written else MOMENTS).add(document, annotation)
     return drop_formats(document, {"duration"}) if written else document
 
 
@@ -335,17 +335,16 @@ def rebase_references(node: Any, place: str) -> Any:
     return made
 
 
-class _Inliner:
+class _Inliner(Struct, eq=False):
     """Rewrites one schema document. A scope is the `$defs` that references are resolved in."""
 
-    def __init__(self, max_nodes: float, recursive: dict[int, bool] | None) -> None:
-        self.nodes_left = max_nodes
-        self.recursive = recursive
-        """Id of a definition -> whether it refers to itself, directly or through others. None to expand none."""
-        self.hoisted: Schema = {}
-        """Definitions of the recursive types, under their final names."""
-        self.names: dict[int, str] = {}
-        """Id of a recursive definition -> its final name. Two scopes can use one name for different types."""
+    nodes_left: float
+    recursive: dict[int, bool] | None
+    """Id of a definition -> whether it refers to itself, directly or through others. None to expand none."""
+    hoisted: Schema = {}
+    """Definitions of the recursive types, under their final names."""
+    names: dict[int, str] = {}
+    """Id of a recursive definition -> its final name. Two scopes can use one name for different types."""
 
     def document(self, root: Schema, scope: Schema) -> Schema:
         """Return the expanded root. It's expanded even when it's recursive, because its `type` must be visible."""
@@ -414,18 +413,13 @@ def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
     return False
 
 
-class _Details:
-    """Completes the schemas of annotations, in place.
+class _Details(Struct, eq=False):
+    """Completes the schemas of annotations, in place."""
 
-    Args:
-        definitions: The targets of references.
-        formats: Formats of dates and times: `MOMENTS`, or empty.
-    """
-
-    def __init__(self, definitions: Schema, formats: Mapping[tuple[str, str], str]) -> None:
-        self.waiting = dict(definitions)
-        """Definitions that no reference has led to so far."""
-        self.formats = formats
+    waiting: Schema
+    """Definitions that no reference has led to so far."""
+    formats: Mapping[tuple[str, str], str]
+    """Formats of dates and times: `MOMENTS`, or empty."""
 
     def add(self, node: Any, annotation: Any) -> None:
         """Complete the schema of one annotation."""

@@ -143,6 +143,13 @@ def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
     return msgspec.json.Decoder(kind).decode
 
 
+Json = dict[str, Any]
+"""A JSON object."""
+decode_object = decoder(Json)
+"""Return the members of a JSON object, or raise one of `MALFORMED`."""
+decode_members = decoder(dict[str, Raw])
+"""Return the members of a JSON object, with their values as JSON, or raise one of `MALFORMED`."""
+
 MAX_ID = 16 * 1024
 """Maximum bytes of an id. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
 

@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
 from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, members, value_at
-from millstream._protocol.jsonrpc import MAX_ID, decoder
+from millstream._protocol.jsonrpc import MAX_ID, decode_object, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
 """The identifier of the tasks extension."""
@@ -94,17 +94,21 @@ class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
     meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
 
 
-class LooseMeta(Struct, gc=False, rename=META_NAMES):
-    """The members that tell the eras apart, of any type."""
+class LooseMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
+    """The members that tell the eras apart, and the progress token, of any type."""
 
     version: Raw | UnsetType = UNSET
     capabilities: Raw | UnsetType = UNSET
+    token: Raw | UnsetType = UNSET
+
+
+NO_META = LooseMeta()
 
 
 class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
     """`params`, decoded only down to `_meta`."""
 
-    meta: LooseMeta | UnsetType = UNSET
+    meta: LooseMeta = NO_META
 
 
 class ClientInfo(Struct, frozen=True, gc=False):
@@ -192,7 +196,6 @@ class _KnownCapabilities(Struct, gc=False):
 
 
 _decode_known = decoder(_KnownCapabilities)
-_decode_object = decoder(dict[str, Any])
 
 
 def read_capabilities(raw: bytes) -> dict[str, Any]:
@@ -202,10 +205,10 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
         msgspec.DecodeError: The value isn't an object.
     """
     if len(raw) <= MAX_CAPABILITIES:
-        return _decode_object(raw)
+        return decode_object(raw)
     known = msgspec.structs.asdict(_decode_known(raw))
     return {
-        name: _decode_object(value) if len(value) <= MAX_CAPABILITIES // len(known) else {}
+        name: decode_object(value) if len(value) <= MAX_CAPABILITIES // len(known) else {}
         for name, value in known.items()
         if value is not UNSET
     }
@@ -263,24 +266,20 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
     for where, path, schema in _positions("inputSchema", (), input_schema):
         if ANNOTATION not in schema:
             continue
-        param = _parse_annotation(where, path, schema)
-        if param.header in found:
-            other = ".".join(found[param.header].path)
-            raise ValueError(f"{where}: {ANNOTATION} {schema[ANNOTATION]!r} is already used by {other!r}.")
-        found[param.header] = param
+        token: object = schema[ANNOTATION]
+        kind: object = schema.get("type")
+        if not path:
+            raise ValueError(f"{where}: {ANNOTATION} is allowed only on properties reached through 'properties' alone.")
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise ValueError(f"{where}: {ANNOTATION} must be a non-empty RFC 9110 token, not {token!r}.")
+        if kind not in _KINDS:
+            raise ValueError(f"{where}: {ANNOTATION} needs type string, integer or boolean, not {kind!r}.")
+        header = b"mcp-param-" + token.lower().encode()
+        if header in found:
+            other = ".".join(found[header].path)
+            raise ValueError(f"{where}: {ANNOTATION} {token!r} is already used by {other!r}.")
+        found[header] = ParamHeader(path, header, cast("Kind", kind))
     return tuple(found.values())
-
-
-def _parse_annotation(where: str, path: tuple[str, ...] | None, schema: Mapping[str, Any]) -> ParamHeader:
-    token: object = schema[ANNOTATION]
-    kind: object = schema.get("type")
-    if not path:
-        raise ValueError(f"{where}: {ANNOTATION} is allowed only on properties reached through 'properties' alone.")
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise ValueError(f"{where}: {ANNOTATION} must be a non-empty RFC 9110 token, not {token!r}.")
-    if kind not in _KINDS:
-        raise ValueError(f"{where}: {ANNOTATION} needs type string, integer or boolean, not {kind!r}.")
-    return ParamHeader(path, b"mcp-param-" + token.lower().encode(), cast("Kind", kind))
 
 
 def _positions(

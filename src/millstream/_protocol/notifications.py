@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec.json import Decoder
 
 from millstream._protocol.content import (
     Annotations,
@@ -25,10 +26,9 @@ from millstream._protocol.content import (
     Wire,
 )
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, RequestId, decoder
-from millstream._protocol.metadata import Implementation, ProgressToken
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decoder
+from millstream._protocol.metadata import Implementation, ProgressToken, decode_loose_params
 
-Json = dict[str, Any]
 _META: Any = field(default_factory=dict[str, Any], name="_meta")
 
 
@@ -395,16 +395,8 @@ NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
 """Notification method, of either side -> its parameters."""
 
 
-class _TokenMeta(Struct, gc=False):
-    token: int | str | UnsetType = field(default=UNSET, name="progressToken")
-
-
-class _TokenParams(Struct, gc=False):
-    meta: _TokenMeta | UnsetType = field(default=UNSET, name="_meta")
-
-
 _decode_cancelled = decoder(CancelledNotificationParams)
-_decode_token = decoder(_TokenParams)
+_decode_token = Decoder(RequestId).decode
 
 
 def progress_token(params: bytes) -> ProgressToken | None:
@@ -416,10 +408,10 @@ def progress_token(params: bytes) -> ProgressToken | None:
     if b'"progressToken"' not in params:
         return None
     try:
-        meta = _decode_token(params).meta
+        meta = decode_loose_params(params).meta
+        token = None if meta.token is UNSET else _decode_token(meta.token)
     except MALFORMED:
         return None
-    token = None if meta is UNSET or meta.token is UNSET else meta.token
     if isinstance(token, str) and len(token) > MAX_ID:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: a progress token must have at most {MAX_ID} characters")
     return token

@@ -27,7 +27,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import Schema, wrap_output
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.notifications import CallToolResult, GetPromptResult
 
 
@@ -206,9 +206,6 @@ def names_per_request_era(version: str) -> bool:
 def negotiate(requested: str) -> Revision:
     """Return the revision for `initialize`: the requested one, otherwise the newest with a handshake."""
     return HANDSHAKE.get(requested, NEWEST_HANDSHAKE)
-
-
-Json = dict[str, Any]
 
 
 def project_item(item: Json, revision: Revision, *more: str) -> Json:

@@ -218,13 +218,10 @@ def decode(text: str, ring: KeyRing, now: float) -> SessionToken | None:
     """Return the token of a session id, or None if it's foreign, changed, or expired at Unix time `now`."""
     if len(text) > MAX_SESSION_ID:
         return None
-    plain = ring.open(KIND, text)
-    if plain is None:
-        return None
     try:
-        token = _decode(plain)
+        token = _decode(ring.open(KIND, text) or b"")
     except msgspec.DecodeError:
-        # Sealed by a version with other fields. The client treats it as an unknown session and begins a new one.
+        # Also sealed by a version with other fields. The client treats it as an unknown session and begins a new one.
         return None
     return token if now < token.expires_at else None
 

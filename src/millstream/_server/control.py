@@ -4,7 +4,6 @@ Transports use this module instead of the call itself, because a call can run on
 received the message. The number and size of calls are limited, and one caller can use half of each limit.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
@@ -167,25 +166,6 @@ def release_arguments(call: Call, bodies: Share) -> None:
     if call.weight:
         bodies.leave(call.owner, call.weight)
         call.weight = 0
-
-
-async def stop_calls(calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
-    """Stop all running calls at shutdown. They're answered with an error.
-
-    A call that doesn't end within some seconds, or whose answer can't be written, is abandoned.
-    """
-    until = clock() + seconds
-    while calls and clock() < until:
-        for call in list(calls):
-            call.halt()
-        await asyncio.sleep(0.01)
-
-
-async def wait_for(owed: Collection[Call], calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
-    """Wait until the given calls have ended, with a time limit."""
-    until = clock() + seconds
-    while any(each in calls for each in owed) and clock() < until:  # noqa: ASYNC110  no event signals it
-        await asyncio.sleep(0.01)
 
 
 Gate = Callable[[Call], Awaitable[None] | None]

@@ -326,11 +326,10 @@ class Handlers:
     async def _listen(self, call: Call) -> bytes:
         """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
         wanted = read(SubscriptionsListenRequestParams, call).notifications
-        settings = self._services.settings
-        if len(wanted.resource_subscriptions) > settings.max_subscriptions:
-            raise ProtocolError(
-                INVALID_REQUEST, f"A subscription can have at most {settings.max_subscriptions} resources."
-            )
+        services, owner, find = self._services, call.owner, self._registry.find_readable
+        changes, endings, most = services.changes, services.endings, services.settings.max_subscriptions
+        if len(wanted.resource_subscriptions) > most:
+            raise ProtocolError(INVALID_REQUEST, f"A subscription can have at most {most} resources.")
         size = sum(map(len, wanted.resource_subscriptions))
         if size > MAX_URI_BYTES:
             raise ProtocolError(
@@ -343,14 +342,51 @@ class Handlers:
             client = call.client
             call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
             call.params, call.token = b"", None
-            release_arguments(call, self._services.bodies)
-            owner, streams, memory = call.owner, self._services.streams, self._services.client_memory
-            if not streams.take(owner):
-                raise too_many_streams(streams.count(owner))
-            ends.callback(streams.leave, owner)
-            memory.take(owner, size)
-            ends.callback(memory.bytes.leave, owner, size)
-            await self._push_changes(call, wanted, pushes, agreed, ends)
+            release_arguments(call, services.bodies)
+            if not services.streams.take(owner):
+                raise too_many_streams(services.streams.count(owner))
+            ends.callback(services.streams.leave, owner)
+            services.client_memory.take(owner, size)
+            ends.callback(services.client_memory.bytes.leave, owner, size)
+            granted = self._grantable(wanted, call)
+            line = call.open_reply_channel()
+            mark = {SUBSCRIPTION_KEY: call.id}
+            call.meta = dict(mark)
+            acknowledgment = notification_message(
+                ACKNOWLEDGED,
+                {"notifications": {**msgspec.to_builtins(granted), **agreed}, "_meta": mark}
+                if agreed
+                else SubscriptionsAcknowledgedNotificationParams(granted, mark),
+            )
+            if granted == SubscriptionFilter() and not agreed:
+                await call.send_to_caller(acknowledgment)
+                return b""
+            kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
+            # Updates of a hidden resource would reveal that it exists.
+            uris = frozenset(
+                uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
+            )
+            lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
+            changes.check_room(owner, uris)
+
+            def watcher(change: ServerChange, message: bytes) -> None:
+                if change.kind in lists:
+                    pushes.push(lists[change.kind])
+                for uri in affected_uris(change, uris):
+                    pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
+
+            ends.callback(changes.watch(watcher))
+            end = pushes.over.set
+            endings.add(end)
+            ends.callback(endings.discard, end)
+            changes.follow(call, owner, uris)
+            ends.callback(changes.follow, call, owner, ())
+            await changes.wait_until_followed(uris)
+            await call.send_to_caller(acknowledgment)
+            await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
+            ends.callback(line.on_close(end))
+            pushes.begin(call)
+            await pushes.over.wait()
         return b""
 
     async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> dict[str, Any]:
@@ -364,51 +400,6 @@ class Handlers:
                 if value is not None:
                     agreed[member] = value
         return agreed
-
-    async def _push_changes(
-        self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any], ends: ExitStack
-    ) -> None:
-        """Acknowledge, and push changes until the subscription ends."""
-        mark = {SUBSCRIPTION_KEY: call.id}
-        granted = self._grantable(wanted, call)
-        line = call.open_reply_channel()
-        call.meta = dict(mark)
-        acknowledgment = notification_message(
-            ACKNOWLEDGED,
-            {"notifications": {**msgspec.to_builtins(granted), **agreed}, "_meta": mark}
-            if agreed
-            else SubscriptionsAcknowledgedNotificationParams(granted, mark),
-        )
-        if granted == SubscriptionFilter() and not agreed:
-            await call.send_to_caller(acknowledgment)
-            return
-        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
-        # Updates of a hidden resource would reveal that it exists.
-        find = self._registry.find_readable
-        uris = frozenset(
-            uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
-        )
-        lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
-        over, changes, endings = pushes.over, self._services.changes, self._services.endings
-        changes.check_room(call.owner, uris)
-
-        def watcher(change: ServerChange, message: bytes) -> None:
-            if change.kind in lists:
-                pushes.push(lists[change.kind])
-            for uri in affected_uris(change, uris):
-                pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
-
-        ends.callback(changes.watch(watcher))
-        endings.add(over.set)
-        ends.callback(endings.discard, over.set)
-        changes.follow(call, call.owner, uris)
-        ends.callback(changes.follow, call, call.owner, ())
-        await changes.wait_until_followed(uris)
-        await call.send_to_caller(acknowledgment)
-        await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
-        ends.callback(line.on_close(over.set))
-        pushes.begin(call)
-        await over.wait()
 
     def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
         offers, scopes = self._registry.offers, granted_scopes(call)
@@ -436,10 +427,17 @@ class Handlers:
             return members
         known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
         completer = self._registry.completers.get((reference, params.argument.name))
+        value = params.argument.value
+        found: Any
         if completer is None:
-            values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
+            found = (each for each in item.choices(params.argument.name) if each.startswith(value))
+        elif isinstance(completer, CompleterFunction):
+            found = await completer.run(value, known, call)
+        elif inspect.iscoroutinefunction(completer):
+            found = await completer(value, known)
         else:
-            values = await self._ask_completer(completer, params.argument.value, known, call)
+            found = await self._services.threads.run(completer, value, known, owner=call.owner)
+        values = [str(each) for each in found]
         shown = values[:MAX_VALUES]
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
@@ -455,15 +453,6 @@ class Handlers:
             raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")
         check_scopes(call, item.scopes)
         return item, name
-
-    async def _ask_completer(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
-        if isinstance(completer, CompleterFunction):
-            found = await completer.run(value, known, call)
-        elif inspect.iscoroutinefunction(completer):
-            found = await completer(value, known)
-        else:
-            found = await self._services.threads.run(completer, value, known, owner=call.owner)
-        return [str(each) for each in found]
 
     async def _discover(self, call: Call) -> bytes:
         """Return versions, capabilities, and instructions."""
@@ -600,32 +589,30 @@ class MiddlewareChain:
             result = _members(await handler(call))
 
             async def inside(request: ListRequest) -> list[dict[str, Any]]:
-                return await self._project_mounted(result[member], kind, key, call)
+                """Return the items as their mounted servers describe them."""
+                items: list[dict[str, Any]] = result[member]
+                registered: dict[str, Any] = getattr(self._registry, kind)
+                shown: dict[Hooks, None] = {}
+                for each in registered.values():
+                    shown |= dict.fromkeys(
+                        hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks
+                    )
+                for hooks in shown:
+                    own = {name for name, each in registered.items() if hooks in each.path}
+                    theirs = [each for each in items if each[key] in own]
+                    if theirs:
+                        at = items.index(theirs[0])
+                        left = await chain_hooks(hooks.list, partial(_give, theirs))(
+                            ListRequest(kind, shared_context(call, hooks.home))
+                        )
+                        items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
+                return items
 
             chain = chain_hooks(self._hooks.list, inside)
             result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
             return _encode_result(result)
 
         return handle_list
-
-    async def _project_mounted(
-        self, items: list[dict[str, Any]], kind: str, key: str, call: Call
-    ) -> list[dict[str, Any]]:
-        """Return the items as their mounted servers describe them."""
-        registered: dict[str, Any] = getattr(self._registry, kind)
-        shown: dict[Hooks, None] = {}
-        for each in registered.values():
-            shown |= dict.fromkeys(hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks)
-        for hooks in shown:
-            own = {name for name, each in registered.items() if hooks in each.path}
-            theirs = [each for each in items if each[key] in own]
-            if theirs:
-                at = items.index(theirs[0])
-                left = await chain_hooks(hooks.list, partial(_give, theirs))(
-                    ListRequest(kind, shared_context(call, hooks.home))
-                )
-                items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
-        return items
 
 
 _ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))

@@ -53,17 +53,11 @@ class SessionEnd(PeerMessage, frozen=True, tag="end"):
     session: str
 
 
-class StandaloneTakeover(PeerMessage, frozen=True, tag="stream"):
-    """A session has a new stand-alone stream at the sender. The last announced one wins."""
+class StreamTakeover(PeerMessage, frozen=True, tag="stream"):
+    """A connection to the sender has a stream from now on. The last announced one wins."""
 
-    session: str
-    id: int
-
-
-class ReplyTakeover(PeerMessage, frozen=True, tag="follow"):
-    """The sender reads the stream of a call from now on. The last announced reader wins."""
-
-    log: str
+    name: str
+    """The session of a stand-alone stream, or the log of a call's stream."""
     id: int
 
 
@@ -149,8 +143,7 @@ Message = (
     | AnswerMessage
     | CancelCall
     | SessionEnd
-    | StandaloneTakeover
-    | ReplyTakeover
+    | StreamTakeover
     | PostedMessage
     | ResourceUpdate
     | ExtensionBroadcast

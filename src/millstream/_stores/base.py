@@ -360,22 +360,12 @@ class Log(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """The interface to implement for a new store. An instance serves one worker and one event loop."""
+class DataSource(Protocol):
+    """What a backend and the store on it have in common."""
 
     @property
     def shared(self) -> bool:
         """Whether other workers see the writes of this one. If not, leases and messages aren't needed."""
-        ...
-
-    @property
-    def lease(self) -> float:
-        """Seconds after which a worker that doesn't renew its lease counts as dead."""
-        ...
-
-    @property
-    def persistent(self) -> bool:
-        """Whether paces (`charge`) survive the end of all workers."""
         ...
 
     @property
@@ -419,6 +409,20 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Release connections and tasks, and stop all listeners. Data remain, and `open` may follow. Idempotent."""
+
+
+class Backend(DataSource, Protocol):
+    """The interface to implement for a new store. An instance serves one worker and one event loop."""
+
+    @property
+    def lease(self) -> float:
+        """Seconds after which a worker that doesn't renew its lease counts as dead."""
+        ...
+
+    @property
+    def persistent(self) -> bool:
+        """Whether paces (`charge`) survive the end of all workers."""
+        ...
 
     async def bind(self, worker: str) -> None:
         """Tie this connection to a worker, if the store can detect when the connection ends.
@@ -546,26 +550,8 @@ class Workers(Protocol):
         ...
 
 
-class Store(Protocol):
+class Store(DataSource, Protocol):
     """A backend and the interfaces built on it, for one event loop."""
-
-    @property
-    def epoch(self) -> str: ...
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]: ...
-
-    def time(self) -> float: ...
-
-    async def degraded_reason(self) -> str: ...
-
-    @property
-    def shared(self) -> bool: ...
-
-    @property
-    def kv(self) -> Map: ...
-
-    @property
-    def log(self) -> Log: ...
 
     @property
     def bus(self) -> Bus: ...
@@ -578,7 +564,3 @@ class Store(Protocol):
 
     @property
     def rates(self) -> Rates: ...
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...

@@ -6,7 +6,6 @@ that marks it as done. Until then, no other worker announces a change to that me
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from weakref import WeakValueDictionary
@@ -50,8 +49,6 @@ class MapMembers(Struct, eq=False):
     _workers: Leases | SoleWorker
     _held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
     """Members that this worker holds: (group, member) -> (value, announcement)."""
-    _keys: Counter[str] = field(default_factory=Counter[str])
-    """Number of members that this worker holds, by record key."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary[str, asyncio.Lock])
     """A lock per record, so this worker doesn't conflict with itself."""
 
@@ -79,8 +76,6 @@ class MapMembers(Struct, eq=False):
                 return "silent"
 
             outcome = await self._change(key, add)
-            if outcome:
-                self._keys[key] += 1
             return present, await self._announce(key, member, told) if outcome == "announce" else None
 
     async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
@@ -105,10 +100,6 @@ class MapMembers(Struct, eq=False):
 
             await self._workers.read()
             outcome = await self._change(key, remove)
-            if outcome:
-                self._keys[key] -= 1
-                if self._keys[key] <= 0:
-                    del self._keys[key]
             return await self._announce(key, member, told) if outcome == "announce" else None
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
@@ -150,14 +141,13 @@ class MapMembers(Struct, eq=False):
         Raises:
             LocalError: The store doesn't respond. Call it again.
         """
-        self._keys.clear()
         for (group, member), (value, told) in list(self._held.items()):
             if (group, member) in self._held:  # it may have left in the meantime
                 await self.join(group, member, value, told)
 
     async def keep(self) -> None:
         """Renew the time to live of records with members of this worker."""
-        for key in list(self._keys):
+        for key in {_key(*each) for each in self._held}:
             async with self._lock(key):
                 await self._change(key, lambda record: "renew")
 

@@ -7,7 +7,7 @@ in which clients can create any number. Stores see opaque keys, not clients.
 
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Protocol
@@ -180,10 +180,10 @@ def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:
     return _charge_result(0.0 if enough else max(_SLACK, quota.until - now), room, quota.cost)
 
 
-def check_slot(slot: ConcurrencySlot, held: Collection[tuple[str, str]], worker: str) -> ChargeResult:
-    """Return the result for a slot, of those that (worker, holder) pairs hold."""
-    free = slot.count - len(held)
-    if (worker, slot.holder) in held:
+def check_slot(slot: ConcurrencySlot, used: int, *, is_held: bool) -> ChargeResult:
+    """Return the result for a slot of a key of which some are used. The worker may hold it already."""
+    free = slot.count - used
+    if is_held:
         return _charge_result(0.0, free, 0.0)
     return _charge_result(0.0 if free > 0 else SLOT_WAIT, free, 1.0)
 

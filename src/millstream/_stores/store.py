@@ -6,11 +6,12 @@ A store whose data outlive its workers may keep ephemeral kinds (`base.EPHEMERAL
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar, Unpack
+from functools import wraps
+from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
 
-from millstream._stores.base import EPHEMERAL, PAGE_BYTES, AppendOptions, Backend, Entry, Log, Map, Position
+from millstream._stores.base import EPHEMERAL, Backend, Log, Map
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
@@ -19,6 +20,7 @@ from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Split(Struct, Generic[T], eq=False):
@@ -31,27 +33,28 @@ class _Split(Struct, Generic[T], eq=False):
         return self.memory if _is_ephemeral(name) else self.durable
 
 
+def _forward(method: F) -> F:
+    """Return a method that calls this one in the place of its first argument."""
+
+    @wraps(method)
+    def call(self: _Split[Any], name: str, *args: Any, **options: Any) -> Any:
+        return getattr(self._of(name), method.__name__)(name, *args, **options)
+
+    return cast("F", call)
+
+
 class SplitMap(_Split[Map]):
     """A `Map` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
-    async def get(self, key: str) -> bytes | None:
-        return await self._of(key).get(key)
+    get = _forward(Map.get)
+    put = _forward(Map.put)
+    compare_and_set = _forward(Map.compare_and_set)
+    delete = _forward(Map.delete)
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         if not any(_is_ephemeral(key) for key in keys):
             return await self.durable.get_many(keys)
         return [await self._of(key).get(key) for key in keys]
-
-    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
-        await self._of(key).put(key, value, ttl, lossy=lossy)
-
-    async def compare_and_set(
-        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
-    ) -> bool:
-        return await self._of(key).compare_and_set(key, expected, value, ttl, lossy=lossy)
-
-    async def delete(self, key: str) -> bool:
-        return await self._of(key).delete(key)
 
     async def keys(self, prefix: str) -> list[str]:
         if ":" in prefix:
@@ -62,35 +65,13 @@ class SplitMap(_Split[Map]):
 class SplitLog(_Split[Log]):
     """A `Log` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
-    async def append(self, stream: str, data: bytes, **options: Unpack[AppendOptions]) -> Position:
-        return await self._of(stream).append(stream, data, **options)
-
-    async def read(
-        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
-    ) -> Sequence[Entry]:
-        return await self._of(stream).read(stream, after, limit, max_bytes)
-
-    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
-        return await self._of(stream).newest(stream, limit, max_bytes)
-
-    async def touch(self, stream: str, ttl: float) -> bool:
-        return await self._of(stream).touch(stream, ttl)
-
-    async def trim(self, stream: str) -> None:
-        await self._of(stream).trim(stream)
-
-    def listen(
-        self,
-        stream: str,
-        hear: Callable[[Entry], None],
-        *,
-        interrupted: Callable[[], None] | None = None,
-        topic: str | None = None,
-    ) -> Callable[[], None]:
-        return self._of(stream).listen(stream, hear, interrupted=interrupted, topic=topic)
-
-    async def wait_until_listening(self, stream: str) -> Position | None:
-        return await self._of(stream).wait_until_listening(stream)
+    append = _forward(Log.append)
+    read = _forward(Log.read)
+    newest = _forward(Log.newest)
+    touch = _forward(Log.touch)
+    trim = _forward(Log.trim)
+    listen = _forward(Log.listen)
+    wait_until_listening = _forward(Log.wait_until_listening)
 
 
 def _is_ephemeral(name: str) -> bool:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from millstream._override import override
 from millstream._stores.base import Entry, Gap, Log, Position
 from millstream._stores.health import LogOnce, run_on
 from millstream._tasks import Tasks, cancel_all, has_failed
@@ -22,13 +21,6 @@ T = TypeVar("T")
 def channel_for(stream: str, topic: str | None) -> str:
     """Return the name under which listeners of a stream's topic, or of all its entries, are called."""
     return stream if topic is None else f"{stream}\0{topic}"
-
-
-def channels_for(stream: str, topic: str) -> tuple[str, ...]:
-    """Return the names under which listeners receive an entry."""
-    if not topic:
-        return (stream,)
-    return stream, channel_for(stream, f"{topic.partition('.')[0]}."), channel_for(stream, topic)
 
 
 class Topics(Generic[T]):
@@ -42,9 +34,6 @@ class Topics(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_topic)
-
-    def __len__(self) -> int:
-        return len(self._by_topic)
 
     def notify(self, topic: str, item: T) -> None:
         """Call all listeners in the order they were added, except those removed or added during the calls."""
@@ -72,52 +61,80 @@ class Topics(Generic[T]):
         self._by_topic.clear()
 
 
-class Watchers:
+class Watchers(Topics[None]):
     """Watchers of one value. They're called directly, so there is no queue to bound."""
 
-    def __init__(self) -> None:
-        self._topics = Topics[None]()
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Add a watcher. Return an idempotent function that removes it."""
+        return self.add("", lambda _: changed())
 
-    def add(self, changed: Callable[[], None] | None) -> Callable[[], None]:
-        """Add a watcher, if there is one. Return an idempotent function that removes it."""
-        return never if changed is None else self._topics.add("", lambda _: changed())
-
-    def notify(self) -> None:
+    def changed(self) -> None:
         """Call all watchers, except those removed during the calls."""
-        self._topics.notify("", None)
-
-    def clear(self) -> None:
-        """Remove all watchers."""
-        self._topics.clear()
+        self.notify("", None)
 
 
-class Listeners(Topics[T]):
-    """Listeners by topic, and what to call when they may have missed something."""
+class Listeners(Generic[T]):
+    """Listeners to what is pushed, by stream and topic. A log may inherit them.
+
+    Those of a stream's topic, and those of all its entries, have separate channels (`channel_for`).
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._interrupted = Watchers()
+        self._listeners = Topics[T]()
+        """By channel."""
+        self._interrupted = Topics[None]()
+        """By stream."""
 
     def listen(
-        self, topic: str, hear: Callable[[T], None], interrupted: Callable[[], None] | None
+        self,
+        stream: str,
+        hear: Callable[[T], None],
+        *,
+        interrupted: Callable[[], None] | None = None,
+        topic: str | None = None,
     ) -> Callable[[], None]:
-        """Add a listener. Return an idempotent function that removes it."""
-        stop_hearing, stop_watching = self.add(topic, hear), self._interrupted.add(interrupted)
+        """Add a listener, as `Log.listen` does. Return an idempotent function that removes it."""
+        channel = channel_for(stream, topic)
+        if channel not in self._listeners:
+            self._follow(channel)
+        stop_hearing = self._listeners.add(channel, hear)
+        stop_watching = never if interrupted is None else self._interrupted.add(stream, lambda _: interrupted())
 
         def stop() -> None:
             stop_hearing()
             stop_watching()
+            if channel not in self._listeners:
+                self._leave(channel)
 
         return stop
 
-    def interrupt(self) -> None:
-        """Notify all listeners that they may have missed something."""
-        self._interrupted.notify()
+    def topics(self, stream: str) -> set[str | None]:
+        """Return the topics of a stream that are listened to, and None if all its entries are."""
+        parts = (channel.partition("\0") for channel in self._listeners)
+        return {topic if is_topic else None for name, is_topic, topic in parts if name == stream}
 
-    @override
-    def clear(self) -> None:
-        super().clear()
+    def push(self, stream: str, topic: str, item: T) -> None:
+        """Call the listeners to a stream, to a topic, and to the topic's first segment."""
+        self._listeners.notify(stream, item)
+        if topic:
+            for each in (f"{topic.partition('.')[0]}.", topic):
+                self._listeners.notify(channel_for(stream, each), item)
+
+    def interrupt(self, stream: str | None = None) -> None:
+        """Notify the listeners to a stream, or all of them, that they may have missed something."""
+        for each in tuple(self._interrupted) if stream is None else (stream,):
+            self._interrupted.notify(each, None)
+
+    def remove_listeners(self) -> None:
+        """Remove all listeners."""
+        self._listeners.clear()
         self._interrupted.clear()
+
+    def _follow(self, channel: str) -> None:
+        """Prepare for a channel's first listener."""
+
+    def _leave(self, channel: str) -> None:
+        """Release what a channel without listeners needed. This may be called again."""
 
 
 def never() -> None:
@@ -129,25 +146,6 @@ PATIENCE = 1.0
 _PAGE = 500
 
 _logger = logging.getLogger("millstream.stores")
-
-
-def consecutive(hear: Callable[[Entry], None], interrupted: Callable[[], None] | None) -> Callable[[Entry], None]:
-    """Wrap a listener for consecutive offsets. Call `interrupted` if an offset is missing."""
-    if interrupted is None:
-        return hear
-    last: Position | None = None
-
-    def check(entry: Entry) -> None:
-        nonlocal last
-        before, last = last, entry.position
-        if before is not None and before.epoch == last.epoch and before.offset + 1 == last.offset:
-            hear(entry)
-            return
-        if before is not None and before.epoch != last.epoch:
-            hear(entry)  # shows the listener where the new epoch starts
-        interrupted()
-
-    return check
 
 
 class Tail:

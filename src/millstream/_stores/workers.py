@@ -18,10 +18,11 @@ from itertools import count
 import msgspec
 from msgspec import Struct, field
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.health import PAUSE, LogOnce, run_on
-from millstream._stores.tail import Listeners, Tail, Topics, Watchers
+from millstream._stores.tail import Listeners, Tail, Watchers
 from millstream._tasks import retry_delay
 
 _POLL = 0.05
@@ -238,7 +239,7 @@ class Leases:
         return worker in self.live
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._changed.add(changed)
+        return self._changed.watch(changed)
 
     async def enter(self) -> None:
         """Take a lease under a new name.
@@ -312,47 +313,53 @@ class Leases:
             self.hurry()
         if always or live != self.live:
             self.live = live
-            self._changed.notify()
+            self._changed.changed()
 
 
-class DirectBus:
-    """`Bus` of a store that isn't shared. `publish` calls every subscriber before it returns."""
+class _Bus:
+    """The subscriptions of a worker."""
 
-    def __init__(self, workers: SoleWorker) -> None:
-        self._workers = workers
-        self._topics = Topics[bytes]()
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        self._topics.notify(topic, data)
-
-    async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        if worker != self._workers.me:
-            return False
-        self._topics.notify(topic, data)
-        return True
+    def __init__(self) -> None:
+        self._topics = Listeners[bytes]()
 
     def subscribe(
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """Call `receive` for every message, like `Bus.subscribe`. No message is ever lost."""
-        return self._topics.add(topic, receive)
+        return self._topics.listen(topic, receive, interrupted=interrupted)
 
     async def end(self) -> None:
         """Stop all subscriptions."""
-        self._topics.clear()
+        self._topics.remove_listeners()
 
 
-class LogBus:
+class DirectBus(_Bus):
+    """`Bus` of a store that isn't shared. `publish` calls every subscriber before it returns. No message is lost."""
+
+    def __init__(self, workers: SoleWorker) -> None:
+        super().__init__()
+        self._workers = workers
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        self._topics.push(topic, "", data)
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        if worker != self._workers.me:
+            return False
+        await self.publish(topic, data)
+        return True
+
+
+class LogBus(_Bus):
     """`Bus` on two logs: one for all workers, and the inbox of this one."""
 
     def __init__(self, backend: Backend, workers: Leases) -> None:
+        super().__init__()
         # Configuration
         self._backend = backend
         self._workers = workers
         # Process
-        self._topics = Listeners[bytes]()
-        self._messages: Tail | None = None
-        self._inbox: Tail | None = None
+        self._tails: list[Tail] = []
+        """The reader of the log of all workers, and that of the inbox."""
 
     async def publish(self, topic: str, data: bytes) -> None:
         await post(self._backend, MESSAGES, topic, data)
@@ -363,11 +370,6 @@ class LogBus:
         await post(self._backend, INBOX + worker, topic, data)
         return True
 
-    def subscribe(
-        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
-    ) -> Callable[[], None]:
-        return self._topics.listen(topic, receive, interrupted)
-
     async def begin(self) -> None:
         """Read from the end of both logs.
 
@@ -375,15 +377,15 @@ class LogBus:
             LocalError: The store doesn't respond.
         """
         newest = await self._backend.log.newest(MESSAGES, 1)
-        self._messages = self._read(MESSAGES, newest[-1].position if newest else None)
+        self._tails = [self._read(MESSAGES, newest[-1].position if newest else None)]
         self.open_inbox()
-        await self._messages.catch_up()
+        await self._tails[0].catch_up()
 
     def open_inbox(self) -> None:
         """Read the inbox of this worker's current name."""
-        if self._inbox is not None:
-            self._inbox.stop()
-        self._inbox = self._read(INBOX + self._workers.me, None)
+        for inbox in self._tails[1:]:
+            inbox.stop()
+        self._tails[1:] = [self._read(INBOX + self._workers.me, None)]
 
     def interrupt(self) -> None:
         """Notify subscribers that messages may have been lost."""
@@ -392,17 +394,16 @@ class LogBus:
 
     def abandon(self) -> None:
         """Stop reading."""
-        for tail in (self._messages, self._inbox):
-            if tail is not None:
-                tail.stop()
+        for tail in self._tails:
+            tail.stop()
 
+    @override
     async def end(self) -> None:
         """Stop reading, and stop all subscriptions."""
-        self._topics.clear()
-        for tail in (self._messages, self._inbox):
-            if tail is not None:
-                await tail.close()
-        self._messages = self._inbox = None
+        await super().end()
+        tails, self._tails = self._tails, []
+        for tail in tails:
+            await tail.close()
 
     def _read(self, stream: str, after: Position | None) -> Tail:
         tail = Tail(self._backend.log, stream, after, self._take, self._on_gap)
@@ -418,7 +419,7 @@ class LogBus:
             if topic == _NOTE:
                 self._workers.hurry()
             else:
-                self._topics.notify(topic, data)
+                self._topics.push(topic, "", data)
 
     def _on_gap(self, gap: Gap) -> None:
         self.interrupt()

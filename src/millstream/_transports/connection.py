@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,7 @@ from millstream._protocol.jsonrpc import (
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
-from millstream._server.calls.services import SESSION_OVER, Broadcast, ServerChange, affected_uris, encode_change
+from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._tasks import has_failed
@@ -114,8 +114,7 @@ class ClientConnection(Struct, eq=False):
             message = read(data)
             call = self._open(message)
         except ProtocolError as exc:
-            self._note("" if message is None else message.method or "response", str(exc.code))
-            self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
+            self._write(self._refuse(exc, message))
             return
         if call is not None:
             self._start(self._answer(call), call)
@@ -155,8 +154,8 @@ class ClientConnection(Struct, eq=False):
             kept = dispatcher.services.admit_notification(message, self.principal)
             if kept is None:
                 return None
-            if kept.method == "notifications/initialized":
-                self._watch()
+            if kept.method == "notifications/initialized" and self._stop_watching is None and self.session is not None:
+                self._stop_watching = dispatcher.services.changes.watch(self._forward_change)
             dispatcher.control.notify(kept, self.id)
             if kept.method in dispatcher.registry.notification_handlers:
                 alone = is_per_request(message)
@@ -168,11 +167,14 @@ class ClientConnection(Struct, eq=False):
             # Not in a task, because later messages of the same read already belong to the session.
             self._write(self._initialize(message))
             return None
-        call = (
-            self._per_request(message)
-            if per_request
-            else handshake_call(message, self.session, self._revision(), **self._way())
-        )
+        if per_request:
+            registry = dispatcher.registry
+            admitted = admit_per_request(
+                message, serves=registry.serves, requires=registry.requires, header_params=registry.header_params
+            )
+            call = per_request_call(admitted, message, **self._way())
+        else:
+            call = handshake_call(message, self.session, self._revision(), **self._way())
         try:
             dispatcher.load.admit(call, call.method)
             dispatcher.load.take(call, len(call.params))
@@ -180,13 +182,6 @@ class ClientConnection(Struct, eq=False):
             raise revisions.error(exc, call.revision) from exc
         dispatcher.control.enter(call, self.id)
         return call
-
-    def _per_request(self, message: Envelope) -> Call:
-        registry = self._dispatcher.registry
-        admitted = admit_per_request(
-            message, serves=registry.serves, requires=registry.requires, header_params=registry.header_params
-        )
-        return per_request_call(admitted, message, **self._way())
 
     def _way(self) -> dict[str, object]:
         return {
@@ -207,8 +202,7 @@ class ClientConnection(Struct, eq=False):
                 raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is already initialized")
             opening = read_initialize(message.params)
         except ProtocolError as exc:
-            self._note("initialize", str(exc.code))
-            return error_message(message.id, exc.code, exc.message, exc.data)
+            return self._refuse(exc, message)
         owner = peer_network(self.peer) if self.principal is None else self.principal.id
         self.session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
         self._note("initialize")
@@ -221,8 +215,7 @@ class ClientConnection(Struct, eq=False):
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
             messages = read_batch(data)
         except ProtocolError as exc:
-            self._note("", str(exc.code))
-            self._write(error_message(None, exc.code, exc.message, exc.data))
+            self._write(self._refuse(exc))
             return
         del data  # each call has its own part, and can run for a day
         work = [self._one(message) for message in messages]
@@ -235,16 +228,20 @@ class ClientConnection(Struct, eq=False):
 
     async def _one(self, message: Envelope | ProtocolError) -> bytes:
         if isinstance(message, ProtocolError):
-            self._note("", str(message.code))
-            return error_message(None, message.code, message.message)
+            return self._refuse(message)
         try:
             call = self._open(message)
         except ProtocolError as exc:
-            self._note(message.method, str(exc.code))
-            return error_message(message.id, exc.code, exc.message, exc.data)
+            return self._refuse(exc, message)
         answer = b"" if call is None else await self._run(call)
         await settle_task()
         return answer
+
+    def _refuse(self, exc: ProtocolError, message: Envelope | None = None) -> bytes:
+        """Return the error for a message, or for bytes that aren't one."""
+        method, id = ("", None) if message is None else (message.method or "response", message.id)
+        self._note(method, str(exc.code))
+        return error_message(id, exc.code, exc.message, exc.data)
 
     def _note(self, method: str, status: str = "") -> None:
         services = self._dispatcher.services
@@ -252,20 +249,12 @@ class ClientConnection(Struct, eq=False):
 
     # Changes
 
-    def _watch(self) -> None:
-        if self._stop_watching is None and self.session is not None:
-            self._stop_watching = self._dispatcher.services.changes.watch(self._forward_change)
-
     def _forward_change(self, change: ServerChange, message: bytes) -> None:
         session = self.session
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one
-        if change.kind != "updated":
-            if not isinstance(change, Broadcast) or change.reaches(session.client):
-                self._notify(message)
-            return
-        for uri in affected_uris(change, session.record.subscriptions):
-            self._notify(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
+        for each in session_messages(change, message, session.client, session.record.subscriptions):
+            self._notify(each)
 
     def _notify(self, message: bytes) -> None:
         filters = self._dispatcher.services.notification_filters
@@ -304,16 +293,12 @@ class ClientConnection(Struct, eq=False):
         for task in tasks:
             task.cancel()
         if tasks:
-            await _reap(tasks)
+            done, _ = await asyncio.wait(tasks)  # unlike `gather`, this can stop while one task still runs
+            for task in done:
+                has_failed(task)  # no caller is left to receive its error
         for call in tasks.values():
             if call is not None and not call.over:
                 self._dispatcher.abandon(call, self.id)
-
-
-async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
-    done, _ = await asyncio.wait(tasks)  # unlike `gather`, this can stop while one task still runs
-    for task in done:
-        has_failed(task)  # no caller is left to receive its error
 
 
 _MAX_WAITING = 10_000

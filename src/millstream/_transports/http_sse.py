@@ -73,7 +73,9 @@ class HttpSse:
         if self._streams.full(request):
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
-        session_id = self._mint(principal)
+        services, owner = self._services, hash_principal(principal)
+        address = _Address(services.store.workers.me, secrets.token_bytes(16), owner)
+        session_id = services.ring.seal(_KIND, _encode(address), services.nonce())
         connection = ClientConnection(
             self._dispatcher,
             partial(_write, sink),
@@ -84,11 +86,9 @@ class HttpSse:
             transport="sse",
         )
         self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=expiry_of(principal))
-        self._connections[session_id] = (connection, hash_principal(principal), sink)
+        self._connections[session_id] = (connection, owner, sink)
         try:
-            sink.write(
-                sse.endpoint(f"{request.root_path}{self._services.settings.messages_path}?session_id={session_id}")
-            )
+            sink.write(sse.endpoint(f"{request.root_path}{services.settings.messages_path}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
             del self._connections[session_id]
@@ -143,11 +143,6 @@ class HttpSse:
         if found is not None:
             found[0].receive(message.body)
 
-    def _mint(self, principal: Principal | None) -> str:
-        services = self._services
-        address = _Address(services.store.workers.me, secrets.token_bytes(16), hash_principal(principal))
-        return services.ring.seal(_KIND, _encode(address), services.nonce())
-
     def _worker_of(self, session_id: str, principal: Principal | None) -> str:
         """Return the worker with the stream of a principal's session, or an empty string if there is none or it's this
         one.
@@ -155,16 +150,11 @@ class HttpSse:
         services = self._services
         if not services.peers.shared:
             return ""
-        plain = services.ring.open(_KIND, session_id)
         try:
-            address = None if plain is None else _decode(plain)
+            address = _decode(services.ring.open(_KIND, session_id) or b"")
         except msgspec.DecodeError:
             return ""
-        if (
-            address is None
-            or address.principal_hash != hash_principal(principal)
-            or services.peers.is_me(address.worker)
-        ):
+        if address.principal_hash != hash_principal(principal) or services.peers.is_me(address.worker):
             return ""
         return address.worker
 

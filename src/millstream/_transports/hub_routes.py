@@ -107,7 +107,10 @@ class HubRoutes(Struct, frozen=True):
         client_id, name = _last(query, "client_id"), _last(query, "name")
 
         def admit() -> int:
-            _check_names(query)
+            # Refuse misspelled parameters: without its ``channel``, a stream would be open and silent.
+            for each in islice(query, 8):  # each costs a comparison with all names
+                if each not in _NAMES and (near := closest_name(each, _NAMES)):
+                    raise InvalidName(f"There is no parameter {each[:20]!r}. Did you mean {near!r}?")
             self.hub.admission.subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
             return _count(query)
 
@@ -243,13 +246,6 @@ def _refusal(exc: Exception) -> Response:
 
 _NAMES = ("channel", "client_id", "name", "history", "last_event_id")
 """Parameters of `HubRoutes.events`."""
-
-
-def _check_names(query: dict[str, list[str]]) -> None:
-    """Refuse misspelled parameters: without its ``channel``, a stream would be open and silent."""
-    for name in islice(query, 8):  # each costs a comparison with all names
-        if name not in _NAMES and (near := closest_name(name, _NAMES)):
-            raise InvalidName(f"There is no parameter {name[:20]!r}. Did you mean {near!r}?")
 
 
 def _last(query: dict[str, list[str]], name: str) -> str:

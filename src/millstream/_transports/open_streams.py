@@ -92,6 +92,7 @@ class TakeoverListener(Protocol):
 class _OpenStream(NamedTuple):
     """How to write to a stream and end it."""
 
+    sink: Sink
     kind: tuple[str, str]
     """Transport and revision."""
     code: Code
@@ -112,11 +113,10 @@ class OpenStreams(Struct, eq=False):
     max_age: float = math.inf
     wall: Callable[[], float] = time
     """This machine's clock, which credentials are checked against, not the store's."""
-    _sinks: dict[Sink, _OpenStream] = {}
+    _numbered: dict[int, _OpenStream] = {}
+    _number: int = 0
     _ends: ExpiryHeap[int] = field(default_factory=ExpiryHeap[int])
     """Expiry times of the streams' credentials."""
-    _numbered: dict[int, Sink] = {}
-    _number: int = 0
     by_kind: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
     """Number of streams per transport and revision."""
     lines: dict[str, TakeoverListener] = {}
@@ -125,7 +125,7 @@ class OpenStreams(Struct, eq=False):
     """Log name -> a function that writes the log's end, which the store hasn't accepted yet."""
 
     def __len__(self) -> int:
-        return len(self._sinks)
+        return len(self._numbered)
 
     def by_transport(self) -> dict[str, int]:
         """Return the number of streams by transport."""
@@ -141,7 +141,7 @@ class OpenStreams(Struct, eq=False):
         """
         now = monotonic()
         found = (
-            (each.kind[0], each.owner or "", now - each.opened, sink.buffered) for sink, each in self._sinks.items()
+            (each.kind[0], each.owner or "", now - each.opened, each.sink.buffered) for each in self._numbered.values()
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
@@ -168,8 +168,8 @@ class OpenStreams(Struct, eq=False):
         dismiss: Callback | None = None,
         finish: Finish | None = None,
         until: float = math.inf,
-    ) -> None:
-        """Track a stream until it closes.
+    ) -> int:
+        """Track a stream until it closes. Return its number.
 
         Args:
             sink: The stream.
@@ -183,66 +183,55 @@ class OpenStreams(Struct, eq=False):
         """
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
-        self._sinks[sink] = _OpenStream(kind, code, monotonic(), end, dismiss or end, owner, finish)
+        self._number = number = self._number + 1
+        self._numbered[number] = _OpenStream(sink, kind, code, monotonic(), end, dismiss or end, owner, finish)
+        self._ends.set(number, until)
         self.by_kind[kind] += 1
         counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
-        sink.on_close(partial(self._forget, sink, counted))
-        self._end_at(sink, until)
+        sink.on_close(partial(self._forget, number, counted))
+        return number
 
-    def subscribe(self, sink: Sink, caller: RequestOwner, finish: Finish, until: float) -> None:
+    def subscribe(self, number: int, caller: RequestOwner, finish: Finish, until: float) -> None:
         """End the stream of a call with its caller's access: it's a subscription now, which has counted itself. See
         `add`.
         """
-        if sink in self._sinks:
+        if number in self._numbered:
             owner = principal_id(caller.principal)
-            self._sinks[sink] = self._sinks[sink]._replace(owner=owner, finish=finish)
-            self._end_at(sink, until)
-
-    def _end_at(self, sink: Sink, until: float) -> None:
-        if until != math.inf and not sink.closed:
-            self._number = number = self._number + 1
-            self._numbered[number] = sink
+            self._numbered[number] = self._numbered[number]._replace(owner=owner, finish=finish)
             self._ends.set(number, until)
-            sink.on_close(partial(self._forget_end, number))
 
-    def _forget_end(self, number: int) -> None:
-        del self._numbered[number]
+    def _forget(self, number: int, counted: str | None) -> None:
+        self.by_kind[self._numbered.pop(number).kind] -= 1
         self._ends.forget(number)
-
-    def _forget(self, sink: Sink, counted: str | None) -> None:
-        self.by_kind[self._sinks.pop(sink).kind] -= 1
         if counted is not None:
             self._share.leave(counted)
 
     def beat(self) -> None:
         """Send a comment to every stream as a sign of life. End streams over the maximum age."""
         oldest = monotonic() - self.max_age
-        for sink, each in list(self._sinks.items()):
+        for each in list(self._numbered.values()):
             if each.opened < oldest:
-                self._send_away(sink, each.code, each.end if each.finish is None else partial(each.finish, each.end))
+                self._send_away(each, each.end if each.finish is None else partial(each.finish, each.end))
             else:
-                sink.write(each.code(COMMENT))
+                each.sink.write(each.code(COMMENT))
 
     def end_of(self, gone: Callable[[str], bool]) -> None:
         """End the streams of owners that have lost access."""
-        for each in list(self._sinks.values()):
+        for each in list(self._numbered.values()):
             if each.owner is not None and gone(each.owner):
                 each.dismiss()
 
     def end_revoked(self, owner: str, until: float) -> None:
         """Close streams whose credential was revoked before its expiry."""
-        for number, sink in list(self._numbered.items()):
-            found = self._sinks[sink]
-            if found.owner == owner and abs(self._ends.expires_at(number) - until) < _SAME:
-                self._send_away(sink, found.code, found.dismiss)
+        for number, each in list(self._numbered.items()):
+            if each.owner == owner and abs(self._ends.expires_at(number) - until) < _SAME:
+                self._send_away(each, each.dismiss)
 
     def end_expired(self) -> None:
         """End the streams whose credentials have expired. Clients reconnect with new ones."""
         for number in self._ends.due(self.wall(), len(self._numbered) * 2 + SLACK):
-            sink = self._numbered.get(number)
-            if sink is not None:
-                found = self._sinks[sink]
-                self._send_away(sink, found.code, found.dismiss)
+            if (each := self._numbered.get(number)) is not None:
+                self._send_away(each, each.dismiss)
 
     def end_later(self, log: str, end: Callable[[], Awaitable[None]]) -> None:
         """Write the end of a call's log once the store accepts it. Above the limit, the oldest ends are dropped."""
@@ -263,12 +252,12 @@ class OpenStreams(Struct, eq=False):
 
     def close(self) -> None:
         """End all streams, with a reconnection time."""
-        for sink, each in list(self._sinks.items()):
-            self._send_away(sink, each.code, each.end)
+        for each in list(self._numbered.values()):
+            self._send_away(each, each.end)
 
     @staticmethod
-    def _send_away(sink: Sink, code: Code, end: Callback) -> None:
-        sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
+    def _send_away(stream: _OpenStream, end: Callback) -> None:
+        stream.sink.write(stream.code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
         end()
 
 

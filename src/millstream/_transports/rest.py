@@ -28,16 +28,16 @@ from millstream._http.message import (
     HttpRequest,
     ProblemKind,
     Response,
+    carries_json,
     client_id_of,
+    media_type,
     problem,
     respond_with_tag,
 )
 from millstream._protocol import revisions
 from millstream._protocol.errors import (
-    INVALID_PARAMS,
     INVALID_REQUEST,
     MISSING_CLIENT_CAPABILITY,
-    PARSE_ERROR,
     ProtocolError,
 )
 from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, require_json
@@ -45,7 +45,6 @@ from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
-from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
 from millstream._transports import open_streams, openapi
 from millstream._transports.open_streams import silent_call
@@ -193,19 +192,25 @@ class RestRoutes:
             return refuse(REFUSED, lacking.message, head=lacking.head)
         if tool.requires:
             return refuse(NEEDS_ANSWERS, f"The tool requires the client capabilities {', '.join(tool.requires)}.")
+        body, wrong = request.body or b"{}", MALFORMED
         try:
-            check_text(request.body)
-            arguments = _read_arguments(tool, request.body or b"{}")
-        except ProtocolError as exc:
-            return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
-        params = encode({"name": name, "arguments": Raw(request.body or b"{}")})
+            check_text(body)
+            try:
+                arguments = tool.read(body)  # early, because a tool's own errors look the same later
+            except ArgumentError:
+                require_json(body)
+                wrong = INVALID_ARGUMENTS
+                raise
+        except (ArgumentError, ProtocolError) as exc:
+            return refuse(wrong, str(exc))
+        params = encode({"name": name, "arguments": Raw(body)})
         # Header parameters repeat arguments for MCP routers. REST callers don't have to send them.
         call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
         call.arguments = arguments
         if not self._dispatcher.load.takes(call, len(params)):
             return refuse(BUSY, "Too many calls are running. Try again later.")
         request.body = b""
-        del params, arguments  # the call has its own data
+        del body, params, arguments  # the call has its own data
         return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
     async def describe(self, request: HttpRequest) -> Response:
@@ -232,27 +237,16 @@ class RestRoutes:
         return found(request)
 
 
-def _media_type(request: HttpRequest) -> bytes:
-    """Return the declared media type without parameters: empty if none is declared, ``?`` for a body with a content
-    coding.
-    """
-    headers = request.headers
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        return b"?"
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-
-
 def _is_json(request: HttpRequest) -> bool:
     """Return whether the body is JSON or has no declared type."""
-    declared = _media_type(request)
-    return declared == b"application/json" or (not declared and not request.body)
+    return carries_json(request.headers) or not (media_type(request.headers) or request.body)
 
 
 def _is_call(request: HttpRequest) -> bool:
     """Return whether the body is JSON or has the default type of `curl -d`. A cross-site form submission is never a
     call.
     """
-    return _is_json(request) or (_media_type(request) == _FORM and request.headers.keys().isdisjoint(_BROWSER))
+    return _is_json(request) or (media_type(request.headers) == _FORM and request.headers.keys().isdisjoint(_BROWSER))
 
 
 def _read_envelope(body: bytes, method: str) -> _Envelope:
@@ -273,19 +267,6 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
     if envelope.method not in ("", method):
         raise ProtocolError(INVALID_REQUEST, f'Invalid request: this path only accepts the method "{method}"')
     return envelope
-
-
-def _read_arguments(tool: Tool, raw: bytes) -> Any:
-    """Validate arguments early, because a tool's own errors look the same later.
-
-    Raises:
-        ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a message that says what to fix.
-    """
-    try:
-        return tool.read(raw)
-    except ArgumentError as exc:
-        require_json(raw)
-        raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
 
 def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Response:

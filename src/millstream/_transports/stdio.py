@@ -167,33 +167,30 @@ async def serve_stdio(
     """Serve one client until stdin ends or `stop` is set. Earlier requests are still answered, within the shutdown
     timeout.
     """
+    services, stop = dispatcher.services, stop or asyncio.Event()
+    settings, stop_reading = services.settings, None
     with off_stdout(stdout) as private:
-        await _serve(dispatcher, stdin, _Output(private, max_buffered=dispatcher.services.settings.stream_buffer), stop)
-
-
-async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyncio.Event | None) -> None:
-    connection = ClientConnection(dispatcher, output.write, output.drain, transport="stdio")
-    stop_reading: Callable[[], None] | None = None
-    try:
-        await output.open()
-        read, stop_reading = await open_reader(stdin)
-        await _unless(stop, _read_all(read, connection, output, dispatcher.services.settings.max_body))
-        connection.asks = False
-        questions = dispatcher.services.questions
-        (questions.end if stop is None or not stop.is_set() else questions.withdraw)(connection.id)
-        for end in list(dispatcher.services.endings):
-            end()
-        if not await _last_words(connection, output, dispatcher.services.settings.drain_timeout):
-            for call in list(dispatcher.calls):
-                call.halt()
-            await _last_words(connection, output, _LAST_SECONDS)
-    finally:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_SECONDS):
-                await connection.close()
-        output.close()
-        if stop_reading is not None:
-            stop_reading()
+        output = _Output(private, max_buffered=settings.stream_buffer)
+        connection = ClientConnection(dispatcher, output.write, output.drain, transport="stdio")
+        try:
+            await output.open()
+            read, stop_reading = await open_reader(stdin)
+            await _unless(stop, _read_all(read, connection, output, settings.max_body))
+            connection.asks = False
+            (services.questions.withdraw if stop.is_set() else services.questions.end)(connection.id)
+            for end in list(services.endings):
+                end()
+            if not await _last_words(connection, output, settings.drain_timeout):
+                for call in list(dispatcher.calls):
+                    call.halt()
+                await _last_words(connection, output, _LAST_SECONDS)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_SECONDS):
+                    await connection.close()
+            output.close()
+            if stop_reading is not None:
+                stop_reading()
 
 
 async def _last_words(connection: ClientConnection, output: _Output, seconds: float) -> bool:
@@ -222,11 +219,8 @@ async def _read_all(
         await output.make_room()
 
 
-async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` until it's done or `stop` is set."""
-    if stop is None:
-        await work
-        return
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)

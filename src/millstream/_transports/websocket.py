@@ -34,7 +34,7 @@ from msgspec import Raw, Struct
 
 from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import TEXT_HEAD, HttpRequest, Response, peer_network
+from millstream._http.message import HttpRequest, Response, refusal
 from millstream._http.websocket import (
     EXTENSION,
     GOING_AWAY,
@@ -134,26 +134,6 @@ def encode_event(event: Event) -> bytes:
     return encode(_EventMessage(event.channel, event.data.decode(), event.id, event.event))
 
 
-class SocketPeer(Struct, frozen=True):
-    """The peer of a socket."""
-
-    address: str
-    headers: Mapping[bytes, bytes]
-    """Headers of the opening handshake."""
-    principal: Principal | None = None
-    may_publish: bool = True
-
-    @property
-    def peer(self) -> str:
-        """The address, as for a request."""
-        return self.address
-
-    @property
-    def owner(self) -> str:
-        """The owner whose share of the server's capacity its calls use. See `Call.owner`."""
-        return peer_network(self.address) if self.principal is None else self.principal.id
-
-
 class Dialect(Struct, eq=False):
     """One socket that uses the dialect."""
 
@@ -161,8 +141,10 @@ class Dialect(Struct, eq=False):
     _hub: Hub | None
     _connection: ClientConnection
     _outbox: Socket
-    _peer: SocketPeer
-    _gates: Sequence[RequestGate] = ()
+    _peer: HttpRequest
+    """The opening handshake."""
+    _may_publish: bool
+    _gates: Sequence[RequestGate]
     """Functions called before each subscription and publication."""
     _subscriptions: dict[str, Subscription] = {}
     _tasks: dict[asyncio.Task[None], Call] = {}
@@ -184,7 +166,13 @@ class Dialect(Struct, eq=False):
             if head.jsonrpc:
                 self._connection.receive(data)
                 return
-            await self._obey(head, data)
+            found = _VERBS.get(head.type)
+            if found is None:
+                raise ProtocolError(
+                    METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Use one of {', '.join(_VERBS)}, or JSON-RPC."
+                )
+            decode, verb, _, _ = found
+            await verb(self, decode(data), head.id)
         except ProtocolError as exc:
             code = self._refuse(head.id, exc)
         except msgspec.ValidationError as exc:
@@ -205,17 +193,9 @@ class Dialect(Struct, eq=False):
             if not call.over:
                 self._dispatcher.abandon(call)
 
-    async def _obey(self, head: _Head, data: bytes) -> None:
-        found = _VERBS.get(head.type)
-        if found is None:
-            raise ProtocolError(
-                METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Use one of {', '.join(_VERBS)}, or JSON-RPC."
-            )
-        decode, verb, _, _ = found
-        await verb(self, decode(data), head.id)
-
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
-        self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
+        known = {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
+        self._outbox.answer(encode({"type": kind, **known, **members}))
 
     def _refuse(self, id: Raw, exc: ProtocolError) -> int:
         # Outside of `take`, because an error kept there would keep its frame and the message.
@@ -239,7 +219,7 @@ class Dialect(Struct, eq=False):
             status=str(code) if code else "",
             target=target,
             principal=self._peer.principal,
-            address=self._peer.address,
+            address=self._peer.peer,
         )
 
     # Tools
@@ -301,7 +281,7 @@ class Dialect(Struct, eq=False):
             client_id=self._connection.id if message.name else "",
             name=message.name,
             principal=self._peer.principal,
-            address=self._peer.address,
+            address=self._peer.peer,
             transport="websocket",
         )
         self._reply(id, "subscribed", channel=channel)
@@ -319,7 +299,7 @@ class Dialect(Struct, eq=False):
         """Publish to a channel."""
         hub = self._need_hub()
         await self._pass_gates()
-        if not self._peer.may_publish:
+        if not self._may_publish:
             raise Forbidden("publish", message.channel)
         channel, principal = message.channel, self._peer.principal
         hub.admission.publish(channel, principal)
@@ -343,17 +323,13 @@ _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Aw
 """Type -> decoder, handler, method name for observers, and the member with its target."""
 
 
-def _echo(id: Raw) -> dict[str, Raw]:
-    """Return the id of a message for its response, if it's a string or number."""
-    return {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
-
-
 _ID_STARTS = frozenset(bytes((each,)) for each in b'"-0123456789')
+"""How strings and numbers begin. Only such an id is returned."""
 
 
 Authenticate = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
 """Returns the caller, None for an anonymous one, or a response that refuses the handshake."""
-MakeDialect = Callable[[ClientConnection, Socket, SocketPeer], "SocketDialect"]
+MakeDialect = Callable[[ClientConnection, Socket, HttpRequest], "SocketDialect"]
 MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 
 SUBPROTOCOL = "mcp"
@@ -361,12 +337,12 @@ _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 
 _STOPS = "The server is stopping"
 _AGED = "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
-_BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
-_LEAVING = Response(b"The server stops. Connect again in a few seconds.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
-_NOT_A_PAGE = Response(
-    b"This is the address of a WebSocket. Connect to it with ws: or wss: instead of http: or https:.\n",
+_BUSY = refusal(503, "Too many open connections. Try again later.", retry_after="5")
+_LEAVING = refusal(503, "The server stops. Connect again in a few seconds.", retry_after="5")
+_NOT_A_PAGE = refusal(
     426,
-    TEXT_HEAD + b"upgrade: websocket\r\n",
+    "This is the address of a WebSocket. Connect to it with ws: or wss: instead of http: or https:.",
+    upgrade="websocket",
 )
 
 
@@ -409,7 +385,7 @@ class WebSocketRoute(Struct, eq=False):
             partial(carry, outbox),
             outbox.drain,
             principal=peer.principal,
-            peer=peer.address,
+            peer=peer.peer,
             headers=peer.headers,
             transport="websocket",
         )
@@ -418,16 +394,28 @@ class WebSocketRoute(Struct, eq=False):
         end = partial(self._end, outbox)
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token is no longer valid. Sign in again.")
         self._streams.add(
-            outbox, peer, ("websocket", ""), code=_no_form, end=end, dismiss=dismiss,
+            outbox, peer, ("websocket", ""), code=lambda _: b"", end=end, dismiss=dismiss,
             finish=connection.finish, until=expiry_of(peer.principal),
         )  # fmt: skip
         speaks = self.dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
+        dialect: SocketDialect | None = None
         try:
             try:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
             except OSError:
                 return  # The client has disconnected.
-            await self._serve(connection, peer, outbox, receive, speaks=speaks)
+            if self.dialect is not None:
+                dialect = self.dialect(connection, outbox, peer)
+            elif not speaks:
+                may_publish = self.may_publish(peer.principal, peer.peer, peer.headers)
+                dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.gates)
+            take = partial(_take, connection) if dialect is None else dialect.take
+            try:
+                await outbox.run(self._read(receive, outbox, take))
+            finally:
+                await connection.close()
+                if dialect is not None:
+                    await dialect.close()
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -454,28 +442,24 @@ class WebSocketRoute(Struct, eq=False):
         """Close a socket, because the server is stopping or the socket reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
-    async def _admit(self, scope: Scope) -> SocketPeer | Response:
-        """Return the authenticated peer, or the refusal. The rules are those of POST requests."""
+    async def _admit(self, scope: Scope) -> HttpRequest | Response:
+        """Return the authenticated handshake, or its refusal. The rules are those of POST requests."""
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
-        client = scope.get("client")
+        client, root, scheme = scope.get("client"), scope.get("root_path", ""), scope.get("scheme", "ws")
         address = client[0] if client else no_peer(scope)
-        refusal = self._policy.check("POST", headers, raw_headers, address)
-        if refusal is not None:
-            return self._policy.record(refusal)
-        principal = None
+        refused = self._policy.check("POST", headers, raw_headers, address)
+        if refused is not None:
+            return self._policy.record(refused)
+        peer = HttpRequest("GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme)
         if self.guard is not None:
-            root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
-            request = HttpRequest(
-                "GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme
-            )
-            found = await self.guard(request)
+            found = await self.guard(peer)
             if isinstance(found, Response):
                 return found
-            principal = found
+            peer.principal = found
+        peer.raw_headers = ()  # the socket can be open for a day
         if self._stopping:
             return _LEAVING
-        peer = SocketPeer(address, headers, principal, self.may_publish(principal, address, headers))
         return _BUSY if self._streams.full(peer) else peer
 
     def _outbox(self, scope: Scope, send: Send, owner: str) -> Socket:
@@ -488,22 +472,6 @@ class WebSocketRoute(Struct, eq=False):
             return QueuedSocket(send, limit=limit, grace=grace)
         wire.owner = owner
         return DirectSocket(wire, send, limit=limit, grace=grace)
-
-    async def _serve(
-        self, connection: ClientConnection, peer: SocketPeer, outbox: Socket, receive: Receive, *, speaks: bool
-    ) -> None:
-        dialect: SocketDialect | None = None
-        if self.dialect is not None:
-            dialect = self.dialect(connection, outbox, peer)
-        elif not speaks:
-            dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, self.gates)
-        take = dialect.take if dialect is not None else partial(_take, connection)
-        try:
-            await outbox.run(self._read(receive, outbox, take))
-        finally:
-            await connection.close()
-            if dialect is not None:
-                await dialect.close()
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Process messages until the peer is gone. Pause while the peer doesn't read its responses."""
@@ -533,10 +501,6 @@ class WebSocketRoute(Struct, eq=False):
             raise
         finally:
             outbox.end(code, reason)
-
-
-def _no_form(data: bytes) -> bytes:
-    return b""
 
 
 def carry(socket: Socket, message: bytes) -> bool:

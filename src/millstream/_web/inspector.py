@@ -38,6 +38,7 @@ from millstream.client import (
 from millstream.client.oauth import PendingAuthorization, parse_redirect
 from millstream.http import ConnectionPool, HttpReply, Url, parse_url
 from millstream.parts import Host, HttpRequest, Response, Services, header_lines, refusal
+from millstream.protocol import MALFORMED
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -62,7 +63,7 @@ _EXPIRED = (
 class SignInState(Struct):
     """Credentials and client for one server."""
 
-    credentials: StoredCredentials
+    credentials: StoredCredentials = msgspec.field(default_factory=StoredCredentials)
     client: Registration = msgspec.field(default_factory=Registration)
     """Client that the operator entered; empty for dynamic registration."""
     issuer: str = ""
@@ -108,11 +109,12 @@ class SignIns:
             return _NOT_OWN_PAGE
         try:
             body = msgspec.json.decode(request.body[:_MAX_FORM], type=SignInRequest)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except MALFORMED:
             return _MALFORMED
-        browser, cookie = _browser(request)
+        path, secure = f"{request.root_path}/inspect", request.scheme == "https"
+        browser, cookie = browser_cookie(request, _COOKIE, _SESSION_TTL, path=path, secure=secure)
         key = _key(request, browser, url)
-        state = await self._load(key) or SignInState(StoredCredentials({}, {}))
+        state = await self._load(key)
         if body.client_id:
             state = SignInState(state.credentials, Registration(body.client_id.strip(), body.client_secret.strip()))
         try:
@@ -133,21 +135,26 @@ class SignIns:
         try:
             answer = parse_redirect("?" + request.query.decode("latin-1"))
         except ClientError as exc:
-            return _turned_back(request, f"{exc} Sign in again.", 400)
+            return not_signed_in_page(request, "/inspect", f"{exc} Sign in again.", 400)
         pending = await self._take_pending(request, answer.get("state", "")) if request.method == "GET" else None
         if pending is None:
-            return _turned_back(request, _EXPIRED, 403)
-        state = await self._load(pending.key) or SignInState(StoredCredentials({}, {}))
+            return not_signed_in_page(request, "/inspect", _EXPIRED, 403)
+        state = await self._load(pending.key)
         issuer = pending.authorization.issuer.issuer
         state.client, state.issuer = pending.client, issuer if pending.client.client_id else ""
         try:
             async with asyncio.timeout(_TIMEOUT):
                 await _client(request, state).exchange_code(parse_url(pending.url), pending.authorization, answer)
         except TimeoutError:
-            return _turned_back(request, f"{quote_foreign(issuer)} took too long. Sign in again.", 504)
+            return not_signed_in_page(
+                request, "/inspect", f"{quote_foreign(issuer)} took too long. Sign in again.", 504
+            )
         except ClientError as exc:
-            return _turned_back(
-                request, f"{quote_foreign(str(exc))} Sign in again, or ask the operator of that server.", 403
+            return not_signed_in_page(
+                request,
+                "/inspect",
+                f"{quote_foreign(str(exc))} Sign in again, or ask the operator of that server.",
+                403,
             )
         await self._save(pending.key, state)
         return continue_page(request, "/inspect")
@@ -159,8 +166,7 @@ class SignIns:
         key = _key(request, get_cookie(request, _COOKIE), url)
         state = await self._load(key)
         await self._vault.kv.delete(key)
-        revoked = state is not None and await _revoke(request, state, url)
-        return reply({"revoked": revoked})
+        return reply({"revoked": await _revoke(request, state, url)})
 
     async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
         """Return the signed-in user for a server: ``who``, ``issuer``, and ``scopes``."""
@@ -193,8 +199,8 @@ class SignIns:
         async with self._lock(key):
             sealed = await self._vault.kv.get(key)
             state = self._open(key, sealed)
-            if state is None or state.credentials.tokens.get(str(url)) != old:
-                return None if state is None else state.credentials.tokens.get(str(url))
+            if (current := state.credentials.tokens.get(str(url))) != old:
+                return current
             try:
                 async with asyncio.timeout(_TIMEOUT):
                     renewed = await _client(request, state).renew(url)
@@ -216,14 +222,17 @@ class SignIns:
     async def _own_tokens(self, request: HttpRequest, url: Url) -> Tokens | None:
         """Return the tokens for a request from our own page. Browsers send cookies with other pages' requests, too."""
         browser = get_cookie(request, _COOKIE)
-        state = await self._load(_key(request, browser, url)) if browser and is_same_origin(request) else None
-        return None if state is None else state.credentials.tokens.get(str(url))
+        if not browser or not is_same_origin(request):
+            return None
+        return (await self._load(_key(request, browser, url))).credentials.tokens.get(str(url))
 
-    async def _load(self, key: str) -> SignInState | None:
+    async def _load(self, key: str) -> SignInState:
         return self._open(key, await self._vault.kv.get(key))
 
-    def _open(self, key: str, sealed: bytes | None) -> SignInState | None:
-        return None if sealed is None else self._vault.open(_STATE, sealed.decode("latin-1"), SignInState, key.encode())
+    def _open(self, key: str, sealed: bytes | None) -> SignInState:
+        """Return a stored state, or an empty one."""
+        text = (sealed or b"").decode("latin-1")
+        return self._vault.open(_STATE, text, SignInState, key.encode()) or SignInState()
 
     def _seal(self, key: str, state: SignInState) -> bytes:
         return self._vault.seal(_STATE, state, key.encode()).encode()
@@ -269,12 +278,6 @@ def _base(request: HttpRequest) -> str:
     return f"{request.scheme}://{request.headers.get(b'host', b'').decode('latin-1')}{request.root_path}"
 
 
-def _browser(request: HttpRequest) -> tuple[str, bytes]:
-    """Return the id of this browser, and the header line that stores it."""
-    path, secure = f"{request.root_path}/inspect", request.scheme == "https"
-    return browser_cookie(request, _COOKIE, _SESSION_TTL, path=path, secure=secure)
-
-
 def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None) -> str:
     """Return the key of the state for this browser, operator, page, and server."""
     owner = principal_id(request.principal) if owner is None else owner
@@ -301,10 +304,6 @@ def _refusal_text(request: HttpRequest, exc: ClientError) -> str:
         redirect = _base(request) + CALLBACK
         return f"{exc.message} Register a client there with the redirect URI {redirect}, and enter its id below."
     return quote_foreign(str(exc))
-
-
-def _turned_back(request: HttpRequest, text: str, status: int) -> Response:
-    return not_signed_in_page(request, "/inspect", text, status)
 
 
 PREFIX = "/inspect/via/"

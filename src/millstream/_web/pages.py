@@ -170,18 +170,12 @@ def add_pages(
             routes.add(path, route)
 
 
-def redirect_to(page: str) -> Handler:
-    """Return the GET handler that redirects to a sibling page, below any mount point (RFC 9110 §10.2.2).
+_TO_DOCS = Response(b"", 303, b"location: docs\r\ncache-control: no-cache\r\n" + _SECURITY_HEADERS)
 
-    Args:
-        page: Name of the page, such as ``docs``.
-    """
-    reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _SECURITY_HEADERS)
 
-    async def handler(request: HttpRequest) -> Response:
-        return reply
-
-    return handler
+async def redirect_to_docs(request: HttpRequest) -> Response:
+    """Redirect to the page of API documents, below any mount point (RFC 9110 §10.2.2)."""
+    return _TO_DOCS
 
 
 def asset_handler(path: str = "", *, shown: frozenset[str] | None = None) -> Handler:

@@ -21,7 +21,6 @@ from millstream import Principal, ProtocolError
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, MemoryPipe
-from millstream._transports.websocket import SocketPeer
 from millstream._web.live import reply
 from millstream.agent import (
     Agent,
@@ -93,7 +92,7 @@ _decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
 class CallerTarget:
     """This server as the target of an in-process client that acts for one caller."""
 
-    def __init__(self, dispatcher: Dispatcher, peer: SocketPeer) -> None:
+    def __init__(self, dispatcher: Dispatcher, peer: HttpRequest) -> None:
         self.dispatcher: Dispatcher = dispatcher
         self._peer = peer
 
@@ -105,7 +104,7 @@ class CallerTarget:
         """Return a transport that calls with the caller's principal and headers."""
         peer = self._peer
         pipe = partial(
-            MemoryPipe, principal=peer.principal, peer=peer.address, headers=peer.headers, transport="playground"
+            MemoryPipe, principal=peer.principal, peer=peer.peer, headers=peer.headers, transport="playground"
         )
         return MemoryTransport(self, listener, background, pipe=pipe)
 
@@ -170,7 +169,7 @@ class Playground:
             return guard.challenges.insufficient({CHAT})
         return outcome
 
-    def open(self, connection: ClientConnection, outbox: Socket, peer: SocketPeer) -> "PlaygroundConversation":
+    def open(self, connection: ClientConnection, outbox: Socket, peer: HttpRequest) -> "PlaygroundConversation":
         """Begin a conversation on a socket, or close the socket if too many conversations are open."""
         owner = peer.owner
         target = CallerTarget(self._host.dispatcher, peer)
@@ -179,8 +178,7 @@ class Playground:
             outbox.end(TRY_AGAIN_LATER, "You have too many conversations open. Close one first.")
 
         def on_close() -> None:
-            self._open_counts[owner] -= 1
-            self._open_counts += Counter()  # removes zero counts
+            self._open_counts -= Counter([owner])  # removes zero counts
 
         self._open_counts[owner] += 1
         server = ServerConfig(target, name=self._name)
@@ -215,7 +213,7 @@ class PlaygroundConversation:
             check_text(data)
             message = _decode(data)
         except (ProtocolError, msgspec.MsgspecError) as exc:
-            self._send({"type": "failed", "reason": f"The message is malformed. {exc}"})
+            self._fail(f"The message is malformed. {exc}")
             return
         if isinstance(message, Say):
             self._start_answer(message.text)
@@ -242,7 +240,7 @@ class PlaygroundConversation:
     def _start_answer(self, text: str) -> None:
         reason = self._rejection_reason(text)
         if reason:
-            self._send({"type": "failed", "reason": reason})
+            self._fail(reason)
             return
         self._turns += 1
         self._task = asyncio.get_running_loop().create_task(self._answer(text))
@@ -273,12 +271,12 @@ class PlaygroundConversation:
         except ModelAuthError:
             # The API's error may quote the key.
             logger.warning("The API of the playground's model rejected its key")
-            self._send({"type": "failed", "reason": "The model's API rejected the key of this server's operator."})
+            self._fail("The model's API rejected the key of this server's operator.")
         except (AgentError, ClientError) as exc:
-            self._send({"type": "failed", "reason": str(exc)})
+            self._fail(str(exc))
         except Exception:
             logger.exception("The playground failed to answer")
-            self._send({"type": "failed", "reason": "The server failed. See its log."})
+            self._fail("The server failed. See its log.")
         finally:
             self._open_questions.clear()
             self._start_times.clear()
@@ -315,6 +313,9 @@ class PlaygroundConversation:
         waiting = self._open_questions[id] = asyncio.get_running_loop().create_future()
         self._send({**fields, "type": kind, "id": id})
         return await waiting
+
+    def _fail(self, reason: str) -> None:
+        self._send({"type": "failed", "reason": reason})
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._outbox.answer(encode(message))

@@ -6,10 +6,8 @@ A server can also use the model by sampling (`sampling/createMessage`), if the u
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
-from itertools import count
 from typing import Any, Literal, Self
 
 from millstream import ProtocolError, SampleResult, Text
@@ -205,7 +203,7 @@ class Agent:
             ContextError: A resource can't be read.
             AgentError: Another answer is in progress.
         """
-        return self._answer(partial(self._append_user_message, text))
+        return AgentRun(self._line, lambda: self._carry_out(self._append_user_message(text)))
 
     def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AgentRun:
         """Send the messages of a server's prompt, and return the events of the answer. Raises like `say`.
@@ -214,7 +212,7 @@ class Agent:
             name: Name of the prompt, or ``server:name`` if several servers have it.
             arguments: Arguments of the prompt, all of them text.
         """
-        return self._answer(partial(self._append_prompt, name, arguments or {}))
+        return AgentRun(self._line, lambda: self._carry_out(self._append_prompt(name, arguments or {})))
 
     async def tools(self) -> Toolbox:
         """Return the tools that are currently available to the model."""
@@ -292,13 +290,10 @@ class Agent:
         self.messages += messages
         return UserMessage(text, (f"/prompt {server.name}:{prompt.name}",))
 
-    def _answer(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> AgentRun:
-        return AgentRun(self._line, partial(self._carry_out, begin))
-
-    async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> None:
+    async def _carry_out(self, question: Awaitable[UserMessage]) -> None:
         before, beside = len(self.messages), self._beside
         try:
-            await self._emit(await begin())
+            await self._emit(await question)
             room = asyncio.Semaphore(self.limits.max_parallel)
             await self._run(ToolCaller(await self.tools(), self._person, self.limits, self._emit, room))
         except ModelError:
@@ -341,7 +336,9 @@ class Agent:
 
     async def _ask(self, request: ModelRequest) -> ModelResponse:
         """Return one reply, retrying if necessary."""
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             chunks: list[str] = []
 
             async def keep(chunk: str, chunks: list[str] = chunks) -> None:
@@ -359,7 +356,6 @@ class Agent:
             except asyncio.CancelledError:
                 self._say("".join(chunks) or "(The user stopped this answer.)")
                 raise
-        raise AssertionError("unreachable")
 
     async def _call_all(self, caller: ToolCaller, reply: ModelResponse) -> None:
         """Execute all calls of a round concurrently, then add their results to the conversation."""
@@ -370,11 +366,8 @@ class Agent:
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
         finally:
-            outcomes = [
-                task.result() if task.done() and not task.cancelled() and task.exception() is None else _STOPPED
-                for task in tasks
-            ]
-            self._keep(reply, outcomes)
+            # The group has waited for all tasks.
+            self._keep(reply, [_STOPPED if task.cancelled() or task.exception() else task.result() for task in tasks])
 
     def _keep(self, reply: ModelResponse, outcomes: Sequence[CallOutcome]) -> None:
         calls: list[dict[str, Any]] = []

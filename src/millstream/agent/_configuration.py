@@ -17,6 +17,7 @@ A key from the environment is never sent to a URL from the file, because someone
 
 import asyncio
 import inspect
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -140,16 +141,14 @@ async def connect(wanted: Sequence[tuple[ServerConfig, Client]], closing: AsyncE
     for opened in await asyncio.gather(*(client.__aenter__() for _, client in wanted), return_exceptions=True):
         if isinstance(opened, BaseException):
             raise opened
-    found: list[ConnectedServer] = []
+    found: dict[str, ConnectedServer] = {}
     for place, client in wanted:
         name = place.name or _UNFIT.sub("-", name_of(place.target) or client.server.name).strip("-") or "server"
-        taken = {each.name for each in found}
-        number = 2
-        free = name
-        while free in taken:
+        number, free = 2, name
+        while free in found:
             free, number = f"{name}-{number}", number + 1
-        found.append(ConnectedServer(free, client, place.trusts_hints))
-    return found
+        found[free] = ConnectedServer(free, client, place.trusts_hints)
+    return list(found.values())
 
 
 _LAUNCHERS = frozenset(
@@ -166,7 +165,8 @@ def name_of(target: Target) -> str:
         parts = urlsplit(target)
         return parts.netloc.rpartition("@")[2]
     if isinstance(target, str | Path):
-        words = [str(target)] if Path(target).suffix else str(target).split()
+        is_file = isinstance(target, Path) or os.path.isfile(target)  # noqa: PTH113  unlike a Path, it accepts any length
+        words = [str(target)] if is_file else str(target).split()
     elif isinstance(target, Sequence):
         words = [str(each) for each in cast("Sequence[object]", target)]
     else:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
 from millstream import Audio, EmbeddedResource, Image, ResourceContents, ResourceLink, Text, ToolResultBlock, ToolUse
 from millstream.agent._configuration import ConnectedServer
@@ -25,35 +25,19 @@ _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
-class ShownContent(Struct):
-    """Blocks, separated into text and parts."""
-
-    text: str
-    parts: list[Part]
-    """Images and audio."""
-
-
-def show_result(result: Result, limit: int) -> ShownContent:
-    """Convert the result of a tool, using structured content if the text doesn't contain it."""
-    shown = show_blocks(result.content, limit)
-    if not shown.text and not shown.parts and result.structured_content is not UNSET:
-        shown.text = cut(bytes(result.structured_content).decode("utf-8", "replace"), limit)
-    if not shown.text:
-        shown.text = "(see the next message)" if shown.parts else "(no content)"
-    return shown
+def show_result(result: Result, limit: int) -> tuple[str, list[Part]]:
+    """Return the text and parts of a tool's result, using structured content if the text doesn't contain it."""
+    text, parts = show_blocks(result.content, limit)
+    if not text and not parts and result.structured_content is not UNSET:
+        text = cut(bytes(result.structured_content).decode("utf-8", "replace"), limit)
+    return text or ("(see the next message)" if parts else "(no content)"), parts
 
 
-def show_blocks(blocks: Iterable[Any], limit: int) -> ShownContent:
-    """Convert the content blocks of a tool result or prompt."""
-    texts: list[str] = []
-    parts: list[Part] = []
-    for block in blocks:
-        text, part = _show(block)
-        if text:
-            texts.append(text)
-        if part is not None:
-            parts.append(part)
-    return ShownContent(cut("\n".join(texts), limit), parts)
+def show_blocks(blocks: Iterable[Any], limit: int) -> tuple[str, list[Part]]:
+    """Return the text of the content blocks of a tool result or prompt, and their images and audio as parts."""
+    shown = [_show(block) for block in blocks]
+    text = "\n".join(text for text, _ in shown if text)
+    return cut(text, limit), [part for _, part in shown if part is not None]
 
 
 def show_contents(source: str, contents: Sequence[ResourceContents], limit: int) -> list[Part]:
@@ -97,12 +81,7 @@ def _show(block: Any) -> tuple[str, Part | None]:
     if isinstance(block, EmbeddedResource) and block.resource is not None:
         text, part = _show_resource(block.resource)
         return f"[resource {block.resource.uri}]\n{text}".rstrip(), part
-    return _show_sampled(block)
-
-
-def _show_sampled(block: Any) -> tuple[str, Part | None]:
-    """Convert blocks that only occur in sampling. Other blocks become the name of their type."""
-    if isinstance(block, ToolUse):
+    if isinstance(block, ToolUse):  # like results, only in sampling
         return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
     if isinstance(block, ToolResultBlock):
         return "\n".join(_show(each)[0] for each in block.content), None
@@ -199,7 +178,6 @@ def chat_messages(messages: Sequence[Any], limit: int) -> list[Message]:
     """Convert MCP messages to messages of a chat API, where only user messages can contain images."""
     converted: list[Message] = []
     for each in messages:
-        shown = show_blocks(each.blocks, limit)
-        parts = shown.parts if each.role == "user" else []
-        converted.append({"role": each.role, "content": message_content(shown.text, parts)})
+        text, parts = show_blocks(each.blocks, limit)
+        converted.append({"role": each.role, "content": message_content(text, parts if each.role == "user" else [])})
     return converted

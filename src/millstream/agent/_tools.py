@@ -97,6 +97,7 @@ class CallOutcome(Struct):
     """The outcome of a call."""
 
     text: str
+    outcome: Outcome = "done"
     parts: list[Part] = []
     arguments: str = "{}"
     """Arguments for the conversation, always a JSON object because some APIs decode them."""
@@ -119,14 +120,41 @@ class ToolCaller(Struct, frozen=True):
     async def call(self, call: ToolCall) -> CallOutcome:
         """Execute a call. The outcome's text says why, if it can't be executed."""
         tool = self.toolbox.get(call.name)
+        called = await self._execute(call, tool)
+        server = "" if tool is None else tool.server.name
+        name = call.name if tool is None or called.outcome == "invalid" else tool.description.name
+        await self.emit(ToolEnd(call.id, server, name, called.text, called.outcome))
+        return called
+
+    async def _execute(self, call: ToolCall, tool: AgentTool | None) -> CallOutcome:
         if tool is None:
             names = ", ".join(each.name for each in self.toolbox) or "none"
-            return await self._invalid(call, "", f"There is no tool {call.name!r}. The tools are: {names}.")
+            return CallOutcome(f"There is no tool {call.name!r}. The tools are: {names}.", "invalid")
         try:
             arguments = read_arguments(call.arguments)
         except Unreadable as exc:
-            return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
+            return CallOutcome(f"{exc} Call {call.name} again.", "invalid")
         encoded = json.dumps(arguments, ensure_ascii=False)
+        if not await self._is_allowed(tool, arguments):
+            text = "The user didn't allow this call. Don't try again unless they ask for it."
+            return CallOutcome(text, "refused", arguments=encoded)
+
+        async def progress(value: float, total: float | None, message: str | None) -> None:
+            await self.emit(ToolProgress(call.id, value, total, message))
+
+        name, limit = tool.description.name, self.limits.max_result
+        async with self.room:
+            await self.emit(ToolStart(call.id, tool.server.name, name, arguments))
+            try:
+                result = await tool.server.client.call(name, arguments, progress=progress, raise_on_error=False)
+            except ClientError as exc:
+                return CallOutcome(cut(f"The call failed: {exc}", limit), "error", arguments=encoded)
+        text, parts = show_result(result, limit)
+        if result.is_error:
+            return CallOutcome(f"The tool reported an error: {text}", "error", parts, encoded)
+        return CallOutcome(text, "done", parts, encoded)
+
+    async def _is_allowed(self, tool: AgentTool, arguments: dict[str, Any]) -> bool:
         described = tool.description
         origin = members(described.meta).get(ORIGIN_KEY)
         upstream = next((str(each) for each in origin), "") if is_array(origin) else ""
@@ -134,7 +162,7 @@ class ToolCaller(Struct, frozen=True):
         read_only = described.annotations is not None and described.annotations.read_only_hint is True
         trusts = tool.server.trusts_hints
         trusted = read_only and (not upstream if trusts is None else trusts(described.name))
-        if not trusted and not await self.person.allows(
+        return trusted or await self.person.allows(
             Approval(
                 kind="tool",
                 server=tool.server.name,
@@ -144,36 +172,7 @@ class ToolCaller(Struct, frozen=True):
                 upstream=upstream,
                 read_only=read_only,
             )
-        ):
-            text = "The user didn't allow this call. Don't try again unless they ask for it."
-            return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "refused")
-        async with self.room:
-            await self.emit(ToolStart(call.id, tool.server.name, tool.description.name, arguments))
-            return await self._carry_out(call, tool, arguments, encoded)
-
-    async def _carry_out(self, call: ToolCall, tool: AgentTool, arguments: dict[str, Any], encoded: str) -> CallOutcome:
-        async def progress(value: float, total: float | None, message: str | None) -> None:
-            await self.emit(ToolProgress(call.id, value, total, message))
-
-        try:
-            result = await tool.server.client.call(
-                tool.description.name, arguments, progress=progress, raise_on_error=False
-            )
-        except ClientError as exc:
-            text = cut(f"The call failed: {exc}", self.limits.max_result)
-            return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "error")
-        shown = show_result(result, self.limits.max_result)
-        text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
-        outcome: Outcome = "error" if result.is_error else "done"
-        return await self._finish(call, tool, CallOutcome(text, shown.parts, encoded), outcome)
-
-    async def _finish(self, call: ToolCall, tool: AgentTool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
-        await self.emit(ToolEnd(call.id, tool.server.name, tool.description.name, called.text, outcome))
-        return called
-
-    async def _invalid(self, call: ToolCall, server: str, text: str) -> CallOutcome:
-        await self.emit(ToolEnd(call.id, server, call.name, text, "invalid"))
-        return CallOutcome(text)
+        )
 
 
 def read_arguments(text: str) -> dict[str, Any]:

@@ -134,54 +134,48 @@ def metadata_url(resource: str, root: str = "") -> str:
     return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"
 
 
-class ResourceMetadata:
-    """The metadata handlers of one server.
+def metadata_paths(
+    methods: Sequence[AuthMethod], name: str, known: KnownScopes, endpoint: str
+) -> Mapping[str, Handler]:
+    """Return the GET handlers of one server's metadata by path: at the root, and with the internal and the external
+    path of the MCP endpoint.
 
     Protected resource metadata says where clients get a token for this server (RFC 9728). Clients of revision
     2025-03-26 instead request the authorization server's metadata at this server's origin, and get a copy. Both
     documents are public, for all origins.
+
+    Args:
+        methods: Auth methods; at least one has an issuer.
+        name: Display name of the server.
+        known: Returns all scopes that the server currently uses.
+        endpoint: Path of the MCP endpoint.
     """
+    methods = [each for each in methods if each.issuers]
+    resource = next((each.resource for each in methods if each.resource), "")
+    discovery = Discovery(methods[0].issuers[0])
 
-    def __init__(self, methods: Sequence[AuthMethod], name: str, known: KnownScopes) -> None:
-        """Prepare the handlers.
-
-        Args:
-            methods: Auth methods; at least one has an issuer.
-            name: Display name of the server.
-            known: Returns all scopes that the server currently uses.
-        """
-        self._methods = [each for each in methods if each.issuers]
-        self._name = name
-        self._known = known
-        self._resource = next((each.resource for each in self._methods if each.resource), "")
-        self._discovery = Discovery(self._methods[0].issuers[0])
-
-    def paths(self, endpoint: str) -> Mapping[str, Handler]:
-        """Return the GET handlers by path: at the root, and with the internal and the external path of the MCP
-        endpoint.
-        """
-        outside = urlsplit(self._resource).path.rstrip("/")
-        places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
-        return {**dict.fromkeys(sorted(places), self.resource), SERVER_METADATA_PATH: self.server}
-
-    async def resource(self, request: HttpRequest) -> Response:
+    async def describe_resource(request: HttpRequest) -> Response:
         """Respond with the metadata of this server."""
-        scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
+        scopes = {scope for each in methods for scope in each.scopes} | set(known())
         members = {
-            "resource": self._resource,
-            "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),
+            "resource": resource,
+            "authorization_servers": list(dict.fromkeys(issuer for each in methods for issuer in each.issuers)),
             "scopes_supported": sorted(scopes - {"offline_access"}),
             "bearer_methods_supported": ["header"],
-            "resource_name": self._name,
+            "resource_name": name,
         }
         return Response(encode({name: value for name, value in members.items() if value}), 200, _PUBLIC)
 
-    async def server(self, request: HttpRequest) -> Response:
+    async def describe_server(request: HttpRequest) -> Response:
         """Respond with the metadata of the authorization server."""
         try:
-            return Response(encode(await self._discovery.metadata()), 200, _PUBLIC)
+            return Response(encode(await discovery.metadata()), 200, _PUBLIC)
         except Unavailable as exc:
             return plain_problem(503, str(exc), b"retry-after: 10\r\n")
+
+    outside = urlsplit(resource).path.rstrip("/")
+    places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
+    return {**dict.fromkeys(sorted(places), describe_resource), SERVER_METADATA_PATH: describe_server}
 
 
 Ambient = Callable[[HttpRequest, bool], Awaitable[Principal | Response | None]]
@@ -222,8 +216,6 @@ class AuthGuard:
         """Authenticates requests without an ``Authorization`` header."""
         self.on_refresh: list[Callable[[Callable[[str, float], None]], None]] = []
         """Called once a second with the callback of `refresh`, for users who have signed out."""
-        self.on_close: list[Callable[[], None]] = []
-        """Called when the server stops."""
         self.clock: Clock = clock
         self.challenges: ChallengeResponses = challenges
         # State
@@ -273,14 +265,15 @@ class AuthGuard:
         """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
-        names = [name for name, _ in request.raw_headers] if len(request.headers) != len(request.raw_headers) else ()
-        if names.count(b"authorization") > 1:  # another parser could use the other value
+        if (
+            sum(name == b"authorization" for name, _ in request.raw_headers) > 1
+        ):  # another parser could use the other value
             return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
             found = await self.ambient(request, own) if self.ambient is not None else None
             return self.challenges.for_missing(request) if found is None else found
-        verdict = self._cached_verdict(value)
+        verdict = self.cached_verdict(value)
         return await self._judge(request, value) if verdict is None else verdict.principal
 
     async def _judge(  # noqa: PLR0911  one for each outcome
@@ -296,14 +289,14 @@ class AuthGuard:
             )
         # Normalize the header, so that variants don't fill the cache.
         key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
-        if (verdict := self._cached_verdict(key)) is not None:
+        if (verdict := self.cached_verdict(key)) is not None:
             return verdict.principal
         try:
             async with self.verification_slot(request.peer):
                 refusal = self.refuse_throttled(request.peer)
                 if refusal is not None:
                     return refusal
-                if (verdict := self._cached_verdict(key)) is not None:  # another request has verified it
+                if (verdict := self.cached_verdict(key)) is not None:  # another request has verified it
                     return verdict.principal
                 found, lacking = await self.identify(credential.decode("ascii"))
         except Unavailable as exc:
@@ -317,7 +310,8 @@ class AuthGuard:
         self.header_lines.keep_credential(key)
         return found.principal
 
-    def _cached_verdict(self, key: bytes) -> Verdict | None:
+    def cached_verdict(self, key: bytes) -> Verdict | None:
+        """Return the verdict on a credential, if it's still valid."""
         verdict = self.verdicts.get(key)
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
@@ -399,8 +393,6 @@ class AuthGuard:
         """Release resources when the server stops."""
         for method in self.methods:
             method.close()
-        for each in self.on_close:
-            each()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
         """Drop cached verdicts if a credential may have been revoked, and return whether they were dropped. Call once

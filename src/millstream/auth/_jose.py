@@ -16,7 +16,7 @@ import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, ValidationError, field
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object
@@ -122,12 +122,17 @@ class InvalidToken(Exception):
     """The token is malformed, or its signature is wrong."""
 
 
-class Header(Struct, frozen=True):
+class Header(Struct):
     """The unverified header of a token."""
 
     alg: str
     kid: str | None = None
     typ: str = ""
+    crit: object = UNSET
+    b64: object = UNSET
+
+
+_decode_header = decoder(Header)
 
 
 class PublicKey(Struct, frozen=True):
@@ -157,15 +162,15 @@ def read_header(token: str) -> Header:
     if len(parts) != 3:
         raise InvalidToken("This isn't a signed token.")
     try:
-        raw = cast("Mapping[str, Any]", _decode(_unpack(parts[0])))
+        header = _decode_header(_unpack(parts[0]))
+    except ValidationError as exc:
+        raise InvalidToken("The header is malformed.") from exc
     except MALFORMED as exc:
         raise InvalidToken("The header isn't JSON.") from exc
-    alg, kid, typ = raw.get("alg"), raw.get("kid"), raw.get("typ", "")
-    if "crit" in raw or "b64" in raw:
+    if (header.crit, header.b64) != (UNSET, UNSET):
         raise InvalidToken("The header has critical parameters.")
-    if not isinstance(alg, str) or not isinstance(typ, str) or not (kid is None or isinstance(kid, str)):
-        raise InvalidToken("The header is malformed.")
-    return Header(alg, kid, typ.lower().removeprefix("application/"))
+    header.typ = header.typ.lower().removeprefix("application/")
+    return header
 
 
 def read_payload(token: str) -> dict[str, Any]:
@@ -261,15 +266,14 @@ def _check_number(given: Sequence[Any], most: int) -> None:
 def _read_key(raw: Any) -> PublicKey | None:
     if not is_object(raw):
         return None
-    values = raw
-    kind = values.get("kty")
-    if kind not in ("EC", "OKP", "RSA") or values.get("use", "sig") != "sig":
+    kind = raw.get("kty")
+    if kind not in ("EC", "OKP", "RSA") or raw.get("use", "sig") != "sig":
         return None
-    if kind == "OKP" and values.get("crv") not in ("Ed25519", "Ed448"):
+    if kind == "OKP" and raw.get("crv") not in ("Ed25519", "Ed448"):
         return None
     try:
         # Drop private members, and members that restrict what the library may do with the key.
-        kept = {name: value for name, value in values.items() if name in _PUBLIC}
+        kept = {name: value for name, value in raw.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
         if kind == "RSA":  # strong enough, and fast to verify with
             public: Any = cast("Any", key).public_key
@@ -277,7 +281,7 @@ def _read_key(raw: Any) -> PublicKey | None:
                 return None
     except (JoseError, ValueError, TypeError, KeyError):
         return None
-    kid, alg = values.get("kid"), values.get("alg")
+    kid, alg = raw.get("kid"), raw.get("alg")
     return PublicKey(key, kind, kid if isinstance(kid, str) else None, alg if isinstance(alg, str) else None)
 
 
@@ -323,9 +327,9 @@ def load_private_key(key: Mapping[str, Any]) -> Any:
     return ECKey.import_key(cast("Any", {name: key[name] for name in ("kty", "crv", "x", "y", "d")}))
 
 
-def sign(claims: Claims, key: Any, kid: str, typ: str) -> str:
-    """Return a token signed with ES256."""
-    header = {"alg": "ES256", "typ": typ, "kid": kid}
+def sign(claims: Claims, key: Any, kid: str) -> str:
+    """Return an access token (RFC 9068) signed with ES256."""
+    header = {"alg": "ES256", "typ": "at+jwt", "kid": kid}
     return jws.serialize_compact(header, msgspec.json.encode(claims), key, algorithms=["ES256"])
 
 

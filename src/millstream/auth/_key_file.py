@@ -76,7 +76,7 @@ SHORTEST_KEY = 16
 """Minimum characters of a key that can't be guessed remotely."""
 _PATH = re.compile(r"\.(env|json|keys|toml|txt|ya?ml)$")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 """Syntax of a scope: scope-token of RFC 6749 §3.3."""
 
 
@@ -158,7 +158,7 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
     if isinstance(scopes, str):
         raise TypeError(f"scopes must be a list: [{scopes!r}]")
     for scope in scopes:
-        if not _SCOPE.fullmatch(scope):
+        if not SCOPE.fullmatch(scope):
             raise ValueError(
                 f"{scope!r} isn't a valid scope. Use letters, digits, and punctuation, without spaces or quotes."
             )

@@ -6,7 +6,7 @@ unresponsive issuer can't block every caller.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
@@ -174,24 +174,10 @@ class AuthMethod:
         """Release resources when the server stops."""
 
 
-class PageLanding(Protocol):
-    """The last step of an external login to the server's own pages."""
-
-    def complete(self, request: HttpRequest, method: "PageMethod", page: str, kept: bytes, seconds: float) -> Response:
-        """Sign a user in, and continue to the requested page.
-
-        Args:
-            request: Request of the callback.
-            method: Method that the user signed in with.
-            page: Page to open.
-            kept: Content of the cookie, as from `PageMethod.admit`; for other methods, the credential.
-            seconds: Maximum lifetime of the cookie.
-        """
-        ...
-
-    def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """Show the sign-in form again, with a reason."""
-        ...
+PageLanding = Callable[[HttpRequest, "PageMethod", str, Awaitable[tuple[bytes, float]]], Awaitable[Response]]
+"""The last step of an external login to one of the server's own pages, from its callback. Awaits the content and the
+maximum lifetime of the cookie. A `SignInFailed` has the reason why the user isn't signed in.
+"""
 
 
 class PageMethod(AuthMethod):
@@ -209,7 +195,7 @@ class PageMethod(AuthMethod):
     """Completes external logins; None without pages."""
 
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """Return the page that redirects a browser to an external login, which returns to `page`.
+        """Return the page that redirects a browser to one of `logins`, which returns to `page`.
 
         Raises:
             NotAdmitted: The login isn't available.

@@ -24,7 +24,7 @@ from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import PendingLogins, Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
-from millstream.auth._tokens import Discovery, Keys, TokenMethod, ask_issuer, issuer_keys, rules_of, several
+from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -85,7 +85,8 @@ class CodeResult(Struct, frozen=True):
 
     claims: Claims
     """Claims of the ID token."""
-    access_token: object
+    access_token: str
+    """Empty if there's none."""
     metadata: Mapping[str, Any]
     """Metadata of the issuer."""
 
@@ -196,7 +197,8 @@ class CodeFlow:
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
         given = await self._exchange(metadata, code, callback.url, kept.verifier)
-        return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
+        claims, access = await self._open(given.get("id_token"), kept.nonce), given.get("access_token")
+        return CodeResult(claims, access if isinstance(access, str) else "", metadata)
 
     async def _exchange(
         self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str
@@ -250,7 +252,7 @@ class OidcAtPages(Struct, frozen=True, kw_only=True):
     """The method before the server starts. Created by ``auth.oidc(…, client_id=…)``."""
 
     rules: TokenRules
-    keys: Keys
+    keys: FetchedKeys
     algorithms: Collection[str]
     scopes: Collection[str]
     client: tuple[str, str]
@@ -318,10 +320,10 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         """Return the user's token and its remaining lifetime."""
         token = (await self._flow.finish(callback)).access_token
         try:
-            found = await self.identify(token) if isinstance(token, str) else None
+            found = await self.identify(token)
         except Unavailable as exc:
             raise SignInFailed(str(exc)) from None
-        if found is None or not isinstance(token, str):
+        if found is None:
             raise SignInFailed(f"The token from {self._title} isn't valid for this server. Contact its operator.")
         if not found.principal.has(self.scopes):
             raise SignInFailed("Your account lacks permissions that this server requires. Contact its operator.")

@@ -18,7 +18,6 @@ from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.records import (
     NO_STORE,
-    AuthorizationRequest,
     OAuthClient,
     form_target,
     is_app,
@@ -26,7 +25,7 @@ from millstream.auth._authorization_server.records import (
     is_loopback,
     shown_host,
 )
-from millstream.auth.providers import UpstreamLogin, User
+from millstream.auth.providers import User
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -128,30 +127,6 @@ _PAGES = {
 _MAX_QUOTED = 400
 
 
-class ConsentPage(Struct, frozen=True):
-    """Content of the consent page."""
-
-    server: str
-    """Name of the server."""
-    client: OAuthClient
-    authorization: AuthorizationRequest
-    ticket: str
-    scope_descriptions: Mapping[str, str]
-    """Scope -> description, for the scopes that the client can get."""
-    user: User | None = None
-    """The signed-in user of this browser."""
-    passwords: bool = False
-    upstreams: tuple[UpstreamLogin, ...] = ()
-    notice: str = ""
-    """Error of the previous attempt."""
-    typed: str = ""
-    """Name from the previous attempt."""
-    elsewhere: tuple[str, ...] = ()
-    """Resources of the token; empty if it's only for this server."""
-    icon: str = ""
-    """Icon of the server, as a data URI."""
-
-
 class LoginOptions(Struct, frozen=True):
     """The login methods of a server's own pages."""
 
@@ -163,8 +138,8 @@ class LoginOptions(Struct, frozen=True):
     """Name -> label of the button."""
     credentials: bool = True
     """Whether keys or tokens are accepted."""
-    unknown: tuple[str, ...] = ()
-    """Issuers without a login for these pages."""
+    unknown: Iterable[str] = ()
+    """Hosts of issuers without a login for these pages."""
     icon: str = ""
     """Icon of the server, as a data URI."""
 
@@ -172,18 +147,54 @@ class LoginOptions(Struct, frozen=True):
 # The authorization server
 
 
-def consent(shown: ConsentPage, status: int = 200, head: bytes = b"") -> Response:
-    """Return the page where a user signs in and approves a client."""
-    client, uri = shown.client, shown.authorization.redirect_uri
+def consent(
+    client: OAuthClient,
+    uri: str,
+    status: int,
+    head: bytes,
+    *,
+    brand: tuple[str, str],
+    elsewhere: Iterable[str],
+    user: User | None,
+    passwords: bool,
+    **shown: Any,
+) -> Response:
+    """Return the page where a user signs in and approves a client.
+
+    Args:
+        client: The client.
+        uri: Its redirect URI.
+        status: Status of the response.
+        head: Additional header lines.
+        brand: Name of the server, and its icon as a data URI.
+        elsewhere: Resources of the token; empty if it's only for this server.
+        user: The signed-in user of this browser.
+        passwords: Whether people have a name and password here.
+        shown: Other variables of the template: the sealed request (`ticket`), the `upstreams`, descriptions of the
+            scopes that the client can get, and the error (`notice`) and name (`typed`) of the previous attempt.
+    """
+    server, icon = brand
     facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
-    if shown.elsewhere:
-        facts = {"Would use": ", ".join(each.partition("://")[2] for each in shown.elsewhere), **facts}
+    if elsewhere:
+        facts = {"Would use": ", ".join(each.partition("://")[2] for each in elsewhere), **facts}
     if client.source == "document":
         facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
-    values = {name: getattr(shown, name) for name in ConsentPage.__struct_fields__}
-    values |= {"facts": facts, "warning": _warning(client, uri)}
-    values |= {"focused": shown.passwords and shown.user is None, **_brand(shown.server, shown.icon)}
-    return render("consent.html", status, head, target=form_target(uri), images=_DATA if shown.icon else "", **values)
+    return render(
+        "consent.html",
+        status,
+        head,
+        target=form_target(uri),
+        images=_DATA if icon else "",
+        client=client,
+        facts=facts,
+        warning=_warning(client, uri),
+        user=user,
+        passwords=passwords,
+        focused=passwords and user is None,
+        server=server,
+        **_brand(server, icon),
+        **shown,
+    )
 
 
 def _warning(client: OAuthClient, uri: str) -> str:
@@ -222,11 +233,6 @@ def redirect_page(url: str, label: str, head: bytes = b"") -> Response:
     return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
 
 
-def scope_descriptions(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, str]:
-    """Return each scope's description, or its name."""
-    return {each: described.get(each, "") or each for each in scopes}
-
-
 # The server's own pages
 
 
@@ -244,7 +250,6 @@ def sign_in(
         typed: Name from the previous attempt.
     """
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
-    unknown = [urlsplit(each).netloc for each in offered.unknown]
     return render(
         "sign_in.html",
         status,
@@ -254,7 +259,6 @@ def sign_in(
         notice=notice,
         typed=typed,
         purpose=purpose,
-        unknown=unknown,
         images=_DATA if offered.icon else IMAGES,
         focused=offered.passwords or not offered.logins,
         **_brand(offered.server, offered.icon),

@@ -10,10 +10,9 @@ Scripts can't read it, and other sites can't send it.
 
 import logging
 import re
-import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
-from urllib.parse import parse_qsl, quote, unquote
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from msgspec.structs import replace
 
@@ -22,13 +21,15 @@ from millstream._http.message import HttpRequest, Response, peer_network, query_
 from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream._protocol.seal import KeyRing
 from millstream._recent import Recent
+from millstream._server.calls.services import Services
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._guard import AuthGuard
-from millstream.auth._method import AuthMethod, Clock, Identity, NotAdmitted, PageMethod, Unavailable, Verdict
+from millstream.auth._method import Identity, NotAdmitted, PageMethod, Unavailable, Verdict
 from millstream.auth._pages import LoginOptions, continue_page, cross_origin_text, get_cookie, is_same_origin, sign_in
+from millstream.auth.providers import SignInFailed
 
 logger = logging.getLogger("millstream")
 
@@ -65,6 +66,14 @@ _DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 """Pages to open by default, in order of preference."""
 
 
+class _Content(NamedTuple):
+    """What a cookie contains: its expiry, the time of its issue, and a credential or an identity."""
+
+    until: float
+    issued: float
+    kept: bytes
+
+
 class SignIn:
     """The form and its cookie, one instance for each running server."""
 
@@ -72,40 +81,47 @@ class SignIn:
         self,
         guard: AuthGuard,
         pages: Collection[str],
-        ring: Callable[[], KeyRing],
-        nonce: Callable[[], bytes],
+        services: Services,
         *,
-        store: Store,
         server: str,
-        icon: str = "",
-        opens: Callable[[str], bool] = lambda path: False,
-        clock: Clock = time.time,
+        icon: str,
+        opens: Callable[[str], bool],
     ) -> None:
         self._guard = guard
-        self._out = SignedOut(store, guard.verdicts)
-        guard.on_refresh.append(self._out.end)
-        guard.on_close.append(self._out.stop)
+        self.signed_out: SignedOut = SignedOut(services.store, guard.verdicts)
+        guard.on_refresh.append(self.signed_out.end)
         self._pages = frozenset(pages)
         self._opens = opens
         """Whether a path is one of the program's own private routes with a GET."""
-        self._ring = ring
-        self._nonce = nonce
-        self._clock = clock
+        self._vault = Vault(services)
+        self._clock = services.clock
         people = [each for each in guard.methods if isinstance(each, PageMethod)]
-        self._host = next((each for each in people if each.recalls), None)
+        host = self._host = next((each for each in people if each.recalls), None)
+        self._issuer = b"" if host is None else " ".join(host.issuers).encode()
+        """Context that seals identities to an issuer, because another server with the same key has other users."""
         self._login_methods: dict[str, PageMethod] = {}
         for each in people:
-            each.landing = self
+            each.landing = self._land
             self._login_methods |= dict.fromkeys(each.logins, each)
         self._sign_out_limiter = Limiter("sign-out", _SIGN_OUT_RATE)
-        self._options = _login_options(server, icon, guard.methods)
+        others = [each for each in guard.methods if each not in people]
+        self._options = LoginOptions(
+            server,
+            icon=icon,
+            passwords=any(each.by_password for each in people),
+            logins={name: label for each in people for name, label in each.logins.items()},
+            credentials=bool(others),
+            unknown=dict.fromkeys(
+                urlsplit(issuer).netloc for each in others if not each.paths() for issuer in each.issuers
+            ),
+        )
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in; None for other requests."""
         wanted = quote(request.path) + (f"?{request.query.decode('latin-1')}" if request.query else "")
-        if request.method not in _READING or not self._is_page(wanted):
-            return None
-        return self._form(request, wanted, "", 401) if b"html" in request.headers.get(b"accept", b"") else None
+        if request.method in _READING and self._is_page(wanted) and b"html" in request.headers.get(b"accept", b""):
+            return self._form(request, wanted, "", 401)
+        return None
 
     async def show(self, request: HttpRequest) -> Response:
         """Handle `GET /sign-in`; ``?next=`` is the page to open afterwards."""
@@ -164,10 +180,8 @@ class SignIn:
     def _seal(self, method: PageMethod | None, kept: bytes, seconds: float) -> str:
         """Return the value of a cookie."""
         now = self._clock()
-        kind, bound = _KIND, b""
-        if method is not None and method.recalls:
-            kind, bound = _PERSON, _cookie_binding(method)
-        return self._ring().seal(kind, f"{int(now + seconds)}:{now}:".encode() + kept, self._nonce(), bound)
+        kind, bound = (_PERSON, self._issuer) if method is not None and method.recalls else (_KIND, b"")
+        return self._vault.seal(kind, _Content(now + seconds, now, kept), bound)
 
     def _is_page(self, wanted: str) -> bool:
         """Return whether a path, as in a URL, is a page that the cookie opens."""
@@ -180,9 +194,19 @@ class SignIn:
         """
         if not is_same_origin(request):
             return refusal(403, cross_origin_text(request))
-        seal = _cookie(request)
-        if seal:
-            await self._end(seal, peer_network(request.peer), everywhere=b"everywhere" in request.body)
+        sealed = _cookie(request)
+        try:
+            found, left = await self._open(sealed)
+        except Unavailable:
+            found, left = None, LIFETIME
+        if left > 0:
+            id, until = "", self._clock() + left
+            if found is not None:
+                id, until = found.principal.id, min(found.principal.expires_at, until)
+            if self._sign_out_limiter.take(id or peer_network(request.peer)) <= 0:
+                await self.signed_out.add(sealed, id, until, left)
+                if id and b"everywhere" in request.body:
+                    await self.signed_out.add_everywhere(id, self._clock(), LIFETIME)
         return _redirect(request, PATH, "", 0, b"" if self._host is None else self._host.forget())
 
     async def account(self, request: HttpRequest) -> Response:
@@ -192,19 +216,6 @@ class SignIn:
         name = principal.claims.get("name")
         scopes = ["everything"] if EVERYTHING in principal.scopes else sorted(principal.scopes)
         return reply({"name": name if isinstance(name, str) and name else principal.subject, "scopes": scopes})
-
-    async def _end(self, sealed: str, address: str, *, everywhere: bool) -> None:
-        try:
-            found, left = await self._open(sealed)
-        except Unavailable:
-            found, left = None, LIFETIME
-        if left > 0:
-            until = self._clock() + left
-            id, until = ("", until) if found is None else (found.principal.id, min(found.principal.expires_at, until))
-            if self._sign_out_limiter.take(id or address) <= 0:
-                await self._out.add(sealed, id, until, left)
-                if everywhere and id:
-                    await self._out.add_everywhere(id, self._clock(), LIFETIME)
 
     async def ambient(self, request: HttpRequest, own: bool) -> Principal | Response | None:
         """Return the principal of a request's cookie; None without a cookie that applies.
@@ -220,9 +231,8 @@ class SignIn:
             if own and request.method not in _READING:
                 return refusal(403, cross_origin_text(request))
             return self._guard.challenges.for_missing(request, ignored=True)
-        known, verdicts = verdict_key(seal), self._guard.verdicts
-        verdict = verdicts.get(known)
-        if verdict is not None and verdict.until > self._guard.clock():
+        key = verdict_key(seal)
+        if (verdict := self._guard.cached_verdict(key)) is not None:
             return verdict.principal
         try:
             found, left = await self._open(seal)
@@ -232,28 +242,27 @@ class SignIn:
             return None
         principal = found.principal
         principal = replace(principal, expires_at=min(principal.expires_at, self._clock() + left))
-        verdicts.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
-        self._out.note_use(principal.id, principal.expires_at)
+        self._guard.verdicts.keep(key, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
+        self.signed_out.note_use(principal.id, principal.expires_at)
         return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:
         """Return the identity of a cookie, and its remaining lifetime in seconds."""
-        host, ring = self._host, self._ring()
-        person = None if host is None else ring.open(_PERSON, sealed, _cookie_binding(host))
-        plain = (ring.open(_KIND, sealed) or b"0:0:") if person is None else person
-        until, issued, kept = plain.split(b":", 2)
-        left = int(until) - self._clock()
-        if left <= 0 or await self._out.has(sealed):
+        host = self._host
+        person = host and self._vault.open(_PERSON, sealed, _Content, self._issuer)
+        until, issued, kept = person or self._vault.open(_KIND, sealed, _Content) or _Content(0.0, 0.0, b"")
+        left = until - self._clock()
+        if left <= 0 or await self.signed_out.has(sealed):
             return None, 0
         if host is not None and person is not None:
             found = await host.recall(kept)
         else:
             found, lacking = await self._guard.identify(kept.decode("latin-1"))
             found = None if lacking else found
-        if found is not None and await self._out.has_everywhere(found.principal.id, float(issued)):
+        if found is not None and await self.signed_out.has_everywhere(found.principal.id, issued):
             return None, 0
         # The user may have signed out in the meantime, and the result is cached.
-        return (None, 0) if self._out.was_notified(sealed) else (found, left)
+        return (None, 0) if self.signed_out.was_notified(sealed) else (found, left)
 
     def _accepts_cookie(self, request: HttpRequest, own: bool) -> bool:
         """Return whether a cookie may authenticate this request: from an address bar or a bookmark only to read a page,
@@ -268,50 +277,27 @@ class SignIn:
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
         return sign_in(request, self._options, wanted if self._is_page(wanted) else "", said, status, typed=typed)
 
-    def complete(self, request: HttpRequest, method: PageMethod, page: str, kept: bytes, seconds: float) -> Response:
-        """See `PageLanding.complete`."""
-        if not _is_safe(request):
-            return _INSECURE
-        if len(kept) > _MAX_CREDENTIAL:
-            return self.refuse(
-                request, page, "Your identity doesn't fit in a cookie. Sign in with a key or token instead."
-            )
+    async def _land(
+        self, request: HttpRequest, method: PageMethod, page: str, finished: Awaitable[tuple[bytes, float]]
+    ) -> Response:
+        """Sign a user in after an external login, and continue to the requested page; see `PageLanding`."""
+        try:
+            kept, seconds = await finished
+            if not _is_safe(request):
+                return _INSECURE
+            if len(kept) > _MAX_CREDENTIAL:
+                raise SignInFailed("Your identity doesn't fit in a cookie. Sign in with a key or token instead.")
+        except SignInFailed as exc:
+            return self._form(request, page, str(exc), 403)
         seconds = int(min(seconds, LIFETIME))
         cookie = _cookie_line(request, self._seal(method, kept, seconds), seconds)
         return continue_page(request, self._target(page), cookie)
 
-    def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """See `PageLanding.refuse`."""
-        return self._form(request, page, text, 403)
-
-
-def _login_options(server: str, icon: str, methods: Collection[AuthMethod]) -> LoginOptions:
-    """Return the login options of the form."""
-    at_home = [each for each in methods if isinstance(each, PageMethod)]
-    foreign = [each for each in methods if each not in at_home]
-    return LoginOptions(
-        server,
-        icon=icon,
-        passwords=any(each.by_password for each in at_home),
-        logins={name: label for each in at_home for name, label in each.logins.items()},
-        credentials=bool(foreign),
-        unknown=tuple(dict.fromkeys(issuer for each in foreign if not each.paths() for issuer in each.issuers)),
-    )
-
-
-def _cookie_binding(host: AuthMethod) -> bytes:
-    """Return the context that seals cookies to an issuer, because another server with the same key has other users."""
-    return " ".join(host.issuers).encode()
-
-
-def _is_here(request: HttpRequest) -> bool:
-    host = parse_authority(request.headers.get(b"host", b""))
-    return host is not None and host.loopback
-
 
 def _is_safe(request: HttpRequest) -> bool:
-    """Return whether the connection is protected from eavesdropping."""
-    return request.scheme in ("https", "wss") or _is_here(request)
+    """Return whether the connection is protected from eavesdropping: by TLS, or because it's on this machine."""
+    host = parse_authority(request.headers.get(b"host", b""))
+    return request.scheme in ("https", "wss") or (host is not None and host.loopback)
 
 
 def _cookie_name(request: HttpRequest) -> str:
@@ -321,10 +307,7 @@ def _cookie_name(request: HttpRequest) -> str:
 
 def _cookie(request: HttpRequest) -> str:
     """Return the cookie; empty if it's missing, repeated, or not acceptable over this connection."""
-    name = _cookie_name(request)
-    if name == _PLAIN and not _is_here(request):
-        return ""
-    return get_cookie(request, name)
+    return get_cookie(request, _cookie_name(request)) if _is_safe(request) else ""
 
 
 def _redirect(request: HttpRequest, path: str, value: str, seconds: int, more: bytes = b"") -> Response:
@@ -381,7 +364,7 @@ class SignedOut:
             until: Expiry of the streams opened with the cookie.
             seconds: Remaining lifetime of the cookie.
         """
-        await self._announce(digest(cookie), id, until, b"1", seconds)
+        await self._announce(digest(cookie), id, until, seconds)
 
     async def add_everywhere(self, id: str, now: float, seconds: float) -> None:
         """Record that a user has signed out in every browser.
@@ -391,14 +374,14 @@ class SignedOut:
             now: Time of the sign-out. Cookies issued until then are invalid.
             seconds: Maximum lifetime of a cookie.
         """
-        await self._announce(_EVERYWHERE, id, now, str(now).encode(), seconds)
+        await self._announce(_EVERYWHERE, id, now, seconds)
 
-    async def _announce(self, name: str, id: str, when: float, value: bytes, seconds: float) -> None:
+    async def _announce(self, name: str, id: str, when: float, seconds: float) -> None:
         said = f"{name} {when} {id}".encode()
         self._on_announcement(said)
         key = f"{name}{id}" if name == _EVERYWHERE else name
         try:
-            await self._store.kv.put(f"signed-out:{key}", value, max(1.0, seconds))
+            await self._store.kv.put(f"signed-out:{key}", str(when).encode(), max(1.0, seconds))
             await self._store.bus.publish(_TOPIC, said)
         except LocalError as exc:
             logger.warning("A user signed out of the pages, but the other workers can't be notified: %s", exc)
@@ -430,10 +413,8 @@ class SignedOut:
 
     def end(self, opened: Callable[[str, float], None]) -> None:
         """Call `opened` once with the owner and expiry of each signed-out cookie, to close its streams."""
-        found = list(self._to_close)
-        self._to_close.clear()
-        for owner, until in found:
-            opened(owner, until)
+        while self._to_close:
+            opened(*self._to_close.popitem(last=False)[0])
 
     def _on_announcement(self, data: bytes) -> None:
         name, until, id = data.decode("utf-8", "replace").split(" ", 2)
@@ -443,7 +424,7 @@ class SignedOut:
             return
         self._digests.keep(name, None)
         self._to_close.keep((id, float(until)), None)
-        if (known := _key(name)) in self._verdicts:
+        if (known := _MARK + name.encode()) in self._verdicts:
             del self._verdicts[known]
 
     def _drop(self, owner: str | None = None) -> None:
@@ -461,9 +442,5 @@ class SignedOut:
 
 def verdict_key(cookie: str) -> bytes:
     """Return the cache key of a cookie's verdict."""
-    return _key(digest(cookie))  # a sealed value has only one valid encoding
-
-
-def _key(name: str) -> bytes:
-    # Headers can't contain a zero byte, so no credential equals this key.
-    return _MARK + name.encode()
+    # Headers can't contain a zero byte, so no credential equals this key. A sealed value has only one valid encoding.
+    return _MARK + digest(cookie).encode()

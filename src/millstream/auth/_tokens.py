@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Mapping
 from math import inf
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 from msgspec import Struct, field
@@ -24,7 +24,6 @@ from millstream.auth._jose import (
     ASYMMETRIC,
     FetchedKeys,
     FixedKeys,
-    PublicKey,
     TokenRules,
     judge,
     read_claims,
@@ -144,19 +143,6 @@ TYPES = frozenset(("at+jwt", "jwt", ""))
 """RFC 9068 requires ``at+jwt``; most issuers send ``jwt`` or nothing."""
 
 
-class Keys(Protocol):
-    """The keys of an issuer."""
-
-    epoch: int
-
-    async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """Return the keys that may have made a signature. Raises `Unavailable`."""
-        ...
-
-    async def prefetch(self) -> None:
-        """Fetch the keys before the first token."""
-
-
 class IssuerMethod(AuthMethod):
     """A method for the tokens from one issuer."""
 
@@ -179,7 +165,7 @@ class TokenMethod(IssuerMethod):
     def __init__(
         self,
         rules: TokenRules,
-        keys: Keys,
+        keys: FixedKeys | FetchedKeys,
         *,
         algorithms: Collection[str],
         scopes: Collection[str] = (),

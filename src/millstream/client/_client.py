@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
@@ -182,8 +183,6 @@ class Client:
         """Internal state, for code that builds on the client. It can change in any release."""
         if host is not None:
             host.add(extensions)
-        self._events: ClientEvents | None = None
-        self._tasks: ClientTasks | None = None
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
 
@@ -494,23 +493,19 @@ class Client:
 
     # Other requests
 
-    @property
+    @cached_property
     def tasks(self) -> "ClientTasks":
         """Tasks of the server: start them, wait for them, and cancel them."""
-        if self._tasks is None:
-            from millstream.client._tasks import ClientTasks  # noqa: PLC0415  few clients use tasks
+        from millstream.client._tasks import ClientTasks  # noqa: PLC0415  few clients use tasks
 
-            self._tasks = ClientTasks(self.conversation)
-        return self._tasks
+        return ClientTasks(self.conversation)
 
-    @property
+    @cached_property
     def events(self) -> "ClientEvents":
         """Events of the server (SEP-3415, a draft): list them, and subscribe to them."""
-        if self._events is None:
-            from millstream.client._events import ClientEvents  # noqa: PLC0415  few clients use events
+        from millstream.client._events import ClientEvents  # noqa: PLC0415  few clients use events
 
-            self._events = ClientEvents(self.conversation)
-        return self._events
+        return ClientEvents(self.conversation)
 
     async def request(
         self,
@@ -558,7 +553,7 @@ class Client:
         requests = self.conversation.requests
         connection = await requests.connect()
         body = msgspec.Raw(with_meta(encode(params or {}), connection.meta))
-        await requests.connector.notify(connection.transport, method, body)
+        await requests.notify(connection.transport, method, body)
 
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds: ``await client.ping(timeout=5)``.
@@ -593,7 +588,7 @@ class Client:
         """
         conversation, method = self.conversation, "notifications/roots/list_changed"
         if method in conversation.negotiated.revision.notifications:
-            await conversation.connector.notify(conversation.transport, method)
+            await conversation.requests.notify(conversation.transport, method)
 
     def watch(self, *uris: str, tools: bool = False, prompts: bool = False, resources: bool = False) -> Changes:
         """Subscribe to changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.

@@ -1,6 +1,5 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -24,10 +23,8 @@ from millstream.client._questions import QuestionHandler
 from millstream.client._requests import (
     NOT_CONNECTED,
     Connection,
-    Connector,
     DeclaredCapability,
     Era,
-    Negotiation,
     Options,
     RawRequest,
     Requests,
@@ -96,30 +93,32 @@ class Conversation:
         # State
         self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
-            self._background, questions, on_log, on_change, options.max_queued_messages, observer
+            self._background,
+            questions,
+            on_log,
+            on_change,
+            options.max_queued_messages,
+            options.max_call_seconds,
+            observer,
         )
-        ids = itertools.count(1)
-        self.connector: Connector = Connector(
+        self.requests: Requests = Requests(
             place=find_server(target, env=options.env, cwd=options.cwd),
             options=options,
             questions=questions,
             declared=declared,
-            listener=self.incoming,
+            incoming=self.incoming,
             background=self._background,
-            ids=ids,
             pinned=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
             inflow=inflow or Inflow(),
             era=era or Era(),
+            on_reconnect=self._restore,
         )
-        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids, timeout)
-        self.requests.on_reconnect = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
-        self._cache = Cache() if options.cache else None
-        if self._cache is not None:
-            self.incoming.watchers.add(self._cache.invalidate)
+        self._cache = Cache()
+        self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
         """Connect and negotiate."""
@@ -143,8 +142,7 @@ class Conversation:
     async def _restore(self, connection: Connection) -> None:
         """Restore log level and subscriptions on a new handshake-era connection."""
         await self._watches.restore(connection)
-        agreement = connection.negotiated
-        if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
+        if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
             await self.requests.send(
                 connection, RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
             )
@@ -162,9 +160,9 @@ class Conversation:
         return connection
 
     @property
-    def negotiated(self) -> Negotiation:
+    def negotiated(self) -> Connection:
         """Negotiated revision and capabilities."""
-        return self.connection.negotiated
+        return self.connection
 
     @property
     def transport(self) -> Transport:
@@ -285,12 +283,11 @@ class Conversation:
             decode: Decodes the result.
             fresh: Whether to ask the server even if the cached result is still valid.
         """
-        cache = self._cache
-        found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None
+        found = None if fresh else self._cache.get(ask.method, ask.params)
         if found is not None:
             return found, 0
         raw = await self.requests.ask(ask)
         result = read(ask.method, decode, raw)
-        if cache is not None:
-            cache.put(ask.method, ask.params, result, result.ttl_ms)
+        if self._options.cache:
+            self._cache.put(ask.method, ask.params, result, result.ttl_ms)
         return result, len(raw)

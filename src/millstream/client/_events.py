@@ -5,25 +5,26 @@ A broken stream is reopened with the last cursor, so events that the server stil
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 
+from millstream._override import override
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import PaginatedResult
 from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError, ConnectionLost, NotSupported, ServerError
-from millstream.client._requests import RawRequest, Requests
+from millstream.client._errors import ConnectionLost, NotSupported, ServerError
+from millstream.client._requests import RawRequest, Requests, failure
 from millstream.client._results import read
-from millstream.client._watches import is_temporary, retry_pause
+from millstream.client._watches import ClientSubscription
 
 PREFIX = "notifications/events/"
 _MAX_WAITING = 1_000
@@ -95,7 +96,7 @@ class _Note(Struct, rename="camel"):
     meta: dict[str, Any] = field(default_factory=dict[str, Any], name="_meta")
     cursor: str | None = None
     truncated: bool = False
-    error: dict[str, Any] = {}
+    error: Raw = Raw(b"{}")
 
 
 _decode_list = foreign_decoder(_List)
@@ -154,7 +155,7 @@ class ClientEvents:
         params: dict[str, Any] = {"name": name, "arguments": dict(arguments or {})}
         if max_age is not None:
             params["maxAgeMs"] = int(max_age * 1000)
-        return EventSubscription(self, params, cursor, mode)
+        return EventSubscription(self, params, mode, cursor, cursor)
 
     async def webhook(
         self,
@@ -226,32 +227,27 @@ class ClientEvents:
             stream = self.streams.get(note.meta.get(SUBSCRIPTION_KEY, 0))
             if stream is not None:
                 stream.receive(kind, note, params)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+        except (*MALFORMED, TypeError):
             return
 
 
-class EventSubscription:
+class EventSubscription(ClientSubscription[ServerEvent], eq=False):
     """An open subscription, ``async with subscription: …``; see `ClientEvents.subscribe`."""
 
-    def __init__(self, events: ClientEvents, params: dict[str, Any], cursor: str | None, mode: Mode | None) -> None:
-        self._events = events
-        self._params = params
-        self._mode = mode
-        self.cursor: str | None = cursor
-        """The position after the last event you read, or None if the server has none. Save it to continue later."""
-        self.gaps: int = 0
-        """Number of times that the server couldn't replay all events. Read the current state with a tool."""
-        self._received: str | None = cursor
-        """The position after the last event received from the server."""
-        self._waiting: deque[ServerEvent] = deque()
-        self._changed = asyncio.Event()
-        self._space = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._request: asyncio.Task[bytes] | None = None
-        self._active = asyncio.Event()
-        self._last_message = 0.0
-        self._fault: ClientError | None = None
-        self._pause = 0.0
+    _events: ClientEvents
+    _params: dict[str, Any]
+    _mode: Mode | None
+    cursor: str | None
+    """The position after the last event you read, or None if the server has none. Save it to continue later."""
+    _received: str | None
+    """The position after the last event received from the server."""
+    gaps: int = 0
+    """Number of times that the server couldn't replay all events. Read the current state with a tool."""
+    _space: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set unless a stream was closed because of too many unread events."""
+    _silence: asyncio.Timeout | None = None
+    """Ends a stream that is silent for too long."""
+    _pause: float = 0.0
 
     async def __aenter__(self) -> Self:
         """Subscribe. No later event is missed.
@@ -264,49 +260,34 @@ class EventSubscription:
         if self._mode == "poll":
             await self._poll()
             return self
-        self._task = asyncio.create_task(self._listen())
-        active = asyncio.create_task(self._active.wait())
+        self._space.set()
         try:
-            await asyncio.wait({active, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            await self._start()
         except BaseException:
             await self.__aexit__()
             raise
-        finally:
-            active.cancel()
-        if self._fault is not None:
-            raise self._fault
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await cancel_all(self._task)
 
-    def __aiter__(self) -> Self:
-        return self
-
+    @override
     async def __anext__(self) -> ServerEvent:
         """Wait for the next event.
 
         Raises:
             ClientError: The server ended the subscription.
         """
-        while not self._waiting:
-            if self._fault is not None:
-                raise self._fault
-            if self._mode == "poll":
-                await asyncio.sleep(self._pause)
-                await self._poll()
-            else:
-                self._changed.clear()
-                await self._changed.wait()
-        event = self._waiting.popleft()
+        while self._mode == "poll" and not self._waiting:
+            await asyncio.sleep(self._pause)
+            await self._poll()
+        event = await super().__anext__()
         self._space.set()
         if event.cursor is not None:
             self.cursor = event.cursor
         elif not self._waiting:
             self.cursor = self._received
         return event
-
-    # Polls
 
     async def _poll(self) -> None:
         page: _Page = await self._events.ask("events/poll", {**self._params, "cursor": self._received}, _decode_page)
@@ -317,8 +298,6 @@ class EventSubscription:
         if not self._waiting:
             self.cursor = self._received
 
-    # Streams
-
     def receive(self, kind: str, note: _Note, params: bytes) -> None:
         """Process a notification of the stream.
 
@@ -327,75 +306,39 @@ class EventSubscription:
             note: The decoded parameters.
             params: The parameters as JSON text.
         """
-        self._last_message = asyncio.get_running_loop().time()
+        over = kind == "terminated" or (kind == "event" and len(self._waiting) >= _MAX_WAITING)
+        if self._silence is not None and not self._silence.expired():
+            self._silence.reschedule(asyncio.get_running_loop().time() + (0 if over else _SILENCE_TIMEOUT))
         if kind == "terminated":
-            error = note.error
-            self._end(
-                ServerError(int(error.get("code", 0)), str(error.get("message", "Terminated")), error.get("data"))
-            )
+            self.fail(failure(bytes(note.error)))
+        elif over:
+            self._space.clear()
         elif kind == "event":
-            if len(self._waiting) >= _MAX_WAITING:
-                self._space.clear()
-                if self._request is not None:
-                    self._request.cancel()
-                return
             event = _decode_event(params)
-            self._waiting.append(event)
             self._received = event.cursor or self._received
-            self._changed.set()
+            self._append(event)
         elif kind in ("active", "heartbeat"):
             self.gaps += note.truncated
             self._received = note.cursor
             if not self._waiting:
                 self.cursor = note.cursor
-            self._active.set()
+            self._failures = 0
+            self._agreed.set()
 
-    def _end(self, fault: ClientError) -> None:
-        self._fault = self._fault or fault
-        self._changed.set()
-
-    async def _listen(self) -> None:
-        """Keep the stream open until the server ends the subscription."""
-        self._space.set()
-        failures = 0
-        while self._fault is None:
-            self._active.clear()
-            try:
-                await self._stream()
-                why: ClientError = ConnectionLost("The server ended the stream.")
-            except ClientError as exc:
-                if not is_temporary(exc):
-                    self._end(exc)
-                    return
-                why = exc
-            if self._active.is_set():
-                failures = 0
-            elif not failures:
-                self._end(why)  # never opened
-                return
-            await self._space.wait()
-            await asyncio.sleep(retry_pause(failures))
-            failures += 1
-
-    async def _stream(self) -> None:
-        """Open the stream once. Return when it ends, is silent for too long, or has too many unread events."""
-        events = self._events
-        requests = events.requests
+    @override
+    async def _listen(self) -> NoReturn:
+        """Open the stream once. It ends when it's silent for too long, too."""
+        await self._space.wait()
+        requests, streams = self._events.requests, self._events.streams
         stream = next(requests.ids)
-        events.streams[stream] = self
+        connection = await requests.connect()
+        params = encode({**self._params, "cursor": self._received})
+        ask = RawRequest(method="events/stream", params=params, id=stream, timeout=math.inf)
+        streams[stream] = self
         try:
-            connection = await requests.connect()
-            params = encode({**self._params, "cursor": self._received})
-            ask = RawRequest(method="events/stream", params=params, id=stream, timeout=math.inf)
-            self._request = asyncio.create_task(requests.send(connection, ask))
-            self._last_message = asyncio.get_running_loop().time()
-            while not self._request.done():
-                silent = asyncio.get_running_loop().time() - self._last_message
-                if silent >= _SILENCE_TIMEOUT or self._fault is not None:
-                    return
-                await asyncio.wait({self._request}, timeout=_SILENCE_TIMEOUT - silent)
-            if not self._request.cancelled():
-                self._request.result()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SILENCE_TIMEOUT) as self._silence:
+                    await requests.send(connection, ask)
         finally:
-            del events.streams[stream]
-            await cancel_all(self._request)
+            del streams[stream]
+        raise ConnectionLost("The server ended the stream.")

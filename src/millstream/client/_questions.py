@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
-import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.notifications import (
     CreateMessageRequestParams,
     ElicitRequestParams,
@@ -137,16 +137,15 @@ class Questions(Struct, eq=False):
         custom = self.custom.get(method)
         if custom is not None:
             return await custom(params)
+        if method == "ping":
+            return {}
         handler = self._METHODS.get(method)
         if handler is None:
             raise ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}")
         try:
             return await handler(self, params or b"{}")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        except MALFORMED as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
-
-    async def _ping(self, params: bytes) -> Any:
-        return {}
 
     async def _fill_in(self, params: bytes) -> Any:
         if self._elicit is None:
@@ -177,7 +176,6 @@ class Questions(Struct, eq=False):
         return {"roots": [root_of(each) for each in places]}
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Awaitable[Any]]]] = {
-        "ping": _ping,
         "elicitation/create": _fill_in,
         "sampling/createMessage": _complete,
         "roots/list": _list_roots,

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from functools import partial
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -63,7 +63,6 @@ from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports import (
-    ServerObject,
     Transport,
     TransportFactory,
     TransportRequest,
@@ -123,20 +122,15 @@ class ServerInfo(Implementation, frozen=True):
     icons: tuple[Icon, ...] = ()
 
 
-class Negotiation(Struct, frozen=True, kw_only=True):
-    """The result of a handshake or of `server/discover`."""
-
-    revision: Revision
-    capabilities: Mapping[str, Any]
-    server: ServerInfo
-    instructions: str = ""
-
-
-class Connection(Struct):
-    """A connection after negotiation."""
+class Connection(Struct, frozen=True):
+    """A connection after a handshake or `server/discover`."""
 
     transport: Transport
-    negotiated: Negotiation
+    revision: Revision
+    capabilities: Mapping[str, Any]
+    """Capabilities of the server."""
+    server: ServerInfo
+    instructions: str
     meta: bytes
     """The `_meta` members of every request, as JSON without braces."""
 
@@ -248,382 +242,11 @@ _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
 
 def _handler_for(data: Any) -> str:
     """Return a hint with the `Client` options that declare the required capabilities."""
-    try:
-        needed = msgspec.convert(data, _RequiredCapabilities).required_capabilities
-    except msgspec.ValidationError:
-        return ""
     options = [
-        f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(extra_capabilities=…)" for each in needed
+        f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(extra_capabilities=…)"
+        for each in members(members(data).get("requiredCapabilities"))
     ]
     return f"Declare it with Client(…, {', '.join(dict.fromkeys(options))})." if options else ""
-
-
-class _RequiredCapabilities(Struct, rename="camel"):
-    """Data of an error that lists required capabilities."""
-
-    required_capabilities: dict[str, Any]
-
-
-class Connector(Struct, kw_only=True):
-    """Opens and reopens connections to one target."""
-
-    place: Place
-    options: Options
-    questions: QuestionHandler
-    declared: Sequence[DeclaredCapability]
-    listener: ServerMessages
-    background: Tasks
-    ids: Iterator[int]
-    pinned: Revision | None
-    headers: Mapping[str, str]
-    timeout: float
-    inflow: Inflow
-    stderr_lines: list[str] = []
-    """Standard error of the server since the connection was opened."""
-    era: Era = msgspec.field(default_factory=Era)
-
-    async def open(self) -> Connection:
-        """Connect and negotiate.
-
-        Raises:
-            ClientError: The connection failed; the message says why.
-        """
-        place = self.place
-        if not isinstance(place, Remote):
-            return await self._connect_with(partial(self._local, place))
-        if place.url.scheme in ("ws", "wss"):
-            return await self._connect_with(partial(self._websocket, place))
-        only_sse = place.kind == "sse"
-        if only_sse or (self.pinned is None and self.era.name == "http+sse"):
-            try:
-                return await self._connect_with(partial(self._http_sse, place))
-            except ClientError:
-                if only_sse:
-                    raise
-        try:
-            return await self._connect_with(partial(self._streamable, place))
-        except (NotMcp, InvalidResponse, ConnectionLost) as exc:
-            try:
-                connection = await self._connect_with(partial(self._http_sse, place))
-            except AccessDenied:
-                raise
-            except ClientError:
-                raise exc from None
-            if self.pinned is None:
-                self.era.name = "http+sse"
-            return connection
-
-    # Transports
-
-    def _local(self, place: Command | ServerObject | TransportFactory) -> Transport:
-        if isinstance(place, Command):
-            options = self.options
-            show = line_printer(options.stderr)
-            if show is not None and place.ours:  # readable logs, although stderr is a pipe
-                place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
-            show = self._without_repeats(show) if show is not None else None
-            return StdioTransport(place, self.listener, self.background, options.max_bytes, show=show)
-        if isinstance(place, TransportFactory):
-            return place.new_transport(self.listener, self.background)
-        from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - loads the server
-
-        return MemoryTransport(place, self.listener, self.background)
-
-    def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
-        """Skip lines that a second start of the server repeats, such as a traceback."""
-        before, self.stderr_lines = self.stderr_lines, []
-        shown = self.stderr_lines
-
-        def line(text: str) -> None:
-            if len(shown) < _MAX_LINES:
-                shown.append(text)
-            if before and before.pop(0) == text:
-                return
-            before.clear()
-            show(text)
-
-        return line
-
-    def _endpoint(self, place: Remote) -> Endpoint:
-        options = self.options
-        pool = ConnectionPool(
-            place.url,
-            max_connections=options.max_connections,
-            max_body=options.max_bytes,
-            connect_timeout=options.connect_timeout,
-            tls=options.tls,
-            inflow=self.inflow,
-        )
-        headers = {**place.headers, **self.headers}
-        return Endpoint(place.url, headers, pool, options.auth, self.listener.pause_timeouts)
-
-    def _streamable(self, place: Remote) -> Transport:
-        return StreamableTransport(self._endpoint(place), self.listener, self.background, self.options.max_bytes)
-
-    def _http_sse(self, place: Remote) -> Transport:
-        options = self.options
-        return HttpSseTransport(
-            self._endpoint(place), self.listener, self.background, options.max_bytes, options.connect_timeout
-        )
-
-    def _websocket(self, place: Remote) -> Transport:
-        from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
-
-        options = self.options
-        return WebSocketTransport(
-            place.url,
-            {**place.headers, **self.headers},
-            self.listener,
-            self.background,
-            options.auth,
-            self.inflow,
-            max_bytes=options.max_bytes,
-            timeout=options.connect_timeout,
-            tls=options.tls,
-        )
-
-    # Negotiation
-
-    @property
-    def about(self) -> Implementation:
-        """Name and version of the client."""
-        return Implementation(self.options.name, self.options.version or __version__)
-
-    def capabilities(self, revision: Revision) -> dict[str, Any]:
-        """Return the capabilities to declare in a revision."""
-        capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
-        for each in self.declared:
-            if not each.revisions or revision.date in each.revisions:
-                capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
-        return capabilities
-
-    def meta(self, revision: Revision) -> bytes:
-        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
-        if revision.handshake:
-            return b""
-        found: dict[str, Any] = {
-            VERSION_KEY: revision.date,
-            CAPABILITIES_KEY: self.capabilities(revision),
-            CLIENT_KEY: self.about,
-        }
-        if self.options.log_level:
-            found[LOG_LEVEL_KEY] = self.options.log_level
-        return encode(found)[1:-1]
-
-    async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
-        """Open a transport and negotiate.
-
-        A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
-        """
-        era, pinned = self.era, self.pinned
-        handshake = pinned is None and era.name != ""
-        self.stderr_lines = []
-        for attempt in (0, 1):
-            transport = make()
-            try:
-                await transport.open()
-                agreement = await self._agree(transport, handshake=handshake)
-            except BaseException as exc:
-                await transport.close()
-                if pinned is not None:
-                    raise
-                era.name = ""
-                if isinstance(exc, ConnectionLost):
-                    again = transport.lost and not getattr(self.place, "ours", False)
-                else:
-                    again = handshake and isinstance(exc, NO_HANDSHAKE)
-                if attempt or not again:
-                    raise
-                handshake = not handshake
-            else:
-                revision = agreement.revision
-                if pinned is None and revision.handshake:
-                    era.name = era.name or "handshake"
-                return Connection(transport, agreement, self.meta(revision))
-        raise AssertionError
-
-    async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiation:
-        pinned = self.pinned
-        if pinned is not None:
-            if pinned.handshake:
-                return await self._initialize(transport, pinned)
-            agreement = await self._probe(transport, pinned, alone=True)
-            if agreement is None:
-                raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
-            return agreement
-        # HTTP+SSE exists only in the handshake era.
-        if not handshake and transport.name != "http+sse":
-            agreement = await self._probe(transport, NEWEST)
-            if agreement is not None:
-                return agreement
-        try:
-            return await self._initialize(transport, NEWEST_HANDSHAKE)
-        except ServerError as exc:
-            if exc.code != UNSUPPORTED_VERSION:
-                raise
-            agreement = await self._probe(transport, NEWEST)  # it started slowly, or was replaced
-            if agreement is None:
-                raise UnknownVersion(
-                    f"The server doesn't support any protocol revision that this client supports: {exc.message}."
-                ) from exc
-            return agreement
-
-    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
-        """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
-        seconds = self.options.connect_timeout + self.options.probe_timeout
-        for _ in (0, 1):
-            try:
-                result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
-                offer = _decode_discover(result)
-            except ServerError as exc:
-                named = versions(exc)
-                common = newest(named)
-                if exc.code != UNSUPPORTED_VERSION or (common is None and any(each in HANDSHAKE for each in named)):
-                    return None
-                if common is None:
-                    raise UnknownVersion(_unknown(named)) from exc
-                revision = common
-                continue
-            except (NotMcp, InvalidResponse, *MALFORMED):
-                return None
-            except (ConnectionLost, RequestTimeout) as exc:
-                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
-                    raise
-                return None  # for example a status 500 from a server that didn't expect the method
-            agreed = newest(offer.supported_versions)
-            if agreed is None:
-                return None
-            transport.set_revision(agreed)
-            return Negotiation(
-                revision=agreed,
-                capabilities=present(offer.capabilities),
-                server=_about(offer.meta.get(SERVER_KEY)),
-                instructions=offer.instructions,
-            )
-        return None
-
-    async def _initialize(self, transport: Transport, revision: Revision) -> Negotiation:
-        capabilities = msgspec.Raw(encode(self.capabilities(revision)))
-        params = encode(InitializeRequestParams(revision.date, capabilities, self.about))
-        raw = await self._ask(transport, "initialize", params, revision, self.timeout)
-        try:
-            result = _decode_initialize(raw)
-        except MALFORMED as exc:
-            raise InvalidResponse(f"The server's response to initialize is invalid: {exc}.") from exc
-        agreed = HANDSHAKE.get(result.protocol_version)
-        if result.protocol_version in PER_REQUEST:
-            # A server of the per-request era whose response to the probe was lost or late.
-            dates = {"supported": [result.protocol_version]}
-            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
-        if agreed is None:
-            raise UnknownVersion(_unknown([result.protocol_version]))
-        transport.set_revision(agreed)
-        await self.notify(transport, "notifications/initialized")
-        return Negotiation(
-            revision=agreed,
-            capabilities=present(result.capabilities),
-            server=_about(result.server_info),
-            instructions=result.instructions,
-        )
-
-    async def notify(self, transport: Transport, method: str, params: Any = None) -> None:
-        """Send a notification.
-
-        Raises:
-            RequestTimeout: The server didn't accept it in time.
-            ClientError: It couldn't be sent.
-        """
-        if not (message := apply_filters(self.listener, notification_message(method, params))):
-            return
-        try:
-            log_message("sent", message)
-            async with asyncio.timeout(self.timeout):
-                await transport.send(message, method)
-        except TimeoutError as exc:
-            raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
-
-    async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
-        request_id = next(self.ids)
-        body = request_body(request_id, method, with_meta(params, self.meta(revision)))
-        request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
-        return await exchange(self.listener, transport, request, seconds, self.options.max_call_seconds)
-
-
-async def exchange(
-    incoming: ServerMessages,
-    transport: Transport,
-    request: TransportRequest,
-    seconds: float,
-    longest: float,
-    progress: OnProgress | None = None,
-) -> bytes:
-    """Send a request, and return its result.
-
-    Args:
-        incoming: Receives messages about the request, such as progress.
-        transport: An open transport.
-        request: The request.
-        seconds: Timeout without a response.
-        longest: Maximum seconds in total, even with progress.
-        progress: Handler for progress reports.
-
-    Raises:
-        ServerError: The server responded with an error.
-        ClientError: There was no response.
-    """
-    pending = incoming.running[request.id] = incoming.deadlines.begin(seconds, longest, progress)
-    try:
-        log_message("sent", request.body)
-        answer = await transport.exchange(request)
-        log_message("received", answer.error or answer.result)
-    except asyncio.CancelledError as exc:
-        if pending.end():
-            raise RequestTimeout(f"The server didn't respond to {request.method} within {seconds:g} seconds.") from exc
-        raise
-    finally:
-        pending.end()
-        incoming.running.pop(request.id, None)
-    if progress is not None:
-        await incoming.wait_for_handlers()
-    if answer.error:
-        raise failure(answer.error)
-    return answer.result
-
-
-def _about(info: Any) -> ServerInfo:
-    """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
-    found = members(info)
-    texts = {name: each for name, each in found.items() if isinstance(each, str) and name != "icons"}
-    try:
-        icons = msgspec.convert(drop_nulls(found.get("icons") or (), Icon), tuple[Icon, ...])
-    except msgspec.ValidationError:
-        icons = ()
-    return msgspec.structs.replace(msgspec.convert(texts, ServerInfo), icons=icons)
-
-
-class _SupportedVersions(Struct):
-    """Data of an error that rejects a version."""
-
-    supported: list[str]
-
-
-def versions(refusal: ServerError) -> list[str]:
-    """Return the revisions that an error lists."""
-    try:
-        return msgspec.convert(refusal.data, _SupportedVersions).supported
-    except msgspec.ValidationError:
-        return []
-
-
-def newest(dates: list[str]) -> Revision | None:
-    """Return the newest revision of the per-request era that both sides support."""
-    common = [date for date in dates if date in PER_REQUEST]
-    return BY_DATE[max(common)] if common else None
-
-
-def _unknown(dates: list[str]) -> str:
-    theirs = f"supports {', '.join(dates)}" if dates else "doesn't list the revisions it supports"
-    return f"The server {theirs}; this client supports the revisions {', '.join(BY_DATE)}."
 
 
 _INPUT_REQUIRED = b'"input_required"'
@@ -668,15 +291,23 @@ class RawRequest(Struct, kw_only=True):
 NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as client:`."
 
 
-class Requests(Struct):
-    """Sends the requests for one server."""
+class Requests(Struct, kw_only=True):
+    """Connects to one server, and sends it requests."""
 
-    connector: Connector
-    incoming: ServerMessages
-    questions: QuestionHandler
+    place: Place
     options: Options
-    ids: Iterator[int]
+    questions: QuestionHandler
+    declared: Sequence[DeclaredCapability]
+    incoming: ServerMessages
+    background: Tasks
+    pinned: Revision | None
+    headers: Mapping[str, str]
     timeout: float
+    inflow: Inflow
+    era: Era
+    ids: Iterator[int] = msgspec.field(default_factory=lambda: count(1))
+    stderr_lines: list[str] = []
+    """Standard error of the server since the connection was opened."""
     on_reconnect: OnReconnect | None = None
     around: Callable[[RawRequest], Awaitable[bytes]] | None = None
     """Hooks of extensions around each request."""
@@ -708,24 +339,24 @@ class Requests(Struct):
                 ended, self.connection = self.connection, None
                 self.incoming.on_interruption(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
-            connection = self.connection = self.last = await self._open(_MAX_RESTARTS if reconnecting else 0)
+            connection = self.connection = self.last = await self._open_again(_MAX_RESTARTS if reconnecting else 0)
         if reconnecting and self.on_reconnect is not None:
             with contextlib.suppress(ServerError):
                 await self.on_reconnect(connection)
         return connection
 
-    async def _open(self, more: int) -> Connection:
+    async def _open_again(self, more: int) -> Connection:
         for attempt in range(more):
             try:
-                return await self.connector.open()
+                return await self._open()
             except ConnectionLost:
                 await asyncio.sleep(retry_delay(2 * attempt, _MIN_WAIT, _MAX_WAIT))
-        return await self.connector.open()
+        return await self._open()
 
     async def close(self) -> None:
         """Close the session and the connection."""
         connection, self.connection, self.last = self.connection, None, None
-        self.incoming.deadlines.close()
+        self.incoming.stop_timer()
         if connection is not None:
             await connection.transport.close()
 
@@ -744,9 +375,7 @@ class Requests(Struct):
         extra = b""
         while True:
             result = await self._once(ask, extra)
-            if _INPUT_REQUIRED not in result or not ask.rounds:
-                return result
-            required = _input_required(result)
+            required = _input_required(result) if ask.rounds and _INPUT_REQUIRED in result else None
             if required is None:
                 return result
             if not required.input_requests and required.request_state is None:
@@ -786,7 +415,7 @@ class Requests(Struct):
             # The server hasn't processed the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
             return await self.send(await self._renew(connection), ask, extra)
         except ConnectionLost:
-            if not ask.repeatable or (connection.negotiated.revision.handshake and not connection.transport.lost):
+            if not ask.repeatable or (connection.revision.handshake and not connection.transport.lost):
                 raise
             connection = await self._renew(connection) if connection.transport.lost else connection
             return await self.send(connection, ask, extra)
@@ -802,14 +431,283 @@ class Requests(Struct):
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
         request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner)
-        return exchange(
-            self.incoming,
-            connection.transport,
-            request,
-            ask.timeout or self.timeout,
-            self.options.max_call_seconds,
-            ask.progress,
+        return self._exchange(connection.transport, request, ask.timeout or self.timeout, ask.progress)
+
+    async def _exchange(
+        self, transport: Transport, request: TransportRequest, seconds: float, progress: OnProgress | None = None
+    ) -> bytes:
+        """Send a request on an open transport, and return its result.
+
+        Raises:
+            ServerError: The server responded with an error.
+            ClientError: There was no response.
+        """
+        incoming = self.incoming
+        pending = incoming.begin(request.id, seconds, progress)
+        try:
+            log_message("sent", request.body)
+            answer = await transport.exchange(request)
+            log_message("received", answer.error or answer.result)
+        except asyncio.CancelledError as exc:
+            if pending.end():
+                raise RequestTimeout(
+                    f"The server didn't respond to {request.method} within {seconds:g} seconds."
+                ) from exc
+            raise
+        finally:
+            pending.end()
+            del incoming.running[request.id]
+        if progress is not None:
+            await incoming.wait_for_handlers()
+        if answer.error:
+            raise failure(answer.error)
+        return answer.result
+
+    # Transports
+
+    async def _open(self) -> Connection:
+        """Connect and negotiate, over the transport that the server has."""
+        place = self.place
+        if not isinstance(place, Remote) or place.url.scheme in ("ws", "wss"):
+            return await self._connect_with()
+        only_sse = place.kind == "sse"
+        if only_sse or (self.pinned is None and self.era.name == "http+sse"):
+            try:
+                return await self._connect_with(sse=True)
+            except ClientError:
+                if only_sse:
+                    raise
+        try:
+            return await self._connect_with()
+        except (NotMcp, InvalidResponse, ConnectionLost) as exc:
+            try:
+                connection = await self._connect_with(sse=True)
+            except AccessDenied:
+                raise
+            except ClientError:
+                raise exc from None
+            if self.pinned is None:
+                self.era.name = "http+sse"
+            return connection
+
+    def _new_transport(self, *, sse: bool) -> Transport:
+        place, options, incoming, background = self.place, self.options, self.incoming, self.background
+        if isinstance(place, Command):
+            show = line_printer(options.stderr)
+            if show is not None:
+                show = self._without_repeats(show)
+                if place.ours:  # readable logs, although stderr is a pipe
+                    place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
+            return StdioTransport(place, incoming, background, options.max_bytes, show=show)
+        if isinstance(place, TransportFactory):
+            return place.new_transport(incoming, background)
+        if not isinstance(place, Remote):
+            from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - loads the server
+
+            return MemoryTransport(place, incoming, background)
+        url, headers = place.url, {**place.headers, **self.headers}
+        if url.scheme in ("ws", "wss"):
+            from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
+
+            return WebSocketTransport(
+                url,
+                headers,
+                incoming,
+                background,
+                options.auth,
+                self.inflow,
+                max_bytes=options.max_bytes,
+                timeout=options.connect_timeout,
+                tls=options.tls,
+            )
+        pool = ConnectionPool(
+            url,
+            max_connections=options.max_connections,
+            max_body=options.max_bytes,
+            connect_timeout=options.connect_timeout,
+            tls=options.tls,
+            inflow=self.inflow,
         )
+        endpoint = Endpoint(url, headers, pool, options.auth, incoming.pause_timeouts)
+        if sse:
+            return HttpSseTransport(endpoint, incoming, background, options.max_bytes, options.connect_timeout)
+        return StreamableTransport(endpoint, incoming, background, options.max_bytes)
+
+    def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
+        """Skip lines that a second start of the server repeats, such as a traceback."""
+        before, self.stderr_lines = self.stderr_lines, []
+        shown = self.stderr_lines
+
+        def line(text: str) -> None:
+            if len(shown) < _MAX_LINES:
+                shown.append(text)
+            if before and before.pop(0) == text:
+                return
+            before.clear()
+            show(text)
+
+        return line
+
+    # Negotiation
+
+    @property
+    def about(self) -> Implementation:
+        """Name and version of the client."""
+        return Implementation(self.options.name, self.options.version or __version__)
+
+    def capabilities(self, revision: Revision) -> dict[str, Any]:
+        """Return the capabilities to declare in a revision."""
+        capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
+        for each in self.declared:
+            if not each.revisions or revision.date in each.revisions:
+                capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
+        return capabilities
+
+    def meta(self, revision: Revision) -> bytes:
+        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
+        if revision.handshake:
+            return b""
+        found: dict[str, Any] = {
+            VERSION_KEY: revision.date,
+            CAPABILITIES_KEY: self.capabilities(revision),
+            CLIENT_KEY: self.about,
+        }
+        if self.options.log_level:
+            found[LOG_LEVEL_KEY] = self.options.log_level
+        return encode(found)[1:-1]
+
+    async def _connect_with(self, *, sse: bool = False) -> Connection:
+        """Open a transport and negotiate.
+
+        A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
+        """
+        era, pinned = self.era, self.pinned
+        handshake = pinned is None and era.name != ""
+        self.stderr_lines = []
+        for attempt in (0, 1):
+            transport = self._new_transport(sse=sse)
+            try:
+                await transport.open()
+                connection = await self._agree(transport, handshake=handshake)
+            except BaseException as exc:
+                await transport.close()
+                if pinned is not None:
+                    raise
+                era.name = ""
+                if isinstance(exc, ConnectionLost):
+                    again = transport.lost and not getattr(self.place, "ours", False)
+                else:
+                    again = handshake and isinstance(exc, NO_HANDSHAKE)
+                if attempt or not again:
+                    raise
+                handshake = not handshake
+            else:
+                if pinned is None and connection.revision.handshake:
+                    era.name = era.name or "handshake"
+                return connection
+        raise AssertionError
+
+    async def _agree(self, transport: Transport, *, handshake: bool) -> Connection:
+        pinned = self.pinned
+        if pinned is not None:
+            if pinned.handshake:
+                return await self._initialize(transport, pinned)
+            found = await self._probe(transport, pinned, alone=True)
+            if found is None:
+                raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
+            return found
+        # HTTP+SSE exists only in the handshake era.
+        if not handshake and transport.name != "http+sse":
+            found = await self._probe(transport, NEWEST)
+            if found is not None:
+                return found
+        try:
+            return await self._initialize(transport, NEWEST_HANDSHAKE)
+        except ServerError as exc:
+            if exc.code != UNSUPPORTED_VERSION:
+                raise
+            found = await self._probe(transport, NEWEST)  # it started slowly, or was replaced
+            if found is None:
+                raise UnknownVersion(
+                    f"The server doesn't support any protocol revision that this client supports: {exc.message}."
+                ) from exc
+            return found
+
+    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Connection | None:
+        """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
+        seconds = self.options.connect_timeout + self.options.probe_timeout
+        for _ in (0, 1):
+            try:
+                result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
+                offer = _decode_discover(result)
+            except ServerError as exc:
+                named = versions(exc)
+                common = newest(named)
+                if exc.code != UNSUPPORTED_VERSION or (common is None and any(each in HANDSHAKE for each in named)):
+                    return None
+                if common is None:
+                    raise UnknownVersion(_unknown(named)) from exc
+                revision = common
+                continue
+            except (NotMcp, InvalidResponse, *MALFORMED):
+                return None
+            except (ConnectionLost, RequestTimeout) as exc:
+                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
+                    raise
+                return None  # for example a status 500 from a server that didn't expect the method
+            agreed = newest(offer.supported_versions)
+            if agreed is None:
+                return None
+            return self._new_connection(transport, agreed, offer, offer.meta.get(SERVER_KEY))
+        return None
+
+    async def _initialize(self, transport: Transport, revision: Revision) -> Connection:
+        capabilities = msgspec.Raw(encode(self.capabilities(revision)))
+        params = encode(InitializeRequestParams(revision.date, capabilities, self.about))
+        raw = await self._ask(transport, "initialize", params, revision, self.timeout)
+        try:
+            result = _decode_initialize(raw)
+        except MALFORMED as exc:
+            raise InvalidResponse(f"The server's response to initialize is invalid: {exc}.") from exc
+        agreed = HANDSHAKE.get(result.protocol_version)
+        if result.protocol_version in PER_REQUEST:
+            # A server of the per-request era whose response to the probe was lost or late.
+            dates = {"supported": [result.protocol_version]}
+            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
+        if agreed is None:
+            raise UnknownVersion(_unknown([result.protocol_version]))
+        connection = self._new_connection(transport, agreed, result, result.server_info)
+        await self.notify(transport, "notifications/initialized")
+        return connection
+
+    def _new_connection(
+        self, transport: Transport, revision: Revision, result: DiscoverResult | _InitializeAnswer, server: Any
+    ) -> Connection:
+        transport.set_revision(revision)
+        about, meta = _about(server), self.meta(revision)
+        return Connection(transport, revision, present(result.capabilities), about, result.instructions, meta)
+
+    async def notify(self, transport: Transport, method: str, params: Any = None) -> None:
+        """Send a notification.
+
+        Raises:
+            RequestTimeout: The server didn't accept it in time.
+            ClientError: It couldn't be sent.
+        """
+        if not (message := apply_filters(self.incoming, notification_message(method, params))):
+            return
+        try:
+            log_message("sent", message)
+            async with asyncio.timeout(self.timeout):
+                await transport.send(message, method)
+        except TimeoutError as exc:
+            raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
+
+    async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
+        request_id = next(self.ids)
+        body = request_body(request_id, method, with_meta(params, self.meta(revision)))
+        request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
+        return await self._exchange(transport, request, seconds)
 
 
 def _input_required(result: bytes) -> InputRequiredResult | None:
@@ -818,3 +716,33 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     except MALFORMED:
         return None
     return required if required.result_type == "input_required" else None
+
+
+def _about(info: Any) -> ServerInfo:
+    """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
+    found = members(info)
+    texts = {name: each for name, each in found.items() if isinstance(each, str) and name != "icons"}
+    try:
+        icons = msgspec.convert(drop_nulls(found.get("icons") or (), Icon), tuple[Icon, ...])
+    except msgspec.ValidationError:
+        icons = ()
+    return msgspec.structs.replace(msgspec.convert(texts, ServerInfo), icons=icons)
+
+
+def versions(refusal: ServerError) -> list[str]:
+    """Return the revisions that an error lists."""
+    try:
+        return msgspec.convert(members(refusal.data).get("supported"), list[str])
+    except msgspec.ValidationError:
+        return []
+
+
+def newest(dates: list[str]) -> Revision | None:
+    """Return the newest revision of the per-request era that both sides support."""
+    common = [date for date in dates if date in PER_REQUEST]
+    return BY_DATE[max(common)] if common else None
+
+
+def _unknown(dates: list[str]) -> str:
+    theirs = f"supports {', '.join(dates)}" if dates else "doesn't list the revisions it supports"
+    return f"The server {theirs}; this client supports the revisions {', '.join(BY_DATE)}."

@@ -42,15 +42,12 @@ class Cache:
 
     def get(self, method: str, params: bytes) -> Any:
         """Return the cached result, or None if it's missing or stale."""
-        found = self._entries.get((method, params))
-        if found is None:
+        key = method, params
+        found = self._entries.get(key)
+        if found is None or found[0] <= time.monotonic():
             return None
-        until, result = found
-        if until <= time.monotonic():
-            del self._entries[method, params]
-            return None
-        self._entries.keep((method, params), found)
-        return result
+        self._entries.keep(key, found)
+        return found[1]
 
     def put(self, method: str, params: bytes, result: Any, ttl_ms: int) -> None:
         """Cache a result for `ttl_ms` milliseconds."""
@@ -176,9 +173,9 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         if raw is UNSET:
             if wanted is str:
                 return cast("T", self.text)
-            return cast("T", _read(self.text.encode(), wanted))
+            return _read(self.text.encode(), wanted)
         try:
-            return cast("T", _read(bytes(raw), wanted))
+            return _read(bytes(raw), wanted)
         except InvalidResponse:
             try:
                 inner = _decode_wrapped(raw).result
@@ -186,7 +183,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
                 inner = None
             if inner is None:
                 raise
-            return cast("T", _read(bytes(inner), wanted))
+            return _read(bytes(inner), wanted)
 
 
 _read_result = foreign_decoder(Result)
@@ -213,9 +210,10 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
         raise InvalidResponse(f"The server's result of {method} is malformed: {exc}.") from exc
 
 
-def _read(raw: bytes, wanted: Any) -> Any:
+def _read(raw: bytes, wanted: type[T]) -> T:
+    kind: Any = wanted
     try:
-        return _decoder(wanted)(raw)
+        return cast("T", _decoder(kind)(raw))
     except MALFORMED as exc:  # msgspec's and Pydantic's errors are ValueErrors
         name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
         raise InvalidResponse(f"The tool's value isn't a {name}: {exc}.") from exc

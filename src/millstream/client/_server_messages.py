@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message, result_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
@@ -33,70 +32,10 @@ OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
 """Progress callback: ``progress(value, total, message)``."""
 
 
-class Deadlines(Struct, eq=False):
-    """Pending requests of one client, and the timer that times them out.
-
-    One timer serves the timeouts of all requests, which progress and questions extend. Nearly all requests finish long
-    before their timeout, so most individual timers would be set up just to be canceled.
-    """
-
-    _loop: asyncio.AbstractEventLoop | None = None
-    _handle: asyncio.TimerHandle | None = None
-    _wakes_at: float = math.inf
-    """When the timer fires, at the latest at the first deadline."""
-    waiting: "set[PendingRequest]" = set()
-
-    def begin(self, seconds: float, longest: float, progress: OnProgress | None) -> "PendingRequest":
-        """Start timing a request in the current task. Call `PendingRequest.end` when the request finishes.
-
-        Args:
-            seconds: Timeout without a response; `math.inf` for none.
-            longest: Maximum seconds in total, even with progress.
-            progress: Called with each progress report.
-        """
-        loop = self._loop = self._loop or asyncio.get_running_loop()
-        now = loop.time()
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  requests are sent in tasks
-        latest = now + max(longest, seconds)
-        pending = PendingRequest(self, task, task.cancelling(), seconds, latest, now + seconds, progress)
-        self.waiting.add(pending)
-        self.wake_at(pending.when)
-        return pending
-
-    def wake_at(self, when: float) -> None:
-        """Check for expired requests at `when`, or earlier."""
-        if when >= self._wakes_at:
-            return
-        if self._handle is not None:
-            self._handle.cancel()
-        assert self._loop is not None  # noqa: S101  set in `begin`
-        self._wakes_at = when
-        self._handle = self._loop.call_at(when, self._expire)
-
-    def _expire(self) -> None:
-        assert self._loop is not None  # noqa: S101  it calls this
-        self._handle, self._wakes_at = None, math.inf
-        now, soonest = self._loop.time(), math.inf
-        for pending in list(self.waiting):
-            if pending.when <= now:
-                pending.expire()
-            else:
-                soonest = min(soonest, pending.when)
-        if soonest != math.inf:
-            self.wake_at(soonest)
-
-    def close(self) -> None:
-        """Stop the timer."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle, self._wakes_at = None, math.inf
-
-
 class PendingRequest(Struct, eq=False):
-    """A request waiting for its response: its timeout and progress callback. Created by `Deadlines.begin`."""
+    """A request waiting for its response: its timeout and progress callback. Created by `ServerMessages.begin`."""
 
-    _owner: Deadlines
+    _owner: "ServerMessages"
     _task: asyncio.Task[Any]
     _cancel_requests: int
     _seconds: float
@@ -129,13 +68,12 @@ class PendingRequest(Struct, eq=False):
 
     def expire(self) -> None:
         """Cancel the request's task; `end` then reports the timeout."""
-        self._owner.waiting.discard(self)
+        self.when = math.inf
         self._expired = True
         self._task.cancel()
 
     def end(self) -> bool:
-        """Stop the clock. Return whether the `CancelledError` that was just raised means a timeout."""
-        self._owner.waiting.discard(self)
+        """Return whether the `CancelledError` that was just raised means a timeout."""
         if not self._expired:
             return False
         self._expired = False
@@ -196,6 +134,9 @@ class ServerMessages(Struct, eq=False):
     Notifications report progress, log messages, and changes. Requests are questions of the handshake era. Handlers run
     in the order of the messages. Plain functions run immediately; coroutines wait in a bounded queue, and the client
     disconnects a server that overflows it.
+
+    One timer serves the timeouts of all requests, which progress and questions extend. Nearly all requests finish long
+    before their timeout, so most individual timers would be set up just to be canceled.
     """
 
     _background: Tasks
@@ -203,13 +144,16 @@ class ServerMessages(Struct, eq=False):
     on_log: OnLog | None
     on_change: OnChange | None
     max_waiting: int
+    max_call_seconds: float
     observer: Callable[[Notification], object] | None = None
     """Callback for every notification, before its handler."""
     custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
     """Extension notification -> its handler."""
     filters: NotificationFilters | None = None
     """Filters of notifications in both directions, if an extension has one."""
-    deadlines: Deadlines = field(default_factory=Deadlines)
+    _timer: asyncio.TimerHandle | None = None
+    _wakes_at: float = math.inf
+    """When the timer fires, at the latest at the first deadline."""
     running: dict[int, PendingRequest] = {}
     """Pending requests by id, which is also the progress token."""
     watchers: set[Watcher] = set()
@@ -220,7 +164,7 @@ class ServerMessages(Struct, eq=False):
     """Callback for interruptions."""
     _queue: deque[Awaitable[None]] = field(default_factory=deque[Awaitable[None]])
     _worker: asyncio.Task[None] | None = None
-    _answer_tasks: dict[Any, asyncio.Task[None] | None] = {}
+    _answer_tasks: dict[Any, asyncio.Task[None]] = {}
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
@@ -246,7 +190,7 @@ class ServerMessages(Struct, eq=False):
             return
         try:
             handler(self, message)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except MALFORMED:
             _logger.debug("The server sent a %s that can't be decoded.", message.method)
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
@@ -259,6 +203,47 @@ class ServerMessages(Struct, eq=False):
         worker = self._worker
         if worker is not None and worker is not asyncio.current_task() and not worker.done():
             await asyncio.wait([worker])
+
+    # Timeouts
+
+    def begin(self, request_id: int, seconds: float, progress: OnProgress | None) -> PendingRequest:
+        """Start timing a request in the current task. Remove it from `running` when it finishes.
+
+        Args:
+            request_id: The request.
+            seconds: Timeout without a response; `math.inf` for none.
+            progress: Called with each progress report.
+        """
+        now = asyncio.get_running_loop().time()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  requests are sent in tasks
+        latest = now + max(self.max_call_seconds, seconds)
+        pending = PendingRequest(self, task, task.cancelling(), seconds, latest, now + seconds, progress)
+        self.running[request_id] = pending
+        self.wake_at(pending.when)
+        return pending
+
+    def wake_at(self, when: float) -> None:
+        """Check for expired requests at `when`, or earlier."""
+        if when < self._wakes_at:
+            self.stop_timer()
+            self._wakes_at = when
+            self._timer = asyncio.get_running_loop().call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._wakes_at = soonest = math.inf
+        now = asyncio.get_running_loop().time()
+        for pending in self.running.values():
+            if pending.when <= now:
+                pending.expire()
+            soonest = min(soonest, pending.when)
+        self.wake_at(soonest)
+
+    def stop_timer(self) -> None:
+        """Stop checking for expired requests."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = math.inf
 
     # Notifications
 
@@ -342,10 +327,9 @@ class ServerMessages(Struct, eq=False):
             raise TooManyMessages(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
-        self._answer_tasks[message.id] = None
         task = self._background.spawn(self._answer(message, transport, request_id))
-        if message.id in self._answer_tasks:
-            self._answer_tasks[message.id] = task
+        self._answer_tasks[message.id] = task
+        task.add_done_callback(lambda _: self._answer_tasks.pop(message.id, None))
 
     async def _answer(self, message: Envelope, transport: Transport, request_id: int) -> None:
         assert message.id is not None  # noqa: S101  it's a request
@@ -353,8 +337,6 @@ class ServerMessages(Struct, eq=False):
             await transport.send(await self._answer_to(message, message.id, request_id), "")
         except ClientError as exc:
             _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
-        finally:
-            self._answer_tasks.pop(message.id, None)
 
     async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
         """Return the encoded answer to a question."""

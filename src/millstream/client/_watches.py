@@ -11,10 +11,11 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from msgspec import Struct, field
 
+from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import (
@@ -27,7 +28,6 @@ from millstream.client._errors import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    InvalidResponse,
     RequestTimeout,
     ServerError,
 )
@@ -48,7 +48,83 @@ _CONFIRM_TIMEOUT = 60.0
 """Seconds for the server to confirm a subscription."""
 
 
-class Changes(Struct, eq=False):
+T = TypeVar("T")
+
+
+class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
+    """What a server reports, until it's read, and the task that keeps the subscription open."""
+
+    _waiting: deque[T] = field(default_factory=deque[T])
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+    _fault: ClientError | None = None
+    _agreed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the server has confirmed the subscription."""
+    _failures: int = 0
+    """Consecutive attempts that failed or didn't last. Above 0, reports may have been missed."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while not self._waiting:
+            if self._fault is not None:
+                raise self._fault
+            self._changed.clear()
+            await self._changed.wait()
+        return self._waiting.popleft()
+
+    def fail(self, fault: ClientError) -> None:
+        """End the subscription with an error, once everything is read."""
+        self._fault = self._fault or fault
+        self._changed.set()
+
+    def _append(self, item: T) -> None:
+        self._waiting.append(item)
+        self._changed.set()
+
+    async def _start(self) -> None:
+        """Open the subscription, and wait until the server confirms it."""
+        self._task = asyncio.create_task(self._keep_open())
+        try:
+            async with asyncio.timeout(_CONFIRM_TIMEOUT):
+                await self._agreed.wait()
+        except TimeoutError as exc:
+            text = f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds."
+            raise RequestTimeout(text) from exc
+        if self._fault is not None:
+            raise self._fault
+
+    async def _keep_open(self) -> None:
+        """Reopen the subscription with backoff. The first attempt that isn't confirmed, and lasting errors end it."""
+        now = asyncio.get_running_loop().time
+        try:
+            while self._fault is None:
+                began = now()
+                self._agreed.clear()
+                try:
+                    await self._listen()
+                except ClientError as exc:
+                    if not is_temporary(exc) or not (self._agreed.is_set() or self._failures):
+                        self.fail(exc)
+                        return
+                if now() - began > _STABLE_SECONDS:
+                    self._failures = 0
+                await asyncio.sleep(retry_pause(self._failures))
+                self._failures += 1
+        finally:
+            self._agreed.set()  # `_start` reports the error
+
+    async def _listen(self) -> NoReturn:
+        """Open the subscription once.
+
+        Raises:
+            ClientError: It has ended.
+        """
+        raise NotImplementedError
+
+
+class Changes(ClientSubscription[Change], eq=False):
     """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
     While it's open, a broken connection or session is reopened, followed by a change of the kind `again`. If the server
@@ -59,17 +135,9 @@ class Changes(Struct, eq=False):
     _incoming: ServerMessages
     _filter: SubscriptionFilter
     _watches: "Watches"
-    _waiting: deque[Change] = field(default_factory=deque[Change])
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _subscription: int = 0
-    _task: asyncio.Task[None] | None = None
-    _fault: ClientError | None = None
-    _agreed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while the server has confirmed the subscription."""
     _has_changes: bool = True
     """Whether the server has confirmed any of the changes."""
-    _reopens: bool = False
-    """Whether it was confirmed before, so that changes may have been missed."""
 
     async def __aenter__(self) -> Self:
         """Subscribe. No later change is missed.
@@ -80,13 +148,12 @@ class Changes(Struct, eq=False):
         connection = await self._requests.connect()
         self._incoming.watchers.add(self._on_change)
         try:
-            if connection.negotiated.revision.handshake:
+            if connection.revision.handshake:
                 self._watches.add(self)
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.ask(ask)
             else:
-                self._task = asyncio.create_task(self._keep_listening())
-                await self._wait_for_acknowledgment(self._task)
+                await self._start()
         except BaseException:
             await self.__aexit__()
             raise
@@ -104,17 +171,6 @@ class Changes(Struct, eq=False):
                 for ask in self._asks("resources/unsubscribe"):
                     await self._requests.send(connection, ask)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Change:
-        while not self._waiting:
-            if self._fault is not None:
-                raise self._fault
-            self._changed.clear()
-            await self._changed.wait()
-        return self._waiting.popleft()
-
     def _on_change(self, change: Change, subscription: Any) -> None:
         wanted = self._filter
         if self._task is not None:
@@ -125,37 +181,32 @@ class Changes(Struct, eq=False):
                 return
         elif not getattr(wanted, f"{change.kind}_list_changed", True):
             return
-        self._add(change)
+        self._append(change)
 
-    def _add(self, change: Change) -> None:
+    @override
+    def _append(self, item: Change) -> None:
         if len(self._waiting) >= _MAX_UNREAD:
             self._waiting.clear()
-            change = Change("again")
-        self._waiting.append(change)
-        self._changed.set()
+            item = Change("again")
+        super()._append(item)
 
     # Handshake era
 
     async def restore(self, connection: Connection) -> None:
         """Subscribe on a new connection."""
-        if (
-            self._task is None and not connection.negotiated.revision.handshake
-        ):  # the server was replaced by a newer one
-            self._task = asyncio.create_task(self._keep_listening())
-        elif self._task is None:
-            try:
-                for ask in self._asks("resources/subscribe"):
-                    await self._requests.send(connection, ask)
-            except ServerError as exc:
-                if is_temporary(exc):
-                    raise
-                self.fail(exc)
-
-    def fail(self, fault: ClientError) -> None:
-        """End the subscription with an error, once all changes are read."""
-        self._watches.discard(self)
-        self._fault = fault
-        self._changed.set()
+        if self._task is not None:
+            return
+        if not connection.revision.handshake:  # the server was replaced by a newer one
+            self._task = asyncio.create_task(self._keep_open())
+            return
+        try:
+            for ask in self._asks("resources/subscribe"):
+                await self._requests.send(connection, ask)
+        except ServerError as exc:
+            if is_temporary(exc):
+                raise
+            self._watches.discard(self)
+            self.fail(exc)
 
     def _asks(self, method: str) -> Iterator[RawRequest]:
         for uri in self._filter.resource_subscriptions:
@@ -163,46 +214,14 @@ class Changes(Struct, eq=False):
 
     # Per-request era
 
-    async def _wait_for_acknowledgment(self, task: asyncio.Task[None]) -> None:
-        first = asyncio.create_task(self._agreed.wait())
-        try:
-            done, _ = await asyncio.wait({first, task}, timeout=_CONFIRM_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            first.cancel()
-        if task in done:
-            raise self._fault or InvalidResponse("The server ended the subscription immediately.")
-        if not done:
-            raise RequestTimeout(f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds.")
-
     def _acknowledge(self, has_changes: bool) -> None:
         self._has_changes = has_changes
-        if self._reopens and not self._agreed.is_set():
-            self._add(Change("again"))
+        if self._failures and not self._agreed.is_set():
+            self._append(Change("again"))
         self._agreed.set()
 
-    async def _keep_listening(self) -> None:
-        failures, now = 0, asyncio.get_running_loop().time
-        try:
-            while True:
-                began = now()
-                try:
-                    await self._listen()
-                    why: ClientError = ConnectionLost("The server ended the subscription.")
-                except ClientError as exc:
-                    why = exc
-                if not is_temporary(why) or not (self._agreed.is_set() or self._reopens):
-                    raise why
-                if now() - began > _STABLE_SECONDS:
-                    failures = 0
-                await asyncio.sleep(retry_pause(failures))
-                failures += 1
-                self._agreed.clear()
-                self._reopens = True
-        except ClientError as exc:
-            self.fail(exc)
-
-    async def _listen(self) -> None:
-        """Run one subscription until it ends."""
+    @override
+    async def _listen(self) -> NoReturn:
         subscription = next(self._requests.ids)
         self._incoming.acknowledgments[subscription] = self._acknowledge
         self._subscription = subscription
@@ -211,10 +230,11 @@ class Changes(Struct, eq=False):
             connection = await self._requests.connect()
             ask = RawRequest(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
             await self._requests.send(connection, ask)
-            if not self._has_changes and self._filter.resource_subscriptions:  # a list may get its first item later
-                raise ClientError("The server doesn't report these changes, at least not to these credentials.")
         finally:
             del self._incoming.acknowledgments[subscription]
+        if not self._has_changes and self._filter.resource_subscriptions:  # a list may get its first item later
+            raise ClientError("The server doesn't report these changes, at least not to these credentials.")
+        raise ConnectionLost("The server ended the subscription.")
 
 
 class Watches(Struct, eq=False):
@@ -260,7 +280,7 @@ class Watches(Struct, eq=False):
                 for changes in list(self._open):
                     await changes.restore(connection)
                 before, self._restored_connection = self._restored_connection, connection
-            if before is not None and before.negotiated.revision.handshake:  # otherwise, each watch reports this
+            if before is not None and before.revision.handshake:  # otherwise, each watch reports this
                 self._incoming.report_change(Change("again"))
         finally:
             self._keep()  # in case it's lost again or only partly restored
@@ -282,8 +302,9 @@ class Watches(Struct, eq=False):
             self._fail(fault)
 
     def _fail(self, fault: ClientError) -> None:
-        for changes in list(self._open):
+        for changes in self._open:
             changes.fail(fault)
+        self._open.clear()
         if self.always:
             _logger.warning("The subscription to changes on the server ended. %s", fault)
         self._incoming.subscribed.clear()
@@ -291,7 +312,7 @@ class Watches(Struct, eq=False):
     @property
     def _broken(self) -> bool:
         last = self._requests.last
-        if last is None or not last.negotiated.revision.handshake:
+        if last is None or not last.revision.handshake:
             return False
         return self._requests.connection is not last or last.transport.lost or self._restored_connection is not last
 

@@ -58,7 +58,7 @@ class ReplyStream:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._closed_event = asyncio.Event()
-        self._unregister: Callable[[], None] | None = None
+        self._unregister: Callable[[], None]
 
     async def __aenter__(self) -> Self:
         """Open the stream.
@@ -90,8 +90,7 @@ class ReplyStream:
         services, owner = self._call.services, self._call.owner
         self._closed_event.set()
         services.endings.discard(self._closed_event.set)
-        if self._unregister is not None:
-            self._unregister()
+        self._unregister()
         services.streams.leave(owner)
 
     @property

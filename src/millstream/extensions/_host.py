@@ -484,8 +484,7 @@ class ServerHost:
         Args:
             slots: The slots that `acquire_slots` returned.
         """
-        if slots:
-            self._host.pool.leave(slots)
+        self._host.pool.leave(slots)
 
     # Streams
 

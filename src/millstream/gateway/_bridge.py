@@ -30,6 +30,7 @@ from millstream.client import (
     RequestTimeout,
     ServerError,
     TargetError,
+    Task,
     TooLarge,
     TooMuchArriving,
 )
@@ -47,7 +48,7 @@ from millstream.gateway._relay import (
     project_answer,
     project_question,
 )
-from millstream.gateway._results import StoredTask, call_error, read_created_task, read_task
+from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Upstream
 from millstream.parts import Call, retry_delay
 from millstream.protocol import (
@@ -73,8 +74,10 @@ from millstream.protocol import (
     InputRequest,
     InputRequired,
     InputRequiredResult,
+    Json,
     Revision,
     declares,
+    decode_members,
     decoder,
     encode,
     foreign_decoder,
@@ -95,7 +98,7 @@ _MAX_SAVED_RESULT = 16 * 1024
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
-_INPUT_REQUIRED = b'"input_required"'
+_INPUT_REQUIRED, _TASK_MARKER = b'"input_required"', b'"task"'
 _CANNOT_ASK = re.compile(
     rb"': this transport context has no back-channel for server-initiated requests\."  # Python, fastmcp
     rb"|cannot be sent while serving a request on (?:that revision|protocol version)"  # TypeScript, Go
@@ -118,9 +121,9 @@ _CONNECTION_META = frozenset(
 )
 """`_meta` members that belong to the client's own connection."""
 
-_decode_meta = decoder(dict[str, Raw])
 _decode_type = foreign_decoder(EmptyResult)
 _decode_required = foreign_decoder(InputRequiredResult)
+_decode_task = foreign_decoder(Task)
 _decode_elicit = decoder(ElicitResult)
 
 
@@ -134,11 +137,19 @@ class _Rounds(Struct, array_like=True, tag=True):
 class _Urls(Struct, array_like=True, tag=True):
     """Questions whether the user has opened URLs, by key."""
 
-    questions: dict[str, Any]
+    questions: Json
 
 
 class _SavedResult(Struct, array_like=True, tag=True):
     result: Raw
+
+
+class StoredTask(Struct, array_like=True, tag=True):
+    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
+
+    id: str
+    asked_keys: list[str]
+    """Keys of the questions that the client has received."""
 
 
 _State = Ticket | _Rounds | _Urls | StoredTask | _SavedResult
@@ -158,7 +169,7 @@ class _ToolResult(Struct, rename="camel"):
 class _Elicitations(Struct):
     """Data of an error that asks the user to open URLs."""
 
-    elicitations: list[dict[str, Any]]
+    elicitations: list[Json]
 
 
 _decode_state = msgspec.json.Decoder(_SavedState).decode
@@ -261,7 +272,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         ToolError, ProtocolError: The call has come back to this gateway.
     """
     try:
-        found = _decode_meta(call.raw_meta() or b"{}")
+        found = decode_members(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
@@ -438,7 +449,7 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
     declared = declare(abilities, source)
     if tasks:
         declared["extensions"] = {**declared.get("extensions", {}), TASKS: {}}
-    members: dict[str, Any] = {
+    members: Json = {
         VERSION_KEY: source.date,
         CAPABILITIES_KEY: declared,
         CLIENT_KEY: Implementation(NAME, __version__),
@@ -514,7 +525,7 @@ class _ForwardedCall:
         """Send the request once, with `extra` members in its parameters."""
         return _send(self._link, self._ask, recipient, extra)
 
-    def _answers(self, keys: Collection[str]) -> dict[str, Any]:
+    def _answers(self, keys: Collection[str]) -> Json:
         """Return the client's answers to some questions."""
         return {key: raw for key, raw in (self._call.responses or {}).items() if key in keys}
 
@@ -572,13 +583,13 @@ class _ForwardedCall:
                 members["requestState"] = required.request_state
         raise InvalidResponse("The upstream asked too many times without returning a result.")
 
-    def _earlier_rounds(self) -> dict[str, Any]:
+    def _earlier_rounds(self) -> Json:
         """Return the members of parameters that continue the earlier rounds of a client."""
         call, before = self._call, self.previous
         if not isinstance(before, _Rounds):
             return {"inputResponses": dict(call.responses)} if call.responses and not call.state else {}
         answers = self._answers(before.keys)
-        members: dict[str, Any] = {"inputResponses": answers} if answers else {}
+        members: Json = {"inputResponses": answers} if answers else {}
         return members if before.state is None else {**members, "requestState": before.state}
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:
@@ -603,7 +614,7 @@ class _ForwardedCall:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
             return await self._follow_task(task)
         result = await self._run_rounds()
-        created = read_created_task(result)
+        created = _created_task(result)
         if created is None:
             return result
         task = StoredTask(created.task_id, [])
@@ -616,7 +627,7 @@ class _ForwardedCall:
         call, message, count = self._call, "", 0
         try:
             while True:
-                task = read_task(await self._ask_task("tasks/get", stored.id, {}))
+                task = _read_task(await self._ask_task("tasks/get", stored.id, {}))
                 if task.over:
                     if task.status == "cancelled":
                         raise ToolError("The server canceled the task.")
@@ -754,6 +765,32 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     if not found.input_requests and found.request_state is None:
         raise InvalidResponse("The upstream requires input, but sent neither questions nor a state.")
     return found
+
+
+def _created_task(result: bytes) -> Task | None:
+    """Return the task that a call became; None for every other result.
+
+    Raises:
+        InvalidResponse: It can't be read.
+    """
+    if _TASK_MARKER not in result:
+        return None
+    try:
+        return _read_task(result) if _decode_type(result).result_type == "task" else None
+    except MALFORMED:
+        return None
+
+
+def _read_task(result: bytes) -> Task:
+    """Return a task.
+
+    Raises:
+        InvalidResponse: It can't be read.
+    """
+    try:
+        return _decode_task(result)
+    except MALFORMED as exc:
+        raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc
 
 
 # Errors

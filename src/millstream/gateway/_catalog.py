@@ -32,6 +32,8 @@ from millstream.protocol import (
     ResourceDescription,
     TemplateDescription,
     ToolDescription,
+    decode_members,
+    decode_object,
     decoder,
     drop_nulls,
     encode,
@@ -79,16 +81,13 @@ class _Page(Struct, rename="camel"):
 
 
 _decode_page = decoder(_Page)
-_decode_members = decoder(dict[str, Raw])
 _decode_items = msgspec.json.Decoder(list[Raw] | None).decode
-_decode_item = decoder(Description)
 _SHAPES: Mapping[str, type[Struct]] = {
     "tools": ToolDescription,
     "resources": ResourceDescription,
     "templates": TemplateDescription,
     "prompts": PromptDescription,
 }
-_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Catalog(Struct, kw_only=True):
@@ -166,14 +165,14 @@ class StoredCatalog:
     async def load(self) -> Catalog | None:
         """Return the copy, or None if it's missing or unreadable, or the store is unavailable."""
         try:
-            raw = await self._kv.get(self._key)
-            found = None if raw is None else _decode_catalog(zlib.decompressobj().decompress(raw, _MAX_STORED))
+            raw = await self._kv.get(self._key) or b""
+            found = _decode_catalog(zlib.decompressobj().decompress(raw, _MAX_STORED))
         except StoreUnavailable as exc:
             logger.warning("The stored lists of an upstream can't be read: %s", exc)
             return None
         except (zlib.error, *MALFORMED):
-            return None  # written by another version
-        if found is None or found.revision not in BY_DATE:
+            return None  # missing, or written by another version
+        if found.revision not in BY_DATE:
             return None
         self._last_hash = _hash_of(found)
         return found
@@ -196,7 +195,7 @@ class StoredCatalog:
 
 
 def _hash_of(catalog: Catalog) -> bytes:
-    return sha256(_canonical(structs.replace(catalog, taken_at=0.0))).digest()
+    return digest_of(structs.replace(catalog, taken_at=0.0))
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
@@ -278,7 +277,7 @@ async def _fetch_list(
             raise InvalidResponse(f"The lists are larger than {max_bytes:,} bytes.")
         try:
             cursor = found.add_hint(kind, result).next_cursor
-            raw_items: list[Raw] = _decode_items(_decode_members(result).get(member, b"null")) or []
+            raw_items: list[Raw] = _decode_items(decode_members(result).get(member, b"null")) or []
         except MALFORMED as exc:
             raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc
         for raw in raw_items:
@@ -306,7 +305,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
         raise ValueError(f"it has more than {MAX_ITEM_BYTES:,} bytes")
     if reason := exceeds_limits(raw):
         raise ValueError(reason)
-    found: Description = drop_nulls(_decode_item(raw), _SHAPES[kind])
+    found: Description = drop_nulls(decode_object(raw), _SHAPES[kind])
     if kind == "tools":
         schema, output = (repair_schema(found.pop(each, None)) for each in ("inputSchema", "outputSchema"))
         found["inputSchema"] = schema = {"type": "object"} if schema is None else schema
@@ -429,7 +428,10 @@ class Pins:
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
             alike = {(kind, _fold(kind, name)) for kind, names in accepted.items() for name in names}
-            seen = await self._read_pins([self._key(kind, name) for kind, name, _ in items])
+            seen: list[bytes | None] = []
+            for start in range(0, len(items), _BATCH_SIZE):
+                keys = [self._key(kind, name) for kind, name, _ in items[start : start + _BATCH_SIZE]]
+                seen += await self._kv.get_many(keys)
             for (kind, name, definition), first in zip(items, seen, strict=True):
                 pinned, digest = accepted.get(kind, {}).get(name), digest_of(definition)
                 if pinned is not None:
@@ -450,12 +452,6 @@ class Pins:
             raise PinsUnavailable(str(exc)) from exc
         instructions = catalog.instructions if kept.pop(INSTRUCTIONS[0]) else ""
         return structs.replace(catalog, instructions=instructions, **kept), found
-
-    async def _read_pins(self, keys: list[str]) -> list[bytes | None]:
-        values: list[bytes | None] = []
-        for start in range(0, len(keys), _BATCH_SIZE):
-            values += await self._kv.get_many(keys[start : start + _BATCH_SIZE])
-        return values
 
     async def _pin_first(self, kind: str, name: str, definition: Description) -> bool:
         """Accept the first definition of an item.
@@ -488,11 +484,11 @@ def _fold(kind: str, name: str) -> str:
 def _read_definition(value: bytes) -> Description | None:
     """Return the definition stored with a digest; None if it was too large."""
     try:
-        return _decode_item(value[_DIGEST_LENGTH:])
+        return decode_object(value[_DIGEST_LENGTH:])
     except MALFORMED:
         return None
 
 
-def digest_of(definition: Mapping[str, Any]) -> bytes:
-    """Return the digest of a definition, independent of the order of its members."""
+def digest_of(definition: Mapping[str, Any] | Catalog) -> bytes:
+    """Return the digest of a definition or catalog, independent of the order of its members."""
     return sha256(msgspec.json.encode(definition, order="sorted")).hexdigest().encode()

@@ -10,6 +10,7 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from msgspec import Raw, Struct, structs
@@ -21,7 +22,7 @@ from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
 from millstream.gateway._relay import UI
-from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
+from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
 from millstream.parts import (
     ArgumentError,
@@ -38,6 +39,7 @@ from millstream.parts import (
     Template,
     Tool,
     granted_scopes,
+    sees,
     take_rounds,
 )
 from millstream.protocol import (
@@ -54,10 +56,13 @@ from millstream.protocol import (
     CustomResult,
     GetPromptResult,
     InputResponseRequestParams,
+    Json,
     ReadResourceResult,
     Revision,
     UriTemplate,
+    decode_members,
     decode_name,
+    decode_object,
     decoder,
     encode,
     find_annotations,
@@ -75,7 +80,6 @@ _BRACE = ord("{")
 _NOT_CACHED = b',"ttlMs":0,"cacheScope":"private"'
 _TASK_RULES = TaskRules(retry=True, deferred=True)
 """A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
-_decode_object = decoder(dict[str, Any])
 _decode_tool = foreign_decoder(CallToolResult)
 _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_read = foreign_decoder(ReadResourceResult)
@@ -151,14 +155,12 @@ class _UpstreamItem(Item):
 
     async def _run_typed(self, arguments: Any, call: Call) -> Any:
         value = await self.run(arguments, call)
-        if type(value) is not bytes:
-            return value
         try:
-            return self._decode(value, call)
+            return self._decode(value)
         except MalformedResult as exc:
             raise _malformed_error(call, self.upstream, exc) from None
 
-    def _decode(self, value: bytes, call: Call) -> Any:
+    def _decode(self, value: bytes) -> Any:
         raise NotImplementedError
 
 
@@ -185,13 +187,13 @@ class UpstreamTool(_UpstreamItem, Tool):
         params = self._call_head + bytes(arguments) + b"}"
         headers: Mapping[str, str] = {}
         if self._own_headers:
-            headers = param_headers(self._own_headers, _decode_object(arguments))
+            headers = param_headers(self._own_headers, decode_object(arguments))
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
     @override
-    def _decode(self, value: bytes, call: Call) -> ToolResult:
-        members, meta = split_result(value, "content")
-        result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.link_uri))
+    def _decode(self, value: bytes) -> ToolResult:
+        members, meta = split_result(value, "content", self.upstream.link_uri)
+        result = _decode_tool(b"{%b}" % members)
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
     @override
@@ -205,9 +207,7 @@ class UpstreamTool(_UpstreamItem, Tool):
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
-            members, call.meta = split_result(value, "content")
-            if upstream.names.prefix and has_uris(members):
-                members = tool_uris(members, upstream.link_uri)
+            members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
                 members = project_tool_result(members, revision, wraps=wraps)
@@ -216,26 +216,10 @@ class UpstreamTool(_UpstreamItem, Tool):
         return members
 
 
-class _WrappedValue(Struct, forbid_unknown_fields=True):
-    """A structured value, wrapped for revisions that allow only objects."""
-
-    result: Raw
-
-
-class _StructuredResult(Struct, rename="camel"):
-    structured_content: _WrappedValue
-
-
-_decode_wrapped = decoder(_StructuredResult)
-
-
 def _is_wrapped(members: bytes) -> bool:
     """Return whether the structured value is already wrapped in an object, as for a call of an older revision."""
-    try:
-        _decode_wrapped(b"{%b}" % members)
-    except MALFORMED:
-        return False
-    return True
+    value = decode_object(b"{%b}" % members).get("structuredContent")
+    return is_object(value) and [*value] == ["result"]
 
 
 class UpstreamPrompt(_UpstreamItem, Prompt):
@@ -254,9 +238,9 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         return forward(call, self.upstream, "prompts/get", params, self.own_name)
 
     @override
-    def _decode(self, value: bytes, call: Call) -> Any:
-        members, _ = split_result(value, "messages")
-        return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.link_uri)).messages
+    def _decode(self, value: bytes) -> Any:
+        members, _ = split_result(value, "messages", self.upstream.link_uri)
+        return _decode_prompt(b"{%b}" % members).messages
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -265,11 +249,9 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
-            members, call.meta = split_result(value, "messages")
-            if upstream.names.prefix and has_uris(members):
-                members = message_uris(members, upstream.link_uri)
+            members, call.meta = split_result(value, "messages", upstream.link_uri if upstream.names.prefix else None)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
-                about = _decode_object(b"{%b}" % members).get("description")
+                about = decode_object(b"{%b}" % members).get("description")
                 members = project_prompt(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)
         except MalformedResult as exc:
@@ -293,19 +275,15 @@ class UpstreamPattern:
 
     def __init__(self, uri: str) -> None:
         """See `UriTemplate`; a malformed template matches nothing."""
-        try:
-            self._template: UriTemplate | None = UriTemplate(uri)
-        except MALFORMED:
-            self._template = None
+        self.variables: tuple[str, ...] = ()
+        self._match: Callable[[str], dict[str, str] | None] = lambda uri: None
+        with suppress(*MALFORMED):
+            template = UriTemplate(uri)
+            self.variables, self._match = template.variables, template.match
 
-    @property
-    def variables(self) -> tuple[str, ...]:
+    def match(self, uri: str) -> Json | None:
         """See `Pattern`."""
-        return () if self._template is None else self._template.variables
-
-    def match(self, uri: str) -> dict[str, Any] | None:
-        """See `Pattern`."""
-        found = None if self._template is None else self._template.match(uri)
+        found = self._match(uri)
         if found is None:
             return None
         matched = _MatchedUri(found)
@@ -324,7 +302,7 @@ class _UpstreamReadable(_UpstreamItem, Readable):
         return forward(call, self.upstream, "resources/read", encode({"uri": own_uri}), own_uri or "")
 
     @override
-    def _decode(self, value: bytes, call: Call) -> list[EmbeddedResource]:
+    def _decode(self, value: bytes) -> list[EmbeddedResource]:
         names = self.upstream.names
         return [
             EmbeddedResource(resource=structs.replace(each, uri=names.uri(each.uri))) for each in _contents_of(value)
@@ -333,14 +311,14 @@ class _UpstreamReadable(_UpstreamItem, Readable):
     @override
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """See `Readable.encode`."""
-        upstream, hints = self.upstream, call.revision.result_type
+        upstream, names, hints = self.upstream, self.upstream.names, call.revision.result_type
         if type(value) is not bytes:
             members = super().encode(value, uri, call)
         else:
             try:
-                members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
-                if upstream.names.prefix:
-                    members = resource_uris(members, upstream.names.uri)
+                members, call.meta = split_result(
+                    value, "contents", names.uri if names.prefix else None, () if hints else ("ttlMs", "cacheScope")
+                )
             except MalformedResult as exc:
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
@@ -409,7 +387,7 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
     revision = upstream.revision
     if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
         return _NO_COMPLETION
-    params_of_upstream: dict[str, Any] = {"ref": ref, "argument": params.argument}
+    params_of_upstream: Json = {"ref": ref, "argument": params.argument}
     if params.context is not None and revision.completion_context:
         params_of_upstream["context"] = params.context
     try:
@@ -469,7 +447,7 @@ class MergedSkills:
         }
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Settings of the extension that the gateway announces."""
         reads = any(
             members(each.catalog.extensions.get(SKILLS)).get("directoryRead") is True for each in self.upstreams
@@ -489,8 +467,8 @@ class MergedSkills:
         names = [each.config.name for each in self.upstreams]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
-        remaining = list(self.upstreams[names.index(name) if cursor else 0 :])
-        upstream, page = remaining.pop(0), None
+        upstream, *remaining = self.upstreams[names.index(name) if cursor else 0 :]
+        page = None
         while page is None:
             try:
                 page = await self._ask(call, upstream, cursor=upstream_cursor)
@@ -524,16 +502,16 @@ class MergedSkills:
         if upstream is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
         page = await self._ask(call, upstream, uri=original_uri, cursor=params.cursor)
-        result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
+        result: Json = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
 
-    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> dict[str, Any]:
+    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> Json:
         given = encode({name: value for name, value in params.items() if value})
         work, redactor = forward(call, upstream, call.method, given, ""), upstream.policy.redactor(call.method, "")
         raw = await (work if redactor is None else redactor.redact(work, call))
         try:
-            return _decode_object(raw)
+            return decode_object(raw)
         except MalformedResult as exc:
             text = f"The server {upstream.config.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
@@ -548,7 +526,7 @@ class MergedSkills:
                 return upstream, original_uri
         return None, ""
 
-    def _skill(self, call: Call, upstream: Upstream, skill: Any) -> dict[str, Any] | None:
+    def _skill(self, call: Call, upstream: Upstream, skill: Any) -> Json | None:
         """Return a skill as the caller sees it; None if it's hidden from the caller."""
         uri = skill.get("uri") if is_object(skill) else None
         if not isinstance(uri, str) or not self._can_read(call, upstream, prefixed_uri := upstream.names.uri(uri)):
@@ -558,7 +536,7 @@ class MergedSkills:
             visible["resources"] = self._entries(call, upstream, skill["resources"])
         return visible
 
-    def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[dict[str, Any]]:
+    def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[Json]:
         found = [
             {**each, "uri": upstream.names.uri(each["uri"])}
             for each in _objects(entries)
@@ -568,17 +546,13 @@ class MergedSkills:
 
     def _can_read(self, call: Call, upstream: Upstream, uri: str) -> bool:
         """Return whether the caller may read a resource, by its URI on this server."""
-        if self._hides(upstream, uri):
-            return False
-        rules = upstream.policy.rules_of(uri)
-        if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
-            return False
+        rules = None if self._hides(upstream, uri) else upstream.policy.rules_of(uri)
         scopes = granted_scopes(call)
-        return scopes is None or rules.scopes <= scopes
+        return rules is not None and sees(call, rules) and (scopes is None or rules.scopes <= scopes)
 
-    def _hints(self, upstream: Upstream, page: dict[str, Any]) -> dict[str, Any]:
+    def _hints(self, upstream: Upstream, page: Json) -> Json:
         private = self._host.registry.private or upstream.config.policy is not None  # then it depends on the caller
-        hints: dict[str, Any] = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
+        hints: Json = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
 
 
@@ -589,13 +563,12 @@ def _read(call: Call) -> _Params:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _objects(value: Any) -> list[Json]:
     return [each for each in value if is_object(each)] if is_array(value) else []
 
 
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
-_decode_params = decoder(dict[str, Raw])
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
@@ -605,7 +578,7 @@ class ExtensionForwarding:
     def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
         self._skills = MergedSkills(host, hides)
-        self._settings: dict[str, Any] = {}
+        self._settings: Json = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, Upstream] = {}
         """Identifier -> the upstream that has it."""
@@ -618,7 +591,13 @@ class ExtensionForwarding:
 
     def update(self, upstreams: Collection[Upstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""
-        own, claims = self._own(), dict[str, list[Upstream]]()
+        claims = dict[str, list[Upstream]]()
+        own = {
+            name
+            for each in self._host.registry.extensions
+            if each.capability == "extensions" and each.settings is not self._settings
+            for name in each.settings
+        }
         for upstream in upstreams:
             for name in upstream.catalog.extensions:
                 if name not in own:
@@ -629,10 +608,8 @@ class ExtensionForwarding:
             if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims:
-            announced[
-                TASKS
-            ] = {}  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+            announced[TASKS] = {}
         self._skills.upstreams = () if SKILLS in found else claims.get(SKILLS, ())
         if self._skills.upstreams:
             announced[SKILLS] = self._skills.settings
@@ -644,14 +621,6 @@ class ExtensionForwarding:
             self._host.dispatcher.announcement.forget()
         self._upstreams = found
         self._host.services.forwarded_extensions = frozenset(found)
-
-    def _own(self) -> set[str]:
-        return {
-            name
-            for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.settings is not self._settings
-            for name in each.settings
-        }
 
     def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
         """Return a handler that forwards a method to its upstream; None if no upstream has the method.
@@ -679,17 +648,14 @@ class ExtensionForwarding:
 async def _forward(call: Call, upstream: Upstream) -> bytes:
     if not call.revision.handshake and call.params:
         take_rounds(call, _decode_rounds(call.params))
-    try:
-        params: Mapping[str, Raw] = {
-            name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _RESERVED_PARAMS
-        }
-    except MALFORMED:
-        params = {}
+    params = {
+        name: value for name, value in decode_members(call.params or b"{}").items() if name not in _RESERVED_PARAMS
+    }
     header = (call.headers or {}).get(b"mcp-name", b"")
     name = decode_name(header.strip(b" \t"))
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
-        members_of_result = _decode_object(result)
+        members_of_result = decode_object(result)
         if members_of_result.get("resultType", "complete") != "complete":
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")

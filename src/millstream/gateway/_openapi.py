@@ -7,6 +7,7 @@ components become references to ``$defs``.
 import logging
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
@@ -26,7 +27,6 @@ from millstream.parts import (
     ArgumentError,
     Call,
     ItemSource,
-    Read,
     Resource,
     Run,
     Template,
@@ -36,8 +36,9 @@ from millstream.parts import (
 )
 from millstream.protocol import (
     INTERNAL_ERROR,
+    Json,
     SuggestionMeta,
-    decoder,
+    decode_object,
     encode,
     fits_keyword,
     inline_references,
@@ -104,8 +105,8 @@ class Operation(Struct, frozen=True):
     tags: list[str]
     arguments: Mapping[str, Argument]
     """Arguments by the names that models use."""
-    input_schema: dict[str, Any]
-    output_schema: dict[str, Any] | None
+    input_schema: Json
+    output_schema: Json | None
     wrapped: bool
     """Whether the response isn't an object, and is wrapped as `result`."""
     media: str
@@ -122,7 +123,7 @@ class Operation(Struct, frozen=True):
         name = names.get(self.operation_id or "") or short_id or self.summary or f"{self.method}_{self.path}"
         return re.sub(r"_+", "_", re.sub(r"\W+", "_", name)).strip("_")[:_MAX_NAME]
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> Json:
         """Return the description of its tool."""
         output = {} if self.output_schema is None else {"outputSchema": self.output_schema}
         return {"name": name, "description": self.summary_text, "inputSchema": self.input_schema, **output}
@@ -145,8 +146,9 @@ class Document:
             raise ValueError("The OpenAPI document has no paths.")
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
-        self._spec: dict[str, Any] = spec
-        self._conversions: dict[str, _Conversion] = {}
+        self._spec: Json = spec
+        self._request = _Conversion(self, "readOnly")
+        self._response = _Conversion(self, "writeOnly")
         self.skipped: dict[str, str] = {}
         """Method and path of each operation that isn't offered, and the reason."""
 
@@ -170,13 +172,10 @@ class Document:
             for method in map(str.upper, _METHODS if is_object(item) else ()):
                 try:
                     shared = self._resolve(item)
-                    operation = shared.get(method.lower())
-                    found = self._operation(path, method, shared, operation) if is_object(operation) else None
+                    if is_object(operation := shared.get(method.lower())):
+                        yield self._operation(path, method, shared, operation)
                 except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as exc:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
-                    continue
-                if found is not None:
-                    yield found
 
     def skip(self, method: str, path: str, reason: str) -> None:
         """Record that an operation isn't offered."""
@@ -190,9 +189,9 @@ class Document:
         if len(new) > MAX_LOGGED:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
-    def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
+    def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
         arguments, fields, body_required, media = self._body(operation)
-        properties: dict[str, Any] = {}
+        properties: Json = {}
         required: list[str] = []
         seen: set[tuple[str, str]] = set()
         for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
@@ -204,15 +203,15 @@ class Document:
             if is_reserved or (original_name, location) in seen:
                 continue
             seen.add((original_name, location))
-            is_duplicate = original_name in arguments
-            name = f"{original_name}__{location}" if is_duplicate else original_name
+            name, description = original_name, str(parameter.get("description") or "")
+            if name in arguments:
+                name = f"{name}__{location}"
+                description = f"{description} ({location.capitalize()} parameter)".strip()
             media_type, content = _content_of(parameter, ())
-            schema: dict[str, Any] = content.get("schema") or parameter.get("schema") or {}
+            schema: Json = content.get("schema") or parameter.get("schema") or {}
             query_members = self._query_members(schema) if location == "query" else frozenset[str]()
             form = "json" if media_type else _form_of(parameter)
             arguments[name] = Argument(original_name, location, form, query_members)
-            description = str(parameter.get("description") or "")
-            description = f"{description} ({location.capitalize()} parameter)".strip() if is_duplicate else description
             properties[name] = {**schema, **({"description": description} if description else {})}
             if parameter.get("required") or location == "path":
                 required.append(name)
@@ -222,28 +221,26 @@ class Document:
         return Operation(
             path, method, texts.get("operationId"), texts.get("summary"), texts.get("description"),
             [each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments,
-            self._schema(whole, "readOnly"), output, wrapped, media,
+            self._request.schema(whole), output, wrapped, media,
         )  # fmt: skip
 
-    def _body(self, operation: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any], list[str], str]:
+    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, list[str], str]:
         """Return the arguments for the body, their schemas, the required ones, and the media type."""
         body = self._resolve(operation.get("requestBody") or {})
         media, content = _content_of(body, (FORM, MULTIPART, TEXT))
         if not media:
             return {}, {}, [], ""
-        schema: dict[str, Any] = content.get("schema") or {}
-        fields, required = self._fields(schema)
+        schema: Json = content.get("schema") or {}
+        fields, required = self.fields(schema)
         if fields:
-            encodings: dict[str, Any] = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
-            arguments = {
-                name: Argument(name, "field", _form_of(encodings[name]) if name in encodings else "") for name in fields
-            }
+            encodings: Json = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
+            arguments = {name: Argument(name, "field", _form_of(encodings.get(name, {}))) for name in fields}
         else:
             name = re.sub(r"\W+", "_", str(self.target(schema).get("title", ""))).lower() or "body"
             arguments, fields, required = {name: Argument(name, "body")}, {name: schema}, [name]
         return arguments, fields, required if body.get("required") else [], media
 
-    def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[dict[str, Any]]:
+    def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
         """Yield a schema, and the schemas in some of its keywords, except for those that were `seen`."""
         pending = [schema]
         while pending:
@@ -253,9 +250,9 @@ class Document:
                 yield node
                 pending += (part for keyword in keywords for part in _items(node.get(keyword)))
 
-    def _fields(self, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def fields(self, schema: Json) -> tuple[Json, list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
-        fields: dict[str, Any] = {}
+        fields: Json = {}
         required: list[Any] = []
         seen, variants = set[int](), [schema]
         for number, variant in enumerate(variants):
@@ -267,7 +264,7 @@ class Document:
                 variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
         return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
 
-    def _query_members(self, schema: dict[str, Any]) -> frozenset[str] | None:
+    def _query_members(self, schema: Json) -> frozenset[str] | None:
         """Return the properties that a schema declares in any of its variants; None if an object can have any."""
         names: set[str] = set()
         for node in self._parts(schema, set(), "allOf", "anyOf", "oneOf"):
@@ -277,19 +274,19 @@ class Document:
             names |= properties.keys()
         return frozenset(names)
 
-    def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-        responses: dict[str, Any] = operation.get("responses") or {}
+    def _output(self, operation: Json) -> tuple[Json | None, bool]:
+        responses: Json = operation.get("responses") or {}
         code = next((each for each in sorted(responses, key=str) if str(each).startswith("2")), "")
         media, content = _content_of(self.target(responses.get(code)), ())
         if not media:
             return None, False
-        schema: dict[str, Any] = content.get("schema") or {}
+        schema: Json = content.get("schema") or {}
         resolved = self.target(schema)
         wrapped = resolved.get("type") != "object" and "properties" not in resolved
         found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
-        return self._schema({**found, "type": "object"}, "writeOnly"), wrapped
+        return self._response.schema({**found, "type": "object"}), wrapped
 
-    def _resolve(self, node: Any) -> dict[str, Any]:
+    def _resolve(self, node: Any) -> Json:
         """Return the target of a reference, or the node itself if it isn't one.
 
         Raises:
@@ -304,25 +301,7 @@ class Document:
             node = value_at_pointer(self._spec, reference)
         raise LookupError("a reference points to nothing in the document")
 
-    def _schema(self, schema: dict[str, Any], flag: str) -> dict[str, Any]:
-        """Return a schema as JSON Schema 2020-12, with its definitions.
-
-        Args:
-            schema: The schema in the document.
-            flag: Properties with it are left out: `readOnly` in requests, `writeOnly` in responses.
-        """
-        conversion = self._conversions.setdefault(flag, _Conversion(self, flag))
-        converted = conversion.convert(schema)
-        conversion.finish()
-        return inline_references(
-            converted, conversion.definitions, max_nodes=_MAX_INLINED_NODES, recursive=conversion.recursive
-        )
-
-    def fields_with(self, flag: str, schema: dict[str, Any]) -> frozenset[str]:
-        """Return the properties of an object that have a flag."""
-        return frozenset(name for name, each in self._fields(schema)[0].items() if self.target(each).get(flag) is True)
-
-    def target(self, node: Any) -> dict[str, Any]:
+    def target(self, node: Any) -> Json:
         """Return the schema that a node is or refers to, or an empty one, which allows everything."""
         try:
             return self._resolve(node)
@@ -335,21 +314,31 @@ class _Conversion(Struct):
 
     document: Document
     flag: str
+    """Properties with it are left out."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
-    pending: list[tuple[str, dict[str, Any]]] = []
-    definitions: dict[str, Any] = {}
+    pending: list[tuple[str, Json]] = []
+    definitions: Json = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
+
+    def schema(self, node: Json) -> Json:
+        """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
+        converted = self.convert(node)
+        while self.pending:
+            name, target = self.pending.pop()
+            self.definitions[name] = self.convert(target)
+        return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
             return False if node is False else {}
-        result: dict[str, Any] = {}
+        result: Json = {}
         if isinstance(node.get("$ref"), str):
             result = self._reference(node)
         else:
-            hidden |= self.document.fields_with(self.flag, node)
+            fields, _ = self.document.fields(node)
+            hidden |= {name for name, each in fields.items() if self.document.target(each).get(self.flag) is True}
         kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
         parts: list[Any] = kept.pop("allOf", [])
         result |= map_subschemas(kept, self.convert)
@@ -357,13 +346,7 @@ class _Conversion(Struct):
             result["allOf"] = [self.convert(each, hidden) for each in parts]
         return _replace_nullable(result)
 
-    def finish(self) -> None:
-        """Convert the definitions."""
-        while self.pending:
-            name, target = self.pending.pop()
-            self.definitions[name] = self.convert(target)
-
-    def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
+    def _reference(self, node: Json) -> Json:
         target = self.document.target(node)
         if not target:
             return {}
@@ -388,7 +371,7 @@ def _is_valid(keyword: str, value: Any) -> bool:
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
 
 
-def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
+def _replace_nullable(node: Json) -> Json:
     """Return a schema of OpenAPI 3.0 without the keywords that JSON Schema 2020-12 doesn't have."""
     for bound, keyword in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(node.get(keyword), bool) and node.pop(keyword) and bound in node:
@@ -401,11 +384,11 @@ def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
         node["type"] = [kind, "null"]
     if "$ref" not in node and "allOf" not in node:
         return node
-    notes: dict[str, Any] = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
+    notes: Json = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
     return {**notes, "anyOf": [node, {"type": "null"}]}
 
 
-def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
+def without_properties(node: Json, hidden: frozenset[str]) -> Json:
     """Return the schema of an object without some of its properties."""
     result = dict(node)
     if is_object(properties := node.get("properties")):
@@ -430,9 +413,9 @@ def _plain(media: str) -> str:
     return media.partition(";")[0].strip()
 
 
-def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _content_of(holder: Json, other_types: tuple[str, ...]) -> tuple[str, Json]:
     """Return the media type and description of a body, preferring JSON; empty without one."""
-    content: dict[str, Any] = holder.get("content") or {}
+    content: Json = holder.get("content") or {}
     for kind, description in content.items():
         plain = _plain(kind)
         if plain == JSON or plain.endswith("+json") or plain in other_types:
@@ -487,9 +470,7 @@ class ApiRequest(Struct, frozen=True):
     content: bytes | None
 
 
-def build_request(
-    operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
-) -> ApiRequest:
+def build_request(operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] = {}) -> ApiRequest:
     """Return the request for one operation of an API.
 
     Args:
@@ -500,25 +481,21 @@ def build_request(
     Raises:
         ToolError: An argument is missing or changes the path.
     """
-    parts: dict[str, dict[str, Any]] = {
-        location: {} for location in ("path", "query", "header", "cookie", "field", "body")
-    }
+    parts: defaultdict[str, Json] = defaultdict(dict)
     given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
     for argument, value in given.items():
         if value is not None:
-            parts[argument.place] |= _encode_argument(argument, value, given)
+            parts[argument.place] |= _pairs(argument, value, given)
     if parts["cookie"]:
         parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
-    if headers:
-        remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
-        parts["header"] = {**remaining, **headers}
+    fields = {name: each for name, each in parts["header"].items() if name.lower() not in headers} | dict(headers)
     content: bytes | None = None
     body = next(iter(parts["body"].values()), parts["field"] or None)
     if body is not None:
-        content, parts["header"]["content-type"] = _encode_body(operation.media, body)
+        content, fields["content-type"] = _encode_body(operation.media, body)
     query = _encode_form(parts["query"])
     target = _path(operation, parts["path"]) + (f"?{query}" if query else "")
-    return ApiRequest(operation.method, target, parts["header"], content)
+    return ApiRequest(operation.method, target, fields, content)
 
 
 async def send_by(client: Any, request: ApiRequest) -> Any:
@@ -582,33 +559,36 @@ def _encode_multipart(fields: Mapping[str, Any]) -> tuple[bytes, str]:
     return f"{''.join(parts)}--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def _encode_argument(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
-    """Return one argument as encoded in the request with all of the given arguments."""
-    if argument.place == "query" and is_object(value):
-        return _expand(argument, value, given)
-    if argument.place in ("query", "field"):
-        return _pairs(argument, value)
-    return {argument.name: value if argument.place == "body" else _as_text(value)}
-
-
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else encode(value).decode()
 
 
-def _expand(argument: Argument, value: dict[str, Any], given: Collection[Argument]) -> dict[str, Any]:
+def _pairs(argument: Argument, value: Any, given: Collection[Argument]) -> Json:
+    """Return the pairs of one argument in the request with all of the given arguments."""
+    name, form = argument.name, argument.form
+    if argument.place == "body":
+        return {name: value}
+    if argument.place not in ("query", "field") or (form == "json" and not isinstance(value, str)):
+        return {name: _as_text(value)}
+    if is_object(value) and (argument.members is None or argument.members):
+        return _expand(argument, value, given)
+    if is_array(value) and value and form not in ("", "deep"):
+        return {name: form.join(map(_as_text, value))}
+    return {name: value}  # a list becomes several pairs
+
+
+def _expand(argument: Argument, value: Json, given: Collection[Argument]) -> Json:
     """Return the pairs of an object in a query. None of them can be read as another argument of the request."""
-    if (argument.members is not None and not argument.members) or argument.form == "json":
-        return {argument.name: encode(value).decode()}
     deep = argument.form == "deep"
     others = [each.name for each in given if each.place == "query" and each is not argument]
     plain_names = {_plain_name(each) for each in others}
-    pairs: dict[str, Any] = {}
+    pairs: Json = {}
     for key, each in value.items():
         name = f"{argument.name}[{key}]" if deep else key
         taken = name.casefold() in map(str.casefold, others) or "[" in key if deep else _plain_name(key) in plain_names
         if taken or (argument.members is not None and key not in argument.members):
             raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
-        pairs[name] = encode(each).decode() if is_object(each) else each
+        pairs[name] = each
     if deep or not argument.form:
         return pairs
     return {argument.name: argument.form.join(_as_text(each) for pair in pairs.items() for each in pair)}
@@ -617,15 +597,6 @@ def _expand(argument: Argument, value: dict[str, Any], given: Collection[Argumen
 def _plain_name(name: str) -> str:
     """Return the name that lenient frameworks read: without brackets, and regardless of case, dots, and spaces."""
     return re.sub(r"\W", "_", name.partition("[")[0].strip().casefold())
-
-
-def _pairs(argument: Argument, value: Any) -> dict[str, Any]:
-    """Return the pairs of a value in a query or form. Lists become several pairs with one name."""
-    if argument.form == "json" and not isinstance(value, str):
-        return {argument.name: encode(value).decode()}
-    if is_array(value) and value and argument.form not in ("", "deep"):
-        return {argument.name: argument.form.join(map(_as_text, value))}
-    return {argument.name: value}
 
 
 def _path(operation: Operation, values: Mapping[str, Any]) -> str:
@@ -663,9 +634,24 @@ class OperationTool(Tool):
     """An operation as a tool."""
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
-        schema: dict[str, Any] = description["inputSchema"]
-        super().__init__(ItemSource(name, run, argument_reader(name, schema), schema=schema), tags=frozenset(tags))
+        self._schema: Json = description["inputSchema"]
+        super().__init__(ItemSource(name, run, self._read, schema=self._schema), tags=frozenset(tags))
         self._described = {**self._described, **description, "name": name}
+
+    def _read(self, raw: Any) -> Json:
+        """Decode arguments, and compare them with the schema.
+
+        The patterns of a document aren't tried, because they could take any time. The API decides.
+        """
+        try:
+            arguments = decode_object(raw)
+            present = {each: value for each, value in arguments.items() if value is not None}
+            problems = describe_problems(self._schema, present)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
+        if problems:
+            raise ArgumentError(f"Invalid arguments for tool {self.name!r}: {problems}")
+        return arguments
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -674,29 +660,6 @@ class OperationTool(Tool):
             return super().encode(value, call)
         members = value[1:-1]
         return members if call.revision.structured == "any" else project_tool_result(members, call.revision)
-
-
-def argument_reader(name: str, schema: dict[str, Any]) -> Read:
-    """Return a function that decodes the arguments of an operation's tool and compares them with its schema.
-
-    The patterns of a document aren't tried, because they could take any time. The API decides.
-    """
-
-    def read(raw: Any) -> dict[str, Any]:
-        try:
-            arguments = _decode_object(raw)
-            present = {each: value for each, value in arguments.items() if value is not None}
-            problems = describe_problems(schema, present)
-        except (msgspec.DecodeError, RecursionError) as exc:
-            raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
-        if problems:
-            raise ArgumentError(f"Invalid arguments for tool {name!r}: {problems}")
-        return arguments
-
-    return read
-
-
-_decode_object = decoder(dict[str, Any])
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:
@@ -835,11 +798,6 @@ def check_api(config: Any) -> None:
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both.")
     document = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
-    if not (is_application(document) or isinstance(document, str | Path | dict)):
-        raise ValueError(
-            f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
-            "FastAPI application."
-        )
     if is_application(document):
         if config.auth is not None or config.headers:
             raise ValueError(
@@ -847,6 +805,11 @@ def check_api(config: Any) -> None:
                 "headers. Remove them."
             )
         check_forwarded(config.name, config.forward_headers, {})
+    elif not isinstance(document, str | Path | dict):
+        raise ValueError(
+            f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
+            "FastAPI application."
+        )
 
 
 def is_application(document: Any) -> bool:

@@ -34,10 +34,12 @@ from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     InputRequired,
+    Json,
     LocalError,
     Revision,
     Share,
-    decoder,
+    decode_members,
+    decode_object,
     encode,
 )
 
@@ -96,8 +98,6 @@ _PART = "gateway"
 
 AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
 Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
-_decode_responses = decoder(dict[str, Raw])
-_decode_questions = decoder(dict[str, Any])
 
 
 class _Message(Struct, array_like=True, tag=True):
@@ -158,7 +158,7 @@ class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
+        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
         "task", "timer",
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ class ParkedCall(Recipient):
         source: Revision,
         size: int,
         exchange: Exchange,
-        admit: "Callable[[ParkedCall], None]",
+        calls: "ParkedCalls",
     ) -> None:
         """Start the call to the upstream.
 
@@ -179,7 +179,7 @@ class ParkedCall(Recipient):
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
             exchange: See `ParkedCalls.run`.
-            admit: Parks the call, or raises `ProtocolError` if there's no room.
+            calls: The parked calls of this worker.
         """
         super().__init__(call, relay.abilities, relay.redactor)
         self.id: str = ""
@@ -192,7 +192,7 @@ class ParkedCall(Recipient):
         """Number of rounds of questions so far."""
         self.timer: asyncio.TimerHandle | None = None
         """Ends the call if the client doesn't answer; None while a client request is waiting for the call."""
-        self._admit = admit
+        self._calls = calls
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
         self._change = asyncio.Event()
@@ -227,7 +227,7 @@ class ParkedCall(Recipient):
         """
         if len(self._open) >= MAX_OPEN_QUESTIONS:
             raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
-        self._admit(self)
+        self._calls.admit(self)
         key = f"q{next(self._keys)}"
         pending = self._open[key] = _OpenQuestion(question, asyncio.get_running_loop().create_future())
         self._change.set()
@@ -238,7 +238,7 @@ class ParkedCall(Recipient):
 
     # Requests of the client
 
-    async def next(self) -> dict[str, Any] | None:
+    async def next(self) -> Json | None:
         """Wait for questions, which end the client's request, and return them by key; None when the call has ended."""
         try:
             while not self.task.done():
@@ -252,7 +252,7 @@ class ParkedCall(Recipient):
         finally:
             self._notify = None
 
-    def _open_questions(self) -> dict[str, Any]:
+    def _open_questions(self) -> Json:
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any], notify: Notify) -> None:
@@ -349,7 +349,7 @@ class ParkedCalls:
             InputRequired: The upstream asks a question.
             ClientError: There's no result.
         """
-        parked = ParkedCall(call, relay, source, size, exchange, self._admit)
+        parked = ParkedCall(call, relay, source, size, exchange, self)
         self._running.add(parked)
         return await self._finish(parked, call, ask_client)
 
@@ -379,7 +379,7 @@ class ParkedCalls:
         parked.binding = call_binding(call)
         raise ask_client(*asked)
 
-    async def _follow(self, parked: ParkedCall) -> tuple[dict[str, Any], Ticket] | None:
+    async def _follow(self, parked: ParkedCall) -> tuple[Json, Ticket] | None:
         """Return the next questions of a call, and the ticket that resumes it; None once the call has ended."""
         try:
             asks = await parked.next()
@@ -393,7 +393,7 @@ class ParkedCalls:
         parked.timer = loop.call_later(services.settings.input_timeout, self._drop, parked)
         return asks, Ticket(services.store.workers.me, parked.id, parked.round)
 
-    def _admit(self, parked: ParkedCall) -> None:
+    def admit(self, parked: ParkedCall) -> None:
         """Park a call if there's room.
 
         Raises:
@@ -449,7 +449,7 @@ class ParkedCalls:
             case _Result():
                 return outcome.body
             case _Questions():
-                raise ask_client(_decode_questions(outcome.questions), outcome.ticket)
+                raise ask_client(decode_object(outcome.questions), outcome.ticket)
             case _LostCall():
                 raise call_error(call, CALL_LOST)
             case _NoResult():
@@ -521,7 +521,7 @@ class ParkedCalls:
         outbox = NotificationQueue(lambda method, params: self._report(worker, number, _Notification(method, params)))
         try:
             parked = self._find(message.id)
-            parked.wake(message.round, message.binding, _decode_responses(message.responses), outbox.put)
+            parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
             refusal = _Refusal(exc.code, exc.message, encode(exc.data))
             self._send_soon(worker, CallNews(number, _encode_news(refusal)))

@@ -18,7 +18,7 @@ from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
 from millstream.gateway._names import Names
-from millstream.gateway._results import Redaction, Redactor, decode_object, run_aside
+from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.parts import (
     Call,
     Cap,
@@ -36,6 +36,7 @@ from millstream.protocol import (
     MALFORMED,
     RESOURCE_NOT_FOUND,
     SuggestionMeta,
+    decode_object,
     encode,
     is_array,
     is_object,

@@ -1,12 +1,11 @@
-"""Upstream results on their way to a client: conversion, redaction, storage of large ones, and tasks.
+"""Upstream results on their way to a client: conversion, redaction, and storage of large ones.
 
 Conversion removes members that each server sets itself, and adds the prefix to URIs. Only members that change are
-decoded. Content, including binary data, isn't re-encoded. Tasks are those of upstreams, as `_bridge` reads and stores
-them.
+decoded. Content, including binary data, isn't re-encoded.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from hashlib import sha256
 from importlib import import_module
@@ -16,19 +15,18 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
-from millstream.client import InvalidResponse, Task
 from millstream.gateway._names import Names
 from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
     INTERNAL_ERROR,
-    MALFORMED,
     SERVER_KEY,
-    EmptyResult,
+    Json,
     MissingExtra,
     SuggestionMeta,
+    decode_members,
+    decode_object,
     decoder,
     encode,
-    foreign_decoder,
     is_array,
     is_object,
 )
@@ -77,7 +75,7 @@ class Redactor:
         options = re2.Options()
         options.max_mem = _MAX_PROGRAM
         options.log_errors = False
-        self._steps: list[tuple[Callable[[Callable[[Any], str], str], str], Callable[[Any], str]]] = []
+        self._steps: list[Callable[[str], str]] = []
         for each in patterns:
             redaction = Redaction(each) if isinstance(each, str) else each
             if len(redaction.pattern) > _MAX_PATTERN:
@@ -94,12 +92,12 @@ class Redactor:
                 raise ValueError(
                     f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
                 )
-            self._steps.append((compiled.sub, partial(_constant, redaction.replacement)))
+            self._steps.append(partial(compiled.sub, partial(_constant, redaction.replacement)))
 
     def text(self, text: str) -> str:
         """Return text with its matches replaced."""
-        for substitute, replacement in self._steps:
-            text = substitute(replacement, text)
+        for replace in self._steps:
+            text = replace(text)
         return text
 
     def value(self, value: Any, *, names: bool = True) -> Any:
@@ -118,7 +116,7 @@ class Redactor:
         if is_array(value):
             return [self.value(each, names=names) for each in value]
         if is_object(value):
-            found: dict[str, Any] = {}
+            found: Json = {}
             for name, each in value.items():
                 text = self.text(name) if names else name
                 found[f"{text} {len(found) + 1}" if text in found else text] = self.value(each, names=names)
@@ -185,25 +183,27 @@ _MAX_CACHED_META = 512
 MAX_BLOCKS = 10_000
 """Maximum blocks of one result. Converting this many takes about 100 ms."""
 _NO_ITEMS = Raw(b"[]")
-_decode_members = decoder(Members)
 _decode_items = decoder(list[Raw])
 _decode_several = decoder(list[Members])
-_decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
+_decode_meta = msgspec.json.Decoder(Json | None).decode
 _decode_text = decoder(str)
 
 
-def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple[bytes, dict[str, Any] | None]:
+def split_result(
+    result: bytes, array: str, rename: Rename | None = None, drop: Collection[str] = ()
+) -> tuple[bytes, Json | None]:
     """Return the members of a result without its type and `_meta`, and the members of `_meta` beyond the server's name.
 
     Args:
         result: JSON object.
         array: Member that must be an array, and is added if missing; empty for none.
+        rename: Changes the URIs in the array; None keeps them.
         drop: Members to leave out.
 
     Raises:
         ValueError, RecursionError: The result is malformed.
     """
-    found = _decode_members(result)
+    found = decode_members(result)
     if bytes(found.pop("resultType", _COMPLETE)) not in _COMPLETE_TYPES:
         raise ValueError("its resultType is unknown")
     if array and (opening := memoryview(found.setdefault(array, _NO_ITEMS))[0]) != _OPEN:
@@ -212,18 +212,21 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         found[array] = _NO_ITEMS
     if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
         raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
+    if rename is not None and (b'"uri"' in result or b"\\u" in result):  # names may be escaped
+        convert = _CONVERSIONS[array]
+        found[array] = Raw(encode([convert(each, rename) for each in _decode_several(found[array])]))
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
-    own_meta: dict[str, Any] | None = None
+    own_meta: Json | None = None
     if meta is not None:
         raw = bytes(meta)
         own_meta = _read_meta(raw) if len(raw) > _MAX_CACHED_META else _cached_meta(raw)
     return encode(found)[1:-1], own_meta
 
 
-def _read_meta(meta: bytes) -> dict[str, Any] | None:
-    members: dict[str, Any] = _decode_meta(meta) or {}
+def _read_meta(meta: bytes) -> Json | None:
+    members: Json = _decode_meta(meta) or {}
     members.pop(SERVER_KEY, None)
     return members or None
 
@@ -232,52 +235,32 @@ _cached_meta = lru_cache(256)(_read_meta)
 """Cached, because most results of an upstream have the same `_meta`."""
 
 
-def has_uris(members: bytes) -> bool:
-    """Return whether members of a result may contain URIs. Their names may be escaped."""
-    return b'"uri"' in members or b"\\u" in members
+def _convert_message(message: Members, rename: Rename) -> Members:
+    content = message.get("content", _NO_ITEMS)
+    if not bytes(content).startswith(b"{"):
+        return message
+    return {**message, "content": Raw(encode(_convert_block(decode_members(content), rename)))}
 
 
-def tool_uris(members: bytes, rename: Rename) -> bytes:
-    """Rename the URIs of resource links and embedded resources in a tool's result."""
-    return _convert_each(members, "content", lambda block: _block(block, rename))
-
-
-def message_uris(members: bytes, rename: Rename) -> bytes:
-    """Rename the URIs in a prompt's result."""
-
-    def convert(message: Members) -> Members:
-        content = message.get("content", _NO_ITEMS)
-        if not bytes(content).startswith(b"{"):
-            return message
-        return {**message, "content": Raw(encode(_block(_decode_members(content), rename)))}
-
-    return _convert_each(members, "messages", convert)
-
-
-def resource_uris(members: bytes, rename: Rename) -> bytes:
-    """Rename the URIs in the contents of a resource."""
-    return _convert_each(members, "contents", lambda item: _rename_item(item, rename))
-
-
-def _convert_each(members: bytes, array: str, convert: Callable[[Members], Members]) -> bytes:
-    """Convert the items of an array in a result."""
-    found = _decode_members(b"{%b}" % members)
-    if array in found:
-        found[array] = Raw(encode([convert(each) for each in _decode_several(found[array])]))
-    return encode(found)[1:-1]
-
-
-def _block(block: Members, rename: Rename) -> Members:
+def _convert_block(block: Members, rename: Rename) -> Members:
     kind = _decode_text(block["type"]) if "type" in block else ""
     if kind == "resource_link":
-        return _rename_item(block, rename)
+        return _convert_uri(block, rename)
     if kind == "resource" and "resource" in block:
-        return {**block, "resource": Raw(encode(_rename_item(_decode_members(block["resource"]), rename)))}
+        return {**block, "resource": Raw(encode(_convert_uri(decode_members(block["resource"]), rename)))}
     return block
 
 
-def _rename_item(item: Members, rename: Rename) -> Members:
+def _convert_uri(item: Members, rename: Rename) -> Members:
     return {**item, "uri": Raw(encode(rename(_decode_text(item["uri"]))))} if "uri" in item else item
+
+
+_CONVERSIONS: Mapping[str, Callable[[Members, Rename], Members]] = {
+    "content": _convert_block,
+    "messages": _convert_message,
+    "contents": _convert_uri,
+}
+"""Array of a result -> the function that changes the URIs in one of its items."""
 
 
 def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
@@ -286,7 +269,6 @@ def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
 
 
 URI = "result://{id}"
-decode_object = decoder(dict[str, Any])
 
 
 class StoredResults(Struct, frozen=True):
@@ -300,7 +282,7 @@ class StoredResults(Struct, frozen=True):
     names: Names
     """Names of the upstream that the results come from."""
 
-    async def save(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
+    async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
         """Store a result, and return the content that links to it; None if it doesn't fit in the store.
 
         Args:
@@ -327,7 +309,7 @@ class StoredResults(Struct, frozen=True):
     def template(self) -> Template:
         """Return the resource template for stored results."""
 
-        async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
+        async def read(values: Json, call: Call) -> list[EmbeddedResource] | None:
             found = await self.kv.get(_key(call, str(values["id"])))
             uri = self.names.uri(f"result://{values['id']}")
             return None if found is None else _contents(uri, found)
@@ -362,44 +344,3 @@ def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
         if len(texts) == len(blocks):
             kind, text = "text/plain", "\n".join(texts)
     return [EmbeddedResource(resource=ResourceContents(uri, kind, text=text))]
-
-
-_TASK_MARKER = b'"task"'
-
-
-class StoredTask(Struct, array_like=True, tag=True):
-    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
-
-    id: str
-    asked_keys: list[str]
-    """Keys of the questions that the client has received."""
-
-
-_decode_type = foreign_decoder(EmptyResult)
-_decode_task = foreign_decoder(Task)
-
-
-def read_created_task(result: bytes) -> Task | None:
-    """Return the task that a call became; None for every other result.
-
-    Raises:
-        InvalidResponse: It can't be read.
-    """
-    if _TASK_MARKER not in result:
-        return None
-    try:
-        return read_task(result) if _decode_type(result).result_type == "task" else None
-    except MALFORMED:
-        return None
-
-
-def read_task(result: bytes) -> Task:
-    """Return a task.
-
-    Raises:
-        InvalidResponse: It can't be read.
-    """
-    try:
-        return _decode_task(result)
-    except MALFORMED as exc:
-        raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc

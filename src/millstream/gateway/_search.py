@@ -20,6 +20,8 @@ from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, grante
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
+    Json,
+    decode_members,
     decoder,
     encode,
     members,
@@ -38,6 +40,7 @@ _MAX_WORDS = 32
 _MAX_TEXT = 4000
 """Maximum characters of a description, or of all arguments, that are indexed."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+"""Words, including the parts of ``camelCase`` and ``snake_case``."""
 _STOP_WORDS = frozenset((
     "a", "an", "and", "are", "as", "at", "by", "for", "from", "i", "in", "is", "it", "me", "my", "of", "on", "or",
     "that", "the", "this", "to", "with", "you",
@@ -62,7 +65,7 @@ class CallArguments(Struct, frozen=True):
     arguments: Raw = Raw(b"{}")
 
 
-SEARCH_DESCRIPTION: dict[str, Any] = {
+SEARCH_DESCRIPTION: Json = {
     "description": "Find tools by what they do. Returns the best matches with their input schemas; call one of them "
     f"with {CALL}.",
     "inputSchema": {
@@ -74,7 +77,7 @@ SEARCH_DESCRIPTION: dict[str, Any] = {
         "required": ["query"],
     },
 }
-CALL_DESCRIPTION: dict[str, Any] = {
+CALL_DESCRIPTION: Json = {
     "description": f"Call a tool that {SEARCH} returned.",
     "inputSchema": {
         "type": "object",
@@ -85,11 +88,6 @@ CALL_DESCRIPTION: dict[str, Any] = {
         "required": ["name"],
     },
 }
-
-
-def words(text: str) -> list[str]:
-    """Split text into words, including the parts of ``camelCase`` and ``snake_case``."""
-    return _WORD.findall(text)
 
 
 class ToolIndex:
@@ -112,7 +110,7 @@ class ToolIndex:
 
     def search(self, query: str) -> list[str]:
         """Return the names of the tools that contain a word of the query, best match first."""
-        every = dict.fromkeys(word.lower() for word in words(query[:_MAX_QUERY]))
+        every = dict.fromkeys(word.lower() for word in _WORD.findall(query[:_MAX_QUERY]))
         found = [word for word in every if word not in _STOP_WORDS][:_MAX_WORDS]
         if not found:
             return []
@@ -122,16 +120,12 @@ class ToolIndex:
         )
         return [self._names[number] for (number,) in rows]
 
-    def close(self) -> None:
-        """Release its memory."""
-        self._table.close()
-
 
 def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, ...]:
     properties = members(members(description.get("inputSchema")).get("properties"))
     arguments = " ".join(f"{each} {members(schema).get('description', '')}" for each, schema in properties.items())
     texts = name, description.get("title") or "", description.get("description") or "", arguments
-    return tuple(" ".join(words(str(text)[:_MAX_TEXT])) for text in texts)
+    return tuple(" ".join(_WORD.findall(str(text)[:_MAX_TEXT])) for text in texts)
 
 
 class SearchPart:
@@ -152,7 +146,7 @@ class SearchPart:
         self._registry = host.registry
         for name, run, decode, description in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
-            (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
+            (CALL, _reject_call, lambda raw: raw, CALL_DESCRIPTION),
         ):
             source = ItemSource(
                 name, run, decode, description=description["description"], schema=description["inputSchema"]
@@ -189,7 +183,7 @@ class SearchPart:
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
         scopes = granted_scopes(call)
-        found: list[dict[str, Any]] = []
+        found: list[Json] = []
         matches = 0
         for name in index.search(arguments.query):
             tool = registry.tools.get(name)
@@ -211,8 +205,8 @@ class SearchPart:
         if (call.name or target_name(call.method, call.params)) != CALL:
             return
         try:
-            params = _decode_params(call.params)
-            inner = _read_call(params.get("arguments", Raw(b"{}")))
+            params = decode_members(call.params)
+            inner = _decode_call(params.get("arguments", Raw(b"{}")))
         except MALFORMED as exc:
             text = f"Invalid arguments for tool {CALL!r}: {exc}"
             raise (
@@ -237,7 +231,6 @@ async def _reject_call(arguments: Any, call: Call) -> Any:
     raise ToolError(f"{CALL} isn't available here. Call the tool directly.")
 
 
-_decode_params = decoder(dict[str, Raw])
 _decode_search = decoder(SearchArguments)
 _decode_call = decoder(CallArguments)
 
@@ -247,10 +240,3 @@ def _read_search(raw: Any) -> SearchArguments:
         return _decode_search(raw)
     except MALFORMED as exc:
         raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
-
-
-def _read_call(raw: Any) -> CallArguments:
-    try:
-        return _decode_call(raw)
-    except MALFORMED as exc:
-        raise ArgumentError(str(exc)) from exc

@@ -12,7 +12,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from heapq import nlargest
 
 from msgspec import Struct, field
@@ -251,9 +250,9 @@ class Interest(Struct, eq=False):
     _tail: Tail
     _journal: Journal
     _counts: Counter[str | None] = field(default_factory=Counter[str | None])
+    """Number of subscribers of each topic that has any."""
     _stops: dict[str | None, Callable[[], None]] = {}
-    _unused: dict[str | None, None] = {}
-    """Topics without subscribers, which are followed a little longer: many subscribers come back."""
+    """By topic. One without subscribers is followed a little longer, because many subscribers come back."""
 
     async def add(self, channels: Sequence[str]) -> None:
         """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
@@ -264,7 +263,6 @@ class Interest(Struct, eq=False):
         topics, journal = self._topics(channels), self._journal
         for topic in topics:
             self._counts[topic] += 1
-            self._unused.pop(topic, None)
             if topic not in self._stops:
                 self._stops[topic] = self._tail.follow(topic)
         stops = {topic: self._stops[topic] for topic in topics}
@@ -281,19 +279,14 @@ class Interest(Struct, eq=False):
             self._counts[topic] -= 1
             if not self._counts[topic]:
                 del self._counts[topic]
-                self._unused[topic] = None
-        while len(self._unused) > _MAX_UNUSED:
-            self._stop(next(iter(self._unused)))
+        if len(self._stops) - len(self._counts) > _MAX_UNUSED:
+            self.sweep()
 
     def sweep(self) -> None:
         """Stop following topics without subscribers."""
-        for topic in list(self._unused):
-            self._stop(topic)
-
-    def _stop(self, topic: str | None) -> None:
-        del self._unused[topic]
-        self._journal.floors.pop(topic, None)
-        self._stops.pop(topic)()
+        for topic in self._stops.keys() - self._counts.keys():
+            self._journal.floors.pop(topic, None)
+            self._stops.pop(topic)()
 
     def _topics(self, channels: Sequence[str]) -> set[str | None]:
         return {topic_for(each) for each in channels if not each.startswith(PRESENCE)}
@@ -325,10 +318,10 @@ class Delivery:
         self.audience: Audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""
-        self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
+        self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, self.disconnect)
         self.delivered = 0
         self.gaps = 0
-        self.cut: dict[str, int] = {}
+        self.cut: Counter[str] = Counter()
 
     async def open(self) -> None:
         """Start listening at the end of both streams."""
@@ -427,12 +420,13 @@ class Delivery:
             self.delivered += len(outlets)
             written += len(chunk) * len(outlets)
         for outlet in slow:
-            self._end(outlet, SLOW)
+            self.disconnect(outlet)
         self.backlog.add(written)
 
-    def _end(self, outlet: OutputStream, reason: str) -> None:
+    def disconnect(self, outlet: OutputStream) -> None:
+        """End the subscriptions of an outlet that reads too slowly."""
         subscriptions = self.audience.on(outlet)
         if subscriptions:
-            self.cut[reason] = self.cut.get(reason, 0) + 1
-            subscriptions[0].write(cut(reason))
+            self.cut[SLOW] += 1
+            subscriptions[0].write(cut(SLOW))
             subscriptions[0].close()

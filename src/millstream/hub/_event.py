@@ -5,13 +5,14 @@ A subscriber resumes from the publisher's id, or from ``<epoch>.<offset>``, a po
 repeated events.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream._recent import Recent
-from millstream._stores.base import read_offset
+from millstream._stores.base import Entry, read_offset
 from millstream.hub._channels import InvalidName
 
 GAP = "gap"
@@ -44,12 +45,6 @@ class EventHeader(Struct, frozen=True, gc=False, array_like=True):
     at: float
 
 
-class _Channel(Struct, frozen=True, gc=False, array_like=True):
-    """The first member of a `StoredEvent`."""
-
-    channel: str
-
-
 class Event(Struct, frozen=True, gc=False):
     """An event. An encoder converts it to bytes once for all subscribers of its kind.
 
@@ -75,28 +70,19 @@ class PublishResult(Struct, frozen=True, gc=False):
     """Number of subscribers on this worker that received the event."""
 
 
-_encode_record = msgspec.msgpack.Encoder().encode
+pack: Callable[[StoredEvent], bytes] = msgspec.msgpack.Encoder().encode
+"""Returns the encoded form of a record."""
 _decode_record = msgspec.msgpack.Decoder(StoredEvent).decode
 unpack_header = msgspec.msgpack.Decoder(EventHeader).decode
 """Returns the channel, id, and time of a stored record without copying its data."""
-_decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
-def pack(record: StoredEvent) -> bytes:
-    """Return the encoded form of a record."""
-    return _encode_record(record)
-
-
-def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
+def unpack(entry: Entry) -> Event:
     """Return the event for a stored record at its position in the journal."""
-    record = _decode_record(data)
-    return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
-
-
-def unpack_channel(data: bytes) -> str:
-    """Return the channel of a stored record without decoding the rest."""
-    return _decode_channel(data).channel
+    record, offset = _decode_record(entry.data), entry.position.offset
+    id = record.id or position_id(entry.position.epoch, offset)
+    return Event(record.channel, record.data, record.event, id, offset, record.at)
 
 
 def encode_data(data: Any) -> bytes:

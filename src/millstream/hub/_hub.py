@@ -143,7 +143,7 @@ class Hub:
             subscription.close()
         await self._delivery.mailboxes.save()
         await self._presence.leave_all()
-        self._delivery.reader.close()
+        await self._delivery.reader.close()
 
     # Publishing
 
@@ -381,13 +381,25 @@ class Hub:
         """Return the bytes that subscribers haven't read yet. Iterates over all subscribers."""
         return self._audience.queued_bytes()
 
-    def count_delivered(self, events: int) -> None:
-        """Add to `HubStats.delivered` what an encoder has written to outlets directly: ``hub.count_delivered(3)``.
+    def count_delivered(self, events: int, written: int = 0) -> None:
+        """Count what an encoder has written to outlets directly: ``hub.count_delivered(3, 3 * len(chunk))``.
 
         Args:
-            events: Number of events, counted for each outlet.
+            events: Number of events, counted for each outlet, for `HubStats.delivered`.
+            written: Number of bytes, for `HubLimits.max_unread`.
         """
         self._delivery.delivered += events
+        self._delivery.backlog.add(written)
+
+    def disconnect(self, outlet: OutputStream) -> None:
+        """End the subscriptions of an outlet that reads too slowly, after a last event with the reason.
+
+        The hub does this itself, except for what an encoder writes to outlets directly.
+
+        Args:
+            outlet: The outlet.
+        """
+        self._delivery.disconnect(outlet)
 
     async def refresh(self, *, read: bool = True) -> None:
         """Report members of dead workers as departed, and send the current position to all subscribers.
@@ -412,7 +424,7 @@ class Hub:
             raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         try:
-            position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now), owner)).position
+            position = await self._journal.append(StoredEvent(channel, encoded, event, id, now), owner)
         except EntryRepeated:
             return PublishResult(id or "", 0)
         event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch
@@ -429,8 +441,10 @@ class Hub:
         """Bring a subscriber up to date and deliver future events to it."""
         delivery, outlet, mailbox = self._delivery, subscription.outlet, subscription.mailbox
         self._audience.enter(subscription)
-        outlet.on_close(subscription.handle_close)
-        await delivery.interest.add(subscription.channels)
+        try:
+            await delivery.interest.add(subscription.channels)
+        finally:  # at once, if the outlet is closed, and then the channels are removed
+            outlet.on_close(subscription.handle_close)
         await delivery.pass_published()
         others = [each for each in self._audience.on(outlet) if each.joined]
         replay = CatchUp(delivery, subscription, replays=self._replay_limiter, others=others)

@@ -72,20 +72,19 @@ class Journal(Struct, eq=False):
         """Return the id of this worker's position."""
         return position_id(self.epoch, self.offset)
 
-    async def append(self, record: StoredEvent, owner: str = "") -> Entry:
+    async def append(self, record: StoredEvent, owner: str = "") -> Position:
         """Append an event to the journal and to its channel's history. `owner` is the publisher.
 
         Raises:
             StoreFull: The store can't store an event of this size.
             EntryRepeated: An event with this id was just published on its channel.
         """
-        data = pack(record)
         count, age = self.bounds(record.channel)
         # An entry beyond the limit shows that entries were dropped.
         index = Index(history_stream(record.channel), age, count + 1) if count else None
-        position = await self._store.log.append(
+        return await self._store.log.append(
             JOURNAL,
-            data,
+            pack(record),
             ttl=_JOURNAL_TTL,
             max_entries=self._limits.journal,
             index=index,
@@ -93,11 +92,10 @@ class Journal(Struct, eq=False):
             owner=owner,
             topic=record.channel,
         )
-        return Entry(position, data)
 
     def add(self, entry: Entry) -> Event:
         """Advance to the next entry, and return its event, which is cached."""
-        event = unpack(entry.data, entry.position.epoch, entry.position.offset)
+        event = unpack(entry)
         self.offset = event.offset
         if event.id != position_id(self.epoch, event.offset):
             self.ids.add(event.id, event.channel, event.offset)
@@ -145,7 +143,7 @@ class Journal(Struct, eq=False):
                 return
             first, last = entries[0].position.offset, entries[-1].position.offset
             later = list(self.recent_events(last))
-            self._recent = deque(unpack(each.data, self.epoch, each.position.offset) for each in entries)
+            self._recent = deque(map(unpack, entries))
             self._recent.extend(later)
             self._recent_bytes = sum(len(event.data or b"") for event in self._recent)
             self.recent_floor = first - 1
@@ -182,7 +180,7 @@ class Journal(Struct, eq=False):
             return []
         entries = await self._store.log.newest(history_stream(channel), count)
         oldest = self._clock() - age
-        events = [unpack(each.data, self.epoch, each.position.offset) for each in entries if self.is_current(each)]
+        events = [unpack(each) for each in entries if self.is_current(each)]
         return [event for event in events if event.timestamp >= oldest]
 
     def is_current(self, entry: Entry) -> bool:

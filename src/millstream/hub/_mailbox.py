@@ -205,7 +205,7 @@ class EventListener:
                 if not page:
                     await self._wait()
                 for entry in page:
-                    event = unpack(entry.data, entry.position.epoch, entry.position.offset)
+                    event = unpack(entry)
                     if matches(self._pattern, event.channel):
                         if not self._holds:
                             break

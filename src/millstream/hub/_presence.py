@@ -16,9 +16,6 @@ from millstream.hub._journal import Journal
 _GROUP = "presence:"
 _LOCK_COUNT = 64
 
-WaitForDelivery = Callable[[Position], Awaitable[None]]
-"""Waits until a published event is delivered on this worker."""
-
 
 class Member(Struct, frozen=True, omit_defaults=True):
     """A client on a channel: ``[member.name for member in await mcp.hub.presence("den")]``."""
@@ -50,7 +47,8 @@ class Presence(Struct, eq=False):
     _store: Store
     _journal: Journal
     _clock: Callable[[], float]
-    _wait_for_delivery: WaitForDelivery
+    _wait_for_delivery: Callable[[Position], Awaitable[None]]
+    """Waits until a published event is delivered on this worker."""
     _connections: dict[tuple[str, str], list[Member]] = {}
     """The connections to this worker by channel and client."""
     _registered: dict[tuple[str, str], Member] = {}
@@ -193,7 +191,7 @@ class PresenceChanges:
 
     def add(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Add a change delivered at a journal offset, or before this worker started if None, and return its event."""
-        event, number = unpack(entry.data, "", 0), entry.position.offset
+        event, number = unpack(entry), entry.position.offset
         announced = int(event.id)
         journal_offset = announced if offset is None else offset
         event = replace(event, id=f"{position_id(epoch, journal_offset)}-{number}", offset=number)

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct, field
 
 from millstream._stores.base import Entry, Gap, Position, Store
-from millstream._tasks import has_failed
+from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
@@ -50,7 +50,7 @@ class SharedReads(Generic[T]):
         self._size = size
         self._reads: dict[Hashable, _Read[T]] = {}
         """Reads that can serve further subscribers."""
-        self._tasks: set[asyncio.Task[T]] = set()
+        self.tasks: Tasks = Tasks()
         """All reads in progress."""
         self.bytes = 0
         """Total size of cached results in bytes, up to `MAX_CACHE_BYTES`."""
@@ -75,13 +75,11 @@ class SharedReads(Generic[T]):
         shared = self._reads.get(key)
         if shared is None or not usable(shared.since, shared.task.result() if shared.end is not None else None):
             self._drop(key)
-            shared = self._reads[key] = _Read(since, asyncio.create_task(read()))
-            self._tasks.add(shared.task)
+            shared = self._reads[key] = _Read(since, self.tasks.spawn(read()))
             shared.task.add_done_callback(partial(self._on_read_done, key, shared))
         return await asyncio.shield(shared.task)
 
     def _on_read_done(self, key: Hashable, read: _Read[T], done: asyncio.Task[T]) -> None:
-        self._tasks.discard(done)
         failed = has_failed(done)
         if self._reads.get(key) is not read:
             return  # a later read replaced it, or events were lost since it began
@@ -103,12 +101,6 @@ class SharedReads(Generic[T]):
         """Drop all results. Pending reads serve only the callers that are already waiting."""
         for key in list(self._reads):
             self._drop(key)
-
-    def close(self) -> None:
-        """Drop all results, and cancel pending reads."""
-        self.forget()
-        for task in list(self._tasks):
-            task.cancel()
 
 
 PAGE = 500
@@ -161,12 +153,12 @@ class JournalReader:
         self._pages.forget()
         self._indexes.forget()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop cached pages and stop reading."""
-        self._pages.close()
-        self._indexes.close()
-        if self._id_search is not None:
-            self._id_search.cancel()
+        self.forget()
+        await self._pages.tasks.close()
+        await self._indexes.tasks.close()
+        await cancel_all(self._id_search)
 
     async def index(self, channel: str, newest: int = 0) -> HistoryIndex:
         """Return the index of a channel's history, or of its newest events.
@@ -295,11 +287,11 @@ class HistoryCursor(Struct, eq=False):
     _reader: JournalReader
     _stream: str
     _start: int
-    _page: Page = ()
+    page: Page = ()
 
     async def entry(self, offset: int) -> Entry | None:
         """Return the entry at an offset after the last one, or None if it was trimmed."""
-        page = self._page
+        page = self.page
         while not page or page[-1].position.offset < offset:
             if page and page[-1].position.offset > self._start:
                 self._start = page[-1].position.offset
@@ -308,13 +300,9 @@ class HistoryCursor(Struct, eq=False):
             page = await self._reader.page(self._stream, self._start, offset)
             if not page:
                 return None
-        self._page = page
+        self.page = page
         place = bisect_left(page, offset, key=_offset)
         return page[place] if page[place].position.offset == offset else None
-
-    def release(self) -> None:
-        """Release the page."""
-        self._page = ()
 
 
 def _offset(entry: Entry) -> int:

@@ -25,7 +25,7 @@ from millstream._limits import Limiter, Rate
 from millstream._stores.base import Gap
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub._delivery import Delivery
-from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_channel
+from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_header
 from millstream.hub._journal import history_stream
 from millstream.hub._presence import PresenceChange
 from millstream.hub._reader import HistoryCursor, HistoryIndex
@@ -233,8 +233,8 @@ class CatchUp:
                     if (offset := entry.position.offset) > journal.offset or self._unread >= _CHUNK:
                         break
                     self._position = offset
-                    if self._is_missing(offset, unpack_channel(entry.data)):  # without decoding the rest
-                        self._write_unexpired(unpack(entry.data, self._epoch, offset))
+                    if self._is_missing(offset, unpack_header(entry.data).channel):  # without decoding the rest
+                        self._write_unexpired(unpack(entry))
         except Gap:
             await self._delivery.catch_up()  # the store may be at a new epoch
             return False
@@ -335,7 +335,7 @@ class CatchUp:
                     event = journal.find_recent(offset)
                     if event is None and source != _CACHED:
                         entry = await cursors[source].entry(offset)
-                        event = None if entry is None else unpack(entry.data, epoch, offset)
+                        event = None if entry is None else unpack(entry)
                     if journal.epoch != epoch:
                         return
                     if event is None:
@@ -344,7 +344,7 @@ class CatchUp:
                         self._write_event(event)
                     place = next(plan, None)
                 for cursor in cursors:
-                    cursor.release()
+                    cursor.page = ()
             await self._wait_for_space()
 
     def _write_unexpired(self, event: Event) -> None:

@@ -16,7 +16,7 @@ from issuer_world import run_issuer
 from issuing_world import BACK, URL, Desk
 from millstream import auth
 from millstream._limits import Rate
-from millstream.auth._authorization_server.client_proof import ASSERTION
+from millstream.auth._authorization_server.clients import ASSERTION
 from millstream.auth._jose import read_keys, verify
 from store_parts import BACKINGS
 
@@ -130,7 +130,7 @@ async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
 
 
 async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.auth._authorization_server.client_proof._MAX_KEYS", 3)
+    monkeypatch.setattr("millstream.auth._authorization_server.clients._MAX_KEYS", 3)
     async with run_issuer() as site:
         site.answers["/jwks"] = JWKS
         desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=f"{site.url}/jwks")])
@@ -208,7 +208,7 @@ async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.Mo
 async def test_assertion_quotas_separate_registered_and_configured_clients(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.auth._authorization_server.client_proof._PROOFS", Rate(5, 60))
+    monkeypatch.setattr("millstream.auth._authorization_server.clients._PROOFS", Rate(5, 60))
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS)])
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": JWKS}
     id = (await desk.register(**about))["client_id"]

@@ -5,22 +5,16 @@ observer of calls, and REST. The others have modules of their own, so a server w
 """
 
 import sys
-import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import Definition, on_each_worker
 from millstream._override import override
 from millstream._parts import Host, Route
-from millstream._protocol.admission import Handshake
-from millstream._protocol.principal import Principal
-from millstream._server.calls.services import SESSION_OVER, ObserveMessage
-from millstream._server.calls.sessions import Session
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
     from millstream._app.throttle import Throttle
-    from millstream._server.observability.observer import Observer
 
 
 class OwnPart:
@@ -171,9 +165,6 @@ class McpPart(HttpPart):
             host.routes.add(each, route)
 
 
-_MAX_NAME = 1024
-
-
 class ObservationPart(OwnPart):
     """Observes calls and messages for metrics, the message log, and traces.
 
@@ -201,46 +192,10 @@ class ObservationPart(OwnPart):
         )
         host.observe(observer.__call__)
         host.dispatcher.begin = observer.begin
-        host.services.note = _note_to(observer)
+        host.services.note = observer.note
         host.report("sessions", observer.sessions)
         host.on_close(observer.close)
         host.run(observer.run())
-
-
-def _note_to(observer: "Observer") -> ObserveMessage:
-    """Return a function that reports messages that don't become calls."""
-    from millstream._telemetry.messages import AccessRecord  # noqa: PLC0415  only where something is observed
-    from millstream._telemetry.metrics import OTHER  # noqa: PLC0415
-
-    def note(
-        method: str,
-        transport: str,
-        session: Session | None = None,
-        status: str = "",
-        *,
-        target: str = "",
-        principal: Principal | None = None,
-        address: str = "",
-        opening: Handshake | None = None,
-    ) -> None:
-        if method == SESSION_OVER:
-            if session is not None:
-                observer.session_ended(session.id)
-            return
-        # Neither has been validated yet, and lines wait for their batch.
-        method, target = method[:_MAX_NAME] or OTHER, target[:_MAX_NAME]
-        message = AccessRecord(time.time(), method, target, status, transport=transport)
-        about = session or opening
-        if about is not None:
-            message.client, message.client_version = about.client.name, about.client.version
-            message.revision = about.revision.date
-        if session is not None:
-            message.session = session.id
-        if principal is not None:
-            message.principal = principal.id
-        observer.message(message)
-
-    return note
 
 
 class RestPart(HttpPart):
@@ -252,7 +207,7 @@ class RestPart(HttpPart):
     def serve(self, host: Host) -> None:
         """Add the paths."""
         from millstream._transports.rest import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
-        from millstream._web.pages import add_pages, redirect_to  # noqa: PLC0415
+        from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415
 
         rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
         routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}))
@@ -261,4 +216,4 @@ class RestPart(HttpPart):
         routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}))
         if "web" not in self.definition.parts:
             add_pages(routes, ("docs",), account=host.guard is not None)
-            routes.home = "/docs", redirect_to("docs")
+            routes.home = "/docs", redirect_to_docs

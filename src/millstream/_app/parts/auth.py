@@ -84,7 +84,6 @@ class AuthPart(OwnPart):
         """Return the sign-in paths of the pages."""
         from millstream.auth._sign_in import ACCOUNT_PATH, OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
-        services = host.services
         definition, pages = self.definition, set[str]()
         if "rest" in definition.parts:
             pages.add("/docs")
@@ -98,13 +97,12 @@ class AuthPart(OwnPart):
         sign_in = SignIn(
             guard,
             pages,
-            lambda: services.ring,
-            services.nonce,
-            store=host.store,
+            host.services,
             server=definition.title,
             icon=_icon(definition),
             opens=lambda path: any(each.serves(path, before) for before, each in own),
         )
+        host.on_close(sign_in.signed_out.stop)
         guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
         host.routes.add(ACCOUNT_PATH, Route({"GET": sign_in.account}))
         return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
@@ -166,7 +164,7 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
     """Return the paths of the protected resource metadata; none without an authorization server."""
     if not any(each.issuers for each in guard.methods):
         return {}
-    from millstream.auth._guard import ResourceMetadata  # noqa: PLC0415  only where callers sign in
+    from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
 
     registry = definition.registry
-    return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes).paths(definition.settings.path)
+    return metadata_paths(guard.methods, definition.title, lambda: registry.scopes, definition.settings.path)

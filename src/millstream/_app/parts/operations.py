@@ -82,15 +82,16 @@ class AuditPart(OwnPart):
 
     def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
         failure = call.failure
-        self._write(
+        entry = AuditEntry(
+            "",
             call.method,
             call.name or target_name(call.method, call.params),
             "ok" if failure is None else failure.outcome,
-            "" if call.origin is None else call.origin.peer,
-            call.principal,
+            address="" if call.origin is None else call.origin.peer,
             transport=call.transport,
             session="" if call.session is None else session_hash(call.session.id),
         )
+        self._write(entry, call.principal)
 
     def _observe_publications(self, observe: ObserveMessage) -> ObserveMessage:
         """Return an observer of messages that writes publications, which aren't calls, and passes everything on."""
@@ -107,7 +108,8 @@ class AuditPart(OwnPart):
             opening: Handshake | None = None,
         ) -> None:
             if method == "hub/publish":
-                self._write(method, target, status or "ok", address, principal, transport=transport)
+                entry = AuditEntry("", method, target, status or "ok", address=address, transport=transport)
+                self._write(entry, principal)
             observe(
                 method, transport, session, status, target=target, principal=principal, address=address, opening=opening
             )
@@ -115,29 +117,12 @@ class AuditPart(OwnPart):
         return note
 
     def _refuse(self, address: str) -> None:
-        self._write("sign-in", "", "refused", address)
+        self._write(AuditEntry("", "sign-in", "", "refused", address=address))
 
-    def _write(
-        self,
-        method: str,
-        target: str,
-        outcome: str,
-        address: str,
-        principal: Principal | None = None,
-        *,
-        transport: str = "",
-        session: str = "",
-    ) -> None:
-        entry = AuditEntry(
-            stamp(time.time()),
-            method,
-            target,
-            outcome,
-            *(("", "", "") if principal is None else (principal.subject, principal.issuer, principal.client)),
-            address,
-            transport,
-            session,
-        )
+    def _write(self, entry: AuditEntry, principal: Principal | None = None) -> None:
+        entry.at = stamp(time.time())
+        if principal is not None:
+            entry.subject, entry.issuer, entry.client = principal.subject, principal.issuer, principal.client
         try:
             self._log.write(entry)
             self._failed = False
@@ -291,11 +276,10 @@ class ProbesPart(OwnPart):
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)
-        reasons = self._host.degraded_reasons()
+        reasons, text = self._host.degraded_reasons(), "ok"
         if reasons:
             text = f"degraded: {'; '.join(reasons)}" if await self._may_watch(request) else "degraded"
-            return Response(b"%b\n" % text.encode(), 200, TEXT_HEAD)
-        return Response(b"ok\n", 200, TEXT_HEAD)
+        return Response(f"{text}\n".encode(), 200, TEXT_HEAD)
 
     async def health(self, request: HttpRequest) -> Response:
         """Return the facts. What's outside of this server isn't a 503, because a restart wouldn't help."""
@@ -361,6 +345,11 @@ SCANS = 60
 """Seconds for another program's HTTP server to start listening."""
 _HERE = b"sibling"
 _REASON = "several processes are serving, and they don't share a store"
+_SIBLINGS = (
+    "Several processes serve %r without a shared store, so broadcasts and streamed calls of one don't reach clients of "
+    "another. Serve with `millstream run --workers N`, whose workers share a store automatically, or configure one for "
+    "all: MILLSTREAM_STORE=redis://…. Until then /readyz reports degraded"
+)
 _claimed: set[str] = set()
 """Names that this process holds, since servers in one process aren't siblings."""
 
@@ -391,7 +380,7 @@ class SiblingsPart(OwnPart):
             if not watches and next(scans, None) is not None:
                 for inode in set(_listening_inodes()):
                     digest = hashlib.sha256(f"{inode} {name}".encode()).hexdigest()[:32]
-                    watch = SiblingWatch(f"\0millstream-{digest}", lambda: _warn(name))
+                    watch = SiblingWatch(f"\0millstream-{digest}", partial(logger.error, _SIBLINGS, name))
                     host.on_close(watch.close)
                     host.check_ready(watch.reason, serves=False)
                     watches.append(watch)
@@ -460,15 +449,6 @@ class SiblingWatch:
         first, self._heard = self._heard < 0, now
         if first:
             self._found()
-
-
-def _warn(name: str) -> None:
-    logger.error(
-        "Several processes serve %r without a shared store, so broadcasts and streamed calls of one don't reach "
-        "clients of another. Serve with `millstream run --workers N`, whose workers share a store automatically, "
-        "or configure one for all: MILLSTREAM_STORE=redis://…. Until then /readyz reports degraded",
-        name,
-    )
 
 
 def _listening_inodes() -> Iterator[int]:

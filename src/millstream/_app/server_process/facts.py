@@ -59,34 +59,28 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     registry, settings = definition.registry, definition.settings
     scheme = "https" if settings.tls_cert else "http"
     origin = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
-    url, variable, public = origin + settings.path, _variable(definition), not is_loopback(host)
+    url, public = origin + settings.path, not is_loopback(host)
+    curl, call = example_calls(url, registry.tools, signed_in=_variable(definition))
     warned = public and not definition.protected
     clear = NO_TLS if public and not settings.tls_cert else ""
+    pages = ["docs"] if "rest" in definition.parts else []
+    if "web" in definition.parts and not warned:  # without sign-in, they require a loopback address
+        pages = ["dashboard", *(["gateway"] if definition.upstreams else []), "chat", "inspect", "docs"]
     return Facts(
         name=definition.name,
         version=definition.version,
         url=url,
         sse_url=origin + settings.sse_path if settings.sessions else "",
-        pages=[
-            f"{origin}/{page}"
-            for page in pages_of(definition.parts, served=not warned, gateway=bool(definition.upstreams))
-        ],
+        pages=[f"{origin}/{page}" for page in pages],
         counts={
             **({"upstreams": len(definition.upstreams)} if definition.upstreams else {}),
             **{kind: len(getattr(registry, kind)) for kind in KINDS},
         },
         protections=protections(settings, signed_in=definition.protected),
-        curl=curl(url, registry.tools, signed_in=variable),
-        call=call(url, registry.tools, signed_in=variable),
+        curl=curl,
+        call=call,
         warning=NO_AUTH if warned else clear,
     )
-
-
-def pages_of(parts: frozenset[str], *, served: bool, gateway: bool = False) -> list[str]:
-    """Return the pages that are served. Without sign-in, all but the documentation require a loopback address."""
-    if "web" in parts and served:
-        return ["dashboard", *(["gateway"] if gateway else []), "chat", "inspect", "docs"]
-    return ["docs"] if "rest" in parts else []
 
 
 def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:
@@ -115,40 +109,26 @@ def _variable(definition: Definition) -> str:
     return "MCP_SERVER_AUTH_KEY" if keys else "TOKEN"
 
 
-def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
-    """Return a command that calls the first visible tool with example arguments, or lists tools if there's none.
+def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> tuple[str, str]:
+    """Return commands that call the first tool that every caller sees and that has an example, or list tools if there's
+    none: by curl, and by this program.
 
-    The credential is left to a variable, `signed_in`, because the command appears in logs and on screens.
+    The credential is left to a variable, `signed_in`, because the commands appear in logs and on screens.
     """
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    first = _first_visible(tools)
-    if first is not None:
-        message |= {"method": "tools/call", "params": {"name": first[0], "arguments": first[1]}}
-    body = shlex.quote(encode(message).decode())
-    key = f' --oauth2-bearer "${signed_in}"' if signed_in else ""
-    return f"curl -s {url}{key} -H content-type:application/json -d {body}"
-
-
-def call(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
-    """Return the same as a command of this program."""
-    key = ["--auth", f'"${signed_in}"'] if signed_in else []
-    first = _first_visible(tools)
-    if first is None:
-        return " ".join(["millstream list", url, *key])
-    given = [
-        f"{name}={value if isinstance(value, str) else encode(value).decode()}" for name, value in first[1].items()
-    ]
-    return " ".join(["millstream call", url, shlex.join([first[0], *given]), *key])
-
-
-def _first_visible(tools: Mapping[str, Tool]) -> tuple[str, dict[str, Any]] | None:
-    """Return the name of the first tool that every caller sees and that has an example, and its arguments."""
-    for name, tool in tools.items():
-        if tool.enabled and tool.visible is None:
-            arguments = example_of(tool.describe()["inputSchema"])
-            if arguments is not UNSET:
-                return name, arguments
-    return None
+    words = ["millstream list", url]
+    visible = (each for each in tools.values() if each.enabled and each.visible is None)
+    examples = ((each.name, example_of(each.describe()["inputSchema"])) for each in visible)
+    name, arguments = next((each for each in examples if each[1] is not UNSET), ("", {}))
+    if name:
+        message |= {"method": "tools/call", "params": {"name": name, "arguments": arguments}}
+        given = (f"{key}={each if isinstance(each, str) else encode(each).decode()}" for key, each in arguments.items())
+        words = ["millstream call", url, shlex.join([name, *given])]
+    body, key = shlex.quote(encode(message).decode()), ""
+    if signed_in:
+        key = f' --oauth2-bearer "${signed_in}"'
+        words.append(f'--auth "${signed_in}"')
+    return f"curl -s {url}{key} -H content-type:application/json -d {body}", " ".join(words)
 
 
 def draw(told: Facts, console: "Console") -> None:

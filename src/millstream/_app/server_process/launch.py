@@ -27,7 +27,14 @@ def launch(
     """
     check_not_importing()
     _check_address(host, port, workers)
-    _check_no_loop()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError(
+            "mcp.run() can't be called while an event loop is running. Write `await mcp.run_async()` instead."
+        )
     if workers < 1 or (workers > 1 and transport == "stdio"):
         raise ValueError(f"workers={workers}: HTTP supports one or more, and stdio exactly one.")
     if transport is None:
@@ -80,21 +87,6 @@ def _check_address(host: object, port: object, workers: object) -> None:
     for name, value in (("port", port), ("workers", workers)):
         if type(value) is not int and not (name == "port" and value is None):
             raise TypeError(f"run({name}={value!r}): {name} must be an integer.")
-
-
-def _check_no_loop() -> None:
-    """Check that the caller isn't a coroutine.
-
-    Raises:
-        RuntimeError: It is; the message names the alternative.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "mcp.run() can't be called while an event loop is running. Write `await mcp.run_async()` instead."
-    )
 
 
 def _unknown(transport: str) -> ValueError:

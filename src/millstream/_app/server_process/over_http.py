@@ -11,10 +11,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from types import FrameType
-from typing import NamedTuple
 
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
@@ -40,7 +39,6 @@ from millstream._app.server_process.slot import (
     StartFailure,
     ToWorker,
     WorkerSlot,
-    WorkerState,
     WorkerStates,
     begin_run,
     claim,
@@ -55,7 +53,6 @@ from millstream._http.server.listener import TICK, ConnectionDrainer, SocketList
 from millstream._override import override
 from millstream._server.calls import load_secrets
 
-READY = "ready"
 RELOAD_LINGER = 0.1
 """Seconds that an idle connection stays open while a developer waits for the new version."""
 _OTHER_FILES = 4_000
@@ -64,9 +61,6 @@ AFTER_DRAIN = 1
 """Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""
 
 logger = logging.getLogger("millstream")
-
-Accept = Callable[[socket.socket], Awaitable[Callable[[], None]]]
-"""Accepts from one more socket; returns a function that stops it."""
 
 
 class HttpServer:
@@ -79,7 +73,7 @@ class HttpServer:
         port: int = 0,
         *,
         told: Callable[[Facts], None] = show,
-        worker: "Worker | None" = None,
+        worker: WorkerSlot | None = None,
     ) -> None:
         """Create the server; `run` or `run_here` serves.
 
@@ -104,7 +98,7 @@ class HttpServer:
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
-        self._runtimes.bind = Bind(is_loopback(host), self._state, () if worker is None else worker.place.workers)
+        self._runtimes.bind = Bind(is_loopback(host), self._state, () if worker is None else worker.workers)
 
     def run(self, listeners: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped.
@@ -126,7 +120,7 @@ class HttpServer:
 
     async def serve(self, sockets: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped."""
-        kind = StopSignals if self._worker is None else partial(WorkerStops, *self._worker)
+        kind = StopSignals if self._worker is None else partial(WorkerStops, self._worker)
         stops = kind(self._runtimes, self._stop)
         watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
         with stops.handle():
@@ -167,7 +161,7 @@ class HttpServer:
             return server.close
 
         if self._worker is not None:
-            self._worker.stand_in.begin(accept)
+            self._worker.takeover.begin(accept)
         host, port = self._address
         # A gateway doesn't know what its upstreams offer until it listens.
         self._told(facts(self._runtimes.definition, host=host, port=port))
@@ -191,8 +185,8 @@ class HttpServer:
         await listener.accept_backlog()
         listener.close()
         if self._worker is not None:
-            self._worker.stand_in.close()
-            self._worker.place.line.tell(Departure())
+            self._worker.takeover.close()
+            self._worker.line.tell(Departure())
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, drainer, until)
         drainer.abort_closed()
@@ -251,86 +245,6 @@ def _certificate(settings: Settings) -> Certificate | None:
     return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
 
 
-class SocketTakeover:
-    """Accepts connections for a dead worker until its replacement is ready.
-
-    The kernel keeps assigning a share of new connections to the socket of a dead worker, because the parent holds it
-    open. They would wait while a process starts. Every worker therefore has the sockets of all others, and the next
-    serving one accepts from them until the replacement does.
-    """
-
-    def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
-        """Create it; `begin` starts accepting.
-
-        Args:
-            me: Slot of this worker.
-            others: Sockets of each other slot.
-        """
-        # Configuration
-        self._me = me
-        self._others = others
-        self._accept: Accept | None = None
-        # State
-        self._wanted: frozenset[int] = frozenset()
-        self._serving: dict[int, list[Callable[[], None]]] = {}
-        """Slot -> function that stops accepting for it."""
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self, accept: Accept) -> None:
-        """Start taking over, because this worker serves from now on."""
-        self._accept = accept
-        self._go()
-
-    def end(self) -> None:
-        """Stop taking over. Connections accepted so far end with this worker's own sockets."""
-        self._accept = None
-
-    def close(self) -> None:
-        """Close the others' sockets. As long as any process holds them, the kernel assigns connections to them."""
-        self.end()
-        for listener in (each for listeners in self._others.values() for each in listeners):
-            listener.close()
-
-    def look(self, workers: Collection[WorkerState]) -> None:
-        """Update the state of all workers."""
-        self._wanted = frozenset(place for place in self._others if stands_in(place, workers) == self._me)
-        self._go()
-
-    def _go(self) -> None:
-        if (
-            self._accept is not None
-            and (self._task is None or self._task.done())
-            and self._wanted != frozenset(self._serving)
-        ):
-            self._task = asyncio.get_running_loop().create_task(self._settle())
-
-    async def _settle(self) -> None:
-        while (accept := self._accept) is not None and self._wanted != frozenset(self._serving):
-            for place in set(self._serving) - self._wanted:
-                for stop in self._serving.pop(place):
-                    stop()
-            for place in self._wanted - set(self._serving):
-                self._serving[place] = [await accept(each) for each in self._others[place]]
-                logger.info("Accepting connections for worker %d until it serves.", place)
-
-
-def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
-    """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
-    itself.
-    """
-    ready = sorted({each.worker for each in workers if each.state == READY})
-    if place in ready or not ready:
-        return None
-    return next((each for each in ready if each > place), ready[0])
-
-
-class Worker(NamedTuple):
-    """The role of a process among several workers."""
-
-    place: WorkerSlot
-    stand_in: SocketTakeover
-
-
 def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
     """Serve until stopped.
 
@@ -348,7 +262,6 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
             if hello.worker == 1:
                 logger.warning("%s", secrets.warning)
         listeners = [take_socket(each) for each in hello.listeners]
-        others = {number: [take_socket(each) for each in numbers] for number, numbers in hello.others.items()}
         settings, tell, has_started = definition.settings, place.line.tell, False
 
         def report_ready(found: Facts) -> None:
@@ -363,8 +276,7 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
             tell(Alive())
             loop.call_later(seconds, beat, loop, seconds)
 
-        worker = Worker(place, SocketTakeover(hello.worker, others))
-        server = HttpServer(application, hello.host, hello.port, told=report_ready, worker=worker)
+        server = HttpServer(application, hello.host, hello.port, told=report_ready, worker=place)
         try:
             server.run(listeners)
         except SystemExit as exc:
@@ -378,13 +290,10 @@ class WorkerStops(StopSignals):
 
     _numbers = (signal.SIGTERM,)
 
-    def __init__(
-        self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
-    ) -> None:
+    def __init__(self, place: WorkerSlot, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
         """Create it; `handle` installs the handlers."""
         super().__init__(runtimes, on_stop)
         self._place = place
-        self._stand_in = stand_in
 
     @override
     @contextlib.contextmanager
@@ -428,7 +337,7 @@ class WorkerStops(StopSignals):
             self._force()
         elif isinstance(message, WorkerStates):
             self._place.workers[:] = message.workers
-            self._stand_in.look(message.workers)
+            self._place.takeover.look(message.workers)
         elif isinstance(message, StartFailure):
             note_failure(message)
 
@@ -444,7 +353,7 @@ class WorkerStops(StopSignals):
             waits = waits_for(self._runtimes)
             if waits:
                 logger.info("Before this worker stops: %s", waits)
-            self._stand_in.end()
+            self._place.takeover.end()
             self._on_stop(times)
 
 
@@ -508,8 +417,8 @@ def serve_with_panel(
     Raises:
         CommandError: The address or the key for session ids can't be used.
     """
-    host, port, listeners = _bind_sockets(application, host, port, descriptor)
-    HttpServer(application, host, port, told=told).run(listeners)
+    server, listeners = _bind(application, host, port, descriptor, told)
+    server.run(listeners)
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -520,14 +429,14 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     """
     if not logging.getLogger().handlers:
         set_up_logs(application.runtimes.definition.settings)
-    host, port, listeners = _bind_sockets(application, host, port, None)
-    await HttpServer(application, host, port).run_here(listeners)
+    server, listeners = _bind(application, host, port, None, show)
+    await server.run_here(listeners)
 
 
-def _bind_sockets(
-    application: ServerApplication, host: str, port: int, descriptor: int | None
-) -> tuple[str, int, list[socket.socket]]:
-    """Return the actual address, and its sockets, which are bound but don't listen yet."""
+def _bind(
+    application: ServerApplication, host: str, port: int, descriptor: int | None, told: Callable[[Facts], None]
+) -> tuple[HttpServer, list[socket.socket]]:
+    """Return the server of an address, and its sockets, which are bound but don't listen yet."""
     definition = application.runtimes.definition
     check_key(definition.settings)
     passed = passed_sockets(descriptor)
@@ -536,8 +445,8 @@ def _bind_sockets(
     host, port = name[0] if passed else host, name[1]
     try:
         check_public(definition, host)
+        return HttpServer(application, host, port, told=told), listeners
     except CommandError:
         for each in listeners:
             each.close()
         raise
-    return host, port, listeners

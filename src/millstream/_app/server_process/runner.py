@@ -31,27 +31,23 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
 
     In other threads than the main one, wait like `asyncio.run`, because the process belongs to the caller.
     """
-    deadline: threading.Timer | None = None
-    status = 0
+    status = 1
+    deadline = threading.Timer(LAST_SECONDS, lambda: _exit(loop, status))
+    deadline.daemon = True
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             loop = runner.get_loop()
             try:
                 runner.run(main)
+                status = 0
             except SystemExit as exc:
                 status = exc.code if isinstance(exc.code, int) else 1
                 raise
-            except BaseException:
-                status = 1
-                raise
             finally:
                 if threading.current_thread() is threading.main_thread():
-                    deadline = threading.Timer(LAST_SECONDS, _exit, (loop, status))
-                    deadline.daemon = True
                     deadline.start()
     finally:
-        if deadline is not None:
-            deadline.cancel()
+        deadline.cancel()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,9 +30,14 @@ from millstream._app.server_process.listen_sockets import listen
 from millstream._override import override
 from millstream._stores.workers import use_parent
 
+logger = logging.getLogger("millstream")
+
 CHUNK = 64 * 1024
 BEATS = 4
 """Heartbeats of a worker per watchdog timeout."""
+
+
+STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 
 
 class WorkerMessage(Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -155,6 +160,83 @@ class MessageChannel(Generic[Heard]):
             return None
 
 
+Accept = Callable[[socket.socket], Awaitable[Callable[[], None]]]
+"""Accepts from one more socket; returns a function that stops it."""
+
+
+class SocketTakeover:
+    """Accepts connections for a dead worker until its replacement is ready.
+
+    The kernel keeps assigning a share of new connections to the socket of a dead worker, because the parent holds it
+    open. They would wait while a process starts. Every worker therefore has the sockets of all others, and the next
+    serving one accepts from them until the replacement does.
+    """
+
+    def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
+        """Create it; `begin` starts accepting.
+
+        Args:
+            me: Slot of this worker.
+            others: Sockets of each other slot.
+        """
+        # Configuration
+        self._me = me
+        self._others = others
+        self._accept: Accept | None = None
+        # State
+        self._wanted: frozenset[int] = frozenset()
+        self._serving: dict[int, list[Callable[[], None]]] = {}
+        """Slot -> function that stops accepting for it."""
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, accept: Accept) -> None:
+        """Start taking over, because this worker serves from now on."""
+        self._accept = accept
+        self._go()
+
+    def end(self) -> None:
+        """Stop taking over. Connections accepted so far end with this worker's own sockets."""
+        self._accept = None
+
+    def close(self) -> None:
+        """Close the others' sockets. As long as any process holds them, the kernel assigns connections to them."""
+        self.end()
+        for listener in (each for listeners in self._others.values() for each in listeners):
+            listener.close()
+
+    def look(self, workers: Collection[WorkerState]) -> None:
+        """Update the state of all workers."""
+        self._wanted = frozenset(place for place in self._others if stands_in(place, workers) == self._me)
+        self._go()
+
+    def _go(self) -> None:
+        if (
+            self._accept is not None
+            and (self._task is None or self._task.done())
+            and self._wanted != frozenset(self._serving)
+        ):
+            self._task = asyncio.get_running_loop().create_task(self._settle())
+
+    async def _settle(self) -> None:
+        while (accept := self._accept) is not None and self._wanted != frozenset(self._serving):
+            for place in set(self._serving) - self._wanted:
+                for stop in self._serving.pop(place):
+                    stop()
+            for place in self._wanted - set(self._serving):
+                self._serving[place] = [await accept(each) for each in self._others[place]]
+                logger.info("Accepting connections for worker %d until it serves.", place)
+
+
+def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
+    """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
+    itself.
+    """
+    ready = sorted({each.worker for each in workers if each.state == READY})
+    if place in ready or not ready:
+        return None
+    return next((each for each in ready if each > place), ready[0])
+
+
 VARIABLE = "_MILLSTREAM_WORKER"
 """Not a setting, hence the underscore."""
 
@@ -175,6 +257,8 @@ class WorkerSlot:
         self.die_with_parent(True)
         self.workers: list[WorkerState] = []
         """State of all workers."""
+        others = {number: [take_socket(each) for each in sockets] for number, sockets in self.hello.others.items()}
+        self.takeover = SocketTakeover(self.hello.worker, others)
 
     def die_with_parent(self, on: bool) -> None:
         """Have the kernel end this process when the parent closes the connection or sends a message, because a program
@@ -264,8 +348,6 @@ def take_socket(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-logger = logging.getLogger("millstream")
-
 SPREADS = sys.platform == "linux"
 """Whether the kernel spreads connections over several sockets of one port."""
 
@@ -353,7 +435,6 @@ def own_command() -> list[str]:
     return [sys.executable, *arguments]
 
 
-STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 PATIENCE = 30.0
 """Seconds for a process that hasn't said how long it may take to exit."""
 

@@ -44,7 +44,6 @@ from millstream.agent import (
     AgentError,
     Configuration,
     ConfigurationError,
-    LanguageModel,
     Limits,
     ModelAuthError,
     ModelUnreachable,
@@ -108,7 +107,8 @@ def chat(  # noqa: PLR0913  the options of the command
         revision=options.revision or None,
     )
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
-    screen = JsonScreen() if json else TerminalScreen() if terminal else PlainScreen()
+    usual = JsonScreen() if json else TerminalScreen() if terminal else PlainScreen()
+    screen: Screen = Steps(usual) if debug else usual
     try:
         if not question and not sys.stdin.isatty():
             raise ConfigurationError(
@@ -121,10 +121,31 @@ def chat(  # noqa: PLR0913  the options of the command
         if len(places) > 1 or remote:  # what one of them returns could reach another
             places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
         chosen = configuration.model(model, api_url)
-        steps = Steps(screen) if debug else None
+        if isinstance(screen, Steps):
+            screen.tell_all(steps_of_configuration(chosen, places))
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
-        agent = partial(Agent, chosen, places, system=system, limits=limits)
-        _talk(agent, chosen, places, question, steps or screen, steps, yes=yes)
+        attended = sys.stdin.isatty() and sys.stderr.isatty()
+        prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
+
+        def make() -> Agent:
+            elicit = conversation.in_main(prompts.fill_in) if attended else None
+            approve = conversation.in_main(prompts.approve)
+            return Agent(chosen, places, system=system, limits=limits, approve=approve, elicit=elicit)
+
+        with ChatSession(screen) as conversation:
+            agent, tools = conversation.open(make)
+            if isinstance(screen, Steps):
+                screen.tell_all(steps_of_connection(agent, places, tools))
+            if question:
+                conversation.answer(question)
+                return
+            with suppress(ImportError):  # for arrow keys and history
+                import_module("readline")
+            names = ", ".join(server.name for server in agent.servers)
+            count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
+            screen.note(f"{chosen.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
+            screen.note(f"Your messages are sent to {chosen.url}.")
+            conversation.converse(_read_line, _print)
     except (ClientError, AgentError) as exc:
         text = " ".join(explain(exc)) if isinstance(exc, ClientError) else str(exc)
         screen.fail(one_line(text))
@@ -137,44 +158,6 @@ def chat(  # noqa: PLR0913  the options of the command
 
 def _trust_none(tool: str) -> bool:
     return False
-
-
-def _talk(
-    new_agent: Callable[..., Agent],
-    model: LanguageModel,
-    places: Sequence[ServerConfig],
-    question: str,
-    screen: Screen,
-    steps: Steps | None,
-    /,
-    *,
-    yes: bool,
-) -> None:
-    """Connect, and answer one question or have a conversation."""
-    attended = sys.stdin.isatty() and sys.stderr.isatty()
-    prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
-
-    def make() -> Agent:
-        elicit = conversation.in_main(prompts.fill_in) if attended else None
-        approve = conversation.in_main(prompts.approve)
-        return new_agent(approve=approve, elicit=elicit)
-
-    if steps is not None:
-        steps.tell_all(steps_of_configuration(model, places))
-    with ChatSession(screen) as conversation:
-        agent, tools = conversation.open(make)
-        if steps is not None:
-            steps.tell_all(steps_of_connection(agent, places, tools))
-        if question:
-            conversation.answer(question)
-            return
-        with suppress(ImportError):  # for arrow keys and history
-            import_module("readline")
-        names = ", ".join(server.name for server in agent.servers)
-        count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
-        screen.note(f"{model.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
-        screen.note(f"Your messages are sent to {model.url}.")
-        conversation.converse(_read_line, _print)
 
 
 def _places(

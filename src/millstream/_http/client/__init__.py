@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from millstream._http.message import PIECE
+from millstream._http.message import PIECE, CompactEvent
 from millstream._protocol.principal import Share
 
 
@@ -178,7 +178,7 @@ class BodySource(Protocol):
 class Body:
     """The body of a reply, as a stream of bytes for one task."""
 
-    __slots__ = ("_buffer", "_ended", "_error", "_owner", "_source", "_waiter", "inflow")
+    __slots__ = ("_buffer", "_ended", "_error", "_news", "_owner", "_source", "inflow")
 
     def __init__(self, source: BodySource, inflow: Inflow, owner: str = "") -> None:
         self._owner = owner
@@ -186,7 +186,7 @@ class Body:
         self.inflow: Inflow = inflow
         """What the server sends, over all streams."""
         self._buffer = bytearray()
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = CompactEvent()
         self._ended = False
         self._error: Exception | None = None
 
@@ -202,11 +202,7 @@ class Body:
                 raise self._error
             if self._ended:
                 return b""
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._news.wait_changed()
         was_full = len(buffer) > _HIGH_WATER
         data = bytes(buffer[:PIECE])
         del buffer[:PIECE]
@@ -225,7 +221,7 @@ class Body:
         if not self._ended:
             self._ended = True
             self._source.release()
-            self._wake()
+            self._news.notify()
 
     # Called by the connection
 
@@ -234,14 +230,10 @@ class Body:
         self._buffer += data
         if len(self._buffer) > _HIGH_WATER:
             self._source.pause()
-        self._wake()
+        self._news.notify()
 
     def end(self, error: Exception | None = None) -> None:
         """Mark the end of the body, or its failure with `error`."""
         self._ended = True
         self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._news.notify()

@@ -71,7 +71,7 @@ class HttpConnection(asyncio.Protocol):
     reply_count = 0
     """Number of replies received."""
     free_since = 0.0
-    _transport: asyncio.Transport | None = None
+    _transport: asyncio.Transport
     # Reply
     _waiter: asyncio.Future[HttpReply] | None = None
     _owner = ""
@@ -112,7 +112,6 @@ class HttpConnection(asyncio.Protocol):
 
     def send(self, data: bytes, owner: str) -> asyncio.Future[HttpReply]:
         """Write a caller's request. Return a future for its reply."""
-        assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
         self._owner = owner
@@ -129,25 +128,22 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close immediately, even during a request."""
         self._end(None)
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     # For the body
 
     def pause(self) -> None:
         """Pause reading."""
-        if self._transport is not None and not self._transport.is_closing():
+        if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Resume reading."""
-        if self._transport is not None and not self._transport.is_closing():
+        if not self._transport.is_closing():
             self._transport.resume_reading()
 
     def release(self) -> None:
         """Discard the rest of the body. If it ends soon, the connection is reused."""
-        if self.closed:
-            return
         self._discards = True
         self._size = 0
         self.resume()
@@ -259,7 +255,11 @@ class HttpConnection(asyncio.Protocol):
 
     # Ends
 
-    def _drop_body(self) -> None:
+    def _clear(self) -> None:
+        """Stop the timer, and drop what has arrived of the body."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._body = b""
         if self._counted_bytes:
             self._counted_bytes = self._inflow.count(self._counted_bytes, 0, self._owner)
@@ -272,35 +272,29 @@ class HttpConnection(asyncio.Protocol):
     def _complete(self, *, reusable: bool) -> None:
         reply, self._reply = self._reply, None
         assert reply is not None  # noqa: S101  both callers look
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        body = bytes(self._body)
+        self._clear()
         self._discards = False
         self.reply_count += 1
         if reply.stream is not None:
             reply.stream.end()
         else:
-            reply.body = bytes(self._body)
-            self._drop_body()
+            reply.body = body
             self._deliver(reply)
         if not reusable and not self.closed:
             self.closed = True
-            if self._transport is not None:
-                self._transport.close()
+            self._transport.close()
         self.free_since = time.monotonic()
         self._on_end(self)
 
     def _end(self, error: ClientError | None) -> None:
         """Wake all waiters, because nothing more will arrive."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         waiter, self._waiter = self._waiter, None
         reply, self._reply = self._reply, None
         was_closed, self.closed = self.closed, True
-        self._drop_body()
+        self._clear()
         if waiter is not None and not waiter.done():
-            plain = self._transport is not None and self._transport.get_extra_info("sslcontext") is None
+            plain = self._transport.get_extra_info("sslcontext") is None
             remedy = "If it serves https, write https:// in the URL." if plain and not self.reply_count else ""
             text = "The server closed the connection before it responded."
             waiter.set_exception(error or ConnectionLost(text, remedy=remedy))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Lock
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
@@ -122,30 +122,24 @@ def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
     """
 
     async def connect(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
-        address, port = await _resolve(url.host, url.port, is_allowed, owner)
-        name = url.host if tls is not None else None
-        loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(make, address, port, ssl=tls, server_hostname=name)
+        host, loop = url.host, asyncio.get_running_loop()
+        found = await (
+            _look_up(host, url.port, owner)
+            if is_allowed is is_public
+            else loop.getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
+        )
+        addresses = [str(each[4][0]) for each in found]
+        is_local = is_this_machine(host)
+        checks = (
+            ip_address(each.partition("%")[0]).is_loopback if is_local else is_allowed(each) for each in addresses
+        )
+        if (is_local and is_allowed is is_public) or not all(checks):
+            raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
+        name = host if tls is not None else None
+        _, protocol = await loop.create_connection(make, addresses[0], url.port, ssl=tls, server_hostname=name)
         return protocol
 
     return connect
-
-
-async def _resolve(host: str, port: int, is_allowed: AddressCheck, owner: str) -> tuple[str, int]:
-    loop = asyncio.get_running_loop()
-    found = await (
-        _look_up(host, port, owner)
-        if is_allowed is is_public
-        else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    )
-    addresses = [cast("tuple[Any, ...]", each[4]) for each in found]
-    is_local = is_this_machine(host)
-    for each in addresses:
-        if not (ip_address(str(each[0]).partition("%")[0]).is_loopback if is_local else is_allowed(str(each[0]))):
-            raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
-    if is_local and is_allowed is is_public:
-        raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
-    return str(addresses[0][0]), int(addresses[0][1])
 
 
 async def _look_up(host: str, port: int, owner: str) -> list[Any]:
@@ -438,10 +432,6 @@ async def fetch(
         OutboundError: The request failed, or the status isn't 200.
     """
     host = check_url(url).hostname
-    try:
-        target = parse(url)
-    except TargetError:
-        raise OutboundError("The URL is malformed.") from None
     head = {"accept": "application/json", "user-agent": "millstream", **(headers or {})}
     if form is not None:
         head["content-type"] = "application/x-www-form-urlencoded"
@@ -449,7 +439,7 @@ async def fetch(
         raise OutboundError("A header contains a line break or a character that isn't allowed.")
     try:
         reply = await request(
-            "GET" if form is None else "POST", target, head, form or b"", dial=guard_dial(is_allowed, "documents"),
+            "GET" if form is None else "POST", parse(url), head, form or b"", dial=guard_dial(is_allowed, "documents"),
             max_body=max_bytes, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
@@ -467,6 +457,8 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
     match exc:
         case AddressRefused():
             return str(exc)
+        case TargetError():
+            return "The URL is malformed."
         case TimeoutError():
             return f"{host} didn't respond within {seconds:g} seconds."
         case ConnectionLost():

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import unquote, urljoin, urlsplit
 
 from msgspec import Struct
@@ -61,8 +62,6 @@ class Url(Struct, frozen=True):
         """
         try:
             return parse(urljoin(str(self), reference))
-        except TargetError:
-            raise
         except ValueError as exc:
             raise TargetError(f"{reference} is not a URL: {exc}.") from exc
 
@@ -84,8 +83,8 @@ def parse(text: str) -> Url:
             port = parts.port
         except ValueError:
             raise TargetError(f"{text} is not a URL: its port isn't a number from 0 to 65535.") from None
-        host = (parts.hostname or "").encode("idna").decode() if parts.hostname else ""
-    except (ValueError, UnicodeError) as exc:
+        host = (parts.hostname or "").encode("idna").decode()
+    except ValueError as exc:
         raise TargetError(f"{text} is not a URL: {exc}.") from exc
     if parts.scheme not in _PORTS or not host:
         raise TargetError(f"{text} is not a URL of a server. Use a URL such as https://example.com/mcp.")
@@ -139,20 +138,21 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     name, value = _variable(variables, f"{scheme}_proxy")
     if not value:
         name, value = _variable(variables, "all_proxy")
-    if not value or _is_local(url.host) or _is_excluded(url, _variable(variables, "no_proxy")[1]):
+    is_local = url.host in ("localhost", "::1") or url.host.endswith(".localhost") or url.host.startswith("127.")
+    if not value or is_local or _is_excluded(url, _variable(variables, "no_proxy")[1]):
         return None
-    parts = urlsplit(value if "://" in value else f"http://{value}")
     try:
-        port = parts.port or 80
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port or 80
+        if parts.scheme != "http" or not host:
+            raise ValueError
     except ValueError:
-        port = 0
-    if parts.scheme != "http" or not parts.hostname or not port:
         raise TargetError(
             f"{name} isn't the URL of a supported proxy. Set it to a URL such as http://proxy.example.com:3128."
-        )
+        ) from None
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     credentials = f"Basic {base64.b64encode(user.encode()).decode()}" if parts.username else ""
-    return Proxy(parts.hostname, port, credentials, parts.geturl())
+    return Proxy(host, port, credentials, parts.geturl())
 
 
 def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
@@ -164,10 +164,6 @@ def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
         return name, variables[name].strip()
     upper = name.upper()
     return upper, "" if upper == "HTTP_PROXY" and "REQUEST_METHOD" in variables else variables.get(upper, "").strip()
-
-
-def _is_local(host: str) -> bool:
-    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
 
 
 def _is_excluded(url: Url, exceptions: str) -> bool:
@@ -184,40 +180,26 @@ def _is_excluded(url: Url, exceptions: str) -> bool:
     return False
 
 
-class _ConnectRequest(asyncio.Protocol):
-    """A protocol that reads the head of a proxy's reply to CONNECT."""
-
-    def __init__(self) -> None:
-        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._data = b""
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        """Add received bytes. No data follows the proxy's reply, because the server doesn't send first."""
-        self._data += data
-        if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
-            self.head.set_result(self._data)
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.head.done():
-            self.head.set_result(b"")
-
-
 async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
     """Return a connection to the server of a URL, through a proxy.
 
     Raises:
         ConnectFailed: The proxy is unreachable or refused to connect.
     """
+    reader = asyncio.StreamReader(limit=_MAX_HEAD)
     try:
-        transport, asking = await asyncio.get_running_loop().create_connection(_ConnectRequest, proxy.host, proxy.port)
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: asyncio.StreamReaderProtocol(reader), proxy.host, proxy.port
+        )
     except OSError as exc:
         raise no_proxy(proxy, exc) from exc
     place = f"{_bracket(url.host)}:{url.port}"
     transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
     try:
-        head = await asking.head
+        # No data follows the proxy's reply, because the server doesn't send first.
+        head = b""
+        with suppress(EOFError, OSError, asyncio.LimitOverrunError):
+            head = await reader.readuntil(b"\r\n\r\n")
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         if len(words) < 2 or not words[0].startswith("HTTP/1."):
             raise ConnectFailed(f"The proxy {proxy} didn't respond to the request to connect to {place}.")

@@ -127,7 +127,7 @@ class Endpoints(Struct, eq=False):
     max_message: int = 4 * 1024 * 1024
     """Maximum bytes of a WebSocket message."""
     heartbeat: float = 15.0
-    """Seconds between two WebSocket pings."""
+    """Seconds from a WebSocket's pong, or its handshake, to the next ping."""
     root_path: str = ""
     """The path prefix that a proxy has removed."""
     header_lines: HeaderLineCache | None = None

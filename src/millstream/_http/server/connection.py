@@ -385,7 +385,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         if sink is not None:
             if response is sink and not sink.closed:
                 self.left_open = True
-                sink.on_close(self._complete)
+                sink.on_close(partial(self._complete, protocol))
                 return
             sink.close()
         elif not self.disconnected:
@@ -426,11 +426,8 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         self.response_complete = True
         protocol.transport.abort()
 
-    def _complete(self) -> None:
+    def _complete(self, protocol: Carrier) -> None:
         """Continue the connection after the end of a stream that its handler left open."""
-        protocol = self.protocol
-        if protocol is None or self.response_complete:
-            return
         self.response_complete = True
         protocol.current = None
         protocol.connection.complete(self)
@@ -543,16 +540,6 @@ class ServerConnection:
     def busy(self) -> bool:
         """Whether a reply is pending, so the server doesn't wait for the client."""
         return self.replying == ANSWERING or bool(self.queue)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no reply is pending and no byte of a request has arrived."""
-        return self.reading <= IDLE and not self.busy
-
-    @property
-    def arriving(self) -> bool:
-        """Whether a request has begun to arrive and no reply is pending."""
-        return HEAD <= self.reading < DONE and not self.busy
 
     # Events
 
@@ -891,7 +878,9 @@ class ServerConnection:
             return BAD_TARGET
         size = int(fields.get(b"content-length", 0))
         has_body = bool(size) or b"transfer-encoding" in fields
-        if self.over_cap is not None and (has_body or not _is_probe(method, target)):
+        if self.over_cap is not None and (
+            has_body or target.partition(b"?")[0] not in _PROBES or method not in (b"GET", b"HEAD")
+        ):
             return self.over_cap
         if fields.get(b"host") not in self._table.policy.good or len(fields) != len(headers):
             hosts = [value for name, value in headers if name == b"host"]
@@ -911,10 +900,6 @@ class ServerConnection:
 
 def _write_head(first: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"%b\r\n%b\r\n" % (first, b"".join(b"%b: %b\r\n" % header for header in headers))
-
-
-def _is_probe(method: bytes, target: bytes) -> bool:
-    return target.partition(b"?")[0] in _PROBES and method in (b"GET", b"HEAD")
 
 
 def _split_target(target: bytes) -> tuple[str, bytes] | None:

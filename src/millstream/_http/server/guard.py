@@ -51,16 +51,16 @@ _MAX_LINGERING = 256
 """Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
-def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
-    """Return the address and port of the client, or `None` on a Unix socket or if it has reset the connection.
+def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
+    """Return the address and port of the client. They're empty on a Unix socket, or if it has reset the connection.
 
     The event loop knows them since it accepted the connection, without a system call.
     """
     try:
         name: Any = transport.get_extra_info("peername")
     except OSError:
-        return None
-    return None if isinstance(name, str | bytes | None) else (str(name[0]), int(name[1]))
+        name = None
+    return ("", 0) if isinstance(name, str | bytes | None) else (str(name[0]), int(name[1]))
 
 
 class ConnectionWriter(Protocol):

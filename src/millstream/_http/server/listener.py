@@ -15,6 +15,8 @@ from millstream._http.server import Endpoints
 from millstream._http.server.connection import (
     DONE,
     EXPECTED,
+    HEAD,
+    IDLE,
     TOO_MANY_CONNECTIONS,
     Continue,
     Event,
@@ -66,8 +68,7 @@ class HttpProtocol(asyncio.Protocol):
         """Count the connection, and refuse it if there are too many."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self.state.connections.add(self)
-        client = peer_of(self.transport)
-        self.peer = "" if client is None else client[0]
+        self.peer = peer_of(self.transport)[0]
         scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         proxies = self._proxies if self._proxies is not None and self._proxies.trusts(self.peer) else None
         self.connection = ServerConnection(self._table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
@@ -233,12 +234,12 @@ class HttpProtocol(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether no reply is pending and no byte of a request has arrived."""
-        return self.connection.idle
+        return self.connection.reading <= IDLE and not self.connection.busy
 
     @property
     def arriving(self) -> bool:
         """Whether a request has begun to arrive and no reply is pending."""
-        return self.connection.arriving
+        return HEAD <= self.connection.reading < DONE and not self.connection.busy
 
     @property
     def answering(self) -> bool:
@@ -361,8 +362,11 @@ class ConnectionDrainer(Struct, eq=False):
         """Close connections that have been idle for `linger` seconds. Return whether to check again."""
         self.announce()  # Include connections accepted since the last check.
         now, waiting = self._clock(), False
-        since = {each: self._idle_since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
-        self._idle_since = since
+        since = self._idle_since = {
+            each: self._idle_since.get(each, now)
+            for each in self._state.connections
+            if not each.transport.is_closing() and (each.idle or each.arriving)
+        }
         over = [each for each, start in since.items() if now - start >= linger]
         sockets = {each: each.transport.get_extra_info("socket") for each in over if each.idle}
         unread = readable(sockets.values())
@@ -384,10 +388,6 @@ class ConnectionDrainer(Struct, eq=False):
     def is_answering(self) -> bool:
         """Return whether a reply is pending, including replies of pages and webhooks, which aren't calls."""
         return any(each.answering and not each.transport.is_closing() for each in self._state.connections)
-
-
-def _waits_for_client(connection: Any) -> bool:
-    return not connection.transport.is_closing() and (connection.idle or connection.arriving)
 
 
 def readable(sockets: Iterable[Any]) -> set[int]:

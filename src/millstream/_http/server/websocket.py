@@ -15,11 +15,10 @@ The server never negotiates compression, so messages can't inflate. The protocol
 
 import asyncio
 import logging
-import struct
 from collections.abc import MutableMapping
 from http import HTTPStatus
 from math import inf
-from secrets import randbits
+from secrets import token_bytes
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -64,8 +63,8 @@ class WebSocketProtocol(asyncio.Protocol):
     __slots__ = (
         "__weakref__", "_ahead", "_answer", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
         "_denial", "_disconnected", "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
-        "_loop", "_messages", "_ping_sent", "_ping_timer", "_pongs", "_proxies", "_read_paused",
-        "_rtt", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
+        "_loop", "_messages", "_ping", "_ping_timer", "_pongs", "_proxies", "_read_paused",
+        "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
         "owner", "peer", "room", "transport",
     )  # fmt: skip
 
@@ -112,7 +111,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._frame_bytes = 0
         """Bytes of an incomplete frame."""
         self._fragments: list[bytes] = []
-        self._fragment_bytes: int | None = None
+        self._fragment_bytes = 0
         """Bytes of the fragments of an unfinished message."""
         self._is_text = False
         self._counted = 0
@@ -128,8 +127,8 @@ class WebSocketProtocol(asyncio.Protocol):
         # Pings
         self._ping_timer: asyncio.TimerHandle | None = None
         """Timer for the next ping, or for the pong to the last one."""
-        self._ping_sent = (b"", 0.0)
-        self._rtt = 0.0
+        self._ping = b""
+        """Payload of the last ping, until its pong."""
         self._unread = 0
         """Bytes before the ping when the client last read."""
 
@@ -140,8 +139,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Take over the socket of an HTTP connection."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self._state.connections.add(self)
-        client = peer_of(self.transport)
-        self.peer = "" if client is None else client[0]
+        self.peer = peer_of(self.transport)[0]
         self.owner = peer_network(self.peer)
 
     @override
@@ -149,7 +147,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Notify the application, and drop received data."""
         self._end_messages()
         self._stop_pings()
-        self._messages.put_nowait({"type": "websocket.disconnect", "code": 1005 if self._is_open else 1006})
+        self._queue_disconnect(1005 if self._is_open else 1006)
         self._state.connections.discard(self)
         self._guard.forget_unsent(self)
         self._guard.leave_share(self)
@@ -203,7 +201,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._pause_reading()
         else:
             frames = self._parse(data)
-            if self._frame_bytes or self._fragment_bytes is not None or self._deadline is not None:
+            if self._frame_bytes or self._fragments or self._deadline is not None:
                 self._count_unfinished(frames)
 
     def open(self, handshake: bytes) -> None:
@@ -243,7 +241,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "http_version": "1.1",
             "scheme": scheme,
             "server": (server[0], server[1]) if isinstance(server, tuple) else None,
-            "client": client,
+            "client": client if client[0] else None,
             "root_path": root,
             "path": root + unquote(path),
             "raw_path": (root + path).encode("ascii"),
@@ -341,12 +339,12 @@ class WebSocketProtocol(asyncio.Protocol):
         if frame.fin:
             self._deliver()
         else:
-            self._fragment_bytes = (self._fragment_bytes or 0) + len(frame.data)
+            self._fragment_bytes += len(frame.data)
 
     def _deliver(self) -> None:
         """Pass a complete message to the application. Invalid UTF-8 ends the connection (RFC 6455 §8.1)."""
         self._clear_deadline()
-        fragments, self._fragments, self._fragment_bytes = self._fragments, [], None
+        fragments, self._fragments, self._fragment_bytes = self._fragments, [], 0
         data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
         if self._is_text:
             try:
@@ -359,11 +357,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._pause_reading()
 
     def _handle_pong(self, frame: Frame) -> None:
-        payload, sent = self._ping_sent
-        if not payload or bytes(frame.data) != payload:
+        if not self._ping or bytes(frame.data) != self._ping:
             return
-        self._rtt = self._loop.time() - sent
-        self._ping_sent = (b"", 0.0)
+        self._ping = b""
         if self._ping_timer is not None:
             self._ping_timer.cancel()
             self._schedule_ping()
@@ -378,7 +374,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self.transport.close()
         elif not self.transport.is_closing():
             close = Close.parse(bytes(frame.data))
-            self._messages.put_nowait({"type": "websocket.disconnect", "code": int(close.code), "reason": close.reason})
+            self._queue_disconnect(close.code, close.reason)
             self._flush()
             self.transport.close()
         self._watch_unread()
@@ -387,13 +383,13 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _count_unfinished(self, frames: int) -> None:
         """Count the received part of a message or frame in the budget of all connections."""
-        if frames and self._fragment_bytes is None:
+        if frames and not self._fragments:
             self._clear_deadline()
-        if self.transport.is_closing() or (self._fragment_bytes is None and not self._frame_bytes):
+        if self.transport.is_closing() or not (self._fragments or self._frame_bytes):
             self._clear_deadline()
             return
         # Exclude frame heads. Otherwise the largest message would not fit into a budget of its size.
-        size = (self._fragment_bytes or 0) + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD)
+        size = self._fragment_bytes + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD)
         if self._deadline is None:
             self._set_deadline()
         more = size - self._counted
@@ -432,7 +428,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Stop accepting messages, because the closing handshake has begun or the connection is lost."""
         self._clear_deadline()
         self._fragments = []
-        self._fragment_bytes = None
+        self._fragment_bytes = 0
         if self.outbox is not None:
             self.outbox.connection_lost()
 
@@ -449,8 +445,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self.transport.close()
         self._watch_unread()
 
-    def _queue_disconnect(self, code: CloseCode) -> None:
-        self._messages.put_nowait({"type": "websocket.disconnect", "code": int(code)})
+    def _queue_disconnect(self, code: int, reason: str = "") -> None:
+        self._messages.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": reason})
 
     # Writing
 
@@ -509,15 +505,14 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _schedule_ping(self) -> None:
         if self._table.heartbeat > 0:
-            self._ping_timer = self._loop.call_later(max(0.0, self._table.heartbeat - self._rtt), self._send_ping)
+            self._ping_timer = self._loop.call_later(self._table.heartbeat, self._send_ping)
 
     def _send_ping(self) -> None:
         self._ping_timer = None
         if self._closed or self.transport.is_closing() or self._conn.state is not State.OPEN:
             return
-        payload = struct.pack("!I", randbits(32))
-        self._ping_sent = (payload, self._loop.time())
-        self._conn.send_ping(payload)
+        self._ping = token_bytes(4)
+        self._conn.send_ping(self._ping)
         self._flush()
         self._unread = self.transport.get_write_buffer_size()
         self._ping_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
@@ -653,7 +648,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _close(self, code: int, reason: str) -> None:
         if not self.transport.is_closing():
-            self._messages.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+            self._queue_disconnect(code, reason)
             self._conn.send_close(code, reason)
             self._flush()
             self._closed = True

@@ -68,7 +68,12 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
         self._coroutine.close()
         raise TypeError(self._message)
 
-    __bool__ = __str__ = __format__ = __getitem__ = __iter__ = __eq__ = _refuse
+    def __bool__(self) -> bool:
+        if sys._getframe(1).f_globals["__name__"] != "asyncio.base_tasks":  # which shows tasks, since Python 3.12
+            self._refuse()
+        return True
+
+    __str__ = __format__ = __getitem__ = __iter__ = __eq__ = _refuse
     __hash__ = object.__hash__
 
     def __getattr__(self, name: str) -> Any:

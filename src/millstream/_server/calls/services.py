@@ -7,7 +7,7 @@ to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, a
 """
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from math import inf
 from secrets import token_bytes
 from typing import Any, Protocol
@@ -76,6 +76,24 @@ def affected_uris(change: ServerChange, watched: Collection[str]) -> Collection[
     if change is ANY_UPDATE:
         return sorted(watched)
     return (change.uri,) if change.kind == "updated" and change.uri in watched else ()
+
+
+def session_messages(
+    change: ServerChange, message: bytes, client: ClientInfo, subscribed: Collection[str]
+) -> Iterator[bytes]:
+    """Yield the notifications that a session gets about a change.
+
+    Args:
+        change: The change.
+        message: Its encoded notification.
+        client: The client of the session.
+        subscribed: The resources that it has subscribed to.
+    """
+    if change.kind == "updated":
+        for uri in affected_uris(change, subscribed):
+            yield message if uri == change.uri else encode_change(ServerChange("updated", uri))
+    elif not isinstance(change, Broadcast) or change.reaches(client):
+        yield message
 
 
 Watcher = Callable[[ServerChange, bytes], None]

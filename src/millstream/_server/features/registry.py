@@ -115,7 +115,9 @@ class Registry:
         # Caches
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
-        self._pages: Recent[tuple[str, str, str, frozenset[str] | None, frozenset[str]], bytes] = Recent(_MAX_PAGES)
+        self._pages: Recent[tuple[str, str, str | None, frozenset[str] | None, frozenset[str]], bytes] = Recent(
+            _MAX_PAGES
+        )
         """(kind, revision, cursor, relevant scopes of the caller, items hidden from the caller) -> members of the
         result.
         """
@@ -410,9 +412,9 @@ class Registry:
             ProtocolError: INVALID_PARAMS, for an unknown cursor.
         """
         seen = None if granted is None else self.distinct(kind, granted)
-        key = (kind, revision.date, cursor if cursor is not None else "", seen, hidden)
+        key = (kind, revision.date, cursor, seen, hidden)
         made = self._pages.get(key)
-        if made is None or cursor == "":
+        if made is None:
             private = self.private or kind in self.conditional or bool(self._scopes.get(kind))
             items = self.visible(kind, seen, hidden)
             if self.select_listed is not None:
@@ -429,8 +431,7 @@ class Registry:
                 ttl_ms, private = self.cache_hint(kind, self._list_ttl_ms, private=private)
                 result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
             made = encode(result)[1:-1]
-            if cursor != "":
-                self._pages.keep(key, made)
+            self._pages.keep(key, made)
         return made
 
     def distinct(self, kind: str, granted: frozenset[str] | None) -> frozenset[str] | None:

@@ -123,7 +123,7 @@ class _Resolution:
         if planned.how == "manager":
             return await self._enter(planned, arguments)
         if planned.threaded:
-            return await self._call.services.threads.run(_call, planned.make, arguments, owner=self._call.owner)
+            return await self._call.services.threads.run(partial(planned.make, **arguments), owner=self._call.owner)
         return planned.make(**arguments)
 
     async def _enter(self, planned: PlannedDependency, arguments: Mapping[str, Any]) -> Any:
@@ -154,10 +154,6 @@ class _Resolution:
 
 def _exc_info(exc: BaseException | None) -> tuple[Any, Any, Any]:
     return (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
-
-
-def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    return function(**arguments)
 
 
 @lru_cache(maxsize=1024)

@@ -251,7 +251,16 @@ def plan_dependency(
     threaded = dependency.thread and how in ("value", "manager")
     signature, hints = inspect.signature(function), hints_of(function)
     context, kind = context_in(signature, hints, contexts, name)
-    _check_context(name, kind, contexts, threaded=threaded)
+    plain, blocking = contexts
+    if kind is blocking and not threaded:
+        raise TypeError(
+            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext. Annotate ctx: Context."
+        )
+    if kind is plain and threaded:
+        raise TypeError(
+            f"{name}: a `def` dependency runs in a worker thread and can't await. Annotate ctx: SyncContext, "
+            "make it `async def`, or use Depends(…, thread=False) if it never blocks."
+        )
     filled = dependencies_in(signature, hints)
     for parameter in signature.parameters.values():
         optional = parameter.default is not parameter.empty or parameter.kind in (
@@ -286,16 +295,3 @@ def _nature(function: Callable[..., Any]) -> tuple[Callable[..., Any], How]:
     called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
     either = (function, called, inner)
     return function, "awaitable" if any(inspect.iscoroutinefunction(each) for each in either) else "value"
-
-
-def _check_context(name: str, kind: type | None, contexts: tuple[type, type], *, threaded: bool) -> None:
-    plain, blocking = contexts
-    if kind is blocking and not threaded:
-        raise TypeError(
-            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext. Annotate ctx: Context."
-        )
-    if kind is plain and threaded:
-        raise TypeError(
-            f"{name}: a `def` dependency runs in a worker thread and can't await. Annotate ctx: SyncContext, "
-            "make it `async def`, or use Depends(…, thread=False) if it never blocks."
-        )

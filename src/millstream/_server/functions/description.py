@@ -152,21 +152,18 @@ def check_options(
         if value is not None and not right(value):
             raise TypeError(f"{item}: {option} must be {what}, not {value!r}.")
     given = options.get("annotations")
-    if given is not None and annotations is not None:
-        _check_annotations(item, given, annotations)
-
-
-def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
+    if given is None or annotations is None:
+        return
     if isinstance(given, Struct):
-        if not isinstance(given, wanted):
-            raise TypeError(f"{item}: annotations must be {wanted.__name__} or a dict, not {given!r}.")
+        if not isinstance(given, annotations):
+            raise TypeError(f"{item}: annotations must be {annotations.__name__} or a dict, not {given!r}.")
         given = to_builtins(given)
-    names = [field.encode_name for field in msgspec.structs.fields(wanted)]
-    unknown = sorted(given.keys() - set(names))
+    members = [field.encode_name for field in msgspec.structs.fields(annotations)]
+    unknown = sorted(given.keys() - set(members))
     if unknown:
-        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {suggest(unknown[0], names)}")
+        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {suggest(unknown[0], members)}")
     try:
-        msgspec.convert(given, wanted)
+        msgspec.convert(given, annotations)
     except msgspec.ValidationError as error:
         raise TypeError(f"{item}: annotations: {error}.") from error
     changed = given.get("lastModified")

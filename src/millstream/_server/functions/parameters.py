@@ -167,18 +167,17 @@ def needs_pydantic(annotation: Any) -> bool:
         return False
     found = False
     for holder, item in parts_of(annotation):
-        if isinstance(item, Meta) and hasattr(holder, "__pydantic_fields__"):
-            _check_seen(holder, item)
+        if (
+            isinstance(item, Meta)
+            and hasattr(holder, "__pydantic_fields__")
+            and any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra"))
+        ):
+            raise RegistrationError(
+                f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}. "
+                f"Write pydantic.{constraint_text(item)} there"
+            )
         found = found or _is_pydantic(item)
     return found
-
-
-def _check_seen(holder: Any, item: Meta) -> None:
-    if any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra")):
-        raise RegistrationError(
-            f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}. "
-            f"Write pydantic.{constraint_text(item)} there"
-        )
 
 
 def _is_pydantic(item: Any) -> bool:
@@ -276,7 +275,10 @@ def parameter_of(
     """
     where = f"{name}: parameter {parameter.name!r}"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        raise TypeError(f"{where} takes any number of arguments: {_named_how(parameter)}.")
+        how = "name each one, so clients know what to send"
+        if parameter.name in ("args", "kwargs", "kw"):
+            how += ". If a decorator made this function, use @functools.wraps(function) in the decorator"
+        raise TypeError(f"{where} takes any number of arguments: {how}.")
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
     if isinstance(hint, str):
         raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined.")
@@ -301,15 +303,6 @@ def parameter_of(
     if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
-
-
-def _named_how(parameter: inspect.Parameter) -> str:
-    if parameter.name in ("args", "kwargs", "kw"):
-        return (
-            "name each one, so clients know what to send. If a decorator made this function, use "
-            "@functools.wraps(function) in the decorator"
-        )
-    return "name each one, so clients know what to send"
 
 
 def finish_schema(schema: Schema) -> Schema:

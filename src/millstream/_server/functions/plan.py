@@ -135,7 +135,12 @@ def plan(
     target = unwrap_function(function)
     if name is not None and not name.strip():
         raise ValueError(f"{name_of(function)}: the name of this {kind} is empty.")
-    name = name or _own_name(function, target, kind)
+    name = name or name_of(function)
+    if name == "<lambda>":
+        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
+        raise TypeError(
+            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
+        )
     text, descriptions = describe(target)
     signature = inspect.signature(function)
     hints = hints_of(target)
@@ -145,25 +150,33 @@ def plan(
     _check_accidental(values, hints, name, input_schema)
     parameters = [parameter_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
-    is_async, is_generator = _nature(function, target)
+    either, returns = (function, target), hints.get("return", Any)
+    is_async_generator = any(map(inspect.isasyncgenfunction, either))
+    is_async = is_async_generator or any(map(inspect.iscoroutinefunction, either))
+    is_generator = is_async_generator or inspect.isgeneratorfunction(target)
     if is_generator:
-        _check_yields(hints.get("return", Any), name)
+        _check_yields(returns, name)
+        returns = (*get_args(returns), Any)[0]
     check = None
     whole = closed = False
     if input_schema is not None:
         with _about(f"{name}: input_schema"):
             check = SchemaCheck(input_schema, whole="the arguments")
-        whole = [value.name for value in values] == ["arguments"] and "arguments" not in input_schema.get(
-            "properties", {}
-        )
-        closed = _is_closed(input_schema, parameters)
+        properties = input_schema.get("properties", {})
+        whole = [value.name for value in values] == ["arguments"] and "arguments" not in properties
+        # A schema with only the properties of the parameters.
+        closed = input_schema.get("additionalProperties") is False and properties.keys() <= {
+            each.wire for each in parameters
+        }
         parameters = [] if whole else parameters
     with _about(f"{name}: output_schema"):
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
+    if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns, (ToolResult,)):
+        returns = None
     engine = _engine(
         name,
         parameters,
-        _return_type(hints, kind, is_generator) if by_hand is None else None,
+        returns,
         closed if check else kind == "tool" and not coerce,
         getattr(target, "__code__", None),
     )
@@ -207,23 +220,6 @@ def _about(what: str) -> Generator[None, None, None]:
 # The function
 
 
-def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
-    name = name_of(function)
-    if name == "<lambda>":
-        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
-        raise TypeError(
-            f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
-        )
-    return name
-
-
-def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[bool, bool]:
-    either = (function, target)
-    if any(inspect.isasyncgenfunction(one) for one in either):
-        return True, True
-    return any(inspect.iscoroutinefunction(one) for one in either), inspect.isgeneratorfunction(target)
-
-
 def _check_accidental(
     values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None
 ) -> None:
@@ -254,12 +250,6 @@ def _check_accidental(
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def _is_closed(schema: Schema, parameters: list[Parameter]) -> bool:
-    """Return whether a handwritten schema has only the properties of the parameters."""
-    properties = schema.get("properties", {})
-    return schema.get("additionalProperties") is False and properties.keys() <= {each.wire for each in parameters}
-
-
 _WITHOUT_OUTPUT = (Any, object, None, NoReturn, Never)
 """Return annotations without an output schema."""
 
@@ -279,16 +269,6 @@ def _check_yields(annotation: Any, name: str) -> None:
             "Annotate the type of the values, as in -> Iterator[str] (AsyncIterator in `async def`), or return "
             "a collection instead."
         )
-
-
-def _return_type(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
-    """Return the type of a tool's structured result, or None."""
-    annotation = hints.get("return", Any)
-    if is_generator:
-        annotation = (*get_args(annotation), Any)[0]
-    if kind != "tool" or annotation in _WITHOUT_OUTPUT or may_be_content(annotation, (ToolResult,)):
-        return None
-    return annotation
 
 
 def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, code: CodeType | None) -> Engine:

@@ -153,29 +153,22 @@ class PydanticEngine(Engine):
 
 
 def _problem(item: Any, values: Any) -> Problem:
-    kind = item["type"]
-    missing = kind in ("missing", "missing_argument")
-    path = _path(item["loc"], values, missing=missing)
-    if missing:
-        return Problem(path, "missing")
+    kind, steps = item["type"], item["loc"]
+    path: Path = ()
+    for step in steps:
+        try:
+            values = values[step]
+        except (LookupError, TypeError):
+            continue  # an alternative of a union, or what is missing
+        path = (*path, step)
+    if kind in ("missing", "missing_argument"):
+        return Problem((*path, *steps[-1:]), "missing")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return Problem(path, "unknown")
     value = item["input"]  # an object would reveal too much, and a `SecretStr` is none of these types
     return Problem(
         path, f"is invalid: {item['msg']}{got_text(value, path, {}) if isinstance(value, str | int | float) else ''}"
     )
-
-
-def _path(steps: tuple[str | int, ...], values: Any, *, missing: bool) -> Path:
-    """Return the location of a problem. pydantic's steps also include the alternatives of a union."""
-    path: Path = ()
-    for step in steps:
-        try:
-            values = values[step]
-        except (LookupError, TypeError):
-            continue
-        path = (*path, step)
-    return (*path, steps[-1]) if missing and steps else path
 
 
 class _Arguments(pydantic.BaseModel):
@@ -200,15 +193,11 @@ class _ClosedArguments(_Arguments):
         return {**handler.resolve_ref_schema(handler(core)), "additionalProperties": False}
 
 
-def _field_name(index: int) -> str:
-    return f"p{index}"  # a model refuses names such as `_x` and `schema`
-
-
 def _model_of(
     name: str, parameters: list[Parameter], *, forbid_unknown: bool, strict: bool = True
 ) -> type[pydantic.BaseModel]:
     definitions: dict[str, Any] = {
-        _field_name(index): (
+        f"p{index}": (  # a model refuses names such as `_x` and `schema`
             Annotated[translate(parameter.annotation), pydantic.Field(alias=parameter.wire)]
             if parameter.default is NODEFAULT
             else (translate(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
@@ -351,7 +340,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if _is_struct(kind):
+    if isinstance(kind, type) and issubclass(kind, Struct):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -361,7 +350,10 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
         return _translate_class(annotation, kind, inside)
     if origin is Literal:
-        return Annotated[annotation, pydantic.BeforeValidator(_member_of(parts))]
+        # pydantic accepts only the enum member, and not its JSON value.
+        members = [each for each in parts if isinstance(each, Enum)]
+        find: Callable[[Any], Any] = lambda value: next((each for each in members if each.value == value), value)  # noqa: E731
+        return Annotated[annotation, pydantic.BeforeValidator(find)]
     if not parts:
         return annotation
     if origin in UNIONS:
@@ -369,16 +361,6 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Struct)
-
-
-def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
-    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member."""
-    members = [each for each in choices if isinstance(each, Enum)]
-    return lambda value: next((each for each in members if each.value == value), value)
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}

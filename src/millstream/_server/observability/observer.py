@@ -20,10 +20,14 @@ from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from millstream._protocol.admission import Handshake
 from millstream._protocol.json_schema import members
+from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, params_of, value_of
+from millstream._server.calls.services import SESSION_OVER
+from millstream._server.calls.sessions import Session
 from millstream._server.observability import Figures, OperationFigures
 from millstream._telemetry.logs import redact_text
 from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog, session_hash
@@ -274,6 +278,36 @@ class Observer:
             self._sessions.note(message.session, now, message.transport, message.revision)
         if self._log is not None:
             self._log.add(message)
+
+    def note(
+        self,
+        method: str,
+        transport: str,
+        session: Session | None = None,
+        status: str = "",
+        *,
+        target: str = "",
+        principal: Principal | None = None,
+        address: str = "",
+        opening: Handshake | None = None,
+    ) -> None:
+        """See `ObserveMessage`."""
+        if method == SESSION_OVER:
+            if session is not None:
+                self.session_ended(session.id)
+            return
+        # Neither has been validated yet, and lines wait for their batch.
+        method, target = method[:_MAX_TEXT] or OTHER, target[:_MAX_TEXT]
+        message = AccessRecord(self._wall(), method, target, status, transport=transport)
+        about = session or opening
+        if about is not None:
+            message.client, message.client_version = about.client.name, about.client.version
+            message.revision = about.revision.date
+        if session is not None:
+            message.session = session.id
+        if principal is not None:
+            message.principal = principal.id
+        self.message(message)
 
     def sessions(self) -> int:
         """Return the number of sessions active in the last five minutes."""

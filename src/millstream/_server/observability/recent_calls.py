@@ -147,7 +147,14 @@ class RecentCalls:
         if outcome:
             seen.errors += 1
             error, incident = redact_error(call, answer), "" if failure is None else failure.incident
-            self._count_error(error or outcome.replace("_", " "), outcome, call.name or method, now, incident)
+            text = error or outcome.replace("_", " ")
+            kind = (_VARIABLE_PARTS.sub("…", text), outcome)
+            found = self._errors.get(kind) or ErrorCount(*kind, 0, now, now, text, [])
+            self._errors.keep(kind, found)
+            found.count += 1
+            found.last, found.example, found.incident = now, text, incident
+            if len(found.tools) < MAX_ERROR_TOOLS and (short := _short(call.name or method)) not in found.tools:
+                found.tools.append(short)
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
         # A tuple is cheaper than a Struct, and few entries are ever read.
@@ -168,15 +175,6 @@ class RecentCalls:
                 incident,
             )
         )
-
-    def _count_error(self, error: str, outcome: str, name: str, now: float, incident: str) -> None:
-        key = (_VARIABLE_PARTS.sub("…", error), outcome)
-        found = self._errors.get(key) or ErrorCount(key[0], outcome, 0, now, now, error, [])
-        self._errors.keep(key, found)
-        found.count += 1
-        found.last, found.example, found.incident = now, error, incident
-        if len(found.tools) < MAX_ERROR_TOOLS and (short := _short(name)) not in found.tools:
-            found.tools.append(short)
 
     def _may_read(self, second: int) -> bool:
         if second != self._second:

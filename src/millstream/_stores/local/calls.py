@@ -14,11 +14,11 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct as Format
-from typing import Any, Final, Protocol, Union, cast, get_type_hints
+from typing import Any, Final, Protocol, TypeVar, Union, cast, get_type_hints
 from zlib import crc32
 
 import msgspec
@@ -28,6 +28,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
     Backend,
+    DataSource,
     Entry,
     EntryRepeated,
     Gap,
@@ -39,6 +40,8 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
+
+T = TypeVar("T")
 
 VERSION = 7
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
@@ -156,34 +159,27 @@ class StoreCall:
         """The request type: an id, followed by the method's parameters."""
         self.read_reply = msgspec.msgpack.Decoder(hints["return"]).decode
         """Decoder for the value of the reply."""
-        self.run: Callable[[Any, Any], Coroutine[Any, Any, Any]] = _runner(
-            name,
-            [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY],
-            [each.name for each in parameters if each.kind is each.KEYWORD_ONLY],
-        )
-        """Function that calls the method on a given object."""
+        self._positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        self._keywords = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
-
-def _runner(
-    name: str, positional: Sequence[str], keywords: Sequence[str]
-) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
-    """Return a function that calls a method with the fields of a request."""
-
-    def run(part: Any, request: Any) -> Coroutine[Any, Any, Any]:
-        arguments = [getattr(request, each) for each in positional]
-        call: Callable[..., Coroutine[Any, Any, Any]] = getattr(part, name)
-        return call(*arguments, **{each: getattr(request, each) for each in keywords})
-
-    return run
+    def run(self, part: Any, request: Any) -> Coroutine[Any, Any, Any]:
+        """Call the method of an object with the fields of a request."""
+        arguments = [getattr(request, each) for each in self._positional]
+        call: Callable[..., Coroutine[Any, Any, Any]] = getattr(part, self.name)
+        return call(*arguments, **{each: getattr(request, each) for each in self._keywords})
 
 
 _LOCAL = {"backend": ("bind", "close", "open"), "log": ("wait_until_listening",)}
 """Methods that each side implements itself."""
 
 
+_PARTS = (("session", StoreSession), ("backend", DataSource), ("backend", Backend), ("kv", Map), ("log", Log))
+"""The protocols whose methods a worker can call, by what implements them in the parent."""
+
+
 def _calls() -> Iterator[StoreCall]:
     tag = 0
-    for part, protocol in (("session", StoreSession), ("backend", Backend), ("kv", Map), ("log", Log)):
+    for part, protocol in _PARTS:
         for name, function in vars(protocol).items():
             if inspect.iscoroutinefunction(function) and name not in _LOCAL.get(part, ()):
                 yield StoreCall(part, name, function, tag)
@@ -195,8 +191,6 @@ BY_REQUEST: Final[dict[type[Struct], StoreCall]] = {call.request: call for call 
 HELLO = CALLS[0]
 
 _encode_into = msgspec.msgpack.Encoder().encode_into
-_requests = msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]])  # type: ignore[misc]  # noqa: UP007
-_answers = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice])
 
 
 def calls(part: str) -> dict[str, StoreCall]:
@@ -313,29 +307,22 @@ class FrameConnection(asyncio.Protocol):
             self._transport.write(self._out.take())
 
 
-def read_requests(content: bytes) -> list[Any]:
-    """Decode a frame of requests from a worker.
+def _reader(decode: Callable[[bytes], list[T]]) -> Callable[[bytes], list[T]]:
+    """Return a function that decodes the messages of a frame. It raises `WireError` if they're invalid."""
 
-    Raises:
-        WireError: The content is invalid.
-    """
-    try:
-        requests: list[Any] = _requests.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise WireError(str(exc)) from None
-    return requests
+    def read(content: bytes) -> list[T]:
+        try:
+            return decode(content)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise WireError(str(exc)) from None
+
+    return read
 
 
-def read_answers(content: bytes) -> list[RawStoreReply | StoreFailure | EntryPush | DropNotice]:
-    """Decode a frame of replies and pushes from the parent.
-
-    Raises:
-        WireError: The content is invalid.
-    """
-    try:
-        return _answers.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise WireError(str(exc)) from None
+read_requests: Callable[[bytes], list[Any]] = _reader(
+    msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]]).decode  # type: ignore[misc]  # noqa: UP007
+)
+read_answers = _reader(msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice]).decode)
 
 
 _PREFIX = f"millstream-{crc32(socket.gethostname().encode()):08x}-"

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from millstream._override import override
-from millstream._stores.base import Entry, Log, Map, Position, StoreUnavailable
+from millstream._stores.base import Entry, Log, Map, StoreUnavailable
 from millstream._stores.local.calls import (
     HELLO,
     VERSION,
@@ -26,7 +26,7 @@ from millstream._stores.local.calls import (
     read_answers,
 )
 from millstream._stores.store import BackendStore
-from millstream._stores.tail import Listeners, Watchers, channel_for
+from millstream._stores.tail import Listeners, Watchers
 
 PATIENCE = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""
@@ -41,23 +41,44 @@ _GONE = (
 )
 
 
-class ParentConnection(FrameConnection):
-    """The connection to the parent, one at a time."""
+class LocalBackend(FrameConnection, Listeners[Entry]):
+    """A `Backend` that runs in the parent process, for one event loop. It has one connection to it at a time."""
 
-    def __init__(
-        self,
-        address: str,
-        url: str,
-        connected: Callable[[Greeting], None],
-        listeners: Listeners[Entry],
-    ) -> None:
+    shared = True
+    persistent = False
+    lease = LEASE
+
+    def __init__(self, address: str, url: str) -> None:
+        """Create a backend. `open` connects it.
+
+        Args:
+            address: The path of the parent's socket.
+            url: URL of the store that the parent opens. A path in it is absolute.
+        """
         super().__init__(2**32)
+        Listeners.__init__(self)
+
+        def remote(part: str) -> Any:
+            return SimpleNamespace(**{name: partial(self.call, call) for name, call in calls(part).items()})
+
         # Configuration
         self._address = address
         self._url = url
-        self._connected = connected
-        self._listeners = listeners
+        session, backend, kv, log = map(remote, ("session", "backend", "kv", "log"))
+        self.degraded_reason = backend.degraded_reason
+        self.charge = backend.charge
+        self.release = backend.release
+        self.bind = session.bind
+        # The parent answers in order, and reconnecting listens to everything again.
+        log.listen, log.wait_until_listening = self.listen, session.mark
+        self.kv: Map = kv
+        self.log: Log = log
         # Process
+        self.epoch = ""
+        self._changed = Watchers()
+        self._ahead = time.time() - time.monotonic()
+        """Offset of the store's clock from this process's monotonic clock, in seconds."""
+        self._looked = 0.0
         self._open = False
         self._reconnecting: asyncio.Task[None] | None = None
         self._next = 0
@@ -65,8 +86,23 @@ class ParentConnection(FrameConnection):
         self._waiting: dict[int, tuple[StoreCall, asyncio.Future[Any]]] = {}
         self._received = False
         """Whether anything was received since the last check."""
-        self._watch: asyncio.TimerHandle | None = None
+        self._check: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._changed.watch(changed)
+
+    def time(self) -> float:
+        now = time.monotonic()
+        if now - self._looked > CLOCK:
+            self._looked = now
+            if self._transport is not None:
+                self._send(calls("session")["clock"]).add_done_callback(partial(self._set_clock, now))
+        return now + self._ahead
+
+    def _set_clock(self, asked: float, answer: asyncio.Future[Any]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._ahead = answer.result() - (asked + time.monotonic()) / 2.0
 
     async def open(self) -> None:
         """Connect.
@@ -77,15 +113,16 @@ class ParentConnection(FrameConnection):
         self._open = True
         try:
             await self._connect()
-        except OSError as exc:
+        except BaseException as exc:
             self._open = False
-            raise StoreUnavailable(_GONE) from exc
-        except BaseException:
-            self._open = False
+            if isinstance(exc, OSError):
+                raise StoreUnavailable(_GONE) from exc
             raise
 
     async def close(self) -> None:
         """Send buffered calls and disconnect. Idempotent."""
+        self.remove_listeners()
+        self._changed.clear()
         self._open = False
         if self._reconnecting is not None:
             self._reconnecting.cancel()
@@ -113,9 +150,9 @@ class ParentConnection(FrameConnection):
                 raise StoreUnavailable("The store is closed.")
             if self._reconnecting is not None:
                 await asyncio.wait([self._reconnecting], timeout=PATIENCE)
-        return await self.send(call, *args, **kwargs)
+        return await self._send(call, *args, **kwargs)
 
-    def send(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+    def _send(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Send a call without waiting. Return a future for its result.
 
         Raises:
@@ -128,10 +165,20 @@ class ParentConnection(FrameConnection):
         self._write(call.request(number, *args, **kwargs))
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting[number] = (call, future)
-        if self._watch is None:
+        if self._check is None:
             self._received = False
-            self._watch = loop.call_later(PATIENCE, self._look)
+            self._check = loop.call_later(PATIENCE, self._look)
         return future
+
+    @override
+    def _follow(self, channel: str, *, on: bool = True) -> None:
+        """Start or stop receiving a channel, if there is a connection."""
+        if self._transport is not None:
+            self._send(_LISTEN, channel, on)
+
+    @override
+    def _leave(self, channel: str) -> None:
+        self._follow(channel, on=False)
 
     # Connecting
 
@@ -140,14 +187,22 @@ class ParentConnection(FrameConnection):
         await loop.create_unix_connection(lambda: self, self._address)
         try:
             async with asyncio.timeout(PATIENCE):
-                greeting = await self.send(HELLO, VERSION, self._url)
+                greeting: Greeting = await self._send(HELLO, VERSION, self._url)
         except BaseException as exc:
             if self._transport is not None:
                 self._transport.abort()
             if isinstance(exc, TimeoutError):
                 raise StoreUnavailable(_GONE) from None
             raise
-        self._connected(greeting)
+        before, self.epoch = self.epoch, greeting.epoch
+        self._looked = time.monotonic()
+        self._ahead = greeting.time - self._looked
+        for channel in self._listeners:
+            self._follow(channel)
+        if before:
+            self.interrupt()
+        if before and before != self.epoch:
+            self._changed.changed()
 
     async def _reconnect(self) -> None:
         """Retry until a connection succeeds or nothing listens at the address anymore."""
@@ -187,7 +242,7 @@ class ParentConnection(FrameConnection):
                 elif isinstance(answer, EntryPush):
                     self._listeners.notify(answer.channel, answer.entry)
                 else:
-                    self._listeners.interrupt()
+                    self.interrupt()
 
     def _finish(self, answer: RawStoreReply | StoreFailure) -> None:
         call, future = self._waiting.pop(answer.id, (None, None))
@@ -200,127 +255,24 @@ class ParentConnection(FrameConnection):
 
     def _look(self) -> None:
         """Fail pending calls if the parent has stalled."""
-        self._watch = None
+        self._check = None
         if not self._waiting:
             return
         if self._received:
             self._received = False
-            self._watch = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+            self._check = asyncio.get_running_loop().call_later(PATIENCE, self._look)
         else:
             self._fail()
 
     def _fail(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
         for _, future in waiting.values():
             if not future.done():
                 future.set_exception(StoreUnavailable(_GONE))
                 future.exception()  # the caller may have been canceled
-
-
-class LocalBackend:
-    """A `Backend` that runs in the parent process, for one event loop."""
-
-    def __init__(self, address: str, url: str) -> None:
-        """Create a backend. `open` connects it.
-
-        Args:
-            address: The path of the parent's socket.
-            url: URL of the store that the parent opens. A path in it is absolute.
-        """
-        self._listeners = Listeners[Entry]()
-        self.link = link = ParentConnection(address, url, self._on_connect, self._listeners)
-        self.shared = True
-        self.persistent = False
-        self.lease = LEASE
-        self.epoch = ""
-
-        def remote(part: str) -> Any:
-            return SimpleNamespace(**{name: partial(link.call, call) for name, call in calls(part).items()})
-
-        backend, kv, log = remote("backend"), remote("kv"), remote("log")
-        self.degraded_reason = backend.degraded_reason
-        self.charge = backend.charge
-        self.release = backend.release
-        self.bind = remote("session").bind
-        log.listen, log.wait_until_listening = self._listen, self._wait_until_listening
-        self.kv: Map = kv
-        self.log: Log = log
-        self._changed = Watchers()
-        self._ahead = time.time() - time.monotonic()
-        """Offset of the store's clock from this process's monotonic clock, in seconds."""
-        self._looked = 0.0
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._changed.add(changed)
-
-    def time(self) -> float:
-        now = time.monotonic()
-        if now - self._looked > CLOCK:
-            self._looked = now
-            answer = self._send(calls("session")["clock"])
-            if answer is not None:
-                answer.add_done_callback(partial(self._set_clock, now))
-        return now + self._ahead
-
-    async def open(self) -> None:
-        await self.link.open()
-
-    async def close(self) -> None:
-        self._listeners.clear()
-        self._changed.clear()
-        await self.link.close()
-
-    def _send(self, call: StoreCall, *args: Any) -> asyncio.Future[Any] | None:
-        try:
-            return self.link.send(call, *args)
-        except StoreUnavailable:
-            return None
-
-    def _set_clock(self, asked: float, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled() and answer.exception() is None:
-            self._ahead = answer.result() - (asked + time.monotonic()) / 2.0
-
-    # Listening
-
-    def _listen(
-        self,
-        stream: str,
-        hear: Callable[[Entry], None],
-        *,
-        interrupted: Callable[[], None] | None = None,
-        topic: str | None = None,
-    ) -> Callable[[], None]:
-        channel = channel_for(stream, topic)
-        if channel not in self._listeners:
-            self._send(_LISTEN, channel, True)
-        stop_listening = self._listeners.listen(channel, hear, interrupted)
-
-        def stop() -> None:
-            heard = channel in self._listeners
-            stop_listening()
-            if heard and channel not in self._listeners:
-                self._send(_LISTEN, channel, False)
-
-        return stop
-
-    async def _wait_until_listening(self, stream: str) -> Position | None:
-        # The parent answers in order, and reconnecting listens to everything again.
-        position: Position | None = await self.link.call(_MARK, stream)
-        return position
-
-    def _on_connect(self, greeting: Greeting) -> None:
-        before, self.epoch = self.epoch, greeting.epoch
-        self._looked = time.monotonic()
-        self._ahead = greeting.time - self._looked
-        for channel in self._listeners:
-            self._send(_LISTEN, channel, True)
-        if before:
-            self._listeners.interrupt()
-        if before and before != self.epoch:
-            self._changed.notify()
 
 
 class LocalStore(BackendStore):
@@ -334,4 +286,3 @@ class LocalStore(BackendStore):
 
 
 _LISTEN = calls("session")["listen"]
-_MARK = calls("session")["mark"]

@@ -56,10 +56,8 @@ class UsageCounter:
         """Time at which each pace has fully recovered, by key, in order of first use."""
         self._forgot: dict[str, float] = {}
         """Time at which unexpired paces were last dropped, by kind."""
-        self._slots: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
-        """Taken slots by key, as (worker, holder)."""
-        self._workers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        """Number of taken slots by key and worker, so that those of dead workers are found without reading all."""
+        self._slots: dict[str, dict[str, set[str]]] = {}
+        """Holders of taken slots by key and worker, so that those of dead workers are found without reading all."""
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
@@ -84,14 +82,16 @@ class UsageCounter:
                 elif isinstance(charge, Quota):
                     result = check_quota(charge, used[charge.key], wall)
                 else:
-                    result = check_slot(charge, self._holders(charge.key, dead), worker)
+                    held = self._holders(charge.key, dead)
+                    is_held = charge.holder in held.get(worker, ())
+                    result = check_slot(charge, sum(map(len, held.values())), is_held=is_held)
                 found.append(result)
             refused = refuse_all(found)
             if refused is None:
                 self._take_paces(full_at, now)
                 for charge in charges:
                     if isinstance(charge, ConcurrencySlot):
-                        self._take_slot(charge.key, (worker, charge.holder))
+                        self._slots.setdefault(charge.key, {}).setdefault(worker, set()).add(charge.holder)
                 for quota in quotas:
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
@@ -107,27 +107,17 @@ class UsageCounter:
             slots: The slots.
         """
         for slot in slots:
-            self._free_slot(slot.key, (worker, slot.holder))
+            self._slots.get(slot.key, {}).get(worker, set()).discard(slot.holder)
+            self._holders(slot.key, ())
 
-    def _holders(self, key: str, dead: Collection[str]) -> Collection[tuple[str, str]]:
-        gone = [worker for worker in self._workers.get(key, ()) if worker in dead]
-        if gone:
-            for slot in [each for each in self._slots[key] if each[0] in gone]:
-                self._free_slot(key, slot)
-        return self._slots.get(key, ())
-
-    def _take_slot(self, key: str, slot: tuple[str, str]) -> None:
-        if slot not in self._slots[key]:
-            self._slots[key].add(slot)
-            self._workers[key][slot[0]] += 1
-
-    def _free_slot(self, key: str, slot: tuple[str, str]) -> None:
-        if slot in self._slots[key]:
-            self._slots[key].remove(slot)
-            self._workers[key] -= Counter([slot[0]])
-        if not self._slots[key]:
-            del self._slots[key]
-            self._workers.pop(key, None)
+    def _holders(self, key: str, dead: Collection[str]) -> Mapping[str, Collection[str]]:
+        """Return the holders of a key's slots by worker. Forget dead workers, and those without slots."""
+        held = {
+            worker: holders for worker, holders in self._slots.pop(key, {}).items() if holders and worker not in dead
+        }
+        if held:
+            self._slots[key] = held
+        return held
 
     def _take_paces(self, full_at: Mapping[str, float], now: float) -> None:
         for key, at in full_at.items():
@@ -271,7 +261,25 @@ class MemoryMap:
             kind.values.clear()  # frees the table, which an emptied dict keeps
 
 
-class MemoryBackend:
+class ProcessBackend(UsageCounter):
+    """What the backends of one process have in common: no other workers, and no connection."""
+
+    shared = False
+    persistent = False
+    lease = 0.0
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Do nothing, because the epoch doesn't change while the store is open."""
+        return never
+
+    def time(self) -> float:
+        return time.time()
+
+    async def bind(self, worker: str) -> None:
+        """Do nothing, because there is no connection."""
+
+
+class MemoryBackend(ProcessBackend):
     """A `Backend` for one process. Data live as long as the object, even if it's closed and reopened."""
 
     def __init__(
@@ -290,34 +298,19 @@ class MemoryBackend:
             max_value_bytes: Maximum bytes of each kind of values.
             max_log_bytes: Maximum bytes of each kind of streams.
         """
-        self.shared = False
-        self.persistent = False
-        self.lease = 0.0
         self.epoch = epoch or secrets.token_hex(6)
         self.kv = MemoryMap(clock, max_value_bytes)
         self.log = MemoryLog(clock, max_log_bytes, self.epoch)
-        tally = UsageCounter(self.kv, clock=clock)
-        self.charge = tally.charge
-        self.release = tally.release
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Do nothing, because the epoch never changes."""
-        return never
-
-    def time(self) -> float:
-        return time.time()
+        super().__init__(self.kv, clock=clock)
 
     async def degraded_reason(self) -> str:
         return ""
-
-    async def bind(self, worker: str) -> None:
-        """Do nothing, because there is no connection."""
 
     async def open(self) -> None:
         """Do nothing, because there is no connection."""
 
     async def close(self) -> None:
-        self.log.end_all()
+        self.log.remove_listeners()
 
 
 class MemoryStore(BackendStore):

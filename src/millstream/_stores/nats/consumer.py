@@ -7,16 +7,19 @@ or a heartbeat is missing, the consumer is re-created after the last received en
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position
-from millstream._stores.nats.link import CONNECTION_ERRORS, NatsLink, token
+from millstream._stores.nats.link import CONNECTION_ERRORS, NatsLink, read_token, token
 from millstream._stores.tail import Listeners
 
 _HEARTBEAT = 1.0
@@ -29,10 +32,29 @@ _FRESH_SECONDS = 1.0
 _PAUSE = 0.2
 _MAX_FILTERS = 200
 """Maximum number of filters, whose cost for NATS grows with their square. Above it, they're made wider."""
-_ALL = ""
-_NONE = "."
 
 _logger = logging.getLogger("millstream.stores")
+
+
+class View(Struct, frozen=True):
+    """The messages of a stream, or of an index."""
+
+    name: str
+    stream: str
+    """The JetStream stream."""
+    kind: str
+    subject: str
+    ttl: str
+    """The name of the header with the view's time to live."""
+
+    @property
+    def base(self) -> str:
+        return self.subject.removesuffix(".>")
+
+    @property
+    def seal(self) -> str:
+        """The subject of a stream's last message."""
+        return f"{self.base}.*.end.*.*"
 
 
 class Consumer:
@@ -41,33 +63,29 @@ class Consumer:
     def __init__(
         self,
         link: NatsLink,
-        stream: str,
-        base: str,
-        mark_subject: str,
-        mark: Callable[[], Awaitable[int]],
-        note: Callable[[int], None],
+        view: View,
+        listeners: Listeners[Entry],
+        touch: Callable[[str, View, float], Awaitable[int]],
+        note: Callable[[View, int], None],
     ) -> None:
         """Start a consumer.
 
         Args:
             link: The connection.
-            stream: The JetStream stream.
-            base: The beginning of the subjects of the entries.
-            mark_subject: The subject of this consumer's marks.
-            mark: Adds a mark with this subject, and returns its sequence. The JetStream stream then exists.
+            view: The stream.
+            listeners: The listeners to this stream and others.
+            touch: Adds a message with a subject, and returns its sequence. The JetStream stream then exists.
             note: Called with the sequence of each entry, before the listeners.
         """
         # Configuration
         self._link = link
-        self._stream = stream
-        self._base = base
-        self._mark_subject = mark_subject
-        self.mark = mark
-        self._note = note
+        self._view = view
+        self._listeners = listeners
+        self._note = partial(note, view)
+        self._mark_subject = f"{link.address.namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
+        self.mark = partial(touch, self._mark_subject, view, 0.0)
+        """Adds a mark, and returns its sequence."""
         # Process
-        self._listeners = Listeners[Entry]()
-        self.filters_by_topic = False
-        """Whether a topic was ever listened to."""
         self.created = asyncio.Event()
         """Set when the first consumer exists."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -91,21 +109,8 @@ class Consumer:
         self._received_at = 0.0
         self._task = asyncio.create_task(self._run())
 
-    @property
-    def is_used(self) -> bool:
-        """Whether there are listeners."""
-        return len(self._listeners) > 0
-
-    def add(
-        self, topic: str | None, hear: Callable[[Entry], None], interrupted: Callable[[], None] | None
-    ) -> Callable[[], None]:
-        """Call `hear` with each entry of a topic, as `Log.listen` does. Return a function that stops it."""
-        self.filters_by_topic = self.filters_by_topic or topic is not None
-        return self._listeners.listen(_key_for(topic), hear, interrupted)
-
     def stop(self) -> None:
         """Stop permanently."""
-        self._listeners.clear()
         self.restart()
         self._task.cancel()
 
@@ -124,10 +129,10 @@ class Consumer:
                 subscription = await self._link.subscribe(inbox, self._take)
                 await self._create(inbox)
                 # This consumer pushes entries appended since the last one failed, unless they were deleted.
-                self._listeners.interrupt()
+                self._listeners.interrupt(self._view.name)
                 self.created.set()
                 await self._watch()
-                await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
+                await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._view.stream}.{self._name}", b"")
             except (LocalError, TimeoutError) as exc:
                 _logger.debug("Re-creating a NATS consumer: %s", exc)
                 await asyncio.sleep(_PAUSE)
@@ -135,7 +140,7 @@ class Consumer:
                 if subscription is not None:
                     with suppress(*CONNECTION_ERRORS):
                         await subscription.unsubscribe()
-            self._listeners.interrupt()
+            self._listeners.interrupt(self._view.name)
 
     async def _create(self, inbox: str) -> None:
         at = await self.mark()
@@ -167,8 +172,8 @@ class Consumer:
         """Create or update the consumer with filters for all listeners."""
         filters, self._filters = self._find_filters(), frozenset[str]()
         config = {**self._config, "filter_subjects": sorted(filters)}
-        body = {"stream_name": self._stream, "config": config, "action": action}
-        path = f"{self._stream}.{self._name}" if action == "update" else self._stream
+        body = {"stream_name": self._view.stream, "config": config, "action": action}
+        path = f"{self._view.stream}.{self._name}" if action == "update" else self._view.stream
         self._name = (await self._link.api(f"CONSUMER.CREATE.{path}", body))["name"]
         self._filters = filters
 
@@ -196,17 +201,20 @@ class Consumer:
 
     def _find_filters(self) -> frozenset[str]:
         """Return the subjects of everything that's listened to, and of the marks. None overlaps another."""
-        keys = {key for key in self._listeners if key != _NONE}
-        firsts = {f"{key.partition('.')[0]}." for key in keys}
-        if _ALL in keys or len(firsts) > _MAX_FILTERS:
-            keys = {_ALL}
-        elif len(keys) > _MAX_FILTERS:
-            keys = firsts
-        wide = {key for key in keys if key.endswith(".")}
-        filters = {f"{self._base}.*.*.{key}>" for key in wide} | {
-            f"{self._base}.*.*.{key}" for key in keys - wide - {_ALL} if f"{key.partition('.')[0]}." not in wide
-        }
-        return frozenset(filters | {self._mark_subject} | ({f"{self._base}.>"} if _ALL in keys else set()))
+        topics = self._listeners.topics(self._view.name)
+        named = {topic for topic in topics if topic}
+        firsts = {f"{topic.partition('.')[0]}." for topic in named}
+        if None in topics or len(firsts) > _MAX_FILTERS:
+            return frozenset((self._mark_subject, f"{self._view.base}.>"))
+        if len(named) > _MAX_FILTERS:
+            named = firsts
+        wide = {topic for topic in named if topic.endswith(".")}
+        filters = {self._mark_subject}
+        for topic in named:
+            first, _, _ = topic.partition(".")
+            if topic in wide or f"{first}." not in wide:
+                filters.add(f"{self._view.base}.*.*.{token(first)}.{'>' if topic in wide else token(topic)}")
+        return frozenset(filters)
 
     async def receive(self, seq: int) -> None:
         """Wait until the consumer has received everything up to a sequence, because there is a mark behind it."""
@@ -246,16 +254,5 @@ class Consumer:
         self._note(seq)
         if self.failed.done():  # topics may be missing, so the listeners will be told to read
             return
-        entry, (_, first, topic) = Entry(Position(self._epoch, seq), msg.data), msg.subject.rsplit(".", 2)
-        for key in (_ALL, f"{first}.", f"{first}.{topic}"):
-            self._listeners.notify(key, entry)
-
-
-def _key_for(topic: str | None) -> str:
-    """Return the key of the listeners to a topic, or to all topics with a first segment."""
-    if topic is None:
-        return _ALL
-    if not topic:
-        return _NONE
-    first = token(topic.partition(".")[0])
-    return f"{first}." if topic.endswith(".") else f"{first}.{token(topic)}"
+        topic = read_token(msg.subject.rpartition(".")[2])
+        self._listeners.push(self._view.name, topic, Entry(Position(self._epoch, seq), msg.data))

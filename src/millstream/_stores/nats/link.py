@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -32,7 +32,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
 from millstream._stores.tail import Watchers
-from millstream._tasks import has_failed
+from millstream._tasks import SingleFlight, has_failed
 
 _PORT = 4222
 _MAX_REPLICAS = 5
@@ -157,12 +157,13 @@ class JetStreamError(StoreUnavailable):
         self.code = code
 
 
-class _Batch(Struct, eq=False):
-    """The messages received so far for one batch request."""
+class _Answer(Struct, eq=False):
+    """The answer to a request."""
 
-    done: asyncio.Future[int | None]
-    """The last sequence that was sent, or None if messages are missing."""
-    messages: list[StreamMessage] = []
+    done: asyncio.Future[Any]
+    """The message. For a batch, the last sequence that was sent, or None if messages are missing."""
+    batch: list[StreamMessage] | None = None
+    """The messages received so far for a batch request."""
 
 
 class NatsLink:
@@ -178,14 +179,15 @@ class NatsLink:
         self.outages = Watchers()
         """Called after pushed messages may have been lost."""
         self._client: Client | None = None
-        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._streams: set[str] = set()
+        """JetStream streams that exist."""
+        self._creations = SingleFlight[None]()
         self._recover_task: asyncio.Task[None] | None = None
         self._offset = 0.0
         self._measured_at = -_CLOCK_EVERY
         self._inbox = ""
         self._numbers = count()
-        self._answers: dict[str, asyncio.Future[Msg]] = {}
-        self._batches: dict[str, _Batch] = {}
+        self._answers: dict[str, _Answer] = {}
 
     @property
     def client(self) -> Client:
@@ -252,9 +254,8 @@ class NatsLink:
             self._recover_task.cancel()
         self._streams.clear()
         self._measured_at = -_CLOCK_EVERY
-        batches = [batch.done for batch in self._batches.values()]
-        for waiting in chain[asyncio.Future[Any]](self._answers.values(), batches):
-            _fail(waiting, StoreUnavailable("The NATS store is closed."))
+        for answer in self._answers.values():
+            _fail(answer.done, StoreUnavailable("The NATS store is closed."))
         if client is not None:
             with suppress(*CONNECTION_ERRORS):
                 await client.close()
@@ -276,7 +277,7 @@ class NatsLink:
 
     async def _on_reconnect(self) -> None:
         self._streams.clear()
-        self.outages.notify()
+        self.outages.changed()
         # In a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recover_task is not None:
             self._recover_task.cancel()
@@ -292,7 +293,7 @@ class NatsLink:
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
-            self.outages.notify()
+            self.outages.changed()
 
     # Requests
 
@@ -307,9 +308,15 @@ class NatsLink:
         return await self._request(f"$JS.API.{subject}", data, None)
 
     async def publish(
-        self, stream: str, subject: str, data: bytes, headers: dict[str, str], *, ensure: Callable[[], Awaitable[None]]
+        self,
+        stream: str,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        *,
+        config: Callable[[], dict[str, Any]] | None,
     ) -> tuple[int, bool]:
-        """Add a message to a JetStream stream, at most once.
+        """Add a message to a JetStream stream, at most once. Create the stream, unless `config` is None.
 
         Return its sequence, and whether the stream had a message with this id before the first attempt.
 
@@ -318,14 +325,16 @@ class NatsLink:
             JetStreamError: JetStream rejected it.
         """
         headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")
-        created = self._streams.get(stream)
-        if created is None or not created.done() or has_failed(created):
-            await ensure()
+
+        async def ensure() -> None:
+            if config is not None:
+                await self.ensure(stream, config)
 
         async def again() -> None:
-            self._streams.pop(stream, None)
+            self._streams.discard(stream)
             await ensure()
 
+        await ensure()
         reply = await self._request(subject, data, headers, no_answer=again)
         return int(reply["seq"]), bool(reply.get("duplicate") and not reply.get("retried"))
 
@@ -384,11 +393,18 @@ class NatsLink:
             await asyncio.sleep(_PAUSE)
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {why or _text(last)}.")
 
-    async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
+    async def _ask(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str] | None,
+        seconds: float,
+        batch: list[StreamMessage] | None = None,
+    ) -> Any:
         """Send one request. The client's own method may lose cancellations on Python 3.11."""
         mark, loop = str(next(self._numbers)), asyncio.get_running_loop()
-        answer: asyncio.Future[Msg] = loop.create_future()
-        self._answers[mark] = answer
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._answers[mark] = _Answer(answer, batch)
         timer = loop.call_later(seconds, _fail, answer, TimeoutError())  # cheaper than `asyncio.timeout`
         try:
             await self._publish(subject, data, f"{self._inbox}.{mark}", headers)
@@ -399,23 +415,13 @@ class NatsLink:
 
     # Streams
 
-    async def ensure(self, name: str, config: dict[str, Any]) -> None:
+    async def ensure(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
         """Create a JetStream stream if it doesn't exist."""
-        while True:
-            task = self._streams.get(name)
-            if task is None:
-                task = self._streams[name] = asyncio.create_task(self._create(name, config))
-                task.add_done_callback(has_failed)
-            if task.done() and not has_failed(task):
-                return
-            try:
-                await asyncio.shield(task)
-            except BaseException:
-                if task.done() and self._streams.get(name) is task:
-                    del self._streams[name]
-                raise
+        if name not in self._streams:
+            await self._creations.run(name, lambda: self._create(name, config))
+            self._streams.add(name)
 
-    async def _create(self, name: str, config: dict[str, Any]) -> None:
+    async def _create(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
         try:
             await self.info(name)
         except JetStreamError as exc:
@@ -430,7 +436,7 @@ class NatsLink:
                 "num_replicas": self.address.replicas,
                 "first_seq": first,
                 "duplicate_window": _DUPLICATES,
-                **config,
+                **config(),
             }
             for left in reversed(range(_TRIES)):
                 try:
@@ -453,20 +459,28 @@ class NatsLink:
             self._offset = parse_time(reply["ts"]) - (began + time.time()) / 2
         return reply
 
+    async def size(self, name: str) -> int:
+        """Return the bytes in a JetStream stream, or 0 if it doesn't exist."""
+        try:
+            return int((await self.info(name))["state"]["bytes"])
+        except JetStreamError:
+            return 0
+
     async def _find_epoch(self) -> None:
         name = f"{self.address.namespace}-meta"
         subjects = [f"{self.address.namespace}.meta.>"]
         try:
             await self.ensure(
-                name, {"subjects": subjects, "max_msgs_per_subject": 1, "metadata": {"epoch": secrets.token_hex(6)}}
+                name,
+                lambda: {"subjects": subjects, "max_msgs_per_subject": 1, "metadata": {"epoch": secrets.token_hex(6)}},
             )
             found = (await self.info(name))["config"]["metadata"]["epoch"]
         except JetStreamError as exc:
             raise StoreUnavailable(f"{exc} Check that JetStream is enabled and that enough nodes are up.") from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
-            self.outages.notify()
-            self.epochs.notify()
+            self.outages.changed()
+            self.epochs.changed()
 
     # Messages
 
@@ -498,55 +512,40 @@ class NatsLink:
         body = _encode({"seq": seq, "next_by_subj": subject, "batch": most, "max_bytes": max_bytes})
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            mark, batch = str(next(self._numbers)), _Batch(asyncio.get_running_loop().create_future())
-            self._batches[mark] = batch
+            found = list[StreamMessage]()
             try:
-                async with asyncio.timeout(_ATTEMPT):
-                    await self._publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
-                    end = await batch.done
+                end = await self._ask(f"$JS.API.DIRECT.GET.{stream}", body, None, _ATTEMPT, found)
             except TimeoutError:
                 continue
             except CONNECTION_ERRORS:
                 await asyncio.sleep(_PAUSE)
                 continue
-            finally:
-                del self._batches[mark]
-            found = batch.messages
             if end is not None and (not found or found[-1].seq == end):
                 return found
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
 
-    async def first_message(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
-        """Return the first message of a subject at or after a sequence, and the number of later ones."""
+    async def count_from(self, stream: str, subject: str, seq: int) -> tuple[int, int]:
+        """Return the sequence of the first message of a subject from a sequence on, and their number; 0 for none."""
         found = await self.batch(stream, subject, seq, 1, 1)
-        return (found[0], int(found[0].headers.get("Nats-Num-Pending", 0))) if found else None
+        return (found[0].seq, int(found[0].headers.get("Nats-Num-Pending", 0)) + 1) if found else (0, 0)
 
     async def _take(self, msg: Msg) -> None:
-        mark = msg.subject.rpartition(".")[2]
-        answer = self._answers.get(mark)
-        if answer is not None:
-            if not msg.data and (msg.headers or {}).get("Status") == "503":
-                _fail(answer, nats.errors.NoRespondersError())
-            elif not answer.done():
-                answer.set_result(msg)
+        answer = self._answers.get(msg.subject.rpartition(".")[2])
+        if answer is None or answer.done.done():
             return
-        batch = self._batches.get(mark)
-        if batch is not None and not batch.done.done():
-            self._take_message(batch, msg)
-
-    def _take_message(self, batch: _Batch, msg: Msg) -> None:
-        headers = dict(msg.headers or {})
-        status = headers.get("Status")
-        if status is not None:
-            last = int(headers.get("Nats-Last-Sequence", 0))
-            batch.done.set_result(last if status in {"204", "404"} else None)
-            return
-        seq = int(headers["Nats-Sequence"])
-        if batch.messages and int(headers.get("Nats-Last-Sequence", 0)) != batch.messages[-1].seq:
-            batch.done.set_result(None)
-            return
-        at = parse_time(headers["Nats-Time-Stamp"])
-        batch.messages.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
+        headers, found = dict(msg.headers or {}), answer.batch
+        status, before = headers.get("Status"), int(headers.get("Nats-Last-Sequence", 0))
+        if status == "503" and not msg.data:
+            answer.done.set_exception(nats.errors.NoRespondersError())
+        elif found is None:
+            answer.done.set_result(msg)
+        elif status is not None:
+            answer.done.set_result(before if status in {"204", "404"} else None)
+        elif found and before != found[-1].seq:
+            answer.done.set_result(None)
+        else:
+            seq, at = int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"])
+            found.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
 
     async def purge(self, stream: str, subject: str, *, before: int) -> None:
         """Delete the messages of a subject before a sequence."""
@@ -588,6 +587,7 @@ def token(name: str) -> str:
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") or "_"
 
 
+@lru_cache(maxsize=1024)
 def read_token(text: str) -> str:
     """Decode a segment that `token` encoded."""
     return "" if text == "_" else base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()

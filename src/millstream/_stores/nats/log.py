@@ -13,16 +13,15 @@ look for the newest entry of its JetStream stream instead.
 """
 
 import asyncio
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._recent import Recent
 from millstream._stores.base import (
     PAGE_BYTES,
@@ -36,7 +35,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.log import REPEATED, kind_of, within
-from millstream._stores.nats.consumer import WAIT_SECONDS, Consumer
+from millstream._stores.nats.consumer import WAIT_SECONDS, Consumer, View
 from millstream._stores.nats.link import (
     TOO_LARGE,
     WRONG_LAST,
@@ -46,6 +45,7 @@ from millstream._stores.nats.link import (
     read_token,
     token,
 )
+from millstream._stores.tail import Listeners
 from millstream._tasks import Tasks, has_failed
 
 ROOM = 512 * 1024 * 1024
@@ -81,31 +81,6 @@ class Floor(Struct, frozen=True, array_like=True):
     """The first remaining sequence at that time, or 0 if none remained. No older position is valid then."""
 
 
-class View(Struct, frozen=True):
-    """The messages of a stream, or of an index."""
-
-    name: str
-    stream: str
-    """The JetStream stream."""
-    kind: str
-    subject: str
-    ttl: str
-    """The name of the header with the view's time to live."""
-
-    @property
-    def index(self) -> bool:
-        return self.ttl == _INDEX_TTL
-
-    @property
-    def base(self) -> str:
-        return self.subject.removesuffix(".>")
-
-    @property
-    def seal(self) -> str:
-        """The subject of a stream's last message."""
-        return f"{self.base}.*.end.*.*"
-
-
 class _ViewCache(Struct):
     """The cached state of a stream that a worker appends to."""
 
@@ -118,15 +93,16 @@ _encode_floor = msgspec.msgpack.Encoder().encode
 _decode_floor = msgspec.msgpack.Decoder(Floor).decode
 
 
-class NatsLog:
+class NatsLog(Listeners[Entry]):
     """`Log` in JetStream."""
 
     def __init__(self, link: NatsLink) -> None:
+        super().__init__()
         self._link = link
         self._namespace = link.address.namespace
         self._consumers: dict[str, Consumer] = {}
         """By the stream that's listened to."""
-        link.outages.add(self._restart)
+        link.outages.watch(self._restart)
         self._seen: Recent[str, int] = Recent(_MAX_NEWEST)
         """The newest sequence known to this worker, by the view's subject."""
         self._newest_seqs: dict[str, int] = {}
@@ -138,6 +114,7 @@ class NatsLog:
 
     async def close(self) -> None:
         """Stop listening and trimming, and clear the caches."""
+        self.remove_listeners()
         for consumer in self._consumers.values():
             consumer.stop()
         self._consumers.clear()
@@ -176,9 +153,7 @@ class NatsLog:
         known, seq, repeated = await self._begin(view), 0, False
         while not seq:
             try:
-                seq, repeated = await link.publish(
-                    view.stream, subject, data, dict(headers), ensure=lambda: self._ensure(view.kind)
-                )
+                seq, repeated = await self._publish(view, subject, data, dict(headers))
             except JetStreamError as exc:
                 if exc.code == TOO_LARGE:
                     raise StoreFull("The entry exceeds the size that the NATS server allows.") from exc
@@ -190,13 +165,13 @@ class NatsLog:
         if once and repeated:
             raise EntryRepeated(REPEATED)
         known.until = max(known.until, link.time() + ttl)
-        self._note(view, seq)
-        self._count(view, max_entries)
+        self._count(view, seq, max_entries)
         if index is not None:
-            shown = self._index(index.stream, view.kind)
-            self._note(shown, seq)
-            self._count(shown, index.max_entries)
+            self._count(self._index(index.stream, view.kind), seq, index.max_entries)
         return Position(link.epoch, seq)
+
+    async def _publish(self, view: View, subject: str, data: bytes, headers: dict[str, str]) -> tuple[int, bool]:
+        return await self._link.publish(view.stream, subject, data, headers, config=lambda: self._config(view.kind))
 
     def _headers(self, view: View, ttl: float, index: Index | None, once: str) -> dict[str, str]:
         """Return the headers of an entry."""
@@ -221,9 +196,8 @@ class NatsLog:
         key = (view.name, view.kind)
         known = self._views.get(key)
         if known is None or known.until <= self._link.time():
-            await self._ensure(view.kind)
-            last = await self._link.last(view.stream, view.subject)
-            if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
+            last, lives = await self._find(view, view.subject)
+            if last is not None and not lives:
                 await self._raise_floor(view, Floor(last.seq))
             known = self._views.setdefault(key, _ViewCache(0.0))
         self._views.keep(key, known)
@@ -231,17 +205,16 @@ class NatsLog:
 
     async def _is_sealed(self, view: View) -> bool:
         """Return whether a live stream is sealed. Remove the seal of an expired stream."""
-        end = await self._link.last(view.stream, view.seal)
-        if end is None:
-            return False
-        if end.seq > (await self._floor(view)).seq and await self._lives(view, end):
-            return True
+        end, lives = await self._find(view, view.seal)
+        if end is None or lives:
+            return lives
         await self._raise_floor(view, Floor(end.seq))
         await self._link.purge(view.stream, view.seal, before=end.seq + 1)
         return False
 
-    def _count(self, view: View, most: int) -> None:
+    def _count(self, view: View, seq: int, most: int) -> None:
         """Count an append, and trim the view in the background when due."""
+        self._note(view, seq)
         known = self._views.setdefault((view.name, view.kind), _ViewCache(0.0))
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
@@ -250,27 +223,23 @@ class NatsLog:
 
     async def _trim(self, view: View, most: int) -> None:
         """Raise the floor of a view to just below its newest entries."""
-        link = self._link
-        last = await link.last(view.stream, view.subject)
+        last, floor = await self._ends(view)
         if last is None:
             return
-        floor = await self._floor(view)
-        low, high = max(floor.seq + 1, 1), last.seq
-        oldest = await link.first_message(view.stream, view.subject, low)
-        if oldest is None or oldest[1] + 1 <= most:
+        first, count = await self._link.count_from(view.stream, view.subject, floor.seq + 1)
+        if count <= most:
             return
-        low = oldest[0].seq
+        low, high = first, last.seq
         while low < high:  # binary search for the highest sequence that leaves at least `most` entries
             middle = (low + high + 1) // 2
-            found = await link.first_message(view.stream, view.subject, middle)
-            if found is None or found[1] + 1 < most:
+            found, count = await self._link.count_from(view.stream, view.subject, middle)
+            if count < most:
                 high = middle - 1
-            elif found[1] + 1 <= most + most // _PART:
-                low = found[0].seq
+                continue
+            low = found
+            if count <= most + most // _PART:
                 break
-            else:
-                low = found[0].seq
-        if low > oldest[0].seq:
+        if low > first:
             await self._raise_floor(view, Floor(low - 1, low))
 
     async def _raise_floor(self, view: View, floor: Floor) -> None:
@@ -283,9 +252,7 @@ class NatsLog:
                 return
             headers = {"Nats-Expected-Last-Subject-Sequence": str(found.seq if found else 0), "Nats-Rollup": "sub"}
             try:
-                await link.publish(
-                    view.stream, subject, _encode_floor(floor), headers, ensure=lambda: self._ensure(view.kind)
-                )
+                await self._publish(view, subject, _encode_floor(floor), headers)
                 break
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
@@ -295,7 +262,7 @@ class NatsLog:
     async def _purge(self, view: View, upto: int) -> None:
         """Delete messages up to a sequence that no view needs anymore."""
         link = self._link
-        if not view.index:
+        if view.ttl != _INDEX_TTL:
             await link.purge(view.stream, f"{view.base}.{_NO_INDEX}.>", before=upto + 1)
             return
         # Purge an index stream by stream, each only up to that stream's own floor.
@@ -311,30 +278,22 @@ class NatsLog:
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
     ) -> Sequence[Entry]:
         link = self._link
-        at_least = after.offset if after is not None and after.epoch == link.epoch else 0
-        view, last, floor = await self._look(stream, at_least)
+        at = after.offset if after is not None and after.epoch == link.epoch else 0
+        view, last, floor = await self._look(stream, at)
         if last is None:
             if after is None:
                 return []
             raise Gap(link.epoch, None)
-        begin = floor.seq + 1
+        # Also read the entry at the position. If it exists, no later entry is missing.
+        expected, found = at if at > floor.seq else floor.following, list[StreamMessage]()
+        if after is None or (at and expected and floor.seq <= at <= last.seq):
+            found = await self._read(view, max(at, floor.seq + 1), last.seq, limit + 1, max_bytes)
         if after is not None:
-            # Also read the entry at the position. If it exists, no later entry is missing.
-            at = after.offset
-            if (
-                after.epoch != link.epoch
-                or at > last.seq
-                or at < floor.seq
-                or (at == floor.seq and not floor.following)
-            ):
-                raise await self._gap(view, floor, last)
-            begin = max(at, begin)
-        found = await self._read(view, begin, last.seq, limit + 1, max_bytes)
-        if after is not None:
-            expected = after.offset if after.offset > floor.seq else floor.following
             if not found or found[0].seq != expected:
-                raise await self._gap(view, floor, last)
-            if expected == after.offset:
+                oldest = await link.first(view.stream, view.subject, floor.seq + 1)
+                newest = Position(link.epoch, last.seq)
+                raise Gap(link.epoch, Position(link.epoch, oldest.seq) if oldest else None, newest)
+            if expected == at:
                 found = found[1:]
         return within(map(self._entry, found[:limit]), max_bytes)
 
@@ -355,8 +314,8 @@ class NatsLog:
         """Return a sequence with at least `limit` messages from there on, and not many more."""
         link, span = self._link, 2 * limit
         while last - span > low:
-            found = await link.first_message(view.stream, view.subject, last - span)
-            if found is not None and found[1] + 1 >= limit:
+            _, count = await link.count_from(view.stream, view.subject, last - span)
+            if count >= limit:
                 return last - span
             span *= 4
         return low
@@ -383,11 +342,6 @@ class NatsLog:
     def _entry(self, message: StreamMessage) -> Entry:
         return Entry(Position(self._link.epoch, message.seq), message.data)
 
-    async def _gap(self, view: View, floor: Floor, last: StreamMessage) -> Gap:
-        epoch = self._link.epoch
-        oldest = await self._link.first(view.stream, view.subject, floor.seq + 1)
-        return Gap(epoch, Position(epoch, oldest.seq) if oldest else None, Position(epoch, last.seq))
-
     async def _look(self, name: str, at_least: int = 0) -> tuple[View, StreamMessage | None, Floor]:
         """Return a view, its newest message (None if the stream is unknown), and its floor.
 
@@ -405,7 +359,11 @@ class NatsLog:
 
     async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, Floor]:
         seen, known = self._seen.get(view.subject, 0), self._newest_seqs.get(view.stream, 0)
-        late = known and view.index and not await self._link.first(view.stream, f"{self._namespace}.log.>", known)
+        late = (
+            known
+            and view.ttl == _INDEX_TTL
+            and not await self._link.first(view.stream, f"{self._namespace}.log.>", known)
+        )
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
         if late or newest < seen or (last is not None and newest < at_least):
@@ -416,6 +374,11 @@ class NatsLog:
         if last is not None:
             self._note(view, last.seq)
         return last, floor
+
+    async def _find(self, view: View, subject: str) -> tuple[StreamMessage | None, bool]:
+        """Return the newest message of a subject of a view, and whether it's live and above the floor."""
+        last, floor = await asyncio.gather(self._link.last(view.stream, subject), self._floor(view))
+        return last, last is not None and last.seq > floor.seq and await self._lives(view, last)
 
     async def _ends(self, view: View) -> tuple[StreamMessage | None, Floor]:
         return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
@@ -441,43 +404,29 @@ class NatsLog:
 
     async def _touch(self, subject: str, view: View, ttl: float) -> int:
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
-        seq, _ = await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
+        seq, _ = await self._publish(view, subject, b"", headers)
         return seq
 
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)
         if last is not None:
             await self._raise_floor(view, Floor(last.seq))
-            if not view.index:
+            if view.ttl != _INDEX_TTL:
                 await self._is_sealed(view)
 
     # Listening
 
-    def listen(
-        self,
-        stream: str,
-        hear: Callable[[Entry], None],
-        *,
-        interrupted: Callable[[], None] | None = None,
-        topic: str | None = None,
-    ) -> Callable[[], None]:
-        view = self._main(stream)
+    @override
+    def _follow(self, channel: str) -> None:
+        stream = channel.partition("\0")[0]
+        if stream not in self._consumers:
+            self._consumers[stream] = Consumer(self._link, self._main(stream), self, self._touch, self._note)
 
-        consumer = self._consumers.get(stream)
-        if consumer is None:
-            mark_subject = f"{self._namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
-            mark, note = partial(self._touch, mark_subject, view, 0.0), partial(self._note, view)
-            consumer = Consumer(self._link, view.stream, view.base, mark_subject, mark, note)
-            self._consumers[stream] = consumer
-
-        def stop() -> None:
-            stop_listening()
-            if not consumer.is_used and self._consumers.get(stream) is consumer:
-                del self._consumers[stream]
-                consumer.stop()
-
-        stop_listening = consumer.add(topic, hear, interrupted)
-        return stop
+    @override
+    def _leave(self, channel: str) -> None:
+        stream = channel.partition("\0")[0]
+        if not self.topics(stream) and stream in self._consumers:
+            self._consumers.pop(stream).stop()
 
     async def wait_until_listening(self, stream: str) -> Position | None:
         consumer = self._consumers.get(stream)
@@ -486,7 +435,7 @@ class NatsLog:
         with suppress(TimeoutError):
             async with asyncio.timeout(WAIT_SECONDS):
                 await consumer.created.wait()
-        if not consumer.filters_by_topic:
+        if self.topics(stream) == {None}:
             return None
         failed: asyncio.Future[Any] = consumer.failed
         work = asyncio.create_task(self._settle(consumer, stream))
@@ -524,12 +473,11 @@ class NatsLog:
             await asyncio.gather(*(self._expire(key, now) for key in expired[start : start + _AT_ONCE]))
 
     async def _expire(self, key: tuple[str, str], now: float) -> None:
-        known = self._views.pop(key, None)
-        view = self._main(key[0])
-        last = await self._link.last(view.stream, view.subject)
-        if known is None or last is None or last.seq <= (await self._floor(view)).seq:
+        known, view = self._views.pop(key, None), self._main(key[0])
+        last, lives = await self._find(view, view.subject)
+        if known is None or last is None:
             return
-        if await self._lives(view, last):  # another worker has appended, or touched it
+        if lives:  # another worker has appended, or touched it
             self._views.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
         else:
             await self._raise_floor(view, Floor(last.seq))
@@ -556,10 +504,7 @@ class NatsLog:
         if home not in homes:
             name, subject = f"{self._namespace}-meta", f"{self._namespace}.meta.index.{token(kind)}.{home}"
 
-            async def there() -> None:
-                """Record that the stream exists."""
-
-            await self._link.publish(name, subject, b"", {}, ensure=there)
+            await self._link.publish(name, subject, b"", {}, config=None)
             homes.add(home)
 
     async def _indexes(self, name: str, again: bool) -> list[View]:
@@ -572,8 +517,8 @@ class NatsLog:
             )
         return [self._index(name, home) for home in sorted(homes)]
 
-    async def _ensure(self, kind: str) -> None:
-        config: dict[str, Any] = {
+    def _config(self, kind: str) -> dict[str, Any]:
+        return {
             "subjects": [f"{self._namespace}.{each}.{kind}.>" for each in ("log", "floor", "touch")],
             "max_bytes": ROOM,
             "max_age": int(MAX_AGE * 1e9),
@@ -582,4 +527,3 @@ class NatsLog:
             "allow_msg_ttl": True,
             "allow_rollup_hdrs": True,
         }
-        await self._link.ensure(f"{self._namespace}-log-{kind}", config)

@@ -12,7 +12,9 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -167,11 +169,9 @@ class NatsMap(Struct, eq=False):
         else:
             headers |= {_TTL: repr(ttl), "Nats-TTL": str(math.ceil(ttl) + 2)}
 
-        async def ensure() -> None:
-            await self._ensure(key, lossy)
-
+        config = partial(self._config, key, lossy)
         try:
-            await self._link.publish(stream, self._subject(key), value or b"", headers, ensure=ensure)
+            await self._link.publish(stream, self._subject(key), value or b"", headers, config=config)
         except JetStreamError as exc:
             if exc.code in FULL or exc.code == TOO_LARGE:
                 raise StoreFull(f"NATS has no space for a value: {exc}") from exc
@@ -202,14 +202,13 @@ class NatsMap(Struct, eq=False):
 
     async def _evict(self, key: str, growth: int) -> None:
         """Drop the oldest values of a share. They're read again to find them, so more are dropped than necessary."""
-        stream, name, seq = self._stream(key), self._share(key), 1
-        size = self._sizes[name]
-        while size.bytes + growth > ROOM // PART * 7 // 8 and (page := await self._values(stream, name, seq)):
-            for each in page:
-                if size.bytes + growth > ROOM // PART * 7 // 8:
-                    seq = each.seq + 1
-                    size.bytes -= _cost_of(each) if self._lives(each) else 0
-        await self._link.purge(stream, name, before=seq)
+        size, seq = self._sizes[self._share(key)], 1
+        async with aclosing(self._live_values(key)) as values:
+            async for each, cost in values:
+                if size.bytes + growth <= ROOM // PART * 7 // 8:
+                    break
+                seq, size.bytes = each + 1, size.bytes - cost
+        await self._link.purge(self._stream(key), self._share(key), before=seq)
 
     def _grow(self, key: str, growth: int) -> None:
         for name in (self._stream(key), self._share(key)):
@@ -219,31 +218,28 @@ class NatsMap(Struct, eq=False):
     async def _kind_size(self, stream: str, growth: int) -> int:
         size, now = self._sizes.setdefault(stream, _Size()), time.monotonic()
         if now - size.at > _FRESH or size.bytes + growth > ROOM * 3 // 4:
-            try:
-                size.bytes = (await self._link.info(stream))["state"]["bytes"]
-            except JetStreamError:
-                size.bytes = 0
-            size.at = now
+            size.bytes, size.at = await self._link.size(stream), now
         return size.bytes
 
     async def _share_size(self, key: str, growth: int) -> int:
         name, now = self._share(key), time.monotonic()
         size = self._sizes.setdefault(name, _Size())
         if now - size.at > _SHARE_FRESH or size.bytes + growth > ROOM // PART:
-            size.bytes, seq = 0, 1
-            stream = self._stream(key)
-            while page := await self._values(stream, name, seq):
-                size.bytes += sum(_cost_of(each) for each in page if self._lives(each))
-                seq = page[-1].seq + 1
-            size.at = now
+            size.bytes, size.at = 0, now
+            async for _, cost in self._live_values(key):
+                size.bytes += cost
         return size.bytes
 
-    async def _values(self, stream: str, subject: str, seq: int) -> list[StreamMessage]:
-        try:
-            await self._link.info(stream)
-        except JetStreamError:
-            return []
-        return await self._link.batch(stream, subject, seq, 1000, 4 * 1024 * 1024)
+    async def _live_values(self, key: str) -> AsyncGenerator[tuple[int, int]]:
+        """Yield the sequence and the cost of each value in a key's share, oldest first."""
+        stream, seq = self._stream(key), 1
+        while await self._link.size(stream) and (
+            page := await self._link.batch(stream, self._share(key), seq, 1000, 4 * 1024 * 1024)
+        ):
+            for each in page:
+                if self._lives(each):
+                    yield each.seq, _cost(read_token(each.subject.rpartition(".")[2]), each.data)
+            seq = page[-1].seq + 1
 
     # Names
 
@@ -258,8 +254,8 @@ class NatsMap(Struct, eq=False):
     def _subject(self, key: str) -> str:
         return f"{self._share(key)[:-1]}{token(key)}"
 
-    async def _ensure(self, key: str, lossy: bool) -> None:
-        config: dict[str, Any] = {
+    def _config(self, key: str, lossy: bool) -> dict[str, Any]:
+        return {
             "subjects": [f"{self._link.address.namespace}.map.{token(kind_of(key))}.>"],
             "max_msgs_per_subject": 1,
             "max_bytes": ROOM if lossy else ROOM * 5 // 4,
@@ -267,11 +263,6 @@ class NatsMap(Struct, eq=False):
             "allow_direct": True,
             "allow_msg_ttl": True,
         }
-        await self._link.ensure(self._stream(key), config)
-
-
-def _cost_of(message: StreamMessage) -> int:
-    return _cost(read_token(message.subject.rpartition(".")[2]), message.data)
 
 
 def _cost(key: str, value: bytes) -> int:
@@ -331,7 +322,7 @@ class NatsLimits(Struct, eq=False):
                     quotas.append((charge, data))
             else:
                 held = [] if data is None else [each for each in _decode_slots(data) if each[0] not in dead]
-                result = check_slot(charge, held, worker)
+                result = check_slot(charge, len(held), is_held=(worker, charge.holder) in held)
                 if result.amount:
                     held.append((worker, charge.holder))
                     written.append((self._subject(charge), _encode(held), seq, _SLOT_SECONDS))
@@ -353,8 +344,9 @@ class NatsLimits(Struct, eq=False):
             if not await self._values.compare_and_set(quota_key(quota), old, value, quota.until - now, lossy=True):
                 break
             done.append(quota)
-        if len(done) == len(quotas) and (not written or await self._write(written)):
-            return True
+        else:
+            if not written or await self._write(written):
+                return True
         for quota in done:
             await self._undo(quota)
         return False
@@ -373,7 +365,7 @@ class NatsLimits(Struct, eq=False):
         """Write all values if none has changed. Return whether they were written."""
         link, batch = self._link, secrets.token_hex(8)
         last = len(written)
-        await self._ensure()
+        await link.ensure(self._stream, self._config)
         for number, (subject, data, seq, seconds) in enumerate(written, 1):
             headers = {
                 "Nats-Expected-Last-Subject-Sequence": str(seq),
@@ -387,7 +379,7 @@ class NatsLimits(Struct, eq=False):
                     continue
                 headers["Nats-Batch-Commit"] = "1"
             try:
-                await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
+                await link.publish(self._stream, subject, data, headers, config=self._config)
             except JetStreamError as exc:
                 if exc.code not in WRONG_LAST and last == 1:
                     raise
@@ -417,8 +409,8 @@ class NatsLimits(Struct, eq=False):
         kind = "slot" if isinstance(charge, ConcurrencySlot) else "pace"
         return f"{self._link.address.namespace}.rate.{kind}.{token(charge.key)}"
 
-    async def _ensure(self) -> None:
-        config: dict[str, Any] = {
+    def _config(self) -> dict[str, Any]:
+        return {
             "subjects": [f"{self._link.address.namespace}.rate.>"],
             "storage": "memory",
             "max_msgs_per_subject": 1,
@@ -427,15 +419,10 @@ class NatsLimits(Struct, eq=False):
             "allow_msg_ttl": True,
             "allow_atomic": True,
         }
-        await self._link.ensure(self._stream, config)
 
     async def sweep(self) -> None:
         """Record when paces are dropped to free space."""
-        try:
-            state = (await self._link.info(self._stream))["state"]
-        except JetStreamError:
-            return
-        if state["bytes"] > ROOM * 0.95:
+        if await self._link.size(self._stream) > ROOM * 0.95:
             self._forgot = self._link.time()
 
 
@@ -467,7 +454,7 @@ class NatsBackend:
         return self._link.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._link.epochs.add(changed)
+        return self._link.epochs.watch(changed)
 
     def time(self) -> float:
         return self._link.time()

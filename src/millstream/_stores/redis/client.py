@@ -135,11 +135,12 @@ class RedisClient(Struct, eq=False):
         deadline, pauses = loop.time() + START_SECONDS, _pauses()
         why = ""
         while True:
-            self._redis, *others = _clients(self.address)
-            self._opened = [self._redis, *others]
+            self._opened = _clients(self.address)
+            self._redis = self._opened[0]
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._check()
+                    for info in await self._infos():
+                        check(info, f"Redis at {self.address}", cluster=self._is_cluster)
             except BaseException as failure:
                 await self._disconnect()
                 if not isinstance(failure, (*_BROKEN, RedisError)):
@@ -382,10 +383,6 @@ class RedisClient(Struct, eq=False):
         info = await self._redis.execute_command("INFO")
         await self._redis.connection_pool.disconnect(inuse_connections=False)  # commands have their own connection
         return [info]
-
-    async def _check(self) -> None:
-        for info in await self._infos():
-            check(info, f"Redis at {self.address}", cluster=self._is_cluster)
 
     async def _watch_settings(self) -> None:
         while True:

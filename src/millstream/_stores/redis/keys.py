@@ -29,13 +29,9 @@ class RedisKeys:
         self.hub = f"{prefix}{HUB}:"
         self.generation = f"{self.hub}g"
 
-    def stream(self, name: str) -> str:
-        """Return the key of a stream's entries."""
-        return f"{self.hub}l:{name}"
-
-    def meta(self, name: str) -> str:
-        """Return the key of a stream's metadata: its last offset, and whether it's sealed."""
-        return f"{self.hub}n:{name}"
+    def stream(self, name: str) -> list[str]:
+        """Return the keys of a stream: its entries, and its metadata (its last offset, and whether it's sealed)."""
+        return [f"{self.hub}l:{name}", f"{self.hub}n:{name}"]
 
     def value(self, name: str) -> str:
         """Return the key of a value."""

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count, zip_longest
 from typing import Any
 
 from msgspec import Struct, field
 
+from millstream._override import override
 from millstream._stores.base import (
     EPHEMERAL,
     ONCE_SECONDS,
@@ -36,7 +36,7 @@ from millstream._stores.memory.log import REPEATED
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
 from millstream._stores.redis.keys import HUB, RedisKeys, script, tag_of
-from millstream._stores.tail import Listeners, channel_for, consecutive, never
+from millstream._stores.tail import Listeners, never
 from millstream._tasks import has_failed
 
 _PAUSE = 0.2
@@ -75,7 +75,8 @@ class PushReader(Struct, eq=False):
     _confirmed: int = 0
     """How many of them Redis has confirmed."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _marks: dict[bytes, asyncio.Future[None]] = {}
+    marks: dict[bytes, asyncio.Future[None]] = {}
+    """Messages for the `mark_channel`, and what is done once they have arrived."""
     _read_task: asyncio.Task[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -105,16 +106,6 @@ class PushReader(Struct, eq=False):
                 self._changed.clear()
                 await self._changed.wait()
         return number
-
-    @contextmanager
-    def mark(self) -> Generator[tuple[str, asyncio.Future[None]]]:
-        """Return a message for the `mark_channel`, and a future that's done once it has arrived."""
-        text = secrets.token_hex(8)
-        arrived = self._marks[text.encode()] = asyncio.get_running_loop().create_future()
-        try:
-            yield text, arrived
-        finally:
-            del self._marks[text.encode()]
 
     def restart(self) -> None:
         """Connect again: this connection may lead to a former primary."""
@@ -209,7 +200,7 @@ class PushReader(Struct, eq=False):
             self._changed.set()
 
     def _take_mark(self, text: bytes) -> None:
-        arrived = self._marks.get(text)
+        arrived = self.marks.get(text)
         if arrived is not None and not arrived.done():
             arrived.set_result(None)
 
@@ -224,7 +215,8 @@ class RedisState:
         self.renewed: Callable[[], None] = lambda: None
         """Callback for changes to `epoch`."""
         self._numbers = count(1)
-        self._free: list[int] = []
+        self.free_places: list[int] = []
+        """Places whose attempts are finished."""
         self._places = count()
         self._ahead = time.time() - time.monotonic()
         """Offset of Redis' clock from this process's monotonic clock, in seconds."""
@@ -239,12 +231,8 @@ class RedisState:
             self.renewed()
 
     def take_place(self) -> tuple[int, int]:
-        """Return a place and a number that let Redis recognize retries. Release it with `free_place`."""
-        return self._free.pop() if self._free else next(self._places), next(self._numbers)
-
-    def free_place(self, place: int) -> None:
-        """Release the slot of a finished attempt."""
-        self._free.append(place)
+        """Return a place and a number that let Redis recognize retries. Add the place to `free_places` later."""
+        return self.free_places.pop() if self.free_places else next(self._places), next(self._numbers)
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
@@ -274,47 +262,28 @@ class _Batch(Struct, eq=False):
     """Entries of one stream that are appended by one script."""
 
     request: RedisRequest
-    _bounds: tuple[int, int, int]
-    _size: int = 0
-    _positions: list[asyncio.Future[Position]] = []
+    bounds: tuple[int, int, int]
+    size: int = 0
+    positions: list[asyncio.Future[Position]] = []
 
     def accepts(self, size: int, bounds: tuple[int, int, int]) -> bool:
         """Return whether another entry of this size fits. An entry that seals the stream is alone."""
         *_, seals = bounds
         return (
             not (seals or self.request.sent)
-            and bounds == self._bounds
-            and len(self._positions) < _MAX_BATCH
-            and self._size + size <= _MAX_BATCH_BYTES
+            and bounds == self.bounds
+            and len(self.positions) < _MAX_BATCH
+            and self.size + size <= _MAX_BATCH_BYTES
         )
 
-    def add(self, size: int, position: asyncio.Future[Position]) -> None:
-        """Add an entry, whose position is set later."""
-        self._size += size
-        self._positions.append(position)
 
-    def settle(self, reply: asyncio.Future[Any]) -> str:
-        """Pass each entry its position or error. Return the epoch, or an empty string after an error."""
-        failure = reply.exception()
-        offsets, epoch = ("", "") if failure is not None else (part.decode() for part in reply.result())
-        for position, offset in zip_longest(self._positions, offsets.split()):
-            if position.done():
-                continue
-            if failure is not None:
-                position.set_exception(type(failure)(*failure.args))
-            elif offset == _REPEATED:
-                position.set_exception(EntryRepeated(REPEATED))
-            else:
-                position.set_result(Position(epoch, int(offset)))
-        return epoch
-
-
-class RedisLog:
+class RedisLog(Listeners[Entry]):
     """The streams."""
 
     def __init__(
         self, client: RedisClient, keys: RedisKeys, state: RedisState, pushes: PushReader, *, room: int
     ) -> None:
+        super().__init__()
         # configuration
         self._client = client
         self._keys = keys
@@ -323,18 +292,13 @@ class RedisLog:
         self._room = room
         """Maximum bytes of the indexes of one kind."""
         # process
-        self._listeners = Listeners[Entry]()
-        self.interrupt = self._listeners.interrupt
-        """Notifies all listeners that entries may have been lost."""
-        self.end_all = self._listeners.clear
-        """Stops all listeners."""
         pushes.interrupted = self.interrupt
         self._filtered: set[str] = set()
         """Streams that were listened to by topic."""
-        self._append = script("append")
+        self._pushed: dict[str, Position] = {}
+        """The last position that was pushed, by stream whose entries are all listened to."""
         self._batches: dict[str, _Batch] = {}
         """Pending appends, the last one of each stream."""
-        self._read_script = script("read")
 
     async def append(
         self,
@@ -359,101 +323,98 @@ class RedisLog:
         entry: list[Argument] = [data, "", "", "", topic]
         if index is not None:
             kind = index.stream.partition(":")[0]
-            request.keys += [keys.stream(index.stream), keys.order(kind), keys.sizes(kind)]
+            request.keys += [keys.stream(index.stream)[0], keys.order(kind), keys.sizes(kind)]
             entry[1:3] = [milliseconds(index.ttl), index.max_entries]
         if once:
             request.keys.append(keys.once(stream, once))
             entry[3] = milliseconds(ONCE_SECONDS)
         request.args += entry
         position: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
-        batch.add(len(data), position)
+        batch.positions.append(position)
+        batch.size += len(data)
         return await position
 
-    def _begin(self, stream: str, bounds: tuple[int, int, int]) -> "_Batch":
+    def _begin(self, stream: str, bounds: tuple[int, int, int]) -> _Batch:
         """Send an append, to which entries are added until it's written."""
         state, keys = self._state, self._keys
         place, number = state.take_place()
-        names = [keys.stream(stream), keys.meta(stream), keys.places(state.id), keys.generation]
+        names = [*keys.stream(stream), keys.places(state.id), keys.generation]
         args: list[Argument] = [place, number, state.epoch, *bounds, self._room, INDEX_STREAMS, keys.channel(stream)]
         confirm = stream.partition(":")[0] not in EPHEMERAL
-        batch = _Batch(self._client.send(self._append, names, args, confirm=confirm), bounds)
+        batch = _Batch(self._client.send(script("append"), names, args, confirm=confirm), bounds)
 
-        def settle(reply: asyncio.Future[Any]) -> None:
-            state.free_place(place)
-            if self._batches.get(stream) is batch:
-                del self._batches[stream]
-            if epoch := batch.settle(reply):
-                state.adopt(epoch)
-
-        batch.request.reply.add_done_callback(settle)
+        batch.request.reply.add_done_callback(partial(self._settle, stream, place, batch))
         return batch
+
+    def _settle(self, stream: str, place: int, batch: _Batch, reply: asyncio.Future[Any]) -> None:
+        """Pass each entry of a batch its position or error."""
+        self._state.free_places.append(place)
+        if self._batches.get(stream) is batch:
+            del self._batches[stream]
+        failure = reply.exception()
+        offsets, epoch = ("", "") if failure is not None else (part.decode() for part in reply.result())
+        for position, offset in zip_longest(batch.positions, offsets.split()):
+            if position.done():
+                continue
+            if failure is not None:
+                position.set_exception(type(failure)(*failure.args))
+            elif offset == _REPEATED:
+                position.set_exception(EntryRepeated(REPEATED))
+            else:
+                position.set_result(Position(epoch, int(offset)))
+        if epoch:
+            self._state.adopt(epoch)
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
     ) -> Sequence[Entry]:
-        epoch, gap, entries = await self._read(stream, "" if after is None else after.offset, limit, max_bytes, "")
-        if after is None or (not gap and epoch == after.epoch):
-            return entries
-        oldest, newest = (Position(epoch, int(end)) if end else None for end in gap or (b"", b""))
-        if not gap:
-            first, last = await self._read(stream, "", 1, 1, ""), await self._read(stream, "", 1, 1, "newest")
-            oldest, newest = (part[2][0].position if part[2] else None for part in (first, last))
-        raise Gap(epoch, oldest, newest)
+        return await self._read(stream, after, limit, max_bytes, "")
 
     async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
-        _, _, entries = await self._read(stream, "", limit, max_bytes, "newest")
-        return entries[::-1]
+        return (await self._read(stream, None, limit, max_bytes, "newest"))[::-1]
 
     async def _read(
-        self, stream: str, after: int | str, limit: int, max_bytes: int, order: str
-    ) -> tuple[str, Sequence[bytes], list[Entry]]:
+        self, stream: str, after: Position | None, limit: int, max_bytes: int, order: str
+    ) -> Sequence[Entry]:
         keys, state = self._keys, self._state
-        names = [keys.stream(stream), keys.meta(stream), keys.generation]
-        args = [after, limit, max_bytes, order, state.epoch]
-        told, gap, found = await self._client.run(self._read_script, names, args)
+        names = [*keys.stream(stream), keys.generation]
+        # A position may come from a client, so its epoch may be any text.
+        begin = ("", "") if after is None else (after.offset, after.epoch.encode(errors="replace"))
+        args = [*begin, limit, max_bytes, order, state.epoch]
+        told, gap, found = await self._client.run(script("read"), names, args)
         epoch = told.decode()
         state.adopt(epoch)
-        entries = [Entry(Position(epoch, int(id)), data) for id, data in zip(found[::2], found[1::2], strict=True)]
-        return epoch, gap, entries
+        if gap:
+            raise Gap(epoch, *(Position(epoch, int(end)) if end else None for end in gap))
+        return [Entry(Position(epoch, int(id)), data) for id, data in zip(found[::2], found[1::2], strict=True)]
 
     async def touch(self, stream: str, ttl: float) -> bool:
-        keys = self._keys
-        names = [keys.stream(stream), keys.meta(stream)]
-        return bool(await self._client.run(script("touch"), names, [milliseconds(ttl)]))
+        return bool(await self._client.run(script("touch"), self._keys.stream(stream), [milliseconds(ttl)]))
 
     async def trim(self, stream: str) -> None:
-        keys = self._keys
-        await self._client.run(script("trim"), [keys.stream(stream), keys.meta(stream)], [])
+        await self._client.run(script("trim"), self._keys.stream(stream), [])
 
-    def listen(
-        self,
-        stream: str,
-        hear: Callable[[Entry], None],
-        *,
-        interrupted: Callable[[], None] | None = None,
-        topic: str | None = None,
-    ) -> Callable[[], None]:
-        name = channel_for(stream, topic)
-        channel = self._keys.channel(name)
-        if topic is None:
-            hear = consecutive(hear, interrupted)
-        else:
+    @override
+    def _follow(self, channel: str) -> None:
+        stream, is_topic, _ = channel.partition("\0")
+        if is_topic:
             self._filtered.add(stream)
-        if name not in self._listeners:
-            self._pushes.follow(channel, partial(self._take, name))
-        stop_listening = self._listeners.listen(name, hear, interrupted)
+        self._pushes.follow(self._keys.channel(channel), partial(self._take, channel))
 
-        def stop() -> None:
-            stop_listening()
-            if name not in self._listeners:
-                self._pushes.leave(channel)
+    @override
+    def _leave(self, channel: str) -> None:
+        self._pushed.pop(channel, None)
+        self._pushes.leave(self._keys.channel(channel))
 
-        return stop
-
-    def _take(self, name: str, message: bytes) -> None:
+    def _take(self, channel: str, message: bytes) -> None:
         # Use the epoch of the append, which may differ from the one that this worker has.
         epoch, offset, data = message.split(b" ", 2)
-        self._listeners.notify(name, Entry(Position(epoch.decode(), int(offset)), data))
+        position = Position(epoch.decode(), int(offset))
+        if "\0" not in channel:  # then offsets are consecutive
+            if self._pushed.get(channel) != Position(position.epoch, position.offset - 1):
+                self.interrupt(channel)
+            self._pushed[channel] = position
+        self._listeners.notify(channel, Entry(position, data))
 
     async def wait_until_listening(self, stream: str) -> Position | None:
         try:
@@ -471,14 +432,18 @@ class RedisLog:
     async def _mark(self, stream: str) -> tuple[Position | None, bool]:
         """Return the newest position, and whether the pushes of all entries up to it have arrived."""
         keys, pushes, number = self._keys, self._pushes, self._pushes.number
-        with pushes.mark() as (text, arrived):
-            names, args = [keys.meta(stream), keys.generation], [self._state.epoch, pushes.mark_channel, text]
-            last, epoch = await self._client.run(script("mark"), names, args)
+        text = secrets.token_bytes(8)
+        arrived = pushes.marks[text] = asyncio.get_running_loop().create_future()
+        try:
+            names = [keys.stream(stream)[1], keys.generation]
+            last, epoch = await self._client.run(script("mark"), names, [self._state.epoch, pushes.mark_channel, text])
             self._state.adopt(epoch.decode())
             await asyncio.wait([arrived], timeout=_SILENT_MARK)
-            if not arrived.done() and pushes.number == number:
-                pushes.restart()
-            return Position(epoch.decode(), int(last)) if last else None, arrived.done()
+        finally:
+            del pushes.marks[text]
+        if not arrived.done() and pushes.number == number:
+            pushes.restart()
+        return Position(epoch.decode(), int(last)) if last else None, arrived.done()
 
 
 MAX_VALUE = 32 * 1024 * 1024

@@ -37,10 +37,11 @@ _logger = logging.getLogger("millstream.stores")
 class RedisBackend:
     """`Backend` in Redis."""
 
+    shared = True
+    persistent = True
+
     def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
         # configuration
-        self.shared = True
-        self.persistent = True
         self.lease = lease
         self._keys = keys = RedisKeys(address.prefix)
         # process
@@ -61,7 +62,7 @@ class RedisBackend:
         return self._state.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._epochs.add(changed)
+        return self._epochs.watch(changed)
 
     def time(self) -> float:
         return self._state.time()
@@ -91,7 +92,7 @@ class RedisBackend:
         self._tasks = []
         await self._client.close()
         self._pushes.forget_all()
-        self.log.end_all()
+        self.log.remove_listeners()
         self._epochs.clear()
 
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
@@ -153,7 +154,7 @@ class RedisBackend:
         self._pushes.restart()
         await self._pushes.wait_until_followed()
         self.log.interrupt()
-        self._epochs.notify()
+        self._epochs.changed()
 
 
 class RedisStore(BackendStore):

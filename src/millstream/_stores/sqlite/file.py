@@ -220,9 +220,13 @@ class Database:
             raise error from exc
         self._log = self._log or _identity(_log_of(self.location.path))
 
-    def explain(self, exc: Exception) -> Exception:
-        """Translate an error to one with its cause and advice."""
-        return translate_error(self.location.path, exc) if isinstance(exc, sqlite3.Error | OSError) else exc
+    def explain(self, exc: Exception) -> LocalError:
+        """Translate an error to one that the store contract allows, with its cause and advice."""
+        if isinstance(exc, sqlite3.Error | OSError):
+            exc = translate_error(self.location.path, exc)
+        if isinstance(exc, StoreFull | StoreUnavailable):
+            return exc
+        return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")
 
     def make_room(self) -> None:
         """Checkpoint and truncate the write-ahead log, which may be what fills a full disk.

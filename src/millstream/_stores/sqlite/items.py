@@ -36,10 +36,8 @@ class Items(Struct, eq=False):
     _file: Database
     _clock: Callable[[], float]
     _max_bytes: int
-    _sizes: Counter[str] = field(default_factory=Counter[str])
-    """Counted bytes by kind."""
-    _shares: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
-    """Counted bytes by kind and share."""
+    _sizes: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    """Counted bytes by kind and share. The empty share is all of the kind."""
     _place: int = 0
     """Sequence number of the last lossy value that was written."""
     _swept: float = 0.0
@@ -47,10 +45,9 @@ class Items(Struct, eq=False):
     def load(self) -> None:
         """Count the bytes in the file, after opening it and after a failed transaction."""
         self._sizes.clear()
-        self._shares.clear()
         for kind, share, size in self._file.run("SELECT kind, share, sum(size) FROM items GROUP BY kind, share"):
-            self._sizes[kind] += size
-            self._shares[kind, share] = size
+            for each in {"", share}:
+                self._sizes[kind, each] += size
         self._place = self._file.one("SELECT coalesce(max(place), 0) FROM items")[0]
 
     def get(self, key: str) -> bytes | None:
@@ -71,16 +68,16 @@ class Items(Struct, eq=False):
         if old is not None and old[1] <= now:
             self._forget(key)
             old = None
-        kind, share, size = kind_of(key), owner_for(key), len(value) + len(key) + ITEM_BYTES
+        size = len(value) + len(key) + ITEM_BYTES
         growth = size - (0 if old is None else old[0])
         if growth > 0:
             self._check(key, value, growth, now, lossy=lossy)
         self._place += lossy
         self._file.run(
             "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?)",
-            (key, kind, share, value, size, now + ttl, self._place if lossy else None),
+            (key, kind_of(key), owner_for(key), value, size, now + ttl, self._place if lossy else None),
         )
-        self._count(kind, share, growth)
+        self._count(key, growth)
 
     def compare_and_set(
         self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
@@ -112,17 +109,14 @@ class Items(Struct, eq=False):
         """Make room for a value, or raise `StoreFull`."""
         kind = kind_of(key)
         for part, room in rooms_for(key, value, self._max_bytes, lossy=lossy).items():
-            if self._get_usage(kind, part) + growth <= room:
+            if self._sizes[kind, part] + growth <= room:
                 continue
             self._sweep(now)
             if lossy and len(value) + len(key) + ITEM_BYTES <= room:
-                self._evict(key, kind, part, self._get_usage(kind, part) + growth - room)
-            if self._get_usage(kind, part) + growth > room:
+                self._evict(key, kind, part, self._sizes[kind, part] + growth - room)
+            if self._sizes[kind, part] + growth > room:
                 text = f"The store is full: this {'share' if part else 'kind'} of values has {room} bytes."
                 raise (OwnerQuotaExceeded if part else StoreFull)(text)
-
-    def _get_usage(self, kind: str, share: str) -> int:
-        return self._shares[kind, share] if share else self._sizes[kind]
 
     def _evict(self, key: str, kind: str, share: str, missing: int) -> None:
         """Drop the oldest lossy values of a share, or of the whole kind, until `missing` bytes are free."""
@@ -137,16 +131,15 @@ class Items(Struct, eq=False):
             self._forget(oldest[0])
             missing -= oldest[1]
 
-    def _count(self, kind: str, share: str, growth: int) -> None:
-        self._sizes[kind] += growth
-        if share:
-            self._shares[kind, share] += growth
+    def _count(self, key: str, growth: int) -> None:
+        for share in {"", owner_for(key)}:
+            self._sizes[kind_of(key), share] += growth
 
     def _forget(self, key: str) -> None:
         row = self._file.one("SELECT size FROM items WHERE key=?", (key,))
         if row is not None:
             self._file.run("DELETE FROM items WHERE key=?", (key,))
-            self._count(kind_of(key), owner_for(key), -row[0])
+            self._count(key, -row[0])
 
     def _sweep(self, now: float) -> None:
         self._swept = now
@@ -260,21 +253,19 @@ class Streams(Struct, eq=False):
         if row is not None and row[6] <= now:
             self._forget(row[0], kind, row[4])
             row = None
-        if row is not None and row[5]:
-            raise StreamSealed("The stream has ended.")
         highest = self._highest.get(kind, -1)
         if row is None:
-            floor, entries, size = (highest + 1 if at < 0 else at - 1), 0, len(stream) + STREAM_BYTES
-            offset = floor + 1
+            floor, size = (highest + 1 if at < 0 else at - 1), len(stream) + STREAM_BYTES
             added = run(
                 "INSERT INTO streams (name, kind, floor, last, entries, size, sealed, until) VALUES (?,?,?,?,0,0,0,?)",
                 (stream, kind, floor, floor, now + ttl),
             )
-            number = added.lastrowid or 0
             self._sizes[kind] += size
-        else:
-            number, floor, last, entries, size = row[:5]
-            offset = last + 1 if at < 0 else at
+            row = added.lastrowid, floor, floor, 0, size, False
+        number, floor, last, entries, size, sealed = row[:6]
+        if sealed:
+            raise StreamSealed("The stream has ended.")
+        offset = last + 1 if at < 0 else at
         run("INSERT OR REPLACE INTO entries VALUES (?,?,?)", (number, offset, data))
         self._sizes[kind] += cost
         entries, size = entries + 1, size + cost

@@ -15,12 +15,12 @@ from typing import Any, TypeVar, Unpack
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import AppendOptions, Entry, Position, StoreFull, StoreUnavailable
-from millstream._stores.memory.store import MemoryBackend, UsageCounter
+from millstream._stores.base import AppendOptions, Entry, Position, StoreUnavailable
+from millstream._stores.memory.store import MemoryBackend, ProcessBackend
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.tail import Topics, channel_for, channels_for, never
+from millstream._stores.tail import Listeners
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class SqliteWriter(Struct, eq=False):
                 self._work(jobs)
             return
         except Exception as exc:  # rolled back, or the outcome is unknown
-            error = _final_error(self._file.explain(exc))
+            error = self._file.explain(exc)
         if self._failed is None or str(self._failed[1]) != str(error) or time.monotonic() - self._failed[0] >= PAUSE:
             self._failed, self.degraded_reason = (time.monotonic(), error), str(error)
         for job in jobs:
@@ -174,13 +174,6 @@ class SqliteWriter(Struct, eq=False):
                 job.failure = exc
 
 
-def _final_error(exc: Exception) -> LocalError:
-    """Convert a file error to one that the store contract allows."""
-    if isinstance(exc, StoreFull | StoreUnavailable):
-        return exc
-    return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")
-
-
 _READS = frozenset({"get", "get_many", "keys", "newest", "read"})
 
 
@@ -199,38 +192,27 @@ def _calls(part: Items | Streams, writer: SqliteWriter, *names: str) -> dict[str
 
 
 class SqliteLog(SimpleNamespace):
-    """The `Log` in the file. All other methods are those of `Streams`."""
+    """The `Log` in the file. All other methods are those of `Streams`. No entry can be missed."""
 
     def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
         super().__init__(**_calls(streams, writer, "read", "newest", "touch", "trim"))
         self._streams = streams
         self._writer = writer
-        self.listeners = Topics[Entry]()
+        self.listeners = listeners = Listeners[Entry]()
+        self.listen = listeners.listen
 
     async def append(self, stream: str, data: bytes, **options: Unpack[AppendOptions]) -> Position:
         def tell(position: Position) -> None:
-            for channel in channels_for(stream, options.get("topic", "")):
-                self.listeners.notify(channel, Entry(position, data))
+            self.listeners.push(stream, options.get("topic", ""), Entry(position, data))
 
         return await self._writer.run(lambda: self._streams.append(stream, data, **options), tell)
-
-    def listen(
-        self,
-        stream: str,
-        hear: Callable[[Entry], None],
-        *,
-        interrupted: Callable[[], None] | None = None,
-        topic: str | None = None,
-    ) -> Callable[[], None]:
-        """Call `hear` with each entry, like `Log.listen`. `interrupted` is never called: no entry can be missed."""
-        return self.listeners.add(channel_for(stream, topic), hear)
 
     async def wait_until_listening(self, stream: str) -> Position | None:
         newest: Sequence[Entry] = await self.newest(stream, 1)
         return newest[0].position if newest else None
 
 
-class SqliteBackend:
+class SqliteBackend(ProcessBackend):
     """A `Backend` in a file, for one event loop."""
 
     def __init__(
@@ -257,35 +239,20 @@ class SqliteBackend:
         self._writer = SqliteWriter(file, self._load)
         self._memory = memory = MemoryBackend(max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)
         self._log = SqliteLog(self._streams, self._writer)
-        self.shared = False
-        self.persistent = False
-        self.lease = 0.0
         kv: Any = SimpleNamespace(
             **_calls(self._items, self._writer, "get", "get_many", "put", "compare_and_set", "delete", "keys")
         )
         log: Any = self._log
         self.kv = SplitMap(kv, memory.kv)
         self.log = SplitLog(log, memory.log)
-        tally = UsageCounter(self.kv)
-        self.charge = tally.charge
-        self.release = tally.release
+        super().__init__(self.kv)
 
     @property
     def epoch(self) -> str:
         return self._file.epoch
 
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Do nothing, because the epoch doesn't change while the store is open."""
-        return never
-
-    def time(self) -> float:
-        return time.time()
-
     async def degraded_reason(self) -> str:
         return self._writer.degraded_reason
-
-    async def bind(self, worker: str) -> None:
-        """Do nothing, because there is no connection."""
 
     async def open(self) -> None:
         """Open or create the file.
@@ -296,7 +263,7 @@ class SqliteBackend:
         await self._writer.start()
 
     async def close(self) -> None:
-        self._log.listeners.clear()
+        self._log.listeners.remove_listeners()
         await self._memory.close()
         await self._writer.stop()
 

@@ -106,14 +106,9 @@ async def close_abandoned(store: Store, name: str) -> None:
         await append(store, name, END, answer, None)
 
 
-def stream_name(worker: str, unique: str) -> str:
-    """Return the name of a call's stream in event ids. It contains the worker that writes the stream."""
-    return worker + unique
-
-
-def writer_of(stream: str) -> str:
-    """Return the worker that writes a call's stream."""
-    return stream[:_WORKER]
+def writer_of(log: str) -> str:
+    """Return the worker that writes a call's stream, from the name of its log."""
+    return log.rpartition(":")[2][:_WORKER]
 
 
 def log_name(session_id: str, stream: str) -> str:
@@ -139,7 +134,6 @@ def parse_event_id(text: str) -> tuple[str, Position] | None:
 _HIGH_WATER = 64 * 1024
 _LOST = "The store was unavailable while this call ran, so a part of its stream is lost. Try again."
 
-_NOWHERE = Position("", 0)
 _logger = logging.getLogger("millstream")
 
 
@@ -149,7 +143,7 @@ class StreamLog(Struct, eq=False):
     store: Store
     name: str
     stream: str
-    """Name of the stream in event ids."""
+    """Name of the stream in event ids. It begins with the worker that writes the stream."""
     id: RequestId
     """The request of the call."""
     cancel: Callable[[], object]
@@ -198,12 +192,14 @@ class PostReplyChannel(Struct, eq=False):
 
     request: HttpRequest
     _revision: Revision
-    _streams: OpenStreams | None
-    """None if the client can't read a stream."""
+    _streams: OpenStreams
     _log: StreamLog | None
+    _reads_streams: bool
     asks: bool
     """Whether questions can be asked. Answers come in other requests of the session."""
     _sink: Sink | None = None
+    _number: int = 0
+    """The stream among the open ones."""
     _end: Callback | None = None
     """Ends the stream's subscription."""
     streaming: bool = False
@@ -211,8 +207,8 @@ class PostReplyChannel(Struct, eq=False):
 
     async def keep_alive(self) -> None:
         """Turn the reply of a silent call into a stream, if the client reads streams."""
-        if self._streams is not None and not self.streaming:
-            await self._open(self._streams)
+        if self._reads_streams and not self.streaming:
+            await self._open()
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
         """Send a message as an event. It's dropped if the client can't read a stream.
@@ -221,12 +217,11 @@ class PostReplyChannel(Struct, eq=False):
             message: The message.
             answers: The request that the message answers, if the stream carries several answers.
         """
-        streams = self._streams
-        if streams is None:
+        if not self._reads_streams:
             return
         if not self.streaming:
-            await self._open(streams)
-        await self._write(streams, MESSAGE, message, answers)
+            await self._open()
+        await self._write(MESSAGE, message, answers)
         if self._sink is not None and self._sink.buffered > _HIGH_WATER:
             await self._sink.drain()
 
@@ -243,12 +238,12 @@ class PostReplyChannel(Struct, eq=False):
         Other calls don't last that long.
         """
         self._end = callback
-        if self._sink is not None and self._streams is not None:
-            self._subscribe(self._streams, self._sink, callback)
+        if self._sink is not None:
+            self._subscribe(self._sink, callback)
         return self._has_ended
 
-    def _subscribe(self, streams: OpenStreams, sink: Sink, callback: Callback) -> None:
-        streams.subscribe(sink, self.request, self._finish, expiry_of(self.request.principal))
+    def _subscribe(self, sink: Sink, callback: Callback) -> None:
+        self._streams.subscribe(self._number, self.request, self._finish, expiry_of(self.request.principal))
         sink.on_close(callback)
 
     def _has_ended(self) -> None:
@@ -256,10 +251,10 @@ class PostReplyChannel(Struct, eq=False):
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection. The client reads the rest with `Last-Event-ID`."""
-        if self._log is None or self._streams is None or not self._revision.priming:
+        if self._log is None or not self._revision.priming:
             return False
         if not self.streaming:
-            await self._open(self._streams)
+            await self._open()
         sink = self._sink
         if sink is None:
             return False
@@ -269,14 +264,13 @@ class PostReplyChannel(Struct, eq=False):
         return True
 
     async def finish(self, message: bytes) -> None:
-        """Send the response as the last event, unless it's empty, and end the stream."""
-        streams, log = self._streams, self._log
-        assert streams is not None  # noqa: S101  callers have looked
+        """Send the response as the last event, unless it's empty, and end the stream. The client must read streams."""
+        log = self._log
         if not self.streaming:
-            await self._open(streams)
-        await self._write(streams, END, message, None if log is None else log.id)
+            await self._open()
+        await self._write(END, message, None if log is None else log.id)
         if log is not None:
-            streams.lines.pop(log.name, None)
+            self._streams.lines.pop(log.name, None)
         if self._sink is not None:
             self._sink.close()
 
@@ -291,12 +285,12 @@ class PostReplyChannel(Struct, eq=False):
         if sink is not None:
             sink.close()
 
-    async def _open(self, streams: OpenStreams) -> None:
-        self.streaming = True
+    async def _open(self) -> None:
+        self.streaming, streams = True, self._streams
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        streams.add(sink, kind=("http", self._revision.date))
+        self._number = streams.add(sink, kind=("http", self._revision.date))
         if self._end is not None:
-            self._subscribe(streams, sink, self._end)
+            self._subscribe(sink, self._end)
         log = self._log
         if log is not None:
             streams.lines[log.name] = self
@@ -304,17 +298,16 @@ class PostReplyChannel(Struct, eq=False):
             if self._revision.priming and position is not None:
                 sink.write(sse.prime(event_id(log.stream, position), None))
 
-    async def _write(self, streams: OpenStreams, mark: bytes, message: bytes, answers: RequestId | None) -> None:
+    async def _write(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
         log = self._log
         if log is None:
             if self._sink is not None and message:
                 self._sink.write(sse.encode_message(message))
             return
         async with log.lock:
-            position: Position | None = _NOWHERE
-            with suppress(StreamSealed):
-                position = await log.append(mark, message, answers, streams)
-            if position is _NOWHERE:
+            try:
+                position = await log.append(mark, message, answers, self._streams)
+            except StreamSealed:
                 # This worker was paused for so long that another worker has already ended the stream.
                 self.leave()
                 log.cancel()
@@ -434,10 +427,7 @@ class HttpSessions:
                 raise unknown_session()
             if record.capabilities is not None:
                 client = ClientInfo(record.capabilities, session.client.name, session.client.version)
-                session = Session(
-                    session.id, session.revision, client, current=session.current, issued_at=session.issued_at,
-                    expires_at=session.expires_at,
-                )  # fmt: skip
+                session = msgspec.structs.replace(session, client=client)
         return session
 
     def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
@@ -492,11 +482,11 @@ class StreamableEndpoint:
         session, log = call.session, None
         if session is not None and can_stream and call.revision.event_ids:
             store = self.services.store
-            stream = stream_name(store.workers.me, secrets.token_hex(16))
+            stream = store.workers.me + secrets.token_hex(16)
             cancel = partial(self.dispatcher.control.cancel, session.id, call.id)
             log = StreamLog(store, log_name(session.id, stream), stream, call.id, cancel)
-        streams = self.streams if can_stream else None
-        return PostReplyChannel(request, call.revision, streams, log, can_stream and session is not None)
+        asks = can_stream and session is not None
+        return PostReplyChannel(request, call.revision, self.streams, log, can_stream, asks)
 
 
 async def finish(call: Call, body: bytes) -> Response | None:
@@ -507,16 +497,17 @@ async def finish(call: Call, body: bytes) -> Response | None:
         return None
     if not body:
         return EMPTY_STREAM
-    error = call.failure.error if call.failure is not None else None
-    return Response(body, _status(call), JSON_HEAD + error.head if error is not None else JSON_HEAD)
+    return Response(body, *_status(call))
 
 
-def _status(call: Call) -> int:
-    """Return the HTTP status of a call's response. Handshake-era errors have status 200, unless they have a head."""
-    error = call.failure.error if call.failure is not None else None
+def _status(call: Call) -> tuple[int, bytes]:
+    """Return the HTTP status and head of a call's response. Handshake-era errors have status 200, unless they have a
+    head.
+    """
+    error = None if call.failure is None else call.failure.error
     if error is None or not (call.revision.result_type or error.head):
-        return 200
-    return error.status
+        return 200, JSON_HEAD
+    return error.status, JSON_HEAD + error.head
 
 
 class StreamableExchange(Struct, eq=False):
@@ -603,7 +594,7 @@ class StreamableExchange(Struct, eq=False):
     async def run(self, call: Call) -> Response | None:
         """Run a call and return its reply."""
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
-        if body and not self.accepts.json and _status(call) == 200:
+        if body and not self.accepts.json and _status(call)[0] == 200:
             line = call.open_reply_channel()
             assert isinstance(line, PostReplyChannel)  # noqa: S101  lines of this endpoint are
             await line.finish(body)

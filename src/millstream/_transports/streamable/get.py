@@ -1,12 +1,13 @@
 """GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from msgspec import Struct, field
 
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
+from millstream._override import override
 from millstream._protocol import sse
 from millstream._protocol.admission import check_handshake_header, header_version
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
@@ -15,14 +16,13 @@ from millstream._protocol.revisions import names_per_request_era
 from millstream._server.calls.services import (
     ANY_UPDATE,
     SESSION_OVER,
-    Broadcast,
     ServerChange,
     Services,
-    affected_uris,
     encode_change,
+    session_messages,
 )
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.peers import ReplyTakeover, SessionEnd, StandaloneTakeover
+from millstream._server.peers import SessionEnd, StreamTakeover
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.tail import Tail
 from millstream._transports.open_streams import (
@@ -48,19 +48,83 @@ from millstream._transports.streamable import (
 UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
 
 
-class Resumption:
+class _NewestStream(Struct, eq=False, kw_only=True):
+    """A stream on this worker, which the last of several connections to claim it keeps."""
+
+    id: int = field(default_factory=partial(secrets.randbits, 63))
+    """The id that other workers know."""
+    placed: bool = False
+    """Whether this worker has received its own takeover. Later ones are newer."""
+    sink: Sink | None = None
+    """None until the other workers are notified."""
+    over: bool = False
+    """Whether another connection has the stream, or its session has ended."""
+
+    def close(self) -> None:
+        """Stop writing to the client's connection."""
+        self.over = True
+        if self.sink is not None:
+            self.sink.close()
+
+
+class _NewestStreams:
+    """Streams on this worker that only one connection carries: the last one to claim it, on any worker."""
+
+    def __init__(self, endpoint: StreamableEndpoint) -> None:
+        self._endpoint = endpoint
+        self._streams: dict[str, _NewestStream] = {}
+        """Streams by session, or by log."""
+        peers = endpoint.services.peers
+        peers.on(StreamTakeover, self._on_takeover, own=True)
+        peers.on_interruption(self._place_all)
+
+    async def _claim(self, name: str, stream: _NewestStream) -> bool:
+        """Take over from other connections. Return False if a newer one has taken over in between.
+
+        This runs before the client can send a request, because other workers learn of later connections afterward.
+        """
+        self.close(name)
+        self._streams[name] = stream
+        if not await self._endpoint.services.peers.tell(StreamTakeover(name, stream.id)):
+            stream.placed = True
+        return not stream.over
+
+    def close(self, name: str) -> None:
+        """Stop the connection on this worker that carries a stream, if there's one."""
+        stream = self._streams.pop(name, None)
+        if stream is not None:
+            stream.close()
+        line = self._endpoint.streams.lines.get(name)
+        if line is not None:
+            line.leave()
+
+    def _leave(self, name: str, stream: _NewestStream) -> None:
+        if self._streams.get(name) is stream:
+            del self._streams[name]
+
+    def _on_takeover(self, message: StreamTakeover, _worker: str) -> None:
+        """Process a takeover. All workers receive takeovers in the same order, and the last one wins."""
+        stream = self._streams.get(message.name)
+        if stream is not None and message.id == stream.id:
+            stream.placed = True
+        elif stream is None or stream.placed:
+            self.close(message.name)
+
+    def _place_all(self) -> None:
+        """Stop waiting for takeover messages that may have been lost."""
+        for stream in self._streams.values():
+            stream.placed = True
+
+
+class Resumption(_NewestStreams):
     """The resumed streams of calls on this worker.
 
     A resumed stream sends the log after an event id, then new messages, up to the end.
     """
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
-        self._endpoint = endpoint
-        self._readers: dict[str, _Reader] = {}
-        peers = endpoint.services.peers
-        peers.on(ReplyTakeover, self._on_takeover, own=True)
-        peers.on_interruption(self._place_all)
-        peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
+        super().__init__(endpoint)
+        endpoint.services.peers.on_workers(lambda: self._close_abandoned(list(self._streams)))
 
     async def serve(self, request: HttpRequest, session: Session, stream: str, position: Position) -> Response | None:
         """Send the log after a position, then new entries, up to the last one."""
@@ -71,24 +135,19 @@ class Resumption:
                 return EMPTY_STREAM
         except Gap:
             return UNKNOWN_EVENT
-        self._take_over(name)
-        reader = self._readers[name] = _Reader(writer_of(stream))
+        reader = _NewestStream()
         try:
-            # This runs before the client can send a request, because later readers take over from this one.
-            if not await services.peers.tell(ReplyTakeover(name, reader.id)):
-                reader.placed = True
-            if self._readers.get(name) is not reader:  # a newer reader took over in between
+            if not await self._claim(name, reader):
                 return EMPTY_STREAM
             sink = reader.sink = self._endpoint.streams.open(request)
             if sink is None:  # many may have waited for the store and the workers
                 return TOO_MANY_STREAMS
-            await self._read(reader, sink, stream, name, position)
+            await self._read(sink, stream, name, position)
         finally:
-            if self._readers.get(name) is reader:
-                del self._readers[name]
+            self._leave(name, reader)
         return None
 
-    async def _read(self, reader: "_Reader", sink: Sink, stream: str, name: str, position: Position) -> None:
+    async def _read(self, sink: Sink, stream: str, name: str, position: Position) -> None:
         """Write the logged entries, then new ones, until the stream ends or is taken over."""
         sink.write(sse.COMMENT)
 
@@ -108,7 +167,7 @@ class Resumption:
         try:
             await tail.catch_up()
             if not sink.closed:
-                await self._close_abandoned({name: reader})
+                await self._close_abandoned((name,))
             await sink.wait_closed()
         finally:
             await tail.close()
@@ -118,59 +177,15 @@ class Resumption:
         newest = await self._endpoint.services.store.log.newest(name, 1)
         return bool(newest) and newest[0].position == position and newest[0].data[:1] == END
 
-    # One message, one connection
-
-    def _take_over(self, name: str) -> None:
-        """Stop other connections on this worker that carry the stream."""
-        reader = self._readers.pop(name, None)
-        if reader is not None and reader.sink is not None:
-            reader.sink.close()
-        line = self._endpoint.streams.lines.get(name)
-        if line is not None:
-            line.leave()
-
-    def _on_takeover(self, message: ReplyTakeover, _worker: str) -> None:
-        """Process a takeover. All workers receive takeovers in the same order, and the last one wins."""
-        reader = self._readers.get(message.log)
-        if reader is None or (reader.placed and message.id != reader.id):
-            self._take_over(message.log)
-        elif message.id == reader.id:
-            reader.placed = True
-
-    def _place_all(self) -> None:
-        """Stop waiting for takeover messages that may have been lost."""
-        for reader in self._readers.values():
-            reader.placed = True
-
-    # Workers that are gone
-
-    async def _close_abandoned(self, readers: Mapping[str, "_Reader"]) -> None:
+    async def _close_abandoned(self, logs: Iterable[str]) -> None:
         """End the streams whose worker is gone."""
         services = self._endpoint.services
         workers, lines = services.store.workers, self._endpoint.streams.lines
-        elsewhere = {name: reader.writer for name, reader in readers.items() if name not in lines}
+        elsewhere = {name: writer_of(name) for name in logs if name not in lines}
         gone = {each for each in set(elsewhere.values()) if each != workers.me and not await workers.alive(each)}
         for name, writer in elsewhere.items():
             if writer in gone:
                 await close_abandoned(services.store, name)
-
-
-class _Claimant(Struct, eq=False, kw_only=True):
-    """A stream on this worker, which the last of several workers to claim it keeps."""
-
-    id: int = field(default_factory=partial(secrets.randbits, 63))
-    """The id that other workers know."""
-    placed: bool = False
-    """Whether this worker has received its own takeover. Later ones are newer."""
-    sink: Sink | None = None
-    """None until the other workers are notified."""
-
-
-class _Reader(_Claimant, eq=False):
-    """A connection on this worker that reads a stream."""
-
-    writer: str
-    """The worker that runs the call."""
 
 
 _STAND_ALONE = "main"
@@ -178,7 +193,7 @@ _STAND_ALONE = "main"
 _MAX_HELD = 1_000
 
 
-class _StandaloneStream(_Claimant, eq=False):
+class _StandaloneStream(_NewestStream, eq=False):
     """One stand-alone stream."""
 
     stream: str
@@ -186,17 +201,13 @@ class _StandaloneStream(_Claimant, eq=False):
     services: Services
     request: HttpRequest
     subscribed: frozenset[str] = frozenset()
-    over: bool = False
-    """Whether the session has ended or has another stream."""
-    loaded: bool = False
-    """Whether the subscriptions have been loaded once."""
+    has_news: bool = False
+    """Whether a newer record than that of the opening has arrived, or is being read."""
     early: list[bytes] = []
     """Messages to write when there is a sink."""
     counter: int = 0
     held: list[tuple[ServerChange, bytes]] | None = []
     """Updates that arrived while the subscriptions were being read."""
-    newer: bool = False
-    """Whether a newer record is being read."""
 
     def mark(self) -> str:
         """Return the next event id."""
@@ -210,13 +221,11 @@ class _StandaloneStream(_Claimant, eq=False):
             self.write(message)
         self.early.clear()
 
+    @override
     def close(self) -> None:
-        """Stop writing to the client's connection."""
         if not self.over:
             self.services.changes.follow(self.id, self.request.owner, ())
-        self.over = True
-        if self.sink is not None:
-            self.sink.close()
+        super().close()
 
     def write(self, message: bytes) -> None:
         """Write a notification."""
@@ -234,39 +243,32 @@ class _StandaloneStream(_Claimant, eq=False):
             if len(self.held) >= _MAX_HELD:
                 self.held[:] = [(ANY_UPDATE, b"")]
             self.held.append((change, message))
-        elif change.kind != "updated":
-            if not isinstance(change, Broadcast) or change.reaches(self.client):
-                self.write(message)
         else:
-            self._update(change, message)
-
-    def _update(self, change: ServerChange, message: bytes) -> None:
-        for uri in affected_uris(change, self.subscribed):
-            self.write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
+            for each in session_messages(change, message, self.client, self.subscribed):
+                self.write(each)
 
     def begin(self, record: SessionRecord) -> None:
         """Use the record from when the stream opened, unless a newer one has arrived or is being read."""
-        if not self.loaded and not self.newer:
+        if not self.has_news:
             self.update_record(record)
 
     def update_record(self, record: SessionRecord | None) -> None:
         """Update the subscriptions, which another worker may have changed, or end the stream with its session."""
-        self.newer = record is None
+        self.has_news = True
         if record is None:
             self.held = [] if self.held is None else self.held
             return
-        self.loaded = True
         self.subscribed = frozenset(record.subscriptions)
         if not self.over:
             self.services.changes.follow(self.id, self.request.owner, self.subscribed)
         held, self.held = self.held or [], None
         for change, message in held:
-            self._update(change, message)
+            self.watcher(change, message)
         if record.ended:
             self.close()
 
 
-class StandaloneStreams:
+class StandaloneStreams(_NewestStreams):
     """The stand-alone streams on this worker, one per session.
 
     They carry hints about changed state. The newest GET wins. Hints aren't logged. A client that resumes gets hints
@@ -274,54 +276,25 @@ class StandaloneStreams:
     """
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
-        self._endpoint = endpoint
-        self._by_session: dict[str, _StandaloneStream] = {}
-        services = endpoint.services
-        services.peers.on(StandaloneTakeover, self._on_takeover, own=True)
-        services.peers.on_interruption(self._place_all)
-        services.peers.on(SessionEnd, lambda message, worker: self.close(message.session))
-        services.peers.on_loss(self.close_all)
-
-    def close(self, session_id: str) -> None:
-        """End the stream of a session, if it has one."""
-        found = self._by_session.pop(session_id, None)
-        if found is not None:
-            found.close()
+        super().__init__(endpoint)
+        peers = endpoint.services.peers
+        peers.on(SessionEnd, lambda message, worker: self.close(message.session))
+        peers.on_loss(self.close_all)
 
     def close_all(self) -> None:
         """End all streams, because the store lost the sessions' state. Clients reconnect."""
-        for session_id in list(self._by_session):
+        for session_id in list(self._streams):
             self.close(session_id)
-
-    def _on_takeover(self, message: StandaloneTakeover, _worker: str) -> None:
-        """Process a takeover. All workers receive takeovers in the same order, and the last one wins."""
-        found = self._by_session.get(message.session)
-        if found is None:
-            return
-        if message.id == found.id:
-            found.placed = True
-        elif found.placed:
-            self.close(message.session)
-
-    def _place_all(self) -> None:
-        """Stop waiting for takeover messages that may have been lost."""
-        for standing in self._by_session.values():
-            standing.placed = True
 
     async def serve(self, request: HttpRequest, session: Session, *, resumed: bool) -> Response | None:
         """Open the stream and send changes until it closes."""
-        services, peers = self._endpoint.services, self._endpoint.services.peers
-        self.close(session.id)
+        services = self._endpoint.services
         stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
         standing = _StandaloneStream(stream, session.client, services, request)
-        self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.update_record)
         try:
-            # This runs before the client can send a request, because other workers learn of later streams afterward.
-            if not await peers.tell(StandaloneTakeover(session.id, standing.id)):
-                standing.placed = True
-            if standing.over:
+            if not await self._claim(session.id, standing):
                 return EMPTY_STREAM
             sink = self._endpoint.streams.open(request, ("http", session.revision.date))
             if sink is None:  # many may have waited for that
@@ -330,22 +303,19 @@ class StandaloneStreams:
             record = await services.records.get(session)
             sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
             standing.begin(record)
-            for change in self._hints(standing.subscribed or record.subscriptions) if resumed else ():
-                standing.write(encode_change(change))
+            if resumed:  # everything may have changed while the client was disconnected
+                offers = self._endpoint.dispatcher.registry.offers
+                changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if offers(kind)]
+                uris = sorted(standing.subscribed or record.subscriptions)
+                for change in changes + [ServerChange("updated", uri) for uri in uris]:
+                    standing.write(encode_change(change))
             await sink.wait_closed()
         finally:
             stop()
             services.records.unwatch(session.id, standing.update_record)
-            if self._by_session.get(session.id) is standing:
-                del self._by_session[session.id]
+            self._leave(session.id, standing)
             standing.close()
         return None
-
-    def _hints(self, subscribed: Iterable[str]) -> list[ServerChange]:
-        """Return everything that may have changed while the client was away."""
-        offers = self._endpoint.dispatcher.registry.offers
-        kinds = [kind for kind in ("tools", "prompts", "resources") if offers(kind)]
-        return [ServerChange(kind) for kind in kinds] + [ServerChange("updated", uri) for uri in sorted(subscribed)]
 
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")

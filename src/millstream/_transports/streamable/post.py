@@ -4,13 +4,12 @@ A usual call of either era is decoded in one or two typed passes and passed to t
 the `Call`. Anything unusual is left to `serve_exactly`.
 """
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from msgspec import UNSET
 
-from millstream._http.message import HttpRequest, Response, carries_json, known_accept, parse_accept
+from millstream._http.message import HttpRequest, Response, carries_json, parse_accept
 from millstream._protocol import revisions
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request, read_initialize
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
@@ -56,30 +55,32 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
     This is the exact path. It checks media types, JSON, envelope, era, and session. Each error has its code and status.
     """
     exchange = StreamableExchange(endpoint, request)
-    turned_away = _check_media(exchange)
-    if turned_away is not None:
-        endpoint.services.note("", "http", status=str(turned_away.status))
-        return turned_away
+    readable = exchange.accepts.json or exchange.accepts.stream
+    if not (readable and carries_json(request.headers)):
+        refused = _UNREADABLE if carries_json(request.headers) else WRONG_TYPE
+        endpoint.services.note("", "http", status=str(refused.status))
+        return refused
     message: Envelope | None = None
+    revision = NEWEST
     try:
         check_text(request.body)
         if is_batch(request.body):
             return await serve_batch(exchange)
         message = read(request.body)
+        per_request = is_per_request(message, request.headers)
+        if not per_request:
+            revision = ASSUMED
         if message.is_answer:
             return await _take_answer(exchange, message)
         if message.is_request:
             endpoint.dispatcher.load.admit(request, message.method)
             if message.method != _LISTEN:
                 exchange.check_readable()
-        if is_per_request(message, request.headers):
-            opened: Call | Response = await _per_request(exchange, message)
-        else:
-            opened = await _handshake(exchange, message)
+        opened = await (_per_request if per_request else _handshake)(exchange, message)
         if isinstance(opened, Call):
             endpoint.dispatcher.load.take(opened, len(opened.params))
     except ProtocolError as exc:
-        return _refuse(exchange, message, exc)
+        return _refuse(exchange, message, revisions.error(exc, revision))
     if isinstance(opened, Response):
         return opened
     # The call has its own data and can run for a day, so the request's body is released.
@@ -88,27 +89,13 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
     return await exchange.run(opened)
 
 
-def _check_media(exchange: StreamableExchange) -> Response | None:
-    if not carries_json(exchange.request.headers):
-        return WRONG_TYPE
-    return None if exchange.accepts.json or exchange.accepts.stream else _UNREADABLE
-
-
 def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: ProtocolError) -> Response:
     method = "" if message is None else message.method or "response"
     request_id = message.id if message is not None and message.is_request else None
-    if message is not None and not _describes_itself(exchange, message):
-        exc = revisions.error(exc, ASSUMED)
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
     if exc.status == 503:
         return error_response(exc, request_id)
     return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
-
-
-def _describes_itself(exchange: StreamableExchange, message: Envelope) -> bool:
-    with contextlib.suppress(ProtocolError):
-        return is_per_request(message, exchange.request.headers)
-    return True
 
 
 # The per-request era
@@ -218,7 +205,7 @@ class Streamable:
             or not (body.isascii() or is_utf8(body))
             or exceeds_limits(body)
             or (len(self._calls) >= self._most and self._dispatcher.load.full(request.owner))
-            or not (known_accept(headers.get(b"accept")) or parse_accept(headers.get(b"accept"))).json
+            or not parse_accept(headers.get(b"accept")).json
             or b"content-encoding" in headers
         ):
             pass
@@ -249,7 +236,7 @@ class Streamable:
         try:
             return await _initialize(exchange, message)
         except ProtocolError as exc:
-            return _refuse(exchange, message, exc)
+            return _refuse(exchange, message, revisions.error(exc, ASSUMED))
 
     def _fast_handshake_call(self, request: HttpRequest) -> Call | Envelope | Response | None:
         """Decode a message of a handshake revision in two typed passes.

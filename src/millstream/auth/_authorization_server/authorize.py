@@ -7,7 +7,8 @@ clients whose redirects another program on the user's device could intercept (RF
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from urllib.parse import quote, urlencode, urlsplit
 
 from msgspec import Struct, structs
 
@@ -27,8 +28,8 @@ from millstream.auth._authorization_server.records import (
     form_of,
     is_identified,
     named_by,
+    see,
     shown_host,
-    way_back,
 )
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, Vault
 from millstream.auth._authorization_server.users import LOCAL, SLOW, WRONG, Accounts, LoginThrottle
@@ -71,34 +72,34 @@ class AuthorizationRequests(Struct, frozen=True):
             NotAClient: The client or its redirect URI is invalid; the message is for the user.
             NotGranted: The request is invalid; contains the response for the client.
         """
-        client, redirect, named = await self._client(given, request)
-        raw = given.get("state")
-        state = raw.encode("utf-8", "surrogateescape").decode("latin-1") if raw else None
+        client, redirect = await self._client(given, request)
+        state = given.get("state").encode("utf-8", "surrogateescape") or None
         try:
             if self.config.identities and self.config.passwords is None and not self.config.upstreams:
                 raise OAuthError(
                     "access_denied", ("This server has no sign-in page. Use a grant from an identity provider.")
                 )
-            return client, self._parse_request(given, client, redirect, state, named)
+            return client, self._parse_request(given, client, redirect, state)
         except OAuthError as exc:
             echoed = None if "state" in given.repeated else state
             answer = self.refuse(redirect, echoed, exc.error, str(exc))
             raise NotGranted(client, redirect, answer, str(exc)) from None
 
-    def elsewhere(self, authorization: AuthorizationRequest) -> tuple[str, ...]:
-        """Return the resources of a request; empty if it's only this server."""
-        return () if authorization.resources == (self.targets.own,) else authorization.resources
-
-    def refuse(self, redirect: str, state: str | None, error: str, text: str) -> Response:
+    def refuse(self, redirect: str, state: bytes | None, error: str, text: str) -> Response:
         """Redirect the browser to the client with an error."""
         return self.answer(redirect, state, {"error": error, "error_description": text})
 
-    def answer(self, redirect: str, state: str | None, values: dict[str, str]) -> Response:
-        """Redirect the browser to the client with a response and the common parameters."""
-        echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
-        return way_back(redirect, {**values, "state": echoed, "iss": self.config.url})
+    def answer(self, redirect: str, state: bytes | None, values: Mapping[str, str]) -> Response:
+        """Redirect the browser to the client with a response and the common parameters.
 
-    async def _client(self, given: Parameters, request: HttpRequest) -> tuple[OAuthClient, str, bool]:
+        The redirect URI keeps its own query (RFC 6749 §3.1.2).
+        """
+        sent = {**values, **({} if state is None else {"state": state}), "iss": self.config.url}
+        said = urlencode(sent, quote_via=quote, errors="surrogateescape")
+        mark = "&" if urlsplit(redirect).query else "" if redirect.endswith("?") else "?"
+        return see(f"{redirect}{mark}{said}")
+
+    async def _client(self, given: Parameters, request: HttpRequest) -> tuple[OAuthClient, str]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
             raise NotAClient(
                 "The program that sent you here repeated its id or its address. Report this to its developer."
@@ -111,16 +112,16 @@ class AuthorizationRequests(Struct, frozen=True):
             raise NotAClient("The program that sent you here is unknown. Go back to it and connect again.")
         redirect = given.get("redirect_uri")
         if not redirect and len(client.redirect_uris) == 1:
-            return client, client.redirect_uris[0], False
+            return client, client.redirect_uris[0]
         if not named_by(client.redirect_uris, redirect):
             raise NotAClient(
                 "The program that sent you here isn't registered for the address that it would send you back to. Close "
                 "this page, or connect again if you trust the program."
             )
-        return client, redirect, True
+        return client, redirect
 
     def _parse_request(
-        self, given: Parameters, client: OAuthClient, redirect: str, state: str | None, named: bool
+        self, given: Parameters, client: OAuthClient, redirect: str, state: bytes | None
     ) -> AuthorizationRequest:
         if given.repeated:
             raise OAuthError("invalid_request", "A parameter is repeated.")
@@ -149,7 +150,7 @@ class AuthorizationRequests(Struct, frozen=True):
             self.targets.resources(given.all("resource")),
             self.targets.requested_scopes(given.get("scope")),
             state,
-            named,
+            bool(given.get("redirect_uri")),
             prompt,
         )
 
@@ -159,13 +160,10 @@ CONSENT_RATE = Rate(60, 3600)
 """Maximum consents of one user per hour."""
 
 
-class AuthorizationEndpoint(Struct, frozen=True):
+class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     """The authorization endpoint."""
 
-    config: IssuerConfig
     vault: Vault
-    clients: Clients
-    requests: AuthorizationRequests
     grants: Grants
     accounts: Accounts
     throttle: LoginThrottle
@@ -180,7 +178,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
     async def get(self, request: HttpRequest) -> Response:
         """Handle `GET /authorize`: show the consent page, or redirect if the user has already consented."""
         try:
-            client, authorization = await self.requests.read(Parameters(request.query), request)
+            client, authorization = await self.read(Parameters(request.query), request)
         except (NotAClient, OAuthError) as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
@@ -197,7 +195,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
                 "consent_required" if user else "login_required",
                 "The user must sign in or give consent.",
             )
-            answer = self.requests.refuse(authorization.redirect_uri, authorization.state, error, text)
+            answer = self.refuse(authorization.redirect_uri, authorization.state, error, text)
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
 
@@ -248,22 +246,21 @@ class AuthorizationEndpoint(Struct, frozen=True):
     ) -> Response:
         browser, cookie = self.tickets.browser(request)
         scopes = await self.accounts.grantable(user, client, authorization.scopes) if user else authorization.scopes
-        server, icon = self.brand()
-        shown = pages.ConsentPage(
-            server,
+        return pages.consent(
             client,
-            authorization,
-            self.tickets.seal_request(browser, structs.replace(authorization, user=user and user.subject)),
-            pages.scope_descriptions(scopes, self.config.described),
-            user,
-            self.accounts.passwords is not None,
-            tuple(self.accounts.upstreams.values()),
-            said,
-            name,
-            self.requests.elsewhere(authorization),
-            icon,
+            authorization.redirect_uri,
+            status,
+            cookie + head,
+            brand=self.brand(),
+            elsewhere=() if authorization.resources == (self.targets.own,) else authorization.resources,
+            user=user,
+            passwords=self.config.passwords is not None,
+            upstreams=self.config.upstreams.values(),
+            ticket=self.tickets.seal_request(browser, structs.replace(authorization, user=user and user.subject)),
+            scope_descriptions={each: self.config.described.get(each, "") or each for each in scopes},
+            notice=said,
+            typed=name,
         )
-        return pages.consent(shown, status, cookie + head)
 
     # The user submits the form
 
@@ -282,9 +279,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
         if client is None:
             return pages.wrong("Start again", "The program is no longer registered. Go back to it and connect again.")
         if form.get("answer") == "deny":
-            return self.requests.refuse(
-                authorization.redirect_uri, authorization.state, "access_denied", "The user declined."
-            )
+            return self.refuse(authorization.redirect_uri, authorization.state, "access_denied", "The user declined.")
         if form.get("answer") == "other":
             return await self._page(request, client, authorization, None, head=self.tickets.forget())
         if form.get("way"):
@@ -352,7 +347,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
         self, authorization: AuthorizationRequest, user: User, login: str, scopes: tuple[str, ...], cookie: bytes = b""
     ) -> Response:
         code = await self.grants.make_code(authorization, user, login, scopes)
-        answer = self.requests.answer(authorization.redirect_uri, authorization.state, {"code": code})
+        answer = self.answer(authorization.redirect_uri, authorization.state, {"code": code})
         return Response(answer.body, answer.status, answer.head + cookie)
 
     # Upstreams
@@ -360,7 +355,7 @@ class AuthorizationEndpoint(Struct, frozen=True):
     async def _send_away(
         self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, name: str
     ) -> Response:
-        upstream = self.accounts.upstreams.get(name)
+        upstream = self.config.upstreams.get(name)
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in is no longer available.")
         try:

@@ -1,27 +1,38 @@
-"""The clients of the authorization server, and the list of upstream users who may sign in.
+"""The clients of the authorization server: how they're found, registered, and authenticated.
 
 The operator configures a client, or the client describes itself: its id is the URL of a metadata document, or it
-registers at `POST /register`.
+registers at `POST /register`. It authenticates at the token endpoint (RFC 6749 §2.3, RFC 7523), and may bring a grant
+from an identity provider.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from functools import partial
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any
+from urllib.parse import unquote_plus
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from millstream._http.client.pool import FetchedDocument, OutboundError, check_url, fetch, is_public
+from millstream._http.client.pool import (
+    AddressCheck,
+    FetchedDocument,
+    OutboundError,
+    allow_any,
+    check_url,
+    fetch,
+    is_public,
+)
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._recent import Recent
-from millstream._server.functions.description import Names
 from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
-from millstream.auth._authorization_server.config import IssuerConfig
+from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import (
     ASSERTED,
     CODE,
@@ -29,17 +40,33 @@ from millstream.auth._authorization_server.records import (
     REFRESH,
     OAuthClient,
     OAuthError,
+    Parameters,
     check_redirect,
     digest,
-    fingerprint,
+    fits,
     new_secret,
     reply,
 )
 from millstream.auth._authorization_server.tickets import Vault
-from millstream.auth._jose import public_set
-from millstream.auth._key_file import check_scopes
-from millstream.auth._method import Clock, Unavailable
-from millstream.auth.providers import RegistrationDenied, SignInFailed
+from millstream.auth._jose import (
+    ASYMMETRIC,
+    LEEWAY,
+    Claims,
+    FetchedKeys,
+    Header,
+    InvalidToken,
+    PublicKey,
+    is_time,
+    public_set,
+    read_header,
+    read_keys,
+    read_payload,
+    select_keys,
+    verify_any,
+)
+from millstream.auth._method import KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._tokens import issuer_keys
+from millstream.auth.providers import RegistrationDenied, TrustedIdentityProvider
 
 MAX_BYTES = 5 * 1024
 _DEFAULT_CACHE_SECONDS = 300.0
@@ -61,50 +88,6 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
-
-
-class Documents(Struct, eq=False):
-    """The cached documents of one worker.
-
-    A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
-    Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
-    server may also fetch from its own machine. Documents are cached according to their Cache-Control; failures aren't
-    cached.
-    """
-
-    _clock: Clock
-    _judge: Callable[[str], bool]
-    """Returns whether an address may be fetched from."""
-    _cache: Recent[str, tuple[float, OAuthClient]] = field(default_factory=lambda: Recent(_MAX_CACHED))
-    """URL -> expiry and client; the oldest are dropped first."""
-    _flight: SingleFlight[OAuthClient] = field(default_factory=SingleFlight[OAuthClient])
-
-    async def find(self, url: str, may_fetch: Callable[[], bool]) -> OAuthClient:
-        """Return the client that a URL describes.
-
-        Raises:
-            Unavailable: The document is invalid, or can't be fetched.
-        """
-        kept = self._cache.get(url)
-        if kept is not None and kept[0] > self._clock():
-            return kept[1]
-        check_id(url)
-        if not self._flight.runs(url) and (len(self._flight) >= _MAX_CONCURRENT_FETCHES or not may_fetch()):
-            raise Unavailable(TOO_MANY)
-        return await self._flight.run(url, lambda: self._fetch(url))
-
-    async def _fetch(self, url: str) -> OAuthClient:
-        try:
-            answer = await fetch(url, is_allowed=self._judge, max_bytes=MAX_BYTES)
-        except OutboundError as exc:
-            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
-        client = read_document(url, answer)
-        age = _age_of(answer)
-        if age > 0:
-            self._cache.keep(url, (self._clock() + age, client))
-        else:
-            self._cache.pop(url, None)
-        return client
 
 
 def check_id(url: str) -> None:
@@ -178,9 +161,9 @@ def client_of(
     return OAuthClient(
         id,
         name=_plain(name) if isinstance(name, str) else "",
-        redirect_uris=tuple(str(each) for each in uris),
-        method=str(method),
-        secret_hash=secret_hash if str(method).startswith("client_secret") else "",
+        redirect_uris=tuple(uris),
+        method=method,
+        secret_hash=secret_hash if method.startswith("client_secret") else "",
         grant_types=tuple(each for each in (CODE, REFRESH, ASSERTED) if each in grants),
         keys=keys,
         keys_url=keys_url,
@@ -218,84 +201,6 @@ def _age_of(answer: FetchedDocument) -> float:
     return min(float(age[1]), _MAX_CACHE_SECONDS) if age else _DEFAULT_CACHE_SECONDS
 
 
-EVERYBODY = "*"
-_DOMAIN = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+"
-EMAIL = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_DOMAIN}|@{_DOMAIN}"
-"""Pattern of an e-mail address, or of a domain after ``@``."""
-
-Allow = Names | Mapping[str, Names]
-"""Entries of the list, or a mapping of entries to the scopes that their users may grant to clients."""
-
-
-class AllowlistEntry(Struct, frozen=True):
-    """An entry of the list."""
-
-    scopes: tuple[str, ...]
-    number: float
-    """Hash of the entry, its scopes, and the upstream."""
-
-
-class Allowlist:
-    """The users who may sign in.
-
-    The operator lists them: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An upstream returns verified names,
-    such as an e-mail address, its domain, or a login. The first entry that equals one of them applies. Only whole names
-    match, without regard to ASCII case.
-    """
-
-    def __init__(self, given: Allow, at: str, *, form: str, examples: str) -> None:
-        """Parse the list. `at` is the upstream's URL, `form` the pattern of an entry; `examples` is for error messages.
-
-        Raises:
-            ValueError: The list is empty, or an entry can't match any user of the upstream.
-            TypeError: The list is a string.
-        """
-        if isinstance(cast("object", given), str):
-            raise TypeError(f"allow must be a list: allow=[{given!r}]")
-        if not given:
-            raise ValueError(f"allow must list who may sign in: {examples}.")
-        pairs = cast("Mapping[str, Names]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
-        self._entries: dict[str, AllowlistEntry] = {}
-        for name, scopes in pairs.items():
-            if name != EVERYBODY and not re.fullmatch(form, name):
-                raise ValueError(f"allow can't contain {name!r}. Valid entries: {examples}.")
-            if isinstance(cast("object", scopes), str):
-                raise TypeError(f"The scopes of {name!r} must be a list: [{scopes!r}]")
-            self._entries[lower(name)] = _entry(at, lower(name), check_scopes(tuple(scopes)))
-        self._numbers = {each.number for each in self._entries.values()}
-
-    def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
-        """Return the first entry that equals one of the names. `shown` is the user's name in error messages.
-
-        Raises:
-            SignInFailed: No entry matches.
-        """
-        known = {EVERYBODY, *map(lower, names)}
-        for name, entry in self._entries.items():
-            if name in known:
-                return entry
-        raise SignInFailed(
-            f"{shown} may not sign in here. Use another account, or contact the operator of this server."
-        )
-
-    def has_entry(self, number: float) -> bool:
-        """Return whether the entry with this number still exists, with the same scopes."""
-        return number in self._numbers
-
-    def some(self, beginning: str = "", containing: str = "") -> bool:
-        """Return whether an entry starts with `beginning` and contains `containing`."""
-        return any(each.startswith(beginning) and containing in each for each in self._entries)
-
-
-def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
-    return AllowlistEntry(scopes, fingerprint(scopes, at, name))
-
-
-def lower(name: str) -> str:
-    """Return an ASCII name in lower case. Other names stay, because some of their letters would become ASCII."""
-    return name.lower() if name.isascii() else name
-
-
 UNUSED = 86_400.0
 """Seconds before an unused registration expires."""
 USED = 90 * 86_400.0
@@ -306,16 +211,27 @@ _LOOKUPS = Rate(60, 60)
 
 
 class Clients:
-    """All clients."""
+    """All clients.
 
-    def __init__(self, config: IssuerConfig, vault: Vault, documents: Documents | None) -> None:
-        """Create the lookup. `documents` is None if metadata documents aren't supported."""
+    A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
+    Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
+    server may also fetch from its own machine. Each worker caches documents according to their Cache-Control; failures
+    aren't cached.
+    """
+
+    def __init__(self, config: IssuerConfig, vault: Vault, *, provided: bool = False) -> None:
+        """Create the lookup. `provided` means that the provider finds all clients."""
         self._lookups = vault.limiter("client-lookup", _LOOKUPS)
         self._config = config
         self._vault = vault
-        self._documents = documents
+        self._provided = provided
+        self.judge: Callable[[str], bool] = judge_of(here=not config.secure)
+        """Returns whether a document may be fetched from an address."""
+        self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
+        """URL -> expiry and client; the oldest are dropped first."""
+        self._flight = SingleFlight[OAuthClient]()
 
-    async def find(self, client_id: str, request: HttpRequest | None = None) -> OAuthClient | None:
+    async def find(self, client_id: str, request: HttpRequest) -> OAuthClient | None:
         """Return a client; None if the id is unknown.
 
         Args:
@@ -328,19 +244,45 @@ class Clients:
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
         found = await self._config.provider.find_client(client_id) or self._config.clients.get(client_id)
-        if found is not None:
+        if found is not None or self._provided:
             return found
-        if self._documents is None:
-            return None  # the provider finds all clients
-        if "://" in client_id:  # the URL of a metadata document
-            if not self._config.metadata_documents:
-                raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
-            return await self._documents.find(client_id, lambda: request is None or self.may_fetch(request))
+        if "://" in client_id:
+            return await self._find_described(client_id, request)
         for kind in ("oauth-client", "oauth-new"):
             found = await self._vault.get(f"{kind}:{client_id}", OAuthClient)
             if found is not None:
                 return found
         return None
+
+    async def _find_described(self, url: str, request: HttpRequest) -> OAuthClient:
+        """Return the client that the document at a URL describes.
+
+        Raises:
+            Unavailable: The document is invalid, or can't be fetched.
+        """
+        if not self._config.metadata_documents:
+            raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
+        kept = self._documents.get(url)
+        if kept is not None and kept[0] > self._vault.clock():
+            return kept[1]
+        check_id(url)
+        flight = self._flight
+        if not flight.runs(url) and (len(flight) >= _MAX_CONCURRENT_FETCHES or not self.may_fetch(request)):
+            raise Unavailable(TOO_MANY)
+        return await flight.run(url, lambda: self._fetch(url))
+
+    async def _fetch(self, url: str) -> OAuthClient:
+        try:
+            answer = await fetch(url, is_allowed=self.judge, max_bytes=MAX_BYTES)
+        except OutboundError as exc:
+            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
+        client = read_document(url, answer)
+        age = _age_of(answer)
+        if age > 0:
+            self._documents.keep(url, (self._vault.clock() + age, client))
+        else:
+            self._documents.pop(url, None)
+        return client
 
     def may_fetch(self, request: HttpRequest) -> bool:
         """Count a fetch for a request, and return whether it's allowed. At a development server, only callers on this
@@ -452,3 +394,314 @@ def _describe(client: OAuthClient, secret: str, now: int, said: dict[str, Any]) 
     if client.secret_hash:
         members |= {"client_secret": secret, "client_secret_expires_at": 0}
     return {name: value for name, value in members.items() if value not in (None, "")}
+
+
+ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
+"""Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
+_MAX_ASSERTION_SECONDS = 600.0
+"""Maximum lifetime of an assertion in seconds."""
+_FAILURES = Rate(30, 60)
+_MAX_CONCURRENT_CHECKS = 8
+"""Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
+_PROOFS = Rate(600, 60)
+"""Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
+_MAX_KEYS = 256
+_BASIC = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n'
+"""Challenge for a client that used this header to authenticate (RFC 6749 §5.2)."""
+
+
+class ClientProof:
+    """Authenticates clients.
+
+    A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
+    """
+
+    def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
+        # Configuration
+        self._audiences = (config.url, config.base + TOKEN)
+        self._clients = clients
+        self._vault = vault
+        self._judges: dict[str, AddressCheck] = {
+            # Only the operator may configure a URL on a private network.
+            "given": allow_any,
+            "document": clients.judge,
+            "registered": is_public,
+        }
+        # State
+        self._failures = vault.limiter("client-sign-in", _FAILURES)
+        self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
+        self._proofs = Limiter("client-proof", _PROOFS)
+        self._keys = {source: Recent[str, FetchedKeys](_MAX_KEYS) for source in self._judges}
+        """Source of clients -> URL -> keys, so that other clients can't displace keys of configured ones. The oldest
+        of each source are dropped first.
+        """
+
+    async def client(self, request: HttpRequest, form: Parameters) -> OAuthClient:
+        """Return the authenticated client.
+
+        Raises:
+            OAuthError: The client is unknown or fails authentication.
+            Unavailable: Its keys can't be fetched, or too many requests from its address wait.
+        """
+        key = peer_network(request.peer)
+        async with self._checks.hold(key):
+            wait = self._failures.wait(key)
+            if wait > 0:
+                raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
+            header = request.headers.get(b"authorization")
+            if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
+                raise OAuthError("invalid_request", "The Authorization header is repeated.")
+            try:
+                return await self._client(request, header, form)
+            except OAuthError as exc:
+                if exc.status == 401:
+                    exc.head = b"" if header is None else _BASIC
+                    self._failures.report(key)
+                    self._vault.refused(request.peer)
+                raise
+
+    async def _client(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:
+        secret, assertion = form.get("client_secret"), form.get("client_assertion")
+        if sum((header is not None, bool(secret), bool(assertion))) > 1:
+            raise OAuthError("invalid_request", "The client uses more than one authentication method. Use only one.")
+        if header is not None:
+            return await self._by_secret(request, *_basic(header, form))
+        if assertion:
+            return await self._by_assertion(request, form)
+        if secret:
+            return await self._by_secret(request, form.get("client_id"), secret)
+        client = await self._find(request, form.get("client_id"))
+        if client.method != "none":
+            raise _invalid_client("This client has to authenticate.")
+        return client
+
+    async def _find(self, request: HttpRequest, client_id: str) -> OAuthClient:
+        try:
+            client = await self._clients.find(client_id, request)
+        except Unavailable as exc:
+            raise _invalid_client(str(exc)) from None
+        if client is None:
+            raise _invalid_client("The client is unknown. Register it again.")
+        return client
+
+    async def _by_secret(self, request: HttpRequest, client_id: str, secret: str) -> OAuthClient:
+        client = await self._find(request, client_id)
+        if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
+            raise _invalid_client("The client's secret is wrong.")
+        return client
+
+    async def _by_assertion(self, request: HttpRequest, form: Parameters) -> OAuthClient:
+        if form.get("client_assertion_type") != ASSERTION:
+            raise OAuthError("invalid_request", f"client_assertion_type must be {ASSERTION}.")
+        assertion = form.get("client_assertion")
+        try:
+            header = read_header(assertion)
+            subject = read_payload(assertion).get("sub")
+        except InvalidToken as exc:
+            raise _invalid_client(f"The assertion is malformed. {exc}") from None
+        if header.typ not in _TYPES:
+            raise _invalid_client("The assertion is a JWT of another type.")
+        claimed = subject if isinstance(subject, str) else ""
+        client = await self._find(request, form.get("client_id") or claimed)
+        if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
+            raise _invalid_client("The assertion isn't from this client.")
+        address = peer_network(request.peer)
+        if client.source != "given" and (wait := self._proofs.take(address)) > 0:
+            raise _slow("Too many assertions from your address.", self._proofs.header_lines(address, wait))
+        keys = await self._keys_of(request, client, header)
+        claims = verify_any(assertion, keys, header.alg)
+        if claims is None:
+            raise _invalid_client("The assertion's signature is wrong.")
+        await self._judge_assertion(claims, client)
+        return client
+
+    async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
+        now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
+        if (
+            claims.get("iss") != client.id
+            or claims.get("sub") != client.id
+            or _audience_of(claims) not in self._audiences
+        ):
+            raise _invalid_client("The assertion has another subject, issuer, or audience.")
+        if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
+            raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
+        begins = (claims.get("nbf"), claims.get("iat"))
+        if any(is_time(each) and each > now + LEEWAY for each in begins):
+            raise _invalid_client("The assertion isn't valid yet.")
+        if not isinstance(jti, str) or not jti:
+            raise _invalid_client("The assertion has no jti, so it could be replayed.")
+        # RFC 7523 §3: each jti counts once.
+        if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
+            raise _invalid_client("The assertion has already been used.")
+
+    async def _keys_of(self, request: HttpRequest, client: OAuthClient, header: Header) -> list[PublicKey]:
+        if client.keys is not None:
+            return select_keys(read_keys(client.keys), header.kid, header.alg)
+        known = self._keys[client.source]
+        keys = known.get(client.keys_url)
+        if keys is None:
+            if client.source != "given" and not self._clients.may_fetch(request):
+                raise Unavailable(TOO_MANY)
+            keys = FetchedKeys(client.keys_url, partial(fetch, is_allowed=self._judges[client.source]))
+            known.keep(client.keys_url, keys)
+        return await keys.find(header.kid, header.alg)
+
+
+def _audience_of(claims: Claims) -> Any:
+    """Return the audience, given as a string or as a list of one."""
+    audience = claims.get("aud")
+    return audience[0] if is_array(audience) and len(audience) == 1 else audience
+
+
+def _slow(text: str, head: bytes) -> OAuthError:
+    return OAuthError("temporarily_unavailable", text, 429, head)
+
+
+def _invalid_client(text: str) -> OAuthError:
+    return OAuthError("invalid_client", text, 401)
+
+
+def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
+    """Return the client's id and secret, decoded from Base64 and then form-decoded (RFC 6749 §2.3.1)."""
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() != b"basic":
+        raise _invalid_client("The Authorization header must use the Basic scheme.")
+    try:
+        name, mark, secret = b64decode(value.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        raise _invalid_client("The Authorization header is malformed.") from None
+    name, secret = unquote_plus(name), unquote_plus(secret)
+    if not mark or form.get("client_id") not in ("", name):
+        raise _invalid_client("The Authorization header and client_id in the form name different clients.")
+    return name, secret
+
+
+_TYPE = "oauth-id-jag+jwt"
+_MAX_GRANT_SECONDS = 600.0
+"""Maximum lifetime of a grant in seconds."""
+_MAX_TEXT = 255
+
+
+class IdentityGrant(Struct, frozen=True):
+    """The content of a verified grant."""
+
+    provider: str
+    subject: str
+    """Subject on this server, unique across providers and local accounts."""
+    name: str
+    scopes: tuple[str, ...]
+    resources: tuple[str, ...]
+    """Resources that the grant names; may be empty."""
+    once: str
+    """Store key that records that the grant was used."""
+    until: float
+
+
+class Identities:
+    """Verifies grants from identity providers.
+
+    With a grant, members of an organization use a client here without a login page. It's a JWT signed by a configured
+    provider for this issuer and one client, valid once within a few minutes:
+    draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
+    https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx.
+    """
+
+    def __init__(self, own: str, providers: Mapping[str, TrustedIdentityProvider], vault: Vault) -> None:
+        self._own = own
+        self._vault = vault
+        self._keys = {issuer: issuer_keys(issuer) for issuer in providers}
+
+    async def prefetch(self) -> None:
+        """See `Prefetchable.prefetch`."""
+        await prefetch_all(self._keys.values())
+
+    async def read(self, assertion: str, client: OAuthClient) -> IdentityGrant:
+        """Verify a grant and return its content.
+
+        Args:
+            assertion: The grant.
+            client: The authenticated client.
+
+        Raises:
+            OAuthError: The grant isn't valid here.
+            Unavailable: The provider's keys can't be fetched.
+        """
+        try:
+            header, issuer = read_header(assertion), read_payload(assertion).get("iss")
+        except InvalidToken as exc:
+            raise _invalid_grant(f"The grant is malformed. {exc}") from None
+        if header.typ != _TYPE or header.alg not in ASYMMETRIC:
+            raise _invalid_grant(f"The grant must be a signed JWT of the type {_TYPE}.")
+        keys = self._keys.get(issuer) if isinstance(issuer, str) else None
+        if keys is None:
+            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
+        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
+        if claims is None:
+            raise _invalid_grant("The grant's signature is wrong.")
+        self._check(claims, client)
+        return _read_grant(claims)
+
+    async def count(self, granted: IdentityGrant) -> None:
+        """Mark a grant as used.
+
+        Raises:
+            OAuthError: The grant was already used.
+        """
+        seconds = granted.until - self._vault.clock() + 2 * LEEWAY
+        if not await self._vault.exchange(granted.once, None, b"1", seconds):
+            raise _invalid_grant("The grant has already been used.")
+
+    def _check(self, claims: Claims, client: OAuthClient) -> None:
+        if _audience_of(claims) != self._own:
+            raise _invalid_grant("The grant is for another authorization server.")
+        if claims.get("client_id") != client.id:
+            raise _invalid_grant("The grant is for another client.")
+        _check_time(claims, self._vault.clock())
+        if not _is_text(claims.get("jti")):
+            raise _invalid_grant("The grant has no jti, so it could be replayed.")
+        if not _is_text(claims.get("sub")):
+            raise _invalid_grant("The grant has no subject.")
+        if "tenant" in claims:
+            # Subjects are unique only within a tenant, and anyone can create a tenant at such a provider.
+            raise _invalid_grant(
+                "The grant names a tenant. Use a provider that has a separate issuer for each organization."
+            )
+        if claims.get("cnf") is not None:
+            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
+
+
+def _check_time(claims: Claims, now: float) -> None:
+    begins, until = claims.get("iat"), claims.get("exp")
+    if not (is_time(begins) and is_time(until)):
+        raise _invalid_grant("The grant has no validity period.")
+    if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
+        raise _invalid_grant("The grant isn't valid yet.")
+    if until <= now - LEEWAY:
+        raise _invalid_grant("The grant has expired.")
+    if until - begins > _MAX_GRANT_SECONDS:
+        raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
+
+
+def _read_grant(claims: Claims) -> IdentityGrant:
+    scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
+    resources = [resource] if isinstance(resource, str) else resource
+    if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
+        raise _invalid_grant("The grant's scope must be a string, and its resource one or more URLs.")
+    return IdentityGrant(
+        claims["iss"],
+        f"{claims['iss']}#{claims['sub']}",
+        name if _is_text(name) else "",
+        tuple(dict.fromkeys(scope.split())),
+        tuple(str(each) for each in resources),
+        "oauth-jag:" + digest(f"{claims['iss']} {claims['jti']}"),
+        float(claims["exp"]),
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
+
+
+def _invalid_grant(text: str) -> OAuthError:
+    return OAuthError("invalid_grant", text)

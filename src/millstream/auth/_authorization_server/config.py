@@ -26,7 +26,7 @@ from millstream.auth._authorization_server.records import (
     fingerprint,
 )
 from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
-from millstream.auth._key_file import check_scopes
+from millstream.auth._key_file import SCOPE, check_scopes
 from millstream.auth._method import KnownScopes
 from millstream.auth._tokens import rules_of, several
 from millstream.auth.providers import (
@@ -93,7 +93,6 @@ def canonical(resource: str) -> str:
     return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
 
 
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 _MAX_SCOPES = 64
 
 
@@ -131,7 +130,7 @@ class Targets(Struct):
             OAuthError: None of the requested scopes exist, or one is malformed.
         """
         names = text.split(" ") if text else []
-        if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
+        if len(names) > _MAX_SCOPES or not all(SCOPE.fullmatch(each) for each in names):
             raise OAuthError("invalid_scope", "scope must be a list of scopes separated by single spaces.")
         there = self.scopes()
         found = [each for each in names if each in there]

@@ -26,8 +26,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
 from millstream._override import override
 from millstream._tasks import SingleFlight
-from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig, Targets
 from millstream.auth._authorization_server.records import (
     ASSERTED,
@@ -108,16 +107,13 @@ class TokenSigner(Struct, eq=False):
     def __repr__(self) -> str:
         return object.__repr__(self)  # shows no private key
 
-    async def sign(self, claims: Claims, typ: str = "at+jwt") -> str:
-        """Return a signed token."""
+    async def sign(self, claims: Claims) -> str:
+        """Return a signed access token."""
         await self._refresh(_FRESH)
         now = self._vault.clock()
         # No key may have begun yet, if a worker whose clock is ahead has just created the first one.
-        key = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1]
-        private = self._loaded.get(key.kid)
-        if private is None:
-            private = self._loaded[key.kid] = load_private_key(key.key)
-        return sign(claims, private, key.kid, typ)
+        kid = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1].kid
+        return sign(claims, self._loaded[kid], kid)
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """Return the public keys that may have made a signature. Checks for new keys if the id is unknown."""
@@ -164,7 +160,7 @@ class TokenSigner(Struct, eq=False):
         if {each.kid for each in self._keys} - {each.kid for each in keys}:
             self.epoch += 1
         self._keys = keys
-        self._loaded = {}
+        self._loaded = {each.kid: load_private_key(each.key) for each in keys}
         self._public = read_keys({"keys": [public_part(each.key) for each in keys]})
 
 
@@ -222,7 +218,6 @@ class Grants(Struct, frozen=True):
     config: IssuerConfig
     vault: Vault
     signing: TokenSigner
-    clients: Clients
 
     # Codes
 
@@ -238,19 +233,14 @@ class Grants(Struct, frozen=True):
         await self.vault.put(_code_key(code), kept, _USED_SECONDS)
         return code
 
-    async def peek(self, code: str) -> tuple[Code, bytes] | None:
-        """Return a code's record and its stored bytes; None for an unknown code."""
-        raw = await self.vault.kv.get(_code_key(code))
-        kept = read(raw, Code)
-        return None if raw is None or kept is None else (kept, raw)
-
-    async def redeem(self, code: str, kept: Code, raw: bytes) -> tuple[str, Grant, str]:
-        """Exchange a code for its grant: return the grant's id, the grant, and a refresh token if the client uses them.
+    async def redeem(self, code: str, kept: Code, raw: bytes | None, *, refreshable: bool) -> tuple[Grant, str]:
+        """Exchange a code for its grant: return the grant, and a refresh token if the client uses them.
 
         Args:
             code: The code.
             kept: Its record.
             raw: Its stored bytes.
+            refreshable: Whether the client uses refresh tokens.
 
         Raises:
             TokenReuse: The code was used before, which revokes the grant.
@@ -261,30 +251,24 @@ class Grants(Struct, frozen=True):
             raise await self._handle_reuse(kept.id, kept.grant.subject, "The code has already been used.")
         if kept.until < self.vault.clock():
             raise OAuthError("invalid_grant", "The code has expired.")
-        client = await self.clients.find(kept.grant.client)
-        refreshable = client is not None and REFRESH in client.grant_types
         secret = new_secret() if refreshable else ""
         grant = msgspec.structs.replace(kept.grant, proof=digest(secret) if secret else "")
         ttl = REFRESH_SECONDS if secret else ACCESS_SECONDS * 2
         if not await self.vault.exchange(_grant_key(kept.id), None, grant, ttl):
             raise TokenReuse("The code has already been used.", ended=True)
-        return kept.id, grant, self._refresh_token(kept.id, 0, secret) if secret else ""
-
-    async def add(self, grant: Grant) -> str:
-        """Store a grant for a single access token, and return its id."""
-        id = new_secret()[:22]
-        await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
-        return id
+        return grant, self._refresh_token(kept.id, 0, secret) if secret else ""
 
     # Refresh tokens
 
-    async def find(self, token: str) -> tuple[RefreshToken, Grant] | None:
+    async def find_refresh_token(self, token: str) -> tuple[RefreshToken, Grant] | None:
         """Return the content and grant of a refresh token of any generation; None if it's unknown or revoked."""
         said = self.vault.open(_REFRESH_KIND, token.removeprefix(_PREFIX), RefreshToken)
-        grant = await self.get(said.grant) if said is not None else None
-        return None if said is None or grant is None or not fits(said.secret, grant.proof) else (said, grant)
+        if said is None:
+            return None
+        grant = await self.get_grant(said.grant)
+        return (said, grant) if grant is not None and fits(said.secret, grant.proof) else None
 
-    async def get(self, id: str) -> Grant | None:
+    async def get_grant(self, id: str) -> Grant | None:
         """Return a grant; None if it was revoked or has expired."""
         return await self.vault.get(_grant_key(id), Grant)
 
@@ -298,7 +282,7 @@ class Grants(Struct, frozen=True):
         for _ in range(_TRIES):
             raw, now = await self.vault.kv.get(_grant_key(said.grant)), self.vault.clock()
             grant = read(raw, Grant)
-            if raw is None or grant is None:
+            if grant is None:
                 break
             if said.generation == grant.generation - 1:
                 if now - grant.rotated_at <= GRACE:
@@ -319,28 +303,20 @@ class Grants(Struct, frozen=True):
 
     async def _handle_reuse(self, id: str, subject: str, text: str) -> TokenReuse:
         raw = await self.vault.kv.get(_grant_key(id))
-        there = raw is not None and read(raw, Grant) is not None
-        ended = there and await self.vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
-        await self.end(id, subject)
+        ended = read(raw, Grant) is not None and await self.vault.exchange(
+            _grant_key(id), raw, TOMBSTONE, _USED_SECONDS
+        )
+        await self.end_grant(id, subject)
         return TokenReuse(text, ended=ended)
 
-    async def end(self, id: str, subject: str) -> None:
+    async def end_grant(self, id: str, subject: str) -> None:
         """Revoke a grant. Its tokens become invalid on all workers within a second."""
         # A tombstone makes a concurrent redemption of the code fail.
         await self.vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
         await self._announce(subject)
 
-    async def revoke_token(self, jti: str, subject: str, until: float) -> None:
-        """Revoke an access token without a grant."""
-        await self.vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self.vault.clock() + 120))
-        await self._announce(subject)
-
     async def _announce(self, subject: str) -> None:
         await self.vault.bus.publish(ENDED, f"{self.config.url} {subject}".encode())
-
-    async def is_revoked(self, jti: str) -> bool:
-        """Return whether an access token without a grant was revoked."""
-        return await self.vault.kv.get(f"oauth-revoked:{jti}") is not None
 
     # Access tokens
 
@@ -381,6 +357,11 @@ def _code_key(code: str) -> str:
     return f"oauth-code:{digest(code)}"
 
 
+def _revoked_key(claims: Claims) -> str:
+    """Return the store key that records the revocation of an access token without a grant."""
+    return f"oauth-revoked:{claims.get('jti')}"
+
+
 def _grant_key(id: str) -> str:
     return f"oauth-grant:{id}"
 
@@ -400,15 +381,11 @@ async def read_token(request: HttpRequest, proof: ClientProof) -> tuple[OAuthCli
     return client, token
 
 
-class TokenEndpoints(Struct, frozen=True):
+class TokenEndpoints(Grants, frozen=True):
     """The endpoints for tokens, and the guard's check of our own tokens."""
 
-    config: IssuerConfig
-    vault: Vault
-    proof: ClientProof
     clients: Clients
-    grants: Grants
-    signing: TokenSigner
+    proof: ClientProof
     targets: Targets
     accounts: Accounts
     identities: Identities
@@ -419,11 +396,11 @@ class TokenEndpoints(Struct, frozen=True):
         """Return the grant of an access token, True for a token without one, or False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
-            grant = await self.grants.get(str(id))
+            grant = await self.get_grant(str(id))
             return grant if grant is not None and self.accounts.user_of_grant(grant) is not None else False
         client = str(claims.get("client_id"))
         known = self.config.clients.get(client) or await self.config.provider.find_client(client)
-        return known is not None and not await self.grants.is_revoked(str(claims.get("jti")))
+        return known is not None and await self.vault.kv.get(_revoked_key(claims)) is None
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active. Configured clients may query any token, others only their own."""
@@ -436,7 +413,7 @@ class TokenEndpoints(Struct, frozen=True):
         return reply({"active": True, **said})
 
     async def _claims_of(self, token: str) -> dict[str, Any] | None:
-        found = await self.grants.find(token)
+        found = await self.find_refresh_token(token)
         if found is not None:
             said, grant = found
             if said.generation != grant.generation or self.accounts.user_of_grant(grant) is None:
@@ -460,23 +437,19 @@ class TokenEndpoints(Struct, frozen=True):
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Succeeds for unknown tokens, too."""
-        await self._revoke(*await read_token(request, self.proof))
-        return reply({})
-
-    async def _revoke(self, client: OAuthClient, token: str) -> None:
-        found = await self.grants.find(token)
-        if found is not None:
+        client, token = await read_token(request, self.proof)
+        if (found := await self.find_refresh_token(token)) is not None:
             said, grant = found
             if grant.client == client.id:
-                await self.grants.end(said.grant, grant.subject)
-            return
-        claims = await self.claims(token)
-        if claims is None or claims.get("client_id") != client.id:
-            return
-        if "grant_id" in claims:
-            await self.grants.end(str(claims["grant_id"]), str(claims["sub"]))
-        else:
-            await self.grants.revoke_token(str(claims["jti"]), str(claims["sub"]), float(claims["exp"]))
+                await self.end_grant(said.grant, grant.subject)
+        elif (claims := await self.claims(token)) is not None and claims.get("client_id") == client.id:
+            if "grant_id" in claims:
+                await self.end_grant(claims["grant_id"], claims["sub"])
+            else:
+                seconds = max(1.0, claims["exp"] - self.vault.clock() + 120)
+                await self.vault.put(_revoked_key(claims), TOMBSTONE, seconds)
+                await self._announce(claims["sub"])
+        return reply({})
 
     # The token endpoint
 
@@ -509,32 +482,32 @@ class TokenEndpoints(Struct, frozen=True):
         code = form.get("code")
         if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
             raise OAuthError("invalid_request", "Send code, and a code_verifier of 43 to 128 characters.")
-        found = await self.grants.peek(code)
-        if found is None or found[0].authorization.client != client.id:
+        raw = await self.vault.kv.get(_code_key(code))
+        kept = read(raw, Code)
+        if kept is None or kept.authorization.client != client.id:
             raise OAuthError("invalid_grant", "The code is unknown.")
-        kept, raw = found
         check_redirect(kept.authorization.redirect_uri, form, named=kept.authorization.named_redirect)
         check_verifier(form, kept.authorization.challenge)
         resources = self._select_resources(form, kept.authorization.resources)
-        id, grant, refresh = await self.grants.redeem(code, kept, raw)
+        grant, refresh = await self.redeem(code, kept, raw, refreshable=REFRESH in client.grant_types)
         await self.clients.renew(client)
-        return await self._answer(client, id, grant, grant.scopes, resources, refresh=refresh)
+        return await self._answer(client, kept.id, grant, grant.scopes, resources, refresh=refresh)
 
     async def _from_refresh_token(self, client: OAuthClient, form: Parameters) -> _Answer:
-        found = await self.grants.find(form.get("refresh_token"))
+        found = await self.find_refresh_token(form.get("refresh_token"))
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown or no longer valid. Sign in again.")
         said, grant = found
         user = self.accounts.user_of_grant(grant)
         if user is None:
-            await self.grants.end(said.grant, grant.subject)
+            await self.end_grant(said.grant, grant.subject)
             raise OAuthError("invalid_grant", "The user may no longer sign in.")
         scopes = tuple(dict.fromkeys(form.get("scope").split())) or grant.scopes
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         resources = self._select_resources(form, grant.resources)
         scopes = await self.accounts.grantable(user, client, scopes)
-        refresh = await self.grants.rotate(said)
+        refresh = await self.rotate(said)
         await self.clients.renew(client)
         return await self._answer(client, said.grant, grant, scopes, resources, refresh=refresh)
 
@@ -543,7 +516,7 @@ class TokenEndpoints(Struct, frozen=True):
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
         scopes = self._grantable_scopes(form.get("scope"), client.scopes)
         resources = self.targets.resources(form.all("resource"))
-        return await self.grants.access_token(client, client.id, scopes, resources)
+        return await self.access_token(client, client.id, scopes, resources)
 
     async def _from_identity(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
@@ -565,7 +538,9 @@ class TokenEndpoints(Struct, frozen=True):
         scopes = await self.accounts.grantable(user, client, tuple(dict.fromkeys((*self.config.scopes, *wanted))))
         await self.identities.count(said)
         grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
-        return await self._answer(client, await self.grants.add(grant), grant, scopes, resources, refresh="")
+        id = new_secret()[:22]
+        await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
+        return await self._answer(client, id, grant, scopes, resources, refresh="")
 
     def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
         """Return the default scopes and the requested ones that are allowed, or all allowed ones if none are requested.
@@ -592,7 +567,7 @@ class TokenEndpoints(Struct, frozen=True):
         more = dict(await self.config.provider.claims(user, client)) if user is not None else {}
         if grant.name:
             more.setdefault("name", grant.name)
-        token = await self.grants.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
+        token = await self.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 
     def _select_resources(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from msgspec import Struct
 
@@ -63,8 +63,7 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
     challenge: str
     resources: tuple[str, ...]
     scopes: tuple[str, ...] = ()
-    state: str | None = None
-    """The bytes of `state`, decoded as latin-1."""
+    state: bytes | None = None
     named_redirect: bool = True
     """Whether the request named the redirect URI. If so, the token request must not name another one."""
     prompt: tuple[str, ...] = ()
@@ -162,12 +161,9 @@ class Parameters:
         """
         text = raw.decode("utf-8", "surrogateescape")
         try:
-            pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=_MAX_FIELDS)
+            self._values = parse_qs(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=_MAX_FIELDS)
         except ValueError:
             raise OAuthError("invalid_request", "There are too many parameters.") from None
-        self._values: dict[str, list[str]] = {}
-        for name, value in pairs:
-            self._values.setdefault(name, []).append(value)
         self.repeated = sorted(
             name for name, values in self._values.items() if len(values) > 1 and name not in _REPEATED
         )
@@ -203,17 +199,6 @@ def form_of(request: HttpRequest) -> Parameters:
     if form.repeated:
         raise OAuthError("invalid_request", "A parameter is repeated.")
     return form
-
-
-def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
-    """Redirect the browser to the client with a response, keeping the URI's own query (RFC 6749 §3.1.2)."""
-    said = "&".join(
-        f"{name}={quote(value.encode('utf-8', 'surrogateescape'), safe='')}"
-        for name, value in values.items()
-        if value is not None
-    )
-    mark = "&" if urlsplit(redirect_uri).query else "" if redirect_uri.endswith("?") else "?"
-    return see(f"{redirect_uri}{mark}{said}")
 
 
 def see(url: str) -> Response:
@@ -271,7 +256,7 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
         ValueError: The URI isn't allowed; the message gives the reason.
     """
     parts = _split(uri)
-    if _ANSWERS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
+    if not _ANSWERS.isdisjoint(parse_qs(parts.query, keep_blank_values=True)):
         raise ValueError("The query of a redirect URI must not contain response parameters, such as code or state.")
     if parts.scheme in ("http", "https"):
         authority = _AUTHORITY.fullmatch(parts.netloc)
@@ -279,14 +264,12 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
             raise ValueError("A redirect URI must have a plain host name, without a user name.")
         if parts.scheme == "http" and authority[1].lower() not in LOOPBACK:
             raise ValueError("A redirect URI must be https, or http with a loopback address.")
-        if parts.scheme == "http" and native is False:
-            raise ValueError("The redirect URI of a web application must be https.")
     elif not _is_of_app(parts):
         raise ValueError(
             "A redirect URI must be https, http with a loopback address, or use the scheme of an app, such as "
             "com.example.app:/back or editor://name/back."
         )
-    elif native is False:
+    if native is False and parts.scheme != "https":
         raise ValueError("The redirect URI of a web application must be https.")
 
 

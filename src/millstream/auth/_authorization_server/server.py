@@ -20,13 +20,8 @@ from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.authorize import (
-    CONSENT_RATE,
-    AuthorizationEndpoint,
-    AuthorizationRequests,
-)
-from millstream.auth._authorization_server.client_proof import ClientProof, Identities
-from millstream.auth._authorization_server.clients import Clients, Documents, judge_of, registration_endpoint
+from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
+from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities, registration_endpoint
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -43,7 +38,7 @@ from millstream.auth._authorization_server.config import (
     metadata,
     places,
 )
-from millstream.auth._authorization_server.grants import ENDED, Grants, TokenEndpoints, TokenSigner
+from millstream.auth._authorization_server.grants import ENDED, TokenEndpoints, TokenSigner
 from millstream.auth._authorization_server.records import Grant, OAuthClient, OAuthError
 from millstream.auth._authorization_server.tickets import (
     STORE_AWAY,
@@ -62,7 +57,6 @@ from millstream.auth._method import (
     AuthMethod,
     Identity,
     KnownScopes,
-    NotAdmitted,
     Paths,
     Prefetchable,
     Unavailable,
@@ -210,30 +204,24 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self._tickets = tickets
         self._pending_logins = pending_logins
         self._rules = TokenRules(config.url, self.resource, config.implied)
-        self._there = targets.scopes
-        """All current scopes."""
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
         self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
         self.scopes: tuple[str, ...] = config.scopes
-        self._clock = vault.clock
         self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
-        self.clients: Clients = Clients(config, vault, Documents(vault.clock, judge_of(here=not config.secure)))
-        self.grants: Grants = Grants(config, vault, self.signing, self.clients)
-        proof = ClientProof(config, self.clients, vault)
+        clients = Clients(config, vault)
+        proof = ClientProof(config, clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
-        self._token = TokenEndpoints(
-            config, vault, proof, self.clients, self.grants, self.signing, targets, accounts, self._identities
-        )
-        self._registration = registration_endpoint(config, self.clients, vault)
+        self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
+        self._registration = registration_endpoint(config, clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
+            clients,
+            targets,
             vault,
-            self.clients,
-            AuthorizationRequests(config, self.clients, targets),
-            self.grants,
+            self._token,
             accounts,
             throttle=LoginThrottle(accounts, vault),
             tickets=tickets,
@@ -249,7 +237,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
-        upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Prefetchable))
+        upstreams = (each for each in self._config.upstreams.values() if isinstance(each, Prefetchable))
         await prefetch_all([self._identities, *upstreams])
 
     @override
@@ -264,8 +252,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         """Return the principal of one of our tokens."""
         try:
             claims = await self._token.claims(credential)
-            found = judge(claims, self._rules, self._clock()) if claims is not None else None
-            if claims is None or found is None:
+            if claims is None or (found := judge(claims, self._rules, self._vault.clock())) is None:
                 return None
             grant = await self._grant_of(claims)
             if grant is False:
@@ -310,7 +297,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     def epoch(self) -> int:
         """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
-        passwords = self._accounts.passwords
+        passwords = self._config.passwords
         return super().epoch() + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
     @override
@@ -351,10 +338,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
-        upstream = self._accounts.upstreams.get(login)
-        if upstream is None:
-            raise NotAdmitted("This way to sign in is no longer available.", 400, wrong=False)
-        return await self._pending_logins.begin_for_page(request, upstream, page)
+        return await self._pending_logins.begin_for_page(request, self._config.upstreams[login], page)
 
     @override
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
@@ -373,8 +357,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
         grant = read(kept, Grant)
-        user = self._accounts.user_of_grant(grant) if grant is not None else None
-        if grant is None or user is None:
+        if grant is None or (user := self._accounts.user_of_grant(grant)) is None:
             return None
         scopes = await self._scopes(user)
         claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
@@ -387,7 +370,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         return Identity(principal, self._rules.believed)
 
     async def _scopes(self, user: User) -> frozenset[str]:
-        wanted = self._there().union(user.scopes)
+        wanted = self._token.targets.scopes().union(user.scopes)
         granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
         found = scopes_of({"scope": list(granted)}, self._config.implied)
         # A user gets `*` only if no scope was denied.
@@ -407,7 +390,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         }
         if self._config.registration:
             ends[REGISTER] = {"POST": self._registration}
-        for name in self._accounts.upstreams:
+        for name in self._config.upstreams:
             ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
         return ends
 

@@ -201,10 +201,7 @@ class Tickets:
     def __init__(self, vault: Vault, *, secure: bool) -> None:
         """Create the object. `secure` means that browsers use https."""
         self._vault = vault
-        prefix, self._flags = ("__Host-", "; Secure") if secure else ("", "")
-        self._browser_name = f"{prefix}millstream-browser"
-        self._person_name = f"{prefix}millstream-person"
-        self._device_name = f"{prefix}millstream-device"
+        self._prefix, self._flags = ("__Host-millstream", "; Secure") if secure else ("millstream", "")
 
     def browser(self, request: HttpRequest) -> tuple[str, bytes]:
         """Return the browser's id, and the header line that sets a new one if it had none."""
@@ -212,11 +209,11 @@ class Tickets:
         if len(name) == 43:
             return name, b""
         name = new_secret()
-        return name, self._cookie(self._browser_name, name, PERSON_SECONDS)
+        return name, self._cookie(f"{self._prefix}-browser", name, PERSON_SECONDS)
 
     def known_browser(self, request: HttpRequest) -> str:
         """Return the browser's id; empty if it has none."""
-        return get_cookie(request, self._browser_name)
+        return get_cookie(request, f"{self._prefix}-browser")
 
     def seal_request(self, browser: str, authorization: AuthorizationRequest) -> str:
         """Seal a request for a browser."""
@@ -228,26 +225,26 @@ class Tickets:
 
     def person(self, request: HttpRequest) -> tuple[User, str] | None:
         """Return the user of the browser and their login method, if any."""
-        return self._open(_PERSON, get_cookie(request, self._person_name), tuple[User, str])
+        return self._open(_PERSON, get_cookie(request, f"{self._prefix}-person"), tuple[User, str])
 
     def keep(self, user: User, login: str) -> bytes:
         """Return the header line that stores a login in the browser."""
         sealed = self._seal(_PERSON, (user, login), PERSON_SECONDS)
-        return self._cookie(self._person_name, sealed, PERSON_SECONDS)
+        return self._cookie(f"{self._prefix}-person", sealed, PERSON_SECONDS)
 
     def forget(self) -> bytes:
         """Return the header line that deletes the login."""
-        return self._cookie(self._person_name, "", 0)
+        return self._cookie(f"{self._prefix}-person", "", 0)
 
     def device(self, request: HttpRequest, name: str) -> str:
         """Return the device id of the browser; empty if the user with this name hasn't logged in there before."""
-        found = self._open(_DEVICE, get_cookie(request, self._device_name), tuple[str, str])
+        found = self._open(_DEVICE, get_cookie(request, f"{self._prefix}-device"), tuple[str, str])
         return found[1] if found and found[0] == name.casefold() else ""
 
     def keep_device(self, name: str) -> bytes:
         """Return the header line that makes a browser a known device for this name."""
         sealed = self._seal(_DEVICE, (name.casefold(), new_secret()[:22]), DEVICE_SECONDS)
-        return self._cookie(self._device_name, sealed, DEVICE_SECONDS)
+        return self._cookie(f"{self._prefix}-device", sealed, DEVICE_SECONDS)
 
     def _seal(self, kind: bytes, value: Any, seconds: float, bound: str = "") -> str:
         """Seal a value that expires."""
@@ -330,7 +327,7 @@ class PendingLogins(Struct, eq=False):
             return pages.wrong("Wait a little", said, 429)
         state = new_state(request.owner)
         browser, cookie = self._tickets.browser(request)
-        callback = self._callback(target.name)
+        callback = f"{self._base}{CALLBACK}{target.name}"
         if authorization is not None and authorization.renewal and isinstance(target, UpstreamWithPrompt):
             redirect = await target.begin_anew(callback, state, authorization.renewal)
         else:
@@ -374,12 +371,10 @@ class PendingLogins(Struct, eq=False):
                 return pages.wrong("Start again", TOO_OLD, 400, up="../../")
             if not fits(self._tickets.known_browser(request), pending.browser):
                 return pages.wrong("Start again", TOO_OLD, 403, up="../../")
-            return await arrive(request, pending, Callback(given.values(), self._callback(name), pending.state_data))
+            callback = f"{self._base}{CALLBACK}{name}"
+            return await arrive(request, pending, Callback(given.values(), callback, pending.state_data))
 
         return handle
-
-    def _callback(self, name: str) -> str:
-        return f"{self._base}{CALLBACK}{name}"
 
 
 class UpstreamPageMethod(PageMethod):
@@ -395,11 +390,6 @@ class UpstreamPageMethod(PageMethod):
 
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
-        landing = self.landing
-        if landing is None:
+        if self.landing is None:
             return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-        try:
-            kept, seconds = await self.finish_login(pending.login, callback)
-        except SignInFailed as exc:
-            return landing.refuse(request, pending.page, str(exc))
-        return landing.complete(request, self, pending.page, kept, seconds)
+        return await self.landing(request, self, pending.page, self.finish_login(pending.login, callback))

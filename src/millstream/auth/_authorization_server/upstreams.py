@@ -1,11 +1,12 @@
-"""The built-in upstreams: Google, GitHub, and any OpenID provider.
+"""The built-in upstreams, Google, GitHub, and any OpenID provider, and the users who may sign in with them.
 
 An upstream's access token is discarded after the login.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Unpack, cast
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -15,12 +16,14 @@ from millstream._oauth import authorization_url, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
-from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlist
+from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import CALLBACK, IssuerOptions, check_options
-from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._authorization_server.records import fingerprint, new_secret
 from millstream.auth._authorization_server.server import Issuer, issuer
 from millstream.auth._jose import Claims
+from millstream.auth._key_file import check_scopes
 from millstream.auth._oidc import CodeFlow, ask, code_of, text
+from millstream.auth._tokens import several
 from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
@@ -28,6 +31,79 @@ from millstream.auth.providers import (
     UpstreamLogin,
     User,
 )
+
+EVERYBODY = "*"
+_DOMAIN = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+"
+EMAIL = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_DOMAIN}|@{_DOMAIN}"
+"""Pattern of an e-mail address, or of a domain after ``@``."""
+
+Allow = Names | Mapping[str, Names]
+"""Entries of the list, or a mapping of entries to the scopes that their users may grant to clients."""
+
+
+class AllowlistEntry(Struct, frozen=True):
+    """An entry of the list."""
+
+    scopes: tuple[str, ...]
+    number: float
+    """Hash of the entry, its scopes, and the upstream."""
+
+
+class Allowlist:
+    """The users who may sign in.
+
+    The operator lists them: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An upstream returns verified names,
+    such as an e-mail address, its domain, or a login. The first entry that equals one of them applies. Only whole names
+    match, without regard to ASCII case.
+    """
+
+    def __init__(self, given: Allow, at: str, *, form: str, examples: str) -> None:
+        """Parse the list. `at` is the upstream's URL, `form` the pattern of an entry; `examples` is for error messages.
+
+        Raises:
+            ValueError: The list is empty, or an entry can't match any user of the upstream.
+            TypeError: The list is a string.
+        """
+        if not given:
+            raise ValueError(f"allow must list who may sign in: {examples}.")
+        pairs = given if isinstance(given, Mapping) else dict.fromkeys(several("allow", given), ())
+        self._entries: dict[str, AllowlistEntry] = {}
+        for name, scopes in pairs.items():
+            if name != EVERYBODY and not re.fullmatch(form, name):
+                raise ValueError(f"allow can't contain {name!r}. Valid entries: {examples}.")
+            if isinstance(cast("object", scopes), str):
+                raise TypeError(f"The scopes of {name!r} must be a list: [{scopes!r}]")
+            key, allowed = lower(name), check_scopes(scopes)
+            self._entries[key] = AllowlistEntry(allowed, fingerprint(allowed, at, key))
+        self._numbers = {each.number for each in self._entries.values()}
+
+    def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
+        """Return the first entry that equals one of the names. `shown` is the user's name in error messages.
+
+        Raises:
+            SignInFailed: No entry matches.
+        """
+        known = {EVERYBODY, *map(lower, names)}
+        for name, entry in self._entries.items():
+            if name in known:
+                return entry
+        raise SignInFailed(
+            f"{shown} may not sign in here. Use another account, or contact the operator of this server."
+        )
+
+    def has_entry(self, number: float) -> bool:
+        """Return whether the entry with this number still exists, with the same scopes."""
+        return number in self._numbers
+
+    def some(self, text: str) -> bool:
+        """Return whether an entry contains a text."""
+        return any(text in each for each in self._entries)
+
+
+def lower(name: str) -> str:
+    """Return an ASCII name in lower case. Other names stay, because some of their letters would become ASCII."""
+    return name.lower() if name.isascii() else name
+
 
 HERE = "https://github.com"
 ORGANIZATION = "org:"
@@ -70,20 +146,10 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
             return f"{parts.scheme}://api.{parts.netloc}"
         return f"{self.at}/api/v3"
 
-    @property
-    def wants_organizations(self) -> bool:
-        """Whether `allow` names organizations."""
-        return self.allowlist.some(ORGANIZATION)
-
-    @property
-    def wants_emails(self) -> bool:
-        """Whether `allow` names e-mail addresses."""
-        return self.allowlist.some(containing="@")
-
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to GitHub."""
         verifier = new_secret()
-        wanted = {"read:org": self.wants_organizations, "user:email": self.wants_emails}
+        wanted = {"read:org": self.allowlist.some(ORGANIZATION), "user:email": self.allowlist.some("@")}
         asked = {
             "client_id": self.client_id,
             "redirect_uri": callback,
@@ -120,11 +186,11 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
     async def _more(self, token: str) -> set[str]:
         """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
         found: set[str] = set()
-        if self.wants_organizations:
+        if self.allowlist.some(ORGANIZATION):
             for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
                 if each.get("state") == "active" and is_object(each.get("organization")):
                     found.add(ORGANIZATION + text(each["organization"].get("login")))
-        if self.wants_emails:
+        if self.allowlist.some("@"):
             for each in await self._list("/user/emails?per_page=100", token):
                 if each.get("verified") is True and "@" in (email := text(each.get("email"))):
                     found |= {email, f"@{email.rpartition('@')[2]}"}
@@ -200,8 +266,8 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
         entry = self.allowlist.find(self.names_of(claims), email or name or subject)
         return User(subject, name or email or subject, entry.scopes, entry.number)
 
-    async def _userinfo(self, metadata: Mapping[str, Any], token: object, subject: str) -> Claims:
-        if not isinstance(token, str):
+    async def _userinfo(self, metadata: Mapping[str, Any], token: str, subject: str) -> Claims:
+        if not token:
             raise SignInFailed(f"{self.title} didn't identify you. Try again later.")
         headers = {"authorization": f"Bearer {token}"}
         found = await ask(self.flow.endpoint(metadata, "userinfo_endpoint"), self.title, headers=headers)

@@ -11,7 +11,6 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from enum import Enum
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -34,33 +33,30 @@ from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._key_file import RecordFile, check_scopes
 from millstream.auth._method import PATIENCE
-from millstream.auth.providers import Callback, Selective, SignInFailed, UpstreamLogin, User
+from millstream.auth.providers import Callback, Selective, SignInFailed, User
 
 LOCAL = ""
 """Login method of users who have a password on this server."""
 
 
-class Accounts:
+class Accounts(Struct, frozen=True):
     """All accounts that can sign in."""
 
-    def __init__(self, config: IssuerConfig) -> None:
-        self._config = config
-        self.passwords = config.passwords
-        self.upstreams: Mapping[str, UpstreamLogin] = config.upstreams
+    config: IssuerConfig
 
     async def check(self, name: str, password: str) -> User | None:
         """Return the user with a name and password."""
-        return None if self.passwords is None else await self.passwords.check(name, password)
+        return None if self.config.passwords is None else await self.config.passwords.check(name, password)
 
     def current_user(self, user: User, login: str) -> User | None:
         """Return a user's current state; None if they may no longer sign in."""
-        if login in self._config.identities:
-            return user if user.since == self._config.identities[login].number else None
+        if login in self.config.identities:
+            return user if user.since == self.config.identities[login].number else None
         if login != LOCAL:
-            upstream = self.upstreams.get(login)
+            upstream = self.config.upstreams.get(login)
             stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))
             return user if stays else None
-        found = None if self.passwords is None else self.passwords.find(user.subject)
+        found = None if self.config.passwords is None else self.config.passwords.find(user.subject)
         return found if found is not None and found.since == user.since else None
 
     def user_of_grant(self, grant: Grant) -> User | None:
@@ -69,7 +65,7 @@ class Accounts:
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""
-        allowed = {*self._config.scopes, *await self._config.provider.grantable(user, client, scopes)}
+        allowed = {*self.config.scopes, *await self.config.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)
 
     async def from_upstream(self, name: str, callback: Callback) -> User:
@@ -78,7 +74,7 @@ class Accounts:
         Raises:
             SignInFailed: The login failed.
         """
-        user = await self.upstreams[name].finish(callback)
+        user = await self.config.upstreams[name].finish(callback)
         return msgspec.structs.replace(user, subject=f"{name}:{user.subject}")
 
 
@@ -281,16 +277,6 @@ _POLL_SECONDS = 0.05, 0.5
 """Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
 
-class _May(Enum):
-    """Whether an attempt is allowed."""
-
-    NOW = 1
-    LATER = 2
-    """It depends on whether the attempts in progress fail."""
-    NOT = 3
-    """There were too many failures."""
-
-
 _Tries = tuple[tuple[Limiter, str], ...]
 """The rates of an attempt, each with its key."""
 
@@ -324,11 +310,11 @@ class FailureLimiter:
         try:
             yield pool is None or await self._wait_for_slots(pool, tries, slots, until)
         finally:
-            self._trying.subtract(tries)
+            self._trying -= Counter(tries)  # removes zero counts
             for each in tries:
-                if not self._trying[each]:
-                    del self._trying[each]
-            self._wake(tries)
+                for done in self._done.get(each, ()):
+                    if not done.done():
+                        done.set_result(None)
             if pool is not None and slots:
                 await pool.give_back(slots)
 
@@ -345,24 +331,25 @@ class FailureLimiter:
     async def _begin(self, tries: _Tries, until: float) -> bool:
         """Start an attempt as soon as it's allowed; return False if it's refused."""
         may = self._may(tries)
-        if may is _May.LATER and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
+        if may is None and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
-                    while may is _May.LATER:
+                    while may is None:
                         await self._end_of_one(tries)
                         may = self._may(tries)
-        if may is _May.NOW:
+        if may:
             self._trying.update(tries)
-        return may is _May.NOW
+        return bool(may)
 
-    def _may(self, tries: _Tries) -> _May:
-        found = _May.NOW
+    def _may(self, tries: _Tries) -> bool | None:
+        """Return whether an attempt is allowed; None if that depends on whether the attempts in progress fail."""
+        found: bool | None = True
         for limiter, key in tries:
-            attempt = self._trying.get((limiter, key), 0)
+            trying = self._trying[limiter, key]
             if limiter.wait(key) > 0:
-                return _May.NOT
-            if attempt and limiter.count_remaining(key) <= attempt:
-                found = _May.LATER
+                return False
+            if trying and limiter.count_remaining(key) <= trying:
+                found = None
         return found
 
     async def _end_of_one(self, tries: _Tries) -> None:
@@ -374,16 +361,9 @@ class FailureLimiter:
             await done
         finally:
             for each in tries:
-                waiting = self._done.get(each, {})
-                waiting.pop(done, None)
-                if not waiting:
-                    self._done.pop(each, None)
-
-    def _wake(self, tries: _Tries) -> None:
-        for each in tries:
-            for done in self._done.get(each, ()):
-                if not done.done():
-                    done.set_result(None)
+                del self._done[each][done]
+                if not self._done[each]:
+                    del self._done[each]
 
     # In the store
 
@@ -392,36 +372,39 @@ class FailureLimiter:
     ) -> bool:
         """Return whether the store has a free slot for each key. Adds the slots taken to `slots`."""
         loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
-        while (may := await self._take_slots(pool, tries, slots, me)) is _May.LATER:
+        while (may := await self._take_slots(pool, tries, slots, me)) is None:
             pause = retry_delay(next(polls), *_POLL_SECONDS)
             if loop.time() + pause >= until:
                 return False
             await asyncio.sleep(pause)
-        return may is _May.NOW
+        return may
 
-    async def _take_slots(self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str) -> _May:
+    async def _take_slots(
+        self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str
+    ) -> bool | None:
+        """Return whether the slots were taken; None if they're in use by attempts in progress."""
         charges = [limiter.pace(key, 0.0) for limiter, key in tries]
         decision = await pool.take(charges)
         if decision is None:
-            return _May.NOW
+            return True
         left = [int(taken.remaining + 1e-3) for taken in decision.results]
         if min(left) < 1:
-            return _May.NOT
+            return False
         asked = [ConcurrencySlot(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
         decision = await pool.take(asked)
         if decision is None:
-            return _May.NOW
+            return True
         if any(taken.wait > 0 for taken in decision.results):
-            return _May.LATER
+            return None
         # Another attempt may have failed since the first poll, which leaves fewer slots.
         decision = await pool.take(charges)
         if decision is not None and any(
             int(taken.remaining + 1e-3) < count for taken, count in zip(decision.results, left, strict=True)
         ):
             await pool.give_back(asked)
-            return _May.LATER
+            return None
         slots += asked
-        return _May.NOW
+        return True
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."

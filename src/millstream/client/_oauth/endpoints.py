@@ -24,7 +24,7 @@ from millstream._http.client.url import Url, parse
 from millstream._oauth import basic_credentials
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
-from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens, TokenStore
+from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens
 
 if TYPE_CHECKING:
     from millstream.client._oauth.signing import ProofKey
@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 16 * 1024
 """Maximum length. Longer headers are ignored."""
-_GAP = re.compile(r"[\s,]*+")
-_NAME = re.compile(r'[^\s,="]++')
-_EQUALS = re.compile(r"\s*+=\s*+")
-_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"?+')
-_PLAIN = re.compile(r"[^\s,]*+")
+_PART = re.compile(
+    r"""([\s,]*+)(?:
+        ([^\s,="]++)                                # a scheme, its token68, or the name of a parameter
+        (?:\s*+=\s*+(?:
+            "((?:[^"\\]|\\.)*+)"?+ | ([^\s,]*+)     # the value of a parameter
+        ))?+
+        | "(?:[^"\\]|\\.)*+"?+ | = | \Z             # a stray quotation mark or equals sign
+    )""",
+    re.VERBOSE,
+)
 
 
 class ParsedChallenges(Struct, frozen=True):
@@ -58,26 +63,15 @@ def read_challenges(header: str) -> ParsedChallenges:
         header: Value of the header.
     """
     schemes, parameters = set[str](), dict[str, str]()
-    position, end = 0, len(header)
-    while len(header) <= MAX_LENGTH and position < end:
-        gap = _GAP.match(header, position)
-        first = position == 0 or (gap is not None and "," in gap[0])
-        position = gap.end() if gap is not None else position
-        name = _NAME.match(header, position)
-        if name is None:  # a stray quotation mark or equals sign
-            stray = _QUOTED_STRING.match(header, position)
-            position = position + 1 if stray is None else stray.end()
+    for part in _PART.finditer(header if len(header) <= MAX_LENGTH else ""):
+        gap, name, quoted, plain = part.groups()
+        value = plain if quoted is None else quoted
+        if name is None:
             continue
-        equals = _EQUALS.match(header, name.end())
-        if equals is None:
-            if first:  # otherwise it's the token68 of the previous scheme
-                schemes.add(name[0].lower())
-            position = name.end()
-            continue
-        value = _QUOTED_STRING.match(header, equals.end()) or _PLAIN.match(header, equals.end())
-        assert value is not None  # noqa: S101  the plain pattern matches anything
-        parameters[name[0].lower()] = value[1] if value.re is _QUOTED_STRING else value[0]
-        position = value.end()
+        if value is not None:
+            parameters[name.lower()] = value
+        elif "," in gap or part.start() == 0:  # otherwise it's the token68 of the previous scheme
+            schemes.add(name.lower())
     return ParsedChallenges(frozenset(schemes), parameters)
 
 
@@ -147,8 +141,6 @@ async def fetch(
         raise ConnectFailed(
             f"{where.origin} isn't on the public Internet, so requests to it are refused.", remedy=_PRIVATE_REMEDY
         ) from exc
-    except UnicodeError as exc:  # an invalid host name
-        raise ConnectFailed(f"{where.origin} can't be reached.") from exc
     except (InvalidResponse, ConnectionLost) as exc:  # caused by this server, not by the MCP server
         raise ConnectFailed(f"{where.origin} didn't send a usable response: {exc}") from exc
 
@@ -332,13 +324,12 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
 
 
 def _check_endpoints(issuer: IssuerMetadata, named_by: Url) -> IssuerMetadata:
-    places = (
+    for place in (
         issuer.authorization_endpoint,
         issuer.token_endpoint,
         issuer.registration_endpoint,
         issuer.revocation_endpoint,
-    )
-    for place in places:
+    ):
         refuse_local(place, named_by)
     return issuer
 
@@ -622,82 +613,3 @@ def with_private_key(who: Registration, key: str, key_id: str = "") -> Registrat
     check_key(key)
     changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": key, "key_id": key_id}
     return msgspec.structs.replace(who, **changes)
-
-
-class ClientRegistrations(Struct):
-    """The identities of one client, one per issuer.
-
-    An identity is configured, from a metadata document, or registered.
-    """
-
-    store: TokenStore
-    configured: Registration
-    """The configured identity; its id is empty if none is configured."""
-    metadata_url: str
-    name: str
-    bound_issuer: str = ""
-    """The only issuer that may receive our credentials, or empty before the first one."""
-
-    def sign(self, key: str, key_id: str) -> None:
-        """Authenticate with signatures by a private key.
-
-        Raises:
-            ValueError: The key is invalid, there's no client id, or a client secret is set as well.
-        """
-        if self.configured.client_secret or not (self.configured.client_id or self.metadata_url):
-            raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
-        self.configured = with_private_key(self.configured, key, key_id)
-
-    def bind(self, url: Url, issuer: str) -> None:
-        """Bind our credentials to an issuer, so that a server can't have them sent to another one.
-
-        Raises:
-            AccessDenied: They're bound to another issuer.
-        """
-        if self.bound_issuer and issuer != self.bound_issuer:
-            raise AccessDenied(
-                f"{url} requires tokens from {issuer}, but these credentials are for {self.bound_issuer}."
-            )
-        if self.configured.client_id:
-            self.bound_issuer = issuer
-
-    def known_at(self, issuer: IssuerMetadata) -> Registration:
-        """Return our identity at an issuer that has issued tokens to us."""
-        return self._static_registration(issuer) or self.store.load().registrations.get(issuer.issuer, self.configured)
-
-    async def register_at(
-        self, issuer: IssuerMetadata, redirect: str, outbound: Outbound, *, reuse: bool
-    ) -> Registration:
-        """Return our identity at an issuer, registering if necessary. Reuse an earlier registration if `reuse` is set.
-
-        Raises:
-            AccessDenied: The issuer refuses to register us.
-        """
-        ours = self._static_registration(issuer)
-        if ours is not None:
-            return ours
-        credentials = self.store.load()
-        known = credentials.registrations.get(issuer.issuer)
-        if known is not None and reuse:
-            return known
-        found = await register(issuer, self.name, redirect, outbound)
-        credentials.registrations[issuer.issuer] = found
-        self.store.save(credentials)
-        return found
-
-    def forget(self, issuer: str) -> None:
-        """Drop our registration at an issuer that issues no token."""
-        credentials = self.store.load()
-        if credentials.registrations.pop(issuer, None) is not None:
-            self.store.save(credentials)
-
-    def _static_registration(self, issuer: IssuerMetadata) -> Registration | None:
-        """Return the identity that needs no dynamic registration, or None."""
-        if self.configured.client_id:
-            return self.configured
-        if self.metadata_url and issuer.client_id_metadata_document_supported:
-            method = self.configured.token_endpoint_auth_method or "none"
-            return msgspec.structs.replace(
-                self.configured, client_id=self.metadata_url, token_endpoint_auth_method=method, client_secret=""
-            )
-        return None

@@ -36,7 +36,6 @@ from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 from millstream.client._oauth.endpoints import (
-    ClientRegistrations,
     IssuerMetadata,
     Outbound,
     Proofs,
@@ -50,8 +49,10 @@ from millstream.client._oauth.endpoints import (
     parse_secure,
     read_challenges,
     refuse_local,
+    register,
     revoke,
     wants_nonce,
+    with_private_key,
 )
 
 
@@ -380,9 +381,12 @@ class OAuth:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._store = store or default_store()
-        self._registrations = ClientRegistrations(
-            self._store, Registration(client_id, client_secret), client_metadata_url, name
-        )
+        self._configured = Registration(client_id, client_secret)
+        """The configured identity of the client; its id is empty if none is configured."""
+        self._metadata_url = client_metadata_url
+        self._name = name
+        self._bound_issuer = ""
+        """The only issuer that may receive our credentials, or empty before the first one."""
         self._scope = scope
         self._as_itself = client_credentials
         self._visit = redirect_handler
@@ -405,7 +409,7 @@ class OAuth:
         Example:
             >>> OAuth(client_id="me", client_secret=secret).for_issuer("https://login.example.com")
         """
-        self._registrations.bound_issuer = issuer
+        self._bound_issuer = issuer
         return self
 
     def with_private_key(self, key: str | Path, *, key_id: str = "") -> "OAuth":
@@ -424,7 +428,10 @@ class OAuth:
         Example:
             >>> OAuth(client_id="nightly", client_credentials=True).with_private_key(Path("nightly.pem"))
         """
-        self._registrations.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
+        if self._configured.client_secret or not (self._configured.client_id or self._metadata_url):
+            raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
+        text = key.read_text("utf-8") if isinstance(key, Path) else key
+        self._configured = with_private_key(self._configured, text, key_id)
         return self
 
     def with_identity_provider(self, identity: GrantSource) -> "OAuth":
@@ -499,17 +506,17 @@ class OAuth:
         async with self._lock:
             if self._tokens(url) != before:
                 return True  # a concurrent call got one
-            resource, issuer, target, wanted = await self._discover(url, status, challenge, before)
+            resource, issuer, target, wanted = await self._discover(url, status, asked, before)
             if before is not None and before.issuer == issuer.issuer and status == 401 and before.refresh_token:
                 with suppress(ClientError):
                     if await self._refresh(url, issuer, before, target):
                         return True
             key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
-            who, form = self._registrations.configured, dict[str, str]()
+            who, form = self._configured, dict[str, str]()
             if self._identity is not None:
                 form |= await self._identity.grant(issuer, target, wanted, self._outbound)
             elif self._as_itself:
-                who = self._registrations.known_at(issuer)
+                who = self._identity_at(issuer)
                 form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
             else:
                 who, form = await self._authorize(issuer, target, wanted)
@@ -531,7 +538,8 @@ class OAuth:
         Raises:
             AccessDenied: The issuer can't issue a usable token, or refuses this client.
         """
-        _, issuer, target, wanted = await self._discover(url, status, challenge, self._tokens(url))
+        asked = read_challenges(challenge).parameters
+        _, issuer, target, wanted = await self._discover(url, status, asked, self._tokens(url))
         return await self._authorization_request(issuer, target, wanted, self._redirect_uri)
 
     async def exchange_code(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
@@ -591,9 +599,7 @@ class OAuth:
         self._store.save(credentials)
         try:
             issuer = await find_issuer(tokens.issuer, self._outbound)
-            return issuer is not None and await revoke(
-                issuer, self._registrations.known_at(issuer), tokens, self._outbound
-            )
+            return issuer is not None and await revoke(issuer, self._identity_at(issuer), tokens, self._outbound)
         except ClientError:
             return False
 
@@ -610,24 +616,31 @@ class OAuth:
     ) -> None:
         response = await ask_token(issuer, who, form, self._outbound, self._proofs, key)
         if response.error or not response.access_token:
-            self._registrations.forget(issuer.issuer)
-        response.check(issuer.issuer)
+            credentials = self._store.load()
+            if credentials.registrations.pop(issuer.issuer, None) is not None:
+                self._store.save(credentials)
         known = Tokens("", issuer.issuer, "", wanted, proof_key=key, resource=form.get("resource", ""))
-        _store_tokens(self._store, url, response, known)
+        self._save(url, response, known)
 
     async def _discover(
-        self, url: Url, status: int, challenge: str, before: Tokens | None
+        self, url: Url, status: int, asked: Mapping[str, str], before: Tokens | None
     ) -> tuple[ProtectedResource | None, IssuerMetadata, str, str]:
         """Return the server's metadata, the issuer that may receive our credentials, the resource that a token is for,
         and the scopes to request: the configured, challenged, or supported ones.
 
         If the server refused our token for lack of scopes, include those that the token has.
+
+        Raises:
+            AccessDenied: Our credentials are bound to another issuer, so that a server can't have them sent elsewhere.
         """
-        asked = read_challenges(challenge).parameters
         parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)
-        issuer = await _issuer_of(url, resource, self._registrations.bound_issuer, self._outbound)
-        self._registrations.bind(url, issuer.issuer)
+        issuer = await self._find_issuer(url, resource)
+        bound = self._bound_issuer
+        if bound not in ("", issuer.issuer):
+            raise AccessDenied(f"{url} requires tokens from {issuer.issuer}, but these credentials are for {bound}.")
+        if self._configured.client_id:
+            self._bound_issuer = issuer.issuer
         lacking = status == 403 and before is not None and before.issuer == issuer.issuer
         current = before.scope.split() if before is not None and lacking else []
         named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
@@ -636,15 +649,25 @@ class OAuth:
         target = resource.resource if resource is not None else ""
         return resource, issuer, target or str(url), " ".join(scopes)
 
+    async def _find_issuer(self, url: Url, resource: ProtectedResource | None) -> IssuerMetadata:
+        named = self._bound_issuer
+        if resource is not None:
+            named = refuse_local(resource.authorization_servers[0], url)
+        elif not named:
+            return await find_at_origin(url, self._outbound)
+        found = await find_issuer(named, self._outbound)
+        if found is None:
+            raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.")
+        return found
+
     async def _refresh(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
         """See `refresh`."""
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
-        who = self._registrations.known_at(issuer)
+        who = self._identity_at(issuer)
         response = await ask_token(issuer, who, form, self._outbound, self._proofs, tokens.proof_key)
         if response.error in _GRANT_ERRORS:
             return False
-        response.check(issuer.issuer)
-        _store_tokens(self._store, url, response, tokens)
+        self._save(url, response, tokens)
         return True
 
     async def _authorize(self, issuer: IssuerMetadata, target: str, scope: str) -> tuple[Registration, dict[str, str]]:
@@ -670,36 +693,52 @@ class OAuth:
         if not issuer.authorization_endpoint:
             raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.")
         parse_secure(issuer.authorization_endpoint)
-        # A local port changes with each login, and the redirect URI with it.
-        who = await self._registrations.register_at(
-            issuer, redirect, self._outbound, reuse=redirect == self._redirect_uri
-        )
+        who = self._static_registration(issuer)
+        if who is None:
+            credentials = self._store.load()
+            who = credentials.registrations.get(issuer.issuer)
+            # A local port changes with each login, and the redirect URI with it.
+            if who is None or redirect != self._redirect_uri:
+                who = await register(issuer, self._name, redirect, self._outbound)
+                credentials.registrations[issuer.issuer] = who
+                self._store.save(credentials)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
         return PendingAuthorization(issuer, who, target, scope, redirect, state, verifier)
+
+    def _identity_at(self, issuer: IssuerMetadata) -> Registration:
+        """Return our identity at an issuer that has issued tokens to us."""
+        return self._static_registration(issuer) or self._store.load().registrations.get(
+            issuer.issuer, self._configured
+        )
+
+    def _static_registration(self, issuer: IssuerMetadata) -> Registration | None:
+        """Return the identity that needs no dynamic registration, or None."""
+        if self._configured.client_id:
+            return self._configured
+        if self._metadata_url and issuer.client_id_metadata_document_supported:
+            method = self._configured.token_endpoint_auth_method or "none"
+            return structs.replace(
+                self._configured, client_id=self._metadata_url, token_endpoint_auth_method=method, client_secret=""
+            )
+        return None
 
     # Stored tokens
 
     def _tokens(self, url: Url) -> Tokens | None:
         return self._store.load().tokens.get(str(url))
 
+    def _save(self, url: Url, response: TokenResponse, known: Tokens) -> None:
+        """Store tokens. `known`, from the request or the previous tokens, supplies what the response leaves out.
 
-async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, outbound: Outbound) -> IssuerMetadata:
-    if resource is None and not only:
-        return await find_at_origin(url, outbound)
-    named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
-    found = await find_issuer(named, outbound)
-    if found is None:
-        raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.")
-    return found
-
-
-def _store_tokens(store: TokenStore, url: Url, response: TokenResponse, known: Tokens) -> None:
-    """Store tokens. `known`, from the request or the previous tokens, supplies what the response leaves out."""
-    until = time.time() + response.expires_in if response.expires_in else 0
-    refresh, scope = response.refresh_token or known.refresh_token, response.scope or known.scope
-    bound = known.proof_key if response.token_type.lower() == "dpop" else ""
-    credentials = store.load()
-    credentials.tokens[str(url)] = Tokens(
-        response.access_token, known.issuer, refresh, scope, until, bound, known.resource
-    )
-    store.save(credentials)
+        Raises:
+            AccessDenied: The issuer issued no usable token.
+        """
+        response.check(known.issuer)
+        until = time.time() + response.expires_in if response.expires_in else 0
+        refresh, scope = response.refresh_token or known.refresh_token, response.scope or known.scope
+        bound = known.proof_key if response.token_type.lower() == "dpop" else ""
+        credentials = self._store.load()
+        credentials.tokens[str(url)] = Tokens(
+            response.access_token, known.issuer, refresh, scope, until, bound, known.resource
+        )
+        self._store.save(credentials)

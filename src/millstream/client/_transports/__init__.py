@@ -353,14 +353,13 @@ class DuplexTransport:
         Args:
             fault: Why it has ended.
         """
-        first = self.fault is None
-        if self.fault is None:
-            self.fault = fault or ConnectionLost("The server closed the connection.")
+        if self.fault is not None:
+            return
+        self.fault = fault = fault or ConnectionLost("The server closed the connection.")
         for waiter in self._waiting.values():
             if not waiter.done():
-                waiter.set_exception(self.fault)
-        if first:
-            self._listener.on_interruption(self, self.fault)
+                waiter.set_exception(fault)
+        self._listener.on_interruption(self, fault)
 
 
 _MIN_WAIT = 0.1

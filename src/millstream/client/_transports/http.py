@@ -104,7 +104,9 @@ class StreamableTransport(Struct, eq=False):
             _check_coding(reply)
             return await self._follow(request, reply.stream)
         except asyncio.CancelledError:
-            self._cancel(request)
+            revision = self._revision  # in the per-request era, closing the connection is enough
+            if request.method != "initialize" and revision is not None and revision.handshake:
+                self._background.spawn(send_cancellation(self, self._listener, request.id))
             raise
 
     async def send(self, message: bytes, method: str) -> None:
@@ -149,15 +151,12 @@ class StreamableTransport(Struct, eq=False):
         """Return the response from a reply that isn't a stream."""
         if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
             return message
-        if self._has_lost_session(reply):
-            raise SessionLost("The session has expired on the server.")
-        if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
-            raise self._error(reply)
         if reply.status in (202, 204):
             raise InvalidResponse(
                 f"The server responded to {request.method} with status {reply.status}, which is for notifications."
             )
-        if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
+        may_answer = reply.status < 300 and reply.media_type == "application/json"
+        if self._has_lost_session(reply) or not (may_answer or reply.body.lstrip().startswith(b"{")):
             raise self._error(reply)
         try:
             message = read_foreign(reply.body)
@@ -205,8 +204,7 @@ class StreamableTransport(Struct, eq=False):
                 try:
                     return await self._answer_on(reader, request)
                 except ConnectionLost as exc:
-                    why = exc
-                stream = await self._resume(reader, why)
+                    stream = await self._resume(reader, exc)
             stream.close()
             return reader.response
         finally:
@@ -304,12 +302,6 @@ class StreamableTransport(Struct, eq=False):
 
     # Shutdown
 
-    def _cancel(self, request: TransportRequest) -> None:
-        """Cancel a request on the server. In the per-request era, closing the connection is enough."""
-        revision = self._revision
-        if request.method != "initialize" and revision is not None and revision.handshake:
-            self._background.spawn(send_cancellation(self, self._listener, request.id))
-
     async def close(self) -> None:
         """End the session and close the connections."""
         if self._stream_task is not None:
@@ -390,13 +382,19 @@ class HttpSseTransport(DuplexTransport):
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max, self.skip)
-        fault: ClientError = NotMcp(f"{self._endpoint.url} closes its event stream immediately.")
+        url = self._endpoint.url
+        fault: ClientError = NotMcp(f"{url} closes its event stream immediately.")
         assert reply.stream is not None  # noqa: S101  checked in `open`
         reader.attach(reply.stream)
         try:
             while (event := await reader.event()) is not None:
                 if event.event == "endpoint" and not self._messages:
-                    self._set_messages_target(event.data, named)
+                    target = url.join(event.data)
+                    if target.origin != url.origin:  # credentials are only sent to this origin
+                        raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
+                    self._messages = target.target
+                    if not named.done():
+                        named.set_result(None)
                 elif event.event == "message" and event.data:
                     self.receive(event.data.encode())
                 if self.fault is not None:
@@ -410,15 +408,6 @@ class HttpSseTransport(DuplexTransport):
             if not named.done():
                 named.set_exception(fault)
                 named.exception()
-
-    def _set_messages_target(self, reference: str, named: asyncio.Future[None]) -> None:
-        url = self._endpoint.url
-        target = url.join(reference)
-        if target.origin != url.origin:  # credentials are only sent to this origin
-            raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
-        self._messages = target.target
-        if not named.done():
-            named.set_result(None)
 
     @override
     def set_revision(self, revision: Revision) -> None:

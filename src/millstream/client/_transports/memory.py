@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from millstream._override import override
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
-from millstream.client._transports import DuplexTransport, Listener, RunningServer, ServerObject
+from millstream.client._transports import DuplexTransport, Listener, ServerObject
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
@@ -30,16 +30,16 @@ class MemoryTransport(DuplexTransport):
         super().__init__(listener, background)
         self._server = server
         self._new_pipe = pipe
-        self._running: AbstractAsyncContextManager[RunningServer] | None = None
+        self._stack = AsyncExitStack()
+        """Closes the pipe and the server."""
         self._pipe: MemoryPipe | None = None
 
     @override
     async def open(self) -> None:
         """Start the server."""
-        running = self._server.running()
-        runtime = await running.__aenter__()
-        self._running = running
-        self._pipe = self._new_pipe(runtime.dispatcher)
+        running = await self._stack.enter_async_context(self._server.running())
+        self._pipe = self._new_pipe(running.dispatcher)
+        self._stack.push_async_callback(self._pipe.close)
         self._background.spawn(self._read(self._pipe))
 
     async def _read(self, pipe: MemoryPipe) -> None:
@@ -55,8 +55,5 @@ class MemoryTransport(DuplexTransport):
     async def close(self) -> None:
         """Disconnect and stop the server."""
         self.end()
-        if self._pipe is not None:
-            await asyncio.sleep(0)  # let the server read the last message
-            await self._pipe.close()
-        if self._running is not None:
-            await self._running.__aexit__(None, None, None)
+        await asyncio.sleep(0)  # let the server read the last message
+        await self._stack.aclose()

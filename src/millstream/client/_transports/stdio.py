@@ -242,16 +242,9 @@ class StdioTransport(DuplexTransport):
     @override
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
-        if not self.writable.is_set():
+        if not self.writable.is_set():  # before it counts as sent, so that nothing is written if it's canceled
             await self.wait_until_writable()
         return await super().exchange(request)
-
-    @override
-    async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or a response."""
-        if not self.writable.is_set():
-            await self.wait_until_writable()
-        await super().send(message, method)
 
     async def wait_until_writable(self) -> None:
         """Wait until the process reads, so that messages of canceled callers don't fill the buffer."""
@@ -260,6 +253,8 @@ class StdioTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
+        if not self.writable.is_set():
+            await self.wait_until_writable()
         assert self.process is not None  # noqa: S101  set in `open`
         stdin = cast("asyncio.WriteTransport", self.process.get_pipe_transport(0))
         if stdin.is_closing():

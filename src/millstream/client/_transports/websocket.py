@@ -132,27 +132,24 @@ class WebSocketTransport(DuplexTransport):
         Raises:
             ClientError: There's no MCP WebSocket at this URL.
         """
-        auth = self._auth
-        if auth is None:
-            await self._open(self._headers)
-            return
-        url = self._url
         try:
-            await self._open({**self._headers, **await auth.headers(url, "GET", url.target)})
+            await self._open()
         except AccessDenied as exc:
-            if not await auth.handle_challenge(url, exc.status, exc.challenge):
+            if self._auth is None or not await self._auth.handle_challenge(self._url, exc.status, exc.challenge):
                 raise
-            await self._open({**self._headers, **await auth.headers(url, "GET", url.target)})
+            await self._open()
 
-    async def _open(self, headers: Mapping[str, str]) -> None:
-        url = self._url
+    async def _open(self) -> None:
+        url, headers = self._url, dict(self._headers)
+        if self._auth is not None:
+            headers |= await self._auth.headers(url, "GET", url.target)
         check_headers(headers)
         proxy = proxy_for(url)
         try:
             socket = await _Connect(
                 str(url),
                 subprotocols=[Subprotocol("mcp")],
-                additional_headers=dict(headers),
+                additional_headers=headers,
                 max_size=self._max,
                 open_timeout=self._timeout,
                 ssl=(self._tls or ssl.create_default_context()) if url.secure else None,

@@ -391,19 +391,16 @@ class Settings:
             "client_log_level": "debug",
             "log_level": self.log_level.lower(),
         }
+        security = self.transport_security
         if not is_loopback(self.host):
             made["allow_anonymous"] = True
-        return made | self._accepted_headers()
-
-    def _accepted_headers(self) -> dict[str, Any]:
-        security = self.transport_security
-        if security is None and is_loopback(self.host):
-            return {}
+        elif security is None:
+            return made
         if security is None or not security.enable_dns_rebinding_protection:
             # Like the SDK: accept every header, but let no page read the response.
-            return {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
+            return made | {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
         hosts, origins = hosts_and_origins(security)
-        return {"allowed_hosts": hosts, "allowed_origins": origins}
+        return made | {"allowed_hosts": hosts, "allowed_origins": origins}
 
 
 _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {

@@ -21,9 +21,9 @@ from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted
-from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.clients import (
     RATE,
+    ClientProof,
     Clients,
     RedirectRefused,
     charge_registration,
@@ -129,7 +129,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         self.resource = plan.audience
         self._provider = provider
         self._settings = settings
-        clients = Clients(plan, vault, None)
+        clients = Clients(plan, vault, provided=True)
         self._targets = _Targets(plan, self.resource, frozenset)
         self._asking = AuthorizationRequests(plan, clients, self._targets)
         self._proof = ClientProof(plan, clients, vault)
@@ -179,8 +179,9 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
                 refusal = _refusal(exc)
                 if refusal is None:
                     logger.exception("%s %a failed: the provider raised an exception", request.method, request.path)
-                    text = "The server failed to process the request. Try again later."
-                    refusal = OAuthError("server_error", text, 500)
+                    refusal = OAuthError(
+                        "server_error", "The server failed to process the request. Try again later.", 500
+                    )
                 return refusal.response()
 
         return super().catch_errors(answer)

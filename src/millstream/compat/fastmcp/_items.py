@@ -10,7 +10,7 @@ import re
 from asyncio import to_thread
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 from urllib.parse import unquote
@@ -419,6 +419,10 @@ class FunctionResource(Resource):
             {"uri": uri, "name": signature.name, "fn": fn, "description": signature.description, **given}
         )
 
+    @cached_property
+    def _signature(self) -> Signature:
+        return signature_of(self.fn, self.name)
+
     @override
     async def read(self) -> Any:
         """Return the content. Raises ValueError if the function fails."""
@@ -428,7 +432,7 @@ class FunctionResource(Resource):
     async def read_for(self, context: Any) -> str | bytes:
         """Return the content for one call. Raises ValueError if the function fails."""
         with errors_as(lambda error: ValueError(f"Error reading resource {self.uri}: {error}")):
-            return await _read_value(signature_of(self.fn, self.name), {}, context)
+            return await _read_value(self._signature, {}, context)
 
 
 def _absolute(path: Path) -> Path:

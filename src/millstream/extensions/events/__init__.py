@@ -9,9 +9,10 @@ Example:
 
 import ssl
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
-from millstream import Context, Principal, ProtocolError, ToolError
+from millstream import Context, ProtocolError, ToolError
 from millstream._override import override
 from millstream.extensions import Extension, ServerHost, scopes_of
 from millstream.extensions.events._catalog import (
@@ -20,16 +21,11 @@ from millstream.extensions.events._catalog import (
     EventType,
     FilterIndex,
     Match,
+    Reader,
     sees,
 )
 from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
-from millstream.extensions.events._event_methods import (
-    EventMethods,
-    Notice,
-    Reader,
-    check_admission,
-    read_occurrence,
-)
+from millstream.extensions.events._event_methods import EventMethods, check_admission, read_occurrence
 from millstream.extensions.events._webhook import MIN_TTL, SubscriptionStore, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import Hub, PublishResult
@@ -43,60 +39,6 @@ __all__ = ["MAX_BODY", "EventOptions", "EventType", "Events"]
 MAX_EVENTS = 50
 _MAX_SCANNED = 200
 """Maximum events of one channel to search."""
-
-
-async def _newest_events(
-    kind: EventType, hub: Hub, principal: Principal | None, arguments: dict[str, Any]
-) -> list[Notice]:
-    try:
-        check_admission(hub, kind.name, principal)
-    except ProtocolError:
-        return []
-    try:
-        reader = Reader(kind, kind.read_arguments(encode(arguments)), principal)
-    except ProtocolError as error:
-        raise ToolError(str(error)) from error
-    events = await hub.history(kind.name, _MAX_SCANNED)
-    notices = [Notice("event", each.id, each.offset, each.timestamp, each.data or b"") for each in events]
-    return [notice for notice in notices if reader.accepts(notice)]
-
-
-def tool_of(catalog: EventCatalog, hub_of: Callable[[], Hub]) -> Callable[..., Any]:
-    """Return the function of the tool. ``hub_of()`` returns the hub of the running server."""
-
-    async def get_recent_events(
-        ctx: Context,
-        event_name: str = "",
-        event_id: str = "",
-        arguments: dict[str, Any] | None = None,
-        limit: int = 5,
-    ) -> dict[str, Any]:
-        """Return the newest events of this server with their data, newest first.
-
-        Call it when an event of this server woke you up and you can't see its data.
-
-        Args:
-            event_name: Only events of this type.
-            event_id: Only the event with this id.
-            arguments: The arguments of your subscription, to see only what it receives; needs event_name.
-            limit: How many events, 1 to 50.
-        """
-        if arguments and not event_name:
-            raise ToolError("arguments require event_name, because they belong to one event type.")
-        scopes = scopes_of(ctx.principal)
-        kinds = [kind for kind in catalog if sees(kind, scopes) and event_name in ("", kind.name)]
-        if event_name and not kinds:
-            raise ToolError(f"There is no event {event_name[:200]!r}.")
-        found = [
-            (notice.at, read_occurrence(kind.name, notice))
-            for kind in kinds
-            for notice in await _newest_events(kind, hub_of(), ctx.principal, arguments or {})
-            if event_id in ("", notice.id)
-        ]
-        found.sort(key=lambda each: each[0], reverse=True)
-        return {"events": [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]}
-
-    return get_recent_events
 
 
 P = TypeVar("P", bound=type[Any])
@@ -222,11 +164,51 @@ class Events(Extension):
 
     # The server
 
+    async def _get_recent_events(
+        self,
+        ctx: Context,
+        event_name: str = "",
+        event_id: str = "",
+        arguments: dict[str, Any] | None = None,
+        limit: int = 5,
+    ) -> dict[str, Any]:
+        """Return the newest events of this server with their data, newest first.
+
+        Call it when an event of this server woke you up and you can't see its data.
+
+        Args:
+            event_name: Only events of this type.
+            event_id: Only the event with this id.
+            arguments: The arguments of your subscription, to see only what it receives; needs event_name.
+            limit: How many events, 1 to 50.
+        """
+        if arguments and not event_name:
+            raise ToolError("arguments require event_name, because they belong to one event type.")
+        scopes = scopes_of(ctx.principal)
+        kinds = [kind for kind in self.catalog if sees(kind, scopes) and event_name in ("", kind.name)]
+        if event_name and not kinds:
+            raise ToolError(f"There is no event {event_name[:200]!r}.")
+        found: list[tuple[float, dict[str, Any]]] = []
+        for kind in kinds:
+            try:
+                reader = Reader(kind, kind.read_arguments(encode(arguments)), ctx.principal)
+            except ProtocolError as error:
+                raise ToolError(str(error)) from error
+            with suppress(ProtocolError):
+                check_admission(self._hub, reader)
+                found += [
+                    (event.timestamp, read_occurrence(kind.name, event))
+                    for event in await self._hub.history(kind.name, _MAX_SCANNED)
+                    if event_id in ("", event.id) and reader.accepts(event)
+                ]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return {"events": [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]}
+
     @override
     def register(self, server: "Server") -> None:
         """Add the tool if `recent_events_tool` is set."""
         if self._recent_events_tool:
-            server.tool(tool_of(self.catalog, lambda: self._hub))
+            server.tool(name="get_recent_events")(self._get_recent_events)
 
     @override
     async def open(self, host: ServerHost) -> None:

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from millstream import Principal, ProtocolError
 from millstream.extensions import JsonType, LocalError, scopes_of
-from millstream.hub import check_channel
+from millstream.hub import Event, check_channel
 from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, shorten
 
 NOT_FOUND = -32023
@@ -30,11 +30,6 @@ def invalid(reason: str) -> ProtocolError:
     return ProtocolError(INVALID_PARAMS, f"Invalid params: {reason}")
 
 
-def unknown_subscription() -> ProtocolError:
-    """Return the error for ending a subscription that doesn't exist."""
-    return ProtocolError(NOT_FOUND, "There is no such subscription.", {"kind": "subscription"})
-
-
 def forbidden_error(reason: str) -> ProtocolError:
     """Return the error for a caller without permission to subscribe."""
     return ProtocolError(FORBIDDEN, f"Forbidden: {reason}", {"reason": reason})
@@ -46,16 +41,6 @@ def limit_error(limit: str, most: int | None = None) -> ProtocolError:
     return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server was reached: {limit}", data)
 
 
-def unsupported_error(feature: str, value: str) -> ProtocolError:
-    """Return the error for an option that the event type doesn't support."""
-    return ProtocolError(UNSUPPORTED_OPTION, f"Not supported: {feature} {value}", {"feature": feature, "value": value})
-
-
-def callback_failed(reason: str) -> ProtocolError:
-    """Return the error for a callback URL that failed verification. The reason is a category, never a response."""
-    return ProtocolError(CALLBACK_ENDPOINT_ERROR, f"The callback endpoint failed: {reason}", {"reason": reason})
-
-
 MAX_BODY = 256 * 1024
 """Maximum bytes of a delivered event. Receivers may refuse larger ones."""
 MAX_ARGUMENTS = 16 * 1024
@@ -65,7 +50,7 @@ Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
 _logger = logging.getLogger("millstream.events")
-_decode_object = decoder(dict[str, Any])
+decode_object = decoder(dict[str, Any])
 _encode_canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -157,7 +142,7 @@ class EventType:
         if text in (b"", b"null"):
             text = b"{}"
         try:
-            values = _decode_object(text)
+            values = decode_object(text)
             canonical = _encode_canonical(values)
         except MALFORMED as error:
             raise invalid("arguments must be an object") from error
@@ -228,6 +213,30 @@ class EventType:
             return False
 
 
+class Reader(Struct, eq=False):
+    """What one subscription receives of an event type."""
+
+    kind: EventType
+    arguments: Arguments
+    principal: Principal | None
+    oldest: float = 0.0
+    """Events published before this Unix time are skipped."""
+    has_skipped: bool = False
+    """Whether an event was skipped because it was too old."""
+
+    def accepts(self, event: Event) -> bool:
+        """Return whether the subscription receives an event. Data that doesn't match the schema is ignored."""
+        if event.timestamp < self.oldest:
+            self.has_skipped = True
+            return False
+        data = event.data or b""
+        try:
+            payload, values = self.kind.read(data), decode_object(data)
+        except MALFORMED:
+            return False
+        return self.kind.matches(payload, values, self.arguments, self.principal)
+
+
 T = TypeVar("T")
 
 
@@ -242,24 +251,19 @@ class FilterIndex(Struct, Generic[T], eq=False):
     """Subscribers by the names of their filters, and by the values."""
     _keys: dict[T, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
     """The place of each subscriber in `_by_values`."""
-    _others: dict[T, tuple[Arguments, Principal | None]] = {}
+    _others: dict[T, Reader] = {}
     """Subscribers to check one by one: for a `match` function, or by a list or object."""
 
-    def add(self, subscriber: T, arguments: Arguments, principal: Principal | None) -> None:
+    def add(self, subscriber: T, reader: Reader) -> None:
         """Add a subscriber."""
-        names = tuple(name for name in sorted(arguments.values) if name in self._kind.fields)
-        values = tuple(arguments.values[name] for name in names)
-        try:
-            hash(values)
-        except TypeError:
-            simple = False
+        arguments = reader.arguments.values
+        names = tuple(name for name in sorted(arguments) if name in self._kind.fields)
+        values = tuple(arguments[name] for name in names)
+        if self._kind.has_match or any(isinstance(each, dict | list) for each in values):
+            self._others[subscriber] = reader
         else:
-            simple = not self._kind.has_match
-        if simple:
             self._by_values.setdefault(names, {}).setdefault(values, {})[subscriber] = None
             self._keys[subscriber] = names, values
-        else:
-            self._others[subscriber] = arguments, principal
 
     def discard(self, subscriber: T) -> None:
         """Remove a subscriber. Idempotent."""
@@ -279,13 +283,13 @@ class FilterIndex(Struct, Generic[T], eq=False):
         Raises:
             ValueError: The JSON doesn't match the type.
         """
-        payload, data = self._kind.read(written), _decode_object(written)
+        payload, data = self._kind.read(written), decode_object(written)
         found: list[T] = []
         for names, groups in self._by_values.items():
             with suppress(TypeError):  # a list or object in the payload, which no subscriber here filters by
                 found += groups.get(tuple(map(data.get, names)), ())
-        for subscriber, (arguments, principal) in self._others.items():
-            if self._kind.matches(payload, data, arguments, principal):
+        for subscriber, reader in self._others.items():
+            if self._kind.matches(payload, data, reader.arguments, reader.principal):
                 found.append(subscriber)
         return found
 
@@ -343,13 +347,6 @@ class EventCatalog(Struct, eq=False):
 
     def __iter__(self) -> Iterator[EventType]:
         return iter(self._by_name.values())
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def get(self, name: str) -> EventType | None:
-        """Return the event type with a name, or None."""
-        return self._by_name.get(name)
 
     def find(self, event: Any) -> EventType:
         """Return the event type with a name, or of a payload.

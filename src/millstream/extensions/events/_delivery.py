@@ -18,12 +18,11 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
-from millstream.extensions import LocalError, LogOnce, ServerHost, Share
-from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, FilterIndex, sees
+from millstream.extensions import LocalError, LogOnce, ServerHost, Share, scopes_of
+from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, EventType, FilterIndex, Reader, sees
 from millstream.extensions.events._event_methods import (
     Feed,
-    Notice,
-    Reader,
+    epoch_of,
     occurrence,
     open_feed,
     position,
@@ -31,6 +30,7 @@ from millstream.extensions.events._event_methods import (
     split_cursor,
 )
 from millstream.extensions.events._webhook import (
+    CHANGES,
     LEASE,
     AttemptResult,
     Status,
@@ -39,13 +39,14 @@ from millstream.extensions.events._webhook import (
     UndeliveredEvents,
     WebhookSender,
     WebhookSubscription,
-    read_secret,
     read_url,
+    tag_of,
 )
 from millstream.extensions.http_post import Url
-from millstream.hub import Hub
+from millstream.hub import Event, Hub
+from millstream.parts import cancel_all
 from millstream.protocol import MALFORMED, encode
-from millstream.stores import Entry, StoreFull
+from millstream.stores import Claim, Entry, StoreFull
 
 ATTEMPTS = 5
 WINDOW = 900.0
@@ -75,11 +76,15 @@ def retry_delay(attempts: int) -> float:
     return _FIRST_DELAY * float(4 ** (attempts - 1)) * random.uniform(0.75, 1.25)  # noqa: S311  jitter
 
 
+Place = tuple[tuple[str, int], str]
+"""The host and port of an endpoint, and the id of a principal."""
+
+
 class Target(Struct, eq=False):
     """A subscription on the worker that delivers to it."""
 
     record: WebhookSubscription
-    arguments: Arguments
+    reader: Reader
     after: int
     """Events up to this offset aren't delivered."""
     url: Url
@@ -99,18 +104,12 @@ class Target(Struct, eq=False):
     has_unsaved_events: bool = False
 
     @property
-    def host(self) -> tuple[str, int]:
-        return self.url.host, self.url.port
-
-    @property
     def principal(self) -> Principal:
         return self.record.principal
 
-    def signing_keys(self, now: float) -> Sequence[bytes]:
-        """Return the current signing keys."""
-        record = self.record
-        old = record.old_secret if now < record.old_until else ""
-        return [read_secret(each) for each in (record.secret, old) if each]
+    @property
+    def place(self) -> Place:
+        return (self.url.host, self.url.port), self.principal.id
 
     def watermark(self, offset: int) -> int:
         """Return the offset up to which every event will be settled once the event at `offset` is."""
@@ -128,7 +127,7 @@ class OutgoingMessage(Struct, eq=False):
     job: "EventDelivery"
     """Sends the message."""
     target: Target
-    content: Notice | dict[str, Any]
+    content: Event | dict[str, Any]
     """An event, or a control message."""
     is_replay: bool = False
     """Whether it belongs to the initial replay of the subscription."""
@@ -147,14 +146,14 @@ class OutgoingMessage(Struct, eq=False):
 
     def __post_init__(self) -> None:
         content = self.content
-        if isinstance(content, Notice):
-            self.id, self.offset, self.due = content.id, content.offset, content.at
+        if isinstance(content, Event):
+            self.id, self.offset, self.due = content.id, content.offset, content.timestamp
         else:
             self.id = f"msg_{content['type']}_{secrets.token_hex(12)}"
 
     def body(self) -> bytes:
         """Return the message."""
-        if not isinstance(self.content, Notice):
+        if not isinstance(self.content, Event):
             return encode(self.content)
         cursor = position(self.job.hub, self.target.watermark(self.offset))
         return encode(occurrence(self.job.kind.name, self.content, cursor))
@@ -171,8 +170,8 @@ class Outbox(Struct, eq=False):
     """Returns the seconds before the next attempt, by the number of attempts so far."""
     share: Share = field(default_factory=lambda: Share(MAX_QUEUED))
     """Pending deliveries by principal."""
-    _due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
-    """Host and port -> principal -> deliveries that are due, the longest waiting first."""
+    _due: dict[Place, dict[OutgoingMessage, None]] = {}
+    """Deliveries that are due, the longest waiting first."""
     _running: dict[asyncio.Task[None], OutgoingMessage] = {}
     _running_counts: Counter[object] = field(default_factory=Counter[object])
     """Running deliveries by host, by principal, and by both."""
@@ -189,8 +188,7 @@ class Outbox(Struct, eq=False):
             message.due = self.clock() + delay
             message.timer = asyncio.get_running_loop().call_later(delay, self.schedule, message)
         else:
-            target = message.target
-            self._due.setdefault(target.host, {}).setdefault(target.principal.id, {})[message] = None
+            self._due.setdefault(message.target.place, {})[message] = None
             self._wake()
 
     def cancel(self, message: OutgoingMessage) -> None:
@@ -198,17 +196,12 @@ class Outbox(Struct, eq=False):
         if message.timer is not None:
             message.timer.cancel()
             message.timer = None
-        host, owner = message.target.host, message.target.principal.id
-        due = self._due.get(host, {}).get(owner, {})
+        place = message.target.place
+        due = self._due.get(place, {})
         if message in due:
             del due[message]
-            self._forget_empty(host, owner)
-
-    def _forget_empty(self, host: tuple[str, int], owner: str) -> None:
-        if not self._due[host][owner]:
-            del self._due[host][owner]
-        if not self._due[host]:
-            del self._due[host]
+            if not due:
+                del self._due[place]
 
     def _wake(self) -> None:
         if self._start is None and not self._is_closed:
@@ -220,31 +213,29 @@ class Outbox(Struct, eq=False):
         started = not self._is_closed
         while started:
             started = False
-            for host in list(self._due):
+            for place in list(self._due):
                 if len(self._running) >= IN_FLIGHT:
                     return
-                started |= self._start_one(host)
+                started |= self._start_one(place)
 
-    def _start_one(self, host: tuple[str, int]) -> bool:
-        """Start the first delivery to a host whose principal is below its limits.
+    def _start_one(self, place: Place) -> bool:
+        """Start the first delivery of a principal to a host, if the principal is below its limits.
 
         A principal may have fewer running deliveries than there are free slots, in total and for the host. So the slow
         endpoints of one never take the last slot, and those of several share the slots equally.
         """
-        counts, owners = self._running_counts, self._due[host]
-        free, free_on_host = IN_FLIGHT - len(self._running), IN_FLIGHT_PER_HOST - counts[host]
-        owner = next((each for each in owners if counts[each] < free and counts[host, each] < free_on_host), None)
-        if owner is None:
+        counts, (host, owner) = self._running_counts, place
+        if counts[owner] >= IN_FLIGHT - len(self._running) or counts[place] >= IN_FLIGHT_PER_HOST - counts[host]:
             return False
-        message = next(iter(owners[owner]))
-        owners[owner] = due = owners.pop(owner)
-        self._due[host] = self._due.pop(host)
+        due = self._due.pop(place)
+        message = next(iter(due))
         del due[message]
-        self._forget_empty(host, owner)
+        if due:
+            self._due[place] = due
         if not message.job.has_lease():
             return True
         message.is_running = True
-        counts.update((host, owner, (host, owner)))
+        counts.update((host, owner, place))
         task = asyncio.get_running_loop().create_task(self._attempt(message))
         self._running[task] = message
         task.add_done_callback(self._on_delivery_done)
@@ -252,8 +243,8 @@ class Outbox(Struct, eq=False):
 
     def _on_delivery_done(self, task: asyncio.Task[None]) -> None:
         message = self._running.pop(task)
-        host, owner = message.target.host, message.target.principal.id
-        for key in (host, owner, (host, owner)):
+        place = message.target.place
+        for key in (*place, place):
             self._running_counts[key] -= 1
             if not self._running_counts[key]:
                 del self._running_counts[key]
@@ -271,15 +262,7 @@ class Outbox(Struct, eq=False):
                 _logger.warning("The event %s of %r is too large for webhooks", message.id, message.job.kind.name)
                 answer = AttemptResult(413, "http_4xx")
             else:
-                answer = await self._sender.send(
-                    target.url,
-                    body,
-                    message_id=message.id,
-                    subscription=target.record.id,
-                    keys=target.signing_keys(now),
-                    now=now,
-                    owner=target.principal.id,
-                )
+                answer = await self._sender.send(target.record, target.url, message.id, body, now)
         finally:
             message.is_running = False
         message.job.settle(message, answer)
@@ -293,10 +276,8 @@ class Outbox(Struct, eq=False):
         self._is_closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
-        for tasks in (list(self._running), self._jobs):
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*self._running)
+        await cancel_all(*self._jobs)
 
 
 class EventDelivery(Struct, eq=False):
@@ -312,7 +293,7 @@ class EventDelivery(Struct, eq=False):
     """Whether tokens may have been revoked."""
     _targets: dict[str, Target] = {}
     _position: int = 0
-    """Offset of the last notice of the channel."""
+    """Offset of the last entry of the channel."""
     _queued_position: int = 0
     """Offset up to which every event is queued for every subscription that receives it."""
     _epoch: str = ""
@@ -343,9 +324,9 @@ class EventDelivery(Struct, eq=False):
                     await self._deliver_with_lease()
                 await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
         finally:
-            if not self._has_lease_expired():
+            if self._host.shared and not self._has_lease_expired():
                 with suppress(LocalError):
-                    await self._subscriptions.resign(self.kind.name)
+                    await self._claim().leave()
 
     def recheck(self) -> None:
         """Check soon whether tokens of subscriptions were revoked, and end those subscriptions."""
@@ -361,9 +342,12 @@ class EventDelivery(Struct, eq=False):
     def _has_lease_expired(self) -> bool:
         return self._host.shared and asyncio.get_running_loop().time() >= self._leased_until
 
+    def _claim(self) -> Claim:
+        return Claim(self._host.map, f"events:lease.{tag_of(self.kind.name)}", LEASE, owner=self._host.worker.encode())
+
     async def _renew(self) -> bool:
         until = asyncio.get_running_loop().time() + LEASE
-        if not await self._subscriptions.lead(self.kind.name):
+        if self._host.shared and not await self._claim().keep():
             return False
         self._leased_until = until
         return True
@@ -371,30 +355,25 @@ class EventDelivery(Struct, eq=False):
     async def _deliver_with_lease(self) -> None:
         if not await self._renew():
             return
-        stop = self._subscriptions.listen(self._on_change, self._reload_all)
-        tasks: list[asyncio.Task[Any]] = []
-        feed: Feed | None = None
+        log, loop = self._host.log, asyncio.get_running_loop()
+        stop = log.listen(CHANGES, self._on_change, interrupted=self._reload_all)
         try:
-            await self._subscriptions.wait_until_listening()
-            cursor = await self._begin()
-            feed, replay = open_feed(self.hub, self.kind.name, cursor)
-            loop = asyncio.get_running_loop()
+            await log.wait_until_listening(CHANGES)
+            feed, replay = open_feed(self.hub, self.kind.name, await self._begin())
             works = [loop.create_task(each) for each in (self._consume(feed), self._maintain(), self._apply_changes())]
-            tasks = [*works, replay]
-            await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
-            for each in works:
-                if each.done():
-                    each.result()
+            try:
+                await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+                for each in (*works, replay):
+                    if each.done():
+                        each.result()
+            finally:
+                feed.close()
+                await cancel_all(*works, replay)
+                if not self._has_lease_expired():
+                    with suppress(LocalError):
+                        await self._flush()
         finally:
             stop()
-            if feed is not None:
-                feed.close()
-            for each in tasks:
-                each.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if feed is not None and not self._has_lease_expired():
-                with suppress(LocalError):
-                    await self._flush()
             for id in list(self._targets):
                 self._remove(id)
 
@@ -411,31 +390,31 @@ class EventDelivery(Struct, eq=False):
         records = await subscriptions.all(name)
         self._recheck_tokens = True
         undelivered = await subscriptions.find_undelivered([record.id for record in records])
-        events: dict[int, Notice | None] = {}
+        events: dict[int, Event | None] = {}
         for record in records:
             target = await self._add_target(record)
             if target is not None and record.id in undelivered:
                 await self._resume(target, undelivered[record.id], events)
         return cursor
 
-    async def _resume(self, target: Target, undelivered: UndeliveredEvents, events: dict[int, Notice | None]) -> None:
+    async def _resume(self, target: Target, undelivered: UndeliveredEvents, events: dict[int, Event | None]) -> None:
         """Schedule the events whose earlier attempts failed on any worker."""
-        epoch, now = split_cursor(self.hub.last_event_id())[0], self._outbox.clock()
-        if undelivered.epoch == epoch:
+        now, is_current = self._outbox.clock(), undelivered.epoch == epoch_of(self.hub)
+        if is_current:
             target.undelivered_offsets = frozenset(each.offset for each in undelivered.events)
         for each in undelivered.events:
             if each.offset not in events:
-                events[each.offset] = await self._read_event(each.offset) if undelivered.epoch == epoch else None
-            notice = events[each.offset]
-            if notice is None:
+                events[each.offset] = await self._read_event(each.offset) if is_current else None
+            event = events[each.offset]
+            if event is None:
                 self._send_gap(target, each.offset)
                 continue
-            message = OutgoingMessage(self, target, notice)
-            message.attempts, message.first_attempt_at = each.attempts, each.first
-            message.is_stored = True
-            self._queue(target, message, each.due - now)
+            message = OutgoingMessage(
+                self, target, event, attempts=each.attempts, first_attempt_at=each.first, is_stored=True
+            )
+            self._queue(message, each.due - now)
 
-    async def _read_event(self, offset: int) -> Notice | None:
+    async def _read_event(self, offset: int) -> Event | None:
         page = await read_page(self.hub, self.kind.name, position(self.hub, offset - 1), most=1)
         return page.events[0] if page.events and page.events[0].offset == offset else None
 
@@ -469,8 +448,7 @@ class EventDelivery(Struct, eq=False):
             self._remove(id)
         elif id in self._targets:
             known = self._targets[id]
-            known.record = record
-            self._index.add(known, known.arguments, record.principal)
+            known.record, known.reader.principal = record, record.principal
         else:
             target = await self._add_target(record)
             if target is not None and record.credential and await self._host.is_revoked(record.credential):
@@ -479,19 +457,17 @@ class EventDelivery(Struct, eq=False):
     async def _add_target(self, record: WebhookSubscription) -> Target | None:
         """Start to deliver to a subscription, beginning with the replay that it requested."""
         try:
-            arguments = self.kind.read_arguments(record.arguments)
-            read_secret(record.secret)
-            target = Target(record, arguments, self._position, read_url(record.url))
+            reader = Reader(self.kind, self.kind.read_arguments(record.arguments), record.principal, record.oldest)
+            target = Target(record, reader, self._position, read_url(record.url))
         except ProtocolError:
             _logger.warning(
                 "Dropped the subscription %s, because it no longer fits the event %r", record.id, record.name
             )
-            await self._subscriptions.delete(record.name, record.id)
+            await self._subscriptions.delete(record.principal, record.name, record.id)
             return None
         self._targets[record.id] = target
-        self._index.add(target, arguments, target.principal)
-        visible = sees(self.kind, record.principal.scopes) or "*" in record.principal.scopes
-        if not visible or not self._host.has_credential(target.principal):
+        self._index.add(target, reader)
+        if not sees(self.kind, scopes_of(target.principal)) or not self._host.has_credential(target.principal):
             await self._terminate(target)
             return None
         target.status = await self._subscriptions.status(record.id)
@@ -505,27 +481,25 @@ class EventDelivery(Struct, eq=False):
 
     async def _replay(self, target: Target) -> None:
         """Queue the events between a subscription's cursor and this worker's position."""
-        record, until = target.record, target.after
-        cursor, more = record.since, True
-        reader = Reader(self.kind, target.arguments, target.principal, record.oldest)
+        since, until = target.record.since, target.after
+        cursor, more = since, True
 
-        def accepts(notice: Notice) -> bool:
-            return notice.offset <= until and reader.accepts(notice)
+        def accepts(event: Event) -> bool:
+            return event.offset <= until and target.reader.accepts(event)
 
         while more and not target.is_removed:
             page = await read_page(self.hub, self.kind.name, cursor, most=MAX_PENDING, accepts=accepts)
-            if page.gap and cursor == record.since:
+            if page.gap and cursor == since:
                 self._send_gap(target, page.events[0].offset - 1 if page.events else until)
-            for notice in page.events:
-                self._queue(target, OutgoingMessage(self, target, notice, is_replay=True))
+            for event in page.events:
+                self._queue(OutgoingMessage(self, target, event, is_replay=True))
             cursor, more = page.cursor, page.more and split_cursor(page.cursor)[1] < until
             target.has_unsaved_events = True
 
     async def _terminate(self, target: Target) -> None:
         """End a subscription whose principal lost access."""
         record = target.record
-        await self._subscriptions.delete(record.name, record.id)
-        await self._subscriptions.discount(record.principal, record.id)
+        await self._subscriptions.delete(record.principal, record.name, record.id)
         self._remove(record.id)
         self._outbox.schedule(OutgoingMessage(self, target, _TERMINATED))
 
@@ -545,22 +519,22 @@ class EventDelivery(Struct, eq=False):
     async def _consume(self, feed: Feed) -> None:
         """Queue each event for every subscription that receives it."""
         gap = False
-        while (notice := await feed.take()) is not None and notice.kind != "cut":
-            if notice.kind == "gap":
+        while (event := await feed.take()) is not None and event.event != "cut":
+            if event.event == "gap":
                 gap = True
                 continue
-            before, epoch = self._position, split_cursor(self.hub.last_event_id())[0]
+            before, epoch = self._position, epoch_of(self.hub)
             if epoch != self._epoch:
                 before = 0
                 self._forget_epoch(epoch)
-            self._position = notice.offset
+            self._position = event.offset
             if gap:
                 gap = False
                 for target in self._targets.values():
-                    self._send_gap(target, max(before, notice.offset - 1))
-            if notice.kind == "event":
-                await self._queue_for_all(notice)
-            self._queued_position = notice.offset
+                    self._send_gap(target, max(before, event.offset - 1))
+            if event.channel:
+                await self._queue_for_all(event)
+            self._queued_position = event.offset
         # The feed fell behind: restart at the saved position.
 
     def _forget_epoch(self, epoch: str) -> None:
@@ -570,28 +544,28 @@ class EventDelivery(Struct, eq=False):
             target.after, target.undelivered_offsets = 0, frozenset()
             self._drop_events(target)
 
-    async def _queue_for_all(self, notice: Notice) -> None:
+    async def _queue_for_all(self, event: Event) -> None:
         try:
-            targets = self._index.find(notice.data)
+            targets = self._index.find(event.data or b"")
         except MALFORMED as error:
             _logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, str(error)[:300])
             return
         now = self._outbox.clock()
         for number, target in enumerate(targets, 1):
-            record = target.record
             if (
-                notice.offset > target.after
-                and notice.offset not in target.undelivered_offsets
+                event.offset > target.after
+                and event.offset not in target.undelivered_offsets
                 and not target.is_removed
-                and record.expires > now
+                and target.record.expires > now
             ):
-                self._queue(target, OutgoingMessage(self, target, notice))
+                self._queue(OutgoingMessage(self, target, event))
             if not number % _YIELD_INTERVAL:
                 await asyncio.sleep(0)
 
-    def _queue(self, target: Target, message: OutgoingMessage, delay: float = 0.0) -> None:
+    def _queue(self, message: OutgoingMessage, delay: float = 0.0) -> None:
         """Schedule an event. Beyond the limits, drop the subscription's oldest one, and send a `gap`."""
-        owner, share = target.principal.id, self._outbox.share
+        target, share = message.target, self._outbox.share
+        owner = target.principal.id
         if len(target.pending) >= MAX_PENDING or not share.take(owner):
             oldest = min((at for at, each in target.pending.items() if each is not target.probe), default=-1)
             self._send_gap(target, message.offset if oldest < 0 else oldest)
@@ -638,10 +612,13 @@ class EventDelivery(Struct, eq=False):
         elif message is target.gap and ends:
             target.gap = None
         target.has_unsaved_events |= is_event and not ends
-        if answer.reason != "timeout":
-            self._resume_sending(target)
-        elif target.probe is None:
-            self._suspend(target)
+        if answer.reason == "timeout":
+            if target.probe is None:
+                self._suspend(target)
+        elif target.timeouts:  # the endpoint responds again
+            target.timeouts = 0
+            for each in target.messages():
+                self._outbox.schedule(each, each.due - now)
         goes_on = (is_event or message is target.gap) and not target.timeouts
         if not ends and (goes_on or message.content is _TERMINATED):
             self._outbox.schedule(message, self._outbox.delay(message.attempts))
@@ -655,12 +632,6 @@ class EventDelivery(Struct, eq=False):
         if messages:
             target.probe = messages[0]
             self._outbox.schedule(target.probe, self._outbox.delay(min(target.timeouts, ATTEMPTS - 1)))
-
-    def _resume_sending(self, target: Target) -> None:
-        if target.timeouts:
-            target.timeouts, now = 0, self._outbox.clock()
-            for each in target.messages():
-                self._outbox.schedule(each, each.due - now)
 
     async def _save_events(self, target: Target) -> None:
         """Save the pending events of a subscription, so that the position can advance past them."""

@@ -4,66 +4,53 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, field
+from msgspec.structs import replace
 
-from millstream import Principal, ProtocolError
-from millstream._override import override
+from millstream import ProtocolError
 from millstream.extensions import CallContext, ServerHost
 from millstream.extensions.events._catalog import (
-    Arguments,
     EventCatalog,
     EventType,
     FilterIndex,
+    Reader,
+    decode_object,
     forbidden_error,
     invalid,
     sees,
     timestamp,
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
-from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY, decoder
+from millstream.parts import cancel_all
+from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY
 
 _LOW_WATER = 64 * 1024
 _MAX_CURSOR = 256
 
-Kind = Literal["event", "match", "gap", "place", "cut"]
-
-
-class Notice(Struct, frozen=True, array_like=True):
-    """An entry of a feed: an event, an event that the subscriber's filter accepts, a gap before the next event, the
-    worker's read position, or the end.
-    """
-
-    kind: Kind
-    id: str
-    offset: int
-    at: float
-    data: bytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Notice).decode
+MATCHED = ""
+"""The name of an event that the subscriber's filter has accepted. Publishers can't use an empty name."""
 _OVERHEAD = 64
-"""Approximate bytes of a notice beside its data."""
+"""Approximate bytes of an event beside its data."""
+
+encode_event = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Event).decode
 
 
-def _size(notice: Notice) -> int:
-    return len(notice.data) + _OVERHEAD
+def _size(event: Event) -> int:
+    return len(event.data or b"") + _OVERHEAD
 
 
-def encode_notice(event: Event) -> bytes:
-    """Return a hub event, encoded as a `Notice`."""
-    if event.channel:
-        return _encode(Notice("event", event.id, event.offset, event.timestamp, event.data or b""))
-    kinds: dict[str | None, Kind] = {"gap": "gap", "cut": "cut"}
-    return _encode(Notice(kinds.get(event.event, "place"), "", event.offset, 0.0, b""))
+def epoch_of(hub: Hub) -> str:
+    """Return the current epoch."""
+    return hub.last_event_id().rpartition(".")[0]
 
 
 def position(hub: Hub, offset: int) -> str:
     """Return the cursor of an offset in the current epoch."""
-    return f"{hub.last_event_id().rpartition('.')[0]}.{offset}"
+    return f"{epoch_of(hub)}.{offset}"
 
 
 def split_cursor(cursor: str) -> tuple[str, int]:
@@ -93,61 +80,50 @@ class _Closable(Struct, eq=False):
 
 
 class Feed(_Closable):
-    """A hub outlet that queues notices for one task. The hub ends a feed that falls too far behind."""
+    """A hub outlet that queues events for one task, and the hub's own messages: gaps, positions, and the final cut.
 
-    _notices: deque[Notice] = field(default_factory=deque[Notice])
-    _buffered_bytes: int = 0
-    _overflowed: bool = False
-    _data_event: asyncio.Event = field(default_factory=asyncio.Event)
-    _room_event: asyncio.Event = field(default_factory=asyncio.Event)
+    The hub ends a feed that falls too far behind.
+    """
 
-    @property
-    def buffered(self) -> int:
-        """Bytes written but not read yet."""
-        return self._buffered_bytes
+    buffered: int = 0
+    """Bytes written but not read yet."""
+    _events: deque[Event] = field(default_factory=deque[Event])
+    _change_event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.on_close(self._change_event.set)
 
     def write(self, data: bytes) -> None:
-        """Add an encoded notice."""
+        """Add an encoded event."""
         self.put(_decode(data))
 
-    def put(self, notice: Notice) -> None:
-        """Add a notice."""
-        if not self.closed and (notice.kind == "cut" or not self._overflowed):
-            self._notices.append(notice)
-            self._buffered_bytes += _size(notice)
-            self._data_event.set()
-
-    def overflow(self, max_buffered: int) -> None:
-        """Drop all notices but the final one. At its next write, the hub ends the feed, because it reports too much."""
-        self._overflowed, self._buffered_bytes = True, max_buffered + 1
-        self._notices.clear()
+    def put(self, event: Event) -> None:
+        """Add an event. The final one drops all others, which a reader that resumes gets again."""
+        if self.closed:
+            return
+        if event.event == "cut":
+            self._events.clear()
+        self._events.append(event)
+        self.buffered += _size(event)
+        self._change_event.set()
 
     async def drain(self) -> None:
-        """Wait until the task has read most notices."""
-        while self._buffered_bytes > _LOW_WATER and not self.closed:
-            self._room_event.clear()
-            await self._room_event.wait()
+        """Wait until the task has read most events."""
+        while self.buffered > _LOW_WATER and not self.closed:
+            self._change_event.clear()
+            await self._change_event.wait()
 
-    @override
-    def close(self) -> None:
-        """End the feed. Earlier notices can still be read. Idempotent."""
-        self._data_event.set()
-        self._room_event.set()
-        super().close()
-
-    async def take(self) -> Notice | None:
-        """Remove and return the next notice; None at the end."""
-        while not self._notices:
+    async def take(self) -> Event | None:
+        """Remove and return the next event; None at the end. Events from before `close` can still be read."""
+        while not self._events:
             if self.closed:
                 return None
-            self._data_event.clear()
-            await self._data_event.wait()
-        notice = self._notices.popleft()
-        if not self._overflowed:
-            self._buffered_bytes -= _size(notice)
-        if self._buffered_bytes <= _LOW_WATER:
-            self._room_event.set()
-        return notice
+            self._change_event.clear()
+            await self._change_event.wait()
+        event = self._events.popleft()
+        self.buffered -= _size(event)
+        self._change_event.set()
+        return event
 
 
 class LiveStreams:
@@ -160,49 +136,27 @@ class LiveStreams:
     def __init__(self, kind: EventType, hub: Hub) -> None:
         self._hub = hub
         self._index = FilterIndex[Feed](kind)
-        self._feeds: dict[Feed, None] = {}
-        self._written = 0
-        """Bytes written since the unread bytes were last counted."""
         self.encode: Encode = self._encode
         """The function object by which the hub knows these streams."""
 
-    def add(self, feed: Feed, arguments: Arguments, principal: Principal | None) -> None:
+    def add(self, feed: Feed, reader: Reader) -> None:
         """Add a stream until it's closed."""
-        self._feeds[feed] = None
-        self._index.add(feed, arguments, principal)
-        feed.on_close(lambda: self._remove(feed))
-
-    def _remove(self, feed: Feed) -> None:
-        del self._feeds[feed]
-        self._index.discard(feed)
+        self._index.add(feed, reader)
+        feed.on_close(lambda: self._index.discard(feed))
 
     def _encode(self, event: Event) -> bytes:
         if not event.channel:
-            return encode_notice(event)
-        most, data = self._hub.limits.max_buffered, event.data or b""
+            return encode_event(event)
+        hub = self._hub
         with suppress(*MALFORMED):
-            feeds = self._index.find(data)
-            notice = Notice("match", event.id, event.offset, event.timestamp, data)
+            feeds = self._index.find(event.data or b"")
+            matched = replace(event, event=MATCHED)
             for feed in feeds:
-                feed.put(notice)
-                if feed.buffered > most:
-                    feed.overflow(most)
-            self._hub.count_delivered(len(feeds))
-            self._bound_unread(_size(notice) * len(feeds))
+                feed.put(matched)
+                if feed.buffered > hub.limits.max_buffered:
+                    hub.disconnect(feed)
+            hub.count_delivered(len(feeds), _size(event) * len(feeds))
         return b""
-
-    def _bound_unread(self, written: int) -> None:
-        """Drop what the slowest streams haven't read if there's too much of it, as the hub does for its own writes."""
-        limits = self._hub.limits
-        self._written += written
-        if self._written * 4 < limits.max_unread:
-            return
-        self._written, unread = 0, self._hub.queued_bytes()
-        for feed in sorted(self._feeds, key=lambda feed: feed.buffered, reverse=True):
-            if unread <= limits.max_unread:
-                return
-            unread -= feed.buffered
-            feed.overflow(limits.max_buffered)
 
 
 class Page(_Closable, kw_only=True):
@@ -212,12 +166,12 @@ class Page(_Closable, kw_only=True):
     """The hub of the channel."""
     most: int
     """Maximum number of events."""
-    bytes_left: int
-    """Approximate maximum bytes of their data."""
-    accepts: Callable[[Notice], bool]
+    accepts: Callable[[Event], bool]
     """Returns whether to include an event."""
+    bytes_left: int = 4 * 1024 * 1024
+    """Approximate maximum bytes of their data."""
     buffered: int = 0
-    events: list[Notice] = []
+    events: list[Event] = []
     cursor: str = ""
     """The position after the last event read."""
     gap: bool = False
@@ -226,40 +180,32 @@ class Page(_Closable, kw_only=True):
     """Whether there are more events after `cursor`."""
 
     def write(self, data: bytes) -> None:
-        """Add a notice."""
+        """Add an encoded event."""
         if self.closed:
             return
-        notice = _decode(data)
-        if notice.kind == "gap":
+        event = _decode(data)
+        if event.event == "gap":
             self.gap = True
-        elif notice.kind == "place":
-            self.cursor = position(self.hub, notice.offset)
-        elif notice.kind == "event":
-            if self.accepts(notice):
-                if len(self.events) >= self.most or self.bytes_left <= 0:
-                    self.more = True
-                    self.close()
-                    return
-                self.events.append(notice)
-                self.bytes_left -= len(notice.data)
-            self.cursor = position(self.hub, notice.offset)
+            return
+        if event.channel and self.accepts(event):
+            if len(self.events) >= self.most or self.bytes_left <= 0:
+                self.more = True
+                self.close()
+                return
+            self.events.append(event)
+            self.bytes_left -= len(event.data or b"")
+        self.cursor = position(self.hub, event.offset)
 
     async def drain(self) -> None:
         """Return immediately."""
 
 
 async def read_page(
-    hub: Hub,
-    channel: str,
-    cursor: str,
-    *,
-    most: int,
-    max_bytes: int = 4 * 1024 * 1024,
-    accepts: Callable[[Notice], bool] = lambda notice: True,
+    hub: Hub, channel: str, cursor: str, *, most: int, accepts: Callable[[Event], bool] = lambda event: True
 ) -> Page:
     """Return the events of a channel after a cursor. An empty cursor means now."""
-    page = Page(hub=hub, most=most, bytes_left=max_bytes, accepts=accepts)
-    await hub.follow(channel, page, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events")
+    page = Page(hub=hub, most=most, accepts=accepts)
+    await hub.follow(channel, page, encode=encode_event, last_event_id=cursor[:_MAX_CURSOR], transport="events")
     page.close()
     return page
 
@@ -270,14 +216,18 @@ def open_feed(
     """Return a feed of the events after a cursor, and the task that replays earlier events into it.
 
     The task replays as fast as the feed is read. Await it, or cancel it and close the feed. When it has caught up,
-    `on_live` returns the encoder of later events.
+    `on_live` returns the encoder of later events. If it fails, it closes the feed.
     """
     feed = Feed()
 
     async def follow() -> None:
-        subscription = await hub.follow(
-            channel, feed, encode=encode_notice, last_event_id=cursor[:_MAX_CURSOR], transport="events"
-        )
+        try:
+            subscription = await hub.follow(
+                channel, feed, encode=encode_event, last_event_id=cursor[:_MAX_CURSOR], transport="events"
+            )
+        except BaseException:
+            feed.close()  # or its reader would wait forever
+            raise
         # Nothing is awaited between the last replayed event and this line.
         if on_live is not None and not feed.closed:
             subscription.encode = on_live(feed)
@@ -292,8 +242,6 @@ PAGE_SIZE = 100
 PREFIX = "notifications/events/"
 _MAX_AGE_MS = 10**15
 """Limit for ages, longer than any history, because JSON integers can exceed the range of floats."""
-
-_decode_data = decoder(dict[str, Any])
 
 
 class ListParams(Struct):
@@ -310,38 +258,34 @@ class ReadParams(Struct, rename="camel"):
     max_events: int | None = None
 
 
-class Reader(Struct, eq=False):
-    """Filters the events of one subscription."""
-
-    kind: EventType
-    arguments: Arguments
-    principal: Principal | None
-    oldest: float = 0.0
-    """Events published before this Unix time are skipped."""
-    has_skipped: bool = False
-    """Whether an event was skipped because it was too old."""
-
-    def accepts(self, notice: Notice) -> bool:
-        """Return whether the subscription receives an event. Data that doesn't match the schema is ignored."""
-        if notice.at < self.oldest:
-            self.has_skipped = True
-            return False
-        try:
-            payload, data = self.kind.read(notice.data), _decode_data(notice.data)
-        except MALFORMED:
-            return False
-        return self.kind.matches(payload, data, self.arguments, self.principal)
-
-
-def occurrence(name: str, notice: Notice, cursor: str | None) -> dict[str, Any]:
+def occurrence(name: str, event: Event, cursor: str | None) -> dict[str, Any]:
     """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
-    written = {"eventId": notice.id, "name": name, "timestamp": timestamp(notice.at), "data": Raw(notice.data)}
+    written = {
+        "eventId": event.id,
+        "name": name,
+        "timestamp": timestamp(event.timestamp),
+        "data": Raw(event.data or b""),
+    }
     return written if cursor is None else {**written, "cursor": cursor}
 
 
-def read_occurrence(name: str, notice: Notice) -> dict[str, Any]:
+def read_occurrence(name: str, event: Event) -> dict[str, Any]:
     """Return an event in the wire format, with decoded data."""
-    return {**occurrence(name, notice, None), "data": _decode_data(notice.data)}
+    return {**occurrence(name, event, None), "data": decode_object(event.data or b"")}
+
+
+def open_reader(catalog: EventCatalog, params: ReadParams, ctx: CallContext, now: float) -> Reader:
+    """Return the reader of a request.
+
+    Raises:
+        ProtocolError: NOT_FOUND, or INVALID_PARAMS for invalid arguments or a negative age.
+    """
+    kind, age, oldest = catalog.visible(params.name, ctx.scopes), params.max_age_ms, 0.0
+    if age is not None and params.cursor:
+        if age < 0:
+            raise invalid("maxAgeMs must be 0 or more")
+        oldest = max(0.0, now - min(age, _MAX_AGE_MS) / 1000)
+    return Reader(kind, kind.read_arguments(params.arguments), ctx.principal, oldest)
 
 
 class EventMethods(Struct, eq=False):
@@ -363,7 +307,7 @@ class EventMethods(Struct, eq=False):
         """
         kinds = sorted((kind for kind in self._catalog if sees(kind, ctx.scopes)), key=lambda each: each.name)
         after = params.cursor or ""
-        if after and self._catalog.get(after) is None:
+        if after and after not in {kind.name for kind in self._catalog}:
             raise invalid("unknown cursor")
         rest = [kind for kind in kinds if kind.name > after]
         page = rest[:PAGE_SIZE]
@@ -378,11 +322,12 @@ class EventMethods(Struct, eq=False):
         Raises:
             ProtocolError: The caller lacks permission, or the request is invalid.
         """
-        kind, reader = self._open(params, ctx)
+        reader = self._open(params, ctx)
+        name = reader.kind.name
         limit = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
-        page = await read_page(self._host.hub, kind.name, params.cursor or "", most=limit, accepts=reader.accepts)
+        page = await read_page(self._host.hub, name, params.cursor or "", most=limit, accepts=reader.accepts)
         return {
-            "events": [read_occurrence(kind.name, each) for each in page.events],
+            "events": [read_occurrence(name, each) for each in page.events],
             "cursor": page.cursor,
             "truncated": page.gap or reader.has_skipped,
             "hasMore": page.more,
@@ -395,83 +340,66 @@ class EventMethods(Struct, eq=False):
         Raises:
             ProtocolError: The caller lacks permission, or the request is invalid.
         """
-        kind, reader = self._open(params, ctx)
-        mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        live = self._streams.get(kind.name) or self._streams.setdefault(kind.name, LiveStreams(kind, self._host.hub))
+        reader, hub = self._open(params, ctx), self._host.hub
+        kind, mark = reader.kind, {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
+        live = self._streams.get(kind.name) or self._streams.setdefault(kind.name, LiveStreams(kind, hub))
 
         def on_live(feed: Feed) -> Encode:
-            live.add(feed, reader.arguments, ctx.principal)
+            live.add(feed, reader)
             return live.encode
 
-        feed, replay = open_feed(self._host.hub, kind.name, params.cursor or "", on_live)
+        feed, replay = open_feed(hub, kind.name, params.cursor or "", on_live)
         try:
             async with ctx.stream() as reply:
                 leaving = asyncio.create_task(reply.wait_closed())
                 leaving.add_done_callback(lambda _: feed.close())
                 try:
-                    async for method, notification in _notifications(self._host.hub, reader, feed):
+                    async for method, notification in _notifications(hub, reader, feed):
                         await reply.send(method, {**notification, **mark})
                 finally:
                     leaving.cancel()
         finally:
             feed.close()
-            replay.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await replay
+            await cancel_all(replay)
         return mark
 
-    def _open(self, params: ReadParams, ctx: CallContext) -> tuple[EventType, Reader]:
-        kind = self._catalog.visible(params.name, ctx.scopes)
-        oldest = oldest_time(params.max_age_ms, params.cursor, self._host.now())
-        reader = Reader(kind, kind.read_arguments(params.arguments), ctx.principal, oldest)
-        check_admission(self._host.hub, kind.name, ctx.principal)
-        return kind, reader
+    def _open(self, params: ReadParams, ctx: CallContext) -> Reader:
+        reader = open_reader(self._catalog, params, ctx, self._host.now())
+        check_admission(self._host.hub, reader)
+        return reader
 
 
 async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
     """Yield the method and params of each notification until the hub or the caller closes the feed."""
     active = gap = False
-    while (notice := await feed.take()) is not None:
-        if notice.kind == "cut":
+    while (event := await feed.take()) is not None:
+        if event.event == "cut":
             text = "The stream fell behind. Open it again with the last cursor."
             yield f"{PREFIX}error", {"error": {"code": INTERNAL_ERROR, "message": text}}
-        if notice.kind == "gap":
-            gap = True
-        if notice.kind in ("gap", "cut"):
             continue
-        counts = notice.kind == "match" or (notice.kind == "event" and reader.accepts(notice))
-        truncated, cursor = gap or reader.has_skipped, position(hub, notice.offset)
+        if event.event == "gap":
+            gap = True
+            continue
+        counts = event.event == MATCHED or (bool(event.channel) and reader.accepts(event))
+        truncated, cursor = gap or reader.has_skipped, position(hub, event.offset)
         if truncated or not active:
-            start = position(hub, notice.offset - 1) if counts else cursor
+            start = position(hub, event.offset - 1) if counts else cursor
             yield f"{PREFIX}active", {"cursor": start, "truncated": truncated}
             active, gap, reader.has_skipped = True, False, False
-        elif notice.kind == "place":
+        elif not event.channel:
             yield f"{PREFIX}heartbeat", {"cursor": cursor}
         if counts:
-            yield f"{PREFIX}event", occurrence(reader.kind.name, notice, cursor)
+            yield f"{PREFIX}event", occurrence(reader.kind.name, event, cursor)
 
 
-def oldest_time(max_age_ms: int | None, cursor: str | None, now: float) -> float:
-    """Return the Unix time of the oldest event to replay.
-
-    Raises:
-        ProtocolError: INVALID_PARAMS for a negative age.
-    """
-    if max_age_ms is None or not cursor:
-        return 0.0
-    if max_age_ms < 0:
-        raise invalid("maxAgeMs must be 0 or more")
-    return max(0.0, now - min(max_age_ms, _MAX_AGE_MS) / 1000)
-
-
-def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None:
+def check_admission(hub: Hub, reader: Reader) -> None:
     """Check the hub's authorization hook and limits.
 
     Raises:
         ProtocolError: FORBIDDEN or OVERLOADED.
     """
     try:
-        hub.admission.subscribe([channel], principal=principal, direct=False)
+        hub.admission.subscribe([reader.kind.name], principal=reader.principal, direct=False)
     except Forbidden as error:
         raise forbidden_error(str(error)) from error
     except LimitExceeded as error:

@@ -5,11 +5,10 @@
 """
 
 import asyncio
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
@@ -202,22 +201,17 @@ class Skills(Extension):
             return skill_of_function.skill
         return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
 
-    def _files(self) -> dict[str, int | None]:
-        """Return the URI and size of every file; the size is None for generated content."""
-        files: dict[str, int | None] = {}
-        for folder in self._folders:
-            files |= {uri: file.size for uri, file in folder.snapshot().files.items()}
-        for uri, skill in self._functions.items():
-            files |= {each: len(data) for each, data in skill.content.items()}
-            files.setdefault(uri, None)
-        return files
-
     def _children(self, uri: str) -> dict[str, dict[str, Any]] | None:
         """Return the entries of a directory by URI; None if it doesn't exist."""
-        base = f"{uri}/"
-        skills = self._all()
+        base, skills = f"{uri}/", self._all()
+        sizes: dict[str, int | None] = {}
+        for each, skill in skills.items():
+            if isinstance(skill.resources, str):  # a dynamic skill has no manifest
+                sizes |= {each: None, **{file: len(data) for file, data in self._functions[each].content.items()}}
+            else:
+                sizes |= {file.uri: file.size for file in skill.resources}
         found: dict[str, dict[str, Any]] = {}
-        for each, size in self._files().items():
+        for each, size in sizes.items():
             if not each.startswith(base):
                 continue
             first, below, _ = each[len(base) :].partition("/")
@@ -226,9 +220,8 @@ class Skills(Extension):
                 found[child] = {"uri": child, "name": unquote(first), "mimeType": DIRECTORY}
                 continue
             entry = {"uri": child, "name": unquote(first), "mimeType": media_type(first)}
-            skill = skills.get(child)
-            if skill is not None:
-                entry |= {"name": skill.name, "description": skill.description}
+            if child in skills:
+                entry |= {"name": skills[child].name, "description": skills[child].description}
             found[child] = entry if size is None else {**entry, "size": size}
         return found if found and uri.startswith("skill://") and not uri.endswith("/") else None
 
@@ -236,23 +229,18 @@ class Skills(Extension):
 
     async def _read_resource(self, path: str) -> EmbeddedResource | None:
         """Return the contents of a file; None if there's none at the path."""
-        for uri, skill in self._functions.items():
-            root = unquote(uri.removesuffix(SKILL_FILE).removeprefix("skill://"))
-            if path.startswith(root):
-                return await _read_function(skill, path, root)
+        uri = f"skill://{quote(path)}"
+        for each in self._functions.values():
+            data = each.content.get(uri)
+            if data is None and each.make is not None and uri == each.skill.uri:
+                data = (await each.make()).encode()
+            if data is not None:
+                return _contents(data, media_type(path))
         for folder in self._folders:
             result = await asyncio.to_thread(folder.read, path)
             if result is not None:
                 return _contents(*result)
         return None
-
-
-async def _read_function(skill: FunctionSkill, path: str, root: str) -> EmbeddedResource | None:
-    if skill.make is not None and path == f"{root}{SKILL_FILE}":
-        text = skill.make()
-        return _contents((await text if inspect.isawaitable(text) else text).encode(), media_type(SKILL_FILE))
-    found = next((each for each in skill.content if unquote(each.removeprefix("skill://")) == path), None)
-    return None if found is None else _contents(skill.content[found], media_type(path))
 
 
 def _contents(data: bytes, kind: str) -> EmbeddedResource:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from mimetypes import guess_type
 from pathlib import Path
@@ -118,13 +118,12 @@ class SkillFolder:
     # Listing
 
     def _look(self, before: Snapshot, *, strict: bool) -> Snapshot:
-        walked = list(self._walk())
-        roots = [path.parent for path in walked if path.name == SKILL_FILE]
+        walked = dict(self._walk())
         files: dict[str, File] = {}
         skills: dict[str, Skill] = {}
-        for root in roots:
+        for root in [path.parent for path in walked if path.name == SKILL_FILE]:
             try:
-                inside = [path for path in walked if path.is_relative_to(root)]
+                inside = {path: resolved for path, resolved in walked.items() if path.is_relative_to(root)}
                 skill = self._skill(root, inside, before, files)
                 skills[skill.uri] = skill
             except (SkillError, FrontmatterError, OSError) as exc:
@@ -138,8 +137,8 @@ class SkillFolder:
             self._warned.add(problem)
             _logger.warning("%s", problem)
 
-    def _walk(self) -> Iterator[Path]:
-        """Yield the files by their paths below the root, with unresolved links."""
+    def _walk(self) -> Iterator[tuple[Path, Path]]:
+        """Yield the files by their paths below the root, before and after links are resolved."""
         remaining = MAX_WALKED
         for directory, folders, names in os.walk(self._root):
             folders[:] = sorted(each for each in folders if not each.startswith("."))
@@ -148,8 +147,8 @@ class SkillFolder:
                 if remaining < 0:
                     return
                 path = Path(directory, name)
-                if not name.startswith(".") and self._find(path) is not None:
-                    yield path
+                if not name.startswith(".") and (resolved := self._find(path)) is not None:
+                    yield path, resolved
 
     def _find(self, path: Path) -> Path | None:
         """Return the file at a path; None if it's outside the folder, hidden, or not a file."""
@@ -160,7 +159,7 @@ class SkillFolder:
             return None  # outside, or a loop of links
         return found if not any(each.startswith(".") for each in below.parts) and found.is_file() else None
 
-    def _skill(self, root: Path, paths: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
+    def _skill(self, root: Path, paths: dict[Path, Path], before: Snapshot, files: dict[str, File]) -> Skill:
         if len(paths) > MAX_SKILL_FILES:
             raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_SKILL_FILES}")
         below = root.relative_to(self._root).as_posix()
@@ -169,38 +168,29 @@ class SkillFolder:
         base = f"skill://{quote(path)}"
         resources: list[SkillResource] = []
         total = 0
-        for file_path in paths:
+        for file_path, resolved in paths.items():
             uri = f"{base}/{quote(file_path.relative_to(root).as_posix())}"
-            file = files.get(uri) or self._digest(file_path, before.files.get(uri), MAX_SKILL_BYTES - total)
+            file = files.get(uri) or _digest(file_path, resolved, before.files.get(uri), MAX_SKILL_BYTES - total)
             files[uri] = file
             total += file.size
             resources.append(SkillResource(uri, file.digest, file.size))
-        frontmatter = self._frontmatter(root / SKILL_FILE, path.rpartition("/")[2])
-        return Skill(f"{base}/{SKILL_FILE}", frontmatter, resources)
-
-    def _digest(self, path: Path, before: File | None, max_bytes: int) -> File:
-        resolved = self._find(path)
-        if resolved is None:
-            raise SkillError(f"{path.name} no longer exists")
-        stat = resolved.stat()
-        stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
-        if before is not None and before.stamp == stamp:
-            return before
-        with resolved.open("rb") as file:
-            if stat.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
-                raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
-        return File(path, digest_of(data), len(data), stamp)
-
-    def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
-        resolved = self._find(path)
-        if resolved is None:
-            raise SkillError(f"{SKILL_FILE} no longer exists")
         try:
-            frontmatter = read_frontmatter(resolved.read_bytes()[: MAX_SKILL_BYTES + 1].decode())
+            frontmatter = read_frontmatter(paths[root / SKILL_FILE].read_bytes().decode())
         except UnicodeDecodeError as exc:
             raise SkillError(f"{SKILL_FILE} isn't UTF-8") from exc
-        check_frontmatter(frontmatter, name)
-        return frontmatter
+        check_frontmatter(frontmatter, path.rpartition("/")[2])
+        return Skill(f"{base}/{SKILL_FILE}", frontmatter, resources)
+
+
+def _digest(path: Path, resolved: Path, before: File | None, max_bytes: int) -> File:
+    stat = resolved.stat()
+    stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
+    if before is not None and before.stamp == stamp:
+        return before
+    with resolved.open("rb") as file:
+        if stat.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
+            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
+    return File(path, digest_of(data), len(data), stamp)
 
 
 def check_frontmatter(frontmatter: dict[str, object], folder: str) -> None:
@@ -252,8 +242,8 @@ class FunctionSkill(Struct, frozen=True):
     skill: Skill
     content: Mapping[str, bytes]
     """URI -> content of static files."""
-    make: Callable[[], Any] | None
-    """Generates `SKILL.md` at each read; plain or asynchronous."""
+    make: Callable[[], Awaitable[str]] | None
+    """Generates `SKILL.md` at each read."""
 
 
 def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSkill:

@@ -5,16 +5,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
-from millstream import Context, Principal, ProtocolError
+from millstream import Context, ProtocolError
 from millstream._override import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
 from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRecords, TaskRunner, logger, name_of
+from millstream.parts import cancel_all
 from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS
 
 __all__ = ["TasksExtension"]
@@ -45,8 +45,7 @@ class TasksExtension(Extension):
     def __init__(self) -> None:
         self._host: ServerHost
         self._runner: TaskRunner
-        self._records: TaskRecords
-        self._followers: set[_Follower] = set()
+        self._followers: dict[_Follower, asyncio.Task[None]] = {}
 
     @override
     async def open(self, host: ServerHost) -> None:
@@ -60,8 +59,7 @@ class TasksExtension(Extension):
                 "This server already runs in another event loop. With tasks or upstreams, it can run in only one."
             )
         self._host = host
-        self._records = TaskRecords(host)
-        self._runner = runner = TaskRunner(host, self._records)
+        self._runner = runner = TaskRunner(host)
         if host.has_task_tools:
             host.capability({})
         host.method("tasks/get", self._get, header="taskId", declared=True)
@@ -77,8 +75,7 @@ class TasksExtension(Extension):
     @override
     async def close(self) -> None:
         """Stop running tasks."""
-        for follower in self._followers:
-            follower.task.cancel()
+        await cancel_all(*self._followers.values())
         await self._runner.close()
 
     # Calls
@@ -102,10 +99,9 @@ class TasksExtension(Extension):
         return record.describe()
 
     async def _update(self, params: UpdateParams, ctx: Context) -> None:
-        responses: dict[str, bytes] = {}
-        for key, response in params.input_responses.items():
-            responses[key] = raw = bytes(response)
-            if not raw.startswith(b"{"):
+        responses = {key: bytes(response) for key, response in params.input_responses.items()}
+        for key, response in responses.items():
+            if not response.startswith(b"{"):
                 raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {key[:100]!r} must be an object")
         if not await self._runner.answer(name_of(params.task_id, ctx.principal), responses):
             raise _unknown_task()
@@ -125,21 +121,17 @@ class TasksExtension(Extension):
         limit = self._host.settings.max_subscriptions
         if len(ids) > limit:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks.")
-        existing = await self._find_existing(ids, ctx.principal)
+        names, records = {name_of(each, ctx.principal): each for each in ids}, TaskRecords(self._host)
+        existing = {name: each for name, each in names.items() if await records.get(name) is not None}
         if existing:
-            follower = _Follower(self._runner.get, subscription, existing)
-            self._followers.add(follower)
-            subscription.closes.append(partial(self._unfollow, follower))
+            follower = _Follower(self._runner.get, subscription, frozenset(existing), dict.fromkeys(existing, True))
+            self._followers[follower] = asyncio.get_running_loop().create_task(follower.run())
+
+            def stop() -> None:
+                self._followers.pop(follower).cancel()
+
+            subscription.closes.append(stop)
         return list(existing.values())
-
-    def _unfollow(self, follower: "_Follower") -> None:
-        follower.task.cancel()
-        self._followers.discard(follower)
-
-    async def _find_existing(self, ids: list[str], principal: Principal | None) -> dict[str, str]:
-        """Return the tasks that exist, as name -> id."""
-        names = {name_of(each, principal): each for each in ids}
-        return {name: task_id for name, task_id in names.items() if await self._records.get(name) is not None}
 
     def _on_change(self, data: bytes = b"") -> None:
         """Push the state of a task, or of all tasks, because change messages may have been lost."""
@@ -147,45 +139,37 @@ class TasksExtension(Extension):
             follower.notify(data.decode())
 
 
-class _Follower:
+class _Follower(Struct, eq=False):
     """Pushes the latest states of tasks to one subscription."""
 
-    def __init__(
-        self,
-        get: Callable[[str], Awaitable[TaskRecord | None]],
-        subscription: ListenSubscription,
-        names: Collection[str],
-    ) -> None:
-        self._get = get
-        self._subscription = subscription
-        self._names = frozenset(names)
-        self._changed_names = dict.fromkeys(names, True)
-        """Names of tasks with a state to push, in order."""
-        self._change_event = asyncio.Event()
-        self._change_event.set()
-        self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._run())
-        """Pushes the current states, and each later change."""
+    get: Callable[[str], Awaitable[TaskRecord | None]]
+    subscription: ListenSubscription
+    names: frozenset[str]
+    changed_names: dict[str, bool]
+    """Names of tasks with a state to push, in order."""
+    change_event: asyncio.Event = field(default_factory=asyncio.Event)
 
     def notify(self, name: str) -> None:
         """Push the state of a task if the subscription includes it, or of all its tasks without a name."""
-        changed = self._names.intersection((name,)) if name else self._names
+        changed = self.names.intersection((name,)) if name else self.names
         if changed:
-            self._changed_names.update(dict.fromkeys(changed, True))
-            self._change_event.set()
+            self.changed_names.update(dict.fromkeys(changed, True))
+            self.change_event.set()
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Push the current states, and each later change, until the subscription ends."""
         while True:
-            await self._change_event.wait()
-            self._change_event.clear()
-            changed, self._changed_names = self._changed_names, {}
+            changed, self.changed_names = self.changed_names, {}
             for name in changed:
                 try:
-                    record = await self._get(name)
+                    record = await self.get(name)
                 except LocalError:
                     logger.debug("A changed task can't be read", exc_info=True)
                     continue
-                if record is not None and not self._subscription.push(NOTIFICATION, record.describe()):
+                if record is not None and not self.subscription.push(NOTIFICATION, record.describe()):
                     return
+            await self.change_event.wait()
+            self.change_event.clear()
 
 
 def _unknown_task() -> ProtocolError:

@@ -70,7 +70,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
     status: str = WORKING
     message: str = ""
     worker: str = ""
-    """Worker that runs the task; empty if none does."""
+    """Worker that runs the task, or ran it until it ended; empty while a question is open."""
     attempts: int = 1
     """Number of restarts after a worker stopped."""
     retry: bool = False
@@ -149,7 +149,7 @@ class TaskRecords:
             StoreFull: The store is full.
             StoreUnavailable: The store doesn't respond.
         """
-        await self.mark(name, record)
+        await self.mark(name, record.worker, record.expires)
         try:
             await self._map.put(f"taskcall:{name}", _encode(call), record.ttl)
             await self._map.put(f"task:{name}", _encode(record), record.ttl)
@@ -196,9 +196,7 @@ class TaskRecords:
             changed = change(record)
             if changed is None:
                 return None
-            changed = msgspec.structs.replace(
-                changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM
-            )
+            changed = replace(changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM)
             if await kv.compare_and_set(key, raw, _encode(changed), changed.expires - now):
                 await self._bus.publish(CHANGE_TOPIC, name.encode())
                 return changed
@@ -206,10 +204,9 @@ class TaskRecords:
 
     # Markers
 
-    async def mark(self, name: str, record: TaskRecord) -> None:
-        """Mark a task as run by this worker. The marker precedes the record, so no task of a dead worker is missed."""
-        ttl = max(1.0, record.expires - self._clock())
-        await self._map.put(f"taskrun:{record.worker}:{name}", b"", ttl)
+    async def mark(self, name: str, worker: str, expires: float) -> None:
+        """Mark a task as run by a worker. The marker precedes the record, so no task of a dead worker is missed."""
+        await self._map.put(f"taskrun:{worker}:{name}", b"", max(1.0, expires - self._clock()))
 
     async def unmark(self, name: str, worker: str) -> None:
         """Delete the marker."""
@@ -218,8 +215,7 @@ class TaskRecords:
     async def running_tasks(self) -> Sequence[tuple[str, str]]:
         """Return the worker and name of every task that has a marker."""
         keys = await self._map.keys("taskrun:")
-        found = (key.removeprefix("taskrun:").partition(":") for key in keys)
-        return [(worker, name) for worker, _, name in found]
+        return [(worker, name) for _, worker, name in (key.split(":", 2) for key in keys)]
 
 
 _MAX_TEXT = 1_000
@@ -244,16 +240,14 @@ _decode = msgspec.json.Decoder(_Notification).decode
 def status_text(message: bytes) -> str:
     """Return the status message of a notification; empty if it has none."""
     sent = _decode(message)
-    params = sent.params
+    params, text = sent.params, ""
     if sent.method == "notifications/message":
-        text = params.data if isinstance(params.data, str) else msgspec.json.encode(params.data).decode()
+        text = params.data if isinstance(params.data, str) else encode(params.data).decode()
     elif sent.method == "notifications/progress":
         text = params.message or ""
         if params.total:
             share = f"{params.progress:g} of {params.total:g}"
             text = f"{text} ({share})" if text else share
-    else:
-        return ""
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
@@ -289,7 +283,7 @@ class _Run(Struct, eq=False):
     """Releases the slots of the call that became this task."""
     task: asyncio.Task[None] | None = None
     lease_lost: bool = False
-    """Whether another worker may have settled the task, because this worker's lease has expired."""
+    """Whether the run was stopped because this worker's lease has expired. Another one may have settled the task."""
     status_message: str = ""
     status_task: asyncio.Task[None] | None = None
 
@@ -304,22 +298,22 @@ class _Run(Struct, eq=False):
 
     def fail(self, code: int, message: str, data: Any = None) -> Change:
         """Return the change to the record for a failed run."""
-        return lambda record: _fail(record, code, message, data) if self.owns(record) else None
+        return self.change(**_failure(code, message, data))
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether another worker runs the task again."""
+        return self.record.retry and self.call.halted
 
 
 class TaskRunner:
     """The tasks of one worker."""
 
-    def __init__(self, host: ServerHost, records: TaskRecords) -> None:
-        """Create a runner. `open` starts it.
-
-        Args:
-            host: Runs the calls.
-            records: Tasks in the store.
-        """
+    def __init__(self, host: ServerHost) -> None:
+        """Create a runner of the host's calls. `open` starts it."""
         self._host = host
         self._settings = host.settings
-        self._records = records
+        self._records = TaskRecords(host)
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
@@ -395,23 +389,11 @@ class TaskRunner:
         Raises:
             ProtocolError: Too many tasks are running.
         """
-        record = await self._records.get(name)
-        if record is None:
-            return False
-        valid = {key: response for key, response in responses.items() if key in record.requests}
-        if record.status != INPUT_REQUIRED or not valid:
-            return True
-        self._check_open()
-        saved = await self._records.call_of(name)
-        if saved is None:
-            return False
-        slots = await self._take_slots(record.id, saved.owner, saved)
         me = self._me
-        await self._records.mark(name, replace(record, worker=me))
 
         def change(record: TaskRecord) -> TaskRecord | None:
-            accepted = {key: response for key, response in valid.items() if key in record.requests}
-            if record.status != INPUT_REQUIRED or not accepted:
+            accepted = {key: response for key, response in responses.items() if key in record.requests}
+            if not accepted:
                 return None
             rest = {key: request for key, request in record.requests.items() if key not in accepted}
             answers = {**record.responses, **accepted}
@@ -419,38 +401,40 @@ class TaskRunner:
                 return replace(record, requests=rest, responses=answers)
             return replace(record, status=WORKING, message="", worker=me, requests={}, responses=answers)
 
-        changed = None
+        record = await self._records.get(name)
+        if record is None or change(record) is None:
+            return record is not None
+        self._check_open()
+        saved = await self._records.call_of(name)
+        if saved is None:
+            return False
+        slots = await self._take_slots(record.id, saved.owner, saved)
+        claimed = None
         try:
-            changed = await self._records.update(name, change)
+            claimed = await self._claim(name, me, record.expires, change)
         finally:
-            if changed is None or changed.status != WORKING:
+            if claimed is None:
                 self._host.release_slots(slots)
-        if changed is not None and changed.status == WORKING:
-            self._run(name, changed, saved, slots)
-        elif name not in self._running:
-            await self._records.unmark(name, me)
+        if claimed is not None:
+            self._run(name, claimed, saved, slots)
         return True
 
     async def cancel(self, name: str) -> bool:
         """Cancel a task unless it has ended. Return False if the task doesn't exist."""
-        worker = ""
-
-        def change(record: TaskRecord) -> TaskRecord:
-            nonlocal worker
-            worker = record.worker
-            return replace(
-                record, status=CANCELLED, message="Canceled by the client.", worker="", requests={}, responses={}
-            )
-
-        changed = await self._records.update(name, change)
+        changed = await self._records.update(
+            name,
+            lambda record: replace(
+                record, status=CANCELLED, message="Canceled by the client.", requests={}, responses={}
+            ),
+        )
         if changed is None:
             return await self._records.get(name) is not None
-        if worker in ("", HANDED_OVER):
+        if changed.worker in ("", HANDED_OVER):
             await self._records.forget_call(name)
-        elif worker == self._me:
+        elif changed.worker == self._me:
             self._cancel_here(name.encode())
         else:
-            await self._host.bus.send(worker, CANCEL_TOPIC, name.encode())
+            await self._host.bus.send(changed.worker, CANCEL_TOPIC, name.encode())
         return True
 
     async def get(self, name: str) -> TaskRecord | None:
@@ -517,8 +501,7 @@ class TaskRunner:
 
     async def _work(self, run: _Run) -> None:
         call, name = run.call, run.name
-        seconds = run.record.expires - self._host.now()
-        expiry = asyncio.get_running_loop().call_later(max(0.0, seconds), call.cancel)
+        expiry = asyncio.get_running_loop().call_later(run.record.expires - self._host.now(), call.cancel)
         try:
             if run.slots is None:
                 await self._wait_for_slots(run)
@@ -563,21 +546,18 @@ class TaskRunner:
 
     async def _finish(self, run: _Run, change: Change) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
-        if self._hands_over(run):
-            await self._records.mark(name, replace(run.record, worker=HANDED_OVER))
+        if run.hands_over:
+            await self._records.mark(name, HANDED_OVER, run.record.expires)
         written = await self._records.update(name, change)
         await self._records.unmark(name, worker)
         if written is not None and written.over:
             await self._records.forget_call(name)
         return written
 
-    def _hands_over(self, run: _Run) -> bool:
-        return run.record.retry and (run.call.halted or run.lease_lost)
-
     def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
         """Return the change to the record for the outcome of a run."""
         error = outcome.error
-        if self._hands_over(run):
+        if run.hands_over:
             return run.change(worker=HANDED_OVER)
         if run.lease_lost:
             return run.fail(INTERNAL_ERROR, _WORKER_STOPPED)
@@ -590,7 +570,7 @@ class TaskRunner:
             return run.change(status=INPUT_REQUIRED, worker="", state=outcome.state, requests=requests, responses={})
         if not outcome.result:  # canceled, as the record already shows
             return lambda record: None
-        return run.change(status=COMPLETED, message="", worker="", state=None, responses={}, payload=outcome.result)
+        return run.change(status=COMPLETED, message="", state=None, responses={}, payload=outcome.result)
 
     # Status messages
 
@@ -680,46 +660,48 @@ class TaskRunner:
             text = _WORKER_STOPPED
         elif record.attempts >= MAX_ATTEMPTS and not handed:
             text = _TOO_MANY_ATTEMPTS
+        elif self._closing or self._host.stopping:
+            return
         else:
-            await self._claim(worker, name, record, saved)
+            me, attempts = self._me, record.attempts + (not handed)
+            claimed = await self._claim(
+                name,
+                me,
+                record.expires,
+                lambda record: (
+                    replace(record, worker=me, attempts=attempts, message="") if record.worker == worker else None
+                ),
+            )
+            if claimed is not None:
+                logger.info("A task of %s runs again, because its worker stopped", saved.tool)
+                self._run(name, claimed, saved, None)
             return
         logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self._records.update(
-            name, lambda record: _fail(record, INTERNAL_ERROR, text) if record.worker == worker else None
+            name,
+            lambda record: replace(record, **_failure(INTERNAL_ERROR, text)) if record.worker == worker else None,
         )
         await self._records.forget_call(name)
 
-    async def _claim(self, worker: str, name: str, record: TaskRecord, saved: SavedCall) -> None:
-        if self._closing or self._host.stopping:
-            return
-        me = self._me
-        attempts = record.attempts + (worker != HANDED_OVER)
-        await self._records.mark(name, replace(record, worker=me))
-        updated = await self._records.update(
-            name,
-            lambda record: (
-                replace(record, worker=me, attempts=attempts, message="") if record.worker == worker else None
-            ),
-        )
-        if updated is None:
-            if name not in self._running:
-                await self._records.unmark(name, me)
-            return
-        logger.info("A task of %s runs again, because its worker stopped", saved.tool)
-        self._run(name, updated, saved, None)
+    async def _claim(self, name: str, me: str, expires: float, change: Change) -> TaskRecord | None:
+        """Change a record so that this worker runs the task. Return it, or None if the task isn't this worker's."""
+        await self._records.mark(name, me, expires)
+        changed = await self._records.update(name, change)
+        if changed is not None and changed.worker == me:
+            return changed
+        if name not in self._running:
+            await self._records.unmark(name, me)
+        return None
 
 
-def _fail(record: TaskRecord, code: int, message: str, data: Any = None) -> TaskRecord:
-    error: dict[str, Any] = {"code": code, "message": message}
-    if data is not None:
-        error["data"] = data
-    return replace(
-        record,
-        status=FAILED,
-        message=message[:500],
-        worker="",
-        state=None,
-        requests={},
-        responses={},
-        payload=encode(error),
-    )
+def _failure(code: int, message: str, data: Any = None) -> dict[str, Any]:
+    """Return the fields of the record of a failed task."""
+    error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
+    return {
+        "status": FAILED,
+        "message": message[:500],
+        "state": None,
+        "requests": {},
+        "responses": {},
+        "payload": encode(error),
+    }

@@ -1,8 +1,8 @@
--- KEYS: stream, meta, generation   ARGV: after or '', limit, bytes, 'newest' or '', epoch
+-- KEYS: stream, meta, generation   ARGV: after or '', its epoch, limit, bytes, 'newest' or '', epoch
 -- Gives: epoch, {oldest, newest} where it can't go on from there, else {}, entries (id, data, ...)
-local epoch = epoch_of(KEYS[3], ARGV[5])
-local limit, bytes = tonumber(ARGV[2]), tonumber(ARGV[3])
-local newest = ARGV[4] == 'newest'
+local epoch = epoch_of(KEYS[3], ARGV[6])
+local limit, bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+local newest = ARGV[5] == 'newest'
 local found = {}
 local from = newest and '+' or '-'
 if ARGV[1] ~= '' then
@@ -36,8 +36,8 @@ end
 if ARGV[1] == '' then
   return {epoch, {}, found}
 end
-local after = tonumber(ARGV[1])
-if found[1] and tonumber(found[1]) == after + 1 then
+local after, same = tonumber(ARGV[1]), ARGV[2] == epoch
+if same and found[1] and tonumber(found[1]) == after + 1 then
   return {epoch, {}, found}
 end
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
@@ -49,7 +49,7 @@ local last = redis.call('HGET', KEYS[2], 'last')
 if not last then
   last = string.sub(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][1], 1, -3)
 end
-if after < tonumber(oldest) - 1 or after > tonumber(last) then
+if not same or after < tonumber(oldest) - 1 or after > tonumber(last) then
   return {epoch, {oldest, last}, {}}
 end
 return {epoch, {}, found}
