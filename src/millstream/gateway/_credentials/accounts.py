@@ -264,9 +264,8 @@ class PersonalCredentials(TokenCredentials):
         """
         grant = await self.load(owner)
         key = self._registration_key(base)
-        raw = await self._vault.kv.get(key) or b""
-        kind = dict[str, Registration]
-        registrations = self._vault.open(_CLIENT_KIND, raw.decode("latin-1"), kind, key.encode()) or {}
+        raw = await self._vault.kv.get(key)
+        registrations = self._vault.open(_CLIENT_KIND, raw, dict[str, Registration], key.encode()) or {}
         oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
