@@ -345,7 +345,7 @@ def _load_gateway(root: ConfigValue) -> GatewayConfig:
     values = root.read(
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),
-        policy=_load_policy,
+        policy=lambda each: each.load(UpstreamPolicy),
         upstreams=ConfigValue.table,
     )
     shared, upstreams = values.get("policy"), values.pop("upstreams", {})
@@ -354,12 +354,10 @@ def _load_gateway(root: ConfigValue) -> GatewayConfig:
     return GatewayConfig(**values, upstreams=tuple(configs))
 
 
-def _load_policy(value: ConfigValue) -> Any:
-    return value.load(UpstreamPolicy)
-
-
 def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
-    values = entry.read(upstream_options(), policy=_load_policy, auth=_load_credentials, command=_load_command)
+    values = entry.read(
+        upstream_options(), policy=lambda each: each.load(UpstreamPolicy), auth=_load_credentials, command=_load_command
+    )
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()

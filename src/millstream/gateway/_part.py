@@ -44,8 +44,6 @@ MAX_INSTRUCTIONS = 8 * 1024
 """Maximum characters of one upstream's instructions."""
 MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
-_STATES_BY_URGENCY = ("degraded", "connecting", "ready")
-"""States, the most urgent first."""
 _LISTED = ("tools", "resources", "prompts")
 _CAPABILITIES = frozenset({*_LISTED, "completions"})
 _NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
@@ -325,8 +323,7 @@ class GatewayPart:
         def figures(figure: str) -> dict[tuple[str, ...], float]:
             return {(name,): upstream.describe().get(figure, 0) for name, upstream in self.upstreams.items()}
 
-        read = host.metrics.read
-        label = ("upstream",)
+        read, label = host.metrics.read, ("upstream",)
         read("gauge", "gateway_up", "Whether an upstream can be reached.", up_states, label, merge="min")
         for name, text in (
             ("calls", "Calls sent to an upstream."),
@@ -645,7 +642,8 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
 
 
 def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    worse = min(one, other, key=lambda report: _STATES_BY_URGENCY.index(report["state"]))
+    urgency = ("degraded", "connecting", "ready").index
+    worse = min(one, other, key=lambda report: urgency(report["state"]))
     merged = {**one, "state": worse["state"], "reason": worse["reason"], "workers": one["workers"] + 1}
     for name in ("items", "listed"):
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}

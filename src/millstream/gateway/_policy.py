@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -49,7 +49,6 @@ CHARACTERS_PER_TOKEN = 4
 RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
 
-_KIND_OF = {"tools/call": "tools", "prompts/get": "prompts"}
 
 Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
 Texts = tuple[str, ...]
@@ -215,7 +214,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """Return a listed description as callers see it, under the upstream's name or URI."""
         texts = {"name": self.name, "title": self.title, "description": self.description}
-        changed = {**description, **{key: text for key, text in texts.items() if text}}
+        changed: dict[str, Any] = {**description, **{key: text for key, text in texts.items() if text}}
         if self.annotations:
             changed["annotations"] = {**members(changed.get("annotations")), **self.annotations}
         if self.defaults or self.hidden:
@@ -453,7 +452,7 @@ class Policy:
         )
 
     def _find_redactor(self, method: str, name: str) -> Redactor | None:
-        kind = _KIND_OF.get(method)
+        kind = {"tools/call": "tools", "prompts/get": "prompts"}.get(method)
         if kind is None:  # several rules may apply
             return self._all_results
         rules = self.item(kind, name)
@@ -600,7 +599,8 @@ def _merge(found: Sequence[CommonRules]) -> dict[str, Any]:
             if not value:
                 continue
             if isinstance(value, tuple):
-                merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *value)))
+                more = cast("tuple[object, ...]", value)
+                merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *more)))
             elif is_object(value):
                 merged[name] = merged.get(name, {}) | value
             else:
@@ -611,7 +611,7 @@ def _merge(found: Sequence[CommonRules]) -> dict[str, Any]:
 def _budget(rules: Mapping[str, Any]) -> int:
     """Return the smaller of the two budgets, in bytes; 0 without one."""
     sizes = rules.get("result_bytes", 0), rules.get("result_tokens", 0) * CHARACTERS_PER_TOKEN
-    return min(filter(None, sizes), default=0)
+    return min((size for size in sizes if size), default=0)
 
 
 def _visibility(found: Sequence[CommonRules]) -> Callable[[Principal | None], bool] | None:

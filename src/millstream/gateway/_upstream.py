@@ -82,7 +82,6 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 State = Literal["connecting", "ready", "degraded"]
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
-_LISTS = frozenset({"tools", "resources", "prompts"})
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
@@ -691,7 +690,7 @@ class Upstream:
             async with conversation.watch(wanted) as changes:
                 subscribed.set()
                 async for change in changes:
-                    if change.kind in _LISTS:
+                    if change.kind in METHODS:
                         self._announced_kinds.add(change.kind)
                     self._refresh_event.set()
         except ServerError as exc:

@@ -157,8 +157,9 @@ class Vault:
             want: Type of the value.
             bound: See `seal`.
         """
-        token = text if isinstance(text, str) else (text or b"").decode("latin-1")
-        return read(self._services.ring.open(kind, token, bound), want)
+        return read(
+            self._services.ring.open(kind, text if isinstance(text, str) else str(text or b"", "latin-1"), bound), want
+        )
 
 
 def new_state(owner: str) -> str:

@@ -215,8 +215,11 @@ class PersonalCredentials(TokenCredentials):
             f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
         )
         revision = call.revision
-        asks = declares(call.client.capabilities, {"elicitation": {"url": {}}})
-        if not page or "url" not in revision.elicitation_modes or not asks:
+        if not (
+            page
+            and "url" in revision.elicitation_modes
+            and declares(call.client.capabilities, {"elicitation": {"url": {}}})
+        ):
             raise call_error(call, f"{reason} {instruction} Then call again.")
         id = secrets.token_urlsafe(16)
         event = asyncio.Event()
