@@ -23,7 +23,7 @@ Add = Callable[[int, int], Awaitable[int]]
 async def ours(target: list[str]) -> AsyncIterator[Add]:
     """Our client, with the value of each call."""
     from millstream import Client  # noqa: PLC0415  each client has an environment of its own
-    from millstream.client._requests import Options  # noqa: PLC0415
+    from millstream.client import Options  # noqa: PLC0415
 
     place = target[0] if len(target) == 1 else target
     async with Client(place, options=Options(env=dict(os.environ))) as client:

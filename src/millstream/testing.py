@@ -21,10 +21,9 @@ from millstream._transports.connection import MemoryPipe
 from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
 from millstream.client._questions import Elicit, ObservedQuestion, Questions
-from millstream.client._requests import Options
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
-from millstream.client._transports import Listener
+from millstream.client._transports import Listener, Options
 from millstream.client._transports.memory import MemoryTransport
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]

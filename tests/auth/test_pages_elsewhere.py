@@ -98,7 +98,7 @@ async def world() -> Any:
     upstream, port = Elsewhere(), free_port()
     url = f"http://127.0.0.1:{port}"
     methods = [auth.issuer(url, users=[KnownUsers(), upstream]), auth.keys(ROOT)]
-    async with run_guarded(make_server(methods), port=port) as running:
+    async with run_guarded(make_server(methods, allowed_hosts=("shop.example.com",)), port=port) as running:
         yield World(running, upstream, url)
 
 
@@ -130,6 +130,22 @@ async def test_users_missing_from_the_allowlist_see_the_reason_and_get_no_cookie
     assert landed.status == 403
     assert b"&lt;b&gt; may not sign in here." in landed.body
     assert b'value="/chat"' in landed.body
+    assert "millstream" not in world.jar
+
+
+async def test_identities_that_are_too_large_for_a_cookie_get_none(world: World) -> None:
+    code = "x" * 2100
+    world.upstream.allowed.add(code)
+    landed = await world.back(await world.away("/chat"), code)
+    assert (landed.status, b"fit in a cookie" in landed.body, b'value="/chat"' in landed.body) == (403, True, True)
+    assert "millstream" not in world.jar
+
+
+async def test_callbacks_over_plain_http_get_no_cookie(world: World) -> None:
+    state = parse_qs(urlsplit(led_to(await world.away())).query)["state"][0]
+    path = f"/sign-in/callback/elsewhere?{urlencode({'state': state, 'code': 'grace'})}"
+    landed = await world.ask("GET", path, host="shop.example.com", sec_fetch_site="cross-site")
+    assert (landed.status, b"over https" in landed.body) == (403, True)
     assert "millstream" not in world.jar
 
 

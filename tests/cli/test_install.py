@@ -310,6 +310,18 @@ def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     assert path.read_text("utf-8") == '{"new": 1}'
 
 
+def test_undo_keeps_changes_during_the_question(home: Path) -> None:
+    from millstream._cli.install import prepare_undo, write  # noqa: PLC0415 - only here is it done by hand
+
+    path = home / PLACES["cursor"][0]
+    assert install(str(SHOP), "--client", "cursor", "--name", "shop", "--yes").exit_code == 0
+    change = prepare_undo(path, ("mcpServers", "shop"))
+    path.write_text('{"new": 1}', "utf-8")
+    with pytest.raises(CommandError, match="was changed by another program"):
+        write(change, "shop")
+    assert path.read_text("utf-8") == '{"new": 1}'
+
+
 def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "my.env"
     file.write_text("# mine\nexport A='1 2'\nB=\"x\\ny\" # two\nC = plain  # three\n\nD=#\n", "utf-8")

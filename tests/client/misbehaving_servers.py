@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from millstream import Client
+from millstream.client import Options
 from millstream.client._errors import ClientError
-from millstream.client._requests import Options
 from patience import WAIT
 
 OFFER = {

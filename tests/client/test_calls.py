@@ -13,10 +13,10 @@ from cases import for_each
 from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
+from millstream.client import Options
 from millstream.client._client import BlockingClient
 from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
 from millstream.client._questions import Question
-from millstream.client._requests import Options
 from millstream.client._server_messages import Change, LogMessage, Notification
 from patience import WAIT, advance_clock
 
@@ -288,3 +288,9 @@ def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> 
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=WAIT, check=True
     )
     assert done.stdout == "shop\n"
+
+
+def test_clients_and_their_subscriptions_show_no_credentials() -> None:
+    client = Client("https://example.com/mcp", headers={"Authorization": "Bearer not-for-logs"})
+    for each in (client, client.watch(), client.events.subscribe("paid"), client.tasks, client.tools()):
+        assert "not-for-logs" not in repr(each)

@@ -25,8 +25,8 @@ from client.misbehaving_servers import (
 )
 from millstream import Client
 from millstream._http.client.url import parse, proxy_for
+from millstream.client import Options
 from millstream.client._errors import ClientError, ConnectFailed, TargetError
-from millstream.client._requests import Options
 from processes import free_port
 
 HERE = "http://proxy.example:3128"

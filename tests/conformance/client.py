@@ -13,12 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millstream import Client
-from millstream.client import SkillMismatch
+from millstream.client import Options, SkillMismatch
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.endpoints import fetch
 from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
 from millstream.client._questions import Question
-from millstream.client._requests import Options
 
 
 def fill_in(question: Question) -> dict[str, Any]:

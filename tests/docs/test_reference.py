@@ -36,8 +36,8 @@ from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
 from millstream._transports.connection import MAX_ITEMS
 from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
+from millstream.client import Options
 from millstream.client import _errors as errors
-from millstream.client._requests import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._config import GatewayConfig, options_of, upstream_options
 from millstream.gateway._credentials import Credentials

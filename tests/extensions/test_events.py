@@ -311,6 +311,40 @@ async def test_handshake_clients_can_read_events() -> None:
         assert [each["data"]["order"] for each in named.data["events"]] == ["1"]
 
 
+async def test_invalid_requests_for_events_name_the_problem() -> None:
+    async with run_shop(make_shop(webhooks=False, recent_events_tool=True)) as world:
+        client, poll = world.client(), {"name": "order.paid", "cursor": "x.1"}
+        for method, params, problem in (
+            ("events/list", {"cursor": "nothing"}, "unknown cursor"),
+            ("events/poll", {**poll, "maxAgeMs": -1}, "maxAgeMs must be 0 or more"),
+            ("events/poll", {**poll, "arguments": [1]}, "arguments must be an object"),
+            ("events/poll", {**poll, "arguments": {"order": "x" * 20_000}}, "must not exceed 16384 bytes"),
+        ):
+            with pytest.raises(RpcError, match=problem) as refused:
+                await client.request(method, **params)
+            assert refused.value.code == -32602
+        for arguments, problem in (
+            ({"arguments": {"order": "1"}}, "arguments require event_name"),
+            ({"event_name": "nothing"}, "There is no event 'nothing'"),
+            ({"event_name": "order.paid", "arguments": {"x": 1}}, "has no field 'x' to filter by"),
+        ):
+            result = await client.request("tools/call", name="get_recent_events", arguments=arguments)
+            assert result["isError"]
+            assert problem in result["content"][0]["text"]
+
+
+async def test_match_function_that_raises_excludes_the_event() -> None:
+    mcp = Server("shop", serve="hub")
+    events = mcp.extend(Events(draft="SEP-3415"))
+    events.event("order.paid", match=lambda paid, arguments, principal: bool(1 / int(paid.order)))(OrderPaid)
+    async with Client(mcp) as client:
+        start = (await client.request("events/poll", {"name": "order.paid"}))["cursor"]
+        for order in ("1", "0", "2"):
+            await events.publish(OrderPaid(order))
+        page = await client.request("events/poll", {"name": "order.paid", "cursor": start})
+        assert [each["data"]["order"] for each in page["events"]] == ["1", "2"]
+
+
 async def test_recent_events_contain_only_visible_events() -> None:
     async with run_shop(make_shop(recent_events_tool=True)) as world:
         await world.events.publish(Refunded("1", "ada", 1.0))

@@ -36,14 +36,13 @@ from extensions.receiver import Message, Receiver, new_secret, run_receiver
 from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
-from millstream.client import ServerError
+from millstream.client import Options, ServerError
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._requests import Options
 from millstream.extensions.events import Events, _webhook
 from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from millstream.hub import Hub, Subscription
-from millstream.stores import StoreUnavailable
+from millstream.stores import MemoryMap, StoreFull, StoreUnavailable
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
@@ -360,6 +359,24 @@ async def test_deliveries_begin_again_if_the_channel_cannot_be_read(
         await world.events.publish(OrderPaid("1"))
         await receiver.wait_for_messages(1)
         assert not failures
+
+
+async def test_full_store_does_not_end_deliveries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, failures = MemoryMap.compare_and_set, [StoreFull("The store is full.")]
+
+    async def fail_once(kv: MemoryMap, key: str, expected: bytes | None, *args: Any, **options: Any) -> bool:
+        if key.startswith("events:sub.") and expected is not None and failures:
+            raise failures.pop()
+        return await change(kv, key, expected, *args, **options)
+
+    monkeypatch.setattr(MemoryMap, "compare_and_set", fail_once)
+    async with asyncio.timeout(WAIT), run_delivery(tmp_path) as (world, receiver):
+        await world.client().subscribe(receiver.url(), receiver.secret())
+        while failures:  # noqa: ASYNC110  until a worker has saved that it started
+            await asyncio.sleep(0)
+        for count in (1, 2):  # the first one may still leave before the failure has an effect
+            await world.events.publish(OrderPaid(str(count)))
+            await receiver.wait_for_messages(count)
 
 
 async def test_too_many_pending_events_become_a_gap(tmp_path: Path) -> None:

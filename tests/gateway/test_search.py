@@ -4,9 +4,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
+from http_peer import serve
 from millstream import Client, Context, Server, Settings
 from millstream.gateway._search import ToolIndex
 from millstream.protocol import BY_DATE
@@ -67,6 +69,16 @@ async def test_call_tool_returns_the_errors_of_the_tool() -> None:
         assert wrong.is_error
         for arguments in ({"name": "call_tool"}, {}, {"name": 3}):
             assert (await client.call("call_tool", arguments, raise_on_error=False)).is_error
+
+
+async def test_rest_callers_learn_which_arguments_of_call_tool_are_invalid() -> None:
+    mcp = Server("library", serve="rest", settings=Settings(tool_search=True))
+    mcp.tool(lambda: "pong", name="ping", description="Answer.")
+    async with mcp.running(), serve(mcp) as running, httpx2.AsyncClient(trust_env=False) as http:
+        url = f"http://127.0.0.1:{running.port}/tools/call_tool"
+        replies = [await http.post(url, json=each) for each in ({}, {"name": 3}, {"name": "ping"})]
+    assert [each.status_code for each in replies] == [422, 422, 200]
+    assert "`name`" in replies[0].text
 
 
 async def test_added_tools_are_found() -> None:

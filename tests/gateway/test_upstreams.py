@@ -1,13 +1,16 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client.feature_walk import changes, resources, tools
 from gateway.content_server import LINKED, PICTURE, SOUND, make_library
 from millstream import Audio, EmbeddedResource, Image, ResourceLink, Server, Text
+from millstream._override import override
 from millstream.client import Client, ServerError
+from millstream.middleware import Middleware, Next, Request
 from millstream.protocol import BY_DATE
 from patience import WAIT
 from processes import SharedServer, run_command, share_server
@@ -112,3 +115,32 @@ async def test_every_content_type_reaches_every_revision(revision: str) -> None:
             reported: list[tuple[float, float | None, str | None]] = []
             await client.call(f"{name}steps", progress=lambda *what, to=reported: to.append(what))
             assert [each[:2] for each in reported] == [(1, 2)]
+
+
+async def test_middleware_receives_the_uris_of_the_gateway() -> None:
+    seen: list[Any] = []
+
+    class Watching(Middleware):
+        @override
+        async def on_call(self, request: Request, next: Next) -> Any:
+            seen.append((await next(request)).content[3].uri)
+            return await next(request)
+
+        @override
+        async def on_prompt(self, request: Request, next: Next) -> Any:
+            seen.append((await next(request))[1].content.uri)
+            return await next(request)
+
+        @override
+        async def on_read(self, request: Request, next: Next) -> Any:
+            seen.append((await next(request))[0].resource.uri)
+            return await next(request)
+
+    mcp = Server("front", middleware=[Watching()])
+    mcp.upstream("lib", make_library(), start_timeout=WAIT)
+    linked = LINKED.replace("://", "://lib/")
+    async with Client(mcp, timeout=WAIT) as client:
+        assert (await client.call("lib_everything")).content[3] == ResourceLink(linked, "notes")
+        assert (await client.prompt("lib_pitch", title="Emma")).messages[1].content == ResourceLink(linked, "notes")
+        assert (await client.read(linked))[0].uri == linked
+    assert seen == [linked] * 3

@@ -150,7 +150,7 @@ async def test_stalled_workers_read_messages_that_were_not_pushed() -> None:
     try:
         async with workers(backing, 2) as (slow, busy):
             outlet = await listen(slow, "a")
-            transport = slow._store.backend.link._transport  # type: ignore[attr-defined]
+            transport = slow._store.backend._transport  # type: ignore[attr-defined]
             transport.pause_reading()
             for number in range(60):
                 await busy.publish("a", f"{number} {'x' * 250_000}")

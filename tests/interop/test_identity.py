@@ -18,10 +18,10 @@ from millstream import Client, Server, auth
 from millstream.auth._authorization_server.upstreams import KNOWN
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
 from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer
+from millstream.client import Options
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._requests import Options
 from processes import ROOT, free_port
 from store_parts import BACKINGS
 

@@ -17,6 +17,7 @@ from millstream._stores import open_store
 from millstream._stores.base import (
     CoAppend,
     EntryRepeated,
+    Gap,
     Index,
     OwnerQuotaExceeded,
     Position,
@@ -137,6 +138,19 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
         assert server.ask("HGET", sizes, "") == b"0"
         assert server.ask("EXISTS", order) == 0
         assert 0 < int(server.ask("PTTL", sizes)) <= (TTL + 60) * 1_000
+
+
+async def test_a_position_that_cannot_be_encoded_is_a_gap_and_fails_no_other_read(server: RedisServer) -> None:
+    async with open_worker(server.url) as store:
+        (position,) = await append(store, STREAM, b"taken")
+        found = await asyncio.gather(
+            store.log.read(STREAM, Position("\ud800", position.offset)),
+            store.log.read(STREAM, None),
+            return_exceptions=True,
+        )
+        assert isinstance(found[0], Gap)
+        assert found[0].oldest == found[0].newest == position
+        assert data_of(found[1]) == [b"taken"]
 
 
 async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:

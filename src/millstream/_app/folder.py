@@ -13,12 +13,12 @@ from contextlib import suppress
 from itertools import islice
 from mimetypes import guess_type
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from millstream._app.definition import Definition
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.jsonrpc import Json
 from millstream._server.features.resources import ResourceLabels, resource_of
 from millstream._server.features.sources import completer_of
 
@@ -73,11 +73,11 @@ class Folder:
     def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
         """Yield the files below a folder; in the folder itself, only names that begin with `start`."""
         for place, folders, names in os.walk(folder):
-            kept = [each for each in folders if not each.startswith(".") and each.startswith(start)]
-            folders[:] = sorted(kept)
+            folders[:] = sorted(each for each in folders if not each.startswith(".") and each.startswith(start))
             for name in sorted(each for each in names if each.startswith(start)):
                 path = Path(place, name).relative_to(self._root).as_posix()
-                if (found := self.find(path)) is not None:
+                found = self.find(path)
+                if found is not None:
                     yield path, found
             start = ""
 
@@ -105,9 +105,9 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
         raise ValueError(f"files({uri!r}): the URI must end with a slash, as in 'docs://', and have no variables.")
     files = Folder(folder)
 
-    def list_files() -> list[dict[str, Any]]:
+    def list_files() -> list[Json]:
         """Return the files, with their sizes in bytes."""
-        listed: list[dict[str, Any]] = []
+        listed: list[Json] = []
         for path, place in files.files():
             with suppress(OSError):  # it was deleted since the scan
                 listed.append({"uri": uri + quote(path), "path": path, "size": place.stat().st_size})

@@ -41,14 +41,11 @@ def server_of_upstream(target: str | list[str]) -> Server:
     if "://" in target:
         made.upstream(name, target, prefix="")
     else:
-        made.upstream(name, target, prefix="", env=_variables(), start_timeout=START_TIMEOUT)
+        ours = ("MILLSTREAM_", "MCP_SERVER_AUTH_KEY")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        made.upstream(name, target, prefix="", env=env, start_timeout=START_TIMEOUT)
     check(made.definition.upstreams)
     return made
-
-
-def _variables() -> dict[str, str]:
-    ours = ("MILLSTREAM_", "MCP_SERVER_AUTH_KEY")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def _name_of(target: str | list[str]) -> str:

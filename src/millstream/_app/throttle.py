@@ -172,7 +172,15 @@ class Throttle:
             raise
         slots = [charge for _, charge in charges if isinstance(charge, ConcurrencySlot)]
         if slots and call is not None:
-            self._hold(call, slots)
+            for slot in slots:
+                self._held.take(slot.key)
+
+            def release() -> None:
+                for slot in slots:
+                    self._held.leave(slot.key)
+                self._pool.leave(slots)
+
+            call.release = release
 
     def _judge(
         self,
@@ -194,17 +202,6 @@ class Throttle:
                     raise self._full(policy, charge)
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
-
-    def _hold(self, call: Call, slots: Sequence[ConcurrencySlot]) -> None:
-        for slot in slots:
-            self._held.take(slot.key)
-
-        def release() -> None:
-            for slot in slots:
-                self._held.leave(slot.key)
-            self._pool.leave(slots)
-
-        call.release = release
 
     def _tool(self, call: Call) -> Tool | None:
         if call.tool is not None:

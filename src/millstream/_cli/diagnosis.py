@@ -41,7 +41,7 @@ from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import cancel_all
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
-from millstream.client._server_messages import Change, Notification
+from millstream.client._server_messages import Notification
 from millstream.client._targets import Remote, find_server
 
 _PINGS = 5
@@ -193,7 +193,15 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         yield DiagnosticStep(
             "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
         )
-        yield await count_items(client)
+        counts = {
+            "tool": len(await list_items(client.tools)),
+            "resource": len(await list_items(client.resources)),
+            "template": len(await list_items(client.templates)),
+            "prompt": len(await list_items(client.prompts)),
+        }
+        text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+        well = any(counts.values())
+        yield DiagnosticStep("offers", text, ok=well, remedy="" if well else "Register something, or sign in.")
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
             yield DiagnosticStep(
                 "questions",
@@ -247,19 +255,6 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
     return DiagnosticStep("certificate", f"trusted until {certificate.get('notAfter', 'an unknown date')}")
-
-
-async def count_items(client: Client) -> DiagnosticStep:
-    """Count the tools, resources, templates, and prompts."""
-    counts = {
-        "tool": len(await list_items(client.tools)),
-        "resource": len(await list_items(client.resources)),
-        "template": len(await list_items(client.templates)),
-        "prompt": len(await list_items(client.prompts)),
-    }
-    text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
-    nothing = not any(counts.values())
-    return DiagnosticStep("offers", text, ok=not nothing, remedy="Register something, or sign in." if nothing else "")
 
 
 async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:
@@ -393,21 +388,16 @@ def watch(
                     print_text(f"Watching {name} ({client.revision}, {client.transport}).")
                 seen = 0
                 async for change in changes:
-                    show_change(change, as_json=json)
+                    if json:
+                        print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
+                    else:
+                        print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
                     seen += 1
                     if seen == count:
                         return
 
     with suppress(asyncio.CancelledError):
         with_client(target, options, work, log_level=level)
-
-
-def show_change(change: Change, *, as_json: bool) -> None:
-    """Print one line for a change."""
-    if as_json:
-        print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
-    else:
-        print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
 
 
 def show_notification(notification: Notification, *, as_json: bool) -> None:

@@ -42,6 +42,8 @@ from millstream.files import PRIVATE, write_private
 from millstream.gateway import _jsonc as jsonc
 from millstream.gateway._jsonc import JsonSyntaxError
 
+Entry = dict[str, Any]
+"""A server in the configuration of an application."""
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -176,7 +178,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """Member of its configuration that contains the servers."""
     project: str = ""
     """Configuration file of one folder, relative to it."""
-    snippet: Callable[[str, str, dict[str, Any]], str] | None = None
+    snippet: Callable[[str, str, Entry], str] | None = None
     """Formats an entry for a file that isn't JSON, from `under`, the server's name, and the entry. The user adds it."""
     typed: bool = False
     """Whether the entry for a command has a type."""
@@ -186,7 +188,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """Member of that entry that says how to connect, if there is one."""
     headers: str = "headers"
     """Member of that entry with the headers."""
-    write: Callable[[str, Launch], dict[str, Any]] | None = None
+    write: Callable[[str, Launch], Entry] | None = None
     """Creates an entry of another form, from the name of the server and the launch."""
     named: Callable[[str], str] = hyphenate
     """Converts the name of a server to the application's form."""
@@ -195,12 +197,13 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
 
     def place(self, system: System) -> Path:
         """Return the path of its configuration file."""
-        if len(self.paths) > 1:
+        path, *others = self.paths
+        if others:
             return system.settings / self.paths[_SYSTEMS.index(system.kind)]
         folder = system.variables.get(self.folder_variable)
-        return Path(folder, Path(self.paths[0]).name) if folder else system.home / self.paths[0]
+        return Path(folder, Path(path).name) if folder else system.home / path
 
-    def entry(self, name: str, launch: Launch) -> dict[str, Any]:
+    def entry(self, name: str, launch: Launch) -> Entry:
         """Return the entry of a server in the application's format."""
         if self.write is not None:
             return self.write(name, launch)
@@ -208,7 +211,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
             return {**self.url_type, self.url: launch.url, **({self.headers: launch.headers} if launch.headers else {})}
         if launch.url:
             launch = launch.by_remote()
-        entry: dict[str, Any] = {
+        entry: Entry = {
             "command": launch.command,
             "args": list(launch.args),
             **({"env": launch.env} if launch.env else {}),
@@ -220,7 +223,7 @@ _SYSTEMS = ("linux", "macos", "windows")
 _GOOSE_SECONDS = 300
 
 
-def _goose(name: str, launch: Launch) -> dict[str, Any]:
+def _goose(name: str, launch: Launch) -> Entry:
     kind, way = (
         ("streamable_http", {"uri": launch.url, "headers": dict(launch.headers)})
         if launch.url
@@ -229,7 +232,7 @@ def _goose(name: str, launch: Launch) -> dict[str, Any]:
     return {"name": name, "type": kind, "enabled": True, **way, "timeout": _GOOSE_SECONDS}
 
 
-def _in_toml(under: str, name: str, entry: dict[str, Any]) -> str:
+def _in_toml(under: str, name: str, entry: Entry) -> str:
     def write(value: Any) -> str:
         if isinstance(value, dict):
             members = cast("dict[str, Any]", value).items()
@@ -239,7 +242,7 @@ def _in_toml(under: str, name: str, entry: dict[str, Any]) -> str:
     return "\n".join([f"[{under}.{name}]", *(f"{member} = {write(value)}" for member, value in entry.items())])
 
 
-def _in_yaml(under: str, name: str, entry: dict[str, Any]) -> str:
+def _in_yaml(under: str, name: str, entry: Entry) -> str:
     members = (f"    {member}: {json_module.dumps(value, ensure_ascii=False)}" for member, value in entry.items())
     return "\n".join([f"{under}:", f'  "{name}":', *members])
 
@@ -351,7 +354,7 @@ LAUNCHING = frozenset({"args", "command", "env", "headers", "httpUrl", "serverUr
 _URLS = ("url", "httpUrl", "serverUrl")
 
 
-def merge_entries(old: Any, new: dict[str, Any]) -> dict[str, Any]:
+def merge_entries(old: Any, new: Entry) -> Entry:
     """Return the new entry, with the user's additions to the old one if both are for the same server.
 
     Old variables are preserved unless the new entry sets them. Nothing is preserved for a different server, because
@@ -416,7 +419,7 @@ class FileChange(Struct, frozen=True, kw_only=True):
         return [f"{line}\n" for line in alone.splitlines()]
 
 
-def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> FileChange:
+def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], Entry]) -> FileChange:
     """Return the change that sets one entry.
 
     Args:

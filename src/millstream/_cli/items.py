@@ -33,7 +33,7 @@ from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
-from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
+from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
@@ -42,6 +42,10 @@ from millstream.client._tasks import Task
 from millstream.files import write_private
 
 _USAGE = "Arguments must be NAME=VALUE"
+_NO_TASKS = (
+    "The server doesn't support tasks, so this is a plain call, which Ctrl-C cancels. "
+    'To allow tasks: @mcp.tool(task="allowed")'
+)
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
@@ -125,7 +129,13 @@ def call(
             raise unknown("tool", tool, list(tools)) or _unnamed_error(bare, tool, open_)
         typed = {name: value_of(text, fields.get(name)) for name, text in given.items()}
         try:
-            result = await _call(client, target, tool, {**values, **typed}, task=task)
+            if task and client.tasks.supported:
+                result = await follow(client, await start(client, target, tool, {**values, **typed}))
+            else:
+                if task:
+                    print_text(_NO_TASKS, sys.stderr)
+                with progress_shown() as progress:
+                    result = await client.call(tool, {**values, **typed}, progress=progress, raise_on_error=False)
         except ServerError as exc:
             names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
             if tool not in names and "://" in tool:
@@ -135,19 +145,6 @@ def call(
         return print_result(result, as_json=json)
 
     with_client(target, options, work, elicit=person())
-
-
-async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any], *, task: bool) -> Result:
-    if task and client.tasks.supported:
-        return await follow(client, await start(client, server, tool, arguments))
-    if task:
-        print_text(
-            "The server doesn't support tasks, so this is a plain call, which Ctrl-C cancels. "
-            'To allow tasks: @mcp.tool(task="allowed")',
-            sys.stderr,
-        )
-    with progress_shown() as progress:
-        return await client.call(tool, arguments, progress=progress, raise_on_error=False)
 
 
 def print_result(result: Result, *, as_json: bool) -> int:
@@ -201,7 +198,14 @@ def read(
                 raise ClientError(text) from exc
         else:
             for each in contents:
-                _print_content(each)
+                if each.blob is None:
+                    print_text(each.text or "")
+                elif sys.stdout.isatty():
+                    kind, size = each.mime_type or "bytes", len(each.blob)
+                    print_text(f"[{kind}, {size:,} bytes: use --output FILE or a pipe]")
+                else:
+                    sys.stdout.buffer.write(each.blob)
+                    sys.stdout.buffer.flush()
 
     with_client(target, options, work)
 
@@ -341,17 +345,6 @@ async def no_such_resource(client: Client, uri: str) -> ClientError | None:
     return unknown("resource", uri, [*(each.uri for each in await list_items(client.resources)), *templates])
 
 
-def _print_content(content: ResourceContents) -> None:
-    if content.blob is None:
-        print_text(content.text or "")
-    elif sys.stdout.isatty():
-        size = len(content.blob)
-        print_text(f"[{content.mime_type or 'bytes'}, {size:,} bytes: use --output FILE or a pipe]")
-    else:
-        sys.stdout.buffer.write(content.blob)
-        sys.stdout.buffer.flush()
-
-
 _MOST = 500
 """Maximum number of tasks in the file. The oldest are removed first."""
 _UNLIMITED = 30 * 86400.0
@@ -386,18 +379,6 @@ def read_tasks() -> list[StartedTask]:
     return [each for each in found if each.until > now]
 
 
-def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
-    """Add a task to the file.
-
-    Raises:
-        OSError: The file can't be written.
-    """
-    now = time.time()
-    until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
-    tasks = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
-    write_private(path_of_tasks(), msgspec.json.encode(tasks))
-
-
 async def start(client: Client, server: str, tool: str, arguments: Mapping[str, Any]) -> Task:
     """Start a task, save its id, and print the command that waits for it."""
     started = await client.tasks.start(tool, arguments)
@@ -407,8 +388,11 @@ async def start(client: Client, server: str, tool: str, arguments: Mapping[str, 
             f"Started task {started.task_id}. It continues after Ctrl-C. To wait for it again: {words} --wait",
             sys.stderr,
         )
+        now = time.time()
+        until = now + (_UNLIMITED if started.ttl_ms is None else started.ttl_ms / 1000)
+        tasks = [*read_tasks(), StartedTask(server, started.task_id, tool, now, until)][-_MOST:]
         try:
-            keep_task(server, started.task_id, tool, started.ttl_ms)
+            write_private(path_of_tasks(), msgspec.json.encode(tasks))
         except OSError as exc:
             print_text(f"The id can't be saved ({exc.strerror}). Note it yourself.", sys.stderr)
     return started
@@ -502,10 +486,10 @@ async def _show_all(client: Client, server: str, *, as_json: bool) -> None:
 
 
 def _show(task: Task, *, as_json: bool) -> int:
-    if task.over and not as_json:
-        return print_result(task.outcome(), as_json=False)
     if as_json:
         print_json(_plain(task))
+    elif task.over:
+        return print_result(task.outcome(), as_json=False)
     else:
         print_text(f"{task.status}: {task.status_message}" if task.status_message else task.status)
     return FAILED if task.status in ("failed", "cancelled") else 0

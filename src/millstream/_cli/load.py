@@ -222,8 +222,19 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
 
 
 def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
+    if name in servers:
+        return servers[name]
     if name:
-        return _find_named(namespace, servers, name, source)
+        if (owner := name.partition(".")[0]) != name and owner in servers:
+            raise CommandError(f"{name} isn't a global name.", fix=f"Use the server itself: {source}:{owner}")
+        known = f"Name one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
+        if name not in namespace:
+            raise CommandError(f"There is no {name} in {source}.", fix=known)
+        if _can_mount(namespace[name]):
+            hint = _mount_hint(source, name, namespace[name])
+            known = f"{known} {hint}" if servers else hint
+        kind = type(namespace[name]).__name__
+        raise CommandError(f"{name} in {source} is a {kind}, not a millstream.Server.", fix=known)
     if len({id(server) for server in servers.values()}) == 1:
         return next(iter(servers.values()))
     for customary in CUSTOMARY_NAMES:
@@ -266,21 +277,6 @@ def _mount_hint(source: str, name: str, value: object) -> str:
     if any(_server(getattr(route, "app", None)) for route in getattr(value, "routes", ())):
         return f"Its servers are mounted in {name}, so serve that: {command}"
     return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: {command}'
-
-
-def _find_named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
-    if name in servers:
-        return servers[name]
-    if (owner := name.partition(".")[0]) != name and owner in servers:
-        raise CommandError(f"{name} isn't a global name.", fix=f"Use the server itself: {source}:{owner}")
-    known = f"Name one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
-    if name in namespace:
-        kind = type(namespace[name]).__name__
-        if _can_mount(namespace[name]):
-            hint = _mount_hint(source, name, namespace[name])
-            known = f"{known} {hint}" if servers else hint
-        raise CommandError(f"{name} in {source} is a {kind}, not a millstream.Server.", fix=known)
-    raise CommandError(f"There is no {name} in {source}.", fix=known)
 
 
 def _file_in(folder: Path) -> str:

@@ -152,14 +152,15 @@ class Writer:
         self._begun = time.monotonic()
         self._write(session={"millstream": __version__, "recorded": round(time.time(), 3), "server": server})
 
-    def line(self, who: str, line: bytes) -> None:
-        """Record one line."""
+    def line(self, who: str, line: bytes) -> Any:
+        """Record one line, and return its message; None for other text."""
         try:
             message: Any = json.loads(line)
         except (ValueError, RecursionError):
             self.text(who, line.decode("utf-8", "replace"))
-        else:
-            self._write(**{"from": who, "message": message})
+            return None
+        self._write(**{"from": who, "message": message})
+        return message
 
     def text(self, who: str, text: str) -> None:
         """Record text that isn't a message, such as standard error."""
@@ -233,12 +234,7 @@ class Bridge:
             await self._endpoint.close()
 
     async def _take(self, line: bytes) -> None:
-        self._writer.line("client", line)
-        try:
-            found: Any = json.loads(line)
-        except ValueError:
-            found = None
-        message = members(found)
+        message = members(self._writer.line("client", line))
         posting = self._post(line, message)
         if message.get("method") in ("initialize", "notifications/initialized"):
             await posting  # later messages depend on it

@@ -24,6 +24,7 @@ from millstream._http.message import (
     CloseSignal,
     CompactEvent,
     Handler,
+    Header,
     HttpLimits,
     HttpRequest,
     Response,
@@ -35,16 +36,19 @@ from millstream._http.message import (
 from millstream._override import override
 from millstream._protocol.principal import Share
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 _HIGH_WATER = 64 * 1024
 _MAX_CACHED = 256
 
 
-class _HeaderLists(dict[bytes, list[tuple[bytes, bytes]]]):
+class _HeaderLists(dict[bytes, list[Header]]):
     """Cache of split header lines. Nearly all replies use one of a few heads, found without a Python call."""
 
-    def __missing__(self, head: bytes) -> list[tuple[bytes, bytes]]:
+    def __missing__(self, head: bytes) -> list[Header]:
         parts = (line.partition(b": ") for line in head.split(b"\r\n")[:-1])
         if len(self) >= _MAX_CACHED:
             self.clear()
@@ -138,9 +142,6 @@ class AsgiSink(CloseSignal, eq=False):
             self.connection_lost()
 
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Route = Callable[[str, str], Handler | None]
 """``route(method, path)`` returns the handler for a path below the mount point, or `None` for 404."""
 
@@ -448,7 +449,7 @@ def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any
             del thrown  # its traceback refers to this frame
 
 
-Application = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
 MAX_COLLECTED = 256 * 1024
 """Maximum bytes of a reply with a known length to collect."""
@@ -479,7 +480,7 @@ class HostedApplication(Struct, frozen=True):
         """
         reply = _Reply(request)
         path = request.root_path + request.path
-        scope: dict[str, Any] = {
+        scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
@@ -537,7 +538,7 @@ class _Reply(Struct, eq=False):
         """Whether the stream is complete, or the client disconnected."""
         return self.sink is not None and self.sink.closed
 
-    async def receive(self) -> dict[str, Any]:
+    async def receive(self) -> Message:
         if not self.request_sent:
             self.request_sent = True
             return {"type": "http.request", "body": self.request.body, "more_body": False}
@@ -546,7 +547,7 @@ class _Reply(Struct, eq=False):
             await self.sink.wait_closed()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
         elif message["type"] == "http.response.body":

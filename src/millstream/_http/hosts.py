@@ -8,12 +8,12 @@ loopback Origin and only this machine is served. The CORS lists contain the head
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
-from millstream._http.message import Handler, HttpRequest, Response, Sink, media_type, refusal
+from millstream._http.message import Handler, Header, Headers, HttpRequest, Response, Sink, media_type, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths for health probes, which may use any Host. Callers skip the check for them."""
@@ -171,9 +171,7 @@ class HostPolicy:
         self._public_paths = frozenset(shared)
         self.good: set[bytes] = set()
 
-    def check(
-        self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]], peer: str = ""
-    ) -> Response | None:
+    def check(self, method: str, headers: Headers, raw_headers: Collection[Header], peer: str = "") -> Response | None:
         """Return the refusal for a request, or `None` if its Host and Origin are allowed."""
         host = headers.get(b"host")
         if host is None:
@@ -209,7 +207,7 @@ class HostPolicy:
             logger.info("Refused a request (%d): %s%s", refused.status, refused.body.decode().strip(), more)
         return refused
 
-    def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:
+    def allows_origin(self, origin: bytes, host: bytes, peer: str, *, wildcard: bool = True) -> bool:
         """Return whether an Origin is allowed for a Host that passed the check. An opaque ``null`` must be listed."""
         if origin.strip(b" \t") == b"null":
             return b"null" in self._origins
@@ -299,7 +297,7 @@ class HostPolicy:
         return None
 
 
-def is_own_origin(origin: bytes, host: bytes, headers: Mapping[bytes, bytes]) -> bool:
+def is_own_origin(origin: bytes, host: bytes, headers: Headers) -> bool:
     """Return whether the browser reports a request of the same origin (Fetch Metadata, §2.3), and the names agree.
 
     The ports may differ, because many proxies drop the port from Host. Scripts can't set ``Sec-Fetch-Site``.
@@ -310,12 +308,12 @@ def is_own_origin(origin: bytes, host: bytes, headers: Mapping[bytes, bytes]) ->
     return page is not None and own is not None and page.name == own.name
 
 
-def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
+def is_cross_site(headers: Headers) -> bool:
     """Return whether a browser reports a cross-site request without naming its origin (Fetch Metadata, §2.3)."""
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
 
-def _is_unproven(headers: Mapping[bytes, bytes]) -> bool:
+def _is_unproven(headers: Headers) -> bool:
     """Return whether a browser sent a request that a page of any site could have caused.
 
     Without TLS, browsers send Fetch Metadata only to loopback hosts. Elsewhere, `Referer` shows whose page it is.
@@ -412,7 +410,7 @@ class TrustedProxies:
         scheme = headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip()
         return scheme if scheme in ("http", "https", "ws", "wss") else ""
 
-    def client(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    def client(self, headers: Iterable[Header]) -> str:
         """Return the address that the trusted proxies report, or an empty string.
 
         It's the last one that isn't a proxy's own. Addresses further left are what the client itself has sent.

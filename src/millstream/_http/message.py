@@ -40,6 +40,10 @@ _IPV6_PREFIX = 64
 """Prefix length of IPv6 networks. A customer can choose the remaining bits of an address."""
 
 
+Header = tuple[bytes, bytes]
+"""The lower-case name and the value of a header."""
+Headers = Mapping[bytes, bytes]
+"""Last value of each header, by lower-case name."""
 Callback = Callable[[], None]
 """A function without arguments that doesn't block."""
 
@@ -495,7 +499,7 @@ def _accepted_names(value: bytes) -> Iterator[bytes]:
 _EXCLUDES = re.compile(rb"\s*q\s*=\s*(?=[0.])0*\.?0*\s*")
 
 
-def media_type(headers: Mapping[bytes, bytes]) -> bytes:
+def media_type(headers: Headers) -> bytes:
     """Return the declared media type without parameters, in lower case: empty if none is declared, ``?`` for a body
     with a content coding.
     """
@@ -504,7 +508,7 @@ def media_type(headers: Mapping[bytes, bytes]) -> bytes:
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
-def carries_json(headers: Mapping[bytes, bytes]) -> bool:
+def carries_json(headers: Headers) -> bool:
     """Return whether a body is declared as uncompressed JSON."""
     return media_type(headers) == b"application/json"
 
@@ -564,7 +568,7 @@ def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
 
 
 def problem(
-    kind: ProblemKind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
+    kind: ProblemKind, detail: str, *, root_path: str, status: int = 0, incident: str = "", head: bytes = b""
 ) -> Response:
     """Return a problem response.
 

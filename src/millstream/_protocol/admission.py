@@ -24,7 +24,7 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode
 from millstream._protocol.metadata import ClientInfo, RequestMeta, declares, decode_name, read_capabilities
 from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.revisions import (
@@ -325,11 +325,9 @@ def read_initialize(params: bytes) -> Handshake:
     return Handshake(negotiate(given.protocol_version), client, False)
 
 
-def initialize_result(
-    revision: Revision, capabilities: dict[str, Any], info: dict[str, Any], instructions: str
-) -> bytes:
+def initialize_result(revision: Revision, capabilities: Json, info: Json, instructions: str) -> bytes:
     """Return the encoded result of `initialize`."""
-    result: dict[str, Any] = {
+    result: Json = {
         "protocolVersion": revision.date,
         "capabilities": capabilities,
         "serverInfo": revisions.implementation(info, revision),

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
 from millstream._protocol.errors import SuggestionMeta
+from millstream._protocol.jsonrpc import Json
 
 Role = Literal["user", "assistant"]
 
@@ -85,7 +86,7 @@ class Block(Wire, frozen=True, kw_only=True, tag_field="type"):
     """The base of all content blocks."""
 
     annotations: Annotations | None = None
-    meta: dict[str, Any] | None = _META
+    meta: Json | None = _META
 
 
 class Text(Block, frozen=True, tag="text"):
@@ -129,7 +130,7 @@ class ResourceContents(Wire, frozen=True):
     mime_type: str | None = None
     text: str | None = None
     blob: bytes | None = None
-    meta: dict[str, Any] | None = _META
+    meta: Json | None = _META
 
 
 class EmbeddedResource(Block, frozen=True, tag="resource"):
@@ -165,8 +166,8 @@ class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
 
     id: str
     name: str
-    input: dict[str, Any]
-    meta: dict[str, Any] | None = _META
+    input: Json
+    meta: Json | None = _META
 
 
 class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
@@ -176,7 +177,7 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
     content: list[Content]
     structured_content: Any | UnsetType = UNSET
     is_error: bool = False
-    meta: dict[str, Any] | None = _META
+    meta: Json | None = _META
 
 
 SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock

@@ -143,6 +143,8 @@ def escape(text: str) -> str:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WORD = re.compile(r"[^\W\d_]{3,}")
+Alternatives = Mapping[str, str]
+"""Name that users try -> a sentence with the alternative."""
 FEW = 16
 """Maximum number of names that an error lists."""
 
@@ -187,7 +189,7 @@ def suggest(name: str, names: Collection[str]) -> str:
     return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}."
 
 
-def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:
+def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Alternatives) -> str:
     """Return the error text for an unknown name, see `refuse_unknown`."""
     near = closest_name(name, {*names, *elsewhere})
     if near is not None and near in elsewhere:
@@ -195,7 +197,7 @@ def unknown_name_message(where: str, name: str, names: Collection[str], elsewher
     return f"{where} has no option {name!r}; {suggest(name, names)}"
 
 
-def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> AttributeError:
+def no_attribute(owner: object, name: str, elsewhere: Alternatives) -> AttributeError:
     """Return the AttributeError for `__getattr__`.
 
     Args:
@@ -213,7 +215,7 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
     return AttributeError(text, name=name)  # without `obj`, Python adds no suggestion of its own
 
 
-def missing_name(module: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> Exception:
+def missing_name(module: str, name: str, names: Collection[str], elsewhere: Alternatives) -> Exception:
     """Return the error for `__getattr__` of a module. An AttributeError would lose its text in ``from … import``.
 
     Args:
@@ -230,7 +232,7 @@ def missing_name(module: str, name: str, names: Collection[str], elsewhere: Mapp
     return ImportError(f"{module} has no {name}. {hint}")
 
 
-def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
+def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Alternatives) -> None:
     """Check that all given names are known.
 
     Args:
@@ -247,7 +249,7 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
             raise TypeError(unknown_name_message(where, name, names, elsewhere))
 
 
-def suggest_keywords(function: F, elsewhere: Mapping[str, str] | None = None) -> F:
+def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
     """Return a wrapper of a function or class whose errors about unknown keywords suggest the closest one.
 
     The wrapper adds a call, so use it only for functions that are rarely called. A class can have `_ELSEWHERE` instead

@@ -17,7 +17,7 @@ from msgspec.structs import fields, replace
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, exceeds_limits, read
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode, exceeds_limits, read
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]
@@ -97,7 +97,7 @@ def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bo
     return True
 
 
-def present(members: dict[str, Any]) -> dict[str, Any]:
+def present(members: Json) -> Json:
     """Return the members that aren't null: ``present({"title": None, "name": "add"})``
 
     Args:
@@ -123,7 +123,7 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     if not kinds or not is_object(value):
         return value
     known = _members(kinds)
-    found: dict[str, Any] = {}
+    found: Json = {}
     for name, each in value.items():
         instead, below = known.get(name, _OTHER)
         if each is not None:
@@ -170,7 +170,7 @@ def repair_schema(schema: Any) -> Any:
         return {} if schema else {"not": {}}
     if not is_object(schema):
         return None
-    repaired: dict[str, Any] = {}
+    repaired: Json = {}
     for key, value in schema.items():
         made: Any = _repair_keyword(key, value)
         if made is not UNSET:

@@ -13,7 +13,15 @@ from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decode_object, decoder, encode, notification_message
+from millstream._protocol.jsonrpc import (
+    MALFORMED,
+    Envelope,
+    Json,
+    decode_object,
+    decoder,
+    encode,
+    notification_message,
+)
 from millstream._protocol.principal import Principal
 
 Handler = Callable[..., Any]
@@ -38,7 +46,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
     order: list[bool] = []
     decode: Callable[[bytes], Any] | None = None
     for parameter in inspect.signature(handler).parameters.values():
-        annotation = hints.get(parameter.name, dict[str, Any])
+        annotation = hints.get(parameter.name, Json)
         if (
             isinstance(annotation, type)
             and annotation is not object
@@ -47,10 +55,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(True)
         elif decode is None and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             order.append(False)
-            try:
-                decode = decoder(annotation)
-            except TypeError as exc:
-                raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
+            decode = _decoder(annotation, name)
         else:
             raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
 
@@ -65,7 +70,14 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
     return run
 
 
-def result_object(value: Any) -> dict[str, Any]:
+def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
+    try:
+        return decoder(annotation)
+    except TypeError as exc:
+        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
+
+
+def result_object(value: Any) -> Json:
     """Return the members of a result. None becomes an empty object.
 
     Raises:
@@ -87,7 +99,7 @@ class NotificationMessage(Struct):
     """A notification that comes in or goes out. See `Extension.filter_notification`."""
 
     method: str
-    params: dict[str, Any]
+    params: Json
     incoming: bool
     principal: Principal | None = None
     """The peer, on a server where callers sign in."""
@@ -145,7 +157,7 @@ class NotificationFilters:
 
     def _pass(
         self, method: str, params: bytes, principal: Principal | None, *, incoming: bool
-    ) -> tuple[str, dict[str, Any]] | None:
+    ) -> tuple[str, Json] | None:
         try:
             message = NotificationMessage(method, decode_object(params or b"{}"), incoming, principal)
         except MALFORMED:

@@ -404,6 +404,10 @@ _MAX_EXCESS = 4
 """Lines that are longer than this multiple of the limit have probably no end."""
 
 
+Lines = list[bytes | None]
+"""Lines without their ends. None marks one that is too long."""
+
+
 class LineStart(bytes):
     """The start and the end of a line over the limit."""
 
@@ -424,9 +428,9 @@ class LineSplitter:
         self._skipping = False
         self._start = self._end = b""
 
-    def feed(self, data: bytes) -> list[bytes | None]:
-        """Return the lines completed by `data`, without line ends. None marks a line that is too long."""
-        lines: list[bytes | None] = []
+    def feed(self, data: bytes) -> Lines:
+        """Return the lines completed by `data`."""
+        lines: Lines = []
         *complete, rest = data.split(b"\n")
         for piece in complete:
             self._keep(piece, lines)
@@ -442,11 +446,11 @@ class LineSplitter:
         self._keep(rest, lines)
         return lines
 
-    def end(self) -> list[bytes | None]:
+    def end(self) -> Lines:
         """Return the bytes after the last newline as a line. Call it at the end of the input."""
         return self.feed(b"\n")
 
-    def _keep(self, piece: bytes, lines: list[bytes | None]) -> None:
+    def _keep(self, piece: bytes, lines: Lines) -> None:
         if not piece or (self._skipping and not self._clip):
             return
         self._size += len(piece)

@@ -19,8 +19,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, members, value_at
-from millstream._protocol.jsonrpc import MAX_ID, decode_object, decoder
+from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members, value_at
+from millstream._protocol.jsonrpc import MAX_ID, Json, decode_object, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
 """The identifier of the tasks extension."""
@@ -119,12 +119,12 @@ class ClientInfo(Struct, frozen=True, gc=False):
     version: str = ""
 
     @property
-    def extensions(self) -> dict[str, Any]:
+    def extensions(self) -> Json:
         """Return the settings of each extension that the client declared, by identifier."""
         return members(self.capabilities.get("extensions"))
 
     @property
-    def experimental(self) -> dict[str, Any]:
+    def experimental(self) -> Json:
         """Return the experimental capabilities that the client declared, by name."""
         return members(self.capabilities.get("experimental"))
 
@@ -172,10 +172,9 @@ def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
 
 def _holds(have: Any, wanted: Any) -> bool:
     same = type(have) is type(wanted) and have == wanted
-    if same or not isinstance(have, list) or not isinstance(wanted, list | tuple):
+    if same or not is_array(have) or not isinstance(wanted, list | tuple):
         return same
-    declared = cast("Iterable[Any]", have)
-    return all(each in declared for each in cast("Iterable[Any]", wanted))
+    return all(each in have for each in cast("Iterable[Any]", wanted))
 
 
 MAX_CAPABILITIES = 4 * 1024
@@ -198,7 +197,7 @@ class _KnownCapabilities(Struct, gc=False):
 _decode_known = decoder(_KnownCapabilities)
 
 
-def read_capabilities(raw: bytes) -> dict[str, Any]:
+def read_capabilities(raw: bytes) -> Json:
     """Return the declared client capabilities. Above `MAX_CAPABILITIES` bytes, only those that a server can ask for.
 
     Raises:
@@ -263,7 +262,7 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
     if ANNOTATION not in repr(input_schema):  # few have one, and the walk takes longer
         return ()
     found: dict[bytes, ParamHeader] = {}
-    for where, path, schema in _positions("inputSchema", (), input_schema):
+    for where, path, schema in _positions("inputSchema", (), dict(input_schema)):
         if ANNOTATION not in schema:
             continue
         token: object = schema[ANNOTATION]
@@ -291,19 +290,16 @@ def _positions(
     Data that looks like a schema (``default``, ``enum``, ``examples``) and a property *named* ``x-mcp-header`` aren't
     schema positions.
     """
-    if not isinstance(schema, Mapping):
+    if not is_object(schema):
         return  # A boolean schema, a list of names under "dependencies", or not a schema.
-    node = cast("Mapping[str, Any]", schema)
-    yield where, path, node
+    yield where, path, schema
     for keyword in _SCHEMAS_BY_NAME:
-        named: Any = node.get(keyword)
-        if isinstance(named, Mapping):
-            for name, member in cast("Mapping[str, Any]", named).items():
-                below = (*path, name) if keyword == "properties" and path is not None else None
-                yield from _positions(f"{where}.{keyword}.{name}", below, member)
+        for name, member in members(schema.get(keyword)).items():
+            below = (*path, name) if keyword == "properties" and path is not None else None
+            yield from _positions(f"{where}.{keyword}.{name}", below, member)
     for keyword in _SCHEMAS:
-        value: Any = node.get(keyword)
-        for member in cast("list[object]", value) if isinstance(value, list) else [value]:
+        value: Any = schema.get(keyword)
+        for member in value if is_array(value) else [value]:
             yield from _positions(f"{where}.{keyword}", None, member)
 
 

@@ -29,7 +29,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken, decode_loose_params
 
-_META: Any = field(default_factory=dict[str, Any], name="_meta")
+_META: Any = field(default_factory=Json, name="_meta")
 
 
 class Params(Struct, rename="camel", omit_defaults=True, gc=False):

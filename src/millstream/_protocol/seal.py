@@ -24,6 +24,7 @@ from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import value_at
+from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def hash_principal(principal: Principal | None) -> bytes:
     return b"" if principal is None else principal.binding
 
 
-def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
+def capability_bits(capabilities: Json) -> tuple[int, bool]:
     """Return client capabilities as bits, and whether the bits are complete.
 
     If they aren't (an unknown capability or extension, or a setting with a value), the caller must store the
@@ -247,9 +248,9 @@ def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
     return bits, capabilities_of(bits) == capabilities
 
 
-def capabilities_of(bits: int) -> dict[str, Any]:
+def capabilities_of(bits: int) -> Json:
     """Return the capabilities for bits from `capability_bits`. Bits of later versions are ignored."""
-    capabilities: dict[str, Any] = {}
+    capabilities: Json = {}
     for bit, path, value in _BITS:
         if bits & bit:
             inner = capabilities

@@ -186,7 +186,8 @@ class Control:
         self._allowance = Limiter("messages", Rate(PER_SECOND, 1))
         self.by_id: dict[tuple[str, RequestId], Call] = {}
         """(session or connection, request id) -> call."""
-        peers.on(AnswerMessage, self._on_answer)
+        # The sending worker doesn't know which question this is.
+        peers.on(AnswerMessage, lambda message, worker: questions.answer(message, message.session))
         peers.on(CancelCall, lambda message, worker: self.cancel(message.session, _decode_id(message.id)))
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(questions.end_misnamed)
@@ -265,11 +266,6 @@ class Control:
         """Cancel every call of a deleted session, and close its streams on other workers."""
         self.end(session_id)
         await self._peers.tell(SessionEnd(session_id))
-
-    def _on_answer(self, message: AnswerMessage, worker: str) -> None:
-        # The sending worker doesn't know which question this is.
-        answer = Envelope(id=message.id, method="", params=b"", result=message.result, error=message.error)
-        self._questions.answer(answer, message.session)
 
 
 def _cancelled_request_id(message: Envelope) -> RequestId | None:

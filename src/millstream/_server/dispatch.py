@@ -28,7 +28,7 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream._protocol.jsonrpc import RequestId, encode, error_message
+from millstream._protocol.jsonrpc import Json, RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
@@ -56,7 +56,7 @@ class ServerDescription:
     whether the cache is stale; other changes clear it.
     """
 
-    def __init__(self, registry: Registry, info: dict[str, Any], instructions: str) -> None:
+    def __init__(self, registry: Registry, info: Json, instructions: str) -> None:
         # Configuration
         self._registry = registry
         self._info = info
@@ -87,7 +87,7 @@ class ServerDescription:
         if key not in made:
             registry = self._registry
             ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=registry.private)
-            result: dict[str, Any] = {
+            result: Json = {
                 "supportedVersions": list(PER_REQUEST),
                 "capabilities": registry.capabilities(revision),
                 "ttlMs": ttl_ms,
@@ -98,7 +98,7 @@ class ServerDescription:
             made[key] = encode(result)[1:-1]
         return made[key]
 
-    def discover_meta(self, revision: Revision) -> dict[str, Any]:
+    def discover_meta(self, revision: Revision) -> Json:
         """Return the `_meta` of that result, with all information about the server. Other results repeat only the
         name.
         """
@@ -147,13 +147,13 @@ class Dispatcher:
         registry: Registry,
         services: Services,
         *,
-        info: dict[str, Any],
+        info: Json,
         instructions: str = "",
     ) -> None:
         # Configuration
         self.registry: Registry = registry
         self.services: Services = services
-        self.info: dict[str, Any] = info
+        self.info: Json = info
         self.instructions: str = instructions
         self.announcement: ServerDescription = ServerDescription(registry, info, instructions)
         """The results of `initialize` and `server/discover`."""
@@ -387,7 +387,7 @@ class Dispatcher:
 
     def _custom_result(self, call: Call, exc: CustomResult) -> bytes:
         result = dict(exc.result)
-        meta: dict[str, Any] = {**(call.meta or {}), **result.pop("_meta", {})}
+        meta: Json = {**(call.meta or {}), **result.pop("_meta", {})}
         if call.revision.result_type:
             meta = {SERVER_KEY: revisions.implementation(self.info, call.revision, whole=False), **meta}
         return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
@@ -471,7 +471,7 @@ def _wrap_envelope(call: Call, result: bytes) -> bytes:
     return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
 
 
-def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:
+def _head(info: Json, revision: Revision, meta: Json | None) -> bytes:
     """Return the first members of every result. In the per-request era these are its type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)

@@ -29,6 +29,8 @@ from millstream._protocol.json_schema import is_object, members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
+    Json,
+    decode_object,
     decoder,
     encode,
     notification_message,
@@ -135,7 +137,6 @@ _MAX_KEPT_PARAMS = 16 * 1024
 MAX_URI_BYTES = 128 * 1024
 """Maximum total length of a subscription's URIs, the same as in a session's record."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
-_decode_object = decoder(dict[str, Any])
 
 
 class Handlers:
@@ -389,9 +390,9 @@ class Handlers:
             await pushes.over.wait()
         return b""
 
-    async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> dict[str, Any]:
+    async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> Json:
         """Pass the filters of extensions to them, and return what they accept."""
-        agreed: dict[str, Any] = {}
+        agreed: Json = {}
         asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
         for member, serve in self._registry.filters.items():
             if member in asked:
@@ -488,9 +489,9 @@ def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
     return encode(arguments)
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def _object(raw: bytes) -> Json:
     try:
-        return _decode_object(raw)
+        return decode_object(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
 
@@ -552,23 +553,23 @@ class MiddlewareChain:
         """Return the members of the result of a call."""
         if call.method in _LISTS:
             handler = self._wrap_list_handler(handler)
-        params = read(dict[str, Any], call)
+        params = read(Json, call)
         hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
         if not hooks:
             return await handler(call)
 
-        async def inside(request: MessageRequest) -> dict[str, Any]:
+        async def inside(request: MessageRequest) -> Json:
             if request.params is not params or encode(params) != before:
                 call.params, call.arguments = encode(request.params), None
-            return _members(await handler(call))
+            return decode_object(b"{%b}" % await handler(call))
 
         before = encode(params)
         chain: Next = inside
         for each, hook in reversed(hooks):
             chain = partial(_step, hook, chain, call, each.home)
-        return _encode_result(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
+        return encode(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))[1:-1]
 
-    def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
+    def _path(self, call: Call, params: Json) -> tuple[Hooks, ...]:
         """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
         item: Any = None
         method, registry, name = call.method, self._registry, params.get("name")
@@ -586,11 +587,11 @@ class MiddlewareChain:
 
         async def handle_list(call: Call) -> bytes:
             kind, member, key = _LISTS[call.method]
-            result = _members(await handler(call))
+            result = decode_object(b"{%b}" % await handler(call))
 
-            async def inside(request: ListRequest) -> list[dict[str, Any]]:
+            async def inside(request: ListRequest) -> list[Json]:
                 """Return the items as their mounted servers describe them."""
-                items: list[dict[str, Any]] = result[member]
+                items: list[Json] = result[member]
                 registered: dict[str, Any] = getattr(self._registry, kind)
                 shown: dict[Hooks, None] = {}
                 for each in registered.values():
@@ -610,7 +611,7 @@ class MiddlewareChain:
 
             chain = chain_hooks(self._hooks.list, inside)
             result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
-            return _encode_result(result)
+            return encode(result)[1:-1]
 
         return handle_list
 
@@ -632,13 +633,5 @@ def _step(hook: Hook, inside: Next, call: Call, home: object, request: MessageRe
     return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)
 
 
-async def _give(items: list[dict[str, Any]], request: ListRequest) -> list[dict[str, Any]]:
+async def _give(items: list[Json], request: ListRequest) -> list[Json]:
     return items
-
-
-def _members(members: bytes) -> dict[str, Any]:
-    return _decode_object(b"{%b}" % members)
-
-
-def _encode_result(result: dict[str, Any]) -> bytes:
-    return encode(result)[1:-1]

@@ -105,7 +105,9 @@ async def run_on(
     every: float | None = None,
     pause: float | None = None,
 ) -> None:
-    """Do work each time an event is set, until canceled. While the store fails, repeat it.
+    """Do work each time an event is set, until canceled: ``host.run(run_on(changed, self.save, trouble))``.
+
+    While the store fails, the work is repeated.
 
     Args:
         event: Is set to request the work.

@@ -16,7 +16,7 @@ from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.tail import never
-from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
+from millstream._stores.workers import Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
 
 T = TypeVar("T")
@@ -29,8 +29,9 @@ class _Split(Struct, Generic[T], eq=False):
     durable: T
     memory: T
 
-    def _of(self, name: str) -> T:
-        return self.memory if _is_ephemeral(name) else self.durable
+
+def _place(split: _Split[T], name: str) -> T:
+    return split.memory if _is_ephemeral(name) else split.durable
 
 
 def _forward(method: F) -> F:
@@ -38,7 +39,7 @@ def _forward(method: F) -> F:
 
     @wraps(method)
     def call(self: _Split[Any], name: str, *args: Any, **options: Any) -> Any:
-        return getattr(self._of(name), method.__name__)(name, *args, **options)
+        return getattr(_place(self, name), method.__name__)(name, *args, **options)
 
     return cast("F", call)
 
@@ -54,11 +55,11 @@ class SplitMap(_Split[Map]):
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         if not any(_is_ephemeral(key) for key in keys):
             return await self.durable.get_many(keys)
-        return [await self._of(key).get(key) for key in keys]
+        return [await _place(self, key).get(key) for key in keys]
 
     async def keys(self, prefix: str) -> list[str]:
         if ":" in prefix:
-            return await self._of(prefix).keys(prefix)
+            return await _place(self, prefix).keys(prefix)
         return await self.durable.keys(prefix) + await self.memory.keys(prefix)
 
 
@@ -122,8 +123,8 @@ class BackendStore:
         self.log: Log = backend.log
         # Process
         self.workers: Leases | SoleWorker = Leases(backend) if backend.shared else SoleWorker()
-        self.bus: LogBus | DirectBus = (
-            DirectBus(self.workers) if isinstance(self.workers, SoleWorker) else LogBus(backend, self.workers)
+        self.bus: LogBus | SoleWorker = (
+            LogBus(backend, self.workers) if isinstance(self.workers, Leases) else self.workers
         )
         self.members: MapMembers = MapMembers(backend, self.workers)
         self.rates: BackendRates = BackendRates(backend, self.workers, backend.persistent)
@@ -151,7 +152,7 @@ class BackendStore:
         """
         await self.backend.open()
         workers, bus, rejoin_needed = self.workers, self.bus, asyncio.Event()
-        if isinstance(workers, SoleWorker) or isinstance(bus, DirectBus):
+        if isinstance(workers, SoleWorker) or isinstance(bus, SoleWorker):
             return
 
         def on_epoch() -> None:

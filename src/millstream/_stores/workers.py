@@ -22,7 +22,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.health import PAUSE, LogOnce, run_on
-from millstream._stores.tail import Listeners, Tail, Watchers
+from millstream._stores.tail import Listeners, Tail, Watchers, never
 from millstream._tasks import retry_delay
 
 _POLL = 0.05
@@ -192,10 +192,27 @@ async def post(backend: Backend, stream: str, topic: str, data: bytes) -> None:
     await backend.log.append(stream, _encode_message((topic, data)), ttl=TTL, max_entries=MAX_MESSAGES)
 
 
-class SoleWorker:
-    """`Workers` of a store that isn't shared."""
+class _Bus:
+    """The subscriptions of a worker."""
 
     def __init__(self) -> None:
+        self._topics = Listeners[bytes]()
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        return self._topics.listen(topic, receive, interrupted=interrupted)
+
+    async def end(self) -> None:
+        """Stop all subscriptions."""
+        self._topics.remove_listeners()
+
+
+class SoleWorker(_Bus):
+    """`Workers` and `Bus` of a store that isn't shared. A message reaches every subscriber before `publish` returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.me: str = secrets.token_hex(6)
         self.lease: float = 0.0
         self.live: frozenset[str] = frozenset((self.me,))
@@ -206,11 +223,20 @@ class SoleWorker:
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Do nothing, because there are no other workers."""
-        return lambda: None
+        return never
 
     async def read(self) -> Roster:
         """Return a roster in which no worker is dead."""
         return Roster({self.me: math.inf})
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        self._topics.push(topic, "", data)
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        if worker != self.me:
+            return False
+        await self.publish(topic, data)
+        return True
 
 
 class Leases:
@@ -226,7 +252,7 @@ class Leases:
         """Workers with a lease, as last read."""
         self.dead: frozenset[str] = frozenset()
         """Workers whose lease ended within the last day."""
-        self.on_rename: Callable[[], None] = lambda: None
+        self.on_rename: Callable[[], None] = never
         """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()
         self._hurry = asyncio.Event()
@@ -314,39 +340,6 @@ class Leases:
         if always or live != self.live:
             self.live = live
             self._changed.changed()
-
-
-class _Bus:
-    """The subscriptions of a worker."""
-
-    def __init__(self) -> None:
-        self._topics = Listeners[bytes]()
-
-    def subscribe(
-        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
-    ) -> Callable[[], None]:
-        return self._topics.listen(topic, receive, interrupted=interrupted)
-
-    async def end(self) -> None:
-        """Stop all subscriptions."""
-        self._topics.remove_listeners()
-
-
-class DirectBus(_Bus):
-    """`Bus` of a store that isn't shared. `publish` calls every subscriber before it returns. No message is lost."""
-
-    def __init__(self, workers: SoleWorker) -> None:
-        super().__init__()
-        self._workers = workers
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        self._topics.push(topic, "", data)
-
-    async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        if worker != self._workers.me:
-            return False
-        await self.publish(topic, data)
-        return True
 
 
 class LogBus(_Bus):

@@ -27,6 +27,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import Json
 from millstream._recent import Recent
 from millstream._telemetry.logs import escape, redact_text
 
@@ -233,7 +234,7 @@ class MessageLog:
             dim, plain = self._dim
             self._stamp = f"{dim}{moment.astimezone():%H:%M:%S}{plain} "
 
-    def _line(self, message: AccessRecord) -> dict[str, Any]:
+    def _line(self, message: AccessRecord) -> Json:
         """Return a line with null as its duration and size. Text can't look like these members, because in JSON its
         quotes are escaped.
         """
@@ -386,7 +387,7 @@ def _last(path: Path) -> tuple[int, str]:
     return found["seq"], found["hash"]
 
 
-def _check(line: bytes) -> dict[str, Any] | None:
+def _check(line: bytes) -> Json | None:
     """Return a line if its own hash is correct."""
     body, mark, rest = line.rpartition(_MARK)
     if not mark or not rest.endswith(b'"}') or sha256(body + b"}").hexdigest().encode() != rest[:-2]:
@@ -436,7 +437,7 @@ _FIELDS = ("method", "target", "subject", "issuer", "client", "address", "transp
 """Fields that a filter searches."""
 
 
-def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[dict[str, Any]]:
+def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[Json]:
     """Return the newest lines without their hashes, newest first.
 
     They come from all audit logs of the machine: the server's file, and the numbered files of its other workers. The
@@ -472,7 +473,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(found)[:MAX_FILES]
 
 
-def _tail(path: Path) -> Iterator[dict[str, Any]]:
+def _tail(path: Path) -> Iterator[Json]:
     """Return the last lines of a file."""
     try:
         lines = _read_end(path, TAIL_BYTES).split(b"\n")
@@ -487,6 +488,6 @@ def _tail(path: Path) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def _has(line: dict[str, Any], wanted: list[str]) -> bool:
+def _has(line: Json, wanted: list[str]) -> bool:
     text = " ".join(str(line.get(name, "")) for name in _FIELDS).lower()
     return all(word in text for word in wanted)

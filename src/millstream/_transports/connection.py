@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from msgspec import Struct, field
 
-from millstream._http.message import Callback, peer_network
+from millstream._http.message import Callback, Headers, peer_network
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.admission import (
@@ -56,7 +56,7 @@ class ClientConnection(Struct, eq=False):
     _drain: Drain
     principal: Principal | None = None
     peer: str = ""
-    headers: Mapping[bytes, bytes] | None = None
+    headers: Headers | None = None
     transport: str = ""
     id: str = field(default_factory=partial(secrets.token_hex, 16))
     session: Session | None = None
@@ -319,7 +319,7 @@ class MemoryPipe:
         *,
         principal: Principal | None = None,
         peer: str = "",
-        headers: Mapping[bytes, bytes] | None = None,
+        headers: Headers | None = None,
         transport: str = "memory",
     ) -> None:
         """Open a connection.

@@ -17,7 +17,6 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolE
 from millstream._protocol.jsonrpc import check_text, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import hash_principal
-from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -85,7 +84,7 @@ class HttpSse:
             headers=request.headers,
             transport="sse",
         )
-        self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=expiry_of(principal))
+        self._streams.add(sink, request, ("sse", ""), finish=connection.finish)
         self._connections[session_id] = (connection, owner, sink)
         try:
             sink.write(sse.endpoint(f"{request.root_path}{services.settings.messages_path}?session_id={session_id}"))

@@ -31,7 +31,7 @@ from millstream._http.message import (
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
 from millstream._protocol.jsonrpc import check_text, encode
-from millstream._server.calls.services import ObserveMessage, expiry_of, ignore_message
+from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
@@ -169,8 +169,7 @@ class HubRoutes(Struct, frozen=True):
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
         if gzip:
             sink.write(GZIP_START)
-        until = expiry_of(request.principal)
-        self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes, until=until)
+        self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes)
         try:
             await begin(sink, encode_sse_gzip if gzip else encode_sse)
         except BaseException:

@@ -154,7 +154,7 @@ class OpenStreams(Struct, eq=False):
         if self.full(request):
             return None
         sink = request.open(200, STREAM_HEAD)
-        self.add(sink, request, kind, until=expiry_of(request.principal))
+        self.add(sink, request, kind)
         return sink
 
     def add(
@@ -167,9 +167,8 @@ class OpenStreams(Struct, eq=False):
         end: Callback | None = None,
         dismiss: Callback | None = None,
         finish: Finish | None = None,
-        until: float = math.inf,
     ) -> int:
-        """Track a stream until it closes. Return its number.
+        """Track a stream until it closes, or the credential of its caller expires. Return its number.
 
         Args:
             sink: The stream.
@@ -179,26 +178,25 @@ class OpenStreams(Struct, eq=False):
             end: Ends the stream, if not by its `close`.
             dismiss: Ends the stream when its owner loses access, if not by `end`.
             finish: Runs before `end` when the stream reaches its maximum age, if it can carry subscriptions.
-            until: Expiry of the credential that opened it, in seconds since 1970.
         """
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
         self._number = number = self._number + 1
         self._numbered[number] = _OpenStream(sink, kind, code, monotonic(), end, dismiss or end, owner, finish)
-        self._ends.set(number, until)
+        self._ends.set(number, math.inf if caller is None else expiry_of(caller.principal))
         self.by_kind[kind] += 1
         counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
         sink.on_close(partial(self._forget, number, counted))
         return number
 
-    def subscribe(self, number: int, caller: RequestOwner, finish: Finish, until: float) -> None:
+    def subscribe(self, number: int, caller: RequestOwner, finish: Finish) -> None:
         """End the stream of a call with its caller's access: it's a subscription now, which has counted itself. See
         `add`.
         """
         if number in self._numbered:
             owner = principal_id(caller.principal)
             self._numbered[number] = self._numbered[number]._replace(owner=owner, finish=finish)
-            self._ends.set(number, until)
+            self._ends.set(number, expiry_of(caller.principal))
 
     def _forget(self, number: int, counted: str | None) -> None:
         self.by_kind[self._numbered.pop(number).kind] -= 1

@@ -23,7 +23,7 @@ from millstream._http.message import (
     WRONG_TYPE,
 )
 from millstream._protocol.json_schema import Schema, is_array, is_object, rebase_references
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.features.tools import Tool, title_of
 
 MAX_DEPTH = 8
@@ -80,7 +80,7 @@ def _example(schema: Any, depth: int) -> Any:
 
 def _object(schema: Schema, depth: int) -> Any:
     properties = schema.get("properties", {})
-    made: dict[str, Any] = {}
+    made: Json = {}
     for name in schema.get("required", []):
         value = _example(properties.get(name), depth + 1)
         if value is UNSET:
@@ -135,7 +135,6 @@ _MAKERS: Mapping[Any, Callable[[Schema, int], Any]] = {
 }
 
 
-Json = dict[str, Any]
 TOOLS_PATH = "/tools/"
 _CONTENT: Json = {
     "type": "object",
@@ -161,9 +160,9 @@ def document(
     tools: Iterable[Tool],
     info: Mapping[str, Any],
     *,
-    instructions: str = "",
-    root_path: str = "",
-    mcp: Mapping[str, Any] | None = None,
+    instructions: str,
+    root_path: str,
+    mcp: Mapping[str, Any],
 ) -> bytes:
     """Return the document as JSON.
 
@@ -172,6 +171,7 @@ def document(
         info: The server's name, version, and description.
         instructions: The description, if `info` has none.
         root_path: The path at which the server is mounted.
+        mcp: Where to find the server by MCP.
     """
     schemas: Json = {"Content": _CONTENT, "Problem": _PROBLEM}
     paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}
@@ -182,9 +182,7 @@ def document(
     made: Json = {"openapi": "3.1.0", "info": about}
     if root_path:
         made["servers"] = [{"url": root_path}]
-    if mcp is not None:
-        made["x-mcp"] = mcp
-    return encode({**made, "paths": paths, "components": {"schemas": schemas, "responses": _RESPONSES}})
+    return encode({**made, "x-mcp": mcp, "paths": paths, "components": {"schemas": schemas, "responses": _RESPONSES}})
 
 
 def _operation(tool: Tool, schemas: Json) -> Json:

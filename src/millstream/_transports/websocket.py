@@ -53,7 +53,6 @@ from millstream._protocol.jsonrpc import check_text, decoder, encode, require_js
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import expiry_of
 from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection
@@ -395,7 +394,7 @@ class WebSocketRoute(Struct, eq=False):
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token is no longer valid. Sign in again.")
         self._streams.add(
             outbox, peer, ("websocket", ""), code=lambda _: b"", end=end, dismiss=dismiss,
-            finish=connection.finish, until=expiry_of(peer.principal),
+            finish=connection.finish,
         )  # fmt: skip
         speaks = self.dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
         dialect: SocketDialect | None = None

@@ -5,14 +5,13 @@ import hmac
 import time
 from contextlib import AbstractAsyncContextManager
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import Sink, plain_problem
-from millstream._server.calls.services import expiry_of, principal_id
+from millstream._server.calls.services import principal_id
 from millstream._web.live import reply
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth.pages import (
@@ -38,7 +37,7 @@ from millstream.client import (
 from millstream.client.oauth import PendingAuthorization, parse_redirect
 from millstream.http import ConnectionPool, HttpReply, Url, parse_url
 from millstream.parts import Host, HttpRequest, Response, Services, header_lines, refusal
-from millstream.protocol import MALFORMED
+from millstream.protocol import MALFORMED, Json
 from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
@@ -168,7 +167,7 @@ class SignIns:
         await self._vault.kv.delete(key)
         return reply({"revoked": await _revoke(request, state, url)})
 
-    async def signed_in_user(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
+    async def signed_in_user(self, request: HttpRequest, url: Url) -> Json | None:
         """Return the signed-in user for a server: ``who``, ``issuer``, and ``scopes``."""
         tokens = await self._own_tokens(request, url)
         if tokens is None:
@@ -402,9 +401,8 @@ class Inspector:
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM_HEADERS)
-        until = expiry_of(request.principal)
         # A keep-alive comment could split an event of the other server, so send none.
-        self._host.streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
+        self._host.streams.add(sink, request, ("inspect", ""), code=lambda data: b"")
         sink.on_close(stream.close)
         try:
             while not sink.closed and (data := await stream.read()):

@@ -39,7 +39,7 @@ from millstream.agent import (
 from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
 from millstream.parts import Host, HttpRequest, Response, Tasks
-from millstream.protocol import check_text, encode
+from millstream.protocol import Json, check_text, encode
 
 logger = logging.getLogger("millstream")
 
@@ -79,7 +79,7 @@ class Fill(Struct, frozen=True, tag="fill"):
     """The user's form values. None declines."""
 
     id: str
-    values: dict[str, Any] | None = None
+    values: Json | None = None
 
 
 class Stop(Struct, frozen=True, tag="stop"):
@@ -144,7 +144,7 @@ class Playground:
     async def status(self, request: HttpRequest) -> Response:
         """Handle `GET`: return ``state`` (``ready``, ``off``, or ``forbidden``), and ``model`` or ``reason``."""
         here = self._host.guard is None
-        found: dict[str, Any]
+        found: Json
         if not here and (request.principal is None or not request.principal.has({CHAT})):
             found = {"state": "forbidden", "reason": f"Your key or account needs the scope {CHAT}."}
         else:

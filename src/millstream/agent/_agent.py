@@ -8,7 +8,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from millstream import ProtocolError, SampleResult, Text
 from millstream.agent._configuration import (
@@ -51,7 +51,7 @@ from millstream.agent._events import (
 from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
 from millstream.client import Client, ElicitAnswer, Question, Roots
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, suggest_keywords
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, Json, suggest_keywords
 
 _REJECTED = -1
 """Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""
@@ -309,7 +309,8 @@ class Agent:
         Raises:
             ModelError: The model gave no answer.
         """
-        system, tokens = self._system_message(), 0
+        system, tokens, number = self._system_message(), 0, 0
+        limit: Literal["rounds", "tokens"] = "rounds"
         for number in range(1, self.limits.max_model_requests + 1):
             await self._emit(RoundStart(number, len(self.messages), len(caller.toolbox)))
             reply = await self._ask(ModelRequest(messages=[*system, *self.messages], tools=caller.toolbox.specs))
@@ -322,13 +323,10 @@ class Agent:
                 return
             await self._call_all(caller, reply)
             if 0 < self.limits.max_tokens <= tokens:
-                await self._stop("tokens", number, tokens)
-                return
-        await self._stop("rounds", self.limits.max_model_requests, tokens)
-
-    async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
+                limit = "tokens"
+                break
         self._say(f"(Stopped at the limit of {limit}.)")
-        await self._emit(AnswerEnd(limit, rounds, tokens))
+        await self._emit(AnswerEnd(limit, number, tokens))
 
     def _say(self, text: str) -> None:
         """Add a message of the assistant, because many models require alternating turns."""
@@ -336,15 +334,15 @@ class Agent:
 
     async def _ask(self, request: ModelRequest) -> ModelResponse:
         """Return one reply, retrying if necessary."""
-        attempt = 0
+        attempt, chunks = 0, list[str]()
+
+        async def keep(chunk: str) -> None:
+            chunks.append(chunk)
+            await self._emit(TextDelta(chunk))
+
         while True:
             attempt += 1
-            chunks: list[str] = []
-
-            async def keep(chunk: str, chunks: list[str] = chunks) -> None:
-                chunks.append(chunk)
-                await self._emit(TextDelta(chunk))
-
+            chunks.clear()
             try:
                 return await listen(self.model, request, keep)
             except ModelError as exc:
@@ -370,7 +368,7 @@ class Agent:
             self._keep(reply, [_STOPPED if task.cancelled() or task.exception() else task.result() for task in tasks])
 
     def _keep(self, reply: ModelResponse, outcomes: Sequence[CallOutcome]) -> None:
-        calls: list[dict[str, Any]] = []
+        calls: list[Json] = []
         results: list[Message] = []
         parts: list[Part] = []
         for call, each in zip(reply.tool_calls, outcomes, strict=True):

@@ -28,14 +28,14 @@ from millstream.agent._events import (
     ModelServerError,
     ModelUnreachable,
 )
-from millstream.protocol import is_object
+from millstream.protocol import Json, is_object
 
 if TYPE_CHECKING:
     from pydantic_ai import exceptions as failures
     from pydantic_ai import messages as wire
     from pydantic_ai.models import Model as ProviderModel
 
-Message = dict[str, Any]
+Message = Json
 
 
 class ToolCall(Struct, frozen=True):
@@ -236,7 +236,7 @@ class LanguageModel:
         return OpenAIChatModel(self.name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
 
     def _settings(self, request: ModelRequest) -> Any:
-        settings: dict[str, Any] = {"timeout": self._timeout}
+        settings: Json = {"timeout": self._timeout}
         if request.max_tokens:
             settings["max_tokens"] = request.max_tokens
         if request.temperature is not None:
@@ -365,7 +365,7 @@ def _messages(conversation: Sequence[Message]) -> "list[wire.ModelMessage]":
     return found
 
 
-def _content(part: dict[str, Any]) -> "wire.UserContent":
+def _content(part: Json) -> "wire.UserContent":
     from pydantic_ai import messages as wire  # noqa: PLC0415
 
     if part["type"] == "image_url":
@@ -376,7 +376,7 @@ def _content(part: dict[str, Any]) -> "wire.UserContent":
     return str(part["text"])
 
 
-def _parameters(tools: Sequence[dict[str, Any]]) -> Any:
+def _parameters(tools: Sequence[Json]) -> Any:
     from pydantic_ai.models import ModelRequestParameters  # noqa: PLC0415
     from pydantic_ai.tools import ToolDefinition  # noqa: PLC0415
 

@@ -22,6 +22,7 @@ from millstream.client import ClientError
 from millstream.protocol import (
     MALFORMED,
     ORIGIN_KEY,
+    Json,
     ToolDescription,
     encode,
     is_array,
@@ -52,7 +53,7 @@ class Toolbox:
             for tool in tools:
                 name = self._free(fit(f"{server.name}__{tool.name}" if several else tool.name))
                 self._tools[name] = AgentTool(name, server, tool)
-        self.specs: list[dict[str, Any]] = [_spec(tool) for tool in self._tools.values()]
+        self.specs: list[Json] = [_spec(tool) for tool in self._tools.values()]
         """Tools in the format of the API."""
 
     def _free(self, name: str) -> str:
@@ -80,10 +81,10 @@ def fit(name: str) -> str:
     return f"{short[: _LONGEST - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _spec(tool: AgentTool) -> dict[str, Any]:
+def _spec(tool: AgentTool) -> Json:
     described = tool.description
     # APIs reject all tools for one odd schema, and some reject tools without `properties`.
-    parameters: dict[str, Any] = {"type": "object", "properties": {}, **repair_schema(described.input_schema)}
+    parameters: Json = {"type": "object", "properties": {}, **repair_schema(described.input_schema)}
     parameters.pop("$schema", None)
     about = described.description or described.title or described.name
     return {"type": "function", "function": {"name": tool.name, "description": about, "parameters": parameters}}
@@ -154,7 +155,7 @@ class ToolCaller(Struct, frozen=True):
             return CallOutcome(f"The tool reported an error: {text}", "error", parts, encoded)
         return CallOutcome(text, "done", parts, encoded)
 
-    async def _is_allowed(self, tool: AgentTool, arguments: dict[str, Any]) -> bool:
+    async def _is_allowed(self, tool: AgentTool, arguments: Json) -> bool:
         described = tool.description
         origin = members(described.meta).get(ORIGIN_KEY)
         upstream = next((str(each) for each in origin), "") if is_array(origin) else ""
@@ -175,7 +176,7 @@ class ToolCaller(Struct, frozen=True):
         )
 
 
-def read_arguments(text: str) -> dict[str, Any]:
+def read_arguments(text: str) -> Json:
     """Decode the arguments; an empty text means no arguments.
 
     Raises:

@@ -54,18 +54,15 @@ class ChallengeResponses(Struct, kw_only=True):
     """Scopes that every caller needs."""
     form: Callable[[HttpRequest], Response | None] = lambda request: None
     """Returns the sign-in form for browsers; None for other clients."""
-    _metadata: str = ""
-
-    def __post_init__(self) -> None:
-        if self.resource:
-            self._metadata = metadata_url(self.resource)
+    _root: str = ""
+    """Path at which an application mounts the server."""
 
     def set_mount_path(self, root: str) -> None:
         """Set the path at which an application mounts the server, since the application doesn't serve our well-known
         paths.
         """
-        if self.resource and urlsplit(self.resource).path.startswith(f"{root}/"):
-            self._metadata = metadata_url(self.resource, root)
+        if urlsplit(self.resource).path.startswith(f"{root}/"):
+            self._root = root
 
     def for_missing(self, request: HttpRequest, *, ignored: bool = False) -> Response:
         """Respond to a request without a credential. `ignored` is whether its sign-in cookie doesn't apply."""
@@ -116,14 +113,14 @@ class ChallengeResponses(Struct, kw_only=True):
         return self._challenge(error, scopes) + _NO_STORE
 
     def _challenge(self, error: str, scopes: Collection[str]) -> bytes:
-        parts = {"error": error, "scope": " ".join(sorted({*scopes})), "resource_metadata": self._metadata}
+        metadata = metadata_url(self.resource, self._root) if self.resource else ""
+        parts = {"error": error, "scope": " ".join(sorted({*scopes})), "resource_metadata": metadata}
         said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
 
 
 def _missing_scope_text(needed: Collection[str]) -> str:
-    names = " and ".join(sorted(needed))
-    return f"Your key or token lacks a required scope: {names}."
+    return f"Your key or token lacks a required scope: {' and '.join(sorted(needed))}."
 
 
 def metadata_url(resource: str, root: str = "") -> str:
@@ -265,9 +262,8 @@ class AuthGuard:
         """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
-        if (
-            sum(name == b"authorization" for name, _ in request.raw_headers) > 1
-        ):  # another parser could use the other value
+        # If the header is repeated, another parser could use the other value.
+        if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
             return self.challenges.for_malformed("The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:

@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, ValidationError, field
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, decoder
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
 from millstream.auth._method import Clock, Identity, Unavailable
@@ -115,8 +115,6 @@ _MAX_EXPONENT_BITS = 32
 """Maximum public exponent of an RSA key. An exponent as long as the modulus makes verification 40 times slower."""
 _MIN_SECRET = 32
 
-_decode = decoder(dict[str, Any])
-
 
 class InvalidToken(Exception):
     """The token is malformed, or its signature is wrong."""
@@ -173,19 +171,19 @@ def read_header(token: str) -> Header:
     return header
 
 
-def read_payload(token: str) -> dict[str, Any]:
+def read_payload(token: str) -> Json:
     """Return the unverified claims of a token. Use them only to select the key that verifies it.
 
     Raises:
         InvalidToken: It has no claims.
     """
     try:
-        return _decode(_unpack(token.split(".")[1]))
+        return decode_object(_unpack(token.split(".")[1]))
     except (*MALFORMED, IndexError) as exc:
         raise InvalidToken("The token has no claims.") from exc
 
 
-def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
+def verify(token: str, key: PublicKey, algorithm: str) -> Json:
     """Verify a token and return its claims.
 
     Raises:
@@ -193,12 +191,12 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
     """
     try:
         registry = _Registry(algorithms=[algorithm], strict_check_header=False)
-        return _decode(jws.deserialize_compact(token, key.key, registry=registry).payload)
+        return decode_object(jws.deserialize_compact(token, key.key, registry=registry).payload)
     except (JoseError, ValueError, TypeError, RecursionError) as exc:
         raise InvalidToken("The signature is wrong.") from exc
 
 
-def verify_any(token: str, keys: Iterable[PublicKey], algorithm: str) -> dict[str, Any] | None:
+def verify_any(token: str, keys: Iterable[PublicKey], algorithm: str) -> Json | None:
     """Return the claims of a token that one of the keys has signed, else None."""
     for key in keys:
         with suppress(InvalidToken):
@@ -211,7 +209,7 @@ async def read_claims(
     find: Callable[[str | None, str], Awaitable[list[PublicKey]]],
     algorithms: Collection[str],
     types: Collection[str],
-) -> dict[str, Any] | None:
+) -> Json | None:
     """Return the claims of a token that one of an issuer's keys has signed, else None.
 
     Args:
@@ -243,7 +241,7 @@ def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     return [each for each in found if each is not None]
 
 
-def public_set(raw: Mapping[str, Any]) -> dict[str, Any]:
+def public_set(raw: Mapping[str, Any]) -> Json:
     """Return a key set with only the public string members of each key.
 
     Raises:
@@ -285,7 +283,7 @@ def _read_key(raw: Any) -> PublicKey | None:
     return PublicKey(key, kind, kid if isinstance(kid, str) else None, alg if isinstance(alg, str) else None)
 
 
-def from_pem(text: str) -> dict[str, Any]:
+def from_pem(text: str) -> Json:
     """Return a PEM public key as a member of a key set, without private parts.
 
     Raises:
@@ -312,12 +310,12 @@ def shared_secret(secret: str) -> PublicKey:
     return PublicKey(OctKey.import_key(secret), "oct")
 
 
-def new_private_key(kid: str) -> dict[str, Any]:
+def new_private_key(kid: str) -> Json:
     """Return a new private key for ES256."""
     return dict(ECKey.generate_key("P-256", {"kid": kid, "alg": "ES256", "use": "sig"}).as_dict(private=True))
 
 
-def public_part(key: Mapping[str, Any]) -> dict[str, Any]:
+def public_part(key: Mapping[str, Any]) -> Json:
     """Return the public part of a key."""
     return {name: key[name] for name in ("kty", "crv", "x", "y", "kid", "alg", "use")}
 
@@ -417,7 +415,7 @@ class FetchedKeys(Struct, eq=False):
         url = ""
         try:
             url = self.url if isinstance(self.url, str) else await self.url()
-            raw = _decode((await self.get(url)).body)
+            raw = decode_object((await self.get(url)).body)
             keys = read_keys(raw)
         except Unavailable as exc:
             logger.warning(_NO_KEYS, exc.why)

@@ -59,7 +59,7 @@ def lock(path: Path) -> Generator[None, None, None]:
         return
     lock = path.with_name(path.name + ".lock")
     try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as exc:
         raise LocalError(f"{path.parent} can't be written to: {exc.strerror}.") from exc
     try:

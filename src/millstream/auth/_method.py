@@ -44,7 +44,7 @@ class Unavailable(Exception):
 class NotAdmitted(Exception):
     """A login was refused; the message is shown to the user."""
 
-    def __init__(self, text: str, status: int, *, wrong: bool) -> None:
+    def __init__(self, text: str, status: int, *, wrong: bool = False) -> None:
         """Create the error.
 
         Args:

@@ -16,7 +16,7 @@ from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED
+from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import CALLBACK
@@ -106,8 +106,8 @@ class CodeFlow:
         client_id: str,
         client_secret: str,
         title: str,
-        parameters: Mapping[str, str] | None = None,
-        also: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] = {},
+        also: Mapping[str, str] = {},
     ) -> None:
         """Create the flow. `parameters` go to the authorization endpoint; `also` goes to it and the token endpoint."""
         # Configuration
@@ -115,8 +115,8 @@ class CodeFlow:
         self._issuer = issuer
         self._client_id = client_id
         self._client_secret = client_secret
-        self._also = dict(also or {})
-        self._parameters = {**(parameters or {}), **self._also}
+        self._also = also
+        self._parameters = {**parameters, **also}
         # State
         self._discovery = Discovery(issuer)
         keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
@@ -156,7 +156,7 @@ class CodeFlow:
         }
         return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
 
-    async def metadata(self) -> dict[str, Any]:
+    async def metadata(self) -> Json:
         """Return the issuer's metadata.
 
         Raises:

@@ -67,7 +67,7 @@ _DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 
 
 class _Content(NamedTuple):
-    """What a cookie contains: its expiry, the time of its issue, and a credential or an identity."""
+    """Content of a cookie: its expiry, the time of its issue, and a credential or an identity."""
 
     until: float
     issued: float
@@ -155,7 +155,7 @@ class SignIn:
             if "way" in given:
                 method = self._login_methods.get(given["way"])
                 if method is None:
-                    raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
+                    raise NotAdmitted("This login method is no longer available.", 400)
                 return await method.redirect_to_login(request, given["way"], self._target(wanted))
             if host is not None and host.by_password and "key" not in given:
                 kept, head = await host.admit(request, given.get("name", ""), given.get("password", ""))

@@ -17,7 +17,7 @@ from millstream._http.client.pool import FetchedDocument, OutboundError, allow_a
 from millstream._oauth import basic_credentials
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._server.functions.description import Names
 from millstream._tasks import SingleFlight
 from millstream.auth._jose import (
@@ -35,8 +35,6 @@ from millstream.auth._method import AuthMethod, Clock, Identity, Unavailable
 
 _MAX_AGE = 3600.0
 _RETRY_SECONDS = 10.0
-
-_decode = decoder(dict[str, Any])
 
 
 def places(issuer: str) -> list[str]:
@@ -59,12 +57,12 @@ class Discovery(Struct, eq=False):
     issuer: str
     clock: Clock = monotonic
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
-    _metadata: dict[str, Any] = {}
+    _metadata: Json = {}
     _last_fetch: float = -inf
     _last_attempt: float = -inf
     _why: str = ""
 
-    async def metadata(self) -> dict[str, Any]:
+    async def metadata(self) -> Json:
         """Return the issuer's metadata.
 
         Raises:
@@ -87,7 +85,7 @@ class Discovery(Struct, eq=False):
         said: list[str] = []
         for url in places(self.issuer):
             try:
-                found = _decode((await ask_issuer(url)).body)
+                found = decode_object((await ask_issuer(url)).body)
             except OutboundError as exc:
                 said.append(f"{url}: {str(exc).rstrip('.')}")
                 continue
@@ -232,7 +230,7 @@ class IntrospectedMethod(IssuerMethod):
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
         try:
             reply = await fetch(self._endpoint, form=form, headers=self._headers, is_allowed=allow_any)
-            claims = _decode(reply.body)
+            claims = decode_object(reply.body)
         except (OutboundError, *MALFORMED) as exc:
             raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")

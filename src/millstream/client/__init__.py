@@ -41,11 +41,10 @@ if TYPE_CHECKING:
     )
     from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
     from millstream.client._questions import ElicitAnswer, Question, Roots
-    from millstream.client._requests import Options
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
     from millstream.client._tasks import Task
-    from millstream.client._transports import Listener, Transport, TransportFactory, TransportRequest
+    from millstream.client._transports import Listener, Options, Transport, TransportFactory, TransportRequest
 
 _HOMES = {
     "Auth": "_endpoint",
@@ -58,7 +57,7 @@ _HOMES = {
     "Listener": "_transports",
     "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
-    "Options": "_requests",
+    "Options": "_transports",
     "Question": "_questions",
     "Registration": "_oauth",
     "Result": "_results",

@@ -20,7 +20,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import decoder, encode
+from millstream._protocol.jsonrpc import decode_object, encode
 from millstream._protocol.notifications import (
     CompleteRequestParams,
     CompleteResult,
@@ -42,10 +42,11 @@ from millstream._protocol.notifications import (
 from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample
-from millstream.client._requests import Options, RawRequest, ServerInfo, with_meta
+from millstream.client._requests import RawRequest, ServerInfo, with_meta
 from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
+from millstream.client._transports import Options
 from millstream.client._watches import Changes
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_decode_json = decoder(dict[str, Any])
 _decode_resources = foreign_decoder(ListResourcesResult, logger.warning)
 _decode_templates = foreign_decoder(ListResourceTemplatesResult, logger.warning)
 _decode_prompts = foreign_decoder(ListPromptsResult, logger.warning)
@@ -538,7 +538,7 @@ class Client:
             timeout=timeout,
             progress=progress,
         )
-        return read(method, _decode_json, await self.conversation.requests.ask(ask))
+        return read(method, decode_object, await self.conversation.requests.ask(ask))
 
     async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
         """Send a notification of an extension: ``await client.notify("com.example/sold", {"sku": "7"})``.

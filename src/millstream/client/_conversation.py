@@ -25,7 +25,6 @@ from millstream.client._requests import (
     Connection,
     DeclaredCapability,
     Era,
-    Options,
     RawRequest,
     Requests,
     ToolHeaders,
@@ -33,7 +32,7 @@ from millstream.client._requests import (
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server
-from millstream.client._transports import Transport
+from millstream.client._transports import Options, Transport
 from millstream.client._watches import Changes, Watches
 
 T = TypeVar("T")
@@ -93,13 +92,7 @@ class Conversation:
         # State
         self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
-            self._background,
-            questions,
-            on_log,
-            on_change,
-            options.max_queued_messages,
-            options.max_call_seconds,
-            observer,
+            self._background, questions, on_log, on_change, options, observer
         )
         self.requests: Requests = Requests(
             place=find_server(target, env=options.env, cwd=options.cwd),
@@ -159,10 +152,8 @@ class Conversation:
             raise ClientError(NOT_CONNECTED)
         return connection
 
-    @property
-    def negotiated(self) -> Connection:
-        """Negotiated revision and capabilities."""
-        return self.connection
+    negotiated = connection
+    """Negotiated revision and capabilities."""
 
     @property
     def transport(self) -> Transport:

@@ -98,12 +98,11 @@ class Endpoint:
         check_headers(headers)
         self.url = url
         self._auth = auth
-        self._has_auth = auth is not None or any(name.lower() == "authorization" for name in headers)
+        names = {name.lower() for name in headers}
+        self._has_auth = auth is not None or "authorization" in names
         self._waiting = waiting
         """Context manager that is entered during a login."""
-        agent = (
-            {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": f"millstream/{__version__}"}
-        )
+        agent = {} if "user-agent" in names else {"User-Agent": f"millstream/{__version__}"}
         self._fixed_headers = lines({**agent, **headers})
         self._pool = pool
         self._starts: dict[tuple[str, str], str] = {}
@@ -127,23 +126,20 @@ class Endpoint:
             AccessDenied: The server responded with 401 or 403.
             ClientError: There was no response.
         """
+        auth = self._auth
         retried = nonce_retried = False
         redirects = 0
         url = structs.replace(self.url, target=target) if target else self.url
         while True:
-            credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
+            credentials = "" if auth is None else lines(await auth.headers(self.url, method, url.target))
             data = self._bytes(url, method, credentials + extra, body)
             reply = await self._pool.send(data, repeatable=repeatable, owner=owner)
-            if self._auth is None and reply.status == 200 and not redirects:
-                return reply
-            challenge = reply.header(b"www-authenticate")
-            if self._auth is not None and b"dpop-nonce" in reply.headers:
-                refused = self._auth.learn_nonce(self.url, reply.header(b"dpop-nonce"), challenge)
-                if refused and reply.status == 401 and not nonce_retried:
-                    nonce_retried = True
-                    reply.discard()
-                    continue
-            if reply.status in (401, 403):
+            challenge = "" if reply.status < 400 else reply.header(b"www-authenticate")
+            nonce = "" if auth is None else reply.header(b"dpop-nonce")
+            wrong_nonce = auth is not None and nonce and auth.learn_nonce(self.url, nonce, challenge)
+            if wrong_nonce and reply.status == 401 and not nonce_retried:
+                nonce_retried = True
+            elif reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
                     raise access_denied(self.url, reply, challenge, has_auth=self._has_auth)
                 retried = True

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, NotificationFilter, NotificationFilters, Run, with_decoded_params
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
+from millstream._protocol.jsonrpc import MALFORMED, decode_object, encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
 from millstream.client._errors import InvalidResponse
@@ -23,7 +23,6 @@ _logger = logging.getLogger("millstream")
 _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *revision.requests)) | frozenset(
     NOTIFICATIONS
 )
-_decode = decoder(dict[str, Any])
 
 
 class OutgoingRequest(Struct, eq=False):
@@ -162,7 +161,7 @@ class ClientHost:
         return with_decoded_params(handler, type(self.client))
 
     async def _around(self, ask: RawRequest) -> bytes:
-        before = _decode(ask.params)
+        before = decode_object(ask.params)
         requests = self.client.conversation.requests
 
         async def inside(request: OutgoingRequest) -> dict[str, Any]:
@@ -172,7 +171,7 @@ class ClientHost:
                 ask.params = encode(request.params)
             raw = await requests.ask(ask)
             try:
-                return _decode(raw)
+                return decode_object(raw)
             except MALFORMED as exc:
                 raise InvalidResponse(f"The result of {ask.method} can't be decoded: {exc}.") from exc
 

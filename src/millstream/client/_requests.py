@@ -1,4 +1,4 @@
-"""Requests of a client: its options, connecting and negotiating, rounds of questions, and reconnection.
+"""Requests of a client: connecting and negotiating, rounds of questions, and reconnection.
 
 A client tries the per-request era first, then the handshake, then HTTP+SSE, see
 https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning. Only a `DiscoverResult`, or an error that
@@ -11,7 +11,6 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -21,8 +20,9 @@ from msgspec import Struct
 
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
+from millstream._override import override
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, SuggestionMeta, shorten
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, shorten
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
@@ -47,7 +47,7 @@ from millstream._protocol.notifications import (
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._tasks import Tasks, retry_delay
 from millstream._version import __version__
-from millstream.client._endpoint import Auth, Endpoint
+from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -63,6 +63,7 @@ from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports import (
+    Options,
     Transport,
     TransportFactory,
     TransportRequest,
@@ -71,49 +72,6 @@ from millstream.client._transports import (
 )
 from millstream.client._transports.http import HttpSseTransport, StreamableTransport
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
-
-
-class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
-    """Limits, names, and connection details. ``Client(url, options=Options(connect_timeout=3))``"""
-
-    name: str = "millstream"
-    """Name that the client sends to servers."""
-    version: str = ""
-    """Version of the client; empty means Millstream's version."""
-    connect_timeout: float = 10.0
-    """Seconds to wait for a connection, or for a process to start."""
-    probe_timeout: float = 10.0
-    """Seconds to wait for `server/discover` before also trying the handshake."""
-    max_call_seconds: float = 3600.0
-    """Maximum seconds for a call, even with progress."""
-    max_bytes: int = 64 * 1024 * 1024
-    """Maximum bytes of one message from the server, or of all pages of a list together."""
-    max_queued_messages: int = 10_000
-    """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
-    max_connections: int = 100
-    """Maximum open HTTP connections; further calls wait for a free one."""
-    max_rounds: int = 32
-    """Maximum rounds of questions before the result of one call."""
-    max_pages: int = 1000
-    """Maximum pages of one list."""
-    log_level: str = ""
-    """Minimum severity of log messages to request; empty leaves it to the server."""
-    cache: bool = True
-    """Whether to cache lists and resources for the time that the server allows."""
-    env: Mapping[str, str] = {}
-    """Environment variables for a server that the client starts, in addition to `HOME`, `PATH`, and the like."""
-    cwd: str | None = None
-    """Working directory of a server that the client starts."""
-    stderr: Callable[[str], object] | bool | None = None
-    """Where the standard error of a server process goes: ``True`` prints it to ours, ``False`` drops it, and a function
-    receives each line. ``None`` prints it on a terminal and in pytest.
-    """
-    tls: ssl.SSLContext | None = None
-    """Certificates to trust or present; by default, those of the system."""
-    extra_capabilities: Mapping[str, object] = {}
-    """Capabilities to declare in addition to those of the handlers."""
-    auth: Auth | None = None
-    """Source of credentials that change; use headers for fixed ones."""
 
 
 class ServerInfo(Implementation, frozen=True):
@@ -316,6 +274,10 @@ class Requests(Struct, kw_only=True):
     """The newest connection, even after it was lost."""
     lock: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
 
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)  # shows no credential
+
     async def connect(self, *, first: bool = False) -> Connection:
         """Return the connection, reconnecting if the last one was lost.
 
@@ -509,17 +471,7 @@ class Requests(Struct, kw_only=True):
         if url.scheme in ("ws", "wss"):
             from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
 
-            return WebSocketTransport(
-                url,
-                headers,
-                incoming,
-                background,
-                options.auth,
-                self.inflow,
-                max_bytes=options.max_bytes,
-                timeout=options.connect_timeout,
-                tls=options.tls,
-            )
+            return WebSocketTransport(url, headers, incoming, background, options, self.inflow)
         pool = ConnectionPool(
             url,
             max_connections=options.max_connections,
@@ -530,7 +482,7 @@ class Requests(Struct, kw_only=True):
         )
         endpoint = Endpoint(url, headers, pool, options.auth, incoming.pause_timeouts)
         if sse:
-            return HttpSseTransport(endpoint, incoming, background, options.max_bytes, options.connect_timeout)
+            return HttpSseTransport(endpoint, incoming, background, options)
         return StreamableTransport(endpoint, incoming, background, options.max_bytes)
 
     def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast, get_origin
@@ -21,12 +22,14 @@ from millstream.client._server_messages import Change
 _MAX_ENTRIES = 512
 """Maximum number of cached results."""
 _MAX_TTL_MS = 24 * 3600 * 1000
-_LISTS = {
+_CHANGED_BY = {
     "tools/list": "tools",
     "prompts/list": "prompts",
     "resources/list": "resources",
     "resources/templates/list": "resources",
+    "resources/read": "resource",  # an update may be for a part of the cached resource
 }
+"""Method -> the kind of change that its results depend on."""
 
 
 class Cache:
@@ -57,10 +60,8 @@ class Cache:
     def invalidate(self, change: Change, subscription: Any) -> None:
         """Drop the results that a change affects."""
         for method, params in list(self._entries):
-            if change.kind == "again" or _LISTS.get(method) == change.kind:
+            if change.kind == "again" or _CHANGED_BY.get(method) == change.kind:
                 del self._entries[method, params]
-            elif change.kind == "resource" and method == "resources/read":
-                del self._entries[method, params]  # An update may be for a part of the cached resource.
 
 
 T = TypeVar("T")
@@ -177,13 +178,9 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         try:
             return _read(bytes(raw), wanted)
         except InvalidResponse:
-            try:
-                inner = _decode_wrapped(raw).result
-            except MALFORMED:
-                inner = None
-            if inner is None:
-                raise
-            return _read(bytes(inner), wanted)
+            with suppress(*MALFORMED):
+                return _read(bytes(_decode_wrapped(raw).result), wanted)
+            raise
 
 
 _read_result = foreign_decoder(Result)

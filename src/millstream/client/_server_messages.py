@@ -26,7 +26,7 @@ from millstream._protocol.notifications import (
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, TooManyMessages
 from millstream.client._questions import QuestionHandler
-from millstream.client._transports import Transport
+from millstream.client._transports import Options, Transport
 
 OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
 """Progress callback: ``progress(value, total, message)``."""
@@ -143,8 +143,7 @@ class ServerMessages(Struct, eq=False):
     _questions: QuestionHandler
     on_log: OnLog | None
     on_change: OnChange | None
-    max_waiting: int
-    max_call_seconds: float
+    options: Options
     observer: Callable[[Notification], object] | None = None
     """Callback for every notification, before its handler."""
     custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
@@ -217,7 +216,7 @@ class ServerMessages(Struct, eq=False):
         now = asyncio.get_running_loop().time()
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  requests are sent in tasks
-        latest = now + max(self.max_call_seconds, seconds)
+        latest = now + max(self.options.max_call_seconds, seconds)
         pending = PendingRequest(self, task, task.cancelling(), seconds, latest, now + seconds, progress)
         self.running[request_id] = pending
         self.wake_at(pending.when)
@@ -296,11 +295,12 @@ class ServerMessages(Struct, eq=False):
             return
         if not inspect.isawaitable(rest):
             return
-        if len(self._queue) >= self.max_waiting:
+        most = self.options.max_queued_messages
+        if len(self._queue) >= most:
             if inspect.iscoroutine(rest):
                 rest.close()
             raise TooManyMessages(
-                f"{self.max_waiting:,} messages from the server are waiting for your handlers, which is the limit "
+                f"{most:,} messages from the server are waiting for your handlers, which is the limit "
                 "(Options.max_queued_messages)."
             )
         self._queue.append(rest)

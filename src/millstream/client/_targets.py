@@ -26,9 +26,8 @@ _IMPORTS_SDK_ONE = re.compile(r"^\s*(?:from|import)\s+mcp\.server\.fastmcp\b", r
 _HAS_SDK_ONE_SERVER = re.compile(r"^\w+\b.*= *FastMCP\(", re.MULTILINE)
 """A global one, which doesn't have to be made by a function of the program first."""
 _RUN_CODE = "from millstream._cli import main; main()"
-_SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
-_CONFIGURATION = (".json",)
-_FILES = (".py", ".toml", *_SCRIPTS, *_CONFIGURATION)
+_SCRIPTS = (".js", ".mjs", ".cjs")
+_FILES = (".py", ".toml", ".json", *_SCRIPTS)
 
 
 class Remote(Struct, frozen=True):
@@ -128,7 +127,7 @@ def _command(words: Sequence[str], base: Command) -> Command:
 def _file(path: Path, name: str, base: Command) -> Place:
     if not path.is_file():
         raise _missing_file(path)
-    if path.suffix in _CONFIGURATION:
+    if path.suffix == ".json":
         try:
             given: Any = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as exc:
@@ -145,7 +144,7 @@ def _file(path: Path, name: str, base: Command) -> Place:
             raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
         return replace(base, argv=(sys.executable, str(path)), advice=_hint(path, text))
     if path.suffix in _SCRIPTS:
-        return replace(base, argv=(_SCRIPTS[path.suffix], str(path)))
+        return replace(base, argv=("node", str(path)))
     return replace(base, argv=(str(path),))
 
 

@@ -7,7 +7,6 @@ restarts of the server.
 import asyncio
 import inspect
 from collections.abc import Mapping
-from itertools import count
 from typing import Any, Literal
 
 import msgspec
@@ -217,7 +216,8 @@ class ClientTasks(Struct, eq=False):
         """Return a task, retrying while the server restarts."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _OUTAGE_TIMEOUT
-        for attempt in count():
+        attempt = 0
+        while True:
             try:
                 return await self.get(task_id)
             except (ConnectionLost, ConnectFailed, RequestTimeout):
@@ -227,7 +227,7 @@ class ClientTasks(Struct, eq=False):
                 if exc.code not in _TEMPORARY_ERRORS or loop.time() >= until:
                     raise
             await asyncio.sleep(retry_delay(attempt, _MIN_PAUSE, _MAX_RETRY_PAUSE))
-        raise AssertionError
+            attempt += 1
 
     async def _ask(self, method: str, task_id: str, params: Mapping[str, Any], timeout: float) -> bytes:
         meta = await self._extension_meta()
@@ -253,9 +253,8 @@ class ClientTasks(Struct, eq=False):
         if self._meta[0] != connection.meta:
             meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % connection.meta)
             capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
-            extensions: dict[str, Any] = {**members(capabilities.get("extensions")), TASKS: {}}
-            declared: dict[str, Any] = {**meta, CAPABILITIES_KEY: {**capabilities, "extensions": extensions}}
-            self._meta = connection.meta, encode(declared)[1:-1]
+            capabilities["extensions"] = {**members(capabilities.get("extensions")), TASKS: {}}
+            self._meta = connection.meta, encode(meta)[1:-1]
         return self._meta[1]
 
 

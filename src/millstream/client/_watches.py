@@ -90,8 +90,9 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
             async with asyncio.timeout(_CONFIRM_TIMEOUT):
                 await self._agreed.wait()
         except TimeoutError as exc:
-            text = f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds."
-            raise RequestTimeout(text) from exc
+            raise RequestTimeout(
+                f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds."
+            ) from exc
         if self._fault is not None:
             raise self._fault
 

@@ -13,7 +13,7 @@ from millstream._protocol.seal import RoundState
 from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
-from millstream._stores.health import LogOnce
+from millstream._stores.health import LogOnce, run_on
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._calls import (
     CallContext,
@@ -61,5 +61,6 @@ __all__ = [
     "ToolOptions",
     "method",
     "notification",
+    "run_on",
     "scopes_of",
 ]

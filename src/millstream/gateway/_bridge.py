@@ -281,7 +281,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
     except Cycle:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
         raise call_error(
-            call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
+            call, f"The call runs in a loop: the server {upstream.name!r} leads back to this gateway."
         ) from None
     passed = encode(members)[1:-1]
     if source.handshake:
@@ -367,7 +367,7 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRe
         upstream.task_tools.add(ask.name)
         return call.method == "tools/call"
     if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):
-        raise call_error(call, f"The server {upstream.config.name!r} couldn't ask a question. {remedy}")
+        raise call_error(call, f"The server {upstream.name!r} couldn't ask a question. {remedy}")
     return False
 
 
@@ -386,7 +386,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
             raise
         why = str(exc)
     if link is None or (key.handshake and not link.conversation.transport.has_session):
-        logger.info("%s can't ask questions by the handshake: %s", upstream.config.name, why)
+        logger.info("%s can't ask questions by the handshake: %s", upstream.name, why)
         upstream.has_handshake = False
         key = upstream.key(call, abilities, name)
         link = await links.open(key, call.owner)
@@ -399,7 +399,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
             try:
                 found = await links.open(other, call.owner)
             except ClientError as exc:
-                logger.debug("%s: another connection couldn't be opened: %s", upstream.config.name, exc)
+                logger.debug("%s: another connection couldn't be opened: %s", upstream.name, exc)
                 break
             if not found.calls:
                 return found
@@ -441,7 +441,7 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
     try:
         await link.conversation.set_log_level(level)
     except ServerError as exc:
-        logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
+        logger.debug("%s doesn't support log levels: %s", upstream.name, exc)
 
 
 @lru_cache(256)
@@ -495,7 +495,7 @@ class _ForwardedCall:
         raw = call.saved_value(self._slot)
         if raw is not None:
             saved = _decode_state(raw)
-            if saved.upstream != upstream.config.name:
+            if saved.upstream != upstream.name:
                 raise ProtocolError(INVALID_PARAMS, CALL_OVER)
             self.previous = saved.state
 
@@ -511,7 +511,7 @@ class _ForwardedCall:
 
     def _save(self, state: _State) -> None:
         """Save a state for the next run of the call."""
-        self._call.save_value(self._slot, encode(_SavedState(self._upstream.config.name, state)))
+        self._call.save_value(self._slot, encode(_SavedState(self._upstream.name, state)))
 
     def run(self, link: Link) -> Awaitable[bytes]:
         """Return the raw result."""
@@ -669,7 +669,7 @@ class _ForwardedCall:
         """
         if len(requests) > MAX_OPEN_QUESTIONS:
             raise InvalidResponse(f"The upstream asked {len(requests)} questions at once.")
-        name = self._upstream.config.name
+        name = self._upstream.name
         try:
             return {
                 key: project_question(each.method, bytes(each.params), self.relay, self._source, name)
@@ -695,7 +695,7 @@ class _ForwardedCall:
 
     def _convert_url_error(self, exc: ServerError) -> BaseException:
         """Return the error that asks the user to open URLs first."""
-        call, policy, name = self._call, self._upstream.policy, self._upstream.config.name
+        call, policy, name = self._call, self._upstream.policy, self._upstream.name
         try:
             urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
         except msgspec.ValidationError:
@@ -798,12 +798,12 @@ def _read_task(result: bytes) -> Task:
 
 def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent; see `Breaker.refusal`."""
-    return call_error(call, f"The server {upstream.config.name!r} behind this gateway {refusal}")
+    return call_error(call, f"The server {upstream.name!r} behind this gateway {refusal}")
 
 
 def no_response_error(call: Call, upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
     """Return the error for a call without a usable response. It doesn't reveal addresses or credentials."""
-    logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
+    logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, exc)
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
     text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
     return refused_error(call, upstream, text.format(exc=exc))

@@ -22,7 +22,7 @@ from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin
 from millstream.gateway._relay import UI
-from millstream.gateway._results import MalformedResult, split_result
+from millstream.gateway._results import split_result
 from millstream.gateway._upstream import Upstream
 from millstream.parts import (
     ArgumentError,
@@ -157,11 +157,35 @@ class _UpstreamItem(Item):
         value = await self.run(arguments, call)
         try:
             return self._decode(value)
-        except MalformedResult as exc:
+        except MALFORMED as exc:
             raise _malformed_error(call, self.upstream, exc) from None
 
     def _decode(self, value: bytes) -> Any:
         raise NotImplementedError
+
+    @override
+    async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
+        """See `Item`. The values are those of the upstream; there are none if it doesn't support completion."""
+        upstream, revision = self.upstream, self.upstream.revision
+        if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
+            return _NO_COMPLETION
+        key = "name" if self.kind == "prompts" else "uri"
+        own_params: Json = {"ref": {"type": params.ref.type, key: self.own_name}, "argument": params.argument}
+        if params.context is not None and revision.completion_context:
+            own_params["context"] = params.context
+        try:
+            work = forward(call, upstream, "completion/complete", encode(own_params), "")
+            redactor = upstream.policy.redactor("completion/complete", "")
+            result = await (work if redactor is None else redactor.redact(work, call))
+        except ProtocolError as exc:
+            if exc.code == METHOD_NOT_FOUND:
+                return _NO_COMPLETION
+            raise
+        try:
+            members, call.meta = split_result(result, "")
+        except MALFORMED as exc:
+            raise _malformed_error(call, upstream, exc) from None
+        return members
 
 
 class UpstreamTool(_UpstreamItem, Tool):
@@ -211,7 +235,7 @@ class UpstreamTool(_UpstreamItem, Tool):
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
                 members = project_tool_result(members, revision, wraps=wraps)
-        except MalformedResult as exc:
+        except MALFORMED as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
 
@@ -254,14 +278,9 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
                 about = decode_object(b"{%b}" % members).get("description")
                 members = project_prompt(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)
-        except MalformedResult as exc:
+        except MALFORMED as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
-
-    @override
-    async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """See `Item.complete`."""
-        return await _complete(self.upstream, {"type": "ref/prompt", "name": self.own_name}, params, call)
 
 
 class _MatchedUri(dict[str, Any]):
@@ -319,11 +338,11 @@ class _UpstreamReadable(_UpstreamItem, Readable):
                 members, call.meta = split_result(
                     value, "contents", names.uri if names.prefix else None, () if hints else ("ttlMs", "cacheScope")
                 )
-            except MalformedResult as exc:
+            except MALFORMED as exc:
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
                 members += _NOT_CACHED
-        call.meta = with_origin(call.meta, upstream.config.name)
+        call.meta = with_origin(call.meta, upstream.name)
         return members
 
     @override
@@ -338,7 +357,7 @@ class _UpstreamReadable(_UpstreamItem, Readable):
 def _contents_of(value: bytes) -> list[ResourceContents]:
     try:
         return _decode_read(value).contents
-    except MalformedResult as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INTERNAL_ERROR, f"The resource can't be read: {exc}") from None
 
 
@@ -368,11 +387,6 @@ class UpstreamTemplate(_UpstreamReadable, Template):
     def _uri(self, arguments: Any, call: Call) -> str:
         return arguments.uri if type(arguments) is _MatchedUri else call.name
 
-    @override
-    async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """See `Item.complete`."""
-        return await _complete(self.upstream, {"type": "ref/resource", "uri": self.own_name}, params, call)
-
 
 _CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
     "tools": UpstreamTool,
@@ -380,29 +394,6 @@ _CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
     "templates": UpstreamTemplate,
     "prompts": UpstreamPrompt,
 }
-
-
-async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteRequestParams, call: Call) -> bytes:
-    """Return the members of a completion's result, without values if the upstream doesn't support completion."""
-    revision = upstream.revision
-    if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
-        return _NO_COMPLETION
-    params_of_upstream: Json = {"ref": ref, "argument": params.argument}
-    if params.context is not None and revision.completion_context:
-        params_of_upstream["context"] = params.context
-    try:
-        work = forward(call, upstream, "completion/complete", encode(params_of_upstream), "")
-        redactor = upstream.policy.redactor("completion/complete", "")
-        result = await (work if redactor is None else redactor.redact(work, call))
-    except ProtocolError as exc:
-        if exc.code == METHOD_NOT_FOUND:
-            return _NO_COMPLETION
-        raise
-    try:
-        members, call.meta = split_result(result, "")
-    except MalformedResult as exc:
-        raise _malformed_error(call, upstream, exc) from None
-    return members
 
 
 def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> ToolError | ProtocolError:
@@ -464,7 +455,7 @@ class MergedSkills:
         """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
         cursor = _read(call).cursor or ""
         name, _, upstream_cursor = cursor.partition(_SEPARATOR)
-        names = [each.config.name for each in self.upstreams]
+        names = [each.name for each in self.upstreams]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
         upstream, *remaining = self.upstreams[names.index(name) if cursor else 0 :]
@@ -475,16 +466,16 @@ class MergedSkills:
             except (ProtocolError, ToolError) as exc:
                 if not remaining:
                     raise
-                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
+                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.name, exc)
                 upstream, upstream_cursor = remaining.pop(0), ""
         result = self._hints(upstream, page)
         skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
         result["skills"] = [each for each in skills if each is not None]
         next_cursor = page.get("nextCursor")
         if isinstance(next_cursor, str) and next_cursor:
-            result["nextCursor"] = f"{upstream.config.name}{_SEPARATOR}{next_cursor}"
+            result["nextCursor"] = f"{upstream.name}{_SEPARATOR}{next_cursor}"
         elif remaining:
-            result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
+            result["nextCursor"] = f"{remaining[0].name}{_SEPARATOR}"
         return encode(result)[1:-1]
 
     async def _get(self, call: Call) -> bytes:
@@ -512,8 +503,8 @@ class MergedSkills:
         raw = await (work if redactor is None else redactor.redact(work, call))
         try:
             return decode_object(raw)
-        except MalformedResult as exc:
-            text = f"The server {upstream.config.name!r} returned an invalid result"
+        except MALFORMED as exc:
+            text = f"The server {upstream.name!r} returned an invalid result"
             raise ProtocolError(INTERNAL_ERROR, text) from exc
 
     # Entries
@@ -659,6 +650,6 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
         if members_of_result.get("resultType", "complete") != "complete":
             raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")
-    except MalformedResult as exc:
-        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned an invalid result.") from exc
+    except MALFORMED as exc:
+        raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.name!r} returned an invalid result.") from exc
     return found

@@ -324,8 +324,8 @@ class ApiUpstream(Upstream):
         same_origin = not self.openapi.base_url or parse_url(self.openapi.base_url).origin == url.origin
         credentials = self.credentials if same_origin else None
         auth = None if credentials is None or credentials.personal else credentials.auth("")
-        headers, pool = self.config.headers if same_origin else {}, self._pool(url, self.config.max_catalog_bytes)
-        endpoint = Endpoint(url, headers, pool, auth)
+        pool = self._pool(url, self.config.max_catalog_bytes)
+        endpoint = Endpoint(url, self.config.headers if same_origin else {}, pool, auth)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
         reply.discard()
@@ -357,7 +357,7 @@ class ApiUpstream(Upstream):
                 max_connections=MAX_HTTP_CALLS,
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
-                inflow=Inflow(self.gateway.arriving, self.config.name),
+                inflow=Inflow(self.gateway.arriving, self.name),
             )
         return pool
 
@@ -387,7 +387,7 @@ class ApiUpstream(Upstream):
                 raise ApiError(
                     f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
                 )
-        document.log_skipped(self.config.name, self._skipped)
+        document.log_skipped(self.name, self._skipped)
         self._skipped = frozenset(document.skipped)
         return found
 

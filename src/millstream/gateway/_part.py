@@ -36,7 +36,7 @@ from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
 from millstream.http import ArrivingBytes
 from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
-from millstream.protocol import BY_DATE, LocalError, members
+from millstream.protocol import BY_DATE, Json, LocalError, members
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -287,12 +287,12 @@ class GatewayPart:
         """Return state and statistics of each upstream."""
         return [upstream.describe() for upstream in self.upstreams.values()]
 
-    def items(self, name: str) -> dict[str, Any] | None:
+    def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items; None if it's unknown."""
         upstream = self.upstreams.get(name)
         if upstream is None:
             return None
-        tools: list[dict[str, Any]] = [
+        tools: list[Json] = [
             {
                 "name": tool,
                 "description": description.get("description") or description.get("title") or "",
@@ -381,11 +381,11 @@ class GatewayPart:
             description = rules.describe(each)
             name = upstream.names.qualify(kind, description[METHODS[kind][2]])
             if (other := self._claimant(upstream, kind, name)) is not None:
-                upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.config.name}")
+                upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.name}")
             elif name in found[kind]:
                 upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
             else:
-                meta = with_origin(description.get("_meta"), upstream.config.name)
+                meta = with_origin(description.get("_meta"), upstream.name)
                 found[kind][name] = own_name, {**description, "_meta": meta}, rules
         if looping != upstream.looping:
             upstream.looping = looping
@@ -421,7 +421,7 @@ class GatewayPart:
         if self._host.registry.set_hints(merged):
             self._host.dispatcher.announcement.forget()
 
-    def _introduction(self) -> dict[str, Any]:
+    def _introduction(self) -> Json:
         """Return the server's information. A single upstream's own replaces what the operator left out."""
         definition, given = self.definition, dict(self._info)
         if len(self.upstreams) > 1:
@@ -452,7 +452,7 @@ class GatewayPart:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry, current = self._host.registry, upstream.offered[kind]
         removed = [name for name, item in current.items() if wanted.get(name, ())[:2] != item]
-        added: dict[str, Any] = {}
+        added: Json = {}
         for name, item in wanted.items():
             if current.get(name) == item[:2]:
                 continue
@@ -466,7 +466,7 @@ class GatewayPart:
         if not removed and not added:
             return False
         # In the order of the configuration, whichever upstream responds first.
-        registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.config.name) + 1)
+        registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.name) + 1)
         for name in removed:
             del current[name]
         current.update((name, wanted[name][:2]) for name in added)
@@ -495,7 +495,7 @@ class GatewayPart:
     def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
         """Log an item whose name is taken. The first item stays registered."""
         other = next((each for each in self.upstreams.values() if name in each.offered[kind]), None)
-        noun, own = kind[:-1].replace("template", "resource template"), upstream.config.name
+        noun, own = kind[:-1].replace("template", "resource template"), upstream.name
         if other is None:
             text = (
                 f"This server and the upstream {own!r} both have a {noun} {name!r}: give the upstream another "
@@ -504,7 +504,7 @@ class GatewayPart:
             self._name_conflict = self._name_conflict or text
         else:
             text = (
-                f"The upstreams {other.config.name!r} and {own!r} both have a {noun} {name!r}: only the first "
+                f"The upstreams {other.name!r} and {own!r} both have a {noun} {name!r}: only the first "
                 "one's is offered. Give one of them another prefix="
             )
         logger.error("%s", text)
@@ -628,12 +628,12 @@ def _tokens(name: str, description: Description) -> int:
     return -(-len(msgspec.json.encode(shown).decode()) // CHARACTERS_PER_TOKEN)
 
 
-def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def merge_reports(workers: Iterable[list[Json]]) -> list[Json]:
     """Merge the reports of several workers into one per upstream, starting with this worker's.
 
     Counts are added, times and quantiles are the largest, and the state is the worst.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Json] = {}
     for reports in workers:
         for report in reports:
             name = report["name"]
@@ -641,7 +641,7 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
     return list(found.values())
 
 
-def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _merge(one: Json, other: Json) -> Json:
     urgency = ("degraded", "connecting", "ready").index
     worse = min(one, other, key=lambda report: urgency(report["state"]))
     merged = {**one, "state": worse["state"], "reason": worse["reason"], "workers": one["workers"] + 1}

@@ -35,6 +35,7 @@ from millstream.parts import (
 from millstream.protocol import (
     MALFORMED,
     RESOURCE_NOT_FOUND,
+    Json,
     SuggestionMeta,
     decode_object,
     encode,
@@ -116,9 +117,9 @@ class ToolPolicy(ToolRules, frozen=True, kw_only=True):
     """New name; the prefix is still added to it."""
     title: str = ""
     description: str = ""
-    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+    defaults: Json = field(default_factory=Json)
     """Default values of arguments, shown in the schema."""
-    hidden: dict[str, Any] = field(default_factory=dict[str, Any])
+    hidden: Json = field(default_factory=Json)
     """Fixed values of arguments. Callers can't see or change them."""
     annotations: dict[str, bool | str] = field(default_factory=dict[str, bool | str])
     """Hints for clients, such as ``readOnlyHint``, overriding those of the upstream."""
@@ -180,7 +181,7 @@ def _has_claim(claim: Any, value: Any) -> bool:
     return any(type(each) is type(value) and each == value for each in items)
 
 
-SaveResult = Callable[[Call, bytes, float], Awaitable[dict[str, Any] | None]]
+SaveResult = Callable[[Call, bytes, float], Awaitable[Json | None]]
 """Stores an oversized result: ``await keep(call, result, seconds)`` returns the resource link to it, or None if it
 doesn't fit.
 """
@@ -211,7 +212,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     rules_of: "Callable[[str], ItemRules | None] | None" = None
     """For a template: returns the rules of one of its URIs, as callers see it, or None if it isn't offered."""
 
-    def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
+    def describe(self, description: Mapping[str, Any]) -> Json:
         """Return a listed description as callers see it, under the upstream's name or URI."""
         texts = {"name": self.name, "title": self.title, "description": self.description}
         changed: dict[str, Any] = {**description, **{key: text for key, text in texts.items() if text}}
@@ -230,7 +231,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             changed.pop("outputSchema", None)  # a preview doesn't match it
         return changed
 
-    def _schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+    def _schema(self, schema: Json) -> Json:
         properties = {name: each for name, each in members(schema.get("properties")).items() if name not in self.hidden}
         for name, value in self.defaults.items():
             if is_object(properties.get(name)):
@@ -342,7 +343,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     beginning = text[:budget].decode("utf-8", "ignore")
     rest = "The link has all of it." if link is not None else "The rest is too large to store: request less."
     note = f"[{len(beginning.encode()):,} of {len(text):,} bytes of text. {rest}]"
-    kept: dict[str, Any] = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
+    kept: Json = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
     kept["content"] = [{"type": "text", "text": f"{beginning}\n{note}"}, *([] if link is None else [dict(link)])]
     return encode(kept)
 
@@ -358,7 +359,7 @@ class RestrictedPattern(Struct, frozen=True):
         """Names in order of first appearance."""
         return self.pattern.variables
 
-    def match(self, uri: str) -> dict[str, Any] | None:
+    def match(self, uri: str) -> Json | None:
         """Return the values of the variables in a URI; None if the URI isn't offered."""
         found = self.pattern.match(uri)
         return found if found is not None and self.offers(uri) else None
@@ -591,9 +592,9 @@ def _without_dots(uri: str) -> str:
     return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
 
 
-def _merge(found: Sequence[CommonRules]) -> dict[str, Any]:
+def _merge(found: Sequence[CommonRules]) -> Json:
     """Return the fields that any of the rules sets: the last value of each, and all entries of lists and tables."""
-    merged: dict[str, Any] = {}
+    merged: Json = {}
     for rules in found:
         for name, value in structs.asdict(rules).items():
             if not value:

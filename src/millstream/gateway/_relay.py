@@ -34,9 +34,11 @@ from millstream.protocol import (
     MAX_MEMBERS,
     METHOD_NOT_FOUND,
     NOTIFICATIONS,
+    Json,
     ListRootsResult,
     Revision,
     declares,
+    decode_object,
     decoder,
     encode,
     exceeds_limits,
@@ -49,8 +51,6 @@ from millstream.protocol import (
     repair_schema,
     too_many_members,
 )
-
-Json = dict[str, Any]
 
 PROGRESS = "notifications/progress"
 UI = "io.modelcontextprotocol/ui"
@@ -69,7 +69,6 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Maximum bytes of one answer."""
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
-_decode_object = decoder(dict[str, Any])
 _decode_roots = decoder(ListRootsResult)
 _decode_messages = decoder(list[Message])
 
@@ -117,7 +116,7 @@ def limit_abilities(abilities: bytes, questions: frozenset[str]) -> bytes:
 
 @lru_cache(256)
 def _decode_abilities(abilities: bytes) -> Json:
-    return _decode_object(abilities) if abilities else {}
+    return decode_object(abilities) if abilities else {}
 
 
 def declare(abilities: bytes, revision: Revision) -> Json:
@@ -229,7 +228,7 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
     declared, target = check_declared(method, asked.abilities), asked.revision
     try:
-        original = _decode_object(raw or b"{}")
+        original = decode_object(raw or b"{}")
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     params = {key: value for key, value in original.items() if key not in _CONNECTION_MEMBERS}
@@ -321,7 +320,7 @@ _ACTIONS = ("accept", "decline", "cancel")
 
 
 def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
-    answer = _decode_object(raw)
+    answer = decode_object(raw)
     action, content = answer.get("action"), answer.get("content")
     if action not in _ACTIONS:
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
@@ -353,7 +352,7 @@ def _read_sample(raw: bytes, source: Revision) -> Raw:
     blocks = msgspec.convert(content, list[dict[str, Any]])
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
-    return Raw(encode({**_decode_object(raw), "content": one}))
+    return Raw(encode({**decode_object(raw), "content": one}))
 
 
 logger = logging.getLogger("millstream.gateway")

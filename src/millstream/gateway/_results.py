@@ -173,8 +173,6 @@ def _reason(exc: Exception) -> str:
 Rename = Callable[[str], str]
 """Returns the URI that clients of the gateway use."""
 Members = dict[str, Raw]
-MalformedResult = (ValueError, RecursionError)
-"""Exceptions raised for a malformed result."""
 
 _COMPLETE = Raw(b'"complete"')
 _COMPLETE_TYPES = (bytes(_COMPLETE), b"null")

@@ -146,7 +146,7 @@ class SearchPart:
         self._registry = host.registry
         for name, run, decode, description in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
-            (CALL, _reject_call, lambda raw: raw, CALL_DESCRIPTION),
+            (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
         ):
             source = ItemSource(
                 name, run, decode, description=description["description"], schema=description["inputSchema"]
@@ -240,3 +240,10 @@ def _read_search(raw: Any) -> SearchArguments:
         return _decode_search(raw)
     except MALFORMED as exc:
         raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
+
+
+def _read_call(raw: Any) -> CallArguments:
+    try:
+        return _decode_call(raw)
+    except MALFORMED as exc:
+        raise ArgumentError(str(exc)) from exc

@@ -311,6 +311,7 @@ class Upstream:
             gateway: The gateway.
         """
         self.config: UpstreamConfig = config
+        self.name: str = config.name
         self.gateway: Gateway = gateway
         self.address: Any = config.target
         """URL or target that credentials are sent to."""
@@ -455,7 +456,7 @@ class Upstream:
             return remedy
         logger.warning(
             "%s can't ask questions in revision %s: it starts again, with the handshake",
-            self.config.name,
+            self.name,
             self.catalog.revision,
         )
         self.catalog.asks_by_handshake = True
@@ -557,10 +558,10 @@ class Upstream:
                 credentials = self.credentials
                 if isinstance(exc, AccessDenied | NoCredentials) and credentials is not None and credentials.personal:
                     # Only one user's account is affected: other calls continue, and another account reads the lists.
-                    logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
+                    logger.warning("%s: a user's account can't read the lists: %s", self.name, exc)
                     credentials.avoid_lister(self.lister.credentials)
                 elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self._find_fault() is None):
-                    logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
+                    logger.warning("%s: the lists can't be read at the moment: %s", self.name, exc)
                 else:
                     self._degrade(exc)
                 failures += 1
@@ -574,9 +575,7 @@ class Upstream:
         self.state = "ready" if self.catalog.revision else "connecting"
         self.reason = "waits for a user to connect an account that can read the lists"
         if not self.catalog.revision:
-            logger.info(
-                "The upstream %s offers nothing until an account is connected at /connections", self.config.name
-            )
+            logger.info("The upstream %s offers nothing until an account is connected at /connections", self.name)
         self.lists_ready.set()
         lister = await credentials.lister()
         self._lister_left = False
@@ -619,7 +618,7 @@ class Upstream:
                 names = ", ".join(each.name for each in quarantined) or "nothing"
                 logger.warning(
                     "%s: quarantined until the operator accepts their definitions (millstream gateway accept): %s",
-                    self.config.name,
+                    self.name,
                     names,
                 )
             self.quarantined = quarantined
@@ -631,7 +630,7 @@ class Upstream:
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
-            logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
+            logger.info("The upstream %s is ready: %s", self.name, has or "no items")
             known = [name for kind in METHODS for name in getattr(found, kind)]
             known += [each.name for each in self.quarantined]
             for name in self.policy.unknown_names(known):
@@ -657,7 +656,7 @@ class Upstream:
         """Log a warning once."""
         if text not in self._warnings:
             self._warnings.keep(text, None)
-            logger.warning("%s: %s", self.config.name, text)
+            logger.warning("%s: %s", self.name, text)
 
     def refresh(self) -> None:
         """Read the lists again now."""
@@ -694,9 +693,9 @@ class Upstream:
                         self._announced_kinds.add(change.kind)
                     self._refresh_event.set()
         except ServerError as exc:
-            logger.debug("%s doesn't report changes: %s", self.config.name, exc)
+            logger.debug("%s doesn't report changes: %s", self.name, exc)
         except ClientError as exc:
-            logger.debug("%s: the subscription ended: %s", self.config.name, exc)
+            logger.debug("%s: the subscription ended: %s", self.name, exc)
             self._refresh_event.set()
         finally:
             subscribed.set()
@@ -706,7 +705,7 @@ class Upstream:
     def _degrade(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if self.state != "degraded" or self.reason != reason:
-            logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
+            logger.warning("The upstream %s can't be reached: %s", self.name, reason)
         self.state, self.reason = "degraded", reason
         self.lists_ready.set()  # don't make clients wait for it
         if isinstance(error, CONNECTION_FAILURES):
@@ -765,7 +764,7 @@ class Upstream:
 
     def _recover(self) -> None:
         if self.state == "degraded":
-            logger.warning("The upstream %s can be reached again", self.config.name)
+            logger.warning("The upstream %s can be reached again", self.name)
         self.state, self.reason = "ready", ""
         self.breaker.is_open = False
 
@@ -785,7 +784,7 @@ class Upstream:
         state, reason = self.report_state()
         processes = self.processes
         return {
-            "name": self.config.name,
+            "name": self.name,
             "prefix": self.names.prefix,
             "state": state,
             "reason": reason,

@@ -6,7 +6,7 @@ and mailboxes and presence track clients. This module does no network I/O.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -25,7 +25,6 @@ from millstream.hub._channels import (
     HubLimits,
     check_channel,
     check_client_id,
-    is_pattern,
     owned_id,
     owner_of,
 )
@@ -40,7 +39,7 @@ from millstream.hub._event import (
     position_id,
 )
 from millstream.hub._mailbox import EventListener
-from millstream.hub._presence import Member, Presence
+from millstream.hub._presence import Member, Place, Presence
 from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
@@ -114,8 +113,8 @@ class Hub:
         )
         """Access checks that transports run before they respond."""
         self._presence = Presence(store, self._journal, clock, self._wait_for_delivery)
-        self._departures: asyncio.Queue[Subscription] = asyncio.Queue()
-        """Subscribers whose departure is published in the background. Bounded by the number of subscribers."""
+        self._departures: asyncio.Queue[Sequence[Place]] = asyncio.Queue()
+        """Departures to publish in the background. Bounded by the number of subscribers."""
         self._presence_outage = LogOnce(
             _logger,
             "The hub can't publish presence events; retrying",
@@ -465,14 +464,10 @@ class Hub:
         if mailbox:
             delivery.mailboxes.client_arrived(mailbox, served=replay.wrote)
         subscription.write(delivery.position_event())
-        if subscription.member is not None:
-            try:
-                await self._publish_presence(subscription, self._presence.join)
-            finally:
-                # Set last, so the departure isn't published before the arrival.
-                subscription.present = True
-                if subscription.outlet.closed:
-                    self._departures.put_nowait(subscription)
+        if subscription.member is not None and not outlet.closed:
+            for place in subscription.places:
+                self._presence.connect(place, subscription.member)
+            await self._publish_presence(subscription.places)
         return subscription
 
     def _leave(self, subscription: Subscription) -> None:
@@ -482,23 +477,22 @@ class Hub:
         self._delivery.interest.remove(subscription.channels)
         if subscription.mailbox and subscription.joined:
             self._delivery.mailboxes.client_left(subscription.mailbox)
-        if subscription.present:
-            self._departures.put_nowait(subscription)
+        if subscription.member is not None and subscription.joined:
+            for place in subscription.places:
+                self._presence.disconnect(place, subscription.member)
+            self._departures.put_nowait(subscription.places)
 
     async def _run_departures(self) -> None:
         """Publish departures, in order, until canceled."""
         while True:
-            await self._publish_presence(await self._departures.get(), self._presence.leave)
+            await self._publish_presence(await self._departures.get())
 
-    async def _publish_presence(
-        self, subscription: Subscription, change: Callable[[str, Member], Awaitable[None]]
-    ) -> None:
-        """Publish the arrival or departure of a subscriber on its channels."""
-        for channel in subscription.channels:
-            if subscription.member is not None and not channel.startswith("$") and not is_pattern(channel):
-                with self._presence_outage:  # `Presence.refresh` retries
-                    await self._delivery.event_tail.settle()
-                    await change(channel, subscription.member)
+    async def _publish_presence(self, places: Sequence[Place]) -> None:
+        """Publish the arrival or departure of a client on its channels."""
+        for place in places:
+            with self._presence_outage:  # `Presence.refresh` retries
+                await self._delivery.event_tail.settle()
+                await self._presence.update(place)
 
     async def _wait_for_delivery(self, position: Position) -> None:
         """Wait until this worker's subscribers have a presence event. Returns immediately when the hub is closing."""

@@ -32,6 +32,9 @@ class Member(Struct, frozen=True, omit_defaults=True):
         return owned_id(self.client_id, self.owner)
 
 
+Place = tuple[str, str]
+"""A channel, and the key of a client on it."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
 
@@ -49,9 +52,9 @@ class Presence(Struct, eq=False):
     _clock: Callable[[], float]
     _wait_for_delivery: Callable[[Position], Awaitable[None]]
     """Waits until a published event is delivered on this worker."""
-    _connections: dict[tuple[str, str], list[Member]] = {}
-    """The connections to this worker by channel and client."""
-    _registered: dict[tuple[str, str], Member] = {}
+    _connections: dict[Place, list[Member]] = {}
+    """The connections to this worker."""
+    _registered: dict[Place, Member] = {}
     """Clients that this worker has registered."""
     _worker_id: str = ""
     """The worker id of the registrations."""
@@ -63,22 +66,17 @@ class Presence(Struct, eq=False):
     def __post_init__(self) -> None:
         self._worker_id = self._store.workers.me
 
-    async def join(self, channel: str, member: Member) -> None:
-        """Add a connection of a client to a channel."""
-        connections = self._connections.setdefault((channel, member.key), [])
-        connections.append(member)
-        if len(connections) == 1:
-            await self._update(channel, member.key)
+    def connect(self, place: Place, member: Member) -> None:
+        """Add a connection of a client. Call `update` afterwards."""
+        self._connections.setdefault(place, []).append(member)
 
-    async def leave(self, channel: str, member: Member) -> None:
-        """Remove a connection that has joined or is about to join."""
-        connections = self._connections.get((channel, member.key), [])
-        if member not in connections:
-            return
-        connections.remove(member)
-        if not connections:
-            del self._connections[channel, member.key]
-            await self._update(channel, member.key)
+    def disconnect(self, place: Place, member: Member) -> None:
+        """Remove a connection of a client. Call `update` afterwards."""
+        connections = self._connections.get(place, [])
+        if member in connections:
+            connections.remove(member)
+            if not connections:
+                del self._connections[place]
 
     async def members(self, channel: str) -> list[Member]:
         """Return all clients on a channel, in order of arrival."""
@@ -116,24 +114,24 @@ class Presence(Struct, eq=False):
         )
 
     async def _update_all(self) -> None:
-        for channel, client_id in self._connections.keys() ^ self._registered.keys():
-            await self._update(channel, client_id)
+        for place in self._connections.keys() ^ self._registered.keys():
+            await self.update(place)
 
-    async def _update(self, channel: str, client_id: str) -> None:
+    async def update(self, place: Place) -> None:
         """Register a client if it's connected, and unregister it otherwise."""
-        key = (channel, client_id)
-        async with self._locks[hash(key) % _LOCK_COUNT]:
-            connections, registered = self._connections.get(key), self._registered.get(key)
+        channel, client_id = place
+        async with self._locks[hash(place) % _LOCK_COUNT]:
+            connections, registered = self._connections.get(place), self._registered.get(place)
             if connections and registered is None:
                 member = connections[0]
                 value, position = await self._store.members.join(
                     _GROUP + channel, client_id, _encode(member), self._entry(channel, "join", member)
                 )
-                self._registered[key] = _decode(value)
+                self._registered[place] = _decode(value)
             elif registered is not None and not connections:
                 entry = self._entry(channel, "leave", registered)
                 position = await self._store.members.leave(_GROUP + channel, client_id, entry)
-                del self._registered[key]
+                del self._registered[place]
             else:
                 return
         if position is not None:

@@ -13,7 +13,7 @@ from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import is_pattern, matches, split_pattern
 from millstream.hub._event import Event
-from millstream.hub._presence import Member
+from millstream.hub._presence import Member, Place
 
 Encode = Callable[[Event], bytes]
 """Encodes an event for one kind of outlet, or returns empty bytes if that kind can't represent it.
@@ -52,11 +52,16 @@ class Subscription(Struct, eq=False):
     """Wanted events after this offset have been written to the outlet."""
     last_change: int = 0
     """Presence changes after this number have been written to the outlet."""
-    present: bool = False
-    """Whether the subscriber is visible in the presence of its channels."""
 
     def __post_init__(self) -> None:
         self.has_wildcard = any(map(is_pattern, self.channels))
+
+    @property
+    def places(self) -> list[Place]:
+        """The channels whose presence shows the subscriber's client."""
+        if (member := self.member) is None:
+            return []
+        return [(each, member.key) for each in self.channels if not each.startswith("$") and not is_pattern(each)]
 
     def matches(self, channel: str) -> bool:
         """Return whether events of a channel are for this subscriber.

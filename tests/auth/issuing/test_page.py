@@ -9,9 +9,9 @@ from auth_world import run_guarded
 from millstream import Client
 from millstream.auth._authorization_server import authorize, clients, config, grants, tickets
 from millstream.auth.providers import Provider
+from millstream.client import Options
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.flow import OAuth
-from millstream.client._requests import Options
 from processes import free_port
 from scripts.docs import ROOT
 

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from auth_world import run_guarded
 from issuing_world import FORM, KnownUsers
 from millstream import Client, Context, Server, Settings, auth
+from millstream.client import Options
 from millstream.client._oauth import MemoryTokenStore
 from millstream.client._oauth.endpoints import fetch, post_form
 from millstream.client._oauth.flow import OAuth
-from millstream.client._requests import Options
 from patience import WAIT
 from processes import free_port
 

@@ -64,9 +64,14 @@ class AuthPart(OwnPart):
         from millstream._web.pages import asset_handler  # noqa: PLC0415  only where there are pages
 
         guard.note = host.services.note
-        paths: dict[str, Mapping[str, Handler]] = {
-            path: {"GET": handler} for path, handler in _metadata(guard, self.definition).items()
-        }
+        paths: dict[str, Mapping[str, Handler]] = {}
+        if any(each.issuers for each in guard.methods):
+            from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
+
+            found = metadata_paths(
+                guard.methods, self.definition.title, lambda: host.registry.scopes, host.settings.path
+            )
+            paths |= {path: {"GET": handler} for path, handler in found.items()}
         if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)
         if "rest" not in self.definition.parts and self.definition.connects:
@@ -158,13 +163,3 @@ def _check_mounted(definition: Definition) -> None:
                 f"could call its tools there. Pass the same auth=… to {definition.name!r}."
             )
         _check_mounted(each)
-
-
-def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handler]:
-    """Return the paths of the protected resource metadata; none without an authorization server."""
-    if not any(each.issuers for each in guard.methods):
-        return {}
-    from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
-
-    registry = definition.registry
-    return metadata_paths(guard.methods, definition.title, lambda: registry.scopes, definition.settings.path)

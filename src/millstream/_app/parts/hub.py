@@ -157,10 +157,12 @@ def _mirror(
         if not message:
             return
         try:
+            error = b""
             try:
                 await hub.send(client_id, message.decode(), principal=principal)
             except EventTooLarge as exc:
                 error = error_message(request_id, INTERNAL_ERROR, f"The result is only in the response: {exc}")
+            if error:
                 await hub.send(client_id, error.decode(), principal=principal)
         except LocalError:
             logger.exception("A message could not be sent to the stream of %s", client_id)

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,7 +25,7 @@ from millstream._override import override
 from millstream._parts import WATCH, Host, Route
 from millstream._protocol.admission import Handshake, target_name
 from millstream._protocol.errors import LocalError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
@@ -286,7 +286,7 @@ class ProbesPart(OwnPart):
         host = self._host
         up = await host.store_health.look()
         draining, reasons = host.draining(), host.degraded_reasons()
-        facts: dict[str, Any] = {"status": "draining" if draining else "degraded" if reasons or not up else "ok"}
+        facts: Json = {"status": "draining" if draining else "degraded" if reasons or not up else "ok"}
         if await self._may_watch(request):
             facts |= {**({"reasons": reasons} if reasons else {}), **self._figures()}
         else:
@@ -310,7 +310,7 @@ class ProbesPart(OwnPart):
         states = {"workers": [each.state for each in workers], "upstreams": list(upstreams.values())}
         return {name: {"ready": found.count("ready"), "all": len(found)} for name, found in states.items() if found}
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> Json:
         host, definition = self._host, self.definition
         services, settings, sweep = host.services, host.settings, host.sweep
         return {

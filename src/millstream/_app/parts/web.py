@@ -20,6 +20,7 @@ from millstream._app.parts import OwnPart
 from millstream._http.message import Handler, HttpRequest, Response, query_value
 from millstream._parts import WATCH, Host, Route, UpstreamReports
 from millstream._protocol.errors import LocalError
+from millstream._protocol.jsonrpc import Json
 from millstream._server.observability import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
@@ -168,7 +169,7 @@ class DashboardQueries:
         self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
         await self._peers.tell(StatsRequest(_FIGURES, _encode(_Question("figures"))))
 
-    def snapshot(self, *, store: Any = None) -> dict[str, Any]:
+    def snapshot(self, *, store: Any = None) -> Json:
         """Return the sums over all workers, and a row for each."""
         figures = {name: each for name, (_, each) in self._figures.items()}
         return dashboard_values({**figures, self._me: self._own()}, self._me, store=store)
@@ -180,28 +181,28 @@ class DashboardQueries:
             self._taken = now, self._observer.figures(hub=structs.asdict(self._hub.stats()))
         return self._taken[1]
 
-    async def history(self, seconds: int, method: str = "", name: str = "") -> dict[str, Any]:
+    async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
         """Return the last so many seconds, as in `history_values`; with a method, its own points, too."""
         question = _Question(
             "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
         )
         return history_values(await self._ask(question, HistoryWindow), question.seconds)
 
-    async def calls(self) -> dict[str, Any]:
+    async def calls(self) -> Json:
         """Return the most recent calls, with their clients and errors."""
         return call_values(await self._ask(_Question("calls"), WorkerCalls))
 
-    async def readers(self) -> dict[str, Any]:
+    async def readers(self) -> Json:
         """Return the streams whose readers are furthest behind."""
         found = [each for answer in await self._ask(_Question("readers"), list[ReaderRow]) for each in answer]
         found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
 
-    async def upstreams(self) -> list[dict[str, Any]]:
+    async def upstreams(self) -> list[Json]:
         """Return state and statistics of each upstream of the gateway, of all workers together."""
         from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
 
-        return merge_reports(await self._ask(_Question("upstreams"), list[dict[str, Any]]))
+        return merge_reports(await self._ask(_Question("upstreams"), list[Json]))
 
     async def _answer(self, question: _Question) -> bytes:
         if question.about == "figures":
@@ -420,11 +421,11 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))
 
 
-def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
+def store_figures(health: StoreHealth, store: Store) -> Json:
     """Return whether the store responds, and how full it is. Only the memory store has a limit that its server can
     reach, and knows its size.
     """
-    figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
+    figures: Json = {"kind": health.kind, "up": health.up}
     if not isinstance(store, MemoryStore):
         return figures
     return figures | {

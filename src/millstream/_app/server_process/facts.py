@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct
 from millstream._app.definition import KINDS, Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.features.tools import Tool
 from millstream._transports.openapi import example_of
 from millstream._version import __version__
@@ -115,11 +115,11 @@ def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -
 
     The credential is left to a variable, `signed_in`, because the commands appear in logs and on screens.
     """
-    message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    message: Json = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     words = ["millstream list", url]
     visible = (each for each in tools.values() if each.enabled and each.visible is None)
     examples = ((each.name, example_of(each.describe()["inputSchema"])) for each in visible)
-    name, arguments = next((each for each in examples if each[1] is not UNSET), ("", {}))
+    name, arguments = next((each for each in examples if each[1] is not UNSET), ("", Json()))
     if name:
         message |= {"method": "tools/call", "params": {"name": name, "arguments": arguments}}
         given = (f"{key}={each if isinstance(each, str) else encode(each).decode()}" for key, each in arguments.items())

@@ -437,6 +437,8 @@ def own_command() -> list[str]:
 
 PATIENCE = 30.0
 """Seconds for a process that hasn't said how long it may take to exit."""
+GRACE = 5.0
+"""Seconds after a worker's own timeout before it's killed."""
 
 
 _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -549,18 +551,28 @@ class WorkerProcess:
         """
         return await asyncio.shield(self._ready)
 
-    async def stands_still(self) -> bool:
-        """Wait while its event loop responds. Return True once it has been silent for too long, and False when it
-        stops.
-        """
+    async def watch(self) -> None:
+        """Kill it once its event loop has been silent for too long."""
         late = 0
         while self.state == READY:
             await asyncio.sleep(self.watchdog / BEATS)
             # Twice in a row: if this process itself was stopped, messages from that time must be read first.
             late = late + 1 if self._loop.time() - self.heard > self.watchdog else 0
-            if late == 2:
-                return self.state == READY
-        return False
+            if late == 2 and self.state == READY:
+                logger.error("%s has been unresponsive for %g s and will be killed", self, self.watchdog)
+                self.signal(signal.SIGKILL)
+                return
+
+    async def see_out(self) -> None:
+        """Kill it if it doesn't end in time."""
+        await asyncio.wait((self.ended,), timeout=self.patience + GRACE)
+        self.kill_late()
+
+    def kill_late(self) -> None:
+        """Kill it if it hasn't ended yet, although it had time."""
+        if not self.ended.done():
+            logger.error("%s didn't stop in time and will be killed", self)
+            self.signal(signal.SIGKILL)
 
     def drain(self, *, replaced: bool) -> None:
         """Let it finish running calls, and exit."""

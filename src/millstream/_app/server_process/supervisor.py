@@ -140,8 +140,6 @@ OVERTAKEN = 5.0
 """Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
 version, and frequent requests must not keep a good one from getting ready.
 """
-GRACE = 5.0
-"""Seconds after a worker's own timeout before it's killed."""
 
 
 @dataclass(eq=False)
@@ -376,11 +374,11 @@ class Supervisor:
         served = [self._children[child] for child in self._serving_workers() if child in among]
         return [slot for slot in self._slots if slot not in served]
 
-    def _leave(self, children: Sequence[WorkerProcess]) -> None:
-        """Stop processes that have been replaced."""
+    def _leave(self, children: Sequence[WorkerProcess], *, replaced: bool = True) -> None:
+        """Stop processes, which usually have been replaced."""
         for child in children:
-            child.drain(replaced=True)
-            self._tasks.spawn(_see_out(child))
+            child.drain(replaced=replaced)
+            self._tasks.spawn(child.see_out())
 
     def _fill(self) -> None:
         """Start replacements in all slots without a serving process."""
@@ -397,19 +395,16 @@ class Supervisor:
             if slot.mending is not None:
                 slot.mending.cancel()
         children = list(self._children)
-        for child in children:
-            child.drain(replaced=False)
+        self._leave(children, replaced=False)
         closing = self._tasks.spawn(_close(children, self._slots))
         everyone, forced = asyncio.gather(*[child.ended for child in children]), self._tasks.spawn(force.wait())
-        patience = max((child.patience for child in children), default=0.0) + GRACE
-        await asyncio.wait((everyone, forced), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((everyone, forced), return_when=asyncio.FIRST_COMPLETED)
         if forced.done():
             for child in children:
                 child.force()
             await asyncio.wait((everyone,), timeout=LAST_SECONDS)
-        for child in children:
-            if not child.ended.done():
-                _kill(child)
+            for child in children:
+                child.kill_late()
         await everyone
         await closing
         await self._tasks.close()
@@ -422,7 +417,7 @@ class Supervisor:
             slot.back_off.serves()
             self._tell()
             if child.watchdog:
-                self._tasks.spawn(_watch(child))
+                self._tasks.spawn(child.watch())
             await child.left.wait()
             self._tell()
             self._mend(slot, f"{child} {how(child.ended.result()) if child.ended.done() else 'was stopped'}")
@@ -457,29 +452,11 @@ async def _some_time_after(event: asyncio.Event) -> None:
     await asyncio.sleep(OVERTAKEN)
 
 
-async def _watch(child: WorkerProcess) -> None:
-    if await child.stands_still():
-        logger.error("%s has been unresponsive for %g s and will be killed", child, child.watchdog)
-        child.signal(signal.SIGKILL)
-
-
-async def _see_out(child: WorkerProcess) -> None:
-    """Kill a process that doesn't end in time."""
-    done, _ = await asyncio.wait((child.ended,), timeout=child.patience + GRACE)
-    if not done:
-        _kill(child)
-
-
 async def _close(children: Sequence[WorkerProcess], slots: Sequence[Slot]) -> None:
     await asyncio.gather(*[child.left.wait() for child in children])
     for slot in slots:
         for each in slot.listeners:
             each.close()
-
-
-def _kill(child: WorkerProcess) -> None:
-    logger.error("%s didn't stop in time and will be killed", child)
-    child.signal(signal.SIGKILL)
 
 
 def tell_failure(failure: StartFailure) -> None:

@@ -249,11 +249,7 @@ class TerminalScreen:
             self._draw(Text("…", style="dim"))
         elif isinstance(event, ToolProgress):
             self._draw(self._line(f"  {progress_of(event)}", "dim"))
-        else:
-            self._show_line(event)
-
-    def _show_line(self, event: Event) -> None:
-        if isinstance(event, ToolStart):
+        elif isinstance(event, ToolStart):
             self._print(f"→ {event.server}: {call_of(event.tool, event.arguments)}", "cyan")
         elif isinstance(event, ToolEnd):
             mark = {"done": "←", "refused": "✗"}.get(event.outcome, "!")
@@ -261,7 +257,6 @@ class TerminalScreen:
         elif isinstance(event, SamplingResult):
             self._print(f"↺ {event.server} used the model: {event.text}", "dim")
         elif isinstance(event, ModelRetry):
-            self._flush()
             self.note(waiting_of(event))
         elif isinstance(event, AnswerEnd) and ending_of(event):
             self.note(ending_of(event))

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import Handler, HttpLimits
+from millstream._http.message import Handler, Header, HttpLimits
 from millstream._override import override
 
 _CACHED_NAMES = frozenset({
@@ -47,7 +47,7 @@ _MAX_CREDENTIALS = 512
 """Maximum number of cached credential lines, two for each credential. Further ones are read each time."""
 
 
-class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
+class HeaderLineCache(OrderedDict[bytes, Header]):
     """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded.
 
     It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
@@ -59,9 +59,9 @@ class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._credentials: dict[bytes, tuple[bytes, bytes]] = {}
+        self._credentials: dict[bytes, Header] = {}
 
-    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
+    def __missing__(self, line: bytes) -> Header:
         spelling, colon, value = line.partition(b": ")
         name = spelling.lower()
         if (
@@ -134,7 +134,7 @@ class Endpoints(Struct, eq=False):
     """The cache of header lines that `AuthGuard` adds credentials to, or `None` without one."""
     by_line: dict[bytes, Target] = {}
     """Endpoints by complete request line."""
-    read_line: Callable[[bytes], tuple[bytes, bytes]] = field(default_factory=lambda: HeaderLineCache().__getitem__)
+    read_line: Callable[[bytes], Header] = field(default_factory=lambda: HeaderLineCache().__getitem__)
     """Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ from millstream._http.message import (
     MAX_FRAMING,
     CloseSignal,
     Handler,
+    Header,
     HttpLimits,
     HttpRequest,
     LastFrame,
@@ -512,7 +513,7 @@ class ServerConnection:
         """The request that arrived last, until its reply is written."""
         # Request
         self._target = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: list[Header] = []
         self._wants_websocket = False
         """Whether the request is a WebSocket handshake, even if WebSockets aren't served."""
         self._handshake = b""
@@ -706,8 +707,7 @@ class ServerConnection:
         self._remaining_bytes -= len(body)
         self.on_body(body)
         if self._remaining_bytes:
-            if self.reading != DONE:
-                self._count_body()
+            self._count_body()
             return
         self.on_message_complete()
         self._parse(data[len(body) :])
@@ -871,7 +871,7 @@ class ServerConnection:
         self._bytes_since_body = self._body_bytes = 0
         return self.reading == DONE
 
-    def _check(self, method: bytes, fields: dict[bytes, bytes], headers: list[tuple[bytes, bytes]]) -> Response | None:
+    def _check(self, method: bytes, fields: dict[bytes, bytes], headers: list[Header]) -> Response | None:
         """Return the refusal for an invalid head, or None."""
         target = self._target
         if method == b"CONNECT":
@@ -898,7 +898,7 @@ class ServerConnection:
         return None
 
 
-def _write_head(first: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _write_head(first: bytes, headers: Iterable[Header]) -> bytes:
     return b"%b\r\n%b\r\n" % (first, b"".join(b"%b: %b\r\n" % header for header in headers))
 
 

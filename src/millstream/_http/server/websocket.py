@@ -15,11 +15,10 @@ The server never negotiates compression, so messages can't inflate. The protocol
 
 import asyncio
 import logging
-from collections.abc import MutableMapping
 from http import HTTPStatus
 from math import inf
 from secrets import token_bytes
-from typing import Any, cast
+from typing import cast
 from urllib.parse import unquote
 
 from websockets.datastructures import Headers
@@ -29,6 +28,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from millstream._http.asgi import Message, Scope
 from millstream._http.hosts import TrustedProxies
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, CompactEvent, peer_network
 from millstream._http.server import Endpoints
@@ -93,7 +93,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """The reply to the handshake that the application may still refuse."""
         self._denial: Response | None = None
         """A refusal of the handshake that the application has begun."""
-        self._messages: CompactQueue[dict[str, Any]] = CompactQueue()
+        self._messages: CompactQueue[Message] = CompactQueue()
         self._is_open = False
         """Whether the handshake is complete."""
         self._closed = False
@@ -224,7 +224,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._state.tasks.add(task)
                 request.headers.clear()  # the parser keeps the request for the lifetime of the connection
 
-    def _make_scope(self, request: Request) -> dict[str, Any]:
+    def _make_scope(self, request: Request) -> Scope:
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.raw_items()]
         client = peer_of(self.transport)
         scheme = "wss" if self.transport.get_extra_info("sslcontext") else "ws"
@@ -537,7 +537,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # The application
 
-    async def _run(self, scope: dict[str, Any]) -> None:
+    async def _run(self, scope: Scope) -> None:
         """Run the application, then end the connection."""
         application = self._table.websocket
         try:
@@ -577,7 +577,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Make `receive` return a disconnect, because the application ends the connection itself."""
         self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
 
-    async def receive(self) -> dict[str, Any]:
+    async def receive(self) -> Message:
         """Return the next message for the application. Resume reading after the last one."""
         message = await self._messages.get()
         if self._read_paused and self._messages.empty():
@@ -587,7 +587,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._parse_pending()
         return message
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:  # noqa: C901  one branch for each message
+    async def send(self, message: Message) -> None:  # noqa: C901  one branch for each message
         """Process a message from the application.
 
         Raises:
@@ -623,7 +623,7 @@ class WebSocketProtocol(asyncio.Protocol):
         else:
             raise RuntimeError(f"An application can't send {kind!r} while a WebSocket is in this state.")
 
-    def _accept(self, message: MutableMapping[str, Any]) -> None:
+    def _accept(self, message: Message) -> None:
         answer = self._answer
         if answer is None or self.transport.is_closing():
             return
@@ -636,7 +636,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._answer = None
         self._parse_pending()
 
-    def _deny(self, denial: Response, message: MutableMapping[str, Any]) -> None:
+    def _deny(self, denial: Response, message: Message) -> None:
         denial.body = bytes(denial.body or b"") + message.get("body", b"")
         if message.get("more_body", False):
             return
@@ -663,7 +663,7 @@ class WebSocketProtocol(asyncio.Protocol):
 _MESSAGES = ("websocket.send", "websocket.close")
 
 
-def _headers(message: MutableMapping[str, Any]) -> Headers:
+def _headers(message: Message) -> Headers:
     return Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ())])
 
 

@@ -13,6 +13,7 @@ from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, s
 from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.principal import Share
+from millstream._server.peers import AnswerMessage
 from millstream._stores.base import Workers
 from millstream._tasks import Tasks
 
@@ -118,7 +119,7 @@ class PendingQuestions:
                 future.exception()  # otherwise asyncio logs that it was never retrieved
             self._share.leave(owner)
 
-    def answer(self, message: Envelope, scope: str) -> bool:
+    def answer(self, message: Envelope | AnswerMessage, scope: str) -> bool:
         """Pass an answer to the waiting call. Return False if no call of this session waits for it."""
         entry = self._open.get(message.id) if isinstance(message.id, str) else None
         if entry is None or entry.scope != scope or entry.future.done():

@@ -43,7 +43,7 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import Schema, drop_null, is_integral, is_object
-from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, too_many_members
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, Json, decode_object, decoder, too_many_members
 from millstream._protocol.metadata import declares
 from millstream._protocol.notifications import (
     CreateMessageRequestParams,
@@ -146,7 +146,7 @@ def _inclusive(node: Schema) -> Schema:
     return bounds | node
 
 
-def parse_answer(content: dict[str, Any], answer: Any) -> Any:
+def parse_answer(content: Json, answer: Any) -> Any:
     """Return the answer as the type that was asked for, or unchanged for a schema.
 
     Raises:
@@ -283,7 +283,7 @@ def method_of(question: Question) -> str:
     return _METHODS[type(question)]
 
 
-def capability_of(question: Question) -> dict[str, Any]:
+def capability_of(question: Question) -> Json:
     """Return the client capabilities that a question needs, as a ClientCapabilities object."""
     if isinstance(question, Elicit):
         return {"elicitation": {"form": {}}}
@@ -319,12 +319,8 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
     if isinstance(question, ElicitUrl):
         known = elicitation_id if revision.elicitation_ids else None
         return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
-    if isinstance(question, Sample):
-        return _sample_params(question, revision)
-    return Params()
-
-
-def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequestParams:
+    if isinstance(question, Roots):
+        return Params()
     messages = conversation(question.messages)
     check_conversation(messages)
     if _with_tools(question) and not revision.sampling_tools:
@@ -376,7 +372,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
     if too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content has more than {MAX_MEMBERS:,} members")
     try:
-        content = msgspec.json.decode(raw or b"null", type=dict[str, Any])
+        content = decode_object(raw or b"null")
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content must be an object ({exc})") from exc
     return parse_answer(content, question.answer)
@@ -436,7 +432,7 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
         ProtocolError: The client lacks a capability, or an answer has the wrong shape.
     """
     found: dict[str, bytes] = {}
-    pending: dict[str, Any] = {}
+    pending: Json = {}
     for name, (key, question) in questions.items():
         method, params = method_of(question), params_of(question, call.revision)
         slot, mark = replay.slot(key), digest(method, params)
@@ -464,7 +460,7 @@ def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
     It's the only failure, or the questions of all tasks. If all failures are messages for the model, it's the first.
     """
-    requests: dict[str, Any] = {}
+    requests: Json = {}
     failures: list[BaseException] = []
     for leaf in _leaves(group):
         if isinstance(leaf, InputRequired):

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestParams, Completion
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
@@ -362,14 +362,14 @@ class Registry:
         # For an item that only some callers see, this is checked when it's called.
         return tool.requires if tool is not None and tool.visible is None else {}
 
-    def capabilities(self, revision: Revision, *, streams: bool = True) -> dict[str, Any]:
+    def capabilities(self, revision: Revision, *, streams: bool = True) -> Json:
         """Return the server capabilities for a revision.
 
         Args:
             revision: The revision.
             streams: Whether the client can receive unsolicited messages. If not, changes aren't announced.
         """
-        offered: dict[str, Any] = {}
+        offered: Json = {}
         for name in ("tools", "prompts", "resources"):
             if self.offers(name):
                 offered[name] = {"listChanged": True} if streams else {}
@@ -424,7 +424,7 @@ class Registry:
             end = start + self._page_size
             describe = revisions.tool if kind == "tools" else revisions.project_item
             member = "resourceTemplates" if kind == "templates" else kind
-            result: dict[str, Any] = {member: [describe(items[name].describe(), revision) for name in names[start:end]]}
+            result: Json = {member: [describe(items[name].describe(), revision) for name in names[start:end]]}
             if end < len(names):
                 result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{names[end - 1]}".encode()).decode()
             if revision.result_type:

@@ -16,6 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from msgspec import Struct
 
+Function = Callable[..., Any]
+"""A function of the program, or another callable."""
+
 
 class RegistrationError(TypeError):
     """A function that can't be registered. The text says what to write instead."""
@@ -78,7 +81,7 @@ def warn_author(text: str, code: CodeType | None = None) -> None:
         warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno)
 
 
-def unwrap_function(function: Callable[..., Any]) -> Callable[..., Any]:
+def unwrap_function(function: Function) -> Function:
     """Return the function with annotations and docstring, inside partials, decorators, and ``__call__``."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -86,13 +89,13 @@ def unwrap_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Function) -> str:
     """Return the name of a function, for messages and as its default name for clients."""
     name: str = unwrap_function(function).__name__
     return name if name != "__call__" else type(function).__name__
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Function) -> dict[str, Any]:
     """Return resolved annotations. One that can't be resolved stays a string and is refused later."""
     target = unwrap_function(function)
     if inspect.isclass(target):
@@ -142,7 +145,7 @@ T = TypeVar("T")
 class Dependency(Struct, frozen=True, eq=False):
     """The marker of a parameter that a function fills in."""
 
-    function: Callable[..., Any]
+    function: Function
     thread: bool = True
     """Whether a `def` function runs in a worker thread."""
 
@@ -212,9 +215,9 @@ How = Literal["value", "awaitable", "manager", "async manager"]
 class PlannedDependency(Struct, frozen=True, eq=False):
     """A planned dependency: how to call, open, and close it, and its own dependencies."""
 
-    key: Callable[..., Any]
+    key: Function
     """The original function. It runs once per call, and tests can override it."""
-    make: Callable[..., Any]
+    make: Function
     """Returns a value, an awaitable, or a context manager, according to `how`."""
     how: How
     threaded: bool
@@ -224,7 +227,7 @@ class PlannedDependency(Struct, frozen=True, eq=False):
 
 
 def plan_dependencies(
-    dependencies: Mapping[str, Dependency], contexts: tuple[type, type], path: tuple[Callable[..., Any], ...] = ()
+    dependencies: Mapping[str, Dependency], contexts: tuple[type, type], path: tuple[Function, ...] = ()
 ) -> dict[str, PlannedDependency]:
     """Plan dependencies, recursively.
 
@@ -240,7 +243,7 @@ def plan_dependencies(
 
 
 def plan_dependency(
-    dependency: Dependency, contexts: tuple[type, type], path: tuple[Callable[..., Any], ...] = ()
+    dependency: Dependency, contexts: tuple[type, type], path: tuple[Function, ...] = ()
 ) -> PlannedDependency:
     """Plan one dependency. See `plan_dependencies`."""
     function = dependency.function
@@ -277,7 +280,7 @@ def plan_dependency(
     )
 
 
-def _nature(function: Callable[..., Any]) -> tuple[Callable[..., Any], How]:
+def _nature(function: Function) -> tuple[Function, How]:
     if inspect.isasyncgenfunction(function):
         return contextlib.asynccontextmanager(function), "async manager"
     if inspect.isgeneratorfunction(function):

@@ -68,13 +68,14 @@ MAX_SLOTS = 10_000
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
+_Rule = tuple[Callable[[Any], bool], str]
 _TEXT = (_is_text, "a string")
-_FLAG: tuple[Callable[[Any], bool], str] = (lambda value: type(value) is bool, "True or False")
+_FLAG: _Rule = (lambda value: type(value) is bool, "True or False")
 _JSON = (_is_json, "a dict with string keys and JSON-serializable values")
 _SCHEMA = (is_object, "a JSON Schema as a dict")
 MAX_TASK_TTL = 365 * 86400
 """Maximum lifetime of a task in seconds."""
-_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+_RULES: Mapping[str, _Rule] = {
     "name": _TEXT,
     "title": _TEXT,
     "description": _TEXT,

@@ -32,7 +32,14 @@ from millstream._server.functions.msgspec_engine import (
     encode,
     output_error,
 )
-from millstream._server.functions.parameters import WHAT_WORKS, Parameter, ParameterError, needs_pydantic, normalize
+from millstream._server.functions.parameters import (
+    WHAT_WORKS,
+    ArgumentList,
+    Parameter,
+    ParameterError,
+    needs_pydantic,
+    normalize,
+)
 from millstream._server.functions.problems import (
     MAX_LISTED,
     MAX_WALKED,
@@ -45,24 +52,21 @@ from millstream._server.functions.problems import (
 _MORE_WORKS = " (with pydantic, more types work: pip install 'millstream[pydantic]')"
 
 
-def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False) -> Engine:
+def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
     """Choose and build the engine of a function.
 
     Args:
-        name: The function's name, for messages.
-        parameters: The parameters that clients fill in.
+        arguments: The arguments that clients send.
         returns: The result type, if the result is structured.
-        forbid_unknown: Refuse unknown arguments.
 
     Raises:
         ParameterError: Neither engine supports a parameter. The text names it.
         OutputError: Neither engine can describe the result.
     """
-    options: dict[str, Any] = {"returns": returns, "forbid_unknown": forbid_unknown}
     failed: ParameterError | OutputError | None = None
-    if not any(map(needs_pydantic, (*(each.annotation for each in parameters), returns))):
+    if not any(map(needs_pydantic, (*(each.annotation for each in arguments.parameters), returns))):
         try:
-            return _build(MsgspecEngine, name, parameters, options)
+            return _build(MsgspecEngine, arguments, returns)
         except (ParameterError, OutputError) as error:
             failed = error
     try:
@@ -71,24 +75,24 @@ def engine_of(name: str, parameters: list[Parameter], *, returns: Any = None, fo
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
         raise type(failed)(f"{failed}{_MORE_WORKS}") from failed
     try:
-        return _build(module.PydanticEngine, name, parameters, options)
+        return _build(module.PydanticEngine, arguments, returns)
     except (ParameterError, OutputError) as error:
         if failed is None or type(failed) is not type(error):
             raise
         raise failed from error
 
 
-def _build(kind: Callable[..., Engine], name: str, parameters: list[Parameter], options: Mapping[str, Any]) -> Engine:
-    """Return an engine. If it can't read the parameters, find the one to name in the error."""
+def _build(kind: Callable[[ArgumentList, Any], Engine], arguments: ArgumentList, returns: Any) -> Engine:
+    """Return an engine. If it can't read the arguments, find the one to name in the error."""
     try:
-        return kind(name, parameters, **options)
+        return kind(arguments, returns)
     except OutputError:
         raise
     except (TypeError, RecursionError, NameError):
-        for parameter in parameters:
-            where = f"{name}: parameter {parameter.name!r}"
+        for parameter in arguments.parameters:
+            where = f"{arguments.function}: parameter {parameter.name!r}"
             try:
-                kind(name, [parameter])
+                kind(ArgumentList(arguments.function, [parameter]), None)
             except RegistrationError as error:
                 raise RegistrationError(f"{where}: {error}.") from error
             except (TypeError, RecursionError, NameError) as error:
@@ -106,7 +110,7 @@ def engine_of_type(annotation: Any) -> Engine:
     Raises:
         TypeError: Neither engine supports the type.
     """
-    return engine_of("value", [Parameter(VALUE, VALUE, normalize(annotation), msgspec.NODEFAULT)])
+    return engine_of(ArgumentList("value", [Parameter(VALUE, VALUE, normalize(annotation), msgspec.NODEFAULT)]))
 
 
 def read_value(engine: Engine, raw: bytes) -> Any:

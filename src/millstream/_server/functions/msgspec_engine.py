@@ -28,6 +28,7 @@ from millstream._protocol.json_schema import (
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.parameters import (
     UNIONS,
+    ArgumentList,
     Parameter,
     finish_schema,
     is_slow_to_build,
@@ -216,7 +217,7 @@ class Engine(Protocol):
             values: The refused values.
             lax: As for `convert`.
         """
-        ...
+        return list(find_problems(self.input_schema, values, lax=lax)) or [engine_problem(error)]
 
 
 class MsgspecEngine(Engine):
@@ -228,13 +229,11 @@ class MsgspecEngine(Engine):
         OutputError: msgspec can't describe the result.
     """
 
-    def __init__(
-        self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
-    ) -> None:
-        self.struct = _struct_of(name, parameters, forbid_unknown=forbid_unknown)
+    def __init__(self, arguments: ArgumentList, returns: Any) -> None:
+        self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = object_schema(self.struct, hook=schema_hook)
-        _write_defaults(schema, parameters)
+        _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         self._exact = has_decimals(schema)
         self.typed = None if self._exact else self.struct
@@ -249,11 +248,6 @@ class MsgspecEngine(Engine):
             self._check_exactly(values, lax=lax)
         return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook)
 
-    @override
-    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
-        """See `Engine`."""
-        return list(find_problems(self.input_schema, values, lax=lax)) or [engine_problem(error)]
-
     def _decode_exactly(self, raw: Any) -> Any:
         arguments = self._decoder.decode(raw)
         self._check_exactly(msgspec.json.decode(raw))
@@ -265,10 +259,10 @@ class MsgspecEngine(Engine):
             raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
 
-def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) -> type[Struct]:
+def _struct_of(arguments: ArgumentList) -> type[Struct]:
     """Return the struct that arguments are decoded into, in the order of the signature."""
     members: list[Any] = []
-    for parameter in parameters:
+    for parameter in arguments.parameters:
         options: dict[str, Any] = {"name": parameter.wire}
         if isinstance(parameter.default, _IMMUTABLE):
             options["default"] = parameter.default
@@ -276,7 +270,9 @@ def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) 
             options["default_factory"] = functools.partial(copy.deepcopy, parameter.default)
         members.append((parameter.name, parameter.annotation, msgspec.field(**options)))
     # The struct exists for one call and is in no reference cycle.
-    return msgspec.defstruct(name, members, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown)
+    return msgspec.defstruct(
+        arguments.function, members, kw_only=True, gc=False, forbid_unknown_fields=arguments.closed
+    )
 
 
 def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:

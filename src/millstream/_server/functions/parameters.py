@@ -19,6 +19,8 @@ from millstream._protocol.json_schema import Schema, drop_null, is_array, is_obj
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
+Metadata = tuple[Any, ...]
+"""What an ``Annotated`` adds to a type."""
 UNIONS = (Union, UnionType)
 COLLECTIONS: tuple[Any, ...] = (
     *(list, set, frozenset, tuple, dict),
@@ -52,7 +54,7 @@ def has_fields(kind: Any) -> bool:
     return isinstance(kind, type) and (marked or issubclass(kind, Struct))
 
 
-def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def split_annotation(annotation: Any) -> tuple[Any, Metadata]:
     """Return the type and metadata of the outermost ``Annotated``, with aliases resolved."""
     annotation = unwrap_alias(annotation)
     if get_origin(annotation) is Annotated:
@@ -60,7 +62,7 @@ def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     return annotation, ()
 
 
-def join_annotation(annotation: Any, metadata: tuple[Any, ...]) -> Any:
+def join_annotation(annotation: Any, metadata: Metadata) -> Any:
     """Return a type with metadata. The reverse of `split_annotation`."""
     return Annotated[annotation, *metadata] if metadata else annotation
 
@@ -129,13 +131,13 @@ def _makes_sense(bounds: Mapping[str, Any], member: Any) -> bool:
     return kind in _NUMBERS
 
 
-def default_in(metadata: tuple[Any, ...]) -> Any:
+def default_in(metadata: Metadata) -> Any:
     """Return the default in our `Field`, or `NODEFAULT`. A default in ``pydantic.Field`` stays there."""
     given = [(each.extra or {}).get("default", NODEFAULT) for each in metadata if isinstance(each, Meta)]
     return next((each for each in given if each is not NODEFAULT), NODEFAULT)
 
 
-def alias_in(metadata: tuple[Any, ...]) -> str | None:
+def alias_in(metadata: Metadata) -> str | None:
     """Return the alias in ``pydantic.Field``.
 
     Raises:
@@ -259,6 +261,16 @@ class Parameter(Struct, frozen=True):
     """The result of `normalize`."""
     default: Any
     """The default, or `NODEFAULT` if the argument is required or ``pydantic.Field`` has the default."""
+
+
+class ArgumentList(Struct, frozen=True):
+    """The arguments that an engine reads."""
+
+    function: str
+    """The function's name, for messages."""
+    parameters: list[Parameter]
+    closed: bool = False
+    """Whether unknown arguments are refused."""
 
 
 class ParameterError(TypeError):

@@ -23,6 +23,7 @@ from millstream._protocol.jsonrpc import too_many_values
 from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
     Dependency,
+    Function,
     RegistrationError,
     check_function,
     context_in,
@@ -36,8 +37,8 @@ from millstream._server.functions.description import describe
 from millstream._server.functions.engine import SchemaCheck, ToolResult, engine_of, output_from_schema
 from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
+    ArgumentList,
     Kind,
-    Parameter,
     check_described,
     check_text_arguments,
     normalize,
@@ -107,7 +108,7 @@ class Plan(Struct, frozen=True):
 
 
 def plan(
-    function: Callable[..., Any],
+    function: Function,
     *,
     kind: Kind = "tool",
     contexts: tuple[type, ...] = (),
@@ -173,13 +174,9 @@ def plan(
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
     if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns, (ToolResult,)):
         returns = None
-    engine = _engine(
-        name,
-        parameters,
-        returns,
-        closed if check else kind == "tool" and not coerce,
-        getattr(target, "__code__", None),
-    )
+    arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
+    code = getattr(target, "__code__", None)
+    engine = _engine(arguments, returns, code)
     if input_schema is not None and not whole:
         check_described(engine.input_schema.get("required", []), input_schema, name)
     schema = input_schema if input_schema is not None else engine.input_schema
@@ -202,7 +199,7 @@ def plan(
         is_generator=is_generator,
         dependencies=filled,
         call=_caller(function, signature, context, filled=bool(filled), whole=whole),
-        code=getattr(target, "__code__", None),
+        code=code,
         untyped=tuple(each.name for each in values if each.name not in hints) if check is None else (),
         coerce=coerce,
     )
@@ -271,7 +268,8 @@ def _check_yields(annotation: Any, name: str) -> None:
         )
 
 
-def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, code: CodeType | None) -> Engine:
+def _engine(arguments: ArgumentList, returns: Any, code: CodeType | None) -> Engine:
+    name = arguments.function
     try:
         if isinstance(returns, str):
             raise OutputError(f"the annotation {returns!r} can't be resolved")
@@ -279,7 +277,7 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
             promised = None if returns is None else normalize(returns)
         except RegistrationError as error:
             raise RegistrationError(f"{name}: the return type: {error}.") from error
-        return engine_of(name, parameters, returns=promised, forbid_unknown=closed)
+        return engine_of(arguments, promised)
     except (OutputError, RecursionError) as error:
         warn_author(
             f"{name}: the tool has no output schema, because its return type can't be described to clients: "
@@ -287,11 +285,11 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
             "pydantic model, or builtins, or annotate -> Any",
             code,
         )
-        return engine_of(name, parameters, forbid_unknown=closed)
+        return engine_of(arguments)
 
 
 def _caller(
-    function: Callable[..., Any], signature: inspect.Signature, context: str | None, *, filled: bool, whole: bool
+    function: Function, signature: inspect.Signature, context: str | None, *, filled: bool, whole: bool
 ) -> Invoker:
     """Return the most direct closure that calls `function` with decoded arguments and the context.
 

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object, members, value_at_pointer
+from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object, members, value_at, value_at_pointer
 
 MAX_WALKED = 64 * 1024
 """Maximum bytes of JSON to examine value by value. Larger arguments get the decoder's message."""
@@ -87,6 +87,9 @@ class Problem(NamedTuple):
     """The requirement, or the word `missing` or `unknown`."""
 
 
+Problems = Iterator[Problem]
+
+
 def engine_problem(error: Exception) -> Problem:
     """Return the decoder's message as a problem, for arguments without a schema."""
     return Problem((), f"don't fit: {shorten(str(error))}")
@@ -147,7 +150,7 @@ def subject(path: Path, whole: str = "the arguments") -> str:
 
 def find_problems(
     schema: Schema, value: Any, *, lax: bool = False, matches: Matches | None = None, steps: float = MAX_STEPS
-) -> Iterator[Problem]:
+) -> Problems:
     """Yield the problems of a JSON value.
 
     Supports the keywords that types have, and those of most handwritten schemas. A value that can't be judged counts as
@@ -172,7 +175,7 @@ class _Comparison:
         self._matches = matches
         self._steps = steps
 
-    def problems(self, node: Any, value: Any, path: Path) -> Iterator[Problem]:
+    def problems(self, node: Any, value: Any, path: Path) -> Problems:
         self._steps -= 1
         if node is False:
             yield Problem(path, "unknown")
@@ -190,7 +193,7 @@ class _Comparison:
             yield from self.problems(node.get(branch, True), value, path)
         yield from self._own(node, value, path)
 
-    def _own(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
+    def _own(self, node: Schema, value: Any, path: Path) -> Problems:
         """Yield the problems of a schema's own keywords, without combinators."""
         kind = node.get("type", "")
         if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
@@ -226,12 +229,12 @@ class _Comparison:
         except LookupError:  # it counts from an `$id` inside the document
             return {}
 
-    def _of_union(self, node: Schema, keyword: str, value: Any, path: Path) -> Iterator[Problem]:
+    def _of_union(self, node: Schema, keyword: str, value: Any, path: Path) -> Problems:
         options: list[Schema] = []
-        tag = node.get("discriminator", {}).get("propertyName")
+        tag = value_at(node, ("discriminator", "propertyName"))
         for each in map(self._target, filter(is_object, node[keyword])):
             options += map(self._target, each.get("anyOf", [each]))
-            tag = tag or each.get("discriminator", {}).get("propertyName")
+            tag = tag or value_at(each, ("discriminator", "propertyName"))
         fitting = sum(self._fits(each, value) for each in options)
         if fitting:
             if keyword == "oneOf" and fitting > 1 and not self._lax:
@@ -239,16 +242,11 @@ class _Comparison:
             return
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if tag is not None and is_object(value):
-            named = {
-                each["properties"][tag]["enum"][0]: each
-                for each in alike
-                if each.get("properties", {}).get(tag, {}).get("enum")
-            }
+            named = {tags[0]: each for each in alike if (tags := value_at(each, ("properties", tag, "enum")))}
             alike = [each for name, each in named.items() if name == value.get(tag)]
             if not alike:
-                tags = list(named)
                 found = f"{got_text(value[tag], (*path, tag), {})}" if tag in value else ""
-                yield Problem((*path, tag), f"must be one of {', '.join(map(_json, tags))}{found}")
+                yield Problem((*path, tag), f"must be one of {', '.join(map(_json, named))}{found}")
                 return
         if len(alike) == 1:
             yield from self.problems(alike[0], value, path)
@@ -259,7 +257,7 @@ class _Comparison:
             why = (problem_text(list(islice(self.problems(each, value, path), 1))) for each in options[:MAX_PROBLEMS])
             yield Problem(path, f"must match an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
 
-    def _of_object(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
+    def _of_object(self, node: Schema, value: Any, path: Path) -> Problems:
         properties, others = node.get("properties", {}), node.get("additionalProperties")
         yield from (Problem((*path, name), "missing") for name in node.get("required", ()) if name not in value)
         for name, each in value.items():
@@ -268,7 +266,7 @@ class _Comparison:
             elif "patternProperties" not in node:
                 yield from self.problems(others, each, (*path, name))
 
-    def _of_array(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
+    def _of_array(self, node: Schema, value: Any, path: Path) -> Problems:
         first: list[Any] = node.get("prefixItems", [])
         unique = node.get("uniqueItems", False) and self._matches is None
         for index, each in enumerate(value):

@@ -48,6 +48,7 @@ from millstream._server.functions.msgspec_engine import (
 )
 from millstream._server.functions.parameters import (
     UNIONS,
+    ArgumentList,
     Parameter,
     finish_schema,
     has_fields,
@@ -97,12 +98,13 @@ class PydanticEngine(Engine):
     max_values = MAX_VALUES
     typed = None
 
-    def __init__(
-        self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
-    ) -> None:
+    def __init__(self, arguments: ArgumentList, returns: Any) -> None:
+        name, parameters = arguments.function, arguments.parameters
+        make = partial(_model_of, name, parameters, forbid_unknown=arguments.closed)
         try:
-            model = _model_of(name, parameters, forbid_unknown=forbid_unknown)
-            self.input_schema = _composed_schema(parameters, forbid_unknown=forbid_unknown) or _arguments_schema(model)
+            model = make()
+            composed = _composed_schema(parameters, forbid_unknown=arguments.closed)
+            self.input_schema = composed or _arguments_schema(model)
         except RegistrationError:
             raise
         except _UNREADABLE as error:
@@ -110,7 +112,7 @@ class PydanticEngine(Engine):
             raise TypeError(f"{types} isn't supported") from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
         self._validate = model.__pydantic_validator__.validate_json
-        self._make_lax = partial(_model_of, name, parameters, forbid_unknown=forbid_unknown, strict=False)
+        self._make_lax = partial(make, strict=False)
         self.decode = partial(self._read, self._validate)
         self.output = None if returns is None else output_of(returns)
 
@@ -282,7 +284,7 @@ _INVALID_CHARACTERS = re.compile(r"[^a-zA-Z0-9.\-_]")
 """Characters that pydantic removes from class names."""
 
 
-def _clean_schema(schema: Schema, name: str = "") -> Schema:
+def _clean_schema(schema: Schema, name: str) -> Schema:
     """Return a schema without references, and without titles that repeat a class name."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
     for title, part in [(name, schema), *definitions.items()]:
@@ -340,7 +342,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if isinstance(kind, type) and issubclass(kind, Struct):
+    if _is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -361,6 +363,10 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from msgspec import Struct
 
+from millstream._protocol.jsonrpc import Json
 from millstream._telemetry.metrics import SHARES, Labels, percentiles
 from millstream._telemetry.process import REST, Gauges, HistoryWindow, OperationTally
 
@@ -18,7 +19,7 @@ _LATE = 5
 """Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""
 
 
-def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]:
+def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> Json:
     """Return columns of points, and a row per operation.
 
     Each column has a value for each time in ``at`` (seconds since 1970), or null without data. Percentiles cover all
@@ -100,7 +101,7 @@ def _gauges(
     }
 
 
-def _figures(tally: OperationTally, bounds: tuple[float, ...]) -> dict[str, Any]:
+def _figures(tally: OperationTally, bounds: tuple[float, ...]) -> Json:
     counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
     return {"calls": sum(counts), "errors": tally.errors, **percentiles(bounds, counts)}
 
@@ -143,14 +144,14 @@ class Figures(Struct, frozen=True, array_like=True):
     lag: tuple[float, float]
     """Lag of the event loop in milliseconds: the newest, and the worst of the last minute."""
     process: dict[str, float | None]
-    hub: dict[str, Any] | None = None
+    hub: Json | None = None
     blocked: float = 0.0
     """Milliseconds of the last minute in which the event loop was blocked. The last field, because older versions don't
     have it.
     """
 
 
-def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
+def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> Json:
     """Return all values of the dashboard as JSON values: sums over the workers, and a row for each.
 
     Rates and percentiles cover the last 10 to 15 seconds if an earlier read allows it, otherwise a longer period:
@@ -189,7 +190,7 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
     }
 
 
-def _worker(name: str, figures: Figures) -> dict[str, Any]:
+def _worker(name: str, figures: Figures) -> Json:
     return {
         "name": name,
         "pid": figures.pid,
@@ -230,7 +231,7 @@ def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
     )
 
 
-def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[float]) -> dict[str, Any]:
+def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[float]) -> Json:
     return {
         "method": key[0],
         "name": key[1],
@@ -267,11 +268,11 @@ def _sum(one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, dict):
-        return merge_all(cast("list[dict[str, Any]]", [one, other]), _sum)
+        return merge_all(cast("list[Json]", [one, other]), _sum)
     return one + other
 
 
-def _rows(values: Mapping[Labels, int]) -> list[dict[str, Any]]:
+def _rows(values: Mapping[Labels, int]) -> list[Json]:
     return [
         {"transport": transport, "revision": revision, "count": value}
         for (transport, revision), value in sorted(values.items())

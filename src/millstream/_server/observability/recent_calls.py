@@ -199,6 +199,8 @@ def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     failures = [call for call in calls if call.outcome][:MAX_FAILURES]
     fine = [call for call in calls if not call.outcome][: MAX_CALLS - min(len(failures), MAX_CALLS // 2)]
     clients = merge_all((each.clients for each in every), _merge)
+    errors = merge_all(({(error.message, error.outcome): error for error in each.errors} for each in every), _add)
+    frequent = sorted(errors.values(), key=lambda error: (-error.count, -error.last))[:MAX_ERRORS]
     return {
         "calls": [
             msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
@@ -207,13 +209,8 @@ def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
             {"name": name, "version": version, **msgspec.structs.asdict(seen)}
             for (name, version), seen in sorted(clients.items(), key=lambda item: -item[1].calls)
         ],
-        "errors": [msgspec.structs.asdict(each) for each in _all_errors(every)],
+        "errors": [msgspec.structs.asdict(each) for each in frequent],
     }
-
-
-def _all_errors(workers: Iterable[WorkerCalls]) -> list[ErrorCount]:
-    found = merge_all(({(each.message, each.outcome): each for each in worker.errors} for worker in workers), _add)
-    return sorted(found.values(), key=lambda error: (-error.count, -error.last))[:MAX_ERRORS]
 
 
 def _add(one: ErrorCount, other: ErrorCount) -> ErrorCount:

@@ -38,7 +38,7 @@ from millstream._stores.local.calls import (
 )
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
-from millstream._tasks import Tasks
+from millstream._tasks import SingleFlight, Tasks
 
 PAUSE_BYTES = 1024 * 1024
 """Unread bytes above which a worker's calls wait."""
@@ -229,8 +229,9 @@ class LocalServer(Struct, eq=False):
     address: str = ""
     """The path of the socket, set by `start`."""
     peers: set[WorkerConnection] = set()
-    _opening: dict[str, asyncio.Task[Backend]] = {}
+    _backends: dict[str, Backend] = {}
     """Backends by URL."""
+    _opening: SingleFlight[Backend] = field(default_factory=SingleFlight[Backend])
     _departures: Tasks = field(default_factory=Tasks)
     _listener: asyncio.Server | None = None
 
@@ -255,10 +256,10 @@ class LocalServer(Struct, eq=False):
         for peer in list(self.peers):
             peer.abort()
         await self._departures.close()
-        opening, self._opening = self._opening, {}
-        for each in opening.values():
+        await self._opening.settle()
+        while self._backends:
             with suppress(LocalError, OSError):
-                await (await each).close()
+                await self._backends.popitem()[1].close()
         if self.address:
             shutil.rmtree(Path(self.address).parent, ignore_errors=True)
 
@@ -273,15 +274,7 @@ class LocalServer(Struct, eq=False):
                 "The workers run another version of Millstream than their parent process, which was started "
                 "before an update. Stop the whole program and start it again."
             )
-        opening = self._opening.get(url)
-        if opening is None:
-            opening = self._opening[url] = asyncio.get_running_loop().create_task(self._open_backend(url))
-        try:
-            return await asyncio.shield(opening)
-        except (LocalError, OSError):
-            if self._opening.get(url) is opening:
-                del self._opening[url]
-            raise
+        return self._backends.get(url) or await self._opening.run(url, lambda: self._open_backend(url))
 
     def forget(self, peer: WorkerConnection, backend: Backend | None) -> None:
         """End the lease of a worker whose connection has ended."""
@@ -294,6 +287,7 @@ class LocalServer(Struct, eq=False):
         if not isinstance(store, BackendStore):
             raise LocalError(f"{url.partition('://')[0]}:// can't be shared by several workers.")
         await store.backend.open()
+        self._backends[url] = store.backend
         return store.backend
 
 

@@ -41,7 +41,7 @@ _GONE = (
 )
 
 
-class LocalBackend(FrameConnection, Listeners[Entry]):
+class LocalBackend(Listeners[Entry], FrameConnection):
     """A `Backend` that runs in the parent process, for one event loop. It has one connection to it at a time."""
 
     shared = True
@@ -55,8 +55,8 @@ class LocalBackend(FrameConnection, Listeners[Entry]):
             address: The path of the parent's socket.
             url: URL of the store that the parent opens. A path in it is absolute.
         """
-        super().__init__(2**32)
-        Listeners.__init__(self)
+        super().__init__()
+        FrameConnection.__init__(self, 2**32)
 
         def remote(part: str) -> Any:
             return SimpleNamespace(**{name: partial(self.call, call) for name, call in calls(part).items()})

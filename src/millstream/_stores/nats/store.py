@@ -131,18 +131,14 @@ class NatsMap(Struct, eq=False):
         return False
 
     async def keys(self, prefix: str) -> list[str]:
-        namespace = self._link.address.namespace
-        if ":" in prefix:
-            streams = [self._stream(prefix)]
-        else:
-            streams = await self._link.names(f"{namespace}.map.>")
-        names: list[str] = []
-        for stream in streams:
-            kind = stream.removeprefix(f"{namespace}-map-")
-            for subject in await self._link.subjects(stream, f"{namespace}.map.{kind}.>"):
-                name = read_token(subject.rpartition(".")[2])
-                if name.startswith(prefix):
-                    names.append(name)
+        subjects = f"{self._link.address.namespace}.map.>"
+        streams = [self._stream(prefix)] if ":" in prefix else await self._link.names(subjects)
+        names = [
+            name
+            for stream in streams
+            for subject in await self._link.subjects(stream, subjects)
+            if (name := read_token(subject.rpartition(".")[2])).startswith(prefix)
+        ]
         found: list[str] = []
         for start in range(0, len(names), _AT_ONCE):
             some = names[start : start + _AT_ONCE]
@@ -297,12 +293,9 @@ class NatsLimits(Struct, eq=False):
         if not charges:
             return ChargeResults([])
         async with self._locks[hash(charges[0].key) % _LOCKS]:
-            while True:
-                taken = await self._try(worker, charges, dead)
-                if taken is not None:
-                    forgot = None if self._forgot is None else self._link.time() - self._forgot
-                    return ChargeResults(taken, forgot)
+            while (taken := await self._try(worker, charges, dead)) is None:  # noqa: ASYNC110  NATS sends no event
                 await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
+        return ChargeResults(taken, None if self._forgot is None else self._link.time() - self._forgot)
 
     async def _try(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult] | None:
         """Try to charge once. Return None if another worker changed a limit first."""

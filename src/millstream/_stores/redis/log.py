@@ -151,7 +151,7 @@ class PushReader(Struct, eq=False):
                         raise ConnectionError("Redis doesn't respond.")
                     else:
                         waits = True
-                        self._command("PING")
+                        self._commands.put_nowait(("PING",))
             finally:
                 self._is_open = False
                 sending.cancel()
@@ -170,10 +170,7 @@ class PushReader(Struct, eq=False):
     def _ask(self, command: str, channels: Sequence[bytes]) -> None:
         if self._is_open:
             self._asked += len(channels)
-            self._command(command, *channels)
-
-    def _command(self, *command: str | bytes) -> None:
-        self._commands.put_nowait(command)
+            self._commands.put_nowait((command, *channels))
 
     async def _send(self, connection: Any) -> None:
         number = self.number
@@ -212,7 +209,7 @@ class RedisState:
         self.id = secrets.token_hex(6)
         """The identifier of this connection in retry detection."""
         self.epoch = ""
-        self.renewed: Callable[[], None] = lambda: None
+        self.renewed: Callable[[], None] = never
         """Callback for changes to `epoch`."""
         self._numbers = count(1)
         self.free_places: list[int] = []
@@ -479,12 +476,8 @@ class RedisMap(Struct, eq=False):
         return await self._set(key, ("any", b""), None, 1, False)
 
     async def keys(self, prefix: str) -> list[str]:
-        found: set[str] = set()
-        for key in await self._client.scan(self._keys.values_pattern(prefix), _PAGE):
-            name = self._keys.name_of(key)
-            if name is not None and name.startswith(prefix):
-                found.add(name)
-        return list(found)
+        found = map(self._keys.name_of, await self._client.scan(self._keys.values_pattern(prefix), _PAGE))
+        return list({name for name in found if name is not None and name.startswith(prefix)})
 
     async def _set(self, key: str, compare: tuple[str, bytes], value: bytes | None, ttl: float, lossy: bool) -> bool:
         if value is not None and len(value) > MAX_VALUE:

@@ -261,7 +261,7 @@ class Streams(Struct, eq=False):
                 (stream, kind, floor, floor, now + ttl),
             )
             self._sizes[kind] += size
-            row = added.lastrowid, floor, floor, 0, size, False
+            row = added.lastrowid or 0, floor, floor, 0, size, False
         number, floor, last, entries, size, sealed = row[:6]
         if sealed:
             raise StreamSealed("The stream has ended.")

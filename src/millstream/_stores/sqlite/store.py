@@ -38,9 +38,6 @@ class _Job(Struct, eq=False):
     result: Any = None
     failure: Exception | None = None
 
-    def fail(self, error: LocalError) -> None:
-        self.failure = type(error)(str(error))
-
 
 class SqliteWriter(Struct, eq=False):
     """A runner of jobs on one file, for one event loop."""
@@ -142,7 +139,7 @@ class SqliteWriter(Struct, eq=False):
         if self._failed is None or str(self._failed[1]) != str(error) or time.monotonic() - self._failed[0] >= PAUSE:
             self._failed, self.degraded_reason = (time.monotonic(), error), str(error)
         for job in jobs:
-            job.fail(error)
+            job.failure = type(error)(str(error))
         readers = [job for job in jobs if not job.writes]
         if self._file.is_open:
             try:

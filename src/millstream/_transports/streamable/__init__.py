@@ -48,7 +48,7 @@ from millstream._protocol.seal import (
 from millstream._recent import Recent
 from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services, expiry_of
+from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.base import Position, Store, StoreFull, StoreUnavailable, StreamSealed, read_offset
@@ -243,7 +243,7 @@ class PostReplyChannel(Struct, eq=False):
         return self._has_ended
 
     def _subscribe(self, sink: Sink, callback: Callback) -> None:
-        self._streams.subscribe(self._number, self.request, self._finish, expiry_of(self.request.principal))
+        self._streams.subscribe(self._number, self.request, self._finish)
         sink.on_close(callback)
 
     def _has_ended(self) -> None:
@@ -305,10 +305,10 @@ class PostReplyChannel(Struct, eq=False):
                 self._sink.write(sse.encode_message(message))
             return
         async with log.lock:
-            try:
-                position = await log.append(mark, message, answers, self._streams)
-            except StreamSealed:
-                # This worker was paused for so long that another worker has already ended the stream.
+            position, sealed = None, True
+            with suppress(StreamSealed):
+                position, sealed = await log.append(mark, message, answers, self._streams), False
+            if sealed:  # this worker was paused for so long that another worker has already ended the stream
                 self.leave()
                 log.cancel()
                 await asyncio.sleep(0)
@@ -394,11 +394,10 @@ class HttpSessions:
         if known is None:
             return None
         session, principal_hash, expires_at = known
-        clock = self._services.clock
         if (
             (b"" if principal is None else principal.binding) != principal_hash
             or session.id in self._recorded
-            or expires_at <= clock()
+            or expires_at <= self._services.clock()
             or (remembered is None and self._services.records.may_exist(session))
         ):
             return None
@@ -413,10 +412,8 @@ class HttpSessions:
             ProtocolError: There is none. Unknown, expired, ended, and foreign sessions give the same error.
         """
         value = request.headers[b"mcp-session-id"]
-        known = self._remembered.get(value)
-        if known is None or known[2] <= self._services.clock():
-            known = self._open(value)
-        if known is None or known[1] != hash_principal(request.principal):
+        known = self._remembered.get(value) or self._open(value)
+        if known is None or known[1] != hash_principal(request.principal) or known[2] <= self._services.clock():
             raise unknown_session()
         session, records = known[0], self._services.records
         record = await records.get(session) if records.may_exist(session) else NO_RECORD

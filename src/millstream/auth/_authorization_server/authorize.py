@@ -77,7 +77,7 @@ class AuthorizationRequests(Struct, frozen=True):
         try:
             if self.config.identities and self.config.passwords is None and not self.config.upstreams:
                 raise OAuthError(
-                    "access_denied", ("This server has no sign-in page. Use a grant from an identity provider.")
+                    "access_denied", "This server has no sign-in page. Use a grant from an identity provider."
                 )
             return client, self._parse_request(given, client, redirect, state)
         except OAuthError as exc:

@@ -25,10 +25,10 @@ from millstream._http.client.pool import (
     is_public,
 )
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, HttpRequest, Response, media_type, peer_network
+from millstream._http.message import HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._recent import Recent
 from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
@@ -66,7 +66,7 @@ from millstream.auth._jose import (
 )
 from millstream.auth._method import KeyedSemaphore, Unavailable, prefetch_all
 from millstream.auth._tokens import issuer_keys
-from millstream.auth.providers import RegistrationDenied, TrustedIdentityProvider
+from millstream.auth.providers import RegistrationDenied
 
 MAX_BYTES = 5 * 1024
 _DEFAULT_CACHE_SECONDS = 300.0
@@ -117,7 +117,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
         raise Unavailable("The client's metadata document is not JSON.")
     try:
-        said = _decode(answer.body)
+        said = decode_object(answer.body)
     except MALFORMED:
         raise Unavailable("The client's metadata document is not JSON.") from None
     if said.get("client_id") != url:
@@ -126,7 +126,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
         raise Unavailable("The client's metadata document is public, but contains a secret. Remove it.")
     try:
         return client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
-    except ValueError as exc:
+    except OAuthError as exc:
         raise Unavailable(f"The client's metadata document is invalid. {exc}") from None
 
 
@@ -136,28 +136,30 @@ def client_of(
     """Return a client from its metadata (RFC 7591 §2).
 
     Raises:
-        ValueError: The metadata is invalid; `RedirectRefused` for a redirect URI.
+        OAuthError: The metadata or a redirect URI is invalid.
     """
     method = said.get("token_endpoint_auth_method", default)
     if method not in methods:
-        raise ValueError(f"token_endpoint_auth_method must be one of {', '.join(methods)}.")
-    kind = said.get("application_type")
-    native = {"native": True, "web": False}.get(kind) if isinstance(kind, str) else None
+        raise OAuthError("invalid_client_metadata", f"token_endpoint_auth_method must be one of {', '.join(methods)}.")
     uris = said.get("redirect_uris")
     if not is_array(uris) or not 0 < len(uris) <= MAX_REDIRECTS:
-        raise RedirectRefused(f"redirect_uris must be a list of 1 to {MAX_REDIRECTS} URIs.")
+        raise OAuthError("invalid_redirect_uri", f"redirect_uris must be a list of 1 to {MAX_REDIRECTS} URIs.")
     for each in uris:
         try:
-            check_redirect(each if isinstance(each, str) else "", native=native)
+            check_redirect(each if isinstance(each, str) else "", web=said.get("application_type") == "web")
         except ValueError as exc:
-            raise RedirectRefused(str(exc)) from None
+            raise OAuthError("invalid_redirect_uri", str(exc)) from None
     grants = said.get("grant_types", [CODE])
     if not is_array(grants) or CODE not in grants:
-        raise ValueError("grant_types must include authorization_code.")
-    keys, keys_url = _keys_of(said) if method == "private_key_jwt" else (None, "")
+        raise OAuthError("invalid_client_metadata", "grant_types must include authorization_code.")
+    try:
+        keys, keys_url = _keys_of(said) if method == "private_key_jwt" else (None, "")
+    except ValueError as exc:
+        raise OAuthError("invalid_client_metadata", str(exc)) from None
     name = said.get("client_name")
     if said.get("dpop_bound_access_tokens", False) is not False:
-        raise ValueError("Sender-constrained tokens (dpop_bound_access_tokens) aren't supported.")
+        text = "Sender-constrained tokens (dpop_bound_access_tokens) aren't supported."
+        raise OAuthError("invalid_client_metadata", text)
     return OAuthClient(
         id,
         name=_plain(name) if isinstance(name, str) else "",
@@ -169,10 +171,6 @@ def client_of(
         keys_url=keys_url,
         source=source,
     )
-
-
-class RedirectRefused(ValueError):
-    """A redirect URI isn't allowed."""
 
 
 def _keys_of(said: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
@@ -206,6 +204,9 @@ UNUSED = 86_400.0
 USED = 90 * 86_400.0
 """Seconds after its last use before a registration with a consent expires."""
 _MAX_ID = 2048
+_MAX_BODY = 16 * 1024
+_REGISTRATIONS = Rate(100, 3600)
+"""Maximum registrations per address."""
 _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 
@@ -222,6 +223,7 @@ class Clients:
     def __init__(self, config: IssuerConfig, vault: Vault, *, provided: bool = False) -> None:
         """Create the lookup. `provided` means that the provider finds all clients."""
         self._lookups = vault.limiter("client-lookup", _LOOKUPS)
+        self._registrations = vault.limiter("register", _REGISTRATIONS)
         self._config = config
         self._vault = vault
         self._provided = provided
@@ -277,11 +279,7 @@ class Clients:
         except OutboundError as exc:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
         client = read_document(url, answer)
-        age = _age_of(answer)
-        if age > 0:
-            self._documents.keep(url, (self._vault.clock() + age, client))
-        else:
-            self._documents.pop(url, None)
+        self._documents.keep(url, (self._vault.clock() + _age_of(answer), client))
         return client
 
     def may_fetch(self, request: HttpRequest) -> bool:
@@ -291,109 +289,70 @@ class Clients:
         here = self._config.secure or is_loopback(request.peer)
         return here and self._lookups.report(peer_network(request.peer)) <= 0
 
-    async def add(self, client: OAuthClient) -> None:
-        """Store a new registration. A flood of registrations displaces only unused ones."""
-        await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
+    async def read_registration(self, request: HttpRequest) -> Json:
+        """Count a registration, and return the metadata of the client.
 
-    async def renew(self, client: OAuthClient) -> None:
-        """Extend a registration that a user has approved, or that refreshes a token."""
-        if client.source == "registered":
-            await self._vault.put(f"oauth-client:{client.id}", client, USED)
-            await self._vault.kv.delete(f"oauth-new:{client.id}")
+        Raises:
+            OAuthError: There were too many from this network, or the body isn't a JSON object, or is too large.
+        """
+        key = peer_network(request.peer)
+        wait = await self._registrations.charge(key)
+        if wait > 0:
+            text = "Too many registrations from your address. Try again later."
+            raise _slow(text, self._registrations.header_lines(key, wait))
+        if media_type(request.headers) != b"application/json":
+            raise OAuthError("invalid_client_metadata", "Send the metadata as application/json.", 415)
+        if len(request.body) > _MAX_BODY:
+            raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)
+        try:
+            return decode_object(request.body)
+        except MALFORMED:
+            raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
+    async def register(self, request: HttpRequest) -> Response:
+        """Handle `POST /register`: dynamic client registration (RFC 7591). Only this response has the secret.
 
-RATE = Rate(100, 3600)
-"""Maximum registrations per address."""
-_MAX_BODY = 16 * 1024
-_decode = decoder(dict[str, Any])
-
-
-def registration_endpoint(config: IssuerConfig, clients: Clients, vault: Vault) -> Handler:
-    """Return the handler that registers clients.
-
-    This is dynamic client registration (RFC 7591). Registered clients are unverified. Unused registrations expire after
-    a day, or earlier when the storage for their address is full. They're rate-limited per address.
-    """
-    limiter = vault.limiter("register", RATE)
-
-    async def post(request: HttpRequest) -> Response:
-        key = await charge_registration(limiter, request)
-        said = read_metadata(request)
+        Registered clients are unverified. Unused registrations expire after a day, or earlier when the storage for
+        their address is full. They're rate-limited per address.
+        """
+        said = await self.read_registration(request)
         secret = new_secret()
         try:
             client = client_of(
-                f"{share_for(key)}.mc_{new_secret()[:22]}",
+                f"{share_for(peer_network(request.peer))}.mc_{new_secret()[:22]}",
                 said,
                 "registered",
                 methods=METHODS,
                 default="client_secret_basic",
                 secret_hash=digest(secret),
             )
-            await config.provider.check_registration(client)
-        except RedirectRefused as exc:
-            raise OAuthError("invalid_redirect_uri", str(exc)) from None
-        except ValueError as exc:
-            raise OAuthError("invalid_client_metadata", str(exc)) from None
+            await self._config.provider.check_registration(client)
         except RegistrationDenied as exc:
             raise OAuthError("access_denied", str(exc), 403) from None
-        await clients.add(client)
-        return reply(_describe(client, secret, int(vault.clock()), said), 201)
+        # A flood of registrations displaces only unused ones.
+        await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
+        kind = said.get("application_type")
+        members: Json = {
+            "client_id": client.id,
+            "client_id_issued_at": int(self._vault.clock()),
+            "client_name": client.name,
+            "redirect_uris": client.redirect_uris,
+            "grant_types": client.grant_types,
+            "response_types": ["code"],
+            "token_endpoint_auth_method": client.method,
+            "application_type": kind if kind in ("native", "web") else None,
+            "jwks": client.keys,
+            "jwks_uri": client.keys_url,
+        }
+        if client.secret_hash:
+            members |= {"client_secret": secret, "client_secret_expires_at": 0}
+        return reply({name: value for name, value in members.items() if value not in (None, "")}, 201)
 
-    return post
-
-
-async def charge_registration(limiter: Limiter, request: HttpRequest) -> str:
-    """Count a registration, and return the network that it comes from.
-
-    Raises:
-        OAuthError: There were too many from this network.
-    """
-    key = peer_network(request.peer)
-    wait = await limiter.charge(key)
-    if wait > 0:
-        raise OAuthError(
-            "temporarily_unavailable",
-            "Too many registrations from your address. Try again later.",
-            429,
-            limiter.header_lines(key, wait),
-        )
-    return key
-
-
-def read_metadata(request: HttpRequest) -> dict[str, Any]:
-    """Return the client metadata in a request.
-
-    Raises:
-        OAuthError: The body isn't a JSON object, or is too large.
-    """
-    if media_type(request.headers) != b"application/json":
-        raise OAuthError("invalid_client_metadata", "Send the metadata as application/json.", 415)
-    if len(request.body) > _MAX_BODY:
-        raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)
-    try:
-        return _decode(request.body)
-    except MALFORMED:
-        raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
-
-
-def _describe(client: OAuthClient, secret: str, now: int, said: dict[str, Any]) -> dict[str, Any]:
-    """Return the response to a registration (RFC 7591 §3.2.1), which is the only one with the secret."""
-    kind = said.get("application_type")
-    members: dict[str, Any] = {
-        "client_id": client.id,
-        "client_id_issued_at": now,
-        "client_name": client.name,
-        "redirect_uris": client.redirect_uris,
-        "grant_types": client.grant_types,
-        "response_types": ["code"],
-        "token_endpoint_auth_method": client.method,
-        "application_type": kind if kind in ("native", "web") else None,
-        "jwks": client.keys,
-        "jwks_uri": client.keys_url,
-    }
-    if client.secret_hash:
-        members |= {"client_secret": secret, "client_secret_expires_at": 0}
-    return {name: value for name, value in members.items() if value not in (None, "")}
+    async def renew(self, client: OAuthClient) -> None:
+        """Extend a registration that a user has approved, or that refreshes a token."""
+        if client.source == "registered":
+            await self._vault.put(f"oauth-client:{client.id}", client, USED)
+            await self._vault.kv.delete(f"oauth-new:{client.id}")
 
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -516,7 +475,7 @@ class ClientProof:
         await self._judge_assertion(claims, client)
         return client
 
-    async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
+    async def _judge_assertion(self, claims: Json, client: OAuthClient) -> None:
         now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
         if (
             claims.get("iss") != client.id
@@ -607,10 +566,10 @@ class Identities:
     https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx.
     """
 
-    def __init__(self, own: str, providers: Mapping[str, TrustedIdentityProvider], vault: Vault) -> None:
-        self._own = own
+    def __init__(self, config: IssuerConfig, vault: Vault) -> None:
+        self._own = config.url
         self._vault = vault
-        self._keys = {issuer: issuer_keys(issuer) for issuer in providers}
+        self._keys = {issuer: issuer_keys(issuer) for issuer in config.identities}
 
     async def prefetch(self) -> None:
         """See `Prefetchable.prefetch`."""

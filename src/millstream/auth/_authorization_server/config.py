@@ -4,7 +4,7 @@ The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose pat
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from millstream._http.client.pool import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
+from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import (
     ASSERTED,
@@ -102,12 +103,12 @@ class Targets(Struct):
     config: IssuerConfig
     own: str
     """This server, as a resource."""
-    known: Callable[[], frozenset[str]]
+    known: KnownScopes
     """Returns the scopes that the server currently uses."""
 
-    def scopes(self) -> frozenset[str]:
-        """All current scopes."""
-        return self.known() | {*self.config.described, *self.config.scopes}
+    def scopes(self) -> set[str]:
+        """Return all current scopes."""
+        return {*self.known(), *self.config.described, *self.config.scopes}
 
     def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return the requested resources; this server if none are named.
@@ -335,13 +336,13 @@ def places(config: IssuerConfig) -> list[str]:
     return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
 
 
-def metadata(config: IssuerConfig, known: KnownScopes) -> dict[str, Any]:
+def metadata(config: IssuerConfig, known: KnownScopes) -> Json:
     """Return the metadata document."""
     base = config.base
     scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}
     algorithms = [each for each in ASYMMETRIC if each != "EdDSA"]
     methods = list(METHODS)
-    members: dict[str, Any] = {
+    members: Json = {
         "issuer": config.url,
         "authorization_endpoint": base + AUTHORIZE,
         "token_endpoint": base + TOKEN,

@@ -25,6 +25,7 @@ from msgspec import Struct, field
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
 from millstream._override import override
+from millstream._protocol.jsonrpc import Json
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig, Targets
@@ -124,7 +125,7 @@ class TokenSigner(Struct, eq=False):
             found = select_keys(self._public, kid, algorithm)
         return found
 
-    async def public(self) -> dict[str, Any]:
+    async def public(self) -> Json:
         """Return the public key set."""
         await self._refresh(_FRESH)
         return {"keys": [public_part(each.key) for each in self._keys]}
@@ -329,10 +330,10 @@ class Grants(Struct, frozen=True):
         *,
         grant: str = "",
         more: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Create an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
         now = int(self.vault.clock())
-        claims: dict[str, Any] = {name: value for name, value in (more or {}).items() if name not in _RESERVED}
+        claims: Json = {name: value for name, value in (more or {}).items() if name not in _RESERVED}
         claims |= {
             "iss": self.config.url,
             "sub": subject,
@@ -412,7 +413,7 @@ class TokenEndpoints(Grants, frozen=True):
             return reply({"active": False})
         return reply({"active": True, **said})
 
-    async def _claims_of(self, token: str) -> dict[str, Any] | None:
+    async def _claims_of(self, token: str) -> Json | None:
         found = await self.find_refresh_token(token)
         if found is not None:
             said, grant = found
@@ -430,7 +431,7 @@ class TokenEndpoints(Grants, frozen=True):
             return None
         return {**claims, "token_type": "Bearer"}
 
-    async def claims(self, token: str) -> dict[str, Any] | None:
+    async def claims(self, token: str) -> Json | None:
         """Return the claims of one of our access tokens, expired or not; None for any other text."""
         claims = await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
         return claims if claims is not None and claims.get("iss") == self.config.url else None
@@ -521,7 +522,7 @@ class TokenEndpoints(Grants, frozen=True):
     async def _from_identity(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError(
-                "unauthorized_client", ("Only a client with a secret or keys can use grants from identity providers.")
+                "unauthorized_client", "Only a client with a secret or keys can use grants from identity providers."
             )
         assertion = form.get("assertion")
         if not assertion:

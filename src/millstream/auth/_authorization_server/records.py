@@ -245,12 +245,12 @@ _ANSWERS = frozenset(("code", "state", "iss", "error", "error_description", "err
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
-def check_redirect(uri: str, *, native: bool | None = None) -> None:
+def check_redirect(uri: str, *, web: bool = False) -> None:
     """Check that a client may register a redirect URI.
 
     Args:
         uri: Redirect URI.
-        native: Whether the client's metadata says that it runs on the user's device; None if unknown.
+        web: Whether the client's metadata says that it's a web application.
 
     Raises:
         ValueError: The URI isn't allowed; the message gives the reason.
@@ -269,7 +269,7 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
             "A redirect URI must be https, http with a loopback address, or use the scheme of an app, such as "
             "com.example.app:/back or editor://name/back."
         )
-    if native is False and parts.scheme != "https":
+    if web and parts.scheme != "https":
         raise ValueError("The redirect URI of a web application must be https.")
 
 

@@ -6,22 +6,21 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any, cast
+from typing import cast
 
-import msgspec
 from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decode_object, encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
-from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities, registration_endpoint
+from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
@@ -196,7 +195,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     def __init__(self, config: IssuerConfig, services: Services, name: str, known: KnownScopes) -> None:
         vault, accounts = Vault(services), Accounts(config)
         self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
-        targets = Targets(config, self.resource, lambda: frozenset(known()))
+        targets = Targets(config, self.resource, known)
         tickets = Tickets(vault, secure=config.secure)
         pending_logins = PendingLogins(vault, tickets, config.base)
         super().__init__(config, vault)
@@ -213,9 +212,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self.signing: TokenSigner = TokenSigner(vault)
         clients = Clients(config, vault)
         proof = ClientProof(config, clients, vault)
-        self._identities = Identities(config.url, config.identities, vault)
+        self._identities = Identities(config, vault)
         self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
-        self._registration = registration_endpoint(config, clients, vault)
         self._authorize = AuthorizationEndpoint(
             config,
             clients,
@@ -314,7 +312,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         issuer, _, named = revocation_id.partition(" ")
         if issuer != self._config.url:
             return False
-        return await self._token.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
+        return await self._token.grant_of(decode_object(named)) is False
 
     @override
     def _on_announcement(self, data: bytes) -> None:
@@ -389,7 +387,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             KEYS: {"GET": self._keys},
         }
         if self._config.registration:
-            ends[REGISTER] = {"POST": self._registration}
+            ends[REGISTER] = {"POST": self._token.clients.register}
         for name in self._config.upstreams:
             ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
         return ends

@@ -350,12 +350,12 @@ class PendingLogins(Struct, eq=False):
                 machine.
         """
         if not is_at_host(request, self._base):
-            raise NotAdmitted(f"You can only sign in at {self._base}{page}. Open that address.", 400, wrong=False)
+            raise NotAdmitted(f"You can only sign in at {self._base}{page}. Open that address.", 400)
         try:
             return await self.begin(request, target, page=page)
         except (SignInFailed, LocalError) as exc:
             said = str(exc) if isinstance(exc, SignInFailed) else STORE_AWAY
-            raise NotAdmitted(said, 503, wrong=False) from None
+            raise NotAdmitted(said, 503) from None
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
         """Return the handler of a callback, which calls `arrive` for a valid state."""

@@ -75,7 +75,7 @@ class Allowlist:
                 raise TypeError(f"The scopes of {name!r} must be a list: [{scopes!r}]")
             key, allowed = lower(name), check_scopes(scopes)
             self._entries[key] = AllowlistEntry(allowed, fingerprint(allowed, at, key))
-        self._numbers = {each.number for each in self._entries.values()}
+        self.numbers: set[float] = {each.number for each in self._entries.values()}
 
     def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
         """Return the first entry that equals one of the names. `shown` is the user's name in error messages.
@@ -90,10 +90,6 @@ class Allowlist:
         raise SignInFailed(
             f"{shown} may not sign in here. Use another account, or contact the operator of this server."
         )
-
-    def has_entry(self, number: float) -> bool:
-        """Return whether the entry with this number still exists, with the same scopes."""
-        return number in self._numbers
 
     def some(self, text: str) -> bool:
         """Return whether an entry contains a text."""
@@ -123,8 +119,8 @@ class SelectiveUpstream(Struct, kw_only=True):
         return object.__repr__(self)  # shows no secret
 
     def still(self, user: User) -> bool:
-        """Return whether the user's `allow` entry still exists."""
-        return self.allowlist.has_entry(user.since)
+        """Return whether the user's `allow` entry still exists, with the same scopes."""
+        return user.since in self.allowlist.numbers
 
 
 class GitHubUpstream(SelectiveUpstream, kw_only=True):

@@ -58,14 +58,13 @@ def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[
     return {"client_assertion_type": _ASSERTION, "client_assertion": _sign(header, claims, key)}
 
 
-def check_key(pem: str) -> str:
-    """Return a private key in PEM after checking that it can sign.
+def check_key(pem: str) -> None:
+    """Check that a private key in PEM can sign.
 
     Raises:
         ValueError: The key can't sign.
     """
     _load(pem)
-    return pem
 
 
 class ProofKey:

@@ -1,4 +1,4 @@
-"""The interface of transports, and what they have in common.
+"""The options of a client, the interface of transports, and what they have in common.
 
 `DuplexTransport` matches responses to requests on connections that carry whole messages in both directions: stdio,
 WebSocket, HTTP+SSE, and memory. `EventReader` reads messages from event streams, across reconnections. Targets without
@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import re
+import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -18,17 +19,62 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
-from millstream._protocol.errors import ProtocolError
+from millstream._protocol.errors import ProtocolError, SuggestionMeta
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
-from millstream._tasks import Tasks, retry_delay
+from millstream._tasks import Tasks, has_failed, retry_delay
+from millstream.client._endpoint import Auth
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
+
+
+class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
+    """Limits, names, and connection details. ``Client(url, options=Options(connect_timeout=3))``"""
+
+    name: str = "millstream"
+    """Name that the client sends to servers."""
+    version: str = ""
+    """Version of the client; empty means Millstream's version."""
+    connect_timeout: float = 10.0
+    """Seconds to wait for a connection, or for a process to start."""
+    probe_timeout: float = 10.0
+    """Seconds to wait for `server/discover` before also trying the handshake."""
+    max_call_seconds: float = 3600.0
+    """Maximum seconds for a call, even with progress."""
+    max_bytes: int = 64 * 1024 * 1024
+    """Maximum bytes of one message from the server, or of all pages of a list together."""
+    max_queued_messages: int = 10_000
+    """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
+    max_connections: int = 100
+    """Maximum open HTTP connections; further calls wait for a free one."""
+    max_rounds: int = 32
+    """Maximum rounds of questions before the result of one call."""
+    max_pages: int = 1000
+    """Maximum pages of one list."""
+    log_level: str = ""
+    """Minimum severity of log messages to request; empty leaves it to the server."""
+    cache: bool = True
+    """Whether to cache lists and resources for the time that the server allows."""
+    env: Mapping[str, str] = {}
+    """Environment variables for a server that the client starts, in addition to `HOME`, `PATH`, and the like."""
+    cwd: str | None = None
+    """Working directory of a server that the client starts."""
+    stderr: Callable[[str], object] | bool | None = None
+    """Where the standard error of a server process goes: ``True`` prints it to ours, ``False`` drops it, and a function
+    receives each line. ``None`` prints it on a terminal and in pytest.
+    """
+    tls: ssl.SSLContext | None = None
+    """Certificates to trust or present; by default, those of the system."""
+    extra_capabilities: Mapping[str, object] = {}
+    """Capabilities to declare in addition to those of the handlers."""
+    auth: Auth | None = None
+    """Source of credentials that change; use headers for fixed ones."""
+
 
 _logger = logging.getLogger(__name__)
 
@@ -280,8 +326,7 @@ class DuplexTransport:
             raise
         finally:
             del self._waiting[request.id]
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # retrieve it, in case the write failed first
+            has_failed(waiter)  # retrieves its error, in case the write failed first
 
     def receive(self, data: bytes) -> None:
         """Receive one message or a batch. Invalid messages are skipped, as official clients do.

@@ -35,6 +35,7 @@ from millstream.client._transports import (
     DuplexTransport,
     EventReader,
     Listener,
+    Options,
     SkipLog,
     TransportRequest,
     send_cancellation,
@@ -342,13 +343,11 @@ class HttpSseTransport(DuplexTransport):
         endpoint: Endpoint,
         listener: Listener,
         background: Tasks,
-        max_bytes: int,
-        timeout: float,
+        options: Options,
     ) -> None:
         super().__init__(listener, background)
         self._endpoint = endpoint
-        self._max = max_bytes
-        self._timeout = timeout
+        self._options = options
         self._messages = ""
         """Path and query for POSTs."""
         self._revision: Revision | None = None
@@ -361,11 +360,11 @@ class HttpSseTransport(DuplexTransport):
             NotMcp: There's no stream, or it doesn't announce an address.
             ConnectFailed: The server didn't respond in time.
         """
-        url = self._endpoint.url
+        url, seconds = self._endpoint.url, self._options.connect_timeout
         reply = None
         named: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 reply = await self._endpoint.send("GET", _ACCEPT_EVENTS, repeatable=True)
                 if reply.is_temporary:
                     raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
@@ -373,19 +372,18 @@ class HttpSseTransport(DuplexTransport):
                     raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
-                self._background.spawn(self._read(reply, named))
+                self._background.spawn(self._read(reply.stream, named))
                 await named
         except TimeoutError as exc:
             if reply is None:
-                raise ConnectFailed(f"{url.origin} didn't respond within {self._timeout:g} seconds.") from exc
+                raise ConnectFailed(f"{url.origin} didn't respond within {seconds:g} seconds.") from exc
             raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
 
-    async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
-        reader = EventReader(self._max, self.skip)
+    async def _read(self, stream: Body, named: asyncio.Future[None]) -> None:
+        reader = EventReader(self._options.max_bytes, self.skip)
         url = self._endpoint.url
         fault: ClientError = NotMcp(f"{url} closes its event stream immediately.")
-        assert reply.stream is not None  # noqa: S101  checked in `open`
-        reader.attach(reply.stream)
+        reader.attach(stream)
         try:
             while (event := await reader.event()) is not None:
                 if event.event == "endpoint" and not self._messages:

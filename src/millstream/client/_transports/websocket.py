@@ -18,7 +18,7 @@ from millstream._http.client.url import Url, parse, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
 from millstream._tasks import Tasks
-from millstream.client._endpoint import Auth, check_headers
+from millstream.client._endpoint import check_headers
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -29,7 +29,7 @@ from millstream.client._errors import (
     TargetError,
     TooLarge,
 )
-from millstream.client._transports import DuplexTransport, Listener
+from millstream.client._transports import DuplexTransport, Listener, Options
 
 _MESSAGE_TOO_BIG = 1009
 _CLOSE_TIMEOUT = 2.0
@@ -108,21 +108,14 @@ class WebSocketTransport(DuplexTransport):
         headers: Mapping[str, str],
         listener: Listener,
         background: Tasks,
-        auth: Auth | None,
+        options: Options,
         inflow: Inflow,
-        *,
-        max_bytes: int,
-        timeout: float,
-        tls: ssl.SSLContext | None,
     ) -> None:
         super().__init__(listener, background)
         self._url = url
         self._headers = headers
-        self._auth = auth
+        self._options = options
         self._inflow = inflow
-        self._max = max_bytes
-        self._timeout = timeout
-        self._tls = tls
         self._socket: _Socket | None = None
 
     @override
@@ -135,14 +128,15 @@ class WebSocketTransport(DuplexTransport):
         try:
             await self._open()
         except AccessDenied as exc:
-            if self._auth is None or not await self._auth.handle_challenge(self._url, exc.status, exc.challenge):
+            auth = self._options.auth
+            if auth is None or not await auth.handle_challenge(self._url, exc.status, exc.challenge):
                 raise
             await self._open()
 
     async def _open(self) -> None:
-        url, headers = self._url, dict(self._headers)
-        if self._auth is not None:
-            headers |= await self._auth.headers(url, "GET", url.target)
+        url, headers, options = self._url, dict(self._headers), self._options
+        if options.auth is not None:
+            headers |= await options.auth.headers(url, "GET", url.target)
         check_headers(headers)
         proxy = proxy_for(url)
         try:
@@ -150,9 +144,9 @@ class WebSocketTransport(DuplexTransport):
                 str(url),
                 subprotocols=[Subprotocol("mcp")],
                 additional_headers=headers,
-                max_size=self._max,
-                open_timeout=self._timeout,
-                ssl=(self._tls or ssl.create_default_context()) if url.secure else None,
+                max_size=options.max_bytes,
+                open_timeout=options.connect_timeout,
+                ssl=(options.tls or ssl.create_default_context()) if url.secure else None,
                 proxy=None if proxy is None else proxy.address,
                 create_connection=cast("Any", partial(_Socket, self._inflow)),
             )
@@ -163,7 +157,7 @@ class WebSocketTransport(DuplexTransport):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
             raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_path_hint(url)) from exc
         except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
-            what = f"{url.origin} didn't accept a WebSocket within {self._timeout:g} seconds."
+            what = f"{url.origin} didn't accept a WebSocket within {options.connect_timeout:g} seconds."
             raise ConnectFailed(f"{what} {_path_hint(url)}".rstrip()) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
@@ -174,7 +168,7 @@ class WebSocketTransport(DuplexTransport):
         self._background.spawn(self._read(self._socket))
 
     async def _read(self, socket: _Socket) -> None:
-        most = max(MAX_FRAGMENTS, self._max // USUAL_FRAGMENT)
+        most = max(MAX_FRAGMENTS, self._options.max_bytes // USUAL_FRAGMENT)
         now = asyncio.get_running_loop().time
         try:
             while self.fault is None:
@@ -183,7 +177,7 @@ class WebSocketTransport(DuplexTransport):
                     await asyncio.sleep(pause)
         except ConnectionClosed as exc:
             if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
-                self.end(too_large(self._max))
+                self.end(too_large(self._options.max_bytes))
         finally:
             reason = f": {' '.join(socket.close_reason.split())}" if socket.close_reason else ""
             self.end(socket.fault or ConnectionLost(f"The server closed the WebSocket{reason}."))

@@ -22,13 +22,9 @@ from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted
 from millstream.auth._authorization_server.clients import (
-    RATE,
     ClientProof,
     Clients,
-    RedirectRefused,
-    charge_registration,
     client_of,
-    read_metadata,
 )
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
@@ -129,12 +125,11 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         self.resource = plan.audience
         self._provider = provider
         self._settings = settings
-        clients = Clients(plan, vault, provided=True)
+        clients = self._clients = Clients(plan, vault, provided=True)
         self._targets = _Targets(plan, self.resource, frozenset)
         self._asking = AuthorizationRequests(plan, clients, self._targets)
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
-        self._registrations = vault.limiter("register", RATE)
 
     @override
     def endpoints(self) -> Paths:
@@ -291,8 +286,8 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         return reply({})
 
     async def _register(self, request: HttpRequest) -> Response:
-        await charge_registration(self._registrations, request)
-        said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
+        given = await self._clients.read_registration(request)
+        said = {name: value for name, value in given.items() if value not in (None, "")}
         options = self._settings.client_registration_options
         try:
             asked = {"grant_types": [CODE, REFRESH], **said}
@@ -300,14 +295,10 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
             theirs = OAuthClientInformationFull.model_validate(
                 {"scope": " ".join(options.default_scopes or ()) or None, **said, **_credentials(client, options)}
             )
-        except RedirectRefused as exc:
-            raise OAuthError("invalid_redirect_uri", str(exc)) from None
         except ValidationError as exc:
             raise OAuthError(
                 "invalid_client_metadata", f"The client metadata is invalid: {exc.errors()[0]['msg']}"
             ) from None
-        except ValueError as exc:
-            raise OAuthError("invalid_client_metadata", str(exc)) from None
         if "code" not in theirs.response_types:
             raise OAuthError("invalid_client_metadata", "response_types must include code.")
         if options.valid_scopes is not None and not set((theirs.scope or "").split()) <= set(options.valid_scopes):

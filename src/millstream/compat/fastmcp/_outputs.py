@@ -33,7 +33,7 @@ from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import engine_of
-from millstream._server.functions.parameters import parameter_of
+from millstream._server.functions.parameters import ArgumentList, parameter_of
 from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
 from millstream._server.functions.pydantic_engine import output_of as engine_output_of
@@ -377,7 +377,7 @@ class Signature(Struct, frozen=True):
             raise WrongArguments(explain(self.engine.problems(error, values, lax=True), self.schema)) from error
         except msgspec.DecodeError as error:
             raise WrongArguments(str(error)) from error
-        return {name: getattr(made, name) for name in self.parameters}
+        return msgspec.structs.asdict(made)
 
     async def call(self, values: dict[str, Any], context: Any) -> Any:
         """Call the function. Plain functions run in a worker thread."""
@@ -413,4 +413,4 @@ def signature_of(function: Callable[..., Any], name: str | None = None) -> Signa
         parameter_of(each, hints, {}, "tool", own) for each in signature.parameters.values() if each.name != context
     ]
     returns = hints.get("return", inspect.Signature.empty)
-    return Signature(function, own, function.__doc__ or "", engine_of(own, parameters), context, returns)
+    return Signature(function, own, function.__doc__ or "", engine_of(ArgumentList(own, parameters)), context, returns)

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from millstream import Principal, ProtocolError
 from millstream.extensions import JsonType, LocalError, scopes_of
 from millstream.hub import Event, check_channel
-from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, shorten
+from millstream.protocol import INVALID_PARAMS, MALFORMED, decode_object, shorten
 
 NOT_FOUND = -32023
 FORBIDDEN = -32024
@@ -50,7 +50,6 @@ Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
 _logger = logging.getLogger("millstream.events")
-decode_object = decoder(dict[str, Any])
 _encode_canonical = msgspec.json.Encoder(order="sorted").encode
 
 

@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 from msgspec import Struct, field
@@ -304,8 +305,6 @@ class EventDelivery(Struct, eq=False):
     _change_event: asyncio.Event = field(default_factory=asyncio.Event)
     _leased_until: float = 0.0
     """Time on the event loop's clock."""
-    _lease_lost: bool = False
-    """Whether a delivery was dropped because the lease had ended."""
 
     @property
     def hub(self) -> Hub:
@@ -324,7 +323,7 @@ class EventDelivery(Struct, eq=False):
                     await self._deliver_with_lease()
                 await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
         finally:
-            if self._host.shared and not self._has_lease_expired():
+            if self._host.shared and self.has_lease():
                 with suppress(LocalError):
                     await self._claim().leave()
 
@@ -334,21 +333,19 @@ class EventDelivery(Struct, eq=False):
 
     def has_lease(self) -> bool:
         """Return whether this worker may still deliver. If not, it starts again from the saved position."""
-        self._lease_lost |= self._has_lease_expired()
-        return not self._lease_lost
+        return asyncio.get_running_loop().time() < self._leased_until
 
     # With the lease
-
-    def _has_lease_expired(self) -> bool:
-        return self._host.shared and asyncio.get_running_loop().time() >= self._leased_until
 
     def _claim(self) -> Claim:
         return Claim(self._host.map, f"events:lease.{tag_of(self.kind.name)}", LEASE, owner=self._host.worker.encode())
 
     async def _renew(self) -> bool:
-        until = asyncio.get_running_loop().time() + LEASE
-        if self._host.shared and not await self._claim().keep():
-            return False
+        until = inf
+        if self._host.shared:
+            until = asyncio.get_running_loop().time() + LEASE
+            if not await self._claim().keep():
+                return False
         self._leased_until = until
         return True
 
@@ -369,7 +366,7 @@ class EventDelivery(Struct, eq=False):
             finally:
                 feed.close()
                 await cancel_all(*works, replay)
-                if not self._has_lease_expired():
+                if self.has_lease():
                     with suppress(LocalError):
                         await self._flush()
         finally:
@@ -386,7 +383,7 @@ class EventDelivery(Struct, eq=False):
             await subscriptions.put_position(name, cursor)
         self._saved_cursor = cursor
         self._epoch, self._position = split_cursor(cursor)
-        self._queued_position, self._saved_count, self._lease_lost = self._position, -1, False
+        self._queued_position, self._saved_count = self._position, -1
         records = await subscriptions.all(name)
         self._recheck_tokens = True
         undelivered = await subscriptions.find_undelivered([record.id for record in records])
@@ -669,10 +666,12 @@ class EventDelivery(Struct, eq=False):
             f"The progress of webhooks of {self.kind.name!r} can't be stored; retrying",
             f"The progress of webhooks of {self.kind.name!r} can be stored again.",
         )
-        while not self._lease_lost and not self._has_lease_expired():
+        while self.has_lease():
             await asyncio.sleep(_FLUSH_INTERVAL)
             with trouble:
-                if not await self._renew():
+                until = self._leased_until
+                # A delivery was dropped if the lease has ended, even if it could be renewed.
+                if not await self._renew() or asyncio.get_running_loop().time() >= until:
                     return
                 await self._flush()
 

@@ -17,7 +17,6 @@ from millstream.extensions.events._catalog import (
     EventType,
     FilterIndex,
     Reader,
-    decode_object,
     forbidden_error,
     invalid,
     sees,
@@ -25,7 +24,7 @@ from millstream.extensions.events._catalog import (
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.parts import cancel_all
-from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY
+from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY, decode_object
 
 _LOW_WATER = 64 * 1024
 _MAX_CURSOR = 256
@@ -348,19 +347,16 @@ class EventMethods(Struct, eq=False):
             live.add(feed, reader)
             return live.encode
 
-        feed, replay = open_feed(hub, kind.name, params.cursor or "", on_live)
-        try:
-            async with ctx.stream() as reply:
-                leaving = asyncio.create_task(reply.wait_closed())
-                leaving.add_done_callback(lambda _: feed.close())
-                try:
-                    async for method, notification in _notifications(hub, reader, feed):
-                        await reply.send(method, {**notification, **mark})
-                finally:
-                    leaving.cancel()
-        finally:
-            feed.close()
-            await cancel_all(replay)
+        async with ctx.stream() as reply:
+            feed, replay = open_feed(hub, kind.name, params.cursor or "", on_live)
+            leaving = asyncio.create_task(reply.wait_closed())
+            leaving.add_done_callback(lambda _: feed.close())
+            try:
+                async for method, notification in _notifications(hub, reader, feed):
+                    await reply.send(method, {**notification, **mark})
+            finally:
+                feed.close()
+                await cancel_all(leaving, replay)
         return mark
 
     def _open(self, params: ReadParams, ctx: CallContext) -> Reader:

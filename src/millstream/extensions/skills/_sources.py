@@ -83,7 +83,7 @@ class SkillFolder:
         if not path.is_dir():
             raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}.")
         self._root = path.resolve()
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._prefix = prefix.strip("/")
         self._clock = clock
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -164,7 +164,7 @@ class SkillFolder:
             raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_SKILL_FILES}")
         below = root.relative_to(self._root).as_posix()
         # A folder that is a skill itself has its own name.
-        path = self._prefix + (self._root.name if below == "." else below)
+        path = f"{self._prefix}/{self._root.name if below == '.' else below}".lstrip("/")
         base = f"skill://{quote(path)}"
         resources: list[SkillResource] = []
         total = 0
@@ -266,7 +266,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         raise SkillError(f"The skill {name!r} is invalid: {exc}.") from exc
     head = _head(frontmatter)
     prefix = options.get("prefix", "").strip("/")
-    base = f"skill://{quote(f'{prefix}/{name}' if prefix else name)}"
+    base = f"skill://{quote(f'{prefix}/{name}'.lstrip('/'))}"
     uri = f"{base}/{SKILL_FILE}"
     files = _files(name, base, options.get("files", {}))
     if options.get("dynamic"):

@@ -36,6 +36,7 @@ from millstream.extensions import (
     ServerHost,
     SlotLimit,
     Slots,
+    run_on,
 )
 from millstream.parts import Tasks
 from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, encode
@@ -317,8 +318,8 @@ class TaskRunner:
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
-        self._sweep_needed = False
-        self._sweep_task: asyncio.Task[None] | None = None
+        self._sweep_event = asyncio.Event()
+        """Set to search for tasks of dead workers."""
         self._tasks = Tasks()
 
     def __len__(self) -> int:
@@ -326,11 +327,13 @@ class TaskRunner:
 
     def open(self) -> None:
         """Listen to the other workers, and settle the tasks of dead ones."""
-        host = self._host
+        host, sweep_soon = self._host, self._sweep_event.set
         host.on_workers_change(self._on_workers_change)
-        host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: self._sweep_soon(), interrupted=self._sweep_soon))
+        host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: sweep_soon(), interrupted=sweep_soon))
         host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._check_cancellations))
-        self._sweep_soon()
+        sweep_soon()
+        trouble = LogOnce(logger, "Tasks of other workers can't be read; trying again", "Tasks can be read again.")
+        self._tasks.spawn(run_on(self._sweep_event, self._sweep, trouble, pause=RETRY_DELAY))
 
     async def drain(self, seconds: float) -> None:
         """Stop running tasks and settle them within the given time."""
@@ -620,25 +623,9 @@ class TaskRunner:
             for run in self._running.values():
                 run.lease_lost = True
                 run.call.stop_for_shutdown()
-        self._sweep_soon()
-
-    def _sweep_soon(self) -> None:
-        """Start to search for tasks of dead workers."""
-        self._sweep_needed = True
-        if not self._closing and (self._sweep_task is None or self._sweep_task.done()):
-            self._sweep_task = self._tasks.spawn(self._sweep())
+        self._sweep_event.set()
 
     async def _sweep(self) -> None:
-        trouble = LogOnce(logger, "Tasks of other workers can't be read; trying again", "Tasks can be read again.")
-        while self._sweep_needed and not self._closing:
-            self._sweep_needed = False
-            with trouble:
-                await self._sweep_once()
-            if trouble.lasts:
-                self._sweep_needed = True
-                await asyncio.sleep(RETRY_DELAY)
-
-    async def _sweep_once(self) -> None:
         alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
         for worker, name in await self._records.running_tasks():
             if worker not in alive:
