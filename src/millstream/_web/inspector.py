@@ -230,8 +230,7 @@ class SignIns:
 
     def _open(self, key: str, sealed: bytes | None) -> SignInState:
         """Return a stored state, or an empty one."""
-        text = (sealed or b"").decode("latin-1")
-        return self._vault.open(_STATE, text, SignInState, key.encode()) or SignInState()
+        return self._vault.open(_STATE, sealed, SignInState, key.encode()) or SignInState()
 
     def _seal(self, key: str, state: SignInState) -> bytes:
         return self._vault.seal(_STATE, state, key.encode()).encode()

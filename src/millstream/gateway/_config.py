@@ -345,7 +345,7 @@ def _load_gateway(root: ConfigValue) -> GatewayConfig:
     values = root.read(
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),
-        policy=_load_policy,
+        policy=lambda each: each.load(UpstreamPolicy),
         upstreams=ConfigValue.table,
     )
     shared, upstreams = values.get("policy"), values.pop("upstreams", {})
@@ -354,12 +354,10 @@ def _load_gateway(root: ConfigValue) -> GatewayConfig:
     return GatewayConfig(**values, upstreams=tuple(configs))
 
 
-def _load_policy(value: ConfigValue) -> Any:
-    return value.load(UpstreamPolicy)
-
-
 def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
-    values = entry.read(upstream_options(), policy=_load_policy, auth=_load_credentials, command=_load_command)
+    values = entry.read(
+        upstream_options(), policy=lambda each: each.load(UpstreamPolicy), auth=_load_credentials, command=_load_command
+    )
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
@@ -477,27 +475,15 @@ class _Server(Struct, frozen=True, kw_only=True):
     excludeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
     disabledTools: tuple[str, ...] = ()  # noqa: N815  Roo Code, Windsurf
 
-    @property
-    def policy(self) -> UpstreamPolicy | None:
-        """The policy for its tools. Gemini also accepts names with arguments: `search(query)`."""
-        allow, deny = (
-            tuple(escape(name.partition("(")[0]) for name in names)
-            for names in (self.includeTools, self.excludeTools + self.disabledTools)
-        )
-        return UpstreamPolicy(allow=(*allow, _ANY_URI) if allow else (), deny=deny) if allow or deny else None
-
-
-_ANY_URI = "*://*"
-
 
 def _load_servers(root: ConfigValue) -> GatewayConfig:
-    found = [key for key in _SERVER_TABLES if key in members(root.value)]
-    if not found:
+    servers = next((key for key in _SERVER_TABLES if key in members(root.value)), "")
+    if not servers:
         raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
     options = options_of(_Server)
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
-    for name, entry in root.member(found[0]).table().items():
+    for name, entry in root.member(servers).table().items():
         table = entry.table()
         values = {key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
         if values.get("disabled"):
@@ -516,6 +502,11 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
         if url:
             _check_url(entry.member(url_field), url)
         command = server.command if isinstance(server.command, tuple) else (server.command,)
+        # These lists are about tools only. Gemini also accepts names with arguments: `search(query)`.
+        allow, deny = (
+            tuple(escape(tool.partition("(")[0]) for tool in tools)
+            for tools in (server.includeTools, server.excludeTools + server.disabledTools)
+        )
         configs.append(
             UpstreamConfig(
                 name=name,
@@ -524,10 +515,10 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
                 headers=server.headers,
                 env={} if url else server.env,
                 cwd=None if url else server.cwd,
-                policy=server.policy,
+                policy=UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=deny) if allow or deny else None,
             )
         )
-    _check_upstreams(root.member(found[0]), configs)
+    _check_upstreams(root.member(servers), configs)
     if ignored:
         logger.warning("%s: these options have no effect in a gateway: %s", root.path, ", ".join(ignored))
     return GatewayConfig(upstreams=tuple(configs))

@@ -44,8 +44,6 @@ MAX_INSTRUCTIONS = 8 * 1024
 """Maximum characters of one upstream's instructions."""
 MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
-_STATES_BY_URGENCY = ("degraded", "connecting", "ready")
-"""States, the most urgent first."""
 _LISTED = ("tools", "resources", "prompts")
 _CAPABILITIES = frozenset({*_LISTED, "completions"})
 _NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
@@ -77,14 +75,12 @@ class GatewayPart:
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
-        self._tokens: dict[str, int] = {}
-        """Upstream -> tokens of its tools."""
+
         self._name_conflict = ""
         """Error message about an upstream's item that conflicts with this server's own."""
         self._announcement: Announcement = {"id": "", "upstreams": {}}
         """See `_names`."""
-        self._looping: dict[str, int] = {}
-        """Upstream -> number of its items that aren't offered, because they lead back to this gateway."""
+
         self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}
         """Stream or connection -> its caller, the URIs that it subscribes to, and the watched ones, by upstream."""
 
@@ -236,7 +232,6 @@ class GatewayPart:
         host.stack.push_async_callback(credentials.close)
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
-        config = upstream.config
         if upstream.policy.has_budgets:
             template = StoredResults(host.store.kv, upstream.names).template()
             host.registry.exchange("templates", (), {template.name: template})
@@ -250,7 +245,7 @@ class GatewayPart:
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
                     "there's no lock file. Run `millstream gateway accept`, or use a persistent store such as "
                     "sqlite:///gateway.db.",
-                    config.name,
+                    upstream.config.name,
                 )
 
     def _serve(self) -> None:
@@ -289,18 +284,8 @@ class GatewayPart:
     # State
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return state and statistics of each upstream. `items` counts what's offered here, `listed` what it lists."""
-        return [
-            {
-                **(report := upstream.describe()),
-                "listed": report["items"],
-                "items": {kind: len(names) for kind, names in upstream.offered.items()},
-                "tokens": self._tokens.get(upstream.config.name, 0),
-                "quarantined": len(upstream.quarantined),
-                "accounts": upstream.config.connects,
-            }
-            for upstream in self.upstreams.values()
-        ]
+        """Return state and statistics of each upstream."""
+        return [upstream.describe() for upstream in self.upstreams.values()]
 
     def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items; None if it's unknown."""
@@ -327,7 +312,7 @@ class GatewayPart:
 
     def _register_metrics(self, host: Host) -> None:
         host.report(
-            "upstreams", lambda: {name: upstream.report_state()[0] for name, upstream in self.upstreams.items()} or None
+            "upstreams", lambda: {name: upstream.report_state()[0] for name, upstream in self.upstreams.items()}
         )
         if host.metrics is None:
             return
@@ -338,8 +323,7 @@ class GatewayPart:
         def figures(figure: str) -> dict[tuple[str, ...], float]:
             return {(name,): upstream.describe().get(figure, 0) for name, upstream in self.upstreams.items()}
 
-        read = host.metrics.read
-        label = ("upstream",)
+        read, label = host.metrics.read, ("upstream",)
         read("gauge", "gateway_up", "Whether an upstream can be reached.", up_states, label, merge="min")
         for name, text in (
             ("calls", "Calls sent to an upstream."),
@@ -366,7 +350,7 @@ class GatewayPart:
             if self._replace_items(upstream, kind, of_kind):
                 changed.add(METHODS[kind][0].partition("/")[0])
         offered = upstream.offered["tools"].items()
-        self._tokens[upstream.config.name] = sum(_tokens(tool, description) for tool, (_, description) in offered)
+        upstream.tokens = sum(_tokens(tool, description) for tool, (_, description) in offered)
         self._announce_capabilities(upstream.catalog)
         self._merge_hints()
         self._announce_upstreams()
@@ -403,8 +387,8 @@ class GatewayPart:
             else:
                 meta = with_origin(description.get("_meta"), upstream.name)
                 found[kind][name] = own_name, {**description, "_meta": meta}, rules
-        if looping != self._looping.get(upstream.config.name, 0):
-            self._looping[upstream.config.name] = looping
+        if looping != upstream.looping:
+            upstream.looping = looping
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
         incompatible = [name for name in found["tools"] if not works_everywhere(name)]
         if incompatible:
@@ -458,7 +442,7 @@ class GatewayPart:
         parts = [self.definition.instructions] if self.definition.instructions else []
         for name, upstream in self.upstreams.items():
             # In a loop of gateways, instructions would contain each other.
-            text = "" if self._looping.get(name) else upstream.catalog.instructions[:MAX_INSTRUCTIONS]
+            text = "" if upstream.looping else upstream.catalog.instructions[:MAX_INSTRUCTIONS]
             prefix = upstream.names.prefix
             if text:
                 parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)
@@ -658,7 +642,8 @@ def merge_reports(workers: Iterable[list[Json]]) -> list[Json]:
 
 
 def _merge(one: Json, other: Json) -> Json:
-    worse = min(one, other, key=lambda report: _STATES_BY_URGENCY.index(report["state"]))
+    urgency = ("degraded", "connecting", "ready").index
+    worse = min(one, other, key=lambda report: urgency(report["state"]))
     merged = {**one, "state": worse["state"], "reason": worse["reason"], "workers": one["workers"] + 1}
     for name in ("items", "listed"):
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}

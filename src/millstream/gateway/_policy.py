@@ -50,7 +50,6 @@ CHARACTERS_PER_TOKEN = 4
 RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
 
-_KIND_OF = {"tools/call": "tools", "prompts/get": "prompts"}
 
 Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
 Texts = tuple[str, ...]
@@ -216,7 +215,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     def describe(self, description: Mapping[str, Any]) -> Json:
         """Return a listed description as callers see it, under the upstream's name or URI."""
         texts = {"name": self.name, "title": self.title, "description": self.description}
-        changed = {**description, **{key: text for key, text in texts.items() if text}}
+        changed: dict[str, Any] = {**description, **{key: text for key, text in texts.items() if text}}
         if self.annotations:
             changed["annotations"] = {**members(changed.get("annotations")), **self.annotations}
         if self.defaults or self.hidden:
@@ -278,7 +277,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                 name: value for name, value in values.items() if name.casefold() not in hidden or name in parameters
             }
         if self.arguments is not None:
-            values = cast("dict[str, Any]", self.arguments.value(values, names=False))
+            values = self.arguments.value(values, names=False)
         values |= self.hidden  # last, so a caller can't override them
         return values if given is arguments else Raw(encode(values))
 
@@ -399,7 +398,7 @@ class Policy:
     def __init__(self, policy: UpstreamPolicy, names: Names = _OWN_NAMES) -> None:
         layers = [policy]
         while (parent := layers[0].shared) is not None:
-            if len(layers) > _MAX_SHARED or any(parent is each for each in layers):
+            if len(layers) > _MAX_SHARED:
                 raise ValueError("The shared= policies form a loop, or are nested too deeply. Remove one of them.")
             layers.insert(0, parent)
         self._layers = [_Layer(each, _OWN_NAMES if each is policy else names) for each in layers]
@@ -454,7 +453,7 @@ class Policy:
         )
 
     def _find_redactor(self, method: str, name: str) -> Redactor | None:
-        kind = _KIND_OF.get(method)
+        kind = {"tools/call": "tools", "prompts/get": "prompts"}.get(method)
         if kind is None:  # several rules may apply
             return self._all_results
         rules = self.item(kind, name)
@@ -601,7 +600,8 @@ def _merge(found: Sequence[CommonRules]) -> Json:
             if not value:
                 continue
             if isinstance(value, tuple):
-                merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *value)))
+                more = cast("tuple[object, ...]", value)
+                merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *more)))
             elif is_object(value):
                 merged[name] = merged.get(name, {}) | value
             else:
@@ -612,7 +612,7 @@ def _merge(found: Sequence[CommonRules]) -> Json:
 def _budget(rules: Mapping[str, Any]) -> int:
     """Return the smaller of the two budgets, in bytes; 0 without one."""
     sizes = rules.get("result_bytes", 0), rules.get("result_tokens", 0) * CHARACTERS_PER_TOKEN
-    return min(filter(None, sizes), default=0)
+    return min((size for size in sizes if size), default=0)
 
 
 def _visibility(found: Sequence[CommonRules]) -> Callable[[Principal | None], bool] | None:

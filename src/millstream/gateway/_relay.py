@@ -246,7 +246,7 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
     return ForwardedQuestion(method, params, original)
 
 
-_CAPABILITY: Mapping[str, str] = {
+_CAPABILITY = {
     "elicitation/create": "elicitation",
     "sampling/createMessage": "sampling",
     "roots/list": "roots",

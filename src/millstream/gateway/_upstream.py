@@ -82,7 +82,6 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 State = Literal["connecting", "ready", "degraded"]
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
-_LISTS = frozenset({"tools", "resources", "prompts"})
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
@@ -291,6 +290,10 @@ class Upstream:
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
     changed_at: float = 0.0
     """Unix time of the last change to its lists; 0 before the first one."""
+    tokens: int = 0
+    """Tokens of the tools that are offered."""
+    looping: int = 0
+    """Number of items that aren't offered, because they lead back to this gateway."""
     _plain_catalog: Catalog | None = None
     _is_plain = False
     """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
@@ -666,8 +669,10 @@ class Upstream:
             try:
                 async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  jitter
                     await self._refresh_event.wait()
-            except TimeoutError:
-                if await self._load_if_fresh(seconds):
+            except TimeoutError:  # another worker may just have refreshed the stored copy
+                found = await self._stored_catalog.load() if self._stored_catalog.shared else None
+                if found is not None and self._stored_catalog.time() - found.taken_at <= seconds / 2:
+                    await self._offer(found)
                     continue
             self._refresh_event.clear()
             if self.lister.handshake is not self._in_sessions:
@@ -678,21 +683,13 @@ class Upstream:
             await asyncio.sleep(refresh_pause(monotonic() - began))
         self.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
 
-    async def _load_if_fresh(self, seconds: float) -> bool:
-        """Use the stored copy if another worker has just refreshed it. Return whether it's fresh."""
-        found = await self._stored_catalog.load() if self._stored_catalog.shared else None
-        if found is None or self._stored_catalog.time() - found.taken_at > seconds / 2:
-            return False
-        await self._offer(found)
-        return True
-
     async def _watch(self, conversation: Conversation, subscribed: asyncio.Event) -> None:
         wanted = SubscriptionFilter(True, True, True, [])
         try:
             async with conversation.watch(wanted) as changes:
                 subscribed.set()
                 async for change in changes:
-                    if change.kind in _LISTS:
+                    if change.kind in METHODS:
                         self._announced_kinds.add(change.kind)
                     self._refresh_event.set()
         except ServerError as exc:
@@ -779,7 +776,10 @@ class Upstream:
         return self.state, self.reason
 
     def describe(self) -> dict[str, Any]:
-        """Return state and statistics for operators. `reason` may contain addresses."""
+        """Return state and statistics for operators. `reason` may contain addresses.
+
+        `items` counts what's offered here, `listed` what it lists.
+        """
         found = self.catalog
         state, reason = self.report_state()
         processes = self.processes
@@ -791,7 +791,11 @@ class Upstream:
             "revision": found.revision,
             "listed_at": found.taken_at,
             "changed_at": self.changed_at,
-            "items": {kind: len(getattr(found, kind)) for kind in METHODS},
+            "items": {kind: len(names) for kind, names in self.offered.items()},
+            "listed": {kind: len(getattr(found, kind)) for kind in METHODS},
+            "tokens": self.tokens,
+            "quarantined": len(self.quarantined),
+            "accounts": self.config.connects,
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
             **self.breaker.describe(),

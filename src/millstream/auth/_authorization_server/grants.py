@@ -138,7 +138,7 @@ class TokenSigner(Struct, eq=False):
     async def _load(self) -> None:
         for _ in range(_TRIES):
             raw, now = await self._vault.kv.get(_KEY), self._vault.clock()
-            kept = self._vault.open(_KIND, raw.decode("latin-1"), tuple[SigningKey, ...]) if raw else None
+            kept = self._vault.open(_KIND, raw, tuple[SigningKey, ...])
             if raw and not kept:
                 logger.warning(
                     "The token signing keys were sealed with another MILLSTREAM_SECRET_KEY. Created new keys; issued "

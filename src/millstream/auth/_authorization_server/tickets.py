@@ -136,7 +136,7 @@ class Vault:
             want: Type of the login.
         """
         sealed = await self.take(_pending_key(kind, state))
-        return None if sealed is None else self.open(kind.encode(), sealed.decode("latin-1"), want, state.encode())
+        return self.open(kind.encode(), sealed, want, state.encode())
 
     def seal(self, kind: bytes, value: Any, bound: bytes = b"") -> str:
         """Encode a value as text that only this server can create and read.
@@ -148,16 +148,18 @@ class Vault:
         """
         return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
 
-    def open(self, kind: bytes, text: str, want: type[T], bound: bytes = b"") -> T | None:
+    def open(self, kind: bytes, text: str | bytes | None, want: type[T], bound: bytes = b"") -> T | None:
         """Decode a value that `seal` encoded; return None for any other text.
 
         Args:
             kind: See `seal`.
-            text: The text.
+            text: The text, also as bytes from the store; None if it's missing.
             want: Type of the value.
             bound: See `seal`.
         """
-        return read(self._services.ring.open(kind, text, bound), want)
+        return read(
+            self._services.ring.open(kind, text if isinstance(text, str) else str(text or b"", "latin-1"), bound), want
+        )
 
 
 def new_state(owner: str) -> str:

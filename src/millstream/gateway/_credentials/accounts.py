@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct, structs
 
@@ -69,7 +69,7 @@ _ROUND_TIMEOUT = 20.0
 """Seconds that a call of the per-request era waits after its user agreed to open the page. The call is one HTTP
 request, and its client may time out.
 """
-_URL_MODE: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {"elicitation": {"url": {}}}
+
 _CLIENT_KIND = b"gateway client"
 _PROBE = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
@@ -215,7 +215,11 @@ class PersonalCredentials(TokenCredentials):
             f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
         )
         revision = call.revision
-        if not page or "url" not in revision.elicitation_modes or not declares(call.client.capabilities, _URL_MODE):
+        if not (
+            page
+            and "url" in revision.elicitation_modes
+            and declares(call.client.capabilities, {"elicitation": {"url": {}}})
+        ):
             raise call_error(call, f"{reason} {instruction} Then call again.")
         id = secrets.token_urlsafe(16)
         event = asyncio.Event()
@@ -263,9 +267,8 @@ class PersonalCredentials(TokenCredentials):
         """
         grant = await self.load(owner)
         key = self._registration_key(base)
-        raw = await self._vault.kv.get(key) or b""
-        kind = dict[str, Registration]
-        registrations = self._vault.open(_CLIENT_KIND, raw.decode("latin-1"), kind, key.encode()) or {}
+        raw = await self._vault.kv.get(key)
+        registrations = self._vault.open(_CLIENT_KIND, raw, dict[str, Registration], key.encode()) or {}
         oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):

@@ -156,7 +156,7 @@ class TokenCredentials(UpstreamCredentials):
     async def _read(self, name: str) -> tuple[bytes | None, StoredGrant | None]:
         key, change_count = self._prefix + name, self._change_count
         raw = await self._vault.kv.get(key)
-        found = None if raw is None else self._vault.open(_KIND, raw.decode("latin-1"), StoredGrant, key.encode())
+        found = self._vault.open(_KIND, raw, StoredGrant, key.encode())
         self._remember(name, found, change_count)
         return raw, found
 

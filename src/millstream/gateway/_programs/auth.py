@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from math import inf
 from threading import Thread
-from typing import Any, cast
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
@@ -16,6 +16,7 @@ from millstream._override import override
 from millstream.auth import AuthMethod, Identity, Unavailable
 from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of
 from millstream.parts import Handler, HostedApplication, HttpRequest
+from millstream.protocol import is_array, members
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -44,8 +45,8 @@ class ProgramAuth(AuthMethod):
         self.scopes = side.required_scopes
         found = _resource_of(self._hosted, self._paths)
         self.resource = str(found.get("resource") or "").rstrip("/")
-        servers: object = found.get("authorization_servers")
-        self.issuers = tuple(map(str, cast("list[object]", servers))) if isinstance(servers, list) else ()
+        servers = found.get("authorization_servers")
+        self.issuers = tuple(map(str, servers)) if is_array(servers) else ()
 
     @override
     async def identify(self, credential: str) -> Identity | None:
@@ -78,8 +79,9 @@ class ProgramAuth(AuthMethod):
             if seconds <= 0:
                 return None
         client = str(getattr(token, "client_id", "") or "")
-        subject = str(getattr(token, "subject", None) or _claim(token, "sub") or client or user.display_name)
-        issuer = str(_claim(token, "iss") or "")
+        claims = members(getattr(token, "claims", None))
+        subject = str(getattr(token, "subject", None) or claims.get("sub") or client or user.display_name)
+        issuer = str(claims.get("iss") or "")
         scopes = frozenset(map(str, credentials.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
         self._program.users.keep(caller_of(principal), user)
@@ -96,11 +98,6 @@ class ProgramAuth(AuthMethod):
         return {each.path: dict.fromkeys(sorted(each.methods or _METHODS), self._hosted.serve) for each in self._paths}
 
 
-def _claim(token: Any, name: str) -> Any:
-    claims: Any = getattr(token, "claims", None)
-    return cast("Mapping[str, Any]", claims).get(name) if isinstance(claims, Mapping) else None
-
-
 def _resource_of(hosted: HostedApplication, paths: Sequence[OwnPath]) -> Mapping[str, Any]:
     """Return the program's protected resource metadata (RFC 9728); empty if it has none."""
     path = next((each.path for each in paths if each.path.startswith(_WELL_KNOWN)), "")
@@ -113,7 +110,6 @@ def _resource_of(hosted: HostedApplication, paths: Sequence[OwnPath]) -> Mapping
     thread.start()
     thread.join()
     try:
-        decoded: Any = json.loads(replies[0].body)
+        return members(json.loads(replies[0].body))
     except (ValueError, LookupError, AttributeError):
         return {}
-    return cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}

@@ -8,7 +8,7 @@ without a session and its streams, because it depends on no earlier one. The SDK
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import Context, copy_context
 from functools import partial
 from hashlib import sha256
@@ -109,9 +109,7 @@ class SingleExchange:
         """
         runner: Any = import_module("mcp.server.runner")
         inbound: Any = import_module("mcp.shared.inbound")
-        self._server = server
-        self._state = lifespan_state
-        self._serve: Any = runner.serve_one
+        self._serve: Any = partial(runner.serve_one, server, lifespan_state=lifespan_state)
         self._error_of: Any = runner.modern_error_data
         self._classify: Any = inbound.classify_inbound_request
         self._rejection: Any = inbound.InboundLadderRejection
@@ -137,9 +135,7 @@ class SingleExchange:
         token = params.get("_meta", {}).get("progressToken")
         context = _DispatchContext(self._transport, request_id, token, deliver, self._refusal)
         try:
-            result = await self._serve(
-                self._server, context, method, params, connection=connection, lifespan_state=self._state
-            )
+            result = await self._serve(context, method, params, connection=connection)
         except Exception as exc:  # handlers can raise anything
             return Envelope(request_id, "", b"", error=encode_error(self._error_of(exc)))
         finally:
@@ -325,7 +321,7 @@ class ProgramTransport(DuplexTransport):
         self._program = program
         self._caller = caller
         self._run: ProgramRun
-        self._entered = False
+        self._stack = AsyncExitStack()
         self._revision: Revision | None = None
         self._input: ObjectSendStream[tuple[Context, Any]] | None = None
         self._session: asyncio.Task[None] | None = None
@@ -341,13 +337,12 @@ class ProgramTransport(DuplexTransport):
             ConnectFailed: The program failed to start.
         """
         try:
-            self._run = await self._program.enter()
+            self._run = await self._stack.enter_async_context(self._program.use())
         except Exception as exc:
             logger.exception("The program %s failed to start", self._program.name)
             raise ConnectFailed(
                 f"The program {self._program.name} failed to start: {type(exc).__name__}. See the log."
             ) from exc
-        self._entered = True
 
     def _context_of_caller(self) -> Context:
         """Return a context in which functions of the program see the caller's token."""
@@ -427,9 +422,7 @@ class ProgramTransport(DuplexTransport):
         if self._session is not None:
             await asyncio.wait([self._session], timeout=_GRACE)
         await cancel_all(self._session)
-        if self._entered:
-            self._entered = False
-            await self._run.leave()
+        await self._stack.aclose()
 
 
 class ProgramServer(Struct, frozen=True):
@@ -459,45 +452,23 @@ class ProgramRun:
         self.context: Context
         """Context variables set by the program's lifespan."""
         self.server: ProgramServer
-        self._ready: asyncio.Future[None] = loop.create_future()
-        self._stop = asyncio.Event()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        """Done once the program has started, or failed to."""
+        self.stop: asyncio.Event = asyncio.Event()
+        """Set to stop the program."""
         self.task: asyncio.Task[None] = loop.create_task(self._run(open), context=Context())
-
-    async def enter(self) -> None:
-        """Add a user, and wait until the program has started.
-
-        Raises:
-            Exception: Raised by the program's lifespan.
-        """
-        self.user_count += 1
-        try:
-            await asyncio.shield(self._ready)
-        except BaseException:
-            self._remove_user()
-            raise
-
-    async def leave(self) -> None:
-        """Undo one `enter`. The last one stops the program."""
-        self._remove_user()
-        if not self.user_count:
-            await asyncio.wait([self.task])
-
-    def _remove_user(self) -> None:
-        self.user_count -= 1
-        if not self.user_count:
-            self._stop.set()
 
     async def _run(self, open: Open) -> None:
         try:
             async with open() as self.server:
                 self.context = copy_context()
-                self._ready.set_result(None)
-                await self._stop.wait()
+                self.ready.set_result(None)
+                await self.stop.wait()
         except BaseException as exc:
-            if self._ready.done():
+            if self.ready.done():
                 raise
-            self._ready.set_exception(exc)
-            self._ready.exception()  # already raised to the waiter
+            self.ready.set_exception(exc)
+            self.ready.exception()  # already raised to the waiter
 
 
 class Program:
@@ -535,8 +506,9 @@ class Program:
         """Return a transport to an anonymous session."""
         return ProgramTransport(self, "", listener, background)
 
-    async def enter(self) -> ProgramRun:
-        """Start the program in this event loop if necessary. Return it with one more user, who has to `leave` it.
+    @asynccontextmanager
+    async def use(self) -> AsyncGenerator[ProgramRun]:
+        """Start the program in this event loop if necessary. After its last user, it stops.
 
         Raises:
             Exception: Raised by the program's lifespan.
@@ -547,8 +519,16 @@ class Program:
         if run is None:
             run = self._running[loop] = ProgramRun(self._open)
             run.task.add_done_callback(lambda _: self._running.pop(loop))
-        await run.enter()
-        return run
+        run.user_count += 1
+        try:
+            await asyncio.shield(run.ready)
+            yield run
+        finally:
+            run.user_count -= 1
+            if not run.user_count:
+                run.stop.set()
+        if not run.user_count:
+            await asyncio.wait([run.task])
 
     async def settle(self) -> None:
         """Wait until the program has stopped, if it's stopping."""
