@@ -138,6 +138,30 @@ async def test_denied_uris_are_denied_in_every_spelling() -> None:
                 await client.read(uri)
 
 
+NOTES = ("file:///private%20notes/a.txt", "file:///priv%C3%A9/a.txt", "FILE://localhost/etc/a.txt", "file:///b/../etc/b")
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        (UpstreamPolicy(deny=("file:///private notes/*", "file:///privé/*", "file:///etc/*")), []),
+        (UpstreamPolicy(resources={"file:///pri*/*": ResourcePolicy(groups=("staff",))}), list(NOTES[2:])),
+        (UpstreamPolicy(resources={"file:///private notes/*": ResourcePolicy(groups=("staff",))}), list(NOTES[1:])),
+    ],
+    ids=["deny", "groups", "spaces"],
+)
+async def test_rules_hold_in_every_spelling_that_an_upstream_lists(policy: UpstreamPolicy, left: list[str]) -> None:
+    shop, mcp = Server("shop"), Server("gateway")
+    for uri in NOTES:
+        shop.resource(uri, name="note")(lambda: "private")
+    mcp.upstream("shop", shop, prefix="", policy=policy, start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert [each.uri for each in await client.resources()] == left
+        for uri in set(NOTES) - set(left):
+            with pytest.raises(ServerError):
+                await client.read(uri)
+
+
 async def test_hidden_arguments_are_always_sent_and_defaults_fill_gaps() -> None:
     order = ToolPolicy(hidden={"account": "acme"}, defaults={"copies": 3})
     async with Client(make_gateway(UpstreamPolicy(tools={"order": order})), timeout=WAIT) as client:

@@ -434,7 +434,14 @@ class Policy:
             return _NO_RULES
         if not self.allows(kind, name):
             return None
-        return self._compile(kind, [rules for layer in self._layers for rules in layer.rules(kind, name)], name)
+        forms = [name]
+        if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
+            spellings = _spellings(name)
+            forms = [*spellings, *_normalize(spellings)]
+        if any(layer.denies(kind, each) for layer in self._layers for each in forms):
+            return None
+        found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
+        return self._compile(kind, found, name)
 
     def _compile(self, kind: str, found: Sequence[CommonRules], name: str = "") -> ItemRules:
         """Return the rules of one item, by the rules that match its name or URI."""
@@ -482,19 +489,9 @@ class Policy:
         original = self._names.original_uri(uri)
         if original is None:
             return None
-        spellings = _spellings(original)
-        if not all(self.allows("resources", each) for each in spellings):
+        if not all(self.allows("resources", each) for each in _spellings(original)):
             return None
-        others = _normalize(spellings)  # these can only deny access, so the upstream's own spelling stays allowed
-        if any(layer.denies("resources", each) for layer in self._layers for each in others):
-            return None
-        found = [
-            rules
-            for layer in self._layers
-            for each in (*spellings, *others)
-            for rules in layer.rules("resources", each)
-        ]
-        return self._compile("resources", found)
+        return self.item("resources", original)  # other forms can only deny, so the upstream's own stays allowed
 
     def _redactor(self, patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
         if not patterns:

@@ -458,15 +458,15 @@ class Registry:
         variables.
         """
         resource = self.resources.get(uri)
-        if resource is not None and not seen(resource):
+        if resource is None or not seen(resource):
             resource = None
-        if resource is None and len(uri) <= MAX_URI:
-            for template in self.templates.values():
-                variables = template.template.match(uri)
-                if variables is not None and seen(template):
-                    return template, variables
-            if self.find_resource is not None:
-                resource = self.find_resource(uri)
+            if len(uri) <= MAX_URI:
+                for template in self.templates.values():
+                    variables = template.template.match(uri)
+                    if variables is not None and seen(template):
+                        return template, variables
+                found = None if self.find_resource is None else self.find_resource(uri)
+                resource = found if found is not None and seen(found) else None
         return resource, {}
 
     def check_completers(self) -> None:
