@@ -138,7 +138,12 @@ async def test_denied_uris_are_denied_in_every_spelling() -> None:
                 await client.read(uri)
 
 
-NOTES = ("file:///private%20notes/a.txt", "file:///priv%C3%A9/a.txt", "FILE://localhost/etc/a.txt", "file:///b/../etc/b")
+NOTES = (
+    "file:///private%20notes/a.txt",
+    "file:///priv%C3%A9/a.txt",
+    "FILE://localhost/etc/a.txt",
+    "file:///b/../etc/b",
+)
 
 
 @pytest.mark.parametrize(

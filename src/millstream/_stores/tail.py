@@ -68,7 +68,7 @@ class Watchers(Topics[None]):
         """Add a watcher. Return an idempotent function that removes it."""
         return self.add("", lambda _: changed())
 
-    def changed(self) -> None:
+    def notify_all(self) -> None:
         """Call all watchers, except those removed during the calls."""
         self.notify("", None)
 

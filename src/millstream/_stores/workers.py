@@ -339,7 +339,7 @@ class Leases:
             self.hurry()
         if always or live != self.live:
             self.live = live
-            self._changed.changed()
+            self._changed.notify_all()
 
 
 class LogBus(_Bus):

@@ -205,8 +205,9 @@ class OpenStreams(Struct, eq=False):
             self._share.leave(counted)
 
     def beat(self) -> None:
-        """Send a comment to every stream as a sign of life. End streams over the maximum age, but not those of calls, which
-        have a time limit of their own.
+        """Send a comment to every stream as a sign of life. End streams over the maximum age.
+
+        Those of calls have a time limit of their own.
         """
         oldest = monotonic() - self.max_age
         for each in list(self._numbered.values()):

@@ -69,7 +69,8 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
         raise TypeError(self._message)
 
     def __bool__(self) -> bool:
-        if sys._getframe(1).f_globals["__name__"] != "asyncio.base_tasks":  # which shows tasks, since Python 3.12
+        caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        if caller.f_globals["__name__"] != "asyncio.base_tasks":  # which shows tasks, since Python 3.12
             self._refuse()
         return True
 

@@ -202,7 +202,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         if before:
             self.interrupt()
         if before and before != self.epoch:
-            self._changed.changed()
+            self._changed.notify_all()
 
     async def _reconnect(self) -> None:
         """Retry until a connection succeeds or nothing listens at the address anymore."""

@@ -277,7 +277,7 @@ class NatsLink:
 
     async def _on_reconnect(self) -> None:
         self._streams.clear()
-        self.outages.changed()
+        self.outages.notify_all()
         # In a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recover_task is not None:
             self._recover_task.cancel()
@@ -293,7 +293,7 @@ class NatsLink:
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
-            self.outages.changed()
+            self.outages.notify_all()
 
     # Requests
 
@@ -479,8 +479,8 @@ class NatsLink:
             raise StoreUnavailable(f"{exc} Check that JetStream is enabled and that enough nodes are up.") from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
-            self.outages.changed()
-            self.epochs.changed()
+            self.outages.notify_all()
+            self.epochs.notify_all()
 
     # Messages
 

@@ -154,7 +154,7 @@ class RedisBackend:
         self._pushes.restart()
         await self._pushes.wait_until_followed()
         self.log.interrupt()
-        self._epochs.changed()
+        self._epochs.notify_all()
 
 
 class RedisStore(BackendStore):
