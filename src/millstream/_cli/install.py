@@ -171,7 +171,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
 
     title: str
     paths: tuple[str, ...]
-    """Its configuration file, below the home folder, or below `System.settings` on Linux, macOS, and Windows."""
+    """The configuration file: one path below the home folder, or three below `System.settings`, by `_SYSTEMS`."""
     folder_variable: str = ""
     """Variable with another folder of a file below the home folder."""
     under: str = "mcpServers"
@@ -187,7 +187,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     url_type: Mapping[str, str] = {}
     """Member of that entry that says how to connect, if there is one."""
     headers: str = "headers"
-    """Member of that entry with the headers."""
+    """Member of the entry that holds the HTTP headers."""
     write: Callable[[str, Launch], Entry] | None = None
     """Creates an entry of another form, from the name of the server and the launch."""
     named: Callable[[str], str] = hyphenate

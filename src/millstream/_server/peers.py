@@ -57,7 +57,7 @@ class StreamTakeover(PeerMessage, frozen=True, tag="stream"):
     """A connection to the sender has a stream from now on. The last announced one wins."""
 
     name: str
-    """The session of a stand-alone stream, or the log of a call's stream."""
+    """Identifies the stream: a session id for a GET stream, or the name of the log for a call's stream."""
     id: int
 
 

@@ -229,7 +229,7 @@ class SignIns:
         return self._open(key, await self._vault.kv.get(key))
 
     def _open(self, key: str, sealed: bytes | None) -> SignInState:
-        """Return a stored state, or an empty one."""
+        """Return the stored state of a sign-in, or a new one if it can't be opened."""
         return self._vault.open(_STATE, sealed, SignInState, key.encode()) or SignInState()
 
     def _seal(self, key: str, state: SignInState) -> bytes:

@@ -87,7 +87,7 @@ class Names:
         return f"{scheme}{self._in_uri}{rest}" if separator else f"{self._scheme}{uri}"
 
     def qualify(self, kind: str, name: str) -> str:
-        """Return the name or URI of an item for clients of the gateway."""
+        """Return the name or URI by which clients of the gateway know an item."""
         return self.uri(name) if kind in _KINDS_WITH_URI else self.name(name)
 
     def original(self, kind: str, name: str) -> str | None:

@@ -84,7 +84,7 @@ def abilities_of(call: Call) -> bytes:
         return b""
     found: Json = {}
     if isinstance(client.get("elicitation"), Mapping):
-        modes = members(client["elicitation"]).keys() & {"form", "url"} or {"form"}  # an empty one stands for forms
+        modes = members(client["elicitation"]).keys() & {"form", "url"} or {"form"}  # without modes, it means forms
         if supported := modes & revision.elicitation_modes:
             found["elicitation"] = {mode: {} for mode in supported}
     if isinstance(client.get("sampling"), Mapping):

@@ -33,7 +33,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
 
 
 Place = tuple[str, str]
-"""A channel, and the key of a client on it."""
+"""A channel and the key of a client: what presence is counted by."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
@@ -71,7 +71,7 @@ class Presence(Struct, eq=False):
         self._connections.setdefault(place, []).append(member)
 
     def disconnect(self, place: Place, member: Member) -> None:
-        """Remove a connection of a client. Call `update` afterwards."""
+        """Remove a connection of a client, without publishing it: `update` does that."""
         connections = self._connections.get(place, [])
         if member in connections:
             connections.remove(member)

@@ -264,7 +264,7 @@ class Parameter(Struct, frozen=True):
 
 
 class ArgumentList(Struct, frozen=True):
-    """The arguments that an engine reads."""
+    """What an engine needs to know about the arguments of a function."""
 
     function: str
     """The function's name, for messages."""

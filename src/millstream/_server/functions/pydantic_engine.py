@@ -352,10 +352,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
         return _translate_class(annotation, kind, inside)
     if origin is Literal:
-        # pydantic accepts only the enum member, and not its JSON value.
-        members = [each for each in parts if isinstance(each, Enum)]
-        find: Callable[[Any], Any] = lambda value: next((each for each in members if each.value == value), value)  # noqa: E731
-        return Annotated[annotation, pydantic.BeforeValidator(find)]
+        return Annotated[annotation, pydantic.BeforeValidator(_member_of(parts))]
     if not parts:
         return annotation
     if origin in UNIONS:
@@ -367,6 +364,12 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
 
 def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member."""
+    members = [each for each in choices if isinstance(each, Enum)]
+    return lambda value: next((each for each in members if each.value == value), value)
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}

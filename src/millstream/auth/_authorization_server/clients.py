@@ -228,7 +228,7 @@ class Clients:
         self._vault = vault
         self._provided = provided
         self.judge: Callable[[str], bool] = judge_of(here=not config.secure)
-        """Returns whether a document may be fetched from an address."""
+        """Returns whether an IP address may be contacted for a client's metadata document."""
         self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
         """URL -> expiry and client; the oldest are dropped first."""
         self._flight = SingleFlight[OAuthClient]()
@@ -547,7 +547,7 @@ class IdentityGrant(Struct, frozen=True):
 
     provider: str
     subject: str
-    """Subject on this server, unique across providers and local accounts."""
+    """The user's `sub` in our tokens, unique across providers and local accounts."""
     name: str
     scopes: tuple[str, ...]
     resources: tuple[str, ...]

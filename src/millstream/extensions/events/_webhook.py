@@ -496,7 +496,7 @@ class WebhookMethods(Struct, eq=False):
         return cursor, False
 
     async def _write(self, fresh: WebhookSubscription, now: float) -> WebhookSubscription | None:
-        """Save a subscription. Return the one that it replaces, whose secret also signs for a while."""
+        """Save a subscription, and return the one it replaces. Deliveries are signed with both secrets for a while."""
         for _ in range(_ATTEMPTS):
             before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
             new = fresh

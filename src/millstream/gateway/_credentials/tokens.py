@@ -363,7 +363,7 @@ class ExchangedCredentials(_IssuedCredentials):
 
     personal = True
     _last_key = ""
-    """Link key of the most recent caller."""
+    """Link key of the latest caller, whose token reads the lists."""
     _failed_key = ""
     """Link key whose token failed to read the lists."""
 
