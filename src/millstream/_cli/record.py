@@ -31,7 +31,7 @@ from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
-from millstream._protocol.jsonrpc import LineSplitter
+from millstream._protocol.jsonrpc import Json, LineSplitter
 from millstream._protocol.metadata import VERSION_KEY, encode_value
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import HANDSHAKE
@@ -243,7 +243,7 @@ class Bridge:
         if message.get("method") == "notifications/initialized":
             self._tasks.spawn(self._listen())
 
-    async def _post(self, line: bytes, message: dict[str, Any]) -> None:
+    async def _post(self, line: bytes, message: Json) -> None:
         try:
             reply = await self._endpoint.send("POST", self._headers(message), line, repeatable=False)
             if message.get("method") == "initialize":
@@ -255,7 +255,7 @@ class Bridge:
                 answer = {"jsonrpc": "2.0", "id": message["id"], "error": error}
                 await self._pass_on(json.dumps(answer, ensure_ascii=False).encode())
 
-    def _headers(self, message: dict[str, Any]) -> str:
+    def _headers(self, message: Json) -> str:
         method = str(message.get("method") or "")
         fields = members(message.get("params"))
         head = f"{_TAKES}Mcp-Method: {encode_value(method)}\r\n" if method else _TAKES

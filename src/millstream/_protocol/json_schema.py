@@ -18,7 +18,9 @@ from msgspec import Meta, Struct
 from msgspec.json import schema_components
 from msgspec.structs import fields
 
-Schema = dict[str, Any]
+from millstream._protocol.jsonrpc import Json
+
+Schema = Json
 SchemaHook = Callable[[type], Schema]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -59,7 +61,7 @@ def drop_modules(text: str) -> str:
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
 
 
-def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+def is_object(value: Any) -> TypeGuard[Json]:
     """Return whether a JSON value is an object: ``value["unit"] if is_object(value) else None``.
 
     Args:
@@ -77,7 +79,7 @@ def is_array(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def members(value: Any) -> dict[str, Any]:
+def members(value: Any) -> Json:
     """Return the members of a JSON object, or an empty dict for any other value: ``members(tool.meta).get("unit")``.
 
     Args:

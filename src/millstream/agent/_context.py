@@ -17,9 +17,9 @@ from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
 from millstream.client import ClientError, Result, ServerError
-from millstream.protocol import PromptDescription
+from millstream.protocol import Json, PromptDescription
 
-Part = dict[str, Any]
+Part = Json
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 """Media type -> format name of the API. Others aren't supported."""
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})

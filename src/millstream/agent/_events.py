@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from millstream.protocol import SuggestionMeta
+from millstream.protocol import Json, SuggestionMeta
 
 
 class AgentError(Exception):
@@ -137,7 +137,7 @@ class ToolStart(AgentEvent, frozen=True, tag="tool_start"):
     id: str
     server: str
     tool: str
-    arguments: dict[str, Any]
+    arguments: Json
 
 
 class ToolProgress(AgentEvent, frozen=True, tag="tool_progress"):

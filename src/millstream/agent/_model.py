@@ -65,7 +65,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     """A request to the model. ``async def stream(self, request: ModelRequest): ...``"""
 
     messages: Sequence[Message]
-    tools: Sequence[dict[str, Any]] = ()
+    tools: Sequence[Json] = ()
     max_tokens: int = 0
     """Maximum tokens of the reply; 0 leaves it to the model."""
     temperature: float | None = None

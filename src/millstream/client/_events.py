@@ -16,7 +16,7 @@ from msgspec import Raw, Struct, field
 from millstream._override import override
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED, encode
+from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import PaginatedResult
 from millstream._tasks import cancel_all
@@ -45,11 +45,11 @@ class EventDescription(Struct, rename="camel"):
     description: str = ""
     delivery: list[str] = []
     """Delivery modes: ``push`` (a stream), ``poll``, and ``webhook``."""
-    input_schema: dict[str, Any] = {}
+    input_schema: Json = {}
     """JSON Schema of the arguments of a subscription."""
-    payload_schema: dict[str, Any] = {}
+    payload_schema: Json = {}
     """JSON Schema of an event's data."""
-    meta: dict[str, Any] = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = field(default_factory=Json, name="_meta")
 
 
 class ServerEvent(Struct, rename="camel"):
@@ -75,7 +75,7 @@ class Webhook(Struct, rename="camel"):
     cursor: str | None = None
     truncated: bool = False
     """Whether events before the first delivery are missing."""
-    delivery_status: dict[str, Any] | None = None
+    delivery_status: Json | None = None
 
 
 class _List(PaginatedResult, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class _Page(Struct, rename="camel"):
 class _Note(Struct, rename="camel"):
     """The parameters of any notification on a stream."""
 
-    meta: dict[str, Any] = field(default_factory=dict[str, Any], name="_meta")
+    meta: Json = field(default_factory=Json, name="_meta")
     cursor: str | None = None
     truncated: bool = False
     error: Raw = Raw(b"{}")
@@ -152,7 +152,7 @@ class ClientEvents:
             max_age: Maximum age in seconds of replayed events.
             mode: ``push`` or ``poll``; by default a stream, if the server and the revision support it.
         """
-        params: dict[str, Any] = {"name": name, "arguments": dict(arguments or {})}
+        params: Json = {"name": name, "arguments": dict(arguments or {})}
         if max_age is not None:
             params["maxAgeMs"] = int(max_age * 1000)
         return EventSubscription(self, params, mode, cursor, cursor)
@@ -182,7 +182,7 @@ class ClientEvents:
             ClientError: There was no response.
         """
         delivery = {"mode": "webhook", "url": url, "secret": secret}
-        params: dict[str, Any] = {
+        params: Json = {
             "name": name,
             "arguments": dict(arguments or {}),
             "delivery": delivery,
@@ -203,7 +203,7 @@ class ClientEvents:
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
         await self.ask("events/unsubscribe", params, msgspec.json.decode)
 
-    async def ask(self, method: str, params: dict[str, Any], decode: Any) -> Any:
+    async def ask(self, method: str, params: Json, decode: Any) -> Any:
         """Send a request of the extension and return its decoded result."""
         ask = RawRequest(method=method, params=encode(params), repeatable=True)
         return read(method, decode, await self.requests.ask(ask))
@@ -235,7 +235,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
     """An open subscription, ``async with subscription: …``; see `ClientEvents.subscribe`."""
 
     _events: ClientEvents
-    _params: dict[str, Any]
+    _params: Json
     _mode: Mode | None
     cursor: str | None
     """The position after the last event you read, or None if the server has none. Save it to continue later."""

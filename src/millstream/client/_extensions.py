@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, NotificationFilter, NotificationFilters, Run, with_decoded_params
-from millstream._protocol.jsonrpc import MALFORMED, decode_object, encode
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
 from millstream.client._errors import InvalidResponse
@@ -29,14 +29,14 @@ class OutgoingRequest(Struct, eq=False):
     """A client request, before it's sent."""
 
     method: str
-    params: dict[str, Any]
+    params: Json
     """The parameters to send, including ``_meta``."""
     client: "Client"
 
 
-Outgoing = Callable[[OutgoingRequest], Awaitable[dict[str, Any]]]
+Outgoing = Callable[[OutgoingRequest], Awaitable[Json]]
 """``await next(request)`` returns the members of the result, or raises its error."""
-Wrap = Callable[[OutgoingRequest, Outgoing], Awaitable[dict[str, Any]]]
+Wrap = Callable[[OutgoingRequest, Outgoing], Awaitable[Json]]
 
 
 class ClientExtension(Protocol):
@@ -164,7 +164,7 @@ class ClientHost:
         before = decode_object(ask.params)
         requests = self.client.conversation.requests
 
-        async def inside(request: OutgoingRequest) -> dict[str, Any]:
+        async def inside(request: OutgoingRequest) -> Json:
             if request.method != ask.method:
                 raise LocalError("A hook can't change the method of a request.")
             if request.params is not before or encode(request.params) != ask.params:

@@ -15,7 +15,7 @@ from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED
+from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._protocol.notifications import (
     CreateMessageRequestParams,
     ElicitRequestParams,
@@ -35,7 +35,7 @@ class Question(ElicitRequestParams, kw_only=True):
     """
 
     @property
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self) -> Json:
         """Default values of the form's fields."""
         fields = members((self.requested_schema or {}).get("properties"))
         return {name: members(field)["default"] for name, field in fields.items() if "default" in members(field)}
@@ -63,7 +63,7 @@ class ObservedQuestion(Struct, frozen=True):
 class QuestionHandler(Protocol):
     """Answers the questions of one server: ``Conversation(url, handler, options, …)``."""
 
-    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
+    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> Json:
         """Return the capabilities to declare.
 
         Args:
@@ -114,9 +114,9 @@ class Questions(Struct, eq=False):
                     "and the schema of its form is question.requested_schema."
                 ) from exc
 
-    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
+    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> Json:
         """Return the capabilities to declare in a revision, one for each handler."""
-        declared: dict[str, Any] = {}
+        declared: Json = {}
         if self._elicit is not None and "elicitation/create" in revision.asks:
             url = "url" in revision.elicitation_modes
             declared["elicitation"] = {"form": {}, "url": {}} if url else {}
@@ -184,13 +184,13 @@ class Questions(Struct, eq=False):
 
 async def answer_all(
     handler: QuestionHandler, questions: Mapping[str, InputRequest], sender: str, request_id: int = 0
-) -> dict[str, Any]:
+) -> Json:
     """Return the answers to questions by key. `sender` sent them, for error messages.
 
     Raises:
         InvalidResponse: The client can't answer one.
     """
-    answers: dict[str, Any] = {}
+    answers: Json = {}
     for key, question in questions.items():
         try:
             answers[key] = await handler.answer(question.method, bytes(question.params), request_id)

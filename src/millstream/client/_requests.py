@@ -25,7 +25,7 @@ from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, shorten
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
+from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -109,9 +109,9 @@ def with_meta(params: bytes, meta: bytes) -> bytes:
     if not meta:
         return params
     if b'"_meta"' in params:
-        found: dict[str, Any] = msgspec.json.decode(params)
+        found: Json = msgspec.json.decode(params)
         if isinstance(found.get("_meta"), dict):  # the caller's members, overridden by ours
-            ours: dict[str, Any] = msgspec.json.decode(b"{%b}" % meta)
+            ours: Json = msgspec.json.decode(b"{%b}" % meta)
             return encode({**found, "_meta": found["_meta"] | ours})
     return params[:-1] + (b'"_meta":{' if params == b"{}" else b',"_meta":{') + meta + b"}}"
 
@@ -355,7 +355,7 @@ class Requests(Struct, kw_only=True):
 
     async def _answers(self, required: InputRequiredResult, rounds: int, request_id: int) -> bytes:
         """Return the members to add to the parameters of the next round."""
-        members: dict[str, Any] = {}
+        members: Json = {}
         if required.input_requests:
             members["inputResponses"] = await answer_all(
                 self.questions, required.input_requests, "The server", request_id
@@ -507,7 +507,7 @@ class Requests(Struct, kw_only=True):
         """Name and version of the client."""
         return Implementation(self.options.name, self.options.version or __version__)
 
-    def capabilities(self, revision: Revision) -> dict[str, Any]:
+    def capabilities(self, revision: Revision) -> Json:
         """Return the capabilities to declare in a revision."""
         capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
         for each in self.declared:
@@ -519,7 +519,7 @@ class Requests(Struct, kw_only=True):
         """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
         if revision.handshake:
             return b""
-        found: dict[str, Any] = {
+        found: Json = {
             VERSION_KEY: revision.date,
             CAPABILITIES_KEY: self.capabilities(revision),
             CLIENT_KEY: self.about,

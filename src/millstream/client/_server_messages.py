@@ -14,7 +14,7 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, encode, error_message, result_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
@@ -113,7 +113,7 @@ Watcher = Callable[[Change, Any], None]
 
 
 class _PlainParams(NotificationParams):
-    notifications: dict[str, Any] | None = None
+    notifications: Json | None = None
 
 
 _CHANGES: dict[str, Kind] = {

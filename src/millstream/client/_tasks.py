@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
 from millstream._protocol.notifications import InputRequest
 from millstream._tasks import retry_delay
@@ -251,8 +251,8 @@ class ClientTasks(Struct, eq=False):
         if not self.supported:
             raise NotSupported("The server doesn't announce the tasks extension, or it uses an older revision.")
         if self._meta[0] != connection.meta:
-            meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % connection.meta)
-            capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
+            meta: Json = msgspec.json.decode(b"{%b}" % connection.meta)
+            capabilities: Json = meta[CAPABILITIES_KEY]
             capabilities["extensions"] = {**members(capabilities.get("extensions")), TASKS: {}}
             self._meta = connection.meta, encode(meta)[1:-1]
         return self._meta[1]

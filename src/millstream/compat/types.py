@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from millstream._protocol import errors
+from millstream.protocol import Json
 
 INTERNAL_ERROR: int = errors.INTERNAL_ERROR
 INVALID_PARAMS: int = errors.INVALID_PARAMS
@@ -28,7 +29,7 @@ class Wire(BaseModel):
 
 
 class _WithMeta(Wire):
-    meta: dict[str, Any] | None = Field(default=None, alias="_meta")
+    meta: Json | None = Field(default=None, alias="_meta")
 
 
 class Annotations(Wire):
@@ -142,7 +143,7 @@ class CallToolResult(_WithMeta):
     """The complete result of a tool call."""
 
     content: list[ContentBlock] = Field(default_factory=list[ContentBlock])
-    structuredContent: dict[str, Any] | None = None
+    structuredContent: Json | None = None
     isError: bool = False
 
 
@@ -166,7 +167,7 @@ class ElicitResult(_WithMeta):
     """The user's answer to an elicitation."""
 
     action: Literal["accept", "decline", "cancel"]
-    content: dict[str, Any] | None = None
+    content: Json | None = None
 
 
 class Root(_WithMeta):
@@ -208,8 +209,8 @@ class _ListItem(_WithMeta):
 class Tool(_ListItem):
     """A tool as clients see it."""
 
-    inputSchema: dict[str, Any]
-    outputSchema: dict[str, Any] | None = None
+    inputSchema: Json
+    outputSchema: Json | None = None
     annotations: ToolAnnotations | None = None
 
 
@@ -303,21 +304,21 @@ class RootsCapability(Wire):
 class SamplingCapability(Wire):
     """The client supports sampling."""
 
-    context: dict[str, Any] | None = None
-    tools: dict[str, Any] | None = None
+    context: Json | None = None
+    tools: Json | None = None
 
 
 class ElicitationCapability(Wire):
     """The client supports elicitation."""
 
-    form: dict[str, Any] | None = None
-    url: dict[str, Any] | None = None
+    form: Json | None = None
+    url: Json | None = None
 
 
 class ClientCapabilities(Wire):
     """Capabilities of a client, for `ServerSession.check_client_capability`."""
 
-    experimental: dict[str, dict[str, Any]] | None = None
+    experimental: dict[str, Json] | None = None
     roots: RootsCapability | None = None
     sampling: SamplingCapability | None = None
     elicitation: ElicitationCapability | None = None

@@ -19,7 +19,7 @@ from millstream._protocol.handlers import (
     result_object,
     with_decoded_params,
 )
-from millstream._protocol.jsonrpc import decoder, encode, notification_message
+from millstream._protocol.jsonrpc import Json, decoder, encode, notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.principal import Principal
@@ -92,7 +92,7 @@ class ServerHost:
         self._name = name
         self._experimental = experimental
         self._revisions = frozenset(revisions or EVERY_REVISION)
-        self._required_capability: dict[str, Any] = {"extensions": {name: {}}}
+        self._required_capability: Json = {"extensions": {name: {}}}
         host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
 
     # State of the server

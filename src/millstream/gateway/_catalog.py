@@ -27,6 +27,7 @@ from millstream.protocol import (
     BY_DATE,
     MALFORMED,
     DiscoverResult,
+    Json,
     LocalError,
     PromptDescription,
     ResourceDescription,
@@ -47,7 +48,7 @@ from millstream.stores import Map, MemoryMap, Store, StoreFull, StoreUnavailable
 
 logger = logging.getLogger("millstream.gateway")
 
-Description = dict[str, Any]
+Description = Json
 """One item of a list, with all members that the upstream sent."""
 
 METHODS: Mapping[str, tuple[str, str, str]] = {
@@ -96,9 +97,9 @@ class Catalog(Struct, kw_only=True):
     revision: str = ""
     """Revision of the upstream; empty before the first list."""
     instructions: str = ""
-    server: dict[str, Any] = {}
+    server: Json = {}
     """Name, version, title, and other information about the upstream."""
-    capabilities: dict[str, Any] = {}
+    capabilities: Json = {}
     tools: dict[str, Description] = {}
     """Upstream's name -> description."""
     resources: dict[str, Description] = {}
@@ -112,7 +113,7 @@ class Catalog(Struct, kw_only=True):
     """Whether a shared process uses the handshake, because it can't ask questions in the per-request era."""
 
     @property
-    def extensions(self) -> dict[str, Any]:
+    def extensions(self) -> Json:
         """Settings of the extensions that the upstream announces."""
         return members(self.capabilities.get("extensions"))
 

@@ -251,7 +251,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        properties = {each["name"]: dict[str, Any]() for each in description.get("arguments", ())}
+        properties = {each["name"]: Json() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
         self.upstream = upstream
         self.own_name = own_name
@@ -376,7 +376,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        properties = {each: dict[str, Any]() for each in UpstreamPattern(name).variables}
+        properties = {each: Json() for each in UpstreamPattern(name).variables}
         source = ItemSource(name, self._run, _identity, schema={"properties": properties})
         super().__init__(name, source, pattern=UpstreamPattern)
         self.upstream = upstream

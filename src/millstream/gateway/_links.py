@@ -13,7 +13,6 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
-from typing import Any
 
 from msgspec import Struct, field
 
@@ -22,7 +21,7 @@ from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client.lowlevel import Conversation
 from millstream.gateway._relay import Relays
 from millstream.parts import Call, Pool, Tasks, cancel_all, has_failed, retry_delay
-from millstream.protocol import INVALID_REQUEST, OVERLOADED, Share, SubscriptionFilter
+from millstream.protocol import INVALID_REQUEST, OVERLOADED, Json, Share, SubscriptionFilter
 
 
 class LinkKey(Struct, frozen=True, gc=False):
@@ -527,9 +526,9 @@ class Breaker:
         self.records.clear()
         self._share = Share(_MAX_RECORDS)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return call counts, and quantiles of the last `_MAX_DURATIONS` response times in milliseconds."""
-        figures: dict[str, Any] = {
+        figures: Json = {
             "breaker": "open" if self.is_open else "closed",
             "calls": self.response_count + self.failure_count,
             "unanswered": self.failure_count,

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from millstream.protocol import MALFORMED, ORIGIN_KEY, decoder, encode, is_array, members
+from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
 PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
@@ -37,7 +37,7 @@ def fold(name: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
 
 
-def with_origin(meta: object, upstream: str) -> dict[str, Any]:
+def with_origin(meta: object, upstream: str) -> Json:
     """Return the `_meta` of something that an upstream sent, with its origin.
 
     An upstream can't claim another origin: what it writes there only extends its own name, as a gateway does.
@@ -118,7 +118,7 @@ _MAX_ID = 32
 _MAX_ANNOUNCEMENT = 64 * 1024
 """Maximum bytes of an upstream's announcement; a larger one is ignored."""
 
-Announcement = dict[str, Any]
+Announcement = Json
 """`id` of a gateway, and `upstreams`: prefix -> the announcement of a gateway among them."""
 
 _decode_path = decoder(list[str])

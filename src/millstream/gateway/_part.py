@@ -283,7 +283,7 @@ class GatewayPart:
 
     # State
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[Json]:
         """Return state and statistics of each upstream."""
         return [upstream.describe() for upstream in self.upstreams.values()]
 

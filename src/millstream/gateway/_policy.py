@@ -215,7 +215,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     def describe(self, description: Mapping[str, Any]) -> Json:
         """Return a listed description as callers see it, under the upstream's name or URI."""
         texts = {"name": self.name, "title": self.title, "description": self.description}
-        changed: dict[str, Any] = {**description, **{key: text for key, text in texts.items() if text}}
+        changed: Json = {**description, **{key: text for key, text in texts.items() if text}}
         if self.annotations:
             changed["annotations"] = {**members(changed.get("annotations")), **self.annotations}
         if self.defaults or self.hidden:

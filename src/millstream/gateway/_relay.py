@@ -349,7 +349,7 @@ def _read_sample(raw: bytes, source: Revision) -> Raw:
     if source.sampling_tools or not is_array(content):
         return Raw(raw)
     # Answers of older revisions have one block.
-    blocks = msgspec.convert(content, list[dict[str, Any]])
+    blocks = msgspec.convert(content, list[Json])
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
     return Raw(encode({**decode_object(raw), "content": one}))
@@ -556,7 +556,7 @@ class Relays:
         self.conversation: Conversation
         """Conversation with the upstream; set before it starts."""
 
-    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
+    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> Json:
         """Return the capabilities to declare in a revision."""
         return declare(self._abilities, revision) | dict(more)
 

@@ -65,6 +65,7 @@ from millstream.protocol import (
     MALFORMED,
     NEWEST_HANDSHAKE,
     TASKS,
+    Json,
     Revision,
     SubscriptionFilter,
     SuggestionMeta,
@@ -775,7 +776,7 @@ class Upstream:
             return "degraded", f"It hasn't responded within {self.config.connect_timeout:g} seconds."
         return self.state, self.reason
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return state and statistics for operators. `reason` may contain addresses.
 
         `items` counts what's offered here, `listed` what it lists.

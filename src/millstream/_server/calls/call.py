@@ -18,7 +18,7 @@ from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta
 from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import EVERYTHING, Principal
@@ -158,7 +158,7 @@ class Call(Struct, eq=False, kw_only=True):
     open_reply: "Callable[[Call], ReplyChannel] | None" = None
     """Opens the reply channel on first use, for transports whose reply can also be a single message."""
     reply_channel: ReplyChannel | None = None
-    meta: dict[str, Any] | None = None
+    meta: Json | None = None
     """`_meta` of the result, in addition to what the revision requires."""
     tee: "Callable[[bytes], Awaitable[None]] | None" = None
     """Also receives progress and the response: the stream of a client that asked for one (``stream: true``)."""

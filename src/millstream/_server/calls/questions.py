@@ -421,7 +421,7 @@ def _names(capability: Mapping[str, Any]) -> str:
     return f"{name}.{next(iter(inner))}" if inner else name
 
 
-def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
+def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]]) -> Json:
     """Return the answers for a per-request call, from this round or earlier ones.
 
     Args:

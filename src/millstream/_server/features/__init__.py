@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, shared_context
 from millstream._server.functions.msgspec_engine import enc_hook
@@ -43,11 +43,11 @@ class Request:
         self.context: Context = context
         """The call. ``context.state`` is a dict shared by middleware and the function."""
         self._original = given
-        self._arguments: dict[str, Any] | None = None
+        self._arguments: Json | None = None
         self._before = b""
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Json:
         """The arguments as JSON values. If you change them, they are validated again before the function runs."""
         if self._arguments is None:
             given = self._original
@@ -65,7 +65,7 @@ class Request:
         _ = self.arguments
         self._arguments = dict(arguments)
 
-    def final_arguments(self, read: Callable[[dict[str, Any]], Any]) -> Any:
+    def final_arguments(self, read: Callable[[Json], Any]) -> Any:
         """Return the arguments for the function: the original ones, or read again if middleware changed them.
 
         Args:
@@ -92,7 +92,7 @@ class MessageRequest(Struct, eq=False):
     """
 
     method: str
-    params: dict[str, Any]
+    params: Json
     """The parameters from the client. The server reads your changes."""
     context: Context
 
@@ -135,24 +135,24 @@ class Middleware:
         """
         return await next(request)
 
-    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+    async def on_list(self, request: ListRequest, next: Next) -> list[Json]:
         """Wrap a page of a list. ``await next(request)`` returns the descriptions for the client's revision.
 
         Args:
             request: The method of the list, and the `Context` of the call.
             next: The next hook, or the list itself.
         """
-        items: list[dict[str, Any]] = await next(request)
+        items: list[Json] = await next(request)
         return items
 
-    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+    async def on_message(self, request: MessageRequest, next: Next) -> Json:
         """Wrap every request. ``await next(request)`` returns the members of the result.
 
         Args:
             request: The method, the parameters, which you may change, and the `Context` of the call.
             next: The next hook, or the handler of the method.
         """
-        result: dict[str, Any] = await next(request)
+        result: Json = await next(request)
         return result
 
 
@@ -235,7 +235,7 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
         return run
     method, home = _METHODS[about], hooks.home
 
-    def reread(arguments: dict[str, Any], call: Call) -> Any:
+    def reread(arguments: Json, call: Call) -> Any:
         try:
             return read(encode(arguments) if about == "call" else _texts(arguments))
         except ArgumentError as exc:
@@ -267,7 +267,7 @@ class _HookRun(Request):
         self.call = call
 
 
-def _texts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(arguments: Mapping[str, Any]) -> Json:
     """Return the arguments of a prompt or resource, which arrive as strings or lists of strings."""
     return {
         name: value if isinstance(value, str | list) else encode(value).decode()

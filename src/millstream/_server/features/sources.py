@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
+from millstream._protocol.jsonrpc import Json
 from millstream._protocol.metadata import ParamHeader
 from millstream._protocol.notifications import CompleteRequestParams
 from millstream._protocol.principal import Principal
@@ -278,7 +279,7 @@ class Item:
     """The kind for hooks: tools, prompts, or resources."""
     naming: ClassVar[str] = "name"
     """The member of the description that identifies the item."""
-    _described: dict[str, Any]
+    _described: Json
 
     def __init__(self, name: str, source: ItemSource, scopes: Names | None, labels: Labels) -> None:
         self.name: str = name
@@ -296,7 +297,7 @@ class Item:
         self.parameters: tuple[str, ...] = source.parameters
         self.choices: Callable[[str], list[str]] = source.choices
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the description in the newest shape."""
         return self._described
 

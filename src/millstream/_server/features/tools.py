@@ -17,7 +17,7 @@ from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError, suggest
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import decoder
+from millstream._protocol.jsonrpc import Json, decoder
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import (
     CLIENT_CAPABILITIES,
@@ -43,9 +43,9 @@ class ToolOptions(Labels, total=False):
 
     name: str | None
     annotations: ToolAnnotations | ToolAnnotationsDict | None
-    input_schema: dict[str, Any] | None
+    input_schema: Json | None
     """A schema that is listed unchanged. Arguments are validated against it."""
-    output_schema: dict[str, Any] | None
+    output_schema: Json | None
     timeout: float | None
     """Maximum duration of a call in seconds, or 0 for no limit."""
     thread: bool
@@ -306,7 +306,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
 
 class _Meta(Struct, gc=False, rename=META_NAMES):
     version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
-    capabilities: dict[str, Any]
+    capabilities: Json
     client: Implementation | UnsetType = UNSET
     log_level: LogLevel | UnsetType = UNSET
     token: ProgressToken | UnsetType = UNSET

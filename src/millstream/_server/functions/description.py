@@ -18,6 +18,7 @@ from msgspec import NODEFAULT, Meta, Struct, to_builtins
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import suggest, suggest_keywords
 from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
 
 Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
@@ -183,11 +184,11 @@ def _is_moment(text: str) -> bool:
     return text.isascii()
 
 
-def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> Json:
     """Return a description in the newest shape, without members that weren't given."""
     description = labels.get("description")
     annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")
-    members: dict[str, Any] = {
+    members: Json = {
         **head,
         "title": labels.get("title"),
         "description": description if description is not None else docstring or None,
@@ -249,7 +250,7 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     examples: list[Any] | None = None,
     default: Any = NODEFAULT,
     header: str | None = None,
-    extra: dict[str, Any] | None = None,
+    extra: Json | None = None,
 ) -> Any:
     """Describe and constrain a value: ``copies: Annotated[int, Field(ge=1, le=9)] = 1``.
 

@@ -25,6 +25,7 @@ from millstream._protocol.json_schema import (
     object_schema,
     schema_of,
 )
+from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.parameters import (
     UNIONS,
@@ -197,7 +198,7 @@ class Engine(Protocol):
     decode: Callable[[Any], Any]
     """Decodes JSON arguments to `struct`. It raises msgspec.DecodeError."""
 
-    def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
+    def convert(self, values: Json, *, lax: bool = False) -> Any:
         """Return a `struct` from JSON values.
 
         Args:
@@ -242,7 +243,7 @@ class MsgspecEngine(Engine):
         self.output = None if returns is None else output_of(returns)
 
     @override
-    def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
+    def convert(self, values: Json, *, lax: bool = False) -> Any:
         """See `Engine`."""
         if self._exact:
             self._check_exactly(values, lax=lax)

@@ -19,7 +19,7 @@ from msgspec.structs import astuple
 
 from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import Schema, drop_modules, is_integral
-from millstream._protocol.jsonrpc import too_many_values
+from millstream._protocol.jsonrpc import Json, decode_object, too_many_values
 from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
     Dependency,
@@ -188,7 +188,7 @@ def plan(
         description=text,
         parameters=tuple(each.wire for each in parameters),
         engine=engine,
-        decode=_decode_object if whole else engine.decode,
+        decode=decode_object if whole else engine.decode,
         input_schema=schema,
         check=check,
         output=by_hand or engine.output,
@@ -242,9 +242,6 @@ def _check_accidental(
 
 
 # Arguments and results
-
-
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 _WITHOUT_OUTPUT = (Any, object, None, NoReturn, Never)
@@ -336,7 +333,7 @@ class ArgumentError(ValueError):
     """Invalid arguments. The text is for a model: ``raise ArgumentError("'isbn' must have 13 digits.")``"""
 
 
-def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
+def read_texts(plan: Plan, values: Json) -> Any:
     """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
 
     Raises:
@@ -448,7 +445,7 @@ def _second_try(plan: Plan, raw: bytes) -> Any | None:
         return None
 
 
-def decode_json_texts(schema: Schema, values: dict[str, Any]) -> None:
+def decode_json_texts(schema: Schema, values: Json) -> None:
     """Decode JSON strings where the schema expects no text, in place.
 
     Raises:

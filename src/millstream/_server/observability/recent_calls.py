@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Json, decoder
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, RawParams, value_of
 from millstream._server.observability import merge_all
@@ -190,7 +190,7 @@ class RecentCalls:
         return WorkerCalls(calls, clients, list(self._errors.values()))
 
 
-def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
+def call_values(workers: Iterable[WorkerCalls]) -> Json:
     """Return JSON values of the newest calls of all workers, newest first; their clients, busiest first; and their
     errors, most frequent first.
     """

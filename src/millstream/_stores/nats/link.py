@@ -30,6 +30,7 @@ from nats.aio.subscription import Subscription
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
+from millstream._protocol.jsonrpc import Json
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
 from millstream._stores.tail import Watchers
 from millstream._tasks import SingleFlight, has_failed
@@ -297,7 +298,7 @@ class NatsLink:
 
     # Requests
 
-    async def api(self, subject: str, body: object = None) -> dict[str, Any]:
+    async def api(self, subject: str, body: object = None) -> Json:
         """Send a request to the JetStream API and return the reply.
 
         Raises:
@@ -314,7 +315,7 @@ class NatsLink:
         data: bytes,
         headers: dict[str, str],
         *,
-        config: Callable[[], dict[str, Any]] | None,
+        config: Callable[[], Json] | None,
     ) -> tuple[int, bool]:
         """Add a message to a JetStream stream, at most once. Create the stream, unless `config` is None.
 
@@ -364,7 +365,7 @@ class NatsLink:
         headers: dict[str, str] | None,
         *,
         no_answer: Callable[[], Awaitable[None]] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Json:
         until = time.monotonic() + DEADLINE
         last: Exception | None = None
         why = ""
@@ -415,13 +416,13 @@ class NatsLink:
 
     # Streams
 
-    async def ensure(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
+    async def ensure(self, name: str, config: Callable[[], Json]) -> None:
         """Create a JetStream stream if it doesn't exist."""
         if name not in self._streams:
             await self._creations.run(name, lambda: self._create(name, config))
             self._streams.add(name)
 
-    async def _create(self, name: str, config: Callable[[], dict[str, Any]]) -> None:
+    async def _create(self, name: str, config: Callable[[], Json]) -> None:
         try:
             await self.info(name)
         except JetStreamError as exc:
@@ -450,7 +451,7 @@ class NatsLink:
                 else:
                     return
 
-    async def info(self, name: str, **options: Any) -> dict[str, Any]:
+    async def info(self, name: str, **options: Any) -> Json:
         """Return the state of a JetStream stream. Also sync the clock with the server's."""
         began = time.time()
         reply = await self.api(f"STREAM.INFO.{name}", options or None)
@@ -492,7 +493,7 @@ class NatsLink:
         """Return the oldest message of a subject at or after a sequence, read from the leader."""
         return await self._get(stream, {"next_by_subj": subject, "seq": seq})
 
-    async def _get(self, stream: str, body: dict[str, Any]) -> StreamMessage | None:
+    async def _get(self, stream: str, body: Json) -> StreamMessage | None:
         try:
             found = (await self.api(f"STREAM.MSG.GET.{stream}", body))["message"]
         except JetStreamError as exc:

@@ -16,12 +16,12 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import count
-from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.jsonrpc import Json
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
@@ -250,7 +250,7 @@ class NatsMap(Struct, eq=False):
     def _subject(self, key: str) -> str:
         return f"{self._share(key)[:-1]}{token(key)}"
 
-    def _config(self, key: str, lossy: bool) -> dict[str, Any]:
+    def _config(self, key: str, lossy: bool) -> Json:
         return {
             "subjects": [f"{self._link.address.namespace}.map.{token(kind_of(key))}.>"],
             "max_msgs_per_subject": 1,
@@ -402,7 +402,7 @@ class NatsLimits(Struct, eq=False):
         kind = "slot" if isinstance(charge, ConcurrencySlot) else "pace"
         return f"{self._link.address.namespace}.rate.{kind}.{token(charge.key)}"
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self) -> Json:
         return {
             "subjects": [f"{self._link.address.namespace}.rate.>"],
             "storage": "memory",
@@ -460,8 +460,8 @@ class NatsBackend:
             info = await self._link.info(f"{self._link.address.namespace}-meta")
         except LocalError as exc:
             return f"NATS doesn't respond: {exc}"
-        cluster: dict[str, Any] = info.get("cluster") or {}
-        replicas: list[dict[str, Any]] = cluster.get("replicas") or []
+        cluster: Json = info.get("cluster") or {}
+        replicas: list[Json] = cluster.get("replicas") or []
         current = sum(bool(each.get("current")) and not each.get("offline") for each in replicas) + 1
         return (
             "" if current >= self._link.address.replicas else f"{current} of {len(replicas) + 1} replicas are current"

@@ -25,6 +25,7 @@ from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._outputs import current
 from millstream.compat.types import Url
 from millstream.gateway._programs import hosts_and_origins
+from millstream.protocol import Json
 
 logger = logging.getLogger("millstream")
 
@@ -140,7 +141,7 @@ class AccessToken(BaseModel):
     expires_at: int | None = None
     resource: str | None = None
     subject: str | None = None
-    claims: dict[str, Any] | None = None
+    claims: Json | None = None
 
 
 class OAuthToken(BaseModel):
@@ -379,9 +380,9 @@ class Settings:
     auth: Any = None
     transport_security: Any = None
 
-    def ours(self) -> dict[str, Any]:
+    def ours(self) -> Json:
         """Return the corresponding fields of `millstream.Settings`."""
-        made: dict[str, Any] = {
+        made: Json = {
             "path": self.streamable_http_path,
             "sse_path": self.sse_path,
             "messages_path": self.message_path,

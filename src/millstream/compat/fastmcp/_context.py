@@ -18,7 +18,7 @@ from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import ServerChange
 from millstream.compat import types
 from millstream.compat.fastmcp._outputs import ContextMark, to_wire
-from millstream.protocol import declares, is_array, notification_message
+from millstream.protocol import Json, declares, is_array, notification_message
 
 T = TypeVar("T")
 SessionT = TypeVar("SessionT", default=Any)
@@ -168,7 +168,7 @@ class ServerSession:
     async def elicit_form(
         self,
         message: str,
-        requestedSchema: dict[str, Any],  # noqa: N803  the SDK's name
+        requestedSchema: Json,  # noqa: N803  the SDK's name
         related_request_id: Any = None,
     ) -> types.ElicitResult:
         """Ask the user to fill in a form.
@@ -290,7 +290,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     @property
     def _meta(self) -> Meta | None:
         call = self.session.call
-        found: dict[str, Any] = value_of(params_of(call).meta) or {}
+        found: Json = value_of(params_of(call).meta) or {}
         if call.token is not None:
             found["progressToken"] = call.token
         return Meta.model_validate(found) if found else None

@@ -24,7 +24,7 @@ from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
 from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._server.features import resources, tools
 from millstream.compat import types
 from millstream.compat.fastmcp._context import Context
@@ -141,7 +141,7 @@ class Prompt:
             items: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
             return [_message(each) for each in items]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the prompt as listed to clients."""
         return description_of(self, arguments=to_wire(self.arguments) or None)
 
@@ -152,7 +152,7 @@ class Prompt:
             server: The `FastMCP` server.
         """
 
-        async def run(arguments: dict[str, Any], call: Call) -> list[EngineMessage]:
+        async def run(arguments: Json, call: Call) -> list[EngineMessage]:
             with errors_as(partial(as_protocol_error, code=INVALID_PARAMS)):
                 messages = await self.render(arguments, Context(server, call))
             return [
@@ -184,7 +184,7 @@ class Tool:
     description: str
     annotations: Any
     icons: Sequence[Any] | None
-    meta: dict[str, Any] | None
+    meta: Json | None
 
     @classmethod
     def from_function(
@@ -196,7 +196,7 @@ class Tool:
         *,
         annotations: Any = None,
         icons: Sequence[Any] | None = None,
-        meta: dict[str, Any] | None = None,
+        meta: Json | None = None,
         structured_output: bool | None = None,
     ) -> "Tool":
         """Create a tool from a function.
@@ -225,16 +225,16 @@ class Tool:
         return self.signature.function
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> Json:
         """JSON Schema of the arguments."""
         return self.signature.schema
 
     @property
-    def output_schema(self) -> dict[str, Any] | None:
+    def output_schema(self) -> Json | None:
         """JSON Schema of structured content."""
         return None if self.output is None else self.output.schema
 
-    async def run(self, arguments: dict[str, Any], context: Any = None, convert_result: bool = False) -> Any:
+    async def run(self, arguments: Json, context: Any = None, convert_result: bool = False) -> Any:
         """Run the function.
 
         Args:
@@ -275,7 +275,7 @@ class Tool:
             return ToolResult(list(value.content), structured, wire.get("isError", False), wire.get("_meta"))
         return ToolResult(to_blocks(value), None if self.output is None else self.output.structure(value))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the tool as listed to clients."""
         return description_of(self, inputSchema=self.parameters, outputSchema=self.output_schema)
 
@@ -286,16 +286,12 @@ class Tool:
             server: The `FastMCP` server.
         """
 
-        async def run(arguments: dict[str, Any], call: Call) -> ToolResult:
+        async def run(arguments: Json, call: Call) -> ToolResult:
             with tool_errors():
                 made: ToolResult = await self.run(arguments, Context(server, call), convert_result=True)
             return made
 
-        return ToolItem(ItemSource(self.name, run, _decode_object, schema=self.parameters), meta=self.meta)
-
-
-def _decode_object(raw: bytes) -> dict[str, Any]:
-    return msgspec.json.decode(raw, type=dict[str, Any])
+        return ToolItem(ItemSource(self.name, run, decode_object, schema=self.parameters), meta=self.meta)
 
 
 class ToolItem(tools.Tool):
@@ -306,7 +302,7 @@ class ToolItem(tools.Tool):
         """Encode the members of the result for the call's revision."""
         result: ToolResult = value
         call.meta = result.meta
-        made: dict[str, Any] = {"content": to_wire(result.content)}
+        made: Json = {"content": to_wire(result.content)}
         if result.structured is not None:
             made["structuredContent"] = result.structured
         if result.is_error:
@@ -323,7 +319,7 @@ class ReadResourceContents(Struct, frozen=True):
 
     content: str | bytes
     mime_type: str | None = None
-    meta: dict[str, Any] | None = None
+    meta: Json | None = None
 
 
 class Resource(BaseModel, abc.ABC):
@@ -338,7 +334,7 @@ class Resource(BaseModel, abc.ABC):
     mime_type: str = Field(default="text/plain", pattern=_MIME_TYPE)
     icons: list[Any] | None = None
     annotations: Any = None
-    meta: dict[str, Any] | None = None
+    meta: Json | None = None
 
     @abc.abstractmethod
     async def read(self) -> Any:
@@ -352,7 +348,7 @@ class Resource(BaseModel, abc.ABC):
         """
         return _to_content(await self.read())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the resource as listed to clients."""
         return description_of(self, uri=str(self.uri), mimeType=self.mime_type)
 
@@ -500,7 +496,7 @@ class ResourceTemplate:
     mime_type: str | None = None
     icons: Sequence[Any] | None = None
     annotations: Any = None
-    meta: dict[str, Any] | None = None
+    meta: Json | None = None
 
     def __post_init__(self) -> None:
         self.name: str = self.signature.name
@@ -530,7 +526,7 @@ class ResourceTemplate:
             raise ValueError(f"Mismatch between URI parameters {variables} and function parameters {parameters}")
         return made
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Return the template as listed to clients."""
         return description_of(self, uriTemplate=self.uri_template, mimeType=self.mime_type)
 

@@ -38,6 +38,7 @@ from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
 from millstream._server.functions.pydantic_engine import output_of as engine_output_of
 from millstream.compat import types
+from millstream.protocol import Json
 
 
 class FastMCPError(Exception):
@@ -205,9 +206,9 @@ def to_wire(value: Any) -> Any:
     return [to_wire(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
 
 
-def description_of(item: Any, **more: Any) -> dict[str, Any]:
+def description_of(item: Any, **more: Any) -> Json:
     """Return an item as listed to clients, without members that it doesn't have."""
-    members: dict[str, Any] = {
+    members: Json = {
         "name": item.name,
         "title": item.title,
         "description": item.description,
@@ -248,15 +249,13 @@ class Output(Struct, frozen=True):
     """Whether values are wrapped in `result`."""
 
     @property
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> Json:
         """JSON Schema of structured content."""
         return self.output.schema
 
-    def structure(self, value: Any) -> dict[str, Any]:
+    def structure(self, value: Any) -> Json:
         """Convert a value to structured content. Raises LocalError if it doesn't match the schema."""
-        return msgspec.json.decode(
-            self.output.encode({"result": value} if self.wrapped else value), type=dict[str, Any]
-        )
+        return msgspec.json.decode(self.output.encode({"result": value} if self.wrapped else value), type=Json)
 
 
 def output_of(returns: Any, name: str, *, structured: bool | None = None) -> Output | None:
@@ -319,7 +318,7 @@ def _described_class(annotation: type[Any]) -> Any:
     if issubclass(annotation, BaseModel) or is_typeddict(annotation):
         return annotation
     hints = get_type_hints(annotation, include_extras=True) if annotation is not object else {}
-    fields: dict[str, Any] = {
+    fields: Json = {
         name: (hint, getattr(annotation, name, ...)) for name, hint in hints.items() if not name.startswith("_")
     }
     if not fields:
@@ -352,7 +351,7 @@ class Signature(Struct, frozen=True):
     """The return annotation; `inspect.Signature.empty` if it's missing."""
 
     @property
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> Json:
         """JSON Schema of the arguments."""
         return self.engine.input_schema
 
@@ -361,7 +360,7 @@ class Signature(Struct, frozen=True):
         """Names of the parameters, except the context."""
         return self.engine.struct.__struct_fields__
 
-    def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, arguments: Mapping[str, Any]) -> Json:
         """Convert arguments to the function's keyword arguments.
 
         Some hosts send lists and objects as JSON strings, so strings are decoded if the type isn't a string.

@@ -31,6 +31,7 @@ from millstream.compat.fastmcp._items import (
     Tool,
 )
 from millstream.compat.fastmcp._outputs import ResourceError, ToolError, current, signature_of, to_wire, tool_errors
+from millstream.protocol import Json
 
 logger = logging.getLogger("millstream")
 
@@ -144,7 +145,7 @@ class FastMCP(Generic[LifespanT]):
         description: str | None = None,
         annotations: Any = None,
         icons: Sequence[Any] | None = None,
-        meta: dict[str, Any] | None = None,
+        meta: Json | None = None,
         structured_output: bool | None = None,
     ) -> Any:
         """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool("name")``, or ``@mcp.tool``.
@@ -338,7 +339,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the prompts as listed to clients."""
         return self._list("prompts", types.Prompt)
 
-    async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+    async def call_tool(self, name: str, arguments: Json) -> Any:
         """Call a tool. Return its content, or content and structured content if it has an output schema.
 
         Args:
@@ -378,7 +379,7 @@ class FastMCP(Generic[LifespanT]):
             raise ResourceError(str(error)) from error
         return [ReadResourceContents(content, found.mime_type, found.meta)]
 
-    async def get_prompt(self, name: str, arguments: dict[str, Any] | None = None) -> types.GetPromptResult:
+    async def get_prompt(self, name: str, arguments: Json | None = None) -> types.GetPromptResult:
         """Return the messages of a prompt.
 
         Args:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from millstream._override import override
 from millstream.extensions import Extension, LocalError, ToolOptions
+from millstream.protocol import Json
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -121,11 +122,11 @@ class Apps(Extension):
         else:
             raise ValueError(f"There is no file or folder {str(source)!r} in {Path.cwd()}.")
 
-    def _serve(self, file: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
+    def _serve(self, file: Path, uri: str, meta: Json, options: AppOptions) -> None:
         check_uri(uri)
         path = file.resolve()
         read_view(path)
-        labels: dict[str, Any] = {key: value for key, value in options.items() if key in ("title", "description")}
+        labels: Json = {key: value for key, value in options.items() if key in ("title", "description")}
 
         def view() -> str:
             try:
@@ -151,7 +152,7 @@ class Apps(Extension):
             ValueError: The URI or the visibility is invalid.
         """
         check_uri(uri)
-        ui: dict[str, Any] = {"resourceUri": uri}
+        ui: Json = {"resourceUri": uri}
         if visibility is not None:
             ui["visibility"] = audience = [visibility] if isinstance(visibility, str) else list(visibility)
             if not audience or not set(audience) <= {"model", "app"}:
@@ -176,7 +177,7 @@ def check_uri(uri: str) -> None:
         raise ValueError(f"{uri!r} is not the URI of a view: start it with ui://, such as 'ui://orders/table'.")
 
 
-def metadata_of(options: AppOptions) -> dict[str, Any]:
+def metadata_of(options: AppOptions) -> Json:
     """Return the `_meta` of a view.
 
     Raises:
@@ -190,7 +191,7 @@ def metadata_of(options: AppOptions) -> dict[str, Any]:
     for each in permissions:
         if each not in _PERMISSIONS:
             raise ValueError(f"permissions contains {each!r}: use {', '.join(_PERMISSIONS)}.")
-    ui: dict[str, Any] = {
+    ui: Json = {
         "csp": {member: _origins(name, found) for name, member in _CSP.items() if (found := options.get(name))},
         "permissions": {_PERMISSIONS[each]: {} for each in permissions},
         "domain": options.get("domain"),

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from millstream._override import override
 from millstream.extensions import Extension, ServerHost
-from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, encode
+from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, Json, encode
 
 __all__ = ["CardError", "CardIdentity", "Cards", "catalog", "registry_entry", "server_card"]
 
@@ -81,7 +81,7 @@ def _publisher(host: str) -> str:
     raise CardError(f"card_url has the IP address {host}, so no name can be derived from it. Set card_name as well.")
 
 
-def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
+def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> Json:
     """Return the card of a server.
 
     Args:
@@ -89,7 +89,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
         about: The server's description of itself, see `ServerHost.about`.
         needs_key: Whether callers need a key.
     """
-    remote: dict[str, Any] = {
+    remote: Json = {
         "type": "streamable-http",
         "url": identity.url,
         "supportedProtocolVersions": REVISIONS[1:],
@@ -107,7 +107,7 @@ _KEY_HEADER = {
 }
 
 
-def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
+def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> Json:
     text = str(about.get("description") or about.get("title") or about["name"])
     optional = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
     if "title" in optional:
@@ -120,7 +120,7 @@ def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str
     }
 
 
-def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
+def catalog(identity: CardIdentity, card_url: str) -> Json:
     """Return a catalog with one server.
 
     Args:
@@ -130,7 +130,7 @@ def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
     return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
 
 
-def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
+def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> Json:
     """Return the `server.json` of a server for the MCP registry.
 
     Args:
@@ -138,7 +138,7 @@ def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, reposito
         about: What it says about itself: `title`, `description`, `version`, and others.
         repository: URL of the source code.
     """
-    entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
+    entry: Json = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
     if repository:
         host = urlsplit(repository).hostname or ""
         entry["repository"] = {"url": repository, "source": host.removesuffix(".com").removesuffix(".org")}

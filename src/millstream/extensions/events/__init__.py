@@ -29,7 +29,7 @@ from millstream.extensions.events._event_methods import EventMethods, check_admi
 from millstream.extensions.events._webhook import MIN_TTL, SubscriptionStore, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import Hub, PublishResult
-from millstream.protocol import PER_REQUEST, encode
+from millstream.protocol import PER_REQUEST, Json, encode
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -169,9 +169,9 @@ class Events(Extension):
         ctx: Context,
         event_name: str = "",
         event_id: str = "",
-        arguments: dict[str, Any] | None = None,
+        arguments: Json | None = None,
         limit: int = 5,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Return the newest events of this server with their data, newest first.
 
         Call it when an event of this server woke you up and you can't see its data.
@@ -188,7 +188,7 @@ class Events(Extension):
         kinds = [kind for kind in self.catalog if sees(kind, scopes) and event_name in ("", kind.name)]
         if event_name and not kinds:
             raise ToolError(f"There is no event {event_name[:200]!r}.")
-        found: list[tuple[float, dict[str, Any]]] = []
+        found: list[tuple[float, Json]] = []
         for kind in kinds:
             try:
                 reader = Reader(kind, kind.read_arguments(encode(arguments)), ctx.principal)

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from millstream import Principal, ProtocolError
 from millstream.extensions import JsonType, LocalError, scopes_of
 from millstream.hub import Event, check_channel
-from millstream.protocol import INVALID_PARAMS, MALFORMED, decode_object, shorten
+from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decode_object, shorten
 
 NOT_FOUND = -32023
 FORBIDDEN = -32024
@@ -37,7 +37,7 @@ def forbidden_error(reason: str) -> ProtocolError:
 
 def limit_error(limit: str, most: int | None = None) -> ProtocolError:
     """Return the error for a limit of the server."""
-    data: dict[str, Any] = {"limit": limit} if most is None else {"limit": limit, "max": most}
+    data: Json = {"limit": limit} if most is None else {"limit": limit, "max": most}
     return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server was reached: {limit}", data)
 
 
@@ -95,10 +95,10 @@ class EventType:
         self.scopes: frozenset[str] = frozenset(scopes)
         self.description: str = description or _summary(payload)
         self._type = JsonType(payload)
-        self.payload_schema: dict[str, Any] = _object_schema(self._type, name, "payload")
+        self.payload_schema: Json = _object_schema(self._type, name, "payload")
         self.fields: frozenset[str] = frozenset(self.payload_schema.get("properties", {}))
         self._arguments = None if arguments is None else JsonType(arguments)
-        self.input_schema: dict[str, Any] = (
+        self.input_schema: Json = (
             _filters_of(self.payload_schema)
             if self._arguments is None
             else _object_schema(self._arguments, name, "arguments")
@@ -110,13 +110,13 @@ class EventType:
         """Whether `match` was specified."""
         return self._match is not None
 
-    def describe(self, delivery: list[str]) -> dict[str, Any]:
+    def describe(self, delivery: list[str]) -> Json:
         """Return the entry of `events/list`.
 
         Args:
             delivery: The ways in which this server delivers events.
         """
-        described: dict[str, Any] = {"name": self.name}
+        described: Json = {"name": self.name}
         if self.description:
             described["description"] = self.description
         return {
@@ -303,7 +303,7 @@ def _summary(payload: Any) -> str:
     return "" if text.startswith(f"{getattr(payload, '__name__', '')}(") else text.strip().partition("\n\n")[0]
 
 
-def _object_schema(declared: JsonType, name: str, what: str) -> dict[str, Any]:
+def _object_schema(declared: JsonType, name: str, what: str) -> Json:
     schema = declared.schema
     if schema.get("type") != "object":
         raise TypeError(
@@ -312,13 +312,13 @@ def _object_schema(declared: JsonType, name: str, what: str) -> dict[str, Any]:
     return schema
 
 
-def _filters_of(payload: dict[str, Any]) -> dict[str, Any]:
+def _filters_of(payload: Json) -> Json:
     """Return the schema of arguments where each field of the payload is an optional filter."""
     properties = {
         name: each if isinstance(each, bool) else {key: value for key, value in each.items() if key != "default"}
         for name, each in payload.get("properties", {}).items()
     }
-    schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+    schema: Json = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
 
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -46,7 +45,7 @@ from millstream.extensions.events._webhook import (
 from millstream.extensions.http_post import Url
 from millstream.hub import Event, Hub
 from millstream.parts import cancel_all
-from millstream.protocol import MALFORMED, encode
+from millstream.protocol import MALFORMED, Json, encode
 from millstream.stores import Claim, Entry, StoreFull
 
 ATTEMPTS = 5
@@ -65,7 +64,7 @@ _STATUS_INTERVAL = 60.0
 """Minimum seconds between two successful status updates."""
 _YIELD_INTERVAL = 500
 
-_TERMINATED: dict[str, Any] = {
+_TERMINATED: Json = {
     "type": "terminated",
     "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
 }
@@ -128,7 +127,7 @@ class OutgoingMessage(Struct, eq=False):
     job: "EventDelivery"
     """Sends the message."""
     target: Target
-    content: Event | dict[str, Any]
+    content: Event | Json
     """An event, or a control message."""
     is_replay: bool = False
     """Whether it belongs to the initial replay of the subscription."""

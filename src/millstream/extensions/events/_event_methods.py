@@ -24,7 +24,15 @@ from millstream.extensions.events._catalog import (
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.parts import cancel_all
-from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY, decode_object
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    MALFORMED,
+    OVERLOADED,
+    PER_REQUEST,
+    SUBSCRIPTION_KEY,
+    Json,
+    decode_object,
+)
 
 _LOW_WATER = 64 * 1024
 _MAX_CURSOR = 256
@@ -257,7 +265,7 @@ class ReadParams(Struct, rename="camel"):
     max_events: int | None = None
 
 
-def occurrence(name: str, event: Event, cursor: str | None) -> dict[str, Any]:
+def occurrence(name: str, event: Event, cursor: str | None) -> Json:
     """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
     written = {
         "eventId": event.id,
@@ -268,7 +276,7 @@ def occurrence(name: str, event: Event, cursor: str | None) -> dict[str, Any]:
     return written if cursor is None else {**written, "cursor": cursor}
 
 
-def read_occurrence(name: str, event: Event) -> dict[str, Any]:
+def read_occurrence(name: str, event: Event) -> Json:
     """Return an event in the wire format, with decoded data."""
     return {**occurrence(name, event, None), "data": decode_object(event.data or b"")}
 
@@ -298,7 +306,7 @@ class EventMethods(Struct, eq=False):
     """Seconds between two polls of a client."""
     _streams: dict[str, LiveStreams] = {}
 
-    async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
+    async def list_types(self, params: ListParams, ctx: CallContext) -> Json:
         """Return one page of the event types visible to the caller, with the available delivery modes.
 
         Raises:
@@ -312,10 +320,10 @@ class EventMethods(Struct, eq=False):
         page = rest[:PAGE_SIZE]
         unusable = {"webhook" if ctx.principal is None else "", "" if ctx.revision in PER_REQUEST else "push"}
         modes = [mode for mode in self._modes if mode not in unusable]
-        result: dict[str, Any] = {"events": [kind.describe(modes) for kind in page]}
+        result: Json = {"events": [kind.describe(modes) for kind in page]}
         return {**result, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else result
 
-    async def poll(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
+    async def poll(self, params: ReadParams, ctx: CallContext) -> Json:
         """Return the events after a cursor, or without one, only the current cursor.
 
         Raises:
@@ -333,7 +341,7 @@ class EventMethods(Struct, eq=False):
             "nextPollMs": int(self._pause * 1000),
         }
 
-    async def stream(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
+    async def stream(self, params: ReadParams, ctx: CallContext) -> Json:
         """Send notifications until the client disconnects, and then an empty result.
 
         Raises:
@@ -365,7 +373,7 @@ class EventMethods(Struct, eq=False):
         return reader
 
 
-async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator[tuple[str, Json]]:
     """Yield the method and params of each notification until the hub or the caller closes the feed."""
     active = gap = False
     while (event := await feed.take()) is not None:

@@ -13,7 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
@@ -41,7 +41,7 @@ from millstream.extensions.events._event_methods import (
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.parts import Limiter, Rate
-from millstream.protocol import MALFORMED, decoder, encode
+from millstream.protocol import MALFORMED, Json, decoder, encode
 from millstream.stores import StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
@@ -403,7 +403,7 @@ class WebhookMethods(Struct, eq=False):
         default_factory=lambda: Limiter("verifications", Rate(_MAX_VERIFICATIONS_PER_HOST // 2, 60))
     )
 
-    async def subscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
+    async def subscribe(self, params: SubscribeParams, ctx: CallContext) -> Json:
         """Create a subscription, or refresh the existing one with the same key.
 
         Raises:
@@ -438,7 +438,7 @@ class WebhookMethods(Struct, eq=False):
                 raise limit_error("subscriptions") from error
             raise
         await subscriptions.announce_change(params.name, id)
-        granted: dict[str, Any] = {"id": id, "refreshBefore": timestamp(expires)}
+        granted: Json = {"id": id, "refreshBefore": timestamp(expires)}
         if existing is None:
             return {**granted, "cursor": since, "truncated": truncated}
         return {
@@ -448,7 +448,7 @@ class WebhookMethods(Struct, eq=False):
             "deliveryStatus": _describe_status(await subscriptions.status(id)),
         }
 
-    async def unsubscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
+    async def unsubscribe(self, params: SubscribeParams, ctx: CallContext) -> Json:
         """End a subscription.
 
         Raises:
@@ -547,8 +547,8 @@ class WebhookMethods(Struct, eq=False):
         await self._host.map.put(key, b"1", VERIFIED_SECONDS)
 
 
-def _describe_status(status: Status) -> dict[str, Any]:
-    described: dict[str, Any] = {
+def _describe_status(status: Status) -> Json:
+    described: Json = {
         "active": True,
         "lastDeliveryAt": timestamp(status.last_delivery) if status.last_delivery else None,
         "lastError": status.last_error or None,

@@ -23,7 +23,7 @@ from millstream.extensions.skills._sources import (
     media_type,
     skill_of,
 )
-from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, Skill, SkillResource, shorten
+from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, Json, Skill, SkillResource, shorten
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -59,7 +59,7 @@ class Skills(Extension):
         self._functions: dict[str, FunctionSkill] = {}
         """URI of the `SKILL.md` -> skill."""
         self._page_size = 0
-        self._hints: dict[str, Any] = {}
+        self._hints: Json = {}
 
     @override
     def register(self, server: "Server") -> None:
@@ -144,7 +144,7 @@ class Skills(Extension):
     # Methods
 
     @method("skills/list")
-    async def list_skills(self, params: _Page) -> dict[str, Any]:
+    async def list_skills(self, params: _Page) -> Json:
         """Return a page of the skills, sorted by URI.
 
         Args:
@@ -155,7 +155,7 @@ class Skills(Extension):
         return {"skills": [skills[uri] for uri in page], **more, **self._hints}
 
     @method("skills/get")
-    async def get_skill(self, params: _Uri) -> dict[str, Any]:
+    async def get_skill(self, params: _Uri) -> Json:
         """Return one skill.
 
         Args:
@@ -167,7 +167,7 @@ class Skills(Extension):
         return {"skill": skill, **self._hints}
 
     @method("resources/directory/read")
-    async def read_directory(self, params: _Uri) -> dict[str, Any]:
+    async def read_directory(self, params: _Uri) -> Json:
         """Return a page of the entries of a directory, sorted by name.
 
         Args:
@@ -201,7 +201,7 @@ class Skills(Extension):
             return skill_of_function.skill
         return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
 
-    def _children(self, uri: str) -> dict[str, dict[str, Any]] | None:
+    def _children(self, uri: str) -> dict[str, Json] | None:
         """Return the entries of a directory by URI; None if it doesn't exist."""
         base, skills = f"{uri}/", self._all()
         sizes: dict[str, int | None] = {}
@@ -210,7 +210,7 @@ class Skills(Extension):
                 sizes |= {each: None, **{file: len(data) for file, data in self._functions[each].content.items()}}
             else:
                 sizes |= {file.uri: file.size for file in skill.resources}
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Json] = {}
         for each, size in sizes.items():
             if not each.startswith(base):
                 continue

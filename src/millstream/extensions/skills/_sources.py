@@ -27,6 +27,7 @@ from millstream.protocol import (
     MAX_SKILL_FILES,
     SKILL_FILE,
     FrontmatterError,
+    Json,
     Skill,
     SkillResource,
     digest_of,
@@ -259,7 +260,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         raise TypeError(f"{function.__name__}: the function of a skill can't have parameters.")
     name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
     description = options.get("description") or inspect.getdoc(function) or ""
-    frontmatter: dict[str, Any] = {"name": name, "description": description, **options.get("frontmatter", {})}
+    frontmatter: Json = {"name": name, "description": description, **options.get("frontmatter", {})}
     try:
         check_frontmatter(frontmatter, name)
     except SkillError as exc:

@@ -15,7 +15,7 @@ from millstream._override import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
 from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRecords, TaskRunner, logger, name_of
 from millstream.parts import cancel_all
-from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS
+from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS, Json
 
 __all__ = ["TasksExtension"]
 
@@ -92,7 +92,7 @@ class TasksExtension(Extension):
 
     # Methods
 
-    async def _get(self, params: TaskParams, ctx: Context) -> dict[str, Any]:
+    async def _get(self, params: TaskParams, ctx: Context) -> Json:
         record = await self._runner.get(name_of(params.task_id, ctx.principal))
         if record is None:
             raise _unknown_task()

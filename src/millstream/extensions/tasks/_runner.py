@@ -39,7 +39,7 @@ from millstream.extensions import (
     run_on,
 )
 from millstream.parts import Tasks
-from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, encode
+from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, Json, encode
 from millstream.stores import StoreFull, read_again
 
 WORKING = "working"
@@ -95,9 +95,9 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
         """Unix time at which the task is deleted."""
         return self.created + self.ttl
 
-    def describe(self, *, detailed: bool = True) -> dict[str, Any]:
+    def describe(self, *, detailed: bool = True) -> Json:
         """Return the task in the wire format of `tasks/get`, or of a new task."""
-        task: dict[str, Any] = {"taskId": self.id, "status": self.status}
+        task: Json = {"taskId": self.id, "status": self.status}
         if self.message:
             task["statusMessage"] = self.message
         task["createdAt"] = _moment(self.created)
@@ -681,7 +681,7 @@ class TaskRunner:
         return None
 
 
-def _failure(code: int, message: str, data: Any = None) -> dict[str, Any]:
+def _failure(code: int, message: str, data: Any = None) -> Json:
     """Return the fields of the record of a failed task."""
     error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
     return {

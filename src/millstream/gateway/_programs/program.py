@@ -27,9 +27,7 @@ from millstream.client import ConnectFailed, ConnectionLost, Listener, Transport
 from millstream.client.lowlevel import DuplexTransport
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 from millstream.parts import Recent, Tasks, cancel_all
-from millstream.protocol import METHOD_NOT_FOUND, Envelope, Revision, decoder, encode
-
-_decode_message = decoder(dict[str, Any])
+from millstream.protocol import METHOD_NOT_FOUND, Envelope, Json, Revision, decode_object, decoder, encode
 
 
 class Messages:
@@ -47,7 +45,7 @@ class Messages:
         Args:
             data: Complete JSON-RPC message.
         """
-        return self._session_message(self._parse(_decode_message(data)))
+        return self._session_message(self._parse(decode_object(data)))
 
     def read(self, message: Any) -> tuple[Envelope, int]:
         """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
@@ -77,7 +75,7 @@ def encode_members(value: Any) -> bytes:
 
 def encode_error(error: Any) -> bytes:
     """Encode an error of the SDK, with its code, message, and data, as JSON."""
-    members: dict[str, Any] = {"code": error.code, "message": error.message}
+    members: Json = {"code": error.code, "message": error.message}
     if error.data is not None:
         members["data"] = error.data
     return encode_members(members)
@@ -88,7 +86,7 @@ Deliver = Callable[[Envelope, int], None]
 
 
 class _Request(msgspec.Struct):
-    params: dict[str, Any] = {}
+    params: Json = {}
 
 
 _decode = decoder(_Request)
@@ -159,7 +157,7 @@ class _DispatchContext(msgspec.Struct):
     can_send_request: ClassVar[bool] = False
     message_metadata: ClassVar[None] = None
 
-    async def send_raw_request(self, method: str, params: Any, opts: Any = None) -> dict[str, Any]:
+    async def send_raw_request(self, method: str, params: Any, opts: Any = None) -> Json:
         raise self.refusal(method)
 
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> None:
