@@ -15,8 +15,7 @@ from cyclopts import App
 from millstream._app.server_process import CommandError
 from millstream._cli import main
 from millstream._cli.connect_options import _ServerOutput
-from millstream._cli.errors import run_command
-from millstream._cli.program import program
+from millstream._cli.program import program, run_command
 
 __all__ = ["CommandError", "program"]
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 
-from millstream._cli.errors import as_json, open_streams, run_command, status_without_output, tell, wants_json
+from millstream._cli.errors import as_json, open_streams, status_without_output, tell, wants_json
 from millstream._cli.help import print_overview, print_version
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 
@@ -149,7 +149,7 @@ def _obey(arguments: Sequence[str]) -> None:
         serve_http(target, host, port, settings={"log_level": level})
         return
     with gc_paused():
-        from millstream._cli.program import print_help, program  # noqa: PLC0415 - see above
+        from millstream._cli.program import print_help, program, run_command  # noqa: PLC0415 - see above
 
         command = program(arguments[0])
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments

@@ -16,7 +16,8 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.server_process import CommandError
-from millstream._cli.program import Json, finite
+from millstream._cli.errors import finite
+from millstream._cli.program import Json
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError

@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 
-from millstream._cli.errors import UsageError, as_json, close_stderr, tell
-from millstream._cli.program import more_than_nothing
+from millstream._cli.errors import UsageError, as_json, close_stderr, more_than_nothing, tell
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
@@ -188,18 +187,6 @@ def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
             raise UsageError(f"{usage}, not {word!r}.")
         found[name.strip()] = value.strip() if mark == ":" else value
     return found
-
-
-def with_client(
-    target: str, options: ConnectOptions, work: Callable[[Client], Coroutine[Any, Any, int | None]], **more: Any
-) -> None:
-    """Connect, do the work, and exit with its status or that of an error. `more` goes to `ConnectOptions.client`."""
-
-    async def run_with_client() -> int | None:
-        async with options.client(target, **more) as client:
-            return await work(client)
-
-    run_to_exit(run_with_client)
 
 
 def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:

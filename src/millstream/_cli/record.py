@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._cli.connect_options import Header, Login, auth_for, pairs, run_to_exit
+from millstream._cli.connect_options import Header, Login, auth_for, pairs
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
 from millstream._http.client.connection import HttpReply
@@ -46,7 +46,7 @@ from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
 
 
-def record(file: Path, /, *server: str, header: Header = (), login: Login = False) -> None:
+async def record(file: Path, /, *server: str, header: Header = (), login: Login = False) -> int:
     """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards every message to the real one. Put it before
@@ -65,29 +65,24 @@ def record(file: Path, /, *server: str, header: Header = (), login: Login = Fals
         file: The recording, in JSON Lines; an existing file is extended.
         server: A command, a URL, a .py or .js file, or FILE.json#NAME.
     """
-
     if not server:
         raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
-
-    async def work() -> int:
-        place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)
-        if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
-            raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
-        writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
-        try:
-            if isinstance(place, Remote):
-                headers = pairs(header, ":", '--header must be "Name: value"')
-                await Bridge(place, headers, writer, auth_for(login)).run()
-                return 0
-            if not isinstance(place, Command):
-                raise TargetError("Only commands and URLs can be recorded.")
-            return await tap(place, writer)
-        finally:
-            writer.close()
-
     if sys.stdin.isatty():
         print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
-    run_to_exit(work)
+    place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)
+    if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
+        raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
+    writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
+    try:
+        if isinstance(place, Remote):
+            headers = pairs(header, ":", '--header must be "Name: value"')
+            await Bridge(place, headers, writer, auth_for(login)).run()
+            return 0
+        if not isinstance(place, Command):
+            raise TargetError("Only commands and URLs can be recorded.")
+        return await tap(place, writer)
+    finally:
+        writer.close()
 
 
 MAX_LINE = 64 * 1024 * 1024
