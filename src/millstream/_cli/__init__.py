@@ -9,7 +9,6 @@ import gc
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from types import MappingProxyType
 
 from millstream._cli.errors import as_json, open_streams, status_without_output, tell, wants_json
 from millstream._cli.help import print_overview, print_version
@@ -56,7 +55,7 @@ def _plain_run(arguments: Sequence[str], known: Sequence[str]) -> tuple[str, dic
     return targets[0] if plain else "", options
 
 
-def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:
+def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = {}) -> None:
     """Load a server and serve it over standard input and output until the client closes them.
 
     Output of the user's code during import and start-up goes to standard error.

@@ -342,7 +342,7 @@ async def watch(
     /,
     *uris: Annotated[str, Parameter(name="URI")],
     count: Annotated[int, Parameter(alias="-c", validator=Number(gte=0))] = 0,
-    level: Annotated[WatchLevel, Parameter(metavar="LEVEL")] = WatchLevel.info,
+    level: WatchLevel = WatchLevel.info,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:

@@ -74,8 +74,8 @@ def run_command(app: App, arguments: Sequence[str]) -> None:
             work()
 
 
-_METAVARS: dict[Any, str] = {int: "N", Path: "FILE"}
-"""Type of an option -> how help shows its value, by default."""
+_METAVARS: dict[Any, str] = {bool: "", int: "N", Path: "FILE"}
+"""Type of an option -> how help shows its value, by default. Others are shown by the name of the option."""
 
 
 def print_help(app: App, words: Sequence[str]) -> None:
@@ -107,7 +107,8 @@ def print_help(app: App, words: Sequence[str]) -> None:
             text += f" [default: {value}]"
         label = " ".join(each.names)
         if label.startswith("-"):
-            label = f"{label} {option.metavar or _METAVARS.get(each.resolved_hint, '')}".rstrip()
+            by_name = each.name.lstrip("-").upper()
+            label = f"{label} {option.metavar or _METAVARS.get(each.resolved_hint, by_name)}".rstrip()
         else:
             many = f"{label}..." if each.field_info.kind.name == "VAR_POSITIONAL" else label
             usage += f" {many}" if each.required else f" [{many}]"
@@ -118,9 +119,7 @@ def print_help(app: App, words: Sequence[str]) -> None:
     show(f"Usage: {usage}\n\n{text}", panels)
 
 
-EnvFile = Annotated[
-    Path | None, Parameter(metavar="FILE", help="Set the variables in this file that aren't already set.")
-]
+EnvFile = Annotated[Path | None, Parameter(help="Set the variables in this file that aren't already set.")]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
     tuple[str, ...], Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")

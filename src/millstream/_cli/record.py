@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._cli.connect_options import Header, Login, auth_for, pairs
+from millstream._cli.connect_options import Header, auth_for, pairs
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
 from millstream._http.client.connection import HttpReply
@@ -46,7 +46,7 @@ from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
 
 
-async def record(file: Path, /, *server: str, header: Header = (), login: Login = False) -> int:
+async def record(file: Path, /, *server: str, header: Header = (), login: bool = False) -> int:
     """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards every message to the real one. Put it before
@@ -64,6 +64,8 @@ async def record(file: Path, /, *server: str, header: Header = (), login: Login 
     Args:
         file: The recording, in JSON Lines; an existing file is extended.
         server: A command, a URL, a .py or .js file, or FILE.json#NAME.
+        header: Send a header with each HTTP request: "Name: value".
+        login: Sign in with a browser if the server requires it, and store the tokens.
     """
     if not server:
         raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
