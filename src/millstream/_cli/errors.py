@@ -55,6 +55,12 @@ _OTHER_NAMES = {
     "inspect": "dev",
     "inspector": "dev",
     "invoke": "call",
+    "keys create": "keys add",
+    "keys delete": "keys revoke",
+    "keys generate": "keys add",
+    "keys new": "keys add",
+    "keys remove": "keys revoke",
+    "keys rm": "keys revoke",
     "ls": "list",
     "new": "init",
     "prompts": "list",
@@ -64,13 +70,12 @@ _OTHER_NAMES = {
     "start": "run",
     "test": "doctor",
     "tools": "list",
+    "users create": "users add",
+    "users delete": "users remove",
+    "users new": "users add",
+    "users rm": "users remove",
 }
 """Command of other programs -> ours."""
-_OTHER_SUBCOMMANDS = {
-    "keys": {"create": "add", "delete": "revoke", "generate": "add", "new": "add", "remove": "revoke", "rm": "revoke"},
-    "users": {"create": "add", "delete": "remove", "new": "add", "rm": "remove"},
-}
-"""The same for subcommands."""
 _OTHER_OPTIONS = {
     "auth-key": "auth",
     "debug": "log-level debug",
@@ -212,18 +217,17 @@ def _instead(arguments: Sequence[str], word: str, option: str) -> str:
 
 def _unknown(arguments: Sequence[str]) -> str:
     """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
-    word, other = arguments[0], _OTHER_NAMES.get(arguments[0])
+    word = arguments[0]
     if word.startswith("-"):
         command = next((each for each in arguments if any(each in group for group in COMMANDS.values())), "run")
         option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
         return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
-    if word in _OTHER_SUBCOMMANDS and len(arguments) > 1:
-        command, word = word, arguments[1]
-        other = _OTHER_SUBCOMMANDS[command].get(word)
-        other = other and f"{command} {other}"
-    elif other is None and word.endswith(_SERVERS):
+    other = _OTHER_NAMES.get(word)
+    if subcommand := _OTHER_NAMES.get(" ".join(arguments[:2])):
+        word, other = arguments[1], subcommand
+    elif word.endswith(_SERVERS):
         other = f"gateway {word}" if word.endswith((".json", ".toml")) else f"run {word}"
-    elif other is None and "://" in word:
+    elif "://" in word:
         other = f"list {word}"
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 

@@ -32,7 +32,7 @@ from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
-from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceLink, Text
+from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
@@ -294,16 +294,19 @@ def _prompt_of(prompt: PromptDescription) -> str:
 
 def describe(block: Any) -> str:
     """Return the text of a block, or a description."""
-    if isinstance(block, Text):
-        return block.text
-    if isinstance(block, Image | Audio):
-        return f"[{block.mime_type}, {len(block.data):,} bytes]"
-    if isinstance(block, ResourceLink):
-        return f"[{block.uri}] {block.description or block.name}"
-    if isinstance(block, EmbeddedResource) and block.resource is not None:
-        resource = block.resource
-        return resource.text if resource.text is not None else f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
-    return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
+    match block:
+        case Text():
+            return block.text
+        case Image() | Audio():
+            return f"[{block.mime_type}, {len(block.data):,} bytes]"
+        case ResourceLink():
+            return f"[{block.uri}] {block.description or block.name}"
+        case EmbeddedResource(resource=ResourceContents(text=str(text))):
+            return text
+        case EmbeddedResource(resource=ResourceContents() as resource):
+            return f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
+        case _:
+            return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
 
 
 async def check_resource(client: Client, uri: str) -> None:

@@ -17,8 +17,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from traceback import walk_tb
-from types import CodeType, ModuleType
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
 import millstream
 from millstream._app import Server
@@ -494,9 +494,9 @@ _folders: list[Path] = []
 
 class _FromSource(SourceFileLoader):
     @override
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+    def path_stats(self, path: str) -> NoReturn:
+        """Provide nothing that compiled code could be compared with, so that it's neither used nor written."""
+        raise OSError
 
 
 class _Finder:
