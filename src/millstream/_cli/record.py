@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, auth_for, pairs
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
+from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
-from millstream._protocol.jsonrpc import Json, LineSplitter
+from millstream._protocol.jsonrpc import MALFORMED, Json, LineSplitter
 from millstream._protocol.metadata import VERSION_KEY, encode_value
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import HANDSHAKE
@@ -184,20 +184,6 @@ _GOODBYE = 2.0
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 
 
-class _Result(Struct, rename="camel"):
-    """The relevant members of a result."""
-
-    protocol_version: str = ""
-    tools: list[ToolDescription] = []
-
-
-class _Answer(Struct):
-    result: _Result
-
-
-_decode_result = msgspec.json.Decoder(_Answer).decode
-
-
 class Bridge:
     """A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
 
@@ -271,21 +257,20 @@ class Bridge:
     async def _answer(self, reply: HttpReply) -> None:
         problem = problem_detail(reply)
         if reply.stream is not None:
-            await self._follow(reply)
+            await self._follow(reply.stream)
         elif not problem and reply.body.lstrip()[:1] in (b"{", b"["):
-            await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
+            await self._pass_on(reply.body)
         elif reply.status >= 300 or reply.body:
             why = problem or f" and {reply.media_type or 'nothing'}"
             raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status}{why}.")
 
-    async def _follow(self, reply: HttpReply) -> None:
-        assert reply.stream is not None  # noqa: S101  checked by the caller
+    async def _follow(self, stream: Body) -> None:
         reader = EventReader(MAX_LINE)
-        reader.attach(reply.stream)
+        reader.attach(stream)
         try:
             while (event := await reader.event()) is not None:
                 if event.data and event.event == "message":
-                    await self._pass_on(event.data.replace("\r", " ").replace("\n", " ").encode())
+                    await self._pass_on(event.data.encode())
         finally:
             reader.close()
 
@@ -295,24 +280,20 @@ class Bridge:
             extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
             reply = await self._endpoint.send("GET", extra, repeatable=True)
             if reply.stream is not None:
-                await self._follow(reply)
+                await self._follow(reply.stream)
         except (ClientError, InvalidResponse):
             return
 
-    async def _pass_on(self, line: bytes) -> None:
-        self._note(line)
-        self._writer.line("server", line)
+    async def _pass_on(self, message: bytes) -> None:
+        """Pass a message on in one line, and learn the revision and the annotations for headers of later requests."""
+        line = b" ".join(message.splitlines())
+        result = members(members(self._writer.line("server", line)).get("result"))
+        version = str(result.get("protocolVersion"))
+        if version in HANDSHAKE and HANDSHAKE[version].header:
+            self._revision = version
+        with suppress(*MALFORMED):
+            self._tools.learn(msgspec.convert(result.get("tools", []), list[ToolDescription]))
         await write_stdout(line + b"\n")
-
-    def _note(self, line: bytes) -> None:
-        """Store the revision and the tools' header annotations, for the headers of later requests."""
-        try:
-            result = _decode_result(line).result
-            if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:
-                self._revision = result.protocol_version
-            self._tools.learn(result.tools)
-        except msgspec.MsgspecError:
-            return  # another kind of message
 
 
 _GRACE = 2.0

@@ -89,12 +89,11 @@ class Stop(Struct, frozen=True, tag="stop"):
 _decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
 
 
-class CallerTarget:
+class CallerTarget(Struct, frozen=True, eq=False):
     """This server as the target of an in-process client that acts for one caller."""
 
-    def __init__(self, dispatcher: Dispatcher, peer: HttpRequest) -> None:
-        self.dispatcher: Dispatcher = dispatcher
-        self._peer = peer
+    dispatcher: Dispatcher
+    _peer: HttpRequest
 
     def running(self) -> AbstractAsyncContextManager[Self]:
         """Return itself, because the server is already running."""
@@ -185,27 +184,22 @@ class Playground:
         return PlaygroundConversation(server, self.model, outbox, on_close)
 
 
-class PlaygroundConversation:
+class PlaygroundConversation(Struct, eq=False):
     """One conversation: receives the browser's messages and sends events."""
 
-    def __init__(
-        self, server: ServerConfig, model: Callable[[], LanguageModel], outbox: Socket, on_close: Callable[[], None]
-    ) -> None:
-        # Configuration
-        self._server = server
-        self._model = model
-        self._outbox = outbox
-        self._on_close = on_close
-        # State
-        self._agent: Agent | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._turns = 0
-        self._last_id = 0
-        self._open_questions: dict[str, asyncio.Future[Any]] = {}
-        """Questions to the user: id -> future of the decision or the values."""
-        self._always: set[tuple[str, str]] = set()
-        self._start_times: dict[str, float] = {}
-        """Running calls: id -> start time."""
+    _server: ServerConfig
+    _model: Callable[[], LanguageModel]
+    _outbox: Socket
+    _on_close: Callable[[], None]
+    _agent: Agent | None = None
+    _task: asyncio.Task[None] | None = None
+    _turns: int = 0
+    _last_id: int = 0
+    _open_questions: dict[str, asyncio.Future[Any]] = {}
+    """Questions to the user: id -> future of the decision or the values."""
+    _always: set[tuple[str, str]] = set()
+    _start_times: dict[str, float] = {}
+    """Running calls: id -> start time."""
 
     async def take(self, data: bytes) -> None:
         """Handle one message from the browser."""
