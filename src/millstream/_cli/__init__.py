@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 from millstream._cli.errors import as_json, open_streams, status_without_output, tell, wants_json
-from millstream._cli.help import print_overview, print_version
+from millstream._cli.help import OVERVIEW, print_version, show
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -133,7 +133,7 @@ def main() -> None:
 
 def _obey(arguments: Sequence[str]) -> None:
     if arguments[:1] in (["--help"], ["-h"]) or list(arguments) in ([], ["help"]):
-        print_overview()
+        show(*OVERVIEW)
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("--version", "-V", "version") and set(arguments[1:]) <= {"--json"}:
         print_version(as_json="--json" in arguments)

@@ -180,7 +180,8 @@ class Writer:
         self._file.close()
 
 
-_GOODBYE = 2.0
+_GRACE = 2.0
+"""Seconds for a server to end its session, or to exit, and again after SIGTERM."""
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 
 
@@ -212,7 +213,7 @@ class Bridge:
             await self._tasks.close()
             if self._session:
                 with suppress(ClientError, TimeoutError):
-                    async with asyncio.timeout(_GOODBYE):
+                    async with asyncio.timeout(_GRACE):
                         await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
             await self._endpoint.close()
 
@@ -294,9 +295,6 @@ class Bridge:
         with suppress(*MALFORMED):
             self._tools.learn(msgspec.convert(result.get("tools", []), list[ToolDescription]))
         await write_stdout(line + b"\n")
-
-
-_GRACE = 2.0
 
 
 async def tap(command: Command, writer: Writer) -> int:

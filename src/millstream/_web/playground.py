@@ -112,7 +112,7 @@ class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
     def __init__(self, host: Host, name: str, server: Mapping[str, str]) -> None:
-        """Read the configuration of the model. The first message connects.
+        """Create it. The first message reads the configuration of the model, and connects.
 
         Args:
             host: The running server, which executes the calls.
@@ -122,12 +122,6 @@ class Playground:
         self._host = host
         self._name = name
         self._server = server
-        self._configuration_error = ""
-        try:
-            self._configuration = Configuration.load(".env", os.environ)
-        except ConfigurationError as exc:
-            self._configuration = Configuration({}, os.environ)
-            self._configuration_error = str(exc)
         self._open_counts: Counter[str] = Counter()
 
     def model(self) -> LanguageModel:
@@ -136,9 +130,7 @@ class Playground:
         Raises:
             ConfigurationError: No model is configured.
         """
-        if self._configuration_error:
-            raise ConfigurationError(self._configuration_error)
-        return self._configuration.model()
+        return Configuration.load(".env", os.environ).model()
 
     async def status(self, request: HttpRequest) -> Response:
         """Handle `GET`: return ``state`` (``ready``, ``off``, or ``forbidden``), and ``model`` or ``reason``."""

@@ -106,17 +106,25 @@ async def run_slash_command(agent: Agent, line: str) -> Rows | AgentRun:
         ClientError: A server isn't responding.
     """
     name, _, rest = line.partition(" ")
-    command = _COMMANDS.get(name)
-    if command is None:
-        raise AgentError(f"There is no command {name}. Type /help for a list.")
     try:
-        return await command(agent, shlex.split(rest))
+        words = shlex.split(rest)
     except ValueError as exc:
         raise AgentError(f"The command can't be parsed: {exc}.") from exc
-
-
-async def _tools(agent: Agent, words: list[str]) -> Rows:
-    return [(tool.name, one_line(tool.description.description or "")) for tool in await agent.tools()]
+    match name:
+        case "/tools":
+            return [(tool.name, one_line(tool.description.description or "")) for tool in await agent.tools()]
+        case "/prompt":
+            return await _prompt(agent, words)
+        case "/read":
+            return await _read(agent, words)
+        case "/save":
+            if len(words) != 1:
+                raise AgentError("Name the file: /save FILE")
+            return [(words[0], f"{agent.transcript.save(words[0]):,} lines")]
+        case "/help":
+            return [(line, "") for line in HELP.splitlines()]
+        case _:
+            raise AgentError(f"There is no command {name}. Type /help for a list.")
 
 
 async def _prompt(agent: Agent, words: list[str]) -> Rows | AgentRun:
@@ -157,25 +165,6 @@ def _place(agent: Agent, word: str) -> tuple[str, str]:
     if len(names) == 1:
         return names[0], word
     raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
-
-
-async def _save(agent: Agent, words: list[str]) -> Rows:
-    if len(words) != 1:
-        raise AgentError("Name the file: /save FILE")
-    return [(words[0], f"{agent.transcript.save(words[0]):,} lines")]
-
-
-async def _help(agent: Agent, words: list[str]) -> Rows:
-    return [(line, "") for line in HELP.splitlines()]
-
-
-_COMMANDS: dict[str, Callable[[Agent, list[str]], Awaitable[Rows | AgentRun]]] = {
-    "/tools": _tools,
-    "/prompt": _prompt,
-    "/read": _read,
-    "/save": _save,
-    "/help": _help,
-}
 
 
 async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:
