@@ -85,7 +85,7 @@ class ServeOptions:
         from millstream._config import DEV_SETTINGS  # noqa: PLC0415
 
         use_file(self.env_file)
-        always = DEV_SETTINGS if dev else {}
+        always: Mapping[str, object] = DEV_SETTINGS if dev else {}
         if self.transport is TransportChoice.stdio:
             given = {**own, **vars(self)}
             for name, default in {**(run.__kwdefaults__ or {}), **vars(DEFAULTS)}.items():
