@@ -15,10 +15,15 @@ from cyclopts import App
 from millstream._app.server_process import CommandError
 from millstream._cli import main
 from millstream._cli.connect_options import _ServerOutput
-from millstream._cli.errors import run_command
-from millstream._cli.program import program
+from millstream._cli.help import OVERVIEW, as_text
+from millstream._cli.program import program, run_command
 
 __all__ = ["CommandError", "program"]
+
+
+def overview() -> str:
+    """Return what `millstream --help` prints."""
+    return as_text(*OVERVIEW)
 
 
 @dataclass

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from command_line import Result, commands, options, parameters, run_in_process
+from command_line import Result, commands, options, overview, parameters, run_in_process
 from millstream._cli.diagnosis import check_certificate
-from millstream._cli.help import COMMANDS, overview
+from millstream._cli.help import COMMANDS
 from millstream._cli.program import MODULES
 from millstream._http.client.url import parse
 from millstream.client import ConnectFailed

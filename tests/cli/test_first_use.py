@@ -8,9 +8,8 @@ import pytest
 
 from cases import for_each
 from client.certificates import self_signed
-from command_line import CliRunner
+from command_line import CliRunner, overview
 from millstream._app.server_process import CommandError
-from millstream._cli.help import overview
 from millstream._cli.program import MODULES, program
 from millstream.client import Client, ConnectFailed
 from patience import WAIT

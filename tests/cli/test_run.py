@@ -328,7 +328,7 @@ def test_options_without_effect_on_stdio_are_named(
     tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[str] = []
-    monkeypatch.setattr(f"millstream._cli.{command}.serve_stdio", lambda target, *_, **__: served.append(target))
+    monkeypatch.setattr("millstream._cli.run.serve_stdio", lambda target, *_, **__: served.append(target))
     (tmp_path / "servers.json").write_text('{"mcpServers": {}}')
     words = [
         "--transport",

@@ -9,10 +9,9 @@ import gc
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from types import MappingProxyType
 
-from millstream._cli.errors import as_json, open_streams, run_command, status_without_output, tell, wants_json
-from millstream._cli.help import print_overview, print_version
+from millstream._cli.errors import as_json, open_streams, status_without_output, tell, wants_json
+from millstream._cli.help import OVERVIEW, print_version, show
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -56,7 +55,7 @@ def _plain_run(arguments: Sequence[str], known: Sequence[str]) -> tuple[str, dic
     return targets[0] if plain else "", options
 
 
-def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:
+def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = {}) -> None:
     """Load a server and serve it over standard input and output until the client closes them.
 
     Output of the user's code during import and start-up goes to standard error.
@@ -134,7 +133,7 @@ def main() -> None:
 
 def _obey(arguments: Sequence[str]) -> None:
     if arguments[:1] in (["--help"], ["-h"]) or list(arguments) in ([], ["help"]):
-        print_overview()
+        show(*OVERVIEW)
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("--version", "-V", "version") and set(arguments[1:]) <= {"--json"}:
         print_version(as_json="--json" in arguments)
@@ -149,7 +148,7 @@ def _obey(arguments: Sequence[str]) -> None:
         serve_http(target, host, port, settings={"log_level": level})
         return
     with gc_paused():
-        from millstream._cli.program import print_help, program  # noqa: PLC0415 - see above
+        from millstream._cli.program import print_help, program, run_command  # noqa: PLC0415 - see above
 
         command = program(arguments[0])
     words = arguments[: arguments.index("--")] if "--" in arguments else arguments

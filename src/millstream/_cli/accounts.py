@@ -16,7 +16,8 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.server_process import CommandError
-from millstream._cli.program import Json, finite
+from millstream._cli.errors import finite
+from millstream._cli.program import Json
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError
@@ -35,7 +36,7 @@ keys = App(name="keys", help="Create, list, revoke, and rotate API keys.")
 
 KeyFileOption = Annotated[
     Path | None,
-    Parameter(name="--file", metavar="FILE", help=f"The file of keys. [default: {PREFIX}AUTH_KEYS, or {KEY_FILE}]"),
+    Parameter(help=f"The file of keys. [default: {PREFIX}AUTH_KEYS, or {KEY_FILE}]"),
 ]
 Owner = Annotated[str, Parameter(name="NAME", help="Owner of the key: the caller's subject in tools.")]
 
@@ -58,8 +59,8 @@ def add_key(
     name: Owner,
     /,
     *,
-    scope: Annotated[tuple[str, ...], Parameter(metavar="SCOPE")] = (),
-    days: Annotated[float, Parameter(metavar="DAYS", validator=(finite, Number(gte=0, lte=36_500)))] = 0,
+    scope: tuple[str, ...] = (),
+    days: Annotated[float, Parameter(validator=(finite, Number(gte=0, lte=36_500)))] = 0,
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
@@ -169,7 +170,7 @@ USER_FILE = "users.json"
 
 users = App(name="users", help="Add, list, and remove users.")
 
-UserFileOption = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
+UserFileOption = Annotated[Path, Parameter(help="The file of users.")]
 UserName = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller's subject in tools.")]
 
 
@@ -196,7 +197,7 @@ def add_user(
     name: UserName,
     /,
     *,
-    scope: Annotated[tuple[str, ...], Parameter(metavar="SCOPE")] = (),
+    scope: tuple[str, ...] = (),
     file: UserFileOption = Path(USER_FILE),
     json: Json = False,
 ) -> None:

@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 
-from millstream._cli.errors import UsageError, as_json, close_stderr, tell
-from millstream._cli.program import more_than_nothing
+from millstream._cli.errors import UsageError, as_json, close_stderr, more_than_nothing, tell
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
@@ -52,44 +51,30 @@ Target = Annotated[
         help="A URL, a command in quotes, a .py, .js, or gateway.toml file, or .json with mcpServers: FILE#NAME.",
     ),
 ]
-Header = Annotated[
-    tuple[str, ...],
-    Parameter(alias="-H", metavar="HEADER", help='Send a header with each HTTP request: "Name: value".'),
-]
-Login = Annotated[bool, Parameter(help="Sign in with a browser if the server requires it, and store the tokens.")]
-Timeout = Annotated[
-    float, Parameter(metavar="SECONDS", help="Seconds to wait for a response.", validator=more_than_nothing)
-]
+Header = Annotated[tuple[str, ...], Parameter(alias="-H")]
+Timeout = Annotated[float, Parameter(metavar="SECONDS", validator=more_than_nothing)]
 
 
 @Parameter(name="*", group=Group("Connection", sort_key=2))
 @dataclass(frozen=True, kw_only=True)
 class ConnectOptions:
-    """Options to connect to a server. Each field is an option of a command with a parameter of this type."""
+    """Options to connect to a server. Each field is an option of a command with a parameter of this type.
+
+    Help shows the docstrings of the fields.
+    """
 
     header: Header = ()
-    auth_key: Annotated[
-        str,
-        Parameter(
-            name="--auth",
-            metavar="KEY",
-            help=(
-                'Send "Authorization: Bearer KEY". Defaults to MCP_SERVER_AUTH_KEY on this machine and at '
-                "MCP_SERVER_URL."
-            ),
-        ),
-    ] = ""
-    login: Login = False
-    env: Annotated[
-        tuple[str, ...],
-        Parameter(
-            alias="-e",
-            metavar="NAME=VALUE",
-            help="Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like.",
-        ),
-    ] = ()
-    revision: Annotated[str, Parameter(metavar="DATE", help="Use only this protocol revision, as a date.")] = ""
+    """Send a header with each HTTP request: "Name: value"."""
+    auth_key: Annotated[str, Parameter(name="--auth", metavar="KEY")] = ""
+    """Send "Authorization: Bearer KEY". Defaults to MCP_SERVER_AUTH_KEY on this machine and at MCP_SERVER_URL."""
+    login: bool = False
+    """Sign in with a browser if the server requires it, and store the tokens."""
+    env: Annotated[tuple[str, ...], Parameter(alias="-e", metavar="NAME=VALUE")] = ()
+    """Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like."""
+    revision: Annotated[str, Parameter(metavar="DATE")] = ""
+    """Use only this protocol revision, as a date."""
     timeout: Timeout = 60
+    """Seconds to wait for a response."""
 
     def headers(self, target: str = "") -> dict[str, str]:
         """Return the headers of each request to a server."""
@@ -188,18 +173,6 @@ def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
             raise UsageError(f"{usage}, not {word!r}.")
         found[name.strip()] = value.strip() if mark == ":" else value
     return found
-
-
-def with_client(
-    target: str, options: ConnectOptions, work: Callable[[Client], Coroutine[Any, Any, int | None]], **more: Any
-) -> None:
-    """Connect, do the work, and exit with its status or that of an error. `more` goes to `ConnectOptions.client`."""
-
-    async def run_with_client() -> int | None:
-        async with options.client(target, **more) as client:
-            return await work(client)
-
-    run_to_exit(run_with_client)
 
 
 def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import webbrowser
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -60,15 +61,28 @@ def dev(
     command = npx() if mcp_inspector else ""
     run_with(packages, editable)
     use_file(env_file)
-    beside = _Beside(command, opens=not no_open)
-    try:
-        while not _serve(target, port, beside, inspect):
+    with ExitStack() as closing:
+
+        def open_inspector(facts: Facts) -> None:
+            show(facts)
+            if command:
+                words = [command, "-y", INSPECTOR, "--transport", "http", "--server-url", facts.url]
+                environment = {**os.environ, "MCP_AUTO_OPEN_ENABLED": "false" if no_open else "true"}
+                # No shell, and no user input.
+                inspector = closing.enter_context(subprocess.Popen(words, env=environment))  # noqa: S603
+                closing.callback(inspector.terminate)
+                return
+            page = next(each for each in facts.pages if each.endswith("/inspect"))
+            if sys.stderr.isatty():
+                sys.stderr.write(f"Try your tools at {page}\n")
+            if not no_open and has_browser():
+                threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+        while not _serve(target, port, open_inspector, inspect):
             pass
-    finally:
-        beside.close()
 
 
-def _serve(target: str, port: int | None, beside: "_Beside", inspect: tuple[str, ...]) -> bool:
+def _serve(target: str, port: int | None, on_ready: Callable[[Facts], None], inspect: tuple[str, ...]) -> bool:
     """Serve until stopped. If the file can't be served, wait for a change, and return False.
 
     Raises:
@@ -81,7 +95,7 @@ def _serve(target: str, port: int | None, beside: "_Beside", inspect: tuple[str,
             "127.0.0.1",
             port,
             reload=True,
-            told=beside.on_ready,
+            told=on_ready,
             web=True,
             settings={"inspect_urls": inspect or None, "show_errors": True},
         )
@@ -126,35 +140,6 @@ def npx() -> str:
             fix="Install a newer Node.js, or use /inspect, without --mcp-inspector.",
         )
     return found
-
-
-class _Beside:
-    """The inspector: a page in the browser, or the MCP Inspector."""
-
-    def __init__(self, npx: str, *, opens: bool) -> None:
-        self._npx = npx
-        self._opens = opens
-        self._inspector: subprocess.Popen[bytes] | None = None
-
-    def on_ready(self, facts: Facts) -> None:
-        """Open it, once the server is ready."""
-        show(facts)
-        if self._npx:
-            words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", facts.url]
-            environment = {**os.environ, "MCP_AUTO_OPEN_ENABLED": "true" if self._opens else "false"}
-            self._inspector = subprocess.Popen(words, env=environment)  # noqa: S603  no shell, and no user input
-            return
-        page = next(each for each in facts.pages if each.endswith("/inspect"))
-        if sys.stderr.isatty():
-            sys.stderr.write(f"Try your tools at {page}\n")
-        if self._opens and has_browser():
-            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
-
-    def close(self) -> None:
-        """Stop the MCP Inspector."""
-        if self._inspector is not None:
-            self._inspector.terminate()
-            self._inspector.wait()
 
 
 def has_browser() -> bool:

@@ -25,13 +25,12 @@ from millstream._cli.connect_options import (
     explain,
     list_items,
     pairs,
-    run_to_exit,
     status_of,
     version_of,
-    with_client,
 )
+from millstream._cli.errors import finite
 from millstream._cli.items import check_resource
-from millstream._cli.program import Json, finite
+from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
@@ -54,15 +53,14 @@ async def latency_ms(client: Client) -> float:
     return (time.perf_counter() - begun) * 1000
 
 
-def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
+async def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
     """Show a server's identity, protocol, items, and response time (the median of five).
 
     **Example**
 
     - `millstream info "uvx mcp-server-time"`
     """
-
-    async def work(client: Client) -> None:
+    async with options.client(target) as client:
         times = sorted([await latency_ms(client) for _ in range(_PINGS)])
         found: dict[str, Any] = {
             "name": client.server.name,
@@ -80,10 +78,8 @@ def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = 
         found["latency"] = f"{found.pop('latencyMs')} ms"
         print_rows([[name, str(value)] for name, value in found.items() if value], ["WHAT", "VALUE"])
 
-    with_client(target, options, work)
 
-
-def ping(
+async def ping(
     target: Target,
     /,
     *,
@@ -102,8 +98,7 @@ def ping(
         count: Number of pings.
         interval: Seconds between two pings.
     """
-
-    async def work(client: Client) -> None:
+    async with options.client(target) as client:
         times: list[float] = []
         for number in range(count):
             if number:
@@ -113,8 +108,6 @@ def ping(
                 print_text(f"{one_line(client.server.name) or target}: {times[-1]:.2f} ms")
         if json:
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
-
-    with_client(target, options, work)
 
 
 class DiagnosticStep(Struct, frozen=True):
@@ -134,7 +127,7 @@ class _PatientOptions(ConnectOptions):
 _DEFAULTS = _PatientOptions()
 
 
-def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, json: Json = False) -> None:
+async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, json: Json = False) -> int:
     """Diagnose why a connection fails.
 
     It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
@@ -144,31 +137,27 @@ def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, json: Jso
 
     - `millstream doctor https://example.com/mcp`
     """
+    steps: list[DiagnosticStep] = []
 
-    async def work() -> int:
-        steps: list[DiagnosticStep] = []
+    def add(step: DiagnosticStep) -> None:
+        steps.append(step)
+        if not json:
+            print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
+            if step.remedy:
+                print_text(f"      Fix: {step.remedy}")
 
-        def add(step: DiagnosticStep) -> None:
-            steps.append(step)
-            if not json:
-                print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
-                if step.remedy:
-                    print_text(f"      Fix: {step.remedy}")
-
-        failed: ClientError | None = None
-        try:
-            async for step in examine(target, options):
-                add(step)
-        except ClientError as exc:
-            failed = exc
-            found = exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc)
-            add(DiagnosticStep("connection", found, ok=False, remedy=remedy_of(exc)))
-        well = all(step.ok for step in steps)
-        if json:
-            print_json({"server": target, "ok": well, "steps": steps})
-        return status_of(failed) if failed is not None else 0 if well else FAILED
-
-    run_to_exit(work)
+    failed = 0
+    try:
+        async for step in examine(target, options):
+            add(step)
+    except ClientError as exc:
+        failed = status_of(exc)
+        found = exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc)
+        add(DiagnosticStep("connection", found, ok=False, remedy=remedy_of(exc)))
+    well = all(step.ok for step in steps)
+    if json:
+        print_json({"server": target, "ok": well, "steps": steps})
+    return failed or (0 if well else FAILED)
 
 
 async def examine(target: str, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
@@ -308,7 +297,7 @@ def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
     return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS)
 
 
-def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
+async def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
     """Show the cost of a server's tools in tokens, the most expensive first.
 
     The estimate is one token for four characters of names, descriptions, schemas, and instructions. The last row is the
@@ -318,8 +307,7 @@ def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json 
 
     - `millstream tokens shop.py`
     """
-
-    async def work(client: Client) -> None:
+    async with options.client(target) as client:
         from millstream.gateway._search import (  # noqa: PLC0415  other commands do without a gateway
             CALL,
             CALL_DESCRIPTION,
@@ -342,8 +330,6 @@ def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json 
         rows = [[f"{each:,}", f"{100 * each / (total or 1):.0f}%", name] for each, name in shown]
         print_rows(rows, ["TOKENS", "SHARE", "TOOL"])
 
-    with_client(target, options, work)
-
 
 _SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowledged"
 
@@ -351,12 +337,12 @@ _SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowle
 WatchLevel = StrEnum("WatchLevel", "debug info notice warning error critical alert emergency")
 
 
-def watch(
+async def watch(
     target: Target,
     /,
     *uris: Annotated[str, Parameter(name="URI")],
     count: Annotated[int, Parameter(alias="-c", validator=Number(gte=0))] = 0,
-    level: Annotated[WatchLevel, Parameter(metavar="LEVEL")] = WatchLevel.info,
+    level: WatchLevel = WatchLevel.info,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
@@ -377,27 +363,25 @@ def watch(
         level: Minimum severity of log messages.
     """
 
-    async def work(client: Client) -> None:
-        for uri in uris:
-            await check_resource(client, uri)  # a missing resource would never change
-        with stop_without_reader() as wrap:
-            client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
-            async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
-                if not json:
-                    name = one_line(client.server.name) or target
-                    print_text(f"Watching {name} ({client.revision}, {client.transport}).")
-                seen = 0
-                async for change in changes:
-                    if json:
-                        print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
-                    else:
-                        print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
-                    seen += 1
-                    if seen == count:
-                        return
-
     with suppress(asyncio.CancelledError):
-        with_client(target, options, work, log_level=level)
+        async with options.client(target, log_level=level) as client:
+            for uri in uris:
+                await check_resource(client, uri)  # a missing resource would never change
+            with stop_without_reader() as wrap:
+                client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
+                async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
+                    if not json:
+                        name = one_line(client.server.name) or target
+                        print_text(f"Watching {name} ({client.revision}, {client.transport}).")
+                    seen = 0
+                    async for change in changes:
+                        if json:
+                            print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
+                        else:
+                            print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
+                        seen += 1
+                        if seen == count:
+                            return
 
 
 def show_notification(notification: Notification, *, as_json: bool) -> None:
@@ -416,7 +400,7 @@ def show_notification(notification: Notification, *, as_json: bool) -> None:
         print_text(f"{one_line(notification.method.removeprefix('notifications/'))}\t{one_line(str(params))}")
 
 
-def channel(
+async def channel(
     target: Target,
     /,
     *,
@@ -446,10 +430,10 @@ def channel(
 
     arguments = {name: _value(text) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
 
-    async def work(client: Client) -> None:
-        chosen = await select_events(client, event, arguments)
-        name = client.server.name or target
-        async with AsyncExitStack() as stack:
+    with suppress(asyncio.CancelledError):
+        async with options.client(target) as client, AsyncExitStack() as stack:
+            chosen = await select_events(client, event, arguments)
+            name = client.server.name or target
             events = [await stack.enter_async_context(each) for each in chosen]
             bridge = ClaudeChannel(events)
             server = Server("events", instructions=INSTRUCTIONS.format(name=name), extensions=[bridge])
@@ -461,9 +445,6 @@ def channel(
                 raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
             finally:
                 await cancel_all(*both)
-
-    with suppress(asyncio.CancelledError):
-        with_client(target, options, work)
 
 
 def _value(text: str) -> Any:

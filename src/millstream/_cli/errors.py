@@ -4,21 +4,18 @@ Standard output may be closed, on a full disk, a pipe without a reader, or limit
 """
 
 import errno
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from millstream._cli.help import COMMANDS
-
-if TYPE_CHECKING:
-    from cyclopts import App
-
 
 as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 """Whether the command was called with ``--json``."""
@@ -58,6 +55,12 @@ _OTHER_NAMES = {
     "inspect": "dev",
     "inspector": "dev",
     "invoke": "call",
+    "keys create": "keys add",
+    "keys delete": "keys revoke",
+    "keys generate": "keys add",
+    "keys new": "keys add",
+    "keys remove": "keys revoke",
+    "keys rm": "keys revoke",
     "ls": "list",
     "new": "init",
     "prompts": "list",
@@ -67,13 +70,12 @@ _OTHER_NAMES = {
     "start": "run",
     "test": "doctor",
     "tools": "list",
+    "users create": "users add",
+    "users delete": "users remove",
+    "users new": "users add",
+    "users rm": "users remove",
 }
 """Command of other programs -> ours."""
-_OTHER_SUBCOMMANDS = {
-    "keys": {"create": "add", "delete": "revoke", "generate": "add", "new": "add", "remove": "revoke", "rm": "revoke"},
-    "users": {"create": "add", "delete": "remove", "new": "add", "rm": "remove"},
-}
-"""The same for subcommands."""
 _OTHER_OPTIONS = {
     "auth-key": "auth",
     "debug": "log-level debug",
@@ -119,11 +121,33 @@ class UsageError(Exception):
     """The arguments of a command are invalid or inconsistent; the message says what to write."""
 
 
-def run_command(program: "App", arguments: Sequence[str]) -> None:
-    """Run a command. Invalid arguments exit with status 2: as a sentence, or as an object with ``--json``.
+def finite(_: type, number: float) -> None:
+    """Reject infinity and NaN, which Python parses.
 
     Raises:
-        SystemExit: With the status of the command, unless it's 0.
+        ValueError: The number isn't finite.
+    """
+    if not math.isfinite(number):
+        raise ValueError(f"{number} isn't a finite number.")
+
+
+def more_than_nothing(kind: type, number: float) -> None:
+    """Reject numbers that aren't positive.
+
+    Raises:
+        ValueError: The number isn't above 0.
+    """
+    finite(kind, number)
+    if number <= 0:
+        raise ValueError(f"{number:g} isn't greater than 0.")
+
+
+@contextmanager
+def usage_errors(arguments: Sequence[str]) -> Generator[None]:
+    """Report invalid arguments of the command in the block: as a sentence, or as an object with ``--json``.
+
+    Raises:
+        SystemExit: With status 2.
     """
     from cyclopts import (  # noqa: PLC0415  loaded by `program`
         CycloptsError,
@@ -139,7 +163,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
         if arguments[0] in ("run", "dev") and "--" in arguments[2:-1] and arguments[1].endswith(".py"):
             command = shlex.join(["python", arguments[1], *arguments[arguments.index("--") + 1 :]])
             raise UsageError(f'Programs get no arguments. Run it as a command: millstream run "{command}"')
-        program(list(arguments), exit_on_error=False, print_error=False)
+        yield
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())
         if remedy := _find_misplaced(arguments, extra):
@@ -193,18 +217,17 @@ def _instead(arguments: Sequence[str], word: str, option: str) -> str:
 
 def _unknown(arguments: Sequence[str]) -> str:
     """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
-    word, other = arguments[0], _OTHER_NAMES.get(arguments[0])
+    word = arguments[0]
     if word.startswith("-"):
         command = next((each for each in arguments if any(each in group for group in COMMANDS.values())), "run")
         option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
         return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
-    if word in _OTHER_SUBCOMMANDS and len(arguments) > 1:
-        command, word = word, arguments[1]
-        other = _OTHER_SUBCOMMANDS[command].get(word)
-        other = other and f"{command} {other}"
-    elif other is None and word.endswith(_SERVERS):
+    other = _OTHER_NAMES.get(word)
+    if subcommand := _OTHER_NAMES.get(" ".join(arguments[:2])):
+        word, other = arguments[1], subcommand
+    elif word.endswith(_SERVERS):
         other = f"gateway {word}" if word.endswith((".json", ".toml")) else f"run {word}"
-    elif other is None and "://" in word:
+    elif "://" in word:
         other = f"list {word}"
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 

@@ -10,22 +10,8 @@ import msgspec
 from cyclopts import App, Parameter
 
 from millstream._app.server_process import CommandError
-from millstream._cli import serve_stdio
-from millstream._cli.program import EnvFile, Yes
-from millstream._cli.run import (
-    Anonymous,
-    Host,
-    KeyFiles,
-    ListenPort,
-    MinLevel,
-    Parts,
-    Store,
-    Transport,
-    TransportChoice,
-    Workers,
-    warn_unused,
-)
-from millstream._cli.serve import serve_http, use_file
+from millstream._cli.program import Yes
+from millstream._cli.run import DEFAULTS, ServeOptions
 from millstream._cli.tables import confirm, print_json, print_text
 from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client import Client, ClientError, Options
@@ -55,23 +41,8 @@ File = Annotated[Path, Parameter(name="FILE", help="A gateway.toml, or a JSON fi
 
 
 @gateway.default
-def serve(  # noqa: PLR0913  the options of the command
-    file: File,
-    /,
-    *,
-    host: Host = None,
-    port: ListenPort = None,
-    transport: Transport = TransportChoice.http,
-    store: Store = "",
-    serve: Parts = "",
-    workers: Workers = 1,
-    auth_keys: KeyFiles = None,
-    allow_anonymous: Anonymous = False,
-    log_level: MinLevel = None,
-    env_file: EnvFile = None,
-) -> None:
+def serve(file: File, /, *, options: ServeOptions = DEFAULTS) -> None:
     """Serve the upstreams of a file."""
-    given = locals()
     if not file.is_file():
         fix = "Use a gateway.toml, or a JSON file with mcpServers."
         if ":/" in str(file):
@@ -79,20 +50,7 @@ def serve(  # noqa: PLR0913  the options of the command
         raise CommandError(f"{file} is a folder." if file.is_dir() else f"There is no file {file}.", fix=fix)
     if file.suffix not in (".toml", ".json"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
-    use_file(env_file)
-    if transport is TransportChoice.stdio:
-        warn_unused(given)
-        serve_stdio(str(file), log_level or "", settings={})
-        return
-    serve_http(
-        str(file),
-        host,
-        port,
-        workers=workers,
-        serve=serve,
-        store=store,
-        settings={"auth_keys": auth_keys, "allow_anonymous": allow_anonymous or None, "log_level": log_level},
-    )
+    options.start(str(file))
 
 
 @gateway.command

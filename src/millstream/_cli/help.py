@@ -48,7 +48,7 @@ COMMANDS = {
 }
 """Heading -> command -> description."""
 
-_OVERVIEW = (
+OVERVIEW = (
     """\
 Millstream: one MCP server for every client, and one client for every server.
 
@@ -66,21 +66,12 @@ Examples
 For details of a command: millstream COMMAND --help
 """,
 )
+"""All commands, as arguments of `show`."""
 
 
 def print_version(*, as_json: bool) -> None:
     """Print the version."""
     sys.stdout.write(f'{{"version": "{__version__}"}}\n' if as_json else f"millstream {__version__}\n")
-
-
-def print_overview() -> None:
-    """Print all commands."""
-    show(*_OVERVIEW)
-
-
-def overview() -> str:
-    """Return the overview as text."""
-    return as_text(*_OVERVIEW)
 
 
 def show(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") -> None:

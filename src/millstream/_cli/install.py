@@ -20,13 +20,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cyclopts import Parameter
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._cli.connect_options import pairs
+from millstream._cli.connect_options import Header, pairs
 from millstream._cli.errors import tell
 from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
@@ -533,18 +533,13 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
     write_private(target, text.encode(), mode=mode)
 
 
-def _mark(name: str) -> str:
-    plain = re.sub(r"[^\w-]", "_", name)
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
 def _copy_path(path: Path, name: str, written: str, *, absent: bool) -> Path:
     digest = hashlib.sha256(written.encode()).hexdigest()[:16]
-    return path.with_name(f"{path.name}.before-{_mark(name)}.{digest}{_ABSENT if absent else ''}")
+    return path.with_name(f"{path.name}.before-{quote(name, '')}.{digest}{_ABSENT if absent else ''}")
 
 
 def _copies(path: Path, name: str) -> list[Path]:
-    start = f"{path.name}.before-{_mark(name)}."
+    start = f"{path.name}.before-{quote(name, '')}."
     if not path.parent.is_dir():
         return []
     return [
@@ -582,15 +577,14 @@ def install(  # noqa: PLR0913  the options of the command
     client: Annotated[
         str,
         Parameter(
-            name="--client",
             metavar="APPLICATION",
             help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
         ),
     ] = "",
-    name: Annotated[str, Parameter(alias="-n", metavar="NAME")] = "",
+    name: Annotated[str, Parameter(alias="-n")] = "",
     variable: Annotated[tuple[str, ...], Parameter(name=("--env", "-v"), metavar="NAME=VALUE")] = (),
     env_file: Annotated[Path | None, Parameter(alias="-f")] = None,
-    header: Annotated[tuple[str, ...], Parameter(alias="-H", metavar="HEADER")] = (),
+    header: Header = (),
     packages: Packages = (),
     editable: Editable = (),
     project: bool = False,

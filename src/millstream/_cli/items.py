@@ -27,13 +27,12 @@ from millstream._cli.connect_options import (
     pairs,
     person,
     unknown,
-    with_client,
 )
 from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
-from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceLink, Text
+from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
@@ -49,7 +48,7 @@ _NO_TASKS = (
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
-def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
+async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
     """Show the tools, resources, templates, prompts, and skills of a server.
 
     In a pipe, each line has the kind, the name or URI, and the description, separated by tabs.
@@ -60,8 +59,7 @@ def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json =
 
     - `millstream list https://example.com/mcp --login`
     """
-
-    async def work(client: Client) -> None:
+    async with options.client(target) as client:
         tools, resources = await list_items(client.tools), await list_items(client.resources)
         templates, prompts = await list_items(client.templates), await list_items(client.prompts)
         skills = await list_items(client.skills)  # no request without the extension
@@ -83,10 +81,8 @@ def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json =
         rows += [["skill", each.uri, each.description] for each in skills]
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
-    with_client(target, options, work)
 
-
-def call(
+async def call(
     target: Target,
     tool: str,
     /,
@@ -95,7 +91,7 @@ def call(
     task: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
-) -> None:
+) -> int:
     """Call a tool, and print its result. Progress goes to standard error.
 
     Values are converted to the types in the tool's schema: `copies=2` becomes a number or text. Write lists and
@@ -121,7 +117,7 @@ def call(
     bare, given = _split(arguments)
     values = _object(input)
 
-    async def work(client: Client) -> int:
+    async with options.client(target, elicit=person()) as client:
         tools = {each.name: each.input_schema for each in await client.tools()} if arguments else {}
         fields = members(tools.get(tool, {}).get("properties"))
         if bare:
@@ -144,8 +140,6 @@ def call(
             raise (unknown("tool", tool, names) or exc) from exc
         return print_result(result, as_json=json)
 
-    with_client(target, options, work, elicit=person())
-
 
 def print_result(result: Result, *, as_json: bool) -> int:
     """Print the result of a tool, and return the exit status."""
@@ -160,7 +154,7 @@ def print_result(result: Result, *, as_json: bool) -> int:
     return FAILED if result.is_error else 0
 
 
-def read(
+async def read(
     target: Target,
     uri: str,
     /,
@@ -181,8 +175,7 @@ def read(
         uri: URI of the resource.
         output: Write the content to this file.
     """
-
-    async def work(client: Client) -> None:
+    async with options.client(target) as client:
         try:
             contents = await client.read(uri)
         except ServerError as exc:
@@ -207,10 +200,8 @@ def read(
                     sys.stdout.buffer.write(each.blob)
                     sys.stdout.buffer.flush()
 
-    with_client(target, options, work)
 
-
-def prompt(
+async def prompt(
     target: Target,
     name: str,
     /,
@@ -230,7 +221,7 @@ def prompt(
     """
     bare, given = _split(arguments)
 
-    async def work(client: Client) -> None:
+    async with options.client(target) as client:
         if bare:
             prompts = {each.name: each.arguments or () for each in await client.prompts()}
             open_ = [each.name for each in prompts.get(name, ()) if each.name not in given]
@@ -246,8 +237,6 @@ def prompt(
         for message in result.messages:
             for block in message.blocks:
                 print_text(f"{message.role}: {describe(block)}")
-
-    with_client(target, options, work)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -305,16 +294,19 @@ def _prompt_of(prompt: PromptDescription) -> str:
 
 def describe(block: Any) -> str:
     """Return the text of a block, or a description."""
-    if isinstance(block, Text):
-        return block.text
-    if isinstance(block, Image | Audio):
-        return f"[{block.mime_type}, {len(block.data):,} bytes]"
-    if isinstance(block, ResourceLink):
-        return f"[{block.uri}] {block.description or block.name}"
-    if isinstance(block, EmbeddedResource) and block.resource is not None:
-        resource = block.resource
-        return resource.text if resource.text is not None else f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
-    return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
+    match block:
+        case Text():
+            return block.text
+        case Image() | Audio():
+            return f"[{block.mime_type}, {len(block.data):,} bytes]"
+        case ResourceLink():
+            return f"[{block.uri}] {block.description or block.name}"
+        case EmbeddedResource(resource=ResourceContents(text=str(text))):
+            return text
+        case EmbeddedResource(resource=ResourceContents() as resource):
+            return f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
+        case _:
+            return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
 
 
 async def check_resource(client: Client, uri: str) -> None:
@@ -415,7 +407,7 @@ async def follow(client: Client, task: str | Task) -> Result:
         return await client.tasks.wait(task, progress=progress, raise_on_error=False)
 
 
-def tasks(
+async def tasks(
     target: Target,
     task: str = "",
     /,
@@ -424,7 +416,7 @@ def tasks(
     cancel: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
-) -> None:
+) -> int:
     """List the tasks that were started on this machine, or show, wait for, or cancel one.
 
     `millstream call --task` starts them. With an id, it prints the state of that task, or its result
@@ -444,7 +436,7 @@ def tasks(
     if not task and (wait or cancel):
         raise UsageError("--wait and --cancel require a task: millstream tasks SERVER ID")
 
-    async def work(client: Client) -> int:
+    async with options.client(target, elicit=person()) as client:
         if not task:
             await _show_all(client, target, as_json=json)
             return 0
@@ -455,8 +447,6 @@ def tasks(
         if wait:
             return print_result(await follow(client, task), as_json=json)
         return _show(await client.tasks.get(task), as_json=json)
-
-    with_client(target, options, work, elicit=person())
 
 
 async def _show_all(client: Client, server: str, *, as_json: bool) -> None:

@@ -5,7 +5,6 @@ A file is imported under a special name, so that ``if __name__ == "__main__"`` d
 other libraries can be imported as well: see `compatible_imports`.
 """
 
-import difflib
 import importlib.util
 import re
 import shutil
@@ -17,8 +16,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from traceback import walk_tb
-from types import CodeType, ModuleType
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
 import millstream
 from millstream._app import Server
@@ -174,8 +173,10 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise CommandError(f"{path} is a folder.", fix=_file_in(path))
     if not path.is_file():
+        from millstream.client._targets import nearest_file  # noqa: PLC0415  only for this error
+
         raise CommandError(
-            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
+            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=nearest_file(path)
         )
 
 
@@ -281,15 +282,6 @@ def _mount_hint(source: str, name: str, value: object) -> str:
 
 def _file_in(folder: Path) -> str:
     return f"Name a file in it: millstream run {min(folder.glob('[!_]*.py'), default=folder / 'server.py')}"
-
-
-def _nearest_file(path: Path) -> str:
-    folder = path.resolve().parent
-    names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
-    return (
-        f"Did you mean {path.parent / near[0]}?" if near else "Check the path; it is relative to the working directory."
-    )
 
 
 def _import_failure(source: str, exc: BaseException) -> CommandError:
@@ -494,9 +486,9 @@ _folders: list[Path] = []
 
 class _FromSource(SourceFileLoader):
     @override
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+    def path_stats(self, path: str) -> NoReturn:
+        """Provide nothing that compiled code could be compared with, so that it's neither used nor written."""
+        raise OSError
 
 
 class _Finder:
@@ -521,11 +513,9 @@ def ignore_compiled(folder: Path) -> None:
 
 def from_source(spec: ModuleSpec) -> ModuleSpec:
     """Return the spec, with a loader that ignores compiled code if the file may change."""
-    if type(spec.loader) is SourceFileLoader and spec.origin and _changes(Path(spec.origin)):
-        spec.loader = _FromSource(spec.name, spec.origin)
+    if type(spec.loader) is SourceFileLoader and spec.origin:
+        file = Path(spec.origin)
+        inside = [file.relative_to(each).parts for each in _folders if file.is_relative_to(each)]
+        if any("site-packages" not in parts for parts in inside):
+            spec.loader = _FromSource(spec.name, spec.origin)
     return spec
-
-
-def _changes(file: Path) -> bool:
-    inside = [file.relative_to(each).parts for each in _folders if file.is_relative_to(each)]
-    return any("site-packages" not in parts for parts in inside)

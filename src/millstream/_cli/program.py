@@ -4,19 +4,20 @@ The commands ``completion`` and ``version`` are here, too. Usually, `millstream.
 loading this module.
 """
 
-import math
 import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
-from inspect import Signature, cleandoc
+from inspect import Signature, cleandoc, iscoroutinefunction
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Parameter
 
+from millstream._cli.errors import usage_errors
 from millstream._cli.help import COMMANDS, print_version, show
 
 MODULES = {
@@ -46,7 +47,6 @@ def program(only: str = "") -> App:
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
         default_parameter=Parameter(negative=()),
         help_flags=("--help", "-h"),
-        result_action="return_value",
         version_flags=(),
     )
     for name in [only] if only in MODULES and only != "completion" else chain(*COMMANDS.values()):
@@ -57,8 +57,25 @@ def program(only: str = "") -> App:
     return app
 
 
-_METAVARS: dict[Any, str] = {int: "N", Path: "FILE"}
-"""Type of an option -> how help shows its value, by default."""
+def run_command(app: App, arguments: Sequence[str]) -> None:
+    """Run a command. Those that use a server are coroutine functions.
+
+    Raises:
+        SystemExit: With the status of the command, unless it's 0.
+    """
+    with usage_errors(arguments):
+        command, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+        work = partial(command, *bound.args, **bound.kwargs)
+        if iscoroutinefunction(command):
+            from millstream._cli.connect_options import run_to_exit  # noqa: PLC0415  only for clients
+
+            run_to_exit(work)
+        else:
+            work()
+
+
+_METAVARS: dict[Any, str] = {bool: "", int: "N", Path: "FILE"}
+"""Type of an option -> how help shows its value, by default. Others are shown by the name of the option."""
 
 
 def print_help(app: App, words: Sequence[str]) -> None:
@@ -90,7 +107,8 @@ def print_help(app: App, words: Sequence[str]) -> None:
             text += f" [default: {value}]"
         label = " ".join(each.names)
         if label.startswith("-"):
-            label = f"{label} {option.metavar or _METAVARS.get(each.resolved_hint, '')}".rstrip()
+            by_name = each.name.lstrip("-").upper()
+            label = f"{label} {option.metavar or _METAVARS.get(each.resolved_hint, by_name)}".rstrip()
         else:
             many = f"{label}..." if each.field_info.kind.name == "VAR_POSITIONAL" else label
             usage += f" {many}" if each.required else f" [{many}]"
@@ -101,9 +119,7 @@ def print_help(app: App, words: Sequence[str]) -> None:
     show(f"Usage: {usage}\n\n{text}", panels)
 
 
-EnvFile = Annotated[
-    Path | None, Parameter(metavar="FILE", help="Set the variables in this file that aren't already set.")
-]
+EnvFile = Annotated[Path | None, Parameter(help="Set the variables in this file that aren't already set.")]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
     tuple[str, ...], Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
@@ -116,27 +132,6 @@ Port = Annotated[
     int | None, Parameter(alias="-p", metavar="PORT", help="Port to listen on; 0 picks a free port. [default: 8000]")
 ]
 Yes = Annotated[bool, Parameter(alias="-y", help="Don't ask.")]
-
-
-def finite(_: type, number: float) -> None:
-    """Reject infinity and NaN, which Python parses.
-
-    Raises:
-        ValueError: The number isn't finite.
-    """
-    if not math.isfinite(number):
-        raise ValueError(f"{number} isn't a finite number.")
-
-
-def more_than_nothing(kind: type, number: float) -> None:
-    """Reject numbers that aren't positive.
-
-    Raises:
-        ValueError: The number isn't above 0.
-    """
-    finite(kind, number)
-    if number <= 0:
-        raise ValueError(f"{number:g} isn't greater than 0.")
 
 
 Shell = Literal["bash", "zsh", "fish"]

@@ -106,7 +106,7 @@ def init(
     /,
     *,
     http: Annotated[bool, Parameter(negative="--stdio", show_default=False)] = True,
-    name: Annotated[str, Parameter(metavar="NAME")] = "",
+    name: str = "",
     template: Template | None = None,
     json: Json = False,
 ) -> None:
@@ -199,8 +199,8 @@ def publish(
     /,
     *,
     dry_run: bool = False,
-    name: Annotated[str, Parameter(metavar="NAME")] = "",
-    url: Annotated[str, Parameter(metavar="URL")] = "",
+    name: str = "",
+    url: str = "",
     repository: Annotated[str, Parameter(metavar="URL")] = "",
     json: bool = False,
 ) -> None:

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._cli.connect_options import Header, Login, auth_for, pairs, run_to_exit
+from millstream._cli.connect_options import Header, auth_for, pairs
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
+from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
-from millstream._protocol.jsonrpc import Json, LineSplitter
+from millstream._protocol.jsonrpc import MALFORMED, Json, LineSplitter
 from millstream._protocol.metadata import VERSION_KEY, encode_value
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import HANDSHAKE
@@ -46,7 +46,7 @@ from millstream.client._transports import EventReader
 from millstream.client._transports.stdio import Command
 
 
-def record(file: Path, /, *server: str, header: Header = (), login: Login = False) -> None:
+async def record(file: Path, /, *server: str, header: Header = (), login: bool = False) -> int:
     """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards every message to the real one. Put it before
@@ -64,30 +64,27 @@ def record(file: Path, /, *server: str, header: Header = (), login: Login = Fals
     Args:
         file: The recording, in JSON Lines; an existing file is extended.
         server: A command, a URL, a .py or .js file, or FILE.json#NAME.
+        header: Send a header with each HTTP request: "Name: value".
+        login: Sign in with a browser if the server requires it, and store the tokens.
     """
-
     if not server:
         raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
-
-    async def work() -> int:
-        place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)
-        if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
-            raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
-        writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
-        try:
-            if isinstance(place, Remote):
-                headers = pairs(header, ":", '--header must be "Name: value"')
-                await Bridge(place, headers, writer, auth_for(login)).run()
-                return 0
-            if not isinstance(place, Command):
-                raise TargetError("Only commands and URLs can be recorded.")
-            return await tap(place, writer)
-        finally:
-            writer.close()
-
     if sys.stdin.isatty():
         print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
-    run_to_exit(work)
+    place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)
+    if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
+        raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
+    writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
+    try:
+        if isinstance(place, Remote):
+            headers = pairs(header, ":", '--header must be "Name: value"')
+            await Bridge(place, headers, writer, auth_for(login)).run()
+            return 0
+        if not isinstance(place, Command):
+            raise TargetError("Only commands and URLs can be recorded.")
+        return await tap(place, writer)
+    finally:
+        writer.close()
 
 
 MAX_LINE = 64 * 1024 * 1024
@@ -183,22 +180,9 @@ class Writer:
         self._file.close()
 
 
-_GOODBYE = 2.0
+_GRACE = 2.0
+"""Seconds for a server to end its session, or to exit, and again after SIGTERM."""
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
-
-
-class _Result(Struct, rename="camel"):
-    """The relevant members of a result."""
-
-    protocol_version: str = ""
-    tools: list[ToolDescription] = []
-
-
-class _Answer(Struct):
-    result: _Result
-
-
-_decode_result = msgspec.json.Decoder(_Answer).decode
 
 
 class Bridge:
@@ -229,7 +213,7 @@ class Bridge:
             await self._tasks.close()
             if self._session:
                 with suppress(ClientError, TimeoutError):
-                    async with asyncio.timeout(_GOODBYE):
+                    async with asyncio.timeout(_GRACE):
                         await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
             await self._endpoint.close()
 
@@ -274,21 +258,20 @@ class Bridge:
     async def _answer(self, reply: HttpReply) -> None:
         problem = problem_detail(reply)
         if reply.stream is not None:
-            await self._follow(reply)
+            await self._follow(reply.stream)
         elif not problem and reply.body.lstrip()[:1] in (b"{", b"["):
-            await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
+            await self._pass_on(reply.body)
         elif reply.status >= 300 or reply.body:
             why = problem or f" and {reply.media_type or 'nothing'}"
             raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status}{why}.")
 
-    async def _follow(self, reply: HttpReply) -> None:
-        assert reply.stream is not None  # noqa: S101  checked by the caller
+    async def _follow(self, stream: Body) -> None:
         reader = EventReader(MAX_LINE)
-        reader.attach(reply.stream)
+        reader.attach(stream)
         try:
             while (event := await reader.event()) is not None:
                 if event.data and event.event == "message":
-                    await self._pass_on(event.data.replace("\r", " ").replace("\n", " ").encode())
+                    await self._pass_on(event.data.encode())
         finally:
             reader.close()
 
@@ -298,27 +281,20 @@ class Bridge:
             extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
             reply = await self._endpoint.send("GET", extra, repeatable=True)
             if reply.stream is not None:
-                await self._follow(reply)
+                await self._follow(reply.stream)
         except (ClientError, InvalidResponse):
             return
 
-    async def _pass_on(self, line: bytes) -> None:
-        self._note(line)
-        self._writer.line("server", line)
+    async def _pass_on(self, message: bytes) -> None:
+        """Pass a message on in one line, and learn the revision and the annotations for headers of later requests."""
+        line = b" ".join(message.splitlines())
+        result = members(members(self._writer.line("server", line)).get("result"))
+        version = str(result.get("protocolVersion"))
+        if version in HANDSHAKE and HANDSHAKE[version].header:
+            self._revision = version
+        with suppress(*MALFORMED):
+            self._tools.learn(msgspec.convert(result.get("tools", []), list[ToolDescription]))
         await write_stdout(line + b"\n")
-
-    def _note(self, line: bytes) -> None:
-        """Store the revision and the tools' header annotations, for the headers of later requests."""
-        try:
-            result = _decode_result(line).result
-            if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:
-                self._revision = result.protocol_version
-            self._tools.learn(result.tools)
-        except msgspec.MsgspecError:
-            return  # another kind of message
-
-
-_GRACE = 2.0
 
 
 async def tap(command: Command, writer: Writer) -> int:

@@ -6,8 +6,9 @@ Without options that only this module knows, servers start without it and the co
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -28,89 +29,109 @@ class TransportChoice(StrEnum):
 LogLevel = StrEnum("LogLevel", "debug info warning error")
 
 
-Host = Annotated[
-    str | None,
-    Parameter(
-        metavar="ADDRESS",
-        group=LISTEN,
-        help="Address to listen on; 0.0.0.0 means every address of this machine. [default: 127.0.0.1]",
-    ),
-]
-ListenPort = Annotated[Port, Parameter(group=LISTEN)]
-Transport = Annotated[
-    TransportChoice,
-    Parameter(
-        metavar="NAME",
-        group=LISTEN,
-        help="http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program.",
-    ),
-]
-Store = Annotated[
-    str, Parameter(group=MCP, metavar="URL", help="Where to store streams and records. [default: memory://]")
-]
-Parts = Annotated[
-    str,
-    Parameter(
-        metavar="PARTS",
-        group=MCP,
-        help="What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all.",
-    ),
-]
-Workers = Annotated[
-    int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1, lte=1000))
-]
-KeyFiles = Annotated[
-    str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
-]
-Anonymous = Annotated[bool, Parameter(group=SECURITY, help="Let anyone who can reach the address call every tool.")]
-MinLevel = Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level. [default: info]")]
 Inspect = Annotated[
     tuple[str, ...], Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it.")
 ]
-
-
-_STDIO_OPTIONS = ("transport", "dev", "log_level", "env_file", "packages", "editable")
+_STDIO_OPTIONS = ("options", "transport", "dev", "log_level", "env_file", "packages", "editable")
 """Options that also apply to stdio."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Options of commands that serve. Each field is an option of a command with a parameter of this type.
+
+    Help shows the docstrings of the fields.
+    """
+
+    host: Annotated[str | None, Parameter(metavar="ADDRESS", group=LISTEN)] = None
+    """Address to listen on; 0.0.0.0 means every address of this machine. [default: 127.0.0.1]"""
+    port: Annotated[Port, Parameter(group=LISTEN)] = None
+    transport: Annotated[TransportChoice, Parameter(metavar="NAME", group=LISTEN)] = TransportChoice.http
+    """http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program."""
+    workers: Annotated[int, Parameter(group=LISTEN, validator=Number(gte=1, lte=1000))] = 1
+    """Number of processes."""
+    store: Annotated[str, Parameter(metavar="URL", group=MCP)] = ""
+    """Where to store streams and records. [default: memory://]"""
+    serve: Annotated[str, Parameter(metavar="PARTS", group=MCP)] = ""
+    """What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."""
+    auth_keys: Annotated[str | None, Parameter(metavar="FILE", group=SECURITY)] = None
+    """A file of keys, created by `millstream keys add`."""
+    allow_anonymous: Annotated[bool, Parameter(group=SECURITY)] = False
+    """Let anyone who can reach the address call every tool."""
+    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL")] = None
+    """Minimum log level. [default: info]"""
+    env_file: EnvFile = None
+
+    def start(
+        self,
+        target: str,
+        *,
+        own: Mapping[str, object] = {},
+        settings: Mapping[str, object] = {},
+        dev: bool = False,
+        **more: Any,
+    ) -> None:
+        """Serve until stopped.
+
+        Args:
+            target: The server.
+            own: Values of the command's other options. Those of `run` that stdio ignores cause a warning.
+            settings: Settings for HTTP.
+            dev: Whether to use the settings for development.
+            more: Other arguments of `serve_http`.
+        """
+        from millstream._cli.serve import serve_http, use_file  # noqa: PLC0415  help does without a server
+        from millstream._config import DEV_SETTINGS  # noqa: PLC0415
+
+        use_file(self.env_file)
+        always: Mapping[str, object] = DEV_SETTINGS if dev else {}
+        if self.transport is TransportChoice.stdio:
+            given = {**own, **vars(self)}
+            for name, default in {**(run.__kwdefaults__ or {}), **vars(DEFAULTS)}.items():
+                if name not in _STDIO_OPTIONS and given.get(name, default) != default:
+                    sys.stderr.write(f"Warning: {_option(name)} has no effect with --transport stdio.\n")
+            serve_stdio(target, self.log_level or "", settings=always)
+            return
+        serve_http(
+            target,
+            self.host,
+            self.port,
+            workers=self.workers,
+            serve=self.serve,
+            store=self.store,
+            settings={
+                "auth_keys": self.auth_keys,
+                "allow_anonymous": self.allow_anonymous or None,
+                "log_level": self.log_level,
+                **settings,
+                **always,
+            },
+            **more,
+        )
+
+
+DEFAULTS = ServeOptions()
 
 
 def _option(name: str) -> str:
     return "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
 
 
-def warn_unused(given: Mapping[str, object]) -> None:
-    """Warn about options that stdio ignores.
-
-    Args:
-        given: Arguments of `run`, or of a command with the same options.
-    """
-    for name, default in (run.__kwdefaults__ or {}).items():
-        if name not in _STDIO_OPTIONS and given.get(name, default) != default:
-            sys.stderr.write(f"Warning: {_option(name)} has no effect with --transport stdio.\n")
-
-
 def run(  # noqa: PLR0913  the options of the command
     target: Annotated[str, Parameter(name="FILE[:OBJECT]")],
     /,
     *,
-    host: Host = None,
-    port: ListenPort = None,
-    transport: Transport = TransportChoice.http,
+    options: ServeOptions = DEFAULTS,
     no_sessions: Annotated[bool, Parameter(group=MCP)] = False,
     json_response: Annotated[bool, Parameter(group=MCP)] = False,
-    path: Annotated[str, Parameter(metavar="PATH", group=LISTEN)] = "",
-    store: Store = "",
-    serve: Parts = "",
-    workers: Workers = 1,
+    path: Annotated[str, Parameter(group=LISTEN)] = "",
     reload: bool = False,
     dev: bool = False,
     fd: Annotated[int | None, Parameter(group=LISTEN, validator=Number(gte=0))] = None,
     auth_key: Annotated[str | None, Parameter(name="--auth", group=SECURITY, metavar="KEY")] = None,
-    auth_keys: KeyFiles = None,
     tls_cert: Annotated[str | None, Parameter(group=SECURITY, metavar="FILE")] = None,
     tls_key: Annotated[str | None, Parameter(group=SECURITY, metavar="FILE")] = None,
-    allow_anonymous: Anonymous = False,
-    log_level: MinLevel = None,
-    env_file: EnvFile = None,
     packages: Packages = (),
     editable: Editable = (),
     inspect: Inspect = (),
@@ -147,13 +168,12 @@ def run(  # noqa: PLR0913  the options of the command
         tls_cert: Serve https with this certificate chain.
         tls_key: The key of the certificate.
     """
-    given = locals()
+    own = locals()
     from millstream._app.server_process import CommandError  # noqa: PLC0415  help does without a server
-    from millstream._cli.serve import run_with, serve_http, use_file  # noqa: PLC0415
-    from millstream._config import DEV_SETTINGS  # noqa: PLC0415
+    from millstream._cli.serve import run_with  # noqa: PLC0415
 
-    secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
-    for name, value in secured.items():
+    secured = {"auth_key": auth_key, "tls_cert": tls_cert, "tls_key": tls_key}
+    for name, value in {**secured, "auth_keys": options.auth_keys}.items():
         if value == "":  # perhaps from an unset variable
             option = _option(name)
             raise CommandError(
@@ -161,36 +181,25 @@ def run(  # noqa: PLR0913  the options of the command
                 why="The server would be less protected than you intend. Perhaps a variable isn't set.",
                 fix=f"Set a value for {option}, or leave it out.",
             )
+    for name, enabled in {"workers": options.workers > 1, "reload": reload}.items():
+        if enabled and options.transport is TransportChoice.stdio:
+            raise CommandError(
+                f"--{name} requires HTTP: on stdio, each client starts its own process.",
+                fix=f"Leave out --{name}, or --transport stdio.",
+            )
     run_with(packages, editable)
-    use_file(env_file)
-    if transport is TransportChoice.stdio:
-        for name, enabled in {"workers": workers > 1, "reload": reload}.items():
-            if enabled:
-                raise CommandError(
-                    f"--{name} requires HTTP: on stdio, each client starts its own process.",
-                    fix=f"Leave out --{name}, or --transport stdio.",
-                )
-        warn_unused(given)
-        serve_stdio(target, log_level or "", settings=DEV_SETTINGS if dev else {})
-    else:
-        serve_http(
-            target,
-            host,
-            port,
-            descriptor=fd,
-            workers=workers,
-            reload=reload,
-            serve=serve,
-            store=store,
-            web=bool(inspect),
-            settings={
-                "sessions": False if no_sessions else None,
-                "json_only": json_response or None,
-                "path": "/" + path.strip("/") if path else None,
-                **secured,
-                "allow_anonymous": allow_anonymous or None,
-                "log_level": log_level,
-                "inspect_urls": inspect or None,
-                **(DEV_SETTINGS if dev else {}),
-            },
-        )
+    options.start(
+        target,
+        own=own,
+        settings={
+            "sessions": False if no_sessions else None,
+            "json_only": json_response or None,
+            "path": "/" + path.strip("/") if path else None,
+            "inspect_urls": inspect or None,
+            **secured,
+        },
+        dev=dev,
+        descriptor=fd,
+        reload=reload,
+        web=bool(inspect),
+    )

@@ -35,19 +35,18 @@ class TerminationSignal(KeyboardInterrupt):
 class _Signals:
     """The signals received by this process. There's one instance per process."""
 
-    def __init__(self) -> None:
-        self._loop: Any = None
-        self._task: Any = None
-        self._telling: Any = None
-        self._handled = False
-        """Whether a handler has run since the last signal."""
-        self._since = 0.0
-        self.heard = False
-        """Whether the handlers are installed."""
-        self.number = 0
-        """The last signal, or 0."""
-        self.reading = False
-        """Whether the main thread is reading from the terminal."""
+    _loop: Any = None
+    _task: Any = None
+    _telling: Any = None
+    _handled = False
+    """Whether a handler has run since the last signal."""
+    _since = 0.0
+    heard = False
+    """Whether the handlers are installed."""
+    number = 0
+    """The last signal, or 0."""
+    reading = False
+    """Whether the main thread is reading from the terminal."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal that ends the command."""

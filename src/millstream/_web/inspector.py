@@ -135,8 +135,13 @@ class SignIns:
             answer = parse_redirect("?" + request.query.decode("latin-1"))
         except ClientError as exc:
             return not_signed_in_page(request, "/inspect", f"{exc} Sign in again.", 400)
-        pending = await self._take_pending(request, answer.get("state", "")) if request.method == "GET" else None
-        if pending is None:
+        pending = None
+        if request.method == "GET":  # any attempt uses up the state
+            pending = await self._vault.take_pending(_PENDING, answer.get("state", ""), PendingSignIn)
+        browser = get_cookie(request, _COOKIE)
+        if pending is None or not hmac.compare_digest(
+            _key(request, browser, parse_url(pending.url), pending.owner), pending.key
+        ):
             return not_signed_in_page(request, "/inspect", _EXPIRED, 403)
         state = await self._load(pending.key)
         issuer = pending.authorization.issuer.issuer
@@ -237,14 +242,6 @@ class SignIns:
 
     async def _save(self, key: str, state: SignInState) -> None:
         await self._vault.put(key, self._seal(key, state), _SESSION_TTL)
-
-    async def _take_pending(self, request: HttpRequest, state: str) -> PendingSignIn | None:
-        """Return the pending sign-in of a state if this browser began it. Any attempt uses up the state."""
-        pending = await self._vault.take_pending(_PENDING, state, PendingSignIn)
-        if pending is None:
-            return None
-        key = _key(request, get_cookie(request, _COOKIE), parse_url(pending.url), pending.owner)
-        return pending if hmac.compare_digest(key, pending.key) else None
 
 
 async def _revoke(request: HttpRequest, state: SignInState, url: Url) -> bool:

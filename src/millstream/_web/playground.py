@@ -89,12 +89,11 @@ class Stop(Struct, frozen=True, tag="stop"):
 _decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
 
 
-class CallerTarget:
+class CallerTarget(Struct, frozen=True, eq=False):
     """This server as the target of an in-process client that acts for one caller."""
 
-    def __init__(self, dispatcher: Dispatcher, peer: HttpRequest) -> None:
-        self.dispatcher: Dispatcher = dispatcher
-        self._peer = peer
+    dispatcher: Dispatcher
+    _peer: HttpRequest
 
     def running(self) -> AbstractAsyncContextManager[Self]:
         """Return itself, because the server is already running."""
@@ -113,7 +112,7 @@ class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
     def __init__(self, host: Host, name: str, server: Mapping[str, str]) -> None:
-        """Read the configuration of the model. The first message connects.
+        """Create it. The first message reads the configuration of the model, and connects.
 
         Args:
             host: The running server, which executes the calls.
@@ -123,12 +122,6 @@ class Playground:
         self._host = host
         self._name = name
         self._server = server
-        self._configuration_error = ""
-        try:
-            self._configuration = Configuration.load(".env", os.environ)
-        except ConfigurationError as exc:
-            self._configuration = Configuration({}, os.environ)
-            self._configuration_error = str(exc)
         self._open_counts: Counter[str] = Counter()
 
     def model(self) -> LanguageModel:
@@ -137,9 +130,7 @@ class Playground:
         Raises:
             ConfigurationError: No model is configured.
         """
-        if self._configuration_error:
-            raise ConfigurationError(self._configuration_error)
-        return self._configuration.model()
+        return Configuration.load(".env", os.environ).model()
 
     async def status(self, request: HttpRequest) -> Response:
         """Handle `GET`: return ``state`` (``ready``, ``off``, or ``forbidden``), and ``model`` or ``reason``."""
@@ -185,27 +176,22 @@ class Playground:
         return PlaygroundConversation(server, self.model, outbox, on_close)
 
 
-class PlaygroundConversation:
+class PlaygroundConversation(Struct, eq=False):
     """One conversation: receives the browser's messages and sends events."""
 
-    def __init__(
-        self, server: ServerConfig, model: Callable[[], LanguageModel], outbox: Socket, on_close: Callable[[], None]
-    ) -> None:
-        # Configuration
-        self._server = server
-        self._model = model
-        self._outbox = outbox
-        self._on_close = on_close
-        # State
-        self._agent: Agent | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._turns = 0
-        self._last_id = 0
-        self._open_questions: dict[str, asyncio.Future[Any]] = {}
-        """Questions to the user: id -> future of the decision or the values."""
-        self._always: set[tuple[str, str]] = set()
-        self._start_times: dict[str, float] = {}
-        """Running calls: id -> start time."""
+    _server: ServerConfig
+    _model: Callable[[], LanguageModel]
+    _outbox: Socket
+    _on_close: Callable[[], None]
+    _agent: Agent | None = None
+    _task: asyncio.Task[None] | None = None
+    _turns: int = 0
+    _last_id: int = 0
+    _open_questions: dict[str, asyncio.Future[Any]] = {}
+    """Questions to the user: id -> future of the decision or the values."""
+    _always: set[tuple[str, str]] = set()
+    _start_times: dict[str, float] = {}
+    """Running calls: id -> start time."""
 
     async def take(self, data: bytes) -> None:
         """Handle one message from the browser."""

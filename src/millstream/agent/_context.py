@@ -71,21 +71,23 @@ def cut(text: str, limit: int) -> str:
 
 
 def _show(block: Any) -> tuple[str, Part | None]:
-    if isinstance(block, Text):
-        return block.text, None
-    if isinstance(block, Image | Audio):
-        return _show_bytes(block.data, block.mime_type)
-    if isinstance(block, ResourceLink):
-        about = f": {block.description}" if block.description else ""
-        return f"[resource {block.uri} ({block.title or block.name}){about}]", None
-    if isinstance(block, EmbeddedResource) and block.resource is not None:
-        text, part = _show_resource(block.resource)
-        return f"[resource {block.resource.uri}]\n{text}".rstrip(), part
-    if isinstance(block, ToolUse):  # like results, only in sampling
-        return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
-    if isinstance(block, ToolResultBlock):
-        return "\n".join(_show(each)[0] for each in block.content), None
-    return f"[{type(block).__name__}]", None
+    match block:
+        case Text():
+            return block.text, None
+        case Image() | Audio():
+            return _show_bytes(block.data, block.mime_type)
+        case ResourceLink():
+            about = f": {block.description}" if block.description else ""
+            return f"[resource {block.uri} ({block.title or block.name}){about}]", None
+        case EmbeddedResource(resource=ResourceContents() as resource):
+            text, part = _show_resource(resource)
+            return f"[resource {resource.uri}]\n{text}".rstrip(), part
+        case ToolUse():  # like results, only in sampling
+            return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
+        case ToolResultBlock():
+            return "\n".join(_show(each)[0] for each in block.content), None
+        case _:
+            return f"[{type(block).__name__}]", None
 
 
 def _show_resource(content: ResourceContents) -> tuple[str, Part | None]:

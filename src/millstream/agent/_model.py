@@ -10,9 +10,7 @@ conversation, approvals, and retries, so each round is one direct request to the
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator, Sequence
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -307,9 +305,7 @@ class LanguageModel:
             return ModelRateLimited(f"The account of this API key has no credit left ({reason}).")
         if status == 429:
             return ModelRateLimited(
-                f"The API's rate limit was reached (429: {reason}).",
-                temporary=True,
-                retry_after=_retry_after(exc.headers or {}),
+                f"The API's rate limit was reached (429: {reason}).", temporary=True, retry_after=exc.retry_after
             )
         if status == 404:
             return ModelRefused(
@@ -318,9 +314,7 @@ class LanguageModel:
             )
         if status >= 500 or status in (408, 409, 425):
             return ModelServerError(
-                f"The model's API failed ({status}: {reason}).",
-                temporary=True,
-                retry_after=_retry_after(exc.headers or {}),
+                f"The model's API failed ({status}: {reason}).", temporary=True, retry_after=exc.retry_after
             )
         return ModelRefused(f"The model refused the request ({status}: {reason}).")
 
@@ -451,18 +445,3 @@ def _one_line(text: str) -> str:
 def _without_surrogates(text: str) -> str:
     """Replace lone surrogates, which are valid in JSON but not in UTF-8."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _retry_after(headers: dict[str, str]) -> float | None:
-    """Return the seconds to wait (RFC 9110 §10.2.3; OpenAI and Azure also send milliseconds)."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if 0 <= seconds < 1e9:
-            return seconds
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -111,11 +111,10 @@ def _check_no_file(text: str) -> None:
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 
 
-def _missing_file(path: Path) -> TargetError:
-    names = [each.name for each in path.parent.glob(f"*{path.suffix}")]
-    near = closest_name(path.name, names)
-    hint = f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
-    return TargetError(f"There is no file {path}. {hint}")
+def nearest_file(path: Path) -> str:
+    """Return the question whether a file beside a missing one is meant, or what to check."""
+    near = closest_name(path.name, [each.name for each in path.parent.glob(f"*{path.suffix}")])
+    return f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
 
 
 def _command(words: Sequence[str], base: Command) -> Command:
@@ -126,7 +125,7 @@ def _command(words: Sequence[str], base: Command) -> Command:
 
 def _file(path: Path, name: str, base: Command) -> Place:
     if not path.is_file():
-        raise _missing_file(path)
+        raise TargetError(f"There is no file {path}. {nearest_file(path)}")
     if path.suffix == ".json":
         try:
             given: Any = json.loads(path.read_text("utf-8"))

@@ -17,6 +17,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, TypeVar
 
+from msgspec import Struct
+
 from millstream._cli.chat.screen import Screen
 from millstream._cli.signals import TerminationSignal
 from millstream._cli.tables import fill_in, one_line, safe
@@ -26,45 +28,45 @@ from millstream.agent._tools import Toolbox
 from millstream.client import ClientError, ElicitAnswer, Question, ServerError
 
 
-class ConsolePrompts:
+class ConsolePrompts(Struct, eq=False):
     """Asks the user. `read` reads a line with a prompt, like `input`."""
 
-    def __init__(self, screen: Screen, read: Callable[[str], str] | None, *, yes: bool) -> None:
-        self._screen = screen
-        self._read = read
-        self._yes = yes
-        self._always: set[tuple[str, str]] = set()
+    screen: Screen
+    read: Callable[[str], str] | None
+    yes: bool
+    always: set[tuple[str, str]] = set()
+    """Servers and tools whose calls are allowed during the conversation."""
 
     def approve(self, request: Approval) -> bool:
         """Ask for approval: yes, no, or always for this tool during the conversation."""
-        if self._yes or (request.server, request.tool) in self._always:
+        if self.yes or (request.server, request.tool) in self.always:
             return True
         what = request.tool or "a server's question to the model"
-        if self._read is None:
-            self._screen.note(
+        if self.read is None:
+            self.screen.note(
                 f"{what} wasn't allowed, because there's no terminal to ask on. Use --yes to allow everything."
             )
             return False
-        self._screen.pause()
+        self.screen.pause()
         for line in _describe(request):
-            self._screen.note(line)
+            self.screen.note(line)
         while True:
-            answer = self._read("Allow it? yes, no, or always [n]: ").strip().lower()
+            answer = self.read("Allow it? yes, no, or always [n]: ").strip().lower()
             if answer in ("a", "always"):
-                self._always.add((request.server, request.tool))
+                self.always.add((request.server, request.tool))
                 return True
             if answer in ("y", "yes", "n", "no", ""):
                 allowed = answer.startswith("y")
                 if allowed and request.read_only:
-                    self._always.add((request.server, request.tool))
+                    self.always.add((request.server, request.tool))
                 return allowed
 
     def fill_in(self, server: str, question: Question) -> ElicitAnswer:
         """Ask for the values of a form; ``/no`` in any field declines."""
-        if self._read is None:
+        if self.read is None:
             return "decline"
-        self._screen.pause()
-        return fill_in(server, question, self._read, self._screen.note)
+        self.screen.pause()
+        return fill_in(server, question, self.read, self.screen.note)
 
 
 def _describe(request: Approval) -> list[str]:
@@ -104,17 +106,25 @@ async def run_slash_command(agent: Agent, line: str) -> Rows | AgentRun:
         ClientError: A server isn't responding.
     """
     name, _, rest = line.partition(" ")
-    command = _COMMANDS.get(name)
-    if command is None:
-        raise AgentError(f"There is no command {name}. Type /help for a list.")
     try:
-        return await command(agent, shlex.split(rest))
+        words = shlex.split(rest)
     except ValueError as exc:
         raise AgentError(f"The command can't be parsed: {exc}.") from exc
-
-
-async def _tools(agent: Agent, words: list[str]) -> Rows:
-    return [(tool.name, one_line(tool.description.description or "")) for tool in await agent.tools()]
+    match name:
+        case "/tools":
+            return [(tool.name, one_line(tool.description.description or "")) for tool in await agent.tools()]
+        case "/prompt":
+            return await _prompt(agent, words)
+        case "/read":
+            return await _read(agent, words)
+        case "/save":
+            if len(words) != 1:
+                raise AgentError("Name the file: /save FILE")
+            return [(words[0], f"{agent.transcript.save(words[0]):,} lines")]
+        case "/help":
+            return [(line, "") for line in HELP.splitlines()]
+        case _:
+            raise AgentError(f"There is no command {name}. Type /help for a list.")
 
 
 async def _prompt(agent: Agent, words: list[str]) -> Rows | AgentRun:
@@ -155,25 +165,6 @@ def _place(agent: Agent, word: str) -> tuple[str, str]:
     if len(names) == 1:
         return names[0], word
     raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
-
-
-async def _save(agent: Agent, words: list[str]) -> Rows:
-    if len(words) != 1:
-        raise AgentError("Name the file: /save FILE")
-    return [(words[0], f"{agent.transcript.save(words[0]):,} lines")]
-
-
-async def _help(agent: Agent, words: list[str]) -> Rows:
-    return [(line, "") for line in HELP.splitlines()]
-
-
-_COMMANDS: dict[str, Callable[[Agent, list[str]], Awaitable[Rows | AgentRun]]] = {
-    "/tools": _tools,
-    "/prompt": _prompt,
-    "/read": _read,
-    "/save": _save,
-    "/help": _help,
-}
 
 
 async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:

@@ -16,7 +16,7 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from millstream._cli.connect_options import version_of
-from millstream._cli.tables import brief, one_line, safe, safe_json
+from millstream._cli.tables import brief, one_line, print_text, safe, safe_json
 from millstream._override import override
 from millstream.agent import (
     Agent,
@@ -72,8 +72,7 @@ class PlainScreen:
 
     def note(self, text: str) -> None:
         """Show a line that isn't part of an answer."""
-        sys.stderr.write((safe(text) if sys.stderr.isatty() else text) + "\n")
-        sys.stderr.flush()
+        print_text(text, sys.stderr)
 
     def fail(self, text: str) -> None:
         """Show the error of an answer, in one or two sentences."""
@@ -83,8 +82,7 @@ class PlainScreen:
     def pause(self) -> None:
         """End the current line, before a question or after an answer."""
         if self._open:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            print_text("")
             self._open = False
 
 
@@ -94,32 +92,32 @@ class JsonScreen(PlainScreen):
     @override
     def show(self, event: Event) -> None:
         """See `PlainScreen`."""
-        sys.stdout.write(safe_json(msgspec.json.encode(event).decode()) + "\n")
-        sys.stdout.flush()
+        print_text(safe_json(msgspec.json.encode(event).decode()))
 
     @override
     def fail(self, text: str) -> None:
         """See `PlainScreen`."""
-        sys.stdout.write(safe_json(json.dumps({"type": "failed", "error": text}, ensure_ascii=False)) + "\n")
-        sys.stdout.flush()
+        print_text(safe_json(json.dumps({"type": "failed", "error": text}, ensure_ascii=False)))
         self.note(f"Error: {text}")
 
 
 def line_of(event: Event) -> str:
     """Return an event as one line, or an empty string if it isn't shown."""
-    if isinstance(event, ToolStart):
-        return f"call\t{event.server}\t{event.tool}\t{json.dumps(event.arguments, ensure_ascii=False)}"
-    if isinstance(event, ToolProgress):
-        return f"progress\t{progress_of(event)}"
-    if isinstance(event, ToolEnd):
-        return f"{event.outcome}\t{event.server}\t{event.tool}\t{brief(event.text)}"
-    if isinstance(event, SamplingResult):
-        return f"sampled\t{event.server}\t{brief(event.text)}"
-    if isinstance(event, ModelRetry):
-        return waiting_of(event)
-    if isinstance(event, AnswerEnd):
-        return ending_of(event)
-    return ""
+    match event:
+        case ToolStart():
+            return f"call\t{event.server}\t{event.tool}\t{json.dumps(event.arguments, ensure_ascii=False)}"
+        case ToolProgress():
+            return f"progress\t{progress_of(event)}"
+        case ToolEnd():
+            return f"{event.outcome}\t{event.server}\t{event.tool}\t{brief(event.text)}"
+        case SamplingResult():
+            return f"sampled\t{event.server}\t{brief(event.text)}"
+        case ModelRetry():
+            return waiting_of(event)
+        case AnswerEnd():
+            return ending_of(event)
+        case _:
+            return ""
 
 
 def progress_of(event: ToolProgress) -> str:
@@ -164,8 +162,7 @@ class Steps:
         """Print the next step."""
         self.pause()
         self._number += 1
-        sys.stderr.write(f"[debug {self._number:>2}] {safe(brief(what))}\n")
-        sys.stderr.flush()
+        print_text(f"[debug {self._number:>2}] {safe(brief(what))}", sys.stderr)
 
     def tell_all(self, steps: Iterable[str]) -> None:
         """Print several steps."""
@@ -241,25 +238,28 @@ class TerminalScreen:
 
     def show(self, event: Event) -> None:
         """See `PlainScreen`."""
-        if isinstance(event, TextDelta):
-            self._write(safe(event.text))
-        elif isinstance(event, AssistantMessage):
-            self._flush()
-        elif isinstance(event, RoundStart):
-            self._draw(Text("…", style="dim"))
-        elif isinstance(event, ToolProgress):
-            self._draw(self._line(f"  {progress_of(event)}", "dim"))
-        elif isinstance(event, ToolStart):
-            self._print(f"→ {event.server}: {call_of(event.tool, event.arguments)}", "cyan")
-        elif isinstance(event, ToolEnd):
-            mark = {"done": "←", "refused": "✗"}.get(event.outcome, "!")
-            self._print(f"{mark} {event.text}", "dim" if event.outcome == "done" else "red")
-        elif isinstance(event, SamplingResult):
-            self._print(f"↺ {event.server} used the model: {event.text}", "dim")
-        elif isinstance(event, ModelRetry):
-            self.note(waiting_of(event))
-        elif isinstance(event, AnswerEnd) and ending_of(event):
-            self.note(ending_of(event))
+        match event:
+            case TextDelta():
+                self._write(safe(event.text))
+            case AssistantMessage():
+                self._flush()
+            case RoundStart():
+                self._draw(Text("…", style="dim"))
+            case ToolProgress():
+                self._draw(self._line(f"  {progress_of(event)}", "dim"))
+            case ToolStart():
+                self._print(f"→ {event.server}: {call_of(event.tool, event.arguments)}", "cyan")
+            case ToolEnd():
+                mark = {"done": "←", "refused": "✗"}.get(event.outcome, "!")
+                self._print(f"{mark} {event.text}", "dim" if event.outcome == "done" else "red")
+            case SamplingResult():
+                self._print(f"↺ {event.server} used the model: {event.text}", "dim")
+            case ModelRetry():
+                self.note(waiting_of(event))
+            case AnswerEnd() if ending_of(event):
+                self.note(ending_of(event))
+            case _:
+                pass
 
     def note(self, text: str) -> None:
         """See `PlainScreen`."""
