@@ -238,9 +238,8 @@ class WorkerSlot:
 
     def __init__(self, end: socket.socket) -> None:
         self.line = MessageChannel(end)
-        first = self.line.read()
-        while first == []:
-            first = self.line.read()
+        while (first := self.line.read()) == []:
+            pass
         if not first or not isinstance(first[0], Hello):
             raise SystemExit(1)  # the parent is gone
         self.hello = first[0]
