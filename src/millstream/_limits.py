@@ -427,29 +427,28 @@ class _KnownPace(Struct):
     remaining: float = 0.0
 
 
-class SharedLimiter:
+class SharedLimiter(Struct, eq=False):
     """A limiter that applies this worker's share of one rate to each key. For one event loop."""
 
-    def __init__(self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic) -> None:
-        self.name = name
-        self.rate = rate
-        self._clock = clock
-        self.workers = 1
-        """Number of workers that share the rate, as last reported by the store."""
-        self._known: Recent[str, _KnownPace] = Recent(_MAX_KEYS)
-        self._alone: Limiter | None = None
+    name: str
+    rate: Rate
+    clock: Callable[[], float] = monotonic
+    workers: int = 1
+    """Number of workers that share the rate, as last reported by the store."""
+    _known: Recent[str, _KnownPace] = field(default_factory=lambda: Recent(_MAX_KEYS))
+    _alone: Limiter | None = None
 
     def wait(self, key: str, cost: float = 1.0) -> float:
         """Return the seconds until the store can be asked for this cost, or 0. The store may still deny it."""
         known = self._known.get(key)
         if known is None or cost < known.denied:
             return 0.0
-        return max(0.0, known.denied_until - self._clock())
+        return max(0.0, known.denied_until - self.clock())
 
     def spend(self, key: str, cost: float) -> bool:
         """Take from the tokens taken in advance, if they are enough."""
         known = self._known.get(key)
-        if known is None or known.tokens < cost or known.stale <= self._clock():
+        if known is None or known.tokens < cost or known.stale <= self.clock():
             return False
         known.tokens -= cost
         known.remaining -= cost
@@ -464,7 +463,7 @@ class SharedLimiter:
 
     def pace(self, key: str, cost: float) -> RateCharge:
         """Return the charge for the store, with a hashed key."""
-        known, name, now = self._known.get(key), hash_key(self.name, key), self._clock()
+        known, name, now = self._known.get(key), hash_key(self.name, key), self.clock()
         if known is not None and known.stale <= now:
             known.tokens = 0.0
         hot = known is not None and now - known.asked_at < _HOT
@@ -476,7 +475,7 @@ class SharedLimiter:
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
         """Process the store's answer, and discard what this worker has decided without it."""
         cost, advanced = asked.cost, asked.most > asked.cost
-        now = self._clock()
+        now = self.clock()
         known = self._known.get(key)
         if known is None:
             self._known.keep(key, known := _KnownPace())
@@ -500,5 +499,5 @@ class SharedLimiter:
         """Return this worker's share of the rate, used while the store doesn't respond."""
         part = max(1, self.rate.count // self.workers)
         if self._alone is None or self._alone.rate.count != part:
-            self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self._clock)
+            self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self.clock)
         return self._alone

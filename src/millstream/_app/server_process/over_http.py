@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
@@ -62,46 +63,37 @@ AFTER_DRAIN = 1
 logger = logging.getLogger("millstream")
 
 
+@dataclass(eq=False)
 class HttpServer:
     """The server of one process: starts the application, listens, and drains when stopped."""
 
-    def __init__(
-        self,
-        application: ServerApplication,
-        host: str,
-        port: int = 0,
-        listeners: Sequence[socket.socket] = (),
-        *,
-        told: Callable[[Facts], None] = show,
-        worker: WorkerSlot | None = None,
-    ) -> None:
-        """Create the server; `run` or `run_here` serves.
+    application: ServerApplication
+    host: str
+    """Address that it listens on; decides whether loopback Origins are allowed."""
+    port: int = 0
+    """Port that it listens on."""
+    listeners: Sequence[socket.socket] = ()
+    """Bound sockets."""
+    told: Callable[[Facts], None] = show
+    """Called when it listens."""
+    worker: WorkerSlot | None = None
+    """Role of this process among several workers."""
 
-        Args:
-            application: The server.
-            host: Address that it listens on; decides whether loopback Origins are allowed.
-            port: Port that it listens on.
-            listeners: Bound sockets.
-            told: Called when it listens.
-            worker: Role of this process among several workers.
+    def __post_init__(self) -> None:
+        """Load the certificate.
 
         Raises:
             CommandError: The certificate can't be used.
         """
-        # Configuration
-        self._application = application
-        self._runtimes = application.runtimes
-        self._definition = application.runtimes.definition
+        self._runtimes = self.application.runtimes
+        self._definition = self._runtimes.definition
         self._certificate = _certificate(self._definition.settings)
-        self._address = host, port
-        self._listeners = listeners
-        self._told = told
-        self._worker = worker
-        # State
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
-        self._runtimes.bind = Bind(is_loopback(host), self._state, () if worker is None else worker.workers)
+        self._runtimes.bind = Bind(
+            is_loopback(self.host), self._state, () if self.worker is None else self.worker.workers
+        )
 
     def run(self) -> None:
         """Serve until stopped.
@@ -123,12 +115,12 @@ class HttpServer:
 
     async def serve(self) -> None:
         """Serve until stopped."""
-        kind = StopSignals if self._worker is None else partial(WorkerStops, self._worker)
+        kind = StopSignals if self.worker is None else partial(WorkerStops, self.worker)
         stops = kind(self._runtimes, self._stop)
         with stops.handle():
             with convert_start_errors(self._definition.name):
                 runtime = await self._runtimes.start(supervised=True)
-                endpoints = prepare(self._application, runtime)
+                endpoints = prepare(self.application, runtime)
                 look_ahead(runtime)
             try:
                 await self._serve(runtime, endpoints)
@@ -149,7 +141,7 @@ class HttpServer:
             tls = self._certificate.context
             runtime.host.run(self._certificate.watch())
         listener = SocketListener(endpoints, tls=tls, proxies=TrustedProxies.from_environment(), state=self._state)
-        for each in self._listeners:
+        for each in self.listeners:
             await listener.listen(each)
 
         async def accept(sock: socket.socket) -> Callable[[], None]:
@@ -158,11 +150,10 @@ class HttpServer:
                 server.close()
             return server.close
 
-        if self._worker is not None:
-            self._worker.takeover.begin(accept)
-        host, port = self._address
+        if self.worker is not None:
+            self.worker.takeover.begin(accept)
         # A gateway doesn't know what its upstreams offer until it listens.
-        self._told(facts(self._definition, host=host, port=port))
+        self.told(facts(self._definition, host=self.host, port=self.port))
         await self._over.wait()
         await self._shut_down(runtime, listener)
 
@@ -181,9 +172,9 @@ class HttpServer:
         drainer.announce()
         await listener.accept_backlog()
         listener.close()
-        if self._worker is not None:
-            self._worker.takeover.close()
-            self._worker.line.tell(Departure())
+        if self.worker is not None:
+            self.worker.takeover.close()
+            self.worker.line.tell(Departure())
         until, going = clock() + self._definition.settings.drain_timeout, True
         # Wait for calls and other requests, and close idle connections; repeat, because a client may send one more
         # request.
