@@ -17,7 +17,7 @@ from hashlib import sha256
 from math import ceil
 from time import monotonic
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
@@ -45,31 +45,30 @@ _REPORTS = 64
 logger = logging.getLogger("millstream")
 
 
-class StoreLimiter:
+class StoreLimiter(Struct, eq=False):
     """One worker's access to the limits in the store."""
 
-    def __init__(self, rates: Rates, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic) -> None:
-        self._rates = rates
-        self._patience = patience
-        self._clock = clock
-        self.away: bool = False
-        """Whether the store failed to answer the last request."""
-        self.workers: int = 1
-        """Number of workers that share the store, as last reported."""
-        self._until = 0.0
-        self._trying = False
-        self._leaving: dict[tuple[str, str], ConcurrencySlot] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._reporting = Tasks()
+    rates: Rates
+    patience: float = PATIENCE
+    clock: Callable[[], float] = monotonic
+    away: bool = False
+    """Whether the store failed to answer the last request."""
+    workers: int = 1
+    """Number of workers that share the store, as last reported."""
+    _until: float = 0.0
+    _trying: bool = False
+    _leaving: dict[tuple[str, str], ConcurrencySlot] = {}
+    _task: asyncio.Task[None] | None = None
+    _reporting: Tasks = field(default_factory=Tasks)
 
     async def take(self, charges: Sequence[Charge]) -> Decision | None:
         """Return the store's answer, or None if it doesn't respond."""
-        if self.away and (self._trying or self._clock() < self._until):
+        if self.away and (self._trying or self.clock() < self._until):
             return None
         self._trying = self.away
         try:
-            async with asyncio.timeout(self._patience):
-                decision = await self._rates.take(charges)
+            async with asyncio.timeout(self.patience):
+                decision = await self.rates.take(charges)
         except BaseException as exc:  # the store may have charged nevertheless
             self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
             if not isinstance(exc, LocalError | OSError):  # includes TimeoutError
@@ -94,8 +93,8 @@ class StoreLimiter:
     async def give_back(self, slots: Sequence[ConcurrencySlot]) -> None:
         """Return slots now, so they can be taken again. If the store doesn't respond, return them later."""
         try:
-            async with asyncio.timeout(self._patience):
-                await self._rates.leave(slots)
+            async with asyncio.timeout(self.patience):
+                await self.rates.leave(slots)
         except BaseException as exc:
             self.leave(slots)
             if not isinstance(exc, LocalError | OSError):
@@ -110,14 +109,14 @@ class StoreLimiter:
         """Return all pending slots if the store answers."""
         await self._reporting.close()
         if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task], timeout=self._patience)
+            await asyncio.wait([self._task], timeout=self.patience)
         await cancel_all(self._task)
 
     async def _leave(self) -> None:
         while self._leaving:
             some = dict(list(self._leaving.items())[:_AT_ONCE])
             try:
-                await self._rates.leave(list(some.values()))
+                await self.rates.leave(list(some.values()))
             except (LocalError, OSError):
                 await asyncio.sleep(PAUSE)  # The store frees the slots of a worker without a lease.
             else:
@@ -130,7 +129,7 @@ class StoreLimiter:
             refused(decision.results[0].wait)
 
     def _lose(self, exc: Exception) -> None:
-        self._until = self._clock() + PAUSE
+        self._until = self.clock() + PAUSE
         if not self.away:
             self.away = True
             logger.warning(
@@ -428,29 +427,28 @@ class _KnownPace(Struct):
     remaining: float = 0.0
 
 
-class SharedLimiter:
+class SharedLimiter(Struct, eq=False):
     """A limiter that applies this worker's share of one rate to each key. For one event loop."""
 
-    def __init__(self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic) -> None:
-        self.name = name
-        self.rate = rate
-        self._clock = clock
-        self.workers = 1
-        """Number of workers that share the rate, as last reported by the store."""
-        self._known: Recent[str, _KnownPace] = Recent(_MAX_KEYS)
-        self._alone: Limiter | None = None
+    name: str
+    rate: Rate
+    clock: Callable[[], float] = monotonic
+    workers: int = 1
+    """Number of workers that share the rate, as last reported by the store."""
+    _known: Recent[str, _KnownPace] = field(default_factory=lambda: Recent(_MAX_KEYS))
+    _alone: Limiter | None = None
 
     def wait(self, key: str, cost: float = 1.0) -> float:
         """Return the seconds until the store can be asked for this cost, or 0. The store may still deny it."""
         known = self._known.get(key)
         if known is None or cost < known.denied:
             return 0.0
-        return max(0.0, known.denied_until - self._clock())
+        return max(0.0, known.denied_until - self.clock())
 
     def spend(self, key: str, cost: float) -> bool:
         """Take from the tokens taken in advance, if they are enough."""
         known = self._known.get(key)
-        if known is None or known.tokens < cost or known.stale <= self._clock():
+        if known is None or known.tokens < cost or known.stale <= self.clock():
             return False
         known.tokens -= cost
         known.remaining -= cost
@@ -465,7 +463,7 @@ class SharedLimiter:
 
     def pace(self, key: str, cost: float) -> RateCharge:
         """Return the charge for the store, with a hashed key."""
-        known, name, now = self._known.get(key), hash_key(self.name, key), self._clock()
+        known, name, now = self._known.get(key), hash_key(self.name, key), self.clock()
         if known is not None and known.stale <= now:
             known.tokens = 0.0
         hot = known is not None and now - known.asked_at < _HOT
@@ -477,7 +475,7 @@ class SharedLimiter:
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
         """Process the store's answer, and discard what this worker has decided without it."""
         cost, advanced = asked.cost, asked.most > asked.cost
-        now = self._clock()
+        now = self.clock()
         known = self._known.get(key)
         if known is None:
             self._known.keep(key, known := _KnownPace())
@@ -501,5 +499,5 @@ class SharedLimiter:
         """Return this worker's share of the rate, used while the store doesn't respond."""
         part = max(1, self.rate.count // self.workers)
         if self._alone is None or self._alone.rate.count != part:
-            self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self._clock)
+            self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self.clock)
         return self._alone

@@ -14,7 +14,6 @@ from millstream import Server
 from millstream._app.server_process import CommandError, over_http, slot
 from millstream._app.server_process import supervisor as watching
 from millstream._app.server_process.slot import (
-    FOR_WORKER,
     LONGEST,
     WELL,
     BackOff,
@@ -66,9 +65,9 @@ def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.s
     ours, theirs = ends
     sent = [HELLO, Drain(replaced=True), Force(), WorkerStates([WorkerState(1, 10, "ready", 0)])]
     for message in sent:
-        MessageChannel(ours, FOR_WORKER).tell(message)
+        MessageChannel(ours).tell(message)
     data = theirs.recv(65_536)
-    line, heard = MessageChannel(theirs, FOR_WORKER), []
+    line, heard = MessageChannel(theirs), []
     for byte in data:
         ours.send(bytes([byte]))
         heard += line.read() or []
@@ -77,7 +76,7 @@ def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.s
 
 def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
-    line = MessageChannel(theirs, FOR_WORKER)
+    line = MessageChannel(theirs)
     theirs.setblocking(False)
     assert line.read() == []
     ours.send(b"what?\n")

@@ -41,7 +41,7 @@ _REFUSED = Response(
 )
 
 
-class LocalOnly:
+class LocalOnly(msgspec.Struct, frozen=True):
     """Distinguishes programs on this machine from others.
 
     A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be
@@ -49,10 +49,9 @@ class LocalOnly:
     the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
     """
 
-    def __init__(self, loopback: bool | None, note: ObserveMessage) -> None:
-        """Create it. `loopback` is whether the server is bound to a loopback address; None if that's unknown."""
-        self._loopback = loopback
-        self._note = note
+    loopback: bool | None
+    """Whether the server is bound to a loopback address; None if that's unknown."""
+    note: ObserveMessage
 
     def allows(self, peer: str, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether a request comes directly from a program on this machine.
@@ -62,7 +61,7 @@ class LocalOnly:
             headers: Headers of the request, with names in lower case.
         """
         if (
-            self._loopback is False
+            self.loopback is False
             or not is_loopback(peer)
             or not _FORWARDED.isdisjoint(headers)
             or _PREFIX in b"\n".join(headers)
@@ -81,7 +80,7 @@ class LocalOnly:
             if self.allows(request.peer, request.headers):
                 return await handler(request)
             if message:
-                self._note(message, "http", status="403", address=request.peer)
+                self.note(message, "http", status="403", address=request.peer)
             return _REFUSED
 
         return check_peer

@@ -28,7 +28,7 @@ from millstream._server.peers import (
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import LogOnce, StoreHealth
-from millstream._tasks import cancel_all
+from millstream._tasks import Tasks
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.streamable import TTL as LOG_TTL
 
@@ -53,16 +53,14 @@ class Replicas:
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
         self._services = services
-        self._removed: dict[ItemRemoval, None] = definition.removed
-        self._switched: dict[tuple[str, str], ItemSwitch] = definition.switched
         self._others: set[str] = set()
         """Known workers."""
         self._added: list[str] = []
         """Items that this worker's program added while it ran alone."""
         self._receiving = False
         """Set while a change from another worker is applied, so that it isn't sent again."""
-        self._catching_up: asyncio.TimerHandle | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._catching_up = self._renewing = False
+        self.tasks = Tasks()
         peers = services.peers
         self._tell_soon = peers.tell_soon
         peers.on(
@@ -94,12 +92,6 @@ class Replicas:
             if not await self._services.store.workers.alive(worker):
                 self._others.discard(worker)
 
-    async def close(self) -> None:
-        """Cancel running tasks."""
-        if self._catching_up is not None:
-            self._catching_up.cancel()
-        await cancel_all(self._renewing)
-
     # Local changes
 
     def emit(self, change: ServerChange) -> None:
@@ -120,11 +112,11 @@ class Replicas:
         elif self._receiving:
             return
         elif how == "removed":
-            self._switched.pop((kind, key), None)
-            self._removed[message := ItemRemoval(kind, key)] = None
+            self._definition.switched.pop((kind, key), None)
+            self._definition.removed[message := ItemRemoval(kind, key)] = None
             self._tell_soon(message)
         else:
-            known = self._switched.get((kind, key))
+            known = self._definition.switched.get((kind, key))
             after = 0 if known is None else known.at + 1
             switched = ItemSwitch(kind, key, how == "on", max(self._services.peers.stamp(), after))
             self._tell_soon(switched)
@@ -134,12 +126,14 @@ class Replicas:
 
     def _catch_up_soon(self) -> None:
         """Resynchronize after messages may have been lost. Several parts of a store can report that."""
-        if self._catching_up is None:
-            self._catching_up = asyncio.get_running_loop().call_later(PAUSE, self._catch_up)
+        if not self._catching_up:
+            self._catching_up = True
+            self.tasks.spawn(self._catch_up())
 
-    def _catch_up(self) -> None:
+    async def _catch_up(self) -> None:
         """Assume that any resource has changed, any item was removed, and a worker has joined."""
-        self._catching_up = None
+        await asyncio.sleep(PAUSE)
+        self._catching_up = False
         self._services.changes.emit(ANY_UPDATE)
         self._tell_what_is_gone()
         self._tell_soon(LossNotice())
@@ -147,8 +141,8 @@ class Replicas:
     def _remove(self, message: ItemRemoval) -> None:
         if not self._definition.registry.has(message.kind, message.key):
             return
-        self._switched.pop((message.kind, message.key), None)
-        self._removed[message] = None
+        self._definition.switched.pop((message.kind, message.key), None)
+        self._definition.removed[message] = None
         self._receiving = True
         try:
             self._definition.remove(message.kind, message.key)
@@ -156,7 +150,7 @@ class Replicas:
             self._receiving = False
 
     def _switch(self, message: ItemSwitch) -> None:
-        known = self._switched.get((message.kind, message.key))
+        known = self._definition.switched.get((message.kind, message.key))
         if known is None or (known.at, known.on) < (message.at, message.on):
             self._apply(message)
 
@@ -165,7 +159,7 @@ class Replicas:
         registry = self._definition.registry
         if not registry.has(message.kind, message.key):
             return
-        self._switched[message.kind, message.key] = message
+        self._definition.switched[message.kind, message.key] = message
         if message.on != (message.key in registry.disabled[message.kind]):
             return
         self._receiving = True
@@ -190,17 +184,18 @@ class Replicas:
         self._tell_what_is_gone()
 
     def _tell_what_is_gone(self) -> None:
-        for removed in self._removed:
+        for removed in self._definition.removed:
             if not self._definition.registry.has(removed.kind, removed.key):
                 self._tell_soon(removed)
-        for switched in self._switched.values():
+        for switched in self._definition.switched.values():
             self._tell_soon(switched)
 
     # Secret
 
     def _renew_soon(self) -> None:
-        if self._renewing is None:
-            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+        if not self._renewing:
+            self._renewing = True
+            self.tasks.spawn(self._renew())
 
     async def _renew(self) -> None:
         services = self._services
@@ -214,7 +209,7 @@ class Replicas:
                     return
                 await asyncio.sleep(PAUSE)
         finally:
-            self._renewing = None
+            self._renewing = False
 
 
 logger = logging.getLogger("millstream")
@@ -283,7 +278,7 @@ class Runtime:
             self.services = Services(settings, self.store, ChangeFeed(), secrets)
             self._stack.push_async_callback(self.services.close)
             self.replicas = Replicas(definition, self.services)
-            self._stack.push_async_callback(self.replicas.close)
+            self._stack.push_async_callback(self.replicas.tasks.close)
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)

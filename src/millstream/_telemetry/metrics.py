@@ -91,18 +91,17 @@ class Counter:
         return _to_reading(self.family, "counter", "sum", self.values)
 
 
-class ReadMetric:
+class ReadMetric(Struct, frozen=True, eq=False):
     """A counter or gauge whose values are stored elsewhere and read for each export."""
 
-    def __init__(self, family: Family, kind: Kind, values: Read, merge: Merge = "sum") -> None:
-        self.family = family
-        self.kind: str = kind
-        self.merge: Merge = merge
-        self._values = values
+    family: Family
+    kind: Kind
+    values: Read
+    merge: Merge = "sum"
 
     def read(self) -> Reading:
         """Return the metric at this moment."""
-        return _to_reading(self.family, self.kind, self.merge, self._values())
+        return _to_reading(self.family, self.kind, self.merge, self.values())
 
 
 class Series:

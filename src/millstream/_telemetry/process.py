@@ -205,7 +205,7 @@ IDLE_SECONDS = 300.0
 MAX_SESSIONS = 10_000
 
 
-class ActiveSessions:
+class ActiveSessions(Struct, eq=False):
     """The times of the first and last message of each session.
 
     A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
@@ -213,11 +213,10 @@ class ActiveSessions:
     full, the oldest session counts as over.
     """
 
-    def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
-        self._ended = ended
-        """Called with the labels (transport, revision) and duration in seconds of each session that is over."""
-        self._max = max_sessions
-        self._seen: dict[str, tuple[float, float, Labels]] = {}
+    ended: Callable[[Labels, float], None]
+    """Called with the labels (transport, revision) and duration in seconds of each session that is over."""
+    max_sessions: int = MAX_SESSIONS
+    _seen: dict[str, tuple[float, float, Labels]] = {}
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -228,7 +227,7 @@ class ActiveSessions:
         if seen is not None:
             self._seen[session] = (seen[0], now, seen[2])
             return
-        if len(self._seen) >= self._max:
+        if len(self._seen) >= self.max_sessions:
             self.over(next(iter(self._seen)))
         self._seen[session] = (now, now, (transport, revision))
 
@@ -237,7 +236,7 @@ class ActiveSessions:
         seen = self._seen.pop(session, None)
         if seen is not None:
             first, last, labels = seen
-            self._ended(labels, last - first)
+            self.ended(labels, last - first)
 
     def count(self, now: float) -> dict[Labels, int]:
         """Return the number of active sessions by transport and revision."""

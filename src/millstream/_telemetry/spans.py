@@ -28,11 +28,10 @@ class OpenSpan(Struct):
     span_id: str
 
 
-class Spans:
+class Spans(Struct, frozen=True):
     """Starts and ends spans of one server."""
 
-    def __init__(self, tracer: trace.Tracer) -> None:
-        self._tracer = tracer
+    tracer: trace.Tracer
 
     def start(
         self, name: str, attributes: Attributes, *, meta: Mapping[str, object], headers: Mapping[str, object]
@@ -51,7 +50,7 @@ class Spans:
         parent = _remote(meta)
         links = [trace.Link(ambient)] if parent.is_valid and ambient.is_valid else None
         around = parent if parent.is_valid else ambient
-        span = self._tracer.start_span(
+        span = self.tracer.start_span(
             name,
             trace.set_span_in_context(trace.NonRecordingSpan(around)) if around.is_valid else None,
             trace.SpanKind.SERVER,

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
@@ -141,19 +142,18 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(EndedProcesses).decode
 
 
-class MachineMetrics:
+class MachineMetrics(Struct, eq=False):
     """The figures of this worker, combined with those of all other workers on this machine.
 
     Each worker stores its figures with the parent process every second if they changed, and before rendering. The
     figures of a worker that exits are added to a common record, so counters never decrease.
     """
 
-    def __init__(self, metrics: Metrics, store: Store) -> None:
-        """Create it. `store` is shared by all workers of this machine, and by no other process."""
-        self._metrics = metrics
-        self._store = store
-        self._left = b""
-        """The figures stored last."""
+    metrics: Metrics
+    store: Store
+    """Shared by all workers of this machine, and by no other process."""
+    _left: bytes = b""
+    """The figures stored last."""
 
     async def render(self) -> bytes:
         """Return the sums over all workers as Prometheus text, or this worker's figures if the parent is
@@ -164,7 +164,7 @@ class MachineMetrics:
             return await self._sums()
         except (LocalError, OSError) as exc:
             logger.warning("The metrics are those of one worker, because the others can't be queried: %s", exc)
-            return metrics_text(self._metrics)
+            return metrics_text(self.metrics)
 
     async def run(self) -> None:
         """Store the figures whenever they change, until canceled."""
@@ -177,13 +177,13 @@ class MachineMetrics:
 
     async def leave(self) -> None:
         """Store the current figures with the parent."""
-        data = dump(self._metrics)
+        data = dump(self.metrics)
         if data != self._left:
-            await self._store.kv.put(_KEPT + self._store.workers.me, data, _TTL)
+            await self.store.kv.put(_KEPT + self.store.workers.me, data, _TTL)
             self._left = data
 
     async def _sums(self) -> bytes:
-        kv, workers = self._store.kv, self._store.workers
+        kv, workers = self.store.kv, self.store.workers
         keys = sorted(await kv.keys(_KEPT))
         alive: list[bytes] = []
         for key, data in zip(keys, await kv.get_many(keys), strict=True):
@@ -198,7 +198,7 @@ class MachineMetrics:
 
     async def _fold(self, name: str, data: bytes) -> None:
         """Add the figures of an exited worker to the common record."""
-        kv = self._store.kv
+        kv = self.store.kv
         for attempt in count():
             old = await read_again(kv, _ENDED, attempt)
             ended = EndedProcesses([], []) if old is None else _decode(old)
@@ -390,7 +390,7 @@ class SiblingsPart(OwnPart):
         host.every_second(look)
 
 
-class SiblingWatch:
+class SiblingWatch(Struct, eq=False):
     """Claims a name, and detects whether another process has it.
 
     Siblings can't find each other through a store, but they accept from the same listening socket. Each process claims
@@ -398,37 +398,36 @@ class SiblingWatch:
     periodically notifies the owner.
     """
 
-    def __init__(self, name: str, found: Callable[[], None], *, clock: Callable[[], float] = monotonic) -> None:
-        """Create it. `found` is called once, when there is a sibling."""
-        self._clock = clock
-        self._name = name
-        self._found = found
-        self._socket: socket.socket | None = None
-        self._heard = -HEARD
-        self._said = -SAY_EVERY
+    name: str
+    found: Callable[[], None]
+    """Called once, when there is a sibling."""
+    clock: Callable[[], float] = monotonic
+    _socket: socket.socket | None = None
+    _heard: float = -HEARD
+    _said: float = -SAY_EVERY
 
     def reason(self) -> str:
         """Return why the server is degraded; empty if it isn't."""
-        return _REASON if self._clock() - self._heard < HEARD else ""
+        return _REASON if self.clock() - self._heard < HEARD else ""
 
     def look(self, now: float) -> None:
         """Claim the name, or notify its owner."""
-        if now - self._said < SAY_EVERY or self._socket is not None or self._name in _claimed:
+        if now - self._said < SAY_EVERY or self._socket is not None or self.name in _claimed:
             return
         self._said = now
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            claim.bind(self._name)
+            claim.bind(self.name)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 self._hear(now)
                 try:
-                    claim.sendto(_HERE, self._name)
+                    claim.sendto(_HERE, self.name)
                 except OSError:
                     logger.debug("The owner of the name is gone, or its queue is full", exc_info=True)
             claim.close()
         else:
-            _claimed.add(self._name)
+            _claimed.add(self.name)
             self._socket = claim
             asyncio.get_running_loop().add_reader(claim, self._read)
 
@@ -438,17 +437,17 @@ class SiblingWatch:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-            _claimed.discard(self._name)
+            _claimed.discard(self.name)
 
     def _read(self) -> None:
         assert self._socket is not None  # noqa: S101  it's the one that is read
         if self._socket.recv(64) == _HERE:
-            self._hear(self._clock())
+            self._hear(self.clock())
 
     def _hear(self, now: float) -> None:
         first, self._heard = self._heard < 0, now
         if first:
-            self._found()
+            self.found()
 
 
 def _listening_inodes() -> Iterator[int]:

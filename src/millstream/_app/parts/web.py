@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from heapq import nlargest
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -95,48 +96,31 @@ class _PendingReplies(NamedTuple):
     done: asyncio.Event
 
 
+@dataclass(eq=False)
 class DashboardQueries:
-    """Answers queries for this worker, and queries the others."""
+    """Answers queries for this worker, and queries the others. `run` records."""
 
-    def __init__(
-        self,
-        peers: Peers,
-        observer: "Observer",
-        calls: RecentCalls,
-        *,
-        streams: OpenStreams,
-        hub: "Hub",
-        me: str,
-        upstreams: UpstreamReports | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Create the queries; `run` starts recording.
+    peers: Peers
+    """Messages between workers."""
+    observer: "Observer"
+    """Source of the counts."""
+    recent: RecentCalls
+    streams: OpenStreams
+    """Open streams of this worker."""
+    hub: "Hub"
+    """The hub with the subscribers."""
+    me: str
+    """Name of this worker."""
+    reports: UpstreamReports | None = None
+    """Reports on the upstreams of a gateway."""
+    clock: Callable[[], float] = time.monotonic
 
-        Args:
-            peers: Messages between workers.
-            observer: Source of the counts.
-            calls: Recent calls.
-            streams: Open streams of this worker.
-            hub: Returns the hub with the subscribers.
-            me: Name of this worker.
-            upstreams: Returns reports on the upstreams of a gateway.
-            clock: Monotonic clock in seconds.
-        """
-        # Configuration
-        self._peers = peers
-        self._observer = observer
-        self._calls = calls
-        self._streams = streams
-        self._hub = hub
-        self._upstreams = upstreams
-        self._me = me
-        self._clock = clock
-        # State
+    def __post_init__(self) -> None:
         self._taken: tuple[float, Figures] | None = None
         """Latest figures of this worker, and when they were taken."""
         self._figures: dict[str, tuple[float, Figures]] = {}
         """Latest figures of the other workers, and when they arrived."""
-        self._history = History(observer.durations.bounds)
+        self._history = History(self.observer.durations.bounds)
         self._cpu = time.process_time()
         self._numbers = count(1)
         self._waiting: dict[int, _PendingReplies] = {}
@@ -144,8 +128,8 @@ class DashboardQueries:
         self._known: set[str] = set()
         """Workers that replied to the last request."""
         self._replies = Tasks()
-        peers.on(StatsRequest, lambda request, worker: self._replies.spawn(self._reply(request, worker)))
-        peers.on(StatsReply, self._take_reply)
+        self.peers.on(StatsRequest, lambda request, worker: self._replies.spawn(self._reply(request, worker)))
+        self.peers.on(StatsReply, self._take_reply)
 
     async def run(self) -> None:
         """Record counts each second until canceled. The runtime owns the task."""
@@ -158,27 +142,27 @@ class DashboardQueries:
         """Record the counts since the last call as those of this second."""
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
-        gauges = Gauges(self._observer.lag(), used, resident_bytes() or 0, len(self._streams))
-        self._history.take(second, self._observer.calls(), gauges)
+        gauges = Gauges(self.observer.lag(), used, resident_bytes() or 0, len(self.streams))
+        self._history.take(second, self.observer.calls(), gauges)
 
     # Queries of the pages
 
     async def measure(self) -> None:
         """Query the figures of the other workers; `snapshot` includes their replies."""
-        now = self._clock()
+        now = self.clock()
         self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
-        await self._peers.tell(StatsRequest(_FIGURES, _encode(_Question("figures"))))
+        await self.peers.tell(StatsRequest(_FIGURES, _encode(_Question("figures"))))
 
     def snapshot(self, *, store: Any = None) -> Json:
         """Return the sums over all workers, and a row for each."""
         figures = {name: each for name, (_, each) in self._figures.items()}
-        return dashboard_values({**figures, self._me: self._own()}, self._me, store=store)
+        return dashboard_values({**figures, self.me: self._own()}, self.me, store=store)
 
     def _own(self) -> Figures:
         """Return the figures of this second, computed once for all dashboards."""
-        now = self._clock()
+        now = self.clock()
         if self._taken is None or now - self._taken[0] >= _SAME:
-            self._taken = now, self._observer.figures(hub=structs.asdict(self._hub.stats()))
+            self._taken = now, self.observer.figures(hub=structs.asdict(self.hub.stats()))
         return self._taken[1]
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
@@ -208,19 +192,19 @@ class DashboardQueries:
         if question.about == "figures":
             return _encode(_with_few_channels(self._own()))
         if question.about == "upstreams":
-            return _encode([] if self._upstreams is None else self._upstreams.describe())
+            return _encode([] if self.reports is None else self.reports.describe())
         if question.about == "history":
             chosen = (question.method, question.name) if question.method else None
             return await asyncio.to_thread(lambda: _encode(self._history.look(question.seconds, chosen)))
         if question.about == "calls":
-            return _encode(self._calls.look())
+            return _encode(self.recent.look())
         return _encode(self._slowest())
 
     def _slowest(self) -> list[ReaderRow]:
-        subscribers = [_reader(each) for each in self._hub.slowest(READERS)]
+        subscribers = [_reader(each) for each in self.hub.slowest(READERS)]
         streams = [
             ReaderRow(transport, owner, [], round(seconds, 1), waiting)
-            for transport, owner, seconds, waiting in self._streams.slowest(READERS)
+            for transport, owner, seconds, waiting in self.streams.slowest(READERS)
             if transport not in _OF_HUB
         ]
         return [*subscribers, *streams]
@@ -233,12 +217,12 @@ class DashboardQueries:
         All workers are queried, but it waits only for those that replied last time; the first request discovers them.
         """
         own = await self._answer(question)
-        if not self._peers.shared:
+        if not self.peers.shared:
             return [_decode(own, type=kind)]
         number = next(self._numbers)
         waiting = self._waiting[number] = _PendingReplies({}, set(self._known), asyncio.Event())
         try:
-            await self._peers.tell(StatsRequest(number, _encode(question)))
+            await self.peers.tell(StatsRequest(number, _encode(question)))
             async with asyncio.timeout(PATIENCE):
                 await waiting.done.wait()
         except TimeoutError:
@@ -251,13 +235,13 @@ class DashboardQueries:
         # The other worker may have another version or be gone; its page will ask again.
         with suppress(LocalError, OSError, msgspec.DecodeError):
             answer = await self._answer(_decode(request.about, type=_Question))
-            await self._peers.send(worker, StatsReply(request.number, answer))
+            await self.peers.send(worker, StatsReply(request.number, answer))
 
     def _take_reply(self, reply: StatsReply, worker: str) -> None:
         if reply.number == _FIGURES:
             with suppress(msgspec.DecodeError):  # from another version, during a deployment
                 if len(self._figures) < MAX_WORKERS or worker in self._figures:
-                    self._figures[worker] = self._clock(), _decode(reply.answer, type=Figures)
+                    self._figures[worker] = self.clock(), _decode(reply.answer, type=Figures)
             return
         if len(self._known) < MAX_WORKERS:
             self._known.add(worker)
@@ -301,7 +285,7 @@ class WebPart(OwnPart):
         calls = RecentCalls()
         host.observe(calls.observe)
         queries = DashboardQueries(
-            services.peers, observer, calls, streams=host.streams, hub=hub, me=store.workers.me, upstreams=host.gateway
+            services.peers, observer, calls, streams=host.streams, hub=hub, me=store.workers.me, reports=host.gateway
         )
 
         async def measure() -> None:

@@ -65,7 +65,6 @@ async def launch_here(application: ServerApplication, transport: str, host: str 
     _check_address(host, port, 1)
     if transport == "stdio":
         with off_stdout() as private:
-            check_key(application.runtimes.definition.settings)
             await stdio(application.runtimes, private)
     elif transport in _HTTP:
         from millstream._app.server_process.listen_sockets import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
@@ -108,7 +107,6 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
     Raises:
         CommandError: The key for sealed state is invalid, or the server can't start.
     """
-    check_key(runtimes.definition.settings)
     run(stdio(runtimes, stdout))
 
 
@@ -120,8 +118,9 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
         stdout: Descriptor to write to, see `off_stdout`.
 
     Raises:
-        CommandError: The server can't start.
+        CommandError: The key for sealed state is invalid, or the server can't start.
     """
+    check_key(runtimes.definition.settings)
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).handle():
         with convert_start_errors(runtimes.definition.name):

@@ -17,6 +17,7 @@ from millstream._app.server_process import CommandError
 from millstream._config import VariableError, address
 from millstream._http.hosts import is_loopback
 from millstream.auth._key_file import SHORTEST_KEY, is_path
+from millstream.files import Stamp, stamp_of
 
 MAX_PORT = 65_535
 FIRST = 3
@@ -153,8 +154,6 @@ logger = logging.getLogger("millstream")
 
 EVERY = 1.0
 
-_Stamp = tuple[tuple[int, int, int], ...]
-
 
 class Certificate:
     """A certificate chain and its key, as files, renewed without a restart.
@@ -172,7 +171,7 @@ class Certificate:
         self._cert = Path(cert)
         self._key = Path(key or cert)
         try:
-            self._seen = self._stamp()
+            self._seen = self._stamps()
             self.context = self._load()
         except (OSError, ssl.SSLError, ValueError) as exc:
             raise CommandError(
@@ -183,9 +182,8 @@ class Certificate:
                 fix="Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
             ) from exc
 
-    def _stamp(self) -> _Stamp:
-        found = [path.stat() for path in (self._cert, self._key)]
-        return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
+    def _stamps(self) -> list[Stamp | None]:
+        return [stamp_of(self._cert), stamp_of(self._key)]
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -196,16 +194,16 @@ class Certificate:
 
     def renew(self) -> bool:
         """Use the current files if they are new and valid. Return whether they were."""
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return False
         try:
-            stamp = self._stamp()
-            if stamp == self._seen:
-                return False
             self._load()  # in a separate context first, because half a renewal must not reach the active one
             self.context.load_cert_chain(self._cert, self._key, password=_no_passphrase)
         except (OSError, ssl.SSLError, ValueError) as exc:
             logger.debug("The renewed certificate can't be used yet: %s", exc)
             return False
-        self._seen = stamp
+        self._seen = stamps
         logger.info("The certificate was renewed.")
         return True
 

@@ -11,7 +11,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
@@ -35,14 +36,13 @@ from millstream._app.server_process.slot import (
     Departure,
     Drain,
     Force,
+    Message,
     Ready,
     StartFailure,
-    ToWorker,
     WorkerSlot,
     WorkerStates,
     begin_run,
     claim,
-    note_failure,
     take_socket,
 )
 from millstream._config import Settings
@@ -63,54 +63,49 @@ AFTER_DRAIN = 1
 logger = logging.getLogger("millstream")
 
 
+@dataclass(eq=False)
 class HttpServer:
     """The server of one process: starts the application, listens, and drains when stopped."""
 
-    def __init__(
-        self,
-        application: ServerApplication,
-        host: str,
-        port: int = 0,
-        *,
-        told: Callable[[Facts], None] = show,
-        worker: WorkerSlot | None = None,
-    ) -> None:
-        """Create the server; `run` or `run_here` serves.
+    application: ServerApplication
+    host: str
+    """Address that it listens on; decides whether loopback Origins are allowed."""
+    port: int = 0
+    """Port that it listens on."""
+    listeners: Sequence[socket.socket] = ()
+    """Bound sockets."""
+    told: Callable[[Facts], None] = show
+    """Called when it listens."""
+    worker: WorkerSlot | None = None
+    """Role of this process among several workers."""
 
-        Args:
-            application: The server.
-            host: Address that it listens on; decides whether loopback Origins are allowed.
-            port: Port that it listens on.
-            told: Called when it listens.
-            worker: Role of this process among several workers.
+    def __post_init__(self) -> None:
+        """Load the certificate.
 
         Raises:
             CommandError: The certificate can't be used.
         """
-        # Configuration
-        self._application = application
-        self._runtimes = application.runtimes
-        self._certificate = _certificate(self._runtimes.definition.settings)
-        self._address = host, port
-        self._told = told
-        self._worker = worker
-        # State
+        self._runtimes = self.application.runtimes
+        self._definition = self._runtimes.definition
+        self._certificate = _certificate(self._definition.settings)
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
-        self._runtimes.bind = Bind(is_loopback(host), self._state, () if worker is None else worker.workers)
+        self._runtimes.bind = Bind(
+            is_loopback(self.host), self._state, () if self.worker is None else self.worker.workers
+        )
 
-    def run(self, listeners: list[socket.socket]) -> None:
-        """Serve on bound sockets until stopped.
+    def run(self) -> None:
+        """Serve until stopped.
 
         Raises:
             CommandError: The configuration can't work.
         """
-        run(self.serve(listeners), loop_factory())
+        run(self.serve(), loop_factory())
 
-    async def run_here(self, listeners: list[socket.socket]) -> None:
+    async def run_here(self) -> None:
         """Serve in the running loop, until stopped or until the task is canceled, which drains, too."""
-        serving = asyncio.create_task(self.serve(listeners))
+        serving = asyncio.create_task(self.serve())
         try:
             await asyncio.shield(serving)
         finally:
@@ -118,40 +113,35 @@ class HttpServer:
                 self._over.set()
                 await serving
 
-    async def serve(self, sockets: list[socket.socket]) -> None:
-        """Serve on bound sockets until stopped."""
-        kind = StopSignals if self._worker is None else partial(WorkerStops, self._worker)
+    async def serve(self) -> None:
+        """Serve until stopped."""
+        kind = StopSignals if self.worker is None else partial(WorkerStops, self.worker)
         stops = kind(self._runtimes, self._stop)
-        watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
         with stops.handle():
-            with convert_start_errors(self._runtimes.definition.name):
+            with convert_start_errors(self._definition.name):
                 runtime = await self._runtimes.start(supervised=True)
-                endpoints = prepare(self._application, runtime)
+                endpoints = prepare(self.application, runtime)
                 look_ahead(runtime)
             try:
-                await self._serve(endpoints, sockets)
+                await self._serve(runtime, endpoints)
             finally:
-                if watch is not None:
-                    watch.cancel()
                 if stops.forced:
-                    if self._runtimes.here is not None:
-                        self._runtimes.here.dispatcher.stopping = True
+                    runtime.dispatcher.stopping = True
                     for task in list(self._state.tasks):
                         task.cancel()
                 try:
                     await self._runtimes.stop()
                 except Exception:
-                    logger.exception("%s couldn't be closed cleanly.", self._runtimes.definition.name)
+                    logger.exception("%s couldn't be closed cleanly.", self._definition.name)
 
-    async def _serve(self, endpoints: Endpoints, sockets: list[socket.socket]) -> None:
-        _raise_file_limit(self._runtimes.definition.settings.max_connections)
-        listener = SocketListener(
-            endpoints,
-            tls=None if self._certificate is None else self._certificate.context,
-            proxies=TrustedProxies.from_environment(),
-            state=self._state,
-        )
-        for each in sockets:
+    async def _serve(self, runtime: Runtime, endpoints: Endpoints) -> None:
+        _raise_file_limit(self._definition.settings.max_connections)
+        tls = None
+        if self._certificate is not None:
+            tls = self._certificate.context
+            runtime.host.run(self._certificate.watch())
+        listener = SocketListener(endpoints, tls=tls, proxies=TrustedProxies.from_environment(), state=self._state)
+        for each in self.listeners:
             await listener.listen(each)
 
         async def accept(sock: socket.socket) -> Callable[[], None]:
@@ -160,53 +150,45 @@ class HttpServer:
                 server.close()
             return server.close
 
-        if self._worker is not None:
-            self._worker.takeover.begin(accept)
-        host, port = self._address
+        if self.worker is not None:
+            self.worker.takeover.begin(accept)
         # A gateway doesn't know what its upstreams offer until it listens.
-        self._told(facts(self._runtimes.definition, host=host, port=port))
+        self.told(facts(self._definition, host=self.host, port=self.port))
         await self._over.wait()
-        await self._shut_down(listener)
+        await self._shut_down(runtime, listener)
 
     def _stop(self, times: DrainTimes) -> None:
         self._times = times
         self._over.set()
 
-    async def _shut_down(self, listener: SocketListener) -> None:
+    async def _shut_down(self, runtime: Runtime, listener: SocketListener) -> None:
         """Fail readiness checks, stop accepting connections, announce that in the last responses, then end calls and
         streams.
         """
-        runtime, clock = self._runtimes.here, asyncio.get_running_loop().time
-        if runtime is not None:
-            runtime.draining = True
+        clock, linger = asyncio.get_running_loop().time, self._times.linger
+        runtime.draining = True
         await asyncio.sleep(self._times.delay)
         drainer = ConnectionDrainer(self._state, listener.guard, clock)
         drainer.announce()
         await listener.accept_backlog()
         listener.close()
-        if self._worker is not None:
-            self._worker.takeover.close()
-            self._worker.line.tell(Departure())
-        until = clock() + self._runtimes.definition.settings.drain_timeout
-        await self._drain(runtime, drainer, until)
+        if self.worker is not None:
+            self.worker.takeover.close()
+            self.worker.line.tell(Departure())
+        until, going = clock() + self._definition.settings.drain_timeout, True
+        # Wait for calls and other requests, and close idle connections; repeat, because a client may send one more
+        # request.
+        while going:
+            while drainer.close_idle(linger) and clock() < until:  # noqa: ASYNC110  nothing signals it
+                await asyncio.sleep(TICK)
+            await runtime.drain(max(0.0, until - clock()))
+            going = (drainer.close_idle(linger) or drainer.is_answering()) and clock() < until
+            if going:
+                await asyncio.sleep(TICK)
         drainer.abort_closed()
         await asyncio.sleep(0)  # closed connections are removed
         if self._state.connections or self._state.tasks:
             await listener.shut_down(AFTER_DRAIN)
-
-    async def _drain(self, runtime: Runtime | None, drainer: ConnectionDrainer, until: float) -> None:
-        """Wait for calls and other requests, and close idle connections; repeat, because a client may send one more
-        request.
-        """
-        clock, linger, going = asyncio.get_running_loop().time, self._times.linger, True
-        while going:
-            while drainer.close_idle(linger) and clock() < until:  # noqa: ASYNC110  nothing signals it
-                await asyncio.sleep(TICK)
-            if runtime is not None:
-                await runtime.drain(max(0.0, until - clock()))
-            going = (drainer.close_idle(linger) or drainer.is_answering()) and clock() < until
-            if going:
-                await asyncio.sleep(TICK)
 
 
 def _raise_file_limit(connections: int) -> None:
@@ -262,27 +244,19 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
             if hello.worker == 1:
                 logger.warning("%s", secrets.warning)
         listeners = [take_socket(each) for each in hello.listeners]
-        settings, tell, has_started = definition.settings, place.line.tell, False
+        settings, tell = definition.settings, place.line.tell
 
         def report_ready(found: Facts) -> None:
-            nonlocal has_started
-            has_started = True
             patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
             tell(Ready(found, patience, settings.watchdog))
             if settings.watchdog:
-                beat(asyncio.get_running_loop(), settings.watchdog / BEATS)
+                beat()
 
-        def beat(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        def beat() -> None:
             tell(Alive())
-            loop.call_later(seconds, beat, loop, seconds)
+            asyncio.get_running_loop().call_later(settings.watchdog / BEATS, beat)
 
-        server = HttpServer(application, hello.host, hello.port, told=report_ready, worker=place)
-        try:
-            server.run(listeners)
-        except SystemExit as exc:
-            if exc.code != 1 or has_started:
-                raise
-            raise CommandError(f"{definition.name} cannot start.", why="The log above says what happened.") from exc
+        HttpServer(application, hello.host, hello.port, listeners, told=report_ready, worker=place).run()
 
 
 class WorkerStops(StopSignals):
@@ -304,16 +278,16 @@ class WorkerStops(StopSignals):
             SystemExit: A second signal stopped it without draining.
         """
         end = self._place.line.end
-        end.setblocking(False)
         self._place.die_with_parent(False)
-        self._loop.add_reader(end.fileno(), self._hear)
+        end.setblocking(False)
+        self._loop.add_reader(end, self._hear)
         for message in self._place.early:
             self._take(message)
         try:
             with super().handle():
                 yield
         finally:
-            self._loop.remove_reader(end.fileno())
+            self._loop.remove_reader(end)
 
     @override
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -321,31 +295,25 @@ class WorkerStops(StopSignals):
 
     def _hear(self) -> None:
         messages = self._place.line.read()
-        if messages is None:
-            self._stop_without_parent()
-        else:
-            for message in messages:
-                self._take(message)
+        if messages is None:  # the next server needs the address immediately
+            self._loop.remove_reader(self._place.line.end)
+            logger.warning("The parent process is gone, so this worker stops, too")
+            self._drain(DrainTimes())
+        for message in messages or ():
+            self._take(message)
 
-    def _take(self, message: ToWorker) -> None:
+    def _take(self, message: Message) -> None:
         delay = self._runtimes.definition.settings.drain_delay
         if isinstance(message, Drain):
             linger = RELOAD_LINGER if self._place.hello.reloads else LINGER
             self._drain(DrainTimes(0.0, linger) if message.replaced else DrainTimes.for_stop(delay))
         elif isinstance(message, Force):
-            self.forced = True
             self._force()
         elif isinstance(message, WorkerStates):
             self._place.workers[:] = message.workers
             self._place.takeover.look(message.workers)
         elif isinstance(message, StartFailure):
-            note_failure(message)
-
-    def _stop_without_parent(self) -> None:
-        """Stop without the parent, because the next server needs the address immediately."""
-        self._loop.remove_reader(self._place.line.end.fileno())
-        logger.warning("The parent process is gone, so this worker stops, too")
-        self._drain(DrainTimes())
+            self._place.failure = message if message.what else None
 
     def _drain(self, times: DrainTimes) -> None:
         if not self._stopping:
@@ -417,8 +385,7 @@ def serve_with_panel(
     Raises:
         CommandError: The address or the key for session ids can't be used.
     """
-    server, listeners = _bind(application, host, port, descriptor, told)
-    server.run(listeners)
+    _bind(application, host, port, descriptor, told).run()
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -429,14 +396,17 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     """
     if not logging.getLogger().handlers:
         set_up_logs(application.runtimes.definition.settings)
-    server, listeners = _bind(application, host, port, None, show)
-    await server.run_here(listeners)
+    await _bind(application, host, port).run_here()
 
 
 def _bind(
-    application: ServerApplication, host: str, port: int, descriptor: int | None, told: Callable[[Facts], None]
-) -> tuple[HttpServer, list[socket.socket]]:
-    """Return the server of an address, and its sockets, which are bound but don't listen yet."""
+    application: ServerApplication,
+    host: str,
+    port: int,
+    descriptor: int | None = None,
+    told: Callable[[Facts], None] = show,
+) -> HttpServer:
+    """Return the server of an address, whose sockets are bound but don't listen yet."""
     definition = application.runtimes.definition
     check_key(definition.settings)
     passed = passed_sockets(descriptor)
@@ -445,7 +415,7 @@ def _bind(
     host, port = name[0] if passed else host, name[1]
     try:
         check_public(definition, host)
-        return HttpServer(application, host, port, told=told), listeners
+        return HttpServer(application, host, port, listeners, told=told)
     except CommandError:
         for each in listeners:
             each.close()

@@ -156,7 +156,6 @@ class StopSignals:
             self._stopping = True
             self._loop.call_soon_threadsafe(self._stop)
         elif number == signal.SIGINT and not self.forced:
-            self.forced = True
             logger.warning(
                 "Stopping immediately after a second Ctrl-C: %s cut off",
                 _count(self._runtimes.calls, "call is", "calls are"),
@@ -175,6 +174,7 @@ class StopSignals:
         self._on_stop(times)
 
     def _force(self) -> None:
+        self.forced = True
         if self._task is not None:
             self._task.cancel()
 

@@ -16,10 +16,11 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -29,6 +30,7 @@ from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
 from millstream._override import override
 from millstream._stores.workers import use_parent
+from millstream._tasks import run_in_thread
 
 logger = logging.getLogger("millstream")
 
@@ -123,37 +125,33 @@ class StartFailure(WorkerMessage, frozen=True):
     detail: str = ""
 
 
-ToWorker = Hello | Drain | Force | WorkerStates | StartFailure
-ToParent = Ready | Alive | Departure | StartFailure
-FOR_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
-FOR_PARENT: msgspec.json.Decoder[ToParent] = msgspec.json.Decoder(ToParent)
-Heard = TypeVar("Heard")
+Message = Hello | Drain | Force | WorkerStates | Ready | Alive | Departure | StartFailure
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
-class MessageChannel(Generic[Heard]):
+class MessageChannel:
     """One end of the pair of sockets.
 
     The end of the stream is a message, too: it tells a worker that the parent is gone, for whatever reason.
     """
 
-    def __init__(self, end: socket.socket, decoder: msgspec.json.Decoder[Heard]) -> None:
+    def __init__(self, end: socket.socket) -> None:
         self.end = end
-        self._decoder = decoder
         self._buffer = b""
 
-    def tell(self, message: Any) -> None:
+    def tell(self, message: Message) -> None:
         """Send a message, dropping it if the peer is gone or has been unresponsive for long."""
-        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        with suppress(OSError):
             self.end.sendall(msgspec.json.encode(message) + b"\n")
 
-    def read(self) -> list[Heard] | None:
+    def read(self) -> list[Message] | None:
         """Return the messages received so far; None if the peer has closed the socket or sent an invalid message."""
         try:
             data = self.end.recv(CHUNK)
             if not data:
                 return None
-            *lines, self._buffer = (self._buffer + data).split(b"\n")
-            return [self._decoder.decode(each) for each in lines]
+            lines, _, self._buffer = (self._buffer + data).rpartition(b"\n")
+            return _decoder.decode_lines(lines)
         except BlockingIOError:
             return []
         except (ConnectionResetError, msgspec.MsgspecError):
@@ -179,11 +177,9 @@ class SocketTakeover:
             me: Slot of this worker.
             others: Sockets of each other slot.
         """
-        # Configuration
         self._me = me
         self._others = others
         self._accept: Accept | None = None
-        # State
         self._wanted: frozenset[int] = frozenset()
         self._serving: dict[int, list[Callable[[], None]]] = {}
         """Slot -> function that stops accepting for it."""
@@ -210,11 +206,7 @@ class SocketTakeover:
         self._go()
 
     def _go(self) -> None:
-        if (
-            self._accept is not None
-            and (self._task is None or self._task.done())
-            and self._wanted != frozenset(self._serving)
-        ):
+        if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._settle())
 
     async def _settle(self) -> None:
@@ -245,18 +237,19 @@ class WorkerSlot:
     """The parent's messages, and the connection for replies."""
 
     def __init__(self, end: socket.socket) -> None:
-        self.line = MessageChannel(end, FOR_WORKER)
-        first = self.line.read()
-        while first == []:
-            first = self.line.read()
+        self.line = MessageChannel(end)
+        while (first := self.line.read()) == []:
+            pass
         if not first or not isinstance(first[0], Hello):
             raise SystemExit(1)  # the parent is gone
         self.hello = first[0]
         self.early = first[1:]
-        """Descriptors that were passed along."""
+        """Messages that arrived together with the first."""
         self.die_with_parent(True)
         self.workers: list[WorkerState] = []
         """State of all workers."""
+        self.failure: StartFailure | None = None
+        """Why the changed program can't start; None if there's no newer version."""
         others = {number: [take_socket(each) for each in sockets] for number, sockets in self.hello.others.items()}
         self.takeover = SocketTakeover(self.hello.worker, others)
 
@@ -268,8 +261,7 @@ class WorkerSlot:
 
         end = self.line.end
         fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(end, fcntl.F_GETFL)
-        fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+        fcntl.fcntl(end, fcntl.F_SETFL, os.O_ASYNC if on else 0)
 
     @contextmanager
     def report_errors(self) -> Generator[None]:
@@ -281,7 +273,7 @@ class WorkerSlot:
         try:
             yield
         except CommandError as exc:
-            self.line.tell(StartFailure(exc.what, exc.why, exc.fix, exc.detail))
+            self.line.tell(msgspec.convert(exc, StartFailure, from_attributes=True))
             sys.exit(1)
 
     def mark_logs(self) -> None:
@@ -297,7 +289,6 @@ class WorkerSlot:
 
 class _ClaimedSlot:
     place: WorkerSlot | None = None
-    failure: StartFailure | None = None
     runs = 0
     """Number of times that this process has begun to serve over HTTP."""
 
@@ -308,14 +299,9 @@ def begin_run() -> int:
     return _ClaimedSlot.runs
 
 
-def note_failure(failure: StartFailure) -> None:
-    """Record why the changed program can't start, or with an empty one, that it has changed again."""
-    _ClaimedSlot.failure = failure if failure.what else None
-
-
 def failed_restart() -> StartFailure | None:
     """Return why the changed program can't start; None if there's no newer version."""
-    return _ClaimedSlot.failure
+    return None if _ClaimedSlot.place is None else _ClaimedSlot.place.failure
 
 
 def claim() -> WorkerSlot | None:
@@ -392,7 +378,7 @@ class BackOff:
     They keep a crash loop from consuming the machine.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None
         """When the newest process began to serve; the time before that says nothing about its health."""
@@ -448,14 +434,25 @@ _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SI
 KILLED = "Another process killed it, or the kernel for lack of memory."
 
 
-class NotStarted(Exception):
+class NotStarted(CommandError):
     """A worker has ended before it served, with or without an error message."""
 
-    def __init__(self, failure: StartFailure, *, killed: bool = False) -> None:
-        super().__init__(failure.what)
-        self.failure = failure
-        self.killed = killed
-        """Whether it was killed from outside, so its program may be fine."""
+    killed = False
+    """Whether it was killed from outside, so its program may be fine."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """The slot of one worker: its sockets, and the search for a replacement."""
+
+    number: int
+    listeners: Sequence[socket.socket]
+    own: bool
+    """Whether no other process accepts from them."""
+    restarts: int = 0
+    back_off: BackOff = field(default_factory=BackOff)
+    mending: "asyncio.Task[WorkerProcess] | None" = None
+    """Task that starts a replacement."""
 
 
 class WorkerProcess:
@@ -464,29 +461,26 @@ class WorkerProcess:
     Its replacement is another object.
     """
 
-    def __init__(self, command: Sequence[str], hello: Hello, *, environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], hello: Hello, slot: Slot, *, environment: Mapping[str, str]) -> None:
         """Start the process.
 
         Args:
             command: Program that runs as a worker, with the sockets that it inherits.
             hello: Its role.
+            slot: Its slot.
             environment: Environment variables in addition to the parent's.
         """
         self._loop = asyncio.get_running_loop()
-        self.hello = hello
+        self.slot = slot
         self.state = STARTING
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self.left = asyncio.Event()
         """Set when it accepts no more connections."""
-        self.ended: asyncio.Future[int] = self._loop.create_future()
-        """Exit status, negative for a signal."""
-        self.leaves = False
-        """Whether it's stopping, and has been replaced if necessary."""
         self.patience = PATIENCE
         self.watchdog = 0.0
-        self.heard = 0.0
-        """Time of the last heartbeat of its event loop."""
-        self._failed: StartFailure | None = None
+        self._silence = 0
+        """Number of checks since the last heartbeat of its event loop."""
+        self._failed: NotStarted | None = None
         ours, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
@@ -499,49 +493,48 @@ class WorkerProcess:
                 process_group=0,
             )
         self.pid = self._process.pid
-        self._line = MessageChannel(ours, FOR_PARENT)
+        self._line = MessageChannel(ours)
         self._line.tell(hello)
         ours.setblocking(False)
-        self._loop.add_reader(ours.fileno(), self._hear)
-        # asyncio's own waiting needs a child watcher on Python 3.11, which the program may have replaced.
-        threading.Thread(target=self._wait, daemon=True).start()
-
-    def _wait(self) -> None:
-        status = self._process.wait()
-        with suppress(RuntimeError):  # the loop was ended by force
-            self._loop.call_soon_threadsafe(self._end, status)
+        self._loop.add_reader(ours, self._hear)
+        self.ended = self._loop.create_task(self._end())
+        """Returns the exit status, negative for a signal."""
 
     def _hear(self) -> None:
         messages = self._line.read()
         if messages is None:
-            self._loop.remove_reader(self._line.end.fileno())
+            self._loop.remove_reader(self._line.end)
             return
         for message in messages:
             if isinstance(message, Ready):
-                self.state, self.patience, self.watchdog = READY, message.patience, message.watchdog
-                self.heard = self._loop.time()
+                if self.state == STARTING:
+                    self.state = READY
+                self.patience, self.watchdog = message.patience, message.watchdog
                 self._ready.set_result(message)
             elif isinstance(message, Alive):
-                self.heard = self._loop.time()
+                self._silence = 0
             elif isinstance(message, StartFailure):
-                self._failed = message
+                self._failed = NotStarted(**msgspec.structs.asdict(message))
             else:
-                self.state, self.leaves = LEAVING, True
+                self.state = LEAVING
                 self.left.set()
 
-    def _end(self, status: int) -> None:
+    async def _end(self) -> int:
+        # asyncio's own waiting needs a child watcher on Python 3.11, which the program may have replaced.
+        status = await run_in_thread(self._process.wait, f"{self}")
         self._hear()  # its last messages
-        self._loop.remove_reader(self._line.end.fileno())
+        self._loop.remove_reader(self._line.end)
         self._line.end.close()
-        self.state, self.leaves = GONE, True
+        self.state = GONE
         self.left.set()
         if not self._ready.done():
-            killed = self._failed is None and -status in _BY_OTHERS
-            what = f"Worker {self.hello.worker} {how(status)} before it was ready."
-            why = KILLED if killed else "A worker runs your program up to run(). See its output above."
-            self._ready.set_exception(NotStarted(self._failed or StartFailure(what, why), killed=killed))
+            what = f"Worker {self.slot.number} {how(status)} before it was ready."
+            error = NotStarted(what, why="A worker runs your program up to run(). See its output above.")
+            if -status in _BY_OTHERS:
+                error.killed, error.why = True, KILLED
+            self._ready.set_exception(self._failed or error)
             self._ready.exception()  # avoids a warning if there's no waiter
-        self.ended.set_result(status)
+        return status
 
     async def ready(self) -> Ready:
         """Wait until it serves. Several callers may wait, and each may be canceled separately.
@@ -553,23 +546,19 @@ class WorkerProcess:
 
     async def watch(self) -> None:
         """Kill it once its event loop has been silent for too long."""
-        late = 0
-        while self.state == READY:
-            await asyncio.sleep(self.watchdog / BEATS)
-            # Twice in a row: if this process itself was stopped, messages from that time must be read first.
-            late = late + 1 if self._loop.time() - self.heard > self.watchdog else 0
-            if late == 2 and self.state == READY:
+        while not self.left.is_set():
+            # Checks are counted, and not their time: if this process itself was stopped, messages from that time must
+            # be read first.
+            if self._silence > BEATS:
                 logger.error("%s has been unresponsive for %g s and will be killed", self, self.watchdog)
                 self.signal(signal.SIGKILL)
                 return
+            self._silence += 1
+            await asyncio.sleep(self.watchdog / BEATS)
 
-    async def see_out(self) -> None:
+    async def see_out(self, seconds: float) -> None:
         """Kill it if it doesn't end in time."""
-        await asyncio.wait((self.ended,), timeout=self.patience + GRACE)
-        self.kill_late()
-
-    def kill_late(self) -> None:
-        """Kill it if it hasn't ended yet, although it had time."""
+        await asyncio.wait((self.ended,), timeout=seconds)
         if not self.ended.done():
             logger.error("%s didn't stop in time and will be killed", self)
             self.signal(signal.SIGKILL)
@@ -578,16 +567,14 @@ class WorkerProcess:
         """Let it finish running calls, and exit."""
         if self.state == GONE:
             return
-        self.leaves = True
         if self.state == STARTING:
             self.signal(signal.SIGTERM)  # it may not read our messages yet
+        self.state = LEAVING
         self._line.tell(Drain(replaced))
 
     def force(self) -> None:
         """Make it exit immediately, but cleanly."""
-        if self.state != GONE:
-            self.leaves = True
-            self._line.tell(Force())
+        self._line.tell(Force())
 
     def tell(self, message: WorkerStates | StartFailure) -> None:
         """Send it the state of all workers, or why the changed program can't start."""
@@ -601,7 +588,7 @@ class WorkerProcess:
 
     @override
     def __str__(self) -> str:
-        return f"Worker {self.hello.worker} (process {self.pid})"
+        return f"Worker {self.slot.number} (process {self.pid})"
 
 
 def how(status: int) -> str:

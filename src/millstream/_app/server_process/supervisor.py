@@ -12,13 +12,12 @@ import secrets
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 
@@ -27,11 +26,13 @@ from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals
 from millstream._app.server_process.slot import (
+    GRACE,
     KILLED,
     READY,
-    BackOff,
+    STARTING,
     Hello,
     NotStarted,
+    Slot,
     StartFailure,
     WorkerProcess,
     WorkerState,
@@ -45,37 +46,6 @@ from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks
 
 logger = logging.getLogger("millstream")
-
-
-class ParentSignals:
-    """Events that signals to the parent set: stop, stop immediately, or restart all workers.
-
-    SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the
-    kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.
-    """
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.force = asyncio.Event()
-        self.restart = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._had_terminal = _has_terminal()
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        self._loop.call_soon_threadsafe(self._take, number)
-
-    def _take(self, number: int) -> None:
-        if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
-            if not self.stop.is_set():
-                logger.info("Restarting all workers. The current ones stop when the new ones are ready.")
-                self.restart.set()
-        elif not self.stop.is_set():
-            logger.info("Stopping. Press Ctrl-C again to stop immediately.")
-            self.stop.set()
-        elif number == signal.SIGINT and not self.force.is_set():
-            logger.warning("Stopping immediately after a second Ctrl-C")
-            self.force.set()
 
 
 def _has_terminal() -> bool:
@@ -136,28 +106,18 @@ def _is_foreign(folder: Path) -> bool:
 
 STARTS = 5
 """Maximum processes started in a row for one slot, if all are killed, before giving up."""
-OVERTAKEN = 5.0
+OVERTAKEN = 5
 """Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
 version, and frequent requests must not keep a good one from getting ready.
 """
 
 
-@dataclass(eq=False)
-class Slot:
-    """The slot of one worker: its sockets, and the search for a replacement."""
-
-    number: int
-    listeners: Sequence[socket.socket]
-    own: bool
-    """Whether no other process accepts from them."""
-    restarts: int = 0
-    back_off: BackOff = field(default_factory=lambda: BackOff(time.monotonic))
-    mending: asyncio.Task[WorkerProcess] | None = None
-    """Task that starts a replacement."""
-
-
 class Supervisor:
-    """One run of several workers: it starts their processes, replaces those that die, and restarts them."""
+    """One run of several workers: it starts their processes, replaces those that die, and restarts them.
+
+    SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the
+    kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.
+    """
 
     def __init__(
         self,
@@ -167,7 +127,7 @@ class Supervisor:
         host: str,
         run: int,
         store: Callable[[], AbstractAsyncContextManager[str]],
-        changes: Callable[[], AsyncIterator[None]] | None = None,
+        watched: Path | None = None,
         told: Callable[[Facts], None] = show,
     ) -> None:
         """Create the supervisor; `run` starts the workers.
@@ -178,7 +138,7 @@ class Supervisor:
             host: Configured address, which decides who counts as local.
             run: Number of this ``run()`` call in the program.
             store: Opens the shared store for the whole run, and yields its address.
-            changes: Yields whenever the program has changed.
+            watched: Folder; when a Python file in it changes, all workers restart.
             told: Called once when the workers serve.
         """
         self._command = command
@@ -190,19 +150,22 @@ class Supervisor:
             port=slots[0].listeners[0].getsockname()[1],
             listeners=[],
             run=run,
-            reloads=changes is not None,
+            reloads=watched is not None,
             key=secrets.token_urlsafe(32),
         )
         """Common part of the workers' roles."""
         self._store = store
-        self._changes = changes
+        self._watched = watched
         # Python treats compiled code as fresh if the file has the recorded size and modification second.
-        self._environment = {} if changes is None else {"PYTHONDONTWRITEBYTECODE": "1"}
+        self._environment = {} if watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
         self._told = told
-        self._children: dict[WorkerProcess, Slot] = {}
+        self._children: list[WorkerProcess] = []
         """All processes that haven't ended, including those that are exiting."""
         self._tasks = Tasks()
-        self._stopping = False
+        self._main: asyncio.Task[None]
+        self._stopping = self._forced = False
+        self._restart_requested = asyncio.Event()
+        self._had_terminal = _has_terminal()
 
     async def run(self) -> None:
         """Serve until stopped.
@@ -211,49 +174,67 @@ class Supervisor:
             CommandError: A worker can't start.
             SystemExit: A second signal stopped it without draining.
         """
-        async with AsyncExitStack() as stack:
-            orders = ParentSignals()
-            stack.enter_context(receive_signals(orders.receive))
-            try:
-                store = await stack.enter_async_context(self._store())
-            except OSError as exc:
-                raise CommandError(
-                    "The workers' parent process can't create the socket of its store.",
-                    why=str(exc),
-                    fix="Set TMPDIR to a folder that this program may write to.",
-                ) from exc
-            self._hello = msgspec.structs.replace(self._hello, store=store)
-            serving = self._tasks.spawn(self._serve(orders))
-            stop = self._tasks.spawn(orders.stop.wait())
-            try:
-                await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
-                if serving.done():
-                    serving.result()  # a worker can't start
-            finally:
-                serving.cancel()
-                await self._end(orders.force)
-            if orders.force.is_set():
-                sys.exit(INTERRUPTED)
+        main: Any = asyncio.current_task()
+        self._main = main
+        with receive_signals(self._receive):
+            async with AsyncExitStack() as stack:
+                try:
+                    with suppress(asyncio.CancelledError):  # a signal stops it
+                        await self._serve(stack)
+                finally:
+                    await self._end()
+        if self._forced:
+            sys.exit(INTERRUPTED)
 
-    async def _serve(self, orders: ParentSignals) -> None:
-        """Start the workers, and restart them on request."""
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._main.get_loop().call_soon_threadsafe(self._obey, number)
+
+    def _obey(self, number: int) -> None:
+        if number == signal.SIGHUP and (_has_terminal() or not self._had_terminal):
+            if not self._stopping:
+                logger.info("Restarting all workers. The current ones stop when the new ones are ready.")
+                self._restart_requested.set()
+        elif not self._stopping:
+            logger.info("Stopping. Press Ctrl-C again to stop immediately.")
+            self._stopping = True
+            self._main.cancel()
+        elif number == signal.SIGINT and not self._forced:
+            logger.warning("Stopping immediately after a second Ctrl-C")
+            self._forced = True
+            for child in self._children:
+                child.force()
+                self._tasks.spawn(child.see_out(LAST_SECONDS))
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        """Open the store, start the workers, and restart them on request."""
+        try:
+            store = await stack.enter_async_context(self._store())
+        except OSError as exc:
+            raise CommandError(
+                "The workers' parent process can't create the socket of its store.",
+                why=str(exc),
+                fix="Set TMPDIR to a folder that this program may write to.",
+            ) from exc
+        self._hello = msgspec.structs.replace(self._hello, store=store)
         first, *others = self._slots
         # Watch from before the first worker imports the program.
-        changes = None if self._changes is None else self._changes()
-        try:
-            ready = await (await self._start(first)).ready()
-            await asyncio.gather(*[self._start(slot) for slot in others])
-        except NotStarted as exc:
-            raise CommandError(**msgspec.structs.asdict(exc.failure)) from None
+        changed = None if self._watched is None else changes(self._watched)
+        ready = await (await self._start(first)).ready()
+        await asyncio.gather(*[self._start(slot) for slot in others])
         self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
-        if changes is not None:
-            self._tasks.spawn(_restart_after(changes, orders))
+        if changed is not None:
+            self._tasks.spawn(self._restart_after(changed))
         while True:
-            await orders.restart.wait()
-            orders.restart.clear()
-            await self._restart(orders)
+            await self._restart_requested.wait()
+            self._restart_requested.clear()
+            await self._restart()
 
-    async def _restart(self, orders: ParentSignals) -> None:
+    async def _restart_after(self, changed: AsyncIterator[None]) -> None:
+        async for _ in changed:
+            logger.info("The program has changed")
+            self._restart_requested.set()
+
+    async def _restart(self) -> None:
         """Start a new process beside each worker, one after the other; when all are ready, stop the old ones.
 
         They stop together, because clients of a worker that stops alone reconnect to those that are about to stop.
@@ -265,13 +246,13 @@ class Supervisor:
                 slot = empty[0]
                 if len(new) >= STARTS * len(self._slots):
                     what = f"Each new process for worker {slot.number} was killed before all were ready."
-                    raise NotStarted(StartFailure(what, KILLED))
+                    raise NotStarted(what, why=KILLED)
                 if slot.mending is not None:
                     slot.mending.cancel()
-                new.append(await self._start_before_next(slot, orders))
+                new.append(await self._start_before_next(slot))
         except NotStarted as exc:
-            tell_failure(exc.failure)
-            self._tell(exc.failure)
+            tell_failure(exc)
+            self._tell(msgspec.convert(exc, StartFailure, from_attributes=True))
             logger.error("The restart failed. The current workers keep serving.")
             self._leave(new)
             self._fill()
@@ -284,23 +265,28 @@ class Supervisor:
         pids = [str(child.pid) for child in self._serving_workers()]
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
 
-    async def _start_before_next(self, slot: Slot, orders: ParentSignals) -> WorkerProcess:
+    def _empty_slots(self, among: Iterable[WorkerProcess]) -> list[Slot]:
+        """Return the slots without a serving process among some."""
+        served = [child.slot for child in among if child.state == READY]
+        return [slot for slot in self._slots if slot not in served]
+
+    async def _start_before_next(self, slot: Slot) -> WorkerProcess:
         """Start a worker, unless the next restart is requested before it's ready.
 
         Raises:
             NotStarted: It can't start, or was given up.
         """
-        starting = asyncio.create_task(self._start(slot))
-        overtaken = asyncio.create_task(_some_time_after(orders.restart))
+        starting, seconds = asyncio.create_task(self._start(slot)), OVERTAKEN
         try:
-            await asyncio.wait((starting, overtaken), return_when=asyncio.FIRST_COMPLETED)
+            while seconds and not starting.done():
+                await asyncio.wait((starting,), timeout=1)
+                seconds -= self._restart_requested.is_set()
             if not starting.done():
                 what = f"Worker {slot.number} didn't become ready before the next restart, and was stopped."
-                raise NotStarted(StartFailure(what, "Your program is still starting, or it hangs."))
+                raise NotStarted(what, why="Your program is still starting, or it hangs.")
             return starting.result()
         finally:
             starting.cancel()
-            overtaken.cancel()
 
     async def _start(self, slot: Slot, *, why: str = "") -> WorkerProcess:
         """Start processes until one is ready, waiting longer each time.
@@ -316,21 +302,20 @@ class Supervisor:
         while True:
             if why:
                 await self._wait_after_death(slot, why)
-            child: WorkerProcess | None = None
+            starts += 1
             try:
-                starts += 1
                 child = self._spawn(slot)
-                await child.ready()
+                try:
+                    await child.ready()
+                except asyncio.CancelledError:
+                    self._leave([child])
+                    raise
             except NotStarted as exc:
                 if not mending and (self._stopping or not exc.killed or starts == STARTS):
                     raise
-                why = exc.failure.what.rstrip(".")
+                why = exc.what.rstrip(".")
                 if mending:
-                    tell_failure(exc.failure)
-            except asyncio.CancelledError:
-                if child is not None:
-                    self._leave([child])
-                raise
+                    tell_failure(exc)
             else:
                 if mending:
                     logger.info("%s is ready", child)
@@ -358,35 +343,30 @@ class Supervisor:
         others = numbers if slot.own else {}  # with a shared socket, no takeover is needed
         hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
         try:
-            child = WorkerProcess(self._command, hello, environment=self._environment)
+            child = WorkerProcess(self._command, hello, slot, environment=self._environment)
         except OSError as exc:
-            raise NotStarted(StartFailure(f"Worker {slot.number} couldn't be started.", str(exc))) from exc
-        self._children[child] = slot
+            raise NotStarted(f"Worker {slot.number} couldn't be started.", why=str(exc)) from exc
+        self._children.append(child)
         self._tasks.spawn(self._look_after(child))
         return child
 
     def _serving_workers(self) -> list[WorkerProcess]:
         """Return the processes that serve and should continue."""
-        return [child for child in self._children if child.state == READY and not child.leaves]
+        return [child for child in self._children if child.state == READY]
 
-    def _empty_slots(self, among: Iterable[WorkerProcess]) -> list[Slot]:
-        """Return the slots without a serving process among some."""
-        served = [self._children[child] for child in self._serving_workers() if child in among]
-        return [slot for slot in self._slots if slot not in served]
-
-    def _leave(self, children: Sequence[WorkerProcess], *, replaced: bool = True) -> None:
+    def _leave(self, children: Iterable[WorkerProcess], *, replaced: bool = True) -> None:
         """Stop processes, which usually have been replaced."""
         for child in children:
             child.drain(replaced=replaced)
-            self._tasks.spawn(child.see_out())
+            self._tasks.spawn(child.see_out(child.patience + GRACE))
 
     def _fill(self) -> None:
-        """Start replacements in all slots without a serving process."""
-        for slot in self._empty_slots(self._children):
+        """Start replacements in all slots without a process."""
+        for slot in self._slots:
             self._mend(slot, f"Worker {slot.number} is missing")
 
-    async def _end(self, force: asyncio.Event) -> None:
-        """Stop all processes: gracefully, or by force once `force` is set, or by the kernel.
+    async def _end(self) -> None:
+        """Stop all processes: gracefully, or by the kernel.
 
         The sockets are closed when no process accepts any more, so that connections are refused instead of waiting.
         """
@@ -396,76 +376,51 @@ class Supervisor:
                 slot.mending.cancel()
         children = list(self._children)
         self._leave(children, replaced=False)
-        closing = self._tasks.spawn(_close(children, self._slots))
-        everyone, forced = asyncio.gather(*[child.ended for child in children]), self._tasks.spawn(force.wait())
-        await asyncio.wait((everyone, forced), return_when=asyncio.FIRST_COMPLETED)
-        if forced.done():
-            for child in children:
-                child.force()
-            await asyncio.wait((everyone,), timeout=LAST_SECONDS)
-            for child in children:
-                child.kill_late()
-        await everyone
-        await closing
+        await asyncio.gather(*[child.left.wait() for child in children])
+        for slot in self._slots:
+            for each in slot.listeners:
+                each.close()
+        await asyncio.gather(*[child.ended for child in children])
         await self._tasks.close()
 
     async def _look_after(self, child: WorkerProcess) -> None:
         """Supervise a process from start to end, and replace it as soon as it accepts no more connections."""
-        slot = self._children[child]
         with suppress(NotStarted):  # reported by `_start`
             await child.ready()
-            slot.back_off.serves()
+            child.slot.back_off.serves()
             self._tell()
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()
             self._tell()
-            self._mend(slot, f"{child} {how(child.ended.result()) if child.ended.done() else 'was stopped'}")
+            self._mend(child.slot, f"{child} {how(child.ended.result()) if child.ended.done() else 'was stopped'}")
         await child.ended
-        del self._children[child]
+        self._children.remove(child)
         self._tell()
 
     def _mend(self, slot: Slot, why: str) -> None:
         """Start a replacement for a slot, unless there's already a process or a replacement."""
         looking = slot.mending is not None and not slot.mending.done()
-        taken = any(place is slot and not child.leaves for child, place in self._children.items())
+        taken = any(child.slot is slot and child.state in (STARTING, READY) for child in self._children)
         if not (self._stopping or looking or taken):
             slot.restarts += 1
             slot.mending = self._tasks.spawn(self._start(slot, why=why))
 
     def _tell(self, failure: StartFailure | None = None) -> None:
         """Send all workers the state of all, or why the changed program can't start."""
-        order = sorted(self._children.items(), key=lambda each: (each[1].number, each[0].pid))
-        workers = [WorkerState(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
-        for child in self._children:
+        order = sorted(self._children, key=lambda child: (child.slot.number, child.pid))
+        workers = [WorkerState(child.slot.number, child.pid, child.state, child.slot.restarts) for child in order]
+        for child in order:
             child.tell(failure or WorkerStates(workers))
 
 
-async def _restart_after(changes: AsyncIterator[None], orders: ParentSignals) -> None:
-    async for _ in changes:
-        logger.info("The program has changed")
-        orders.restart.set()
-
-
-async def _some_time_after(event: asyncio.Event) -> None:
-    await event.wait()
-    await asyncio.sleep(OVERTAKEN)
-
-
-async def _close(children: Sequence[WorkerProcess], slots: Sequence[Slot]) -> None:
-    await asyncio.gather(*[child.left.wait() for child in children])
-    for slot in slots:
-        for each in slot.listeners:
-            each.close()
-
-
-def tell_failure(failure: StartFailure) -> None:
+def tell_failure(failure: CommandError) -> None:
     """Report why a worker didn't start: as usual on a terminal, and in one line to a log."""
-    parts: dict[str, str] = msgspec.structs.asdict(failure)
     if sys.stderr.isatty():
-        report(CommandError(**parts))
+        report(failure)
     else:
-        logger.error("%s", parts.pop("what"), extra={name: text for name, text in parts.items() if text})
+        parts = {name: text for name in ("why", "fix", "detail") if (text := getattr(failure, name))}
+        logger.error("%s", failure.what, extra=parts)
 
 
 def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:
@@ -508,9 +463,8 @@ def supervise(
         sockets = open_sockets(host, port, workers)
     try:
         slots = slots_of(sockets, workers, passed=bool(passed))
-        program = None if watched is None else partial(changes, watched)
         store = partial(run_local_server, open_store)
-        supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
+        supervisor = Supervisor(command, slots, host=host, run=run, watched=watched, store=store, told=told)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:
