@@ -11,7 +11,7 @@ import copy
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from msgspec import Raw, Struct, structs
 
@@ -32,6 +32,7 @@ from millstream.parts import (
     Item,
     ItemSource,
     Prompt,
+    Read,
     Readable,
     RegisteredExtension,
     Resource,
@@ -84,22 +85,6 @@ _decode_tool = foreign_decoder(CallToolResult)
 _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_read = foreign_decoder(ReadResourceResult)
 _NO_COMPLETION = b'"completion":{"values":[],"total":0,"hasMore":false}'
-
-
-def make_item(kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Item:
-    """Return the registry item for an item that an upstream lists.
-
-    Args:
-        kind: Tools, resources, templates, or prompts.
-        upstream: The upstream.
-        name: Name or URI on this server.
-        own_name: Name or URI at the upstream.
-        description: Description on this server, without the name.
-
-    Raises:
-        ValueError: Clients would drop an item with this description.
-    """
-    return _CLASSES[kind](upstream, name, own_name, description)
 
 
 def raw_object(raw: Any) -> Raw:
@@ -191,11 +176,13 @@ class _UpstreamItem(Item):
 class UpstreamTool(_UpstreamItem, Tool):
     """A tool of an upstream."""
 
-    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+    def __init__(
+        self, upstream: Upstream, name: str, own_name: str, description: Description, read: Read = raw_object
+    ) -> None:
+        """See `Upstream.item_classes`."""
         schema = description["inputSchema"]
         headers = find_annotations(schema)
-        source = ItemSource(name, self._run, raw_object, schema=schema, headers=headers, decode=raw_object)
+        source = ItemSource(name, self._run, read, schema=schema, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
         self.upstream = upstream
         self.own_name = own_name
@@ -250,7 +237,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
     """A prompt of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+        """See `Upstream.item_classes`."""
         properties = {each["name"]: Json() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
         self.upstream = upstream
@@ -365,7 +352,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
     """A resource of an upstream, listed or not."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+        """See `Upstream.item_classes`."""
         super().__init__(name, ItemSource(name, self._run, _identity))
         self.upstream = upstream
         self._described = {**description, "uri": name}
@@ -375,7 +362,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
     """A resource template of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+        """See `Upstream.item_classes`."""
         properties = {each: Json() for each in UpstreamPattern(name).variables}
         source = ItemSource(name, self._run, _identity, schema={"properties": properties})
         super().__init__(name, source, pattern=UpstreamPattern)
@@ -388,12 +375,15 @@ class UpstreamTemplate(_UpstreamReadable, Template):
         return arguments.uri if type(arguments) is _MatchedUri else call.name
 
 
-_CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
-    "tools": UpstreamTool,
-    "resources": UpstreamResource,
-    "templates": UpstreamTemplate,
-    "prompts": UpstreamPrompt,
-}
+class McpUpstream(Upstream):
+    """An upstream that speaks MCP."""
+
+    item_classes: ClassVar = {
+        "tools": UpstreamTool,
+        "resources": UpstreamResource,
+        "templates": UpstreamTemplate,
+        "prompts": UpstreamPrompt,
+    }
 
 
 def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> ToolError | ProtocolError:

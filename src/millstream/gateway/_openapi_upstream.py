@@ -15,7 +15,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -26,19 +26,20 @@ from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
-from millstream.gateway._credentials.source import UpstreamCredentials
+from millstream.gateway._items import UpstreamTool
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
+    LOCAL_URL,
     ApiRequest,
     Document,
     OpenApi,
     Operation,
-    OperationTool,
     build_request,
     check_response,
     client_of_app,
     has_dot_segment,
     is_application,
+    read_arguments,
     result_of,
     send_by,
     unused_name,
@@ -46,7 +47,7 @@ from millstream.gateway._openapi import (
 )
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
 from millstream.http import ConnectionPool, Endpoint, Inflow, Url, parse_url
-from millstream.parts import Call, Tool, encode_result
+from millstream.parts import Call, encode_result
 from millstream.protocol import NEWEST, encode, exceeds_limits
 
 logger = logging.getLogger("millstream.gateway")
@@ -97,19 +98,43 @@ def _generate(application: Any) -> Any:
         raise ApiError(f"The application can't be described ({type(exc).__name__}: {exc}).") from exc
 
 
+class ApiTool(UpstreamTool):
+    """An operation of an API as a tool."""
+
+    upstream: "ApiUpstream"
+
+    def __init__(self, upstream: "ApiUpstream", name: str, own_name: str, description: Description) -> None:
+        """See `Upstream.item_classes`."""
+        read = partial(read_arguments, name, description["inputSchema"])
+        super().__init__(upstream, name, own_name, description, read)
+        self.plain, self.task = False, None
+        self.tags = frozenset(upstream.operations[own_name].tags)
+
+    @override
+    async def _run(self, arguments: Any, call: Call) -> bytes:
+        upstream, own_name = self.upstream, self.own_name
+        operation = upstream.operations.get(own_name)  # the document may have changed
+        if operation is None:
+            raise ToolError("The API no longer has this operation.")
+        response = await upstream.request(operation, arguments, call, own_name)
+        return b"{%b}" % encode_result(result_of(operation, response))
+
+
 class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
+
+    item_classes: ClassVar = {"tools": ApiTool}
 
     def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """See `Upstream`."""
         super().__init__(config, gateway)
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
-        self.address = self.openapi.base_url or self.openapi.document
-        self.is_application = is_application(self.openapi.document)
+        document = self.openapi.document
+        self.address = LOCAL_URL if is_application(document) else self.openapi.base_url or document
+        self.catalog = Catalog(revision=NEWEST.date, capabilities={"tools": {}})
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
-        self._forwarder = UpstreamCredentials(config.name, [name.lower() for name in config.forward_headers])
         static_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
@@ -128,8 +153,8 @@ class ApiUpstream(Upstream):
     @override
     async def open(self) -> None:
         """Start reading the document, in the background. An application in this process starts now."""
-        if self.is_application:
-            application = self.openapi.document
+        application = self.openapi.document
+        if is_application(application):
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
             if context is not None:
                 await self._stack.enter_async_context(context(application))
@@ -144,30 +169,18 @@ class ApiUpstream(Upstream):
         for pool in self._pools.values():
             await pool.close()
 
-    def make_item(self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Tool:
-        """Return the tool of an operation."""
-
-        async def run(arguments: Any, call: Call) -> bytes:
-            operation = self.operations.get(own_name)  # the document may have changed
-            if operation is None:
-                raise ToolError("The API no longer has this operation.")
-            return b"{%b}" % encode_result(
-                result_of(operation, await self.request(operation, arguments, call, own_name))
-            )
-
-        return OperationTool(name, run, description, self.operations[own_name].tags)
-
     async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
         """Call one operation with the credentials of a caller, and return the response.
 
         Raises:
             ToolError: There was no usable response.
         """
+        credentials, recovered = self.credentials, False
         if self._client is not None:
-            request = build_request(operation, arguments, self._forwarder.forwarded_headers(call))
+            headers = {} if credentials is None else credentials.forwarded_headers(call)
+            request = build_request(operation, arguments, headers)
             return await self._observe(partial(send_by, self._client, request), call, name)
-        exchange = partial(self._exchange, build_request(operation, arguments), call)
-        credentials, places, recovered = self.credentials, self._places, False
+        exchange, places = partial(self._exchange, build_request(operation, arguments), call), self._places
         if not await places.acquire(call.owner):
             raise no_response_error(call, self, InUse(places, call.owner))
         try:
@@ -286,7 +299,7 @@ class ApiUpstream(Upstream):
                 self._base = self._base_of(document.url, origin)
             self.operations, self._digest = operations, digest
         tools = {name: each.describe(name) for name, each in self.operations.items()}
-        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken_at=time()))
+        await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self._recover()
 
     async def _read(self) -> tuple[bytes, Document | None, Url | None]:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 import msgspec
 from msgspec import Struct, structs
@@ -59,7 +59,7 @@ from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Host, Recent, ServerChange, cancel_all, retry_delay
+from millstream.parts import Call, Host, Item, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,
@@ -154,8 +154,11 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """The target as a string that is the same in all workers; empty for a server object of this process."""
-        return "" if hasattr(self.target, "running") else repr(self.target)
+        """Text for the target or document that is the same in all workers; empty for a `Server` of this process."""
+        target = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
+        if isinstance(target, str | Path | Sequence | Mapping):
+            return repr(target)
+        return "" if hasattr(target, "running") else type(target).__name__
 
     def check(self) -> None:
         """Check the configuration.
@@ -275,13 +278,16 @@ class Gateway(Struct, frozen=True):
 class Upstream:
     """One upstream of a running gateway."""
 
+    item_classes: ClassVar[Mapping[str, Callable[[Any, str, str, Description], Item]]]
+    """Kind -> class of its items, created from the upstream, the item's name or URI on this server and at the upstream,
+    and its description on this server without the name. Raises ValueError if clients would drop the item.
+    """
+
     credentials: "UpstreamCredentials | None" = None
     """Credentials of its connections; set before `open`."""
 
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
-    is_application: bool = False
-    """Whether it's an application in this process that isn't reached through MCP."""
     lister: LinkKey = SHARED_KEY
     """Key of the connection that reads the lists."""
     _lister_left = False
