@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes, sees
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
@@ -182,21 +182,14 @@ class SearchPart:
             # An upstream's thousands of tools take seconds.
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
-        scopes = granted_scopes(call)
-        found: list[Json] = []
-        matches = 0
-        for name in index.search(arguments.query):
-            tool = registry.tools.get(name)
-            if tool is None or not sees(call, tool) or (scopes is not None and not tool.scopes <= scopes):
-                continue
-            matches += 1
-            if len(found) < max(1, min(arguments.limit, MAX_RESULTS)):
-                described = tool.describe()
-                found.append({key: described[key] for key in _SHOWN if key in described})
-        if not found:
-            return ToolResult("No tool matches. Try other words.", {"tools": [], "matches": 0})
-        result = {"tools": found, "matches": matches}
-        return ToolResult(encode(result).decode(), result)
+        visible = registry.visible("tools", registry.audience("tools", call.principal, granted_scopes(call)))
+        matches = [visible[name].describe() for name in index.search(arguments.query) if name in visible]
+        found = matches[: max(1, min(arguments.limit, MAX_RESULTS))]
+        result: Json = {
+            "tools": [{key: each[key] for key in _SHOWN if key in each} for each in found],
+            "matches": len(matches),
+        }
+        return ToolResult(encode(result).decode() if found else "No tool matches. Try other words.", result)
 
     def _redirect(self, call: Call) -> None:
         """Turn a call of `call_tool` into a call of the tool that it names, before later gates see it."""
@@ -216,8 +209,8 @@ class SearchPart:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
         call.name, call.arguments = inner.name[:128], None
         call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
-        tool = self._registry.tools.get(inner.name)
-        if tool is None or not sees(call, tool):
+        tool: Tool | None = self._registry.find("tools", inner.name, call)
+        if tool is None:
             return  # the handler rejects it
         if tool.requires and not call.revision.handshake:
             require_capabilities(call.client.capabilities, tool.requires)
