@@ -10,7 +10,6 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 from msgspec import Raw, Struct, structs
@@ -20,7 +19,7 @@ from millstream._override import override
 from millstream.client import InvalidResponse
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
-from millstream.gateway._names import Names, with_origin
+from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_origin
 from millstream.gateway._relay import UI
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import Upstream
@@ -60,7 +59,6 @@ from millstream.protocol import (
     Json,
     ReadResourceResult,
     Revision,
-    UriTemplate,
     decode_members,
     decode_name,
     decode_object,
@@ -270,33 +268,6 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         return members
 
 
-class _MatchedUri(dict[str, Any]):
-    """The variables of a URI, and the URI itself."""
-
-    uri: str = ""
-
-
-class UpstreamPattern:
-    """The URI pattern of a template on this server."""
-
-    def __init__(self, uri: str) -> None:
-        """See `UriTemplate`; a malformed template matches nothing."""
-        self.variables: tuple[str, ...] = ()
-        self._match: Callable[[str], dict[str, str] | None] = lambda uri: None
-        with suppress(*MALFORMED):
-            template = UriTemplate(uri)
-            self.variables, self._match = template.variables, template.match
-
-    def match(self, uri: str) -> Json | None:
-        """See `Pattern`."""
-        found = self._match(uri)
-        if found is None:
-            return None
-        matched = _MatchedUri(found)
-        matched.uri = uri
-        return matched
-
-
 class _UpstreamReadable(_UpstreamItem, Readable):
     """The common part of an upstream's resources and templates."""
 
@@ -372,7 +343,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
 
     @override
     def _uri(self, arguments: Any, call: Call) -> str:
-        return arguments.uri if type(arguments) is _MatchedUri else call.name
+        return arguments.uri if type(arguments) is MatchedUri else call.name
 
 
 class McpUpstream(Upstream):
@@ -405,11 +376,16 @@ class _Params(Struct):
 _decode_skill_params = decoder(_Params)
 
 
-class MergedSkills:
-    """Answers the methods of the skills extension from several upstreams.
+_RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
+_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
+_decode_rounds = decoder(InputResponseRequestParams)
+
+
+class ExtensionForwarding:
+    """The extensions of a gateway's upstreams.
 
     It merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
-    The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
+    Their files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 
     Args:
         host: The running server.
@@ -417,38 +393,89 @@ class MergedSkills:
     """
 
     def __init__(self, host: Host, hides: Hides) -> None:
-        self.upstreams: Sequence[Upstream] = ()
-        """Upstreams with skills, in the order of the list."""
         self._host = host
         self._hides = hides
-        self._methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
+        self._skilled: Sequence[Upstream] = ()
+        """Upstreams whose skills are merged, in the order of the list."""
+        self._skill_methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
             "skills/list": self._list,
             "skills/get": self._get,
             "resources/directory/read": self._read_directory,
         }
+        self._settings: Json = {}
+        """Identifier -> settings, as the registry announces them."""
+        self._upstreams: dict[str, Upstream] = {}
+        """Identifier -> the upstream that has it."""
+        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
+        host.registry.find_method = self.find
 
-    @property
-    def settings(self) -> Json:
-        """Settings of the extension that the gateway announces."""
-        reads = any(
-            members(each.catalog.extensions.get(SKILLS)).get("directoryRead") is True for each in self.upstreams
-        )
-        return {"directoryRead": True} if reads else {}
+    def update(self, upstreams: Collection[Upstream]) -> None:
+        """Announce the extensions of the upstreams, and route their methods."""
+        claims = dict[str, list[Upstream]]()
+        own = {
+            name
+            for each in self._host.registry.extensions
+            if each.capability == "extensions" and each.settings is not self._settings
+            for name in each.settings
+        }
+        for upstream in upstreams:
+            for name in upstream.catalog.extensions:
+                if name not in own:
+                    claims.setdefault(name, []).append(upstream)
+        found = {
+            name: upstream
+            for name, (upstream, *others) in claims.items()
+            if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
+        }
+        announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
+        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+            announced[TASKS] = {}
+        self._skilled = () if SKILLS in found else claims.get(SKILLS, ())
+        if self._skilled:
+            settings = [members(each.catalog.extensions[SKILLS]) for each in self._skilled]
+            reads = any(each.get("directoryRead") is True for each in settings)
+            announced[SKILLS] = {"directoryRead": True} if reads else {}
+        if UI in claims:
+            announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
+        if announced != self._settings:
+            self._settings.clear()
+            self._settings.update(announced)
+            self._host.dispatcher.announcement.forget()
+        self._upstreams = found
+        self._host.services.forwarded_extensions = frozenset(found)
 
-    def find(self, method: str) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return the handler of a method; None if it isn't a method of the extension."""
-        return self._methods.get(method) if self.upstreams else None
+    def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+        """Return a handler that forwards a method to its upstream; None if no upstream has the method.
 
-    # Methods
+        With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
+        begin with ``com.example/`` or ``stock/``.
+        """
+        if method in _CORE:
+            return None
+        if self._skilled and method in self._skill_methods:
+            return self._skill_methods[method]
+        upstreams = set(self._upstreams.values())
+        if len(upstreams) > 1:
+            upstreams = {
+                upstream
+                for name, upstream in self._upstreams.items()
+                if method.startswith((name, f"{name.partition('/')[0]}/", f"{name.rpartition('/')[2]}/"))
+            }
+        if len(upstreams) != 1:
+            return None
+        (upstream,) = upstreams
+        return lambda call: _forward(call, upstream)
+
+    # Skills
 
     async def _list(self, call: Call) -> bytes:
         """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
         cursor = _read(call).cursor or ""
         name, _, upstream_cursor = cursor.partition(_SEPARATOR)
-        names = [each.name for each in self.upstreams]
+        names = [each.name for each in self._skilled]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
-        upstream, *remaining = self.upstreams[names.index(name) if cursor else 0 :]
+        upstream, *remaining = self._skilled[names.index(name) if cursor else 0 :]
         page = None
         while page is None:
             try:
@@ -501,7 +528,7 @@ class MergedSkills:
 
     def _resolve(self, uri: str) -> tuple[Upstream | None, str]:
         """Return the upstream of a URI, and the upstream's own URI."""
-        for upstream in self.upstreams:
+        for upstream in self._skilled:
             original_uri = upstream.names.original_uri(uri)
             if original_uri is not None and not self._hides(upstream, uri):
                 return upstream, original_uri
@@ -546,84 +573,6 @@ def _read(call: Call) -> _Params:
 
 def _objects(value: Any) -> list[Json]:
     return [each for each in value if is_object(each)] if is_array(value) else []
-
-
-_RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
-_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
-_decode_rounds = decoder(InputResponseRequestParams)
-
-
-class ExtensionForwarding:
-    """The extensions of a gateway's upstreams."""
-
-    def __init__(self, host: Host, hides: Hides) -> None:
-        self._host = host
-        self._skills = MergedSkills(host, hides)
-        self._settings: Json = {}
-        """Identifier -> settings, as the registry announces them."""
-        self._upstreams: dict[str, Upstream] = {}
-        """Identifier -> the upstream that has it."""
-        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
-        host.registry.find_method = self.find
-        host.on_close(self._stop)
-
-    def _stop(self) -> None:
-        self._host.registry.find_method = None
-
-    def update(self, upstreams: Collection[Upstream]) -> None:
-        """Announce the extensions of the upstreams, and route their methods."""
-        claims = dict[str, list[Upstream]]()
-        own = {
-            name
-            for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.settings is not self._settings
-            for name in each.settings
-        }
-        for upstream in upstreams:
-            for name in upstream.catalog.extensions:
-                if name not in own:
-                    claims.setdefault(name, []).append(upstream)
-        found = {
-            name: upstream
-            for name, (upstream, *others) in claims.items()
-            if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
-        }
-        announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
-            announced[TASKS] = {}
-        self._skills.upstreams = () if SKILLS in found else claims.get(SKILLS, ())
-        if self._skills.upstreams:
-            announced[SKILLS] = self._skills.settings
-        if UI in claims:
-            announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
-        if announced != self._settings:
-            self._settings.clear()
-            self._settings.update(announced)
-            self._host.dispatcher.announcement.forget()
-        self._upstreams = found
-        self._host.services.forwarded_extensions = frozenset(found)
-
-    def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return a handler that forwards a method to its upstream; None if no upstream has the method.
-
-        With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
-        begin with ``com.example/`` or ``stock/``.
-        """
-        if method in _CORE:
-            return None
-        if (merged := self._skills.find(method)) is not None:
-            return merged
-        upstreams = set(self._upstreams.values())
-        if len(upstreams) > 1:
-            upstreams = {
-                upstream
-                for name, upstream in self._upstreams.items()
-                if method.startswith((name, f"{name.partition('/')[0]}/", f"{name.rpartition('/')[2]}/"))
-            }
-        if len(upstreams) != 1:
-            return None
-        (upstream,) = upstreams
-        return lambda call: _forward(call, upstream)
 
 
 async def _forward(call: Call, upstream: Upstream) -> bytes:

@@ -572,7 +572,7 @@ class GatewayPart:
             if (own_uri := upstream.names.original_uri(uri))
             and (uri not in self._host.registry.resources or any(uri in each for each in offered))
             and upstream.policy.rules_of(uri) is not None
-            and self._claimant(upstream, "resources", uri) is None
+            and not self._hides(upstream, uri)
         ]
 
     def _unregister_all(self) -> None:
@@ -582,6 +582,7 @@ class GatewayPart:
                 names.clear()
         self._host.services.changes.source = None
         self._host.registry.find_resource = None
+        self._host.registry.find_method = None
         self._host.registry.set_hints({})
 
 

@@ -8,7 +8,7 @@ limits, middleware, timeouts, and the audit log apply as to a direct call.
 import asyncio
 import re
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -144,16 +144,14 @@ class SearchPart:
             ValueError: The server has a tool with one of these names.
         """
         self._registry = host.registry
-        for name, run, decode, description in (
-            (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
-            (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
+        for name, run, decode, about in (
+            (SEARCH, self._search, _decode_search, SEARCH_DESCRIPTION),
+            (CALL, _reject_call, _decode_call, CALL_DESCRIPTION),
         ):
-            source = ItemSource(
-                name, run, decode, description=description["description"], schema=description["inputSchema"]
-            )
-            host.registry.add(
-                "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
-            )
+            text, schema = about["description"], about["inputSchema"]
+            source = ItemSource(name, run, partial(_read, decode, name), description=text, schema=schema)
+            annotations = {"readOnlyHint": True} if name == SEARCH else None
+            host.registry.add("tools", name, Tool(source, annotations=annotations))
             host.on_close(partial(host.registry.remove, "tools", name))
         host.registry.select_listed = self._select_listed
         host.on_close(partial(setattr, host.registry, "select_listed", None))
@@ -228,15 +226,8 @@ _decode_search = decoder(SearchArguments)
 _decode_call = decoder(CallArguments)
 
 
-def _read_search(raw: Any) -> SearchArguments:
+def _read(decode: Callable[[Any], Any], tool: str, raw: Any) -> Any:
     try:
-        return _decode_search(raw)
+        return decode(raw)
     except MALFORMED as exc:
-        raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
-
-
-def _read_call(raw: Any) -> CallArguments:
-    try:
-        return _decode_call(raw)
-    except MALFORMED as exc:
-        raise ArgumentError(str(exc)) from exc
+        raise ArgumentError(f"Invalid arguments for tool {tool!r}: {exc}") from exc

@@ -51,7 +51,7 @@ from millstream.gateway._links import (
     ResourceWatches,
     http_places,
 )
-from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
+from millstream.gateway._names import PREFIX, PREFIX_RULE, Names, UpstreamPattern
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
@@ -62,14 +62,12 @@ from millstream.http import ArrivingBytes, Inflow
 from millstream.parts import Call, Host, Item, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
-    MALFORMED,
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
     Revision,
     SubscriptionFilter,
     SuggestionMeta,
-    UriTemplate,
     closest_name,
 )
 
@@ -245,10 +243,7 @@ def refresh_pause(seconds: float) -> float:
 
 def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[str], bool]:
     """Return a function that finds a URI among others, and those that templates match."""
-    patterns: list[UriTemplate] = []
-    for each in templates:
-        with contextlib.suppress(*MALFORMED):  # a malformed template matches nothing
-            patterns.append(UriTemplate(each))
+    patterns = [UpstreamPattern(each) for each in templates]
     return lambda uri: uri in uris or any(each.match(uri) is not None for each in patterns)
 
 
@@ -301,9 +296,8 @@ class Upstream:
     """Tokens of the tools that are offered."""
     looping: int = 0
     """Number of items that aren't offered, because they lead back to this gateway."""
-    _plain_catalog: Catalog | None = None
-    _is_plain = False
-    """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
+    _is_plain: bool | None = None
+    """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -473,8 +467,7 @@ class Upstream:
     @property
     def plain_link(self) -> Link | None:
         """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
-        if self._plain_catalog is not self.catalog:
-            self._plain_catalog = self.catalog
+        if self._is_plain is None:
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
             self._is_plain = not (self.revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
@@ -632,7 +625,7 @@ class Upstream:
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
         found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
-        before, self.catalog = self.catalog, found
+        before, self.catalog, self._is_plain = self.catalog, found, None
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
