@@ -121,6 +121,12 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 """Member of `_meta` that older hosts read."""
 
 
+async def _ask(call: Call, upstream: Upstream, params: Json) -> bytes:
+    """Forward a call about no item, and return the result as the policy allows."""
+    work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.policy.redactor(call.method, "")
+    return await (work if redactor is None else redactor.redact(work, call))
+
+
 class _UpstreamItem(Item):
     """The common part of an upstream's items: their results stay bytes, unless middleware reads them."""
 
@@ -157,9 +163,7 @@ class _UpstreamItem(Item):
         if params.context is not None and revision.completion_context:
             own_params["context"] = params.context
         try:
-            work = forward(call, upstream, "completion/complete", encode(own_params), "")
-            redactor = upstream.policy.redactor("completion/complete", "")
-            result = await (work if redactor is None else redactor.redact(work, call))
+            result = await _ask(call, upstream, own_params)
         except ProtocolError as exc:
             if exc.code == METHOD_NOT_FOUND:
                 return _NO_COMPLETION
@@ -515,9 +519,7 @@ class ExtensionForwarding:
         return encode(result)[1:-1]
 
     async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> Json:
-        given = encode({name: value for name, value in params.items() if value})
-        work, redactor = forward(call, upstream, call.method, given, ""), upstream.policy.redactor(call.method, "")
-        raw = await (work if redactor is None else redactor.redact(work, call))
+        raw = await _ask(call, upstream, {name: value for name, value in params.items() if value})
         try:
             return decode_object(raw)
         except MALFORMED as exc:

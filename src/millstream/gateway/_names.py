@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -206,12 +206,12 @@ def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[str, .
     return [(prefix, *rest) for prefix, each in upstreams for rest in find_loops(each, gateway_id)]
 
 
-def leads_back(loops: Sequence[tuple[str, ...]], kind: str, name: str) -> bool:
+def leads_back(loops: Iterable[Iterable[str]], kind: str, name: str) -> bool:
     """Return whether an item of an upstream has one of the prefixes of `find_loops`."""
-    return any(_original(prefixes, kind, name) is not None for prefixes in loops)
-
-
-def _original(prefixes: Sequence[str], kind: str, name: str | None) -> str | None:
-    for prefix in prefixes:
-        name = None if name is None else Names(prefix).original(kind, name)
-    return name
+    for prefixes in loops:
+        original: str | None = name
+        for prefix in prefixes:
+            original = None if original is None else Names(prefix).original(kind, original)
+        if original is not None:
+            return True
+    return False

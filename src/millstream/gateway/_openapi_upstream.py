@@ -355,16 +355,15 @@ class ApiUpstream(Upstream):
 
     def _pool(self, url: Url, max_body: int) -> ConnectionPool:
         key = f"{url.origin} {max_body}"
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = ConnectionPool(
+        if key not in self._pools:
+            self._pools[key] = ConnectionPool(
                 url,
                 max_connections=MAX_HTTP_CALLS,
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
                 inflow=Inflow(self.gateway.arriving, self.name),
             )
-        return pool
+        return self._pools[key]
 
     def _select(self, document: Document) -> dict[str, Operation]:
         """Return the operations to offer, by name."""

@@ -245,7 +245,7 @@ class GatewayPart:
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
                     "there's no lock file. Run `millstream gateway accept`, or use a persistent store such as "
                     "sqlite:///gateway.db.",
-                    upstream.config.name,
+                    upstream.name,
                 )
 
     def _serve(self) -> None:
@@ -389,7 +389,7 @@ class GatewayPart:
                 found[kind][name] = own_name, {**description, "_meta": meta}, rules
         if looping != upstream.looping:
             upstream.looping = looping
-            logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
+            logger.warning("%s: left out %d items that lead back to this gateway", upstream.name, looping)
         incompatible = [name for name in found["tools"] if not works_everywhere(name)]
         if incompatible:
             upstream.warn(

@@ -76,8 +76,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream.gateway")
 
-Target = str | Path | Sequence[str] | Mapping[str, Any] | object
-"""A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
 State = Literal["connecting", "ready", "degraded"]
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
