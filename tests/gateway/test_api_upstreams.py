@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
-from millstream import Client, Server, auth
+from millstream import Client, Server, Text, auth, middleware
 from millstream._override import override
 from millstream.client import AccessDenied
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
@@ -285,6 +285,43 @@ async def test_fastapi_applications_work_as_upstreams() -> None:
             assert tool.name == "shop_book"
             assert json.loads((await client.call("shop_book", isbn="7")).text) == {"isbn": "7", "tenant": "none"}
     assert started == ["up", "down"] * len(BY_DATE)
+
+
+async def test_middleware_receives_results_of_apis_as_results_of_tools() -> None:
+    seen: list[Any] = []
+
+    class Watching(middleware.Middleware):
+        @override
+        async def on_call(self, request: middleware.Request, next: middleware.Next) -> Any:
+            seen.append(await next(request))
+            return seen[0]
+
+    app = FastAPI()
+
+    @app.get("/books/{isbn}", operation_id="book")
+    async def book(isbn: str) -> dict[str, str]:
+        return {"isbn": isbn}
+
+    mcp = Server("front", middleware=[Watching()])
+    mcp.upstream("shop", openapi=app, start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert (await client.call("shop_book", isbn="7")).data == {"isbn": "7"}
+    assert [each.content for each in seen] == [[Text('{"isbn":"7"}')]]
+
+
+def test_the_text_of_an_address_is_the_same_in_all_workers() -> None:
+    class OtherServer:
+        """A server of another library, whose `repr` differs between processes."""
+
+    def address(target: Any = None, **options: Any) -> str:
+        return UpstreamConfig(name="shop", target=target, **options).address
+
+    for described in ("https://shop.example/openapi.json", document()):
+        assert address(openapi=described) == address(openapi=OpenApi(document=described)) == repr(described)
+    assert address(openapi=FastAPI()) == address(openapi=OpenApi(document=FastAPI())) == "FastAPI"
+    assert address(OtherServer()) == address(OtherServer()) == "OtherServer"
+    assert address("uvx shop") == "'uvx shop'"
+    assert not address(Server("shop"))
 
 
 def test_invalid_api_options_are_refused_at_start() -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import threading
 from collections.abc import Mapping
@@ -353,6 +354,21 @@ async def test_changed_definitions_are_quarantined_until_accepted(
     caplog.clear()
     async with mcp.running():
         assert "a restart forgets" not in caplog.text
+
+
+async def test_updates_of_quarantined_resources_are_not_passed_on(tmp_path: Path) -> None:
+    upstream, path = Server("files"), tmp_path / "gateway.lock"
+    for name in ("secret", "plan"):
+        upstream.resource(f"memo://{name}", name=name)(lambda: "text")
+    changed = {"uri": "memo://secret", "name": "other"}
+    AcceptedFile(path).accept("files", "resources", {"memo://secret": changed})
+    mcp = Server("front")
+    mcp.upstream("files", upstream, policy=UpstreamPolicy(pins=str(path)), trust="pin", start_timeout=WAIT, prefix="")
+    uris = ["memo://secret", "memo://plan"]
+    async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client, client.watch(*uris) as changes:
+        for uri in uris:
+            await upstream.resource_updated(uri)
+        assert (await anext(changes)).uri == "memo://plan"
 
 
 async def test_policy_can_quarantine_new_definitions() -> None:

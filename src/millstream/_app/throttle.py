@@ -204,11 +204,10 @@ class Throttle:
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
 
     def _tool(self, call: Call) -> Tool | None:
-        if call.tool is not None:
-            tool: Tool = call.tool
-            return tool
-        found = self._registry.tools.get(call.name or target_name(call.method, call.params))
-        return None if found is not None and found.visible is not None and not found.visible(call.principal) else found
+        tool: Tool | None = call.tool
+        if tool is None:
+            tool = self._registry.find("tools", call.name or target_name(call.method, call.params), call)
+        return tool
 
     def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
         return self._limiter(name, Rate.of(rate)) if rate else None

@@ -25,7 +25,7 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
-from millstream._protocol.json_schema import is_object, members
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
@@ -62,7 +62,7 @@ from millstream._server.calls.sessions import SessionRecord
 from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
-from millstream._server.features.registry import MAX_URI, Handler, Registry
+from millstream._server.features.registry import MAX_URI, Handler, Registry, sees
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import Tool, run_with_timeout
@@ -121,16 +121,6 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
         open_rounds(call)
 
 
-def sees(call: Call, item: Any) -> bool:
-    """Return whether a caller sees an item: ``sees(call, tool)``. A hidden item looks like a missing one.
-
-    Args:
-        call: Any call of the caller.
-        item: The tool, prompt, resource, or template.
-    """
-    return item.visible is None or bool(item.visible(call.principal))
-
-
 MAX_VALUES = 100
 _MAX_KEPT_PARAMS = 16 * 1024
 """Maximum bytes of parameters that a call keeps while its tool runs."""
@@ -170,13 +160,8 @@ class Handlers:
     async def _list(self, kind: str, call: Call) -> bytes:
         """Return one page of the descriptions of a kind: the cached page, or one created for the call."""
         registry = self._registry
-        return registry.page(
-            kind,
-            call.revision,
-            read(PaginatedRequestParams, call).cursor,
-            granted_scopes(call) if registry.has_scopes else None,
-            registry.hidden_names(kind, call.principal) if kind in registry.conditional else frozenset(),
-        )
+        audience = registry.audience(kind, call.principal, granted_scopes(call))
+        return registry.page(kind, call.revision, read(PaginatedRequestParams, call).cursor, audience)
 
     async def _call_tool(self, call: Call) -> bytes:
         """Run a tool. Prepared calls skip this handler."""
@@ -211,10 +196,10 @@ class Handlers:
             ToolError: The arguments are invalid. The text tells the model what to fix.
         """
         params = read(CallToolRequestParams, call)
-        tool = self._registry.tools.get(params.name)
-        call.name = params.name if tool is not None else params.name[:128]
-        if tool is None or not sees(call, tool):
-            call.name = call.name[:128]
+        tool: Tool | None = self._registry.find("tools", params.name, call)
+        call.name = params.name
+        if tool is None:
+            call.name = params.name[:128]
             text = f"Unknown tool: {call.name!r}" if params.name else 'Invalid params: add the "name" of a tool'
             raise ProtocolError(INVALID_PARAMS, text)
         # Before the arguments are read, because an error about them would reveal the schema.
@@ -242,8 +227,8 @@ class Handlers:
 
     async def _get_prompt(self, call: Call) -> bytes:
         params = read_texts(GetPromptRequestParams, call)
-        prompt = self._registry.prompts.get(params.name)
-        if prompt is None or not sees(call, prompt):
+        prompt: Prompt | None = self._registry.find("prompts", params.name, call)
+        if prompt is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
         check_scopes(call, prompt.scopes)
         call.name = params.name
@@ -443,14 +428,14 @@ class Handlers:
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
     def _find_completed(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
-        item: Prompt | Template | None
         if reference.type == "ref/prompt":
-            noun, name, item = "prompt", reference.name, self._registry.prompts.get(reference.name)
+            noun, kind, name = "prompt", "prompts", reference.name
         elif reference.type == "ref/resource":
-            noun, name, item = "resource template", reference.uri, self._registry.templates.get(reference.uri)
+            noun, kind, name = "resource template", "templates", reference.uri
         else:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
-        if item is None or not sees(call, item):
+        item: Prompt | Template | None = self._registry.find(kind, name, call)
+        if item is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")
         check_scopes(call, item.scopes)
         return item, name
@@ -572,12 +557,15 @@ class MiddlewareChain:
     def _path(self, call: Call, params: Json) -> tuple[Hooks, ...]:
         """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
         item: Any = None
-        method, registry, name = call.method, self._registry, params.get("name")
-        if method in ("tools/call", "prompts/get") and isinstance(name, str):
-            item = (registry.tools if method == "tools/call" else registry.prompts).get(name)
-        elif method == "completion/complete":
-            item = _completion_target(registry, params.get("ref"))
-        elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
+        method, registry, name, uri = call.method, self._registry, params.get("name"), params.get("uri")
+        kind = {"tools/call": "tools", "prompts/get": "prompts"}.get(method)
+        if method == "completion/complete":
+            reference = members(params.get("ref"))
+            is_prompt = reference.get("type") == "ref/prompt"
+            kind, name = ("prompts", reference.get("name")) if is_prompt else ("templates", reference.get("uri"))
+        if kind and isinstance(name, str):
+            item = registry.find(kind, name, call)
+        elif method in _ABOUT_URI and isinstance(uri, str):
             # Find the item like the handler does: the first matching one that is visible to the caller.
             item, _ = registry.find_readable(uri, partial(sees, call))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
@@ -617,15 +605,6 @@ class MiddlewareChain:
 
 
 _ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))
-
-
-def _completion_target(registry: Registry, reference: Any) -> Any:
-    """Return the prompt or template whose argument a request completes."""
-    if not is_object(reference):
-        return None
-    if reference.get("type") == "ref/prompt":
-        return registry.prompts.get(str(reference.get("name")))
-    return registry.templates.get(str(reference.get("uri")))
 
 
 def _step(hook: Hook, inside: Next, call: Call, home: object, request: MessageRequest) -> Awaitable[Any]:

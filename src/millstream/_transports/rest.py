@@ -45,6 +45,7 @@ from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
+from millstream._server.features.registry import Audience
 from millstream._server.functions.plan import ArgumentError
 from millstream._transports import open_streams, openapi
 from millstream._transports.open_streams import silent_call
@@ -98,10 +99,10 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
-        self._described: Recent[
-            tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, Callable[[HttpRequest], Response]]
-        ] = Recent(_MAX_DESCRIBED)
-        """(mount point, relevant scopes) -> the encoded list of tools, and the OpenAPI document. The registry returns
+        self._described: Recent[tuple[str, Audience], tuple[bytes, Callable[[HttpRequest], Response]]] = Recent(
+            _MAX_DESCRIBED
+        )
+        """(mount point, audience) -> the encoded list of tools, and the OpenAPI document. The registry returns
         the same list object until the tools change.
         """
 
@@ -182,8 +183,8 @@ class RestRoutes:
             return refuse(BUSY, "Too many calls are running. Try again later.")
         if not _is_json(request):
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
-        tool = self._registry.tools.get(name)
-        if tool is None or (tool.visible is not None and not tool.visible(request.principal)):
+        tool = self._registry.find("tools", name, request)
+        if tool is None:
             text = f"There is no tool {name[:128]!r}." if name else f"Name the tool: POST to {root}/tools/NAME."
             return refuse(UNKNOWN_TOOL, f"{text} {root}/openapi.json lists the tools.")
         scopes = scopes_of(request.principal)
@@ -216,17 +217,14 @@ class RestRoutes:
     async def describe(self, request: HttpRequest) -> Response:
         """`GET /openapi.json`, encoded on the first request and again after the tools change."""
         root = request.root_path
-        scopes = scopes_of(request.principal)
         registry = self._registry
-        hidden = (
-            registry.hidden_names("tools", request.principal) if "tools" in registry.conditional else frozenset[str]()
-        )
-        page = registry.page("tools", NEWEST, None, scopes, hidden)
-        key = (root, registry.distinct("tools", scopes), hidden)
+        audience = registry.audience("tools", request.principal, scopes_of(request.principal))
+        page = registry.page("tools", NEWEST, None, audience)
+        key = (root, audience)
         made_from, found = self._described.get(key, (b"", None))
         if found is None or made_from is not page:
             body = openapi.document(
-                registry.visible("tools", scopes, hidden).values(),
+                registry.visible("tools", audience).values(),
                 self._dispatcher.info,
                 instructions=self._dispatcher.instructions,
                 root_path=root,

@@ -10,8 +10,7 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from msgspec import Raw, Struct, structs
 
@@ -20,7 +19,7 @@ from millstream._override import override
 from millstream.client import InvalidResponse
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
-from millstream.gateway._names import Names, with_origin
+from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_origin
 from millstream.gateway._relay import UI
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import Upstream
@@ -32,6 +31,7 @@ from millstream.parts import (
     Item,
     ItemSource,
     Prompt,
+    Read,
     Readable,
     RegisteredExtension,
     Resource,
@@ -59,7 +59,6 @@ from millstream.protocol import (
     Json,
     ReadResourceResult,
     Revision,
-    UriTemplate,
     decode_members,
     decode_name,
     decode_object,
@@ -84,22 +83,6 @@ _decode_tool = foreign_decoder(CallToolResult)
 _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_read = foreign_decoder(ReadResourceResult)
 _NO_COMPLETION = b'"completion":{"values":[],"total":0,"hasMore":false}'
-
-
-def make_item(kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Item:
-    """Return the registry item for an item that an upstream lists.
-
-    Args:
-        kind: Tools, resources, templates, or prompts.
-        upstream: The upstream.
-        name: Name or URI on this server.
-        own_name: Name or URI at the upstream.
-        description: Description on this server, without the name.
-
-    Raises:
-        ValueError: Clients would drop an item with this description.
-    """
-    return _CLASSES[kind](upstream, name, own_name, description)
 
 
 def raw_object(raw: Any) -> Raw:
@@ -138,6 +121,12 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 """Member of `_meta` that older hosts read."""
 
 
+async def _ask(call: Call, upstream: Upstream, params: Json) -> bytes:
+    """Forward a call about no item, and return the result as the policy allows."""
+    work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.policy.redactor(call.method, "")
+    return await (work if redactor is None else redactor.redact(work, call))
+
+
 class _UpstreamItem(Item):
     """The common part of an upstream's items: their results stay bytes, unless middleware reads them."""
 
@@ -174,9 +163,7 @@ class _UpstreamItem(Item):
         if params.context is not None and revision.completion_context:
             own_params["context"] = params.context
         try:
-            work = forward(call, upstream, "completion/complete", encode(own_params), "")
-            redactor = upstream.policy.redactor("completion/complete", "")
-            result = await (work if redactor is None else redactor.redact(work, call))
+            result = await _ask(call, upstream, own_params)
         except ProtocolError as exc:
             if exc.code == METHOD_NOT_FOUND:
                 return _NO_COMPLETION
@@ -191,11 +178,13 @@ class _UpstreamItem(Item):
 class UpstreamTool(_UpstreamItem, Tool):
     """A tool of an upstream."""
 
-    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+    def __init__(
+        self, upstream: Upstream, name: str, own_name: str, description: Description, read: Read = raw_object
+    ) -> None:
+        """See `Upstream.item_classes`."""
         schema = description["inputSchema"]
         headers = find_annotations(schema)
-        source = ItemSource(name, self._run, raw_object, schema=schema, headers=headers, decode=raw_object)
+        source = ItemSource(name, self._run, read, schema=schema, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
         self.upstream = upstream
         self.own_name = own_name
@@ -250,7 +239,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
     """A prompt of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+        """See `Upstream.item_classes`."""
         properties = {each["name"]: Json() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
         self.upstream = upstream
@@ -281,33 +270,6 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         except MALFORMED as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
-
-
-class _MatchedUri(dict[str, Any]):
-    """The variables of a URI, and the URI itself."""
-
-    uri: str = ""
-
-
-class UpstreamPattern:
-    """The URI pattern of a template on this server."""
-
-    def __init__(self, uri: str) -> None:
-        """See `UriTemplate`; a malformed template matches nothing."""
-        self.variables: tuple[str, ...] = ()
-        self._match: Callable[[str], dict[str, str] | None] = lambda uri: None
-        with suppress(*MALFORMED):
-            template = UriTemplate(uri)
-            self.variables, self._match = template.variables, template.match
-
-    def match(self, uri: str) -> Json | None:
-        """See `Pattern`."""
-        found = self._match(uri)
-        if found is None:
-            return None
-        matched = _MatchedUri(found)
-        matched.uri = uri
-        return matched
 
 
 class _UpstreamReadable(_UpstreamItem, Readable):
@@ -365,7 +327,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
     """A resource of an upstream, listed or not."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+        """See `Upstream.item_classes`."""
         super().__init__(name, ItemSource(name, self._run, _identity))
         self.upstream = upstream
         self._described = {**description, "uri": name}
@@ -375,7 +337,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
     """A resource template of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """See `make_item`."""
+        """See `Upstream.item_classes`."""
         properties = {each: Json() for each in UpstreamPattern(name).variables}
         source = ItemSource(name, self._run, _identity, schema={"properties": properties})
         super().__init__(name, source, pattern=UpstreamPattern)
@@ -385,15 +347,18 @@ class UpstreamTemplate(_UpstreamReadable, Template):
 
     @override
     def _uri(self, arguments: Any, call: Call) -> str:
-        return arguments.uri if type(arguments) is _MatchedUri else call.name
+        return arguments.uri if type(arguments) is MatchedUri else call.name
 
 
-_CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
-    "tools": UpstreamTool,
-    "resources": UpstreamResource,
-    "templates": UpstreamTemplate,
-    "prompts": UpstreamPrompt,
-}
+class McpUpstream(Upstream):
+    """An upstream that speaks MCP."""
+
+    item_classes: ClassVar = {
+        "tools": UpstreamTool,
+        "resources": UpstreamResource,
+        "templates": UpstreamTemplate,
+        "prompts": UpstreamPrompt,
+    }
 
 
 def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> ToolError | ProtocolError:
@@ -415,11 +380,16 @@ class _Params(Struct):
 _decode_skill_params = decoder(_Params)
 
 
-class MergedSkills:
-    """Answers the methods of the skills extension from several upstreams.
+_RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
+_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
+_decode_rounds = decoder(InputResponseRequestParams)
+
+
+class ExtensionForwarding:
+    """The extensions of a gateway's upstreams.
 
     It merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
-    The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
+    Their files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 
     Args:
         host: The running server.
@@ -427,38 +397,89 @@ class MergedSkills:
     """
 
     def __init__(self, host: Host, hides: Hides) -> None:
-        self.upstreams: Sequence[Upstream] = ()
-        """Upstreams with skills, in the order of the list."""
         self._host = host
         self._hides = hides
-        self._methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
+        self._skilled: Sequence[Upstream] = ()
+        """Upstreams whose skills are merged, in the order of the list."""
+        self._skill_methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
             "skills/list": self._list,
             "skills/get": self._get,
             "resources/directory/read": self._read_directory,
         }
+        self._settings: Json = {}
+        """Identifier -> settings, as the registry announces them."""
+        self._upstreams: dict[str, Upstream] = {}
+        """Identifier -> the upstream that has it."""
+        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
+        host.registry.find_method = self.find
 
-    @property
-    def settings(self) -> Json:
-        """Settings of the extension that the gateway announces."""
-        reads = any(
-            members(each.catalog.extensions.get(SKILLS)).get("directoryRead") is True for each in self.upstreams
-        )
-        return {"directoryRead": True} if reads else {}
+    def update(self, upstreams: Collection[Upstream]) -> None:
+        """Announce the extensions of the upstreams, and route their methods."""
+        claims = dict[str, list[Upstream]]()
+        own = {
+            name
+            for each in self._host.registry.extensions
+            if each.capability == "extensions" and each.settings is not self._settings
+            for name in each.settings
+        }
+        for upstream in upstreams:
+            for name in upstream.catalog.extensions:
+                if name not in own:
+                    claims.setdefault(name, []).append(upstream)
+        found = {
+            name: upstream
+            for name, (upstream, *others) in claims.items()
+            if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
+        }
+        announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
+        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+            announced[TASKS] = {}
+        self._skilled = () if SKILLS in found else claims.get(SKILLS, ())
+        if self._skilled:
+            settings = [members(each.catalog.extensions[SKILLS]) for each in self._skilled]
+            reads = any(each.get("directoryRead") is True for each in settings)
+            announced[SKILLS] = {"directoryRead": True} if reads else {}
+        if UI in claims:
+            announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
+        if announced != self._settings:
+            self._settings.clear()
+            self._settings.update(announced)
+            self._host.dispatcher.announcement.forget()
+        self._upstreams = found
+        self._host.services.forwarded_extensions = frozenset(found)
 
-    def find(self, method: str) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return the handler of a method; None if it isn't a method of the extension."""
-        return self._methods.get(method) if self.upstreams else None
+    def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+        """Return a handler that forwards a method to its upstream; None if no upstream has the method.
 
-    # Methods
+        With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
+        begin with ``com.example/`` or ``stock/``.
+        """
+        if method in _CORE:
+            return None
+        if self._skilled and method in self._skill_methods:
+            return self._skill_methods[method]
+        upstreams = set(self._upstreams.values())
+        if len(upstreams) > 1:
+            upstreams = {
+                upstream
+                for name, upstream in self._upstreams.items()
+                if method.startswith((name, f"{name.partition('/')[0]}/", f"{name.rpartition('/')[2]}/"))
+            }
+        if len(upstreams) != 1:
+            return None
+        (upstream,) = upstreams
+        return lambda call: _forward(call, upstream)
+
+    # Skills
 
     async def _list(self, call: Call) -> bytes:
         """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
         cursor = _read(call).cursor or ""
         name, _, upstream_cursor = cursor.partition(_SEPARATOR)
-        names = [each.name for each in self.upstreams]
+        names = [each.name for each in self._skilled]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
-        upstream, *remaining = self.upstreams[names.index(name) if cursor else 0 :]
+        upstream, *remaining = self._skilled[names.index(name) if cursor else 0 :]
         page = None
         while page is None:
             try:
@@ -498,9 +519,7 @@ class MergedSkills:
         return encode(result)[1:-1]
 
     async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> Json:
-        given = encode({name: value for name, value in params.items() if value})
-        work, redactor = forward(call, upstream, call.method, given, ""), upstream.policy.redactor(call.method, "")
-        raw = await (work if redactor is None else redactor.redact(work, call))
+        raw = await _ask(call, upstream, {name: value for name, value in params.items() if value})
         try:
             return decode_object(raw)
         except MALFORMED as exc:
@@ -511,7 +530,7 @@ class MergedSkills:
 
     def _resolve(self, uri: str) -> tuple[Upstream | None, str]:
         """Return the upstream of a URI, and the upstream's own URI."""
-        for upstream in self.upstreams:
+        for upstream in self._skilled:
             original_uri = upstream.names.original_uri(uri)
             if original_uri is not None and not self._hides(upstream, uri):
                 return upstream, original_uri
@@ -556,84 +575,6 @@ def _read(call: Call) -> _Params:
 
 def _objects(value: Any) -> list[Json]:
     return [each for each in value if is_object(each)] if is_array(value) else []
-
-
-_RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
-_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
-_decode_rounds = decoder(InputResponseRequestParams)
-
-
-class ExtensionForwarding:
-    """The extensions of a gateway's upstreams."""
-
-    def __init__(self, host: Host, hides: Hides) -> None:
-        self._host = host
-        self._skills = MergedSkills(host, hides)
-        self._settings: Json = {}
-        """Identifier -> settings, as the registry announces them."""
-        self._upstreams: dict[str, Upstream] = {}
-        """Identifier -> the upstream that has it."""
-        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
-        host.registry.find_method = self.find
-        host.on_close(self._stop)
-
-    def _stop(self) -> None:
-        self._host.registry.find_method = None
-
-    def update(self, upstreams: Collection[Upstream]) -> None:
-        """Announce the extensions of the upstreams, and route their methods."""
-        claims = dict[str, list[Upstream]]()
-        own = {
-            name
-            for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.settings is not self._settings
-            for name in each.settings
-        }
-        for upstream in upstreams:
-            for name in upstream.catalog.extensions:
-                if name not in own:
-                    claims.setdefault(name, []).append(upstream)
-        found = {
-            name: upstream
-            for name, (upstream, *others) in claims.items()
-            if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
-        }
-        announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
-            announced[TASKS] = {}
-        self._skills.upstreams = () if SKILLS in found else claims.get(SKILLS, ())
-        if self._skills.upstreams:
-            announced[SKILLS] = self._skills.settings
-        if UI in claims:
-            announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
-        if announced != self._settings:
-            self._settings.clear()
-            self._settings.update(announced)
-            self._host.dispatcher.announcement.forget()
-        self._upstreams = found
-        self._host.services.forwarded_extensions = frozenset(found)
-
-    def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return a handler that forwards a method to its upstream; None if no upstream has the method.
-
-        With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
-        begin with ``com.example/`` or ``stock/``.
-        """
-        if method in _CORE:
-            return None
-        if (merged := self._skills.find(method)) is not None:
-            return merged
-        upstreams = set(self._upstreams.values())
-        if len(upstreams) > 1:
-            upstreams = {
-                upstream
-                for name, upstream in self._upstreams.items()
-                if method.startswith((name, f"{name.partition('/')[0]}/", f"{name.rpartition('/')[2]}/"))
-            }
-        if len(upstreams) != 1:
-            return None
-        (upstream,) = upstreams
-        return lambda call: _forward(call, upstream)
 
 
 async def _forward(call: Call, upstream: Upstream) -> bytes:

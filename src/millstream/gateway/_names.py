@@ -9,12 +9,13 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw
 
-from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, decoder, encode, is_array, members
+from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, UriTemplate, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
 PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
@@ -75,10 +76,6 @@ class Names:
         host = self.prefix.lower().replace("_", "-")
         return host if not host or host[0].isalpha() else f"u{host}"
 
-    def name(self, name: str) -> str:
-        """Return the name of a tool or prompt for clients of the gateway."""
-        return self._name + name
-
     def uri(self, uri: str) -> str:
         """Return the URI of a resource or template for clients of the gateway."""
         if not self.prefix:
@@ -88,7 +85,7 @@ class Names:
 
     def qualify(self, kind: str, name: str) -> str:
         """Return the name or URI by which clients of the gateway know an item."""
-        return self.uri(name) if kind in _KINDS_WITH_URI else self.name(name)
+        return self.uri(name) if kind in _KINDS_WITH_URI else self._name + name
 
     def original(self, kind: str, name: str) -> str | None:
         """Return the upstream's own name or URI of an item, or None if the item isn't one of this upstream."""
@@ -106,6 +103,33 @@ class Names:
         # A URI with an authority carries the prefix there, so no two upstreams claim the same one.
         has_prefix = _SEPARATOR not in uri and uri.startswith(self._scheme)
         return uri[len(self._scheme) :] if has_prefix else None
+
+
+class MatchedUri(dict[str, Any]):
+    """The variables of a URI, and the URI itself."""
+
+    uri: str = ""
+
+
+class UpstreamPattern:
+    """The URI pattern of a template on this server."""
+
+    def __init__(self, uri: str) -> None:
+        """See `UriTemplate`; a malformed template matches nothing."""
+        self.variables: tuple[str, ...] = ()
+        self._match: Callable[[str], dict[str, str] | None] = lambda uri: None
+        with suppress(*MALFORMED):
+            template = UriTemplate(uri)
+            self.variables, self._match = template.variables, template.match
+
+    def match(self, uri: str) -> Json | None:
+        """See `Pattern`."""
+        found = self._match(uri)
+        if found is None:
+            return None
+        matched = MatchedUri(found)
+        matched.uri = uri
+        return matched
 
 
 PATH = "millstream.gateway/path"
@@ -182,12 +206,12 @@ def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[str, .
     return [(prefix, *rest) for prefix, each in upstreams for rest in find_loops(each, gateway_id)]
 
 
-def leads_back(loops: Sequence[tuple[str, ...]], kind: str, name: str) -> bool:
+def leads_back(loops: Iterable[Iterable[str]], kind: str, name: str) -> bool:
     """Return whether an item of an upstream has one of the prefixes of `find_loops`."""
-    return any(_original(prefixes, kind, name) is not None for prefixes in loops)
-
-
-def _original(prefixes: Sequence[str], kind: str, name: str | None) -> str | None:
-    for prefix in prefixes:
-        name = None if name is None else Names(prefix).original(kind, name)
-    return name
+    for prefixes in loops:
+        original: str | None = name
+        for prefix in prefixes:
+            original = None if original is None else Names(prefix).original(kind, original)
+        if original is not None:
+            return True
+    return False

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from importlib import import_module
@@ -21,14 +21,11 @@ import msgspec
 from msgspec import Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
-from millstream._override import override
-from millstream.gateway._credentials.source import check_forwarded
 from millstream.parts import (
     ArgumentError,
     Call,
     ItemSource,
     Resource,
-    Run,
     Template,
     Tool,
     check_tool_name,
@@ -46,7 +43,6 @@ from millstream.protocol import (
     is_object,
     map_subschemas,
     members,
-    project_tool_result,
     shorten,
     value_at_pointer,
 )
@@ -633,33 +629,30 @@ def _response_value(response: Any) -> Any:
 class OperationTool(Tool):
     """An operation as a tool."""
 
-    def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
-        self._schema: Json = description["inputSchema"]
-        super().__init__(ItemSource(name, run, self._read, schema=self._schema), tags=frozenset(tags))
-        self._described = {**self._described, **description, "name": name}
+    def __init__(self, name: str, operation: Operation, client: Any) -> None:
+        read = partial(read_arguments, name, operation.input_schema)
+        source = ItemSource(name, partial(_run, client, operation), read, schema=operation.input_schema)
+        super().__init__(source, tags=operation.tags)
+        self._described = {**self._described, **operation.describe(name)}
 
-    def _read(self, raw: Any) -> Json:
-        """Decode arguments, and compare them with the schema.
 
-        The patterns of a document aren't tried, because they could take any time. The API decides.
-        """
-        try:
-            arguments = decode_object(raw)
-            present = {each: value for each, value in arguments.items() if value is not None}
-            problems = describe_problems(self._schema, present)
-        except (msgspec.DecodeError, RecursionError) as exc:
-            raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
-        if problems:
-            raise ArgumentError(f"Invalid arguments for tool {self.name!r}: {problems}")
-        return arguments
+def read_arguments(tool: str, schema: Json, raw: Any) -> Json:
+    """Decode arguments, and compare them with the schema.
 
-    @override
-    def encode(self, value: Any, call: Call) -> bytes:
-        """See `Tool.encode`. The results of an upstream are JSON objects as bytes."""
-        if type(value) is not bytes:
-            return super().encode(value, call)
-        members = value[1:-1]
-        return members if call.revision.structured == "any" else project_tool_result(members, call.revision)
+    The patterns of a document aren't tried, because they could take any time. The API decides.
+
+    Raises:
+        ArgumentError: The arguments are invalid.
+    """
+    try:
+        arguments = decode_object(raw)
+        present = {each: value for each, value in arguments.items() if value is not None}
+        problems = describe_problems(schema, present)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
+    if problems:
+        raise ArgumentError(f"Invalid arguments for tool {tool!r}: {problems}")
+    return arguments
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:
@@ -735,8 +728,7 @@ def register(
         used_names.add(name)
         if kind is RouteKind.TOOL:
             check_tool_name(name)
-            run = partial(_run, client, operation)
-            add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
+            add("tools", name, OperationTool(name, operation, client))
         else:
             item = _resource(operation, name, client)
             add("templates" if isinstance(item, Template) else "resources", item.name, item)
@@ -768,10 +760,14 @@ def _client_of_url(url: str) -> Any:
     return _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
 
 
+LOCAL_URL = "http://localhost"
+"""Base URL of an application in this process."""
+
+
 def client_of_app(app: Any) -> Any:
     """Return an HTTP client for an ASGI application in this process."""
     http = _http()
-    return http.AsyncClient(transport=http.ASGITransport(app=app), base_url="http://localhost")
+    return http.AsyncClient(transport=http.ASGITransport(app=app), base_url=LOCAL_URL)
 
 
 class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -804,7 +800,6 @@ def check_api(config: Any) -> None:
                 f"upstream {config.name!r}: an application in this process doesn't support auth and "
                 "headers. Remove them."
             )
-        check_forwarded(config.name, config.forward_headers, {})
     elif not isinstance(document, str | Path | dict):
         raise ValueError(
             f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "

@@ -19,7 +19,7 @@ from millstream.gateway._credentials import (
     StaticHeaders,
     TokenExchange,
 )
-from millstream.gateway._items import ExtensionForwarding, make_item
+from millstream.gateway._items import ExtensionForwarding, McpUpstream
 from millstream.gateway._names import (
     CAPABILITY,
     Announcement,
@@ -117,7 +117,7 @@ class GatewayPart:
             on_change=self._register,
         )
         for config in self.definition.upstreams:
-            make = Upstream
+            make: type[Upstream] = McpUpstream
             if config.openapi is not None:
                 from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few are APIs
 
@@ -171,7 +171,7 @@ class GatewayPart:
             LocalError: The options are invalid; the message says why.
         """
         config, auth = upstream.config, upstream.config.auth
-        if (auth is None and not config.forward_headers) or upstream.is_application:
+        if auth is None and not config.forward_headers:
             return
         from millstream.gateway._credentials.source import (  # noqa: PLC0415  many upstreams need none
             FixedCredentials,
@@ -245,7 +245,7 @@ class GatewayPart:
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
                     "there's no lock file. Run `millstream gateway accept`, or use a persistent store such as "
                     "sqlite:///gateway.db.",
-                    upstream.config.name,
+                    upstream.name,
                 )
 
     def _serve(self) -> None:
@@ -277,7 +277,7 @@ class GatewayPart:
         """Announce what upstreams without lists may have, because clients connect before these are there."""
         for upstream in self.upstreams.values():
             if not upstream.catalog.taken_at:
-                for capability in _LISTED if upstream.config.openapi is None else ("tools",):
+                for capability in upstream.catalog.capabilities or _LISTED:
                     self._host.registry.offer(capability)
         self._merge_hints()
 
@@ -389,7 +389,7 @@ class GatewayPart:
                 found[kind][name] = own_name, {**description, "_meta": meta}, rules
         if looping != upstream.looping:
             upstream.looping = looping
-            logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
+            logger.warning("%s: left out %d items that lead back to this gateway", upstream.name, looping)
         incompatible = [name for name in found["tools"] if not works_everywhere(name)]
         if incompatible:
             upstream.warn(
@@ -476,8 +476,7 @@ class GatewayPart:
         self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description, rules: ItemRules
     ) -> Any:
         """Return an item with the policy of its upstream inside the server's middleware."""
-        create = getattr(upstream, "make_item", None) or make_item
-        item = create(kind, upstream, name, own_name, description)
+        item = upstream.item_classes[kind](upstream, name, own_name, description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
@@ -573,7 +572,7 @@ class GatewayPart:
             if (own_uri := upstream.names.original_uri(uri))
             and (uri not in self._host.registry.resources or any(uri in each for each in offered))
             and upstream.policy.rules_of(uri) is not None
-            and self._claimant(upstream, "resources", uri) is None
+            and not self._hides(upstream, uri)
         ]
 
     def _unregister_all(self) -> None:
@@ -583,6 +582,7 @@ class GatewayPart:
                 names.clear()
         self._host.services.changes.source = None
         self._host.registry.find_resource = None
+        self._host.registry.find_method = None
         self._host.registry.set_hints({})
 
 

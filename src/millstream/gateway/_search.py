@@ -8,7 +8,7 @@ limits, middleware, timeouts, and the audit log apply as to a direct call.
 import asyncio
 import re
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes, sees
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
 from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
@@ -144,16 +144,14 @@ class SearchPart:
             ValueError: The server has a tool with one of these names.
         """
         self._registry = host.registry
-        for name, run, decode, description in (
-            (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
-            (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
+        for name, run, decode, about in (
+            (SEARCH, self._search, _decode_search, SEARCH_DESCRIPTION),
+            (CALL, _reject_call, _decode_call, CALL_DESCRIPTION),
         ):
-            source = ItemSource(
-                name, run, decode, description=description["description"], schema=description["inputSchema"]
-            )
-            host.registry.add(
-                "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
-            )
+            text, schema = about["description"], about["inputSchema"]
+            source = ItemSource(name, run, partial(_read, decode, name), description=text, schema=schema)
+            annotations = {"readOnlyHint": True} if name == SEARCH else None
+            host.registry.add("tools", name, Tool(source, annotations=annotations))
             host.on_close(partial(host.registry.remove, "tools", name))
         host.registry.select_listed = self._select_listed
         host.on_close(partial(setattr, host.registry, "select_listed", None))
@@ -182,21 +180,14 @@ class SearchPart:
             # An upstream's thousands of tools take seconds.
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
-        scopes = granted_scopes(call)
-        found: list[Json] = []
-        matches = 0
-        for name in index.search(arguments.query):
-            tool = registry.tools.get(name)
-            if tool is None or not sees(call, tool) or (scopes is not None and not tool.scopes <= scopes):
-                continue
-            matches += 1
-            if len(found) < max(1, min(arguments.limit, MAX_RESULTS)):
-                described = tool.describe()
-                found.append({key: described[key] for key in _SHOWN if key in described})
-        if not found:
-            return ToolResult("No tool matches. Try other words.", {"tools": [], "matches": 0})
-        result = {"tools": found, "matches": matches}
-        return ToolResult(encode(result).decode(), result)
+        visible = registry.visible("tools", registry.audience("tools", call.principal, granted_scopes(call)))
+        matches = [visible[name].describe() for name in index.search(arguments.query) if name in visible]
+        found = matches[: max(1, min(arguments.limit, MAX_RESULTS))]
+        result: Json = {
+            "tools": [{key: each[key] for key in _SHOWN if key in each} for each in found],
+            "matches": len(matches),
+        }
+        return ToolResult(encode(result).decode() if found else "No tool matches. Try other words.", result)
 
     def _redirect(self, call: Call) -> None:
         """Turn a call of `call_tool` into a call of the tool that it names, before later gates see it."""
@@ -216,8 +207,8 @@ class SearchPart:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
         call.name, call.arguments = inner.name[:128], None
         call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
-        tool = self._registry.tools.get(inner.name)
-        if tool is None or not sees(call, tool):
+        tool: Tool | None = self._registry.find("tools", inner.name, call)
+        if tool is None:
             return  # the handler rejects it
         if tool.requires and not call.revision.handshake:
             require_capabilities(call.client.capabilities, tool.requires)
@@ -235,15 +226,8 @@ _decode_search = decoder(SearchArguments)
 _decode_call = decoder(CallArguments)
 
 
-def _read_search(raw: Any) -> SearchArguments:
+def _read(decode: Callable[[Any], Any], tool: str, raw: Any) -> Any:
     try:
-        return _decode_search(raw)
+        return decode(raw)
     except MALFORMED as exc:
-        raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
-
-
-def _read_call(raw: Any) -> CallArguments:
-    try:
-        return _decode_call(raw)
-    except MALFORMED as exc:
-        raise ArgumentError(str(exc)) from exc
+        raise ArgumentError(f"Invalid arguments for tool {tool!r}: {exc}") from exc

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 import msgspec
 from msgspec import Struct, structs
@@ -51,7 +51,7 @@ from millstream.gateway._links import (
     ResourceWatches,
     http_places,
 )
-from millstream.gateway._names import PREFIX, PREFIX_RULE, Names
+from millstream.gateway._names import PREFIX, PREFIX_RULE, Names, UpstreamPattern
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
@@ -59,17 +59,15 @@ from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Host, Recent, ServerChange, cancel_all, retry_delay
+from millstream.parts import Call, Host, Item, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
-    MALFORMED,
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
     Revision,
     SubscriptionFilter,
     SuggestionMeta,
-    UriTemplate,
     closest_name,
 )
 
@@ -78,8 +76,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream.gateway")
 
-Target = str | Path | Sequence[str] | Mapping[str, Any] | object
-"""A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
 State = Literal["connecting", "ready", "degraded"]
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
@@ -154,8 +150,11 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """The target as a string that is the same in all workers; empty for a server object of this process."""
-        return "" if hasattr(self.target, "running") else repr(self.target)
+        """Text for the target or document that is the same in all workers; empty for a `Server` of this process."""
+        target = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
+        if isinstance(target, str | Path | Sequence | Mapping):
+            return repr(target)
+        return "" if hasattr(target, "running") else type(target).__name__
 
     def check(self) -> None:
         """Check the configuration.
@@ -242,10 +241,7 @@ def refresh_pause(seconds: float) -> float:
 
 def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[str], bool]:
     """Return a function that finds a URI among others, and those that templates match."""
-    patterns: list[UriTemplate] = []
-    for each in templates:
-        with contextlib.suppress(*MALFORMED):  # a malformed template matches nothing
-            patterns.append(UriTemplate(each))
+    patterns = [UpstreamPattern(each) for each in templates]
     return lambda uri: uri in uris or any(each.match(uri) is not None for each in patterns)
 
 
@@ -275,13 +271,16 @@ class Gateway(Struct, frozen=True):
 class Upstream:
     """One upstream of a running gateway."""
 
+    item_classes: ClassVar[Mapping[str, Callable[[Any, str, str, Description], Item]]]
+    """Kind -> class of its items, created from the upstream, the item's name or URI on this server and at the upstream,
+    and its description on this server without the name. Raises ValueError if clients would drop the item.
+    """
+
     credentials: "UpstreamCredentials | None" = None
     """Credentials of its connections; set before `open`."""
 
     processes: UpstreamProcesses | None = None
     """Processes of a command."""
-    is_application: bool = False
-    """Whether it's an application in this process that isn't reached through MCP."""
     lister: LinkKey = SHARED_KEY
     """Key of the connection that reads the lists."""
     _lister_left = False
@@ -295,9 +294,8 @@ class Upstream:
     """Tokens of the tools that are offered."""
     looping: int = 0
     """Number of items that aren't offered, because they lead back to this gateway."""
-    _plain_catalog: Catalog | None = None
-    _is_plain = False
-    """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
+    _is_plain: bool | None = None
+    """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -467,8 +465,7 @@ class Upstream:
     @property
     def plain_link(self) -> Link | None:
         """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
-        if self._plain_catalog is not self.catalog:
-            self._plain_catalog = self.catalog
+        if self._is_plain is None:
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
             self._is_plain = not (self.revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:
@@ -626,7 +623,7 @@ class Upstream:
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
         found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
-        before, self.catalog = self.catalog, found
+        before, self.catalog, self._is_plain = self.catalog, found, None
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]

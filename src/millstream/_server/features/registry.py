@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from millstream._http.message import HttpRequest
 from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import Json, encode
@@ -24,6 +25,16 @@ from millstream._server.calls.call import Call
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import PreparedCall, Tool
+
+
+def sees(call: Call | HttpRequest, item: Any) -> bool:
+    """Return whether a caller sees an item: ``sees(call, tool)``. A hidden item looks like a missing one.
+
+    Args:
+        call: Any call or request of the caller.
+        item: The tool, prompt, resource, or template.
+    """
+    return item.visible is None or bool(item.visible(call.principal))
 
 
 def _noun(kind: str) -> str:
@@ -80,9 +91,13 @@ SUBSCRIBE = "subscribe"
 """Resources can be subscribed to. Announced with the capability `resources`."""
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 """Kind -> kind of the change notification."""
-_NONE = frozenset[str]()
 _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of others."""
+Audience = tuple[frozenset[str] | None, frozenset[str]]
+"""What decides which items of a kind a caller sees: the caller's relevant scopes, or None for full access, and the
+names of the items that are hidden from the caller.
+"""
+_EVERYTHING: Audience = (None, frozenset())
 MAX_URI = 8 * 1024
 """Maximum number of characters of a URI that is compared with templates."""
 _MAX_PAGES = 1024
@@ -115,16 +130,10 @@ class Registry:
         # Caches
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
-        self._pages: Recent[tuple[str, str, str | None, frozenset[str] | None, frozenset[str]], bytes] = Recent(
-            _MAX_PAGES
-        )
-        """(kind, revision, cursor, relevant scopes of the caller, items hidden from the caller) -> members of the
-        result.
-        """
+        self._pages: Recent[tuple[str, str, str | None, Audience], bytes] = Recent(_MAX_PAGES)
+        """(kind, revision, cursor, audience) -> members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that its items need."""
-        self.has_scopes: bool = False
-        """Whether any item needs a scope."""
         self.conditional: dict[str, tuple[str, ...]] = {}
         """Kind -> names of items that only some callers see."""
         self.completes_choices: bool = True
@@ -163,7 +172,6 @@ class Registry:
         self._prepare(kind, key, item)
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
-            self.has_scopes = True
         if item.visible is not None:
             self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
         self._touch(kind)
@@ -258,7 +266,6 @@ class Registry:
         """
         items: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
-        self.has_scopes = any(self._scopes.values())
         conditional = tuple(name for name, item in items.items() if item.visible is not None)
         others = {each: names for each, names in self.conditional.items() if each != kind}
         self.conditional = {**others, kind: conditional} if conditional else others
@@ -396,8 +403,7 @@ class Registry:
         kind: str,
         revision: Revision,
         cursor: str | None,
-        granted: frozenset[str] | None = None,
-        hidden: frozenset[str] = _NONE,
+        audience: Audience = _EVERYTHING,
     ) -> bytes:
         """Return the members of one page of a list.
 
@@ -405,18 +411,16 @@ class Registry:
             kind: The kind of items.
             revision: The client's revision.
             cursor: The end of the last page.
-            granted: The caller's scopes, or None for full access.
-            hidden: Names of items hidden from the caller.
+            audience: See `audience`.
 
         Raises:
             ProtocolError: INVALID_PARAMS, for an unknown cursor.
         """
-        seen = None if granted is None else self.distinct(kind, granted)
-        key = (kind, revision.date, cursor, seen, hidden)
+        key = (kind, revision.date, cursor, audience)
         made = self._pages.get(key)
         if made is None:
             private = self.private or kind in self.conditional or bool(self._scopes.get(kind))
-            items = self.visible(kind, seen, hidden)
+            items = self.visible(kind, audience)
             if self.select_listed is not None:
                 items = dict(self.select_listed(kind, items))
             names = list(items)
@@ -434,22 +438,35 @@ class Registry:
             self._pages.keep(key, made)
         return made
 
-    def distinct(self, kind: str, granted: frozenset[str] | None) -> frozenset[str] | None:
-        """Return the caller's scopes that affect which items of a kind it sees."""
-        needed = self._scopes.get(kind)
-        return None if granted is None or not needed else granted & needed
+    def audience(self, kind: str, principal: Principal | None, granted: frozenset[str] | None) -> Audience:
+        """Return what decides which items of a kind a caller sees. Callers with equal ones share cached pages.
 
-    def visible(self, kind: str, granted: frozenset[str] | None, hidden: frozenset[str] = _NONE) -> dict[str, Any]:
-        """Return the items of a kind that the scopes cover, without the hidden ones."""
-        items: dict[str, Any] = getattr(self, kind)
-        if granted is not None and self._scopes.get(kind):
-            items = {name: item for name, item in items.items() if item.scopes <= granted}
-        return {name: item for name, item in items.items() if name not in hidden} if hidden else items
+        Args:
+            kind: The kind of items.
+            principal: The caller.
+            granted: The caller's scopes, or None for full access.
+        """
+        items, needed = getattr(self, kind), self._scopes.get(kind)
+        hidden = (name for name in self.conditional.get(kind, ()) if not items[name].visible(principal))
+        return None if granted is None or not needed else granted & needed, frozenset(hidden)
 
-    def hidden_names(self, kind: str, principal: Principal | None) -> frozenset[str]:
-        """Return the names of items of a kind that the caller doesn't see."""
+    def visible(self, kind: str, audience: Audience) -> dict[str, Any]:
+        """Return the items of a kind that a caller sees in lists, see `audience`."""
+        scopes, hidden = audience
         items: dict[str, Any] = getattr(self, kind)
-        return frozenset(name for name in self.conditional[kind] if not items[name].visible(principal))
+        return {
+            name: item
+            for name, item in items.items()
+            if name not in hidden and (scopes is None or item.scopes <= scopes)
+        }
+
+    def find(self, kind: str, name: str, caller: Call | HttpRequest) -> Any:
+        """Return the item that a caller names, or None if it's unknown or hidden from the caller.
+
+        The caller may lack its scopes: see `check_scopes`.
+        """
+        item = getattr(self, kind).get(name)
+        return item if item is not None and sees(caller, item) else None
 
     def find_readable(
         self, uri: str, seen: Callable[[Resource | Template], bool] = lambda item: True
