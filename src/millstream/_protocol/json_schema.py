@@ -374,7 +374,7 @@ class _Inliner(Struct, eq=False):
         if self.recursive is None:
             return True
         if id(target) not in self.recursive:
-            self.recursive[id(target)] = _reaches(target, target, scope)
+            self.recursive[id(target)] = _refers_to_itself(target, scope)
         return self.recursive[id(target)]
 
     def hoist(self, name: str, target: Schema, scope: Schema) -> str:
@@ -396,17 +396,17 @@ class _Inliner(Struct, eq=False):
         return result
 
 
-def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
-    """Return whether a definition refers to `goal`, directly or through others."""
+def _refers_to_itself(definition: Schema, scope: Schema) -> bool:
+    """Return whether a definition refers to itself, directly or through others."""
     seen: set[int] = set()
-    pending: list[Any] = [node]
+    pending: list[Any] = [definition]
     while pending:
         part = pending.pop()
         if not is_object(part) or "$defs" in part:
             continue  # A part with its own definitions comes from the hook and has no references to ours.
         if "$ref" in part:
             target = scope[part["$ref"].removeprefix(REF)]
-            if target is goal:
+            if target is definition:
                 return True
             if id(target) not in seen:
                 seen.add(id(target))

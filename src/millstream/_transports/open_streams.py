@@ -19,14 +19,13 @@ from msgspec import Struct, field
 
 from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Callback, HttpRequest, Response, Sink, parse_accept
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
-from millstream._protocol.jsonrpc import RequestId, error_message
+from millstream._protocol.jsonrpc import RequestId, error_message, refusal_message
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
 from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.services import expiry_of, principal_id
-from millstream._server.control import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
 
@@ -145,7 +144,7 @@ class OpenStreams(Struct, eq=False):
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
-    def full(self, caller: RequestOwner) -> bool:
+    def full(self, caller: HttpRequest) -> bool:
         """Return whether a caller has reached its cap of streams."""
         return not self._share.has_room(caller.owner)
 
@@ -160,7 +159,7 @@ class OpenStreams(Struct, eq=False):
     def add(
         self,
         sink: Sink,
-        caller: RequestOwner | None = None,
+        caller: HttpRequest | None = None,
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
@@ -189,7 +188,7 @@ class OpenStreams(Struct, eq=False):
         sink.on_close(partial(self._forget, number, counted))
         return number
 
-    def subscribe(self, number: int, caller: RequestOwner, finish: Finish) -> None:
+    def subscribe(self, number: int, caller: HttpRequest, finish: Finish) -> None:
         """End the stream of a call with its caller's access: it's a subscription now, which has counted itself. See
         `add`.
         """
@@ -274,7 +273,7 @@ def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Respo
 def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
     """Return an error as an HTTP response. A temporary error includes a retry time."""
     head = b"content-type: application/json\r\n" + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
-    return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
+    return Response(refusal_message(request_id, exc), exc.status, head)
 
 
 WRONG_TYPE = refusal(

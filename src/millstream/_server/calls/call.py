@@ -213,6 +213,12 @@ class Call(Struct, eq=False, kw_only=True):
             return bytes(params_of(self).meta)
         return bytes(_decode_meta_in(self.body).params.meta)  # a transport has decoded the body before
 
+    def get_rounds(self) -> Rounds:
+        """Return the rounds, created on first use."""
+        if self.rounds is None:
+            self.rounds = Rounds(None, self.responses or {})
+        return self.rounds
+
     def saved_value(self, key: str) -> bytes | None:
         """Return what `save_value` stored in an earlier round of the call, or None.
 
@@ -228,9 +234,7 @@ class Call(Struct, eq=False, kw_only=True):
             key: Key of the value.
             value: The value. It travels to the client and back, so keep it small.
         """
-        if self.rounds is None:
-            self.rounds = Rounds(None, self.responses or {})
-        self.rounds.settle(key, key, value)
+        self.get_rounds().settle(key, key, value)
 
     @property
     def can_start_task(self) -> bool:
@@ -259,8 +263,7 @@ class Call(Struct, eq=False, kw_only=True):
         """
         if self.over and not late:
             return
-        filters = self.services.notification_filters
-        if filters is None or (message := filters.filter_outgoing(message, self.principal)):
+        if message := self.services.notification_filters.filter_outgoing(message, self.principal):
             await self.open_reply_channel().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
@@ -269,10 +272,8 @@ class Call(Struct, eq=False, kw_only=True):
         Args:
             message: See `send_to_caller`.
         """
-        filters = self.services.notification_filters
-        if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
-            return True
-        return self.open_reply_channel().push(message)
+        message = self.services.notification_filters.filter_outgoing(message, self.principal)
+        return not message or self.open_reply_channel().push(message)
 
     def cancel(self) -> None:
         """Stop the work because the caller canceled the call."""

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._override import override
 from millstream._protocol import sse
-from millstream._protocol.admission import check_handshake_header, header_version
+from millstream._protocol.admission import header_version
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import names_per_request_era
@@ -38,6 +38,7 @@ from millstream._transports.streamable import (
     END,
     OPEN,
     StreamableEndpoint,
+    StreamableExchange,
     close_abandoned,
     event_id,
     log_name,
@@ -224,14 +225,13 @@ class _StandaloneStream(_NewestStream, eq=False):
     @override
     def close(self) -> None:
         if not self.over:
-            self.services.changes.follow(self.id, self.request.owner, ())
+            self.services.changes.source.follow(self.id, self.request.owner, ())
         super().close()
 
     def write(self, message: bytes) -> None:
         """Write a notification."""
         if self.sink is not None:
-            filters = self.services.notification_filters
-            if filters is None or (message := filters.filter_outgoing(message, self.request.principal)):
+            if message := self.services.notification_filters.filter_outgoing(message, self.request.principal):
                 self.sink.write(sse.encode_message(message, self.mark()))
         elif len(self.early) < _MAX_HELD:
             self.early.append(message)
@@ -260,7 +260,7 @@ class _StandaloneStream(_NewestStream, eq=False):
             return
         self.subscribed = frozenset(record.subscriptions)
         if not self.over:
-            self.services.changes.follow(self.id, self.request.owner, self.subscribed)
+            self.services.changes.source.follow(self.id, self.request.owner, self.subscribed)
         held, self.held = self.held or [], None
         for change, message in held:
             self.watcher(change, message)
@@ -301,7 +301,7 @@ class StandaloneStreams(_NewestStreams):
                 return TOO_MANY_STREAMS
             standing.open(sink)
             record = await services.records.get(session)
-            sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
+            sink.write(sse.prime(standing.mark()) if session.revision.priming else sse.COMMENT)
             standing.begin(record)
             if resumed:  # everything may have changed while the client was disconnected
                 offers = self._endpoint.dispatcher.registry.offers
@@ -390,9 +390,7 @@ class SessionStreams:
         Raises:
             ProtocolError: The session or version is unknown or missing.
         """
-        sessions = self._endpoint.sessions
-        if sessions is None or b"mcp-session-id" not in request.headers:
+        session, _ = await StreamableExchange(self._endpoint, request).session()
+        if session is None:
             raise missing_session()
-        session = await sessions.find(request)
-        check_handshake_header(request.headers, session.revision)
         return session

@@ -18,10 +18,10 @@ from millstream._protocol.jsonrpc import (
     MAX_ID,
     Envelope,
     check_text,
-    error_message,
     exceeds_limits,
     is_utf8,
     read,
+    refusal_message,
     result_message,
 )
 from millstream._protocol.metadata import ClientInfo
@@ -95,7 +95,7 @@ def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: Protoco
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
     if exc.status == 503:
         return error_response(exc, request_id)
-    return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
+    return exchange.reply(refusal_message(request_id, exc), exc.status, exc.head)
 
 
 # The per-request era
@@ -305,7 +305,7 @@ class Streamable:
             if (
                 not method.startswith("notifications/")
                 or method == "notifications/cancelled"
-                or services.notification_filters is not None
+                or services.notification_filters
                 or method in self._dispatcher.registry.notification_handlers
             ):
                 return None
