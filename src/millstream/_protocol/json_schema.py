@@ -194,24 +194,6 @@ def _write_decimals(node: Any) -> None:
         _write_decimals(child)
 
 
-def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
-    """Return `schema_of` for a type that must be an object. The schema always has `properties`, which some clients
-    require.
-
-    Raises:
-        TypeError: The type is unknown or isn't an object.
-    """
-    schema = schema_of(annotation, hook=hook)
-    if schema.get("type") != "object":
-        raise TypeError(
-            f"{type_text(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
-        )
-    schema.setdefault("properties", {})
-    if not schema.get("required", True):
-        del schema["required"]
-    return schema
-
-
 def wrap_output(schema: Schema) -> Schema:
     """Return the output schema for revisions that allow only objects: the value becomes the member `result`."""
     outer = {key: schema[key] for key in ("$schema",) if key in schema}

@@ -341,9 +341,7 @@ def _message(envelope: _Envelope) -> Envelope:
 def _batch_decoder(max_items: int) -> Callable[[bytes], Struct]:
     """Return a decoder for a batch, as a struct with `max_items` members. It stops at the first extra element."""
     members: list[Any] = [(f"m{index}", Raw, _EMPTY) for index in range(max_items)]
-    return msgspec.json.Decoder(
-        msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True)
-    ).decode
+    return decoder(msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True))
 
 
 def split_batch(body: bytes, max_items: int) -> list[bytes]:

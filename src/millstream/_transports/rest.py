@@ -46,8 +46,8 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.functions.plan import ArgumentError
-from millstream._transports import open_streams, openapi
-from millstream._transports.open_streams import silent_call
+from millstream._transports import openapi
+from millstream._transports.open_streams import NOT_JSON, error_response, silent_call
 
 TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
@@ -118,7 +118,7 @@ class RestRoutes:
     async def _dialect(self, request: HttpRequest, method: str) -> Response:
         if not _is_call(request):
             self._note(method, "rest", status="415")
-            return open_streams.WRONG_TYPE
+            return NOT_JSON
         request_id: RequestId | None = None
         try:
             self._dispatcher.load.admit(request)
@@ -133,7 +133,7 @@ class RestRoutes:
             refusal = revisions.error(exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
-            return open_streams.error_response(refusal)
+            return error_response(refusal)
         request.body = b""
         del body, envelope, params  # the call has its own data
         outcome = await self._dispatcher.outcome(call)

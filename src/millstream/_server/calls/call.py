@@ -40,35 +40,37 @@ class TaskStart(BaseException):
 
 class ReplyChannel(Protocol):
     """The channel for messages to one caller. Messages are complete JSON-RPC messages without framing, sent in
-    order.
+    order. A channel that overrides nothing discards them.
     """
 
-    asks: bool
+    asks: bool = False
     """Whether the channel can carry requests to the client and route their answers back."""
 
     async def send(self, message: bytes) -> None:
         """Send a message with back-pressure. If the client is gone, drop the message, or keep it for a resume."""
+        return
 
     def push(self, message: bytes) -> bool:
         """Send without waiting. Return False if the channel is closed, or was cut because the client reads too
         slowly.
         """
-        ...
+        return True
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection but not the call, if the client can reconnect for the rest. Return whether it was
         closed.
         """
-        ...
+        return False
 
     async def keep_alive(self) -> None:
         """Show a caller that a silent call is alive, if the transport doesn't do so otherwise."""
+        return
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when the channel closes, unless that stops the call anyway. If the server closes the channel,
         call it first, so the call can end with its result. Return a function that removes the callback.
         """
-        ...
+        return lambda: None
 
 
 class Origin(Protocol):

@@ -270,7 +270,8 @@ class Services:
         """Seconds for which sealed data still opens after its expiry."""
         self.secrets: Secrets = secrets or load_secrets(settings.secret_key)
         """The secrets, loaded at start, so a bad key stops the start instead of the first request."""
-        self._ring: KeyRing | None = None
+        self.ring: KeyRing = KeyRing(self.secrets.values)
+        """The keys for session ids and sealed state."""
         self.scope_error: Callable[[frozenset[str]], ProtocolError] = sign_in_required
         """Returns the error for missing scopes."""
         # Shared state
@@ -324,16 +325,8 @@ class Services:
             secrets: The secrets, the one that seals first.
         """
         self.secrets = secrets
-        self._ring = None
+        self.ring = KeyRing(secrets.values)
         self.peers.use(secrets.values)
-
-    @property
-    def ring(self) -> KeyRing:
-        """Return the keys for session ids and sealed state, created on first use."""
-        ring = self._ring
-        if ring is None:
-            ring = self._ring = KeyRing(self.secrets.values)
-        return ring
 
     @staticmethod
     def nonce() -> bytes:

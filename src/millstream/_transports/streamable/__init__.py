@@ -591,10 +591,7 @@ class StreamableExchange(Struct, eq=False):
         """Run a call and return its reply."""
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call)[0] == 200:
-            line = call.open_reply_channel()
-            assert isinstance(line, PostReplyChannel)  # noqa: S101  lines of this endpoint are
-            await line.finish(body)
-            return None
+            await call.open_reply_channel().keep_alive()
         return await finish(call, body)
 
 

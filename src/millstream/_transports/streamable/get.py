@@ -31,7 +31,7 @@ from millstream._transports.open_streams import (
     error_response,
     missing_session,
     no_stream,
-    refusal,
+    rpc_refusal,
 )
 from millstream._transports.streamable import (
     EMPTY_STREAM,
@@ -46,7 +46,7 @@ from millstream._transports.streamable import (
     writer_of,
 )
 
-UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
+UNKNOWN_EVENT = rpc_refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
 
 
 class _NewestStream(Struct, eq=False, kw_only=True):
@@ -319,8 +319,10 @@ class StandaloneStreams(_NewestStreams):
 
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
-_STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams are gone, so initialize again.")
-_TOO_MANY_ENDED = refusal(503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n")
+_STREAMS_GONE = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams are gone, so initialize again.")
+_TOO_MANY_ENDED = rpc_refusal(
+    503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n"
+)
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
 """A GET without any of these headers is from a client of the first revision."""
 
