@@ -1,6 +1,5 @@
 import asyncio
 import json
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -200,7 +199,7 @@ async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
         pipe.send(body)
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
         await pipe.close()
-        assert (seen, pipe._waiting) == (["", ""], deque())
+        assert (seen, pipe._messages.qsize()) == (["", ""], 0)
 
 
 async def test_canceled_call_that_fails_gets_no_response() -> None:
@@ -221,5 +220,5 @@ async def test_canceled_call_that_fails_gets_no_response() -> None:
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
         pipe.send(json.dumps(cancel).encode())
         await pipe._connection.settle()
-        assert pipe._waiting == deque()
+        assert pipe._messages.empty()
         await pipe.close()

@@ -5,11 +5,11 @@ import re
 import pytest
 
 from millstream._http import websocket as socket
-from millstream._http.message import KINDS
 from millstream._protocol import errors
 from millstream._transports import open_streams
 from millstream._transports import websocket as dialect
 from millstream.extensions.events import _catalog
+from problem_kinds import KINDS
 from processes import ROOT
 
 pytestmark = pytest.mark.check

@@ -16,7 +16,7 @@ from millstream._app.routes import Routes
 from millstream._config import Settings
 from millstream._http.client import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
-from millstream._http.message import KINDS, MAX_FRAMING, HttpLimits
+from millstream._http.message import MAX_FRAMING, HttpLimits
 from millstream._http.server.connection import MAX_PIPELINE
 from millstream._protocol.admission import MAX_DISPLAYED
 from millstream._protocol.errors import MAX_SHOWN
@@ -43,6 +43,7 @@ from millstream.gateway._config import GatewayConfig, options_of, upstream_optio
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
+from problem_kinds import KINDS
 from scripts.docs import ROOT
 
 pytestmark = pytest.mark.check

@@ -19,7 +19,6 @@ from millstream._protocol.json_schema import (
     check_schema,
     drop_null,
     is_integral,
-    object_schema,
     schema_of,
     wrap_output,
 )
@@ -197,18 +196,8 @@ def test_unknown_types_raise_type_error() -> None:
         schema_of(complex)
 
 
-def test_object_schemas_always_have_properties() -> None:
-    assert object_schema(Empty) == {"type": "object", "properties": {}}
-    assert object_schema(Movie) == {"type": "object", "properties": {"title": {"type": "string"}}}
-    assert object_schema(dict[str, int]) == {
-        "type": "object", "additionalProperties": {"type": "integer"}, "properties": {}
-    }  # fmt: skip
-
-
-def test_object_schemas_refuse_other_roots() -> None:
-    """MCP 2025-11-25, server/tools."""
-    with pytest.raises(TypeError, match="not an object"):
-        object_schema(list[int])
+def test_structs_always_have_properties() -> None:
+    assert schema_of(Empty) == {"type": "object", "properties": {}, "required": []}
 
 
 def test_wrapped_outputs_keep_definitions_at_the_root() -> None:

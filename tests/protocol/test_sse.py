@@ -47,8 +47,7 @@ def test_messages_become_message_events() -> None:
 
 def test_a_priming_event_has_an_id_and_empty_data() -> None:
     """MCP 2025-11-25, basic/transports."""
-    assert sse.prime("a.0", None) == b"id: a.0\ndata:\n\n"
-    assert sse.prime("a.0", 500) == b"id: a.0\nretry: 500\ndata:\n\n"
+    assert sse.prime("a.0") == b"id: a.0\ndata:\n\n"
 
 
 def test_retry_alone_dispatches_nothing() -> None:
@@ -72,7 +71,7 @@ def test_line_ends_and_nul_in_single_line_fields_are_refused(character: str) -> 
 
 def test_a_negative_retry_is_refused() -> None:
     """WHATWG HTML §9.2.6."""
-    for encode in (sse.retry, lambda ms: sse.prime("a", ms), lambda ms: sse.encode_event(b"", retry_ms=ms)):
+    for encode in (sse.retry, lambda ms: sse.encode_event(b"", retry_ms=ms)):
         with pytest.raises(ValueError, match="-1"):
             encode(-1)
 
@@ -150,7 +149,7 @@ def test_ids_take_effect_at_the_blank_line() -> None:
 
 def test_a_priming_event_is_an_event_with_empty_data() -> None:
     """MCP 2025-11-25, basic/transports."""
-    assert decode(sse.prime("a.0", 500)) == [SseEvent("", id="a.0", retry_ms=500)]
+    assert decode(b"id: a.0\nretry: 500\ndata:\n\n") == [SseEvent("", id="a.0", retry_ms=500)]
     decoder = Decoder()
     assert decoder.retry_ms is None
     assert decoder.feed(b"id: a.1\nretry: 900\n\n") == []

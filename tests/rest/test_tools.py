@@ -2,12 +2,13 @@ import json
 from typing import Any
 
 from cases import for_each
-from millstream._http.message import KINDS, Response
+from millstream._http.message import Response
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.call import Call
 from millstream._transports.open_streams import NullReplyChannel
 from millstream._transports.rest import RestRoutes
 from millstream._web.pages import asset
+from problem_kinds import KINDS
 from rest_world import add_failing_tools, post, routes, world
 from stub_auth import protect
 

@@ -9,6 +9,7 @@ from bad_input.shop import make_shop
 from cases import for_each
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
+from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.metadata import ClientInfo
 from millstream._server.calls.services import ServerChange, encode_change
 from millstream._server.calls.sessions import SessionRecord
@@ -230,7 +231,8 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
 
 
 async def test_updates_use_the_newest_record() -> None:
-    services = SimpleNamespace(changes=SimpleNamespace(follow=lambda *_: None), notification_filters=None)
+    changes = SimpleNamespace(source=SimpleNamespace(follow=lambda *_: None))
+    services = SimpleNamespace(changes=changes, notification_filters=NotificationFilters(print))
     request = SimpleNamespace(owner="ada", principal=None)
     stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), cast("Any", request))
     sign = ServerChange("updated", "shop://sign")

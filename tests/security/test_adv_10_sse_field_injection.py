@@ -16,7 +16,7 @@ ENCODERS: dict[str, Callable[[str], bytes]] = {
     "event": lambda text: sse.encode_event(b"", event=text),
     "id": lambda text: sse.encode_event(b"", id=text),
     "message id": lambda text: sse.encode_message(b"{}", text),
-    "priming id": lambda text: sse.prime(text, None),
+    "priming id": sse.prime,
     "endpoint": sse.endpoint,
 }
 

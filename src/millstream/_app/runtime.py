@@ -15,7 +15,7 @@ from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChan
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hooks
 from millstream._server.features.tools import Tool
-from millstream._server.handlers import MiddlewareChain, install
+from millstream._server.handlers import Handlers, MiddlewareChain
 from millstream._server.peers import (
     PAUSE,
     ItemRemoval,
@@ -285,7 +285,7 @@ class Runtime:
             self.dispatcher = Dispatcher(
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
-            install(self.dispatcher)
+            Handlers(self.dispatcher)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             if definition.has_wide_hooks():
                 hooks = definition.hooks or Hooks(definition)

@@ -11,7 +11,7 @@ from itertools import count
 from math import ceil
 from typing import Any, NamedTuple
 
-from millstream._http.message import peer_network
+from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import (
     CalendarQuota,
     Limiter,
@@ -27,7 +27,7 @@ from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
-from millstream._server.control import Gate, Requester
+from millstream._server.control import Gate
 from millstream._server.features.tools import Tool
 from millstream._stores.rates import SLOT_WAIT, Charge, ConcurrencySlot, Decision, RateCharge
 
@@ -97,7 +97,7 @@ class Throttle:
 
         return quick
 
-    async def admit(self, request: Requester) -> None:
+    async def admit(self, request: HttpRequest) -> None:
         """Charge a request that isn't a call, such as one for a stream, to the general limits.
 
         Raises:

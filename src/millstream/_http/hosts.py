@@ -242,9 +242,7 @@ class HostPolicy:
         """Check a request. Return a refusal or preflight reply, if any, and the CORS header lines for the reply."""
         if request.path.startswith(METADATA) or request.path in self._public_paths:
             return self._screen_public(request)
-        wrong = None
-        if request.path not in EXEMPT:
-            wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
+        wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
         origin = request.headers.get(b"origin")
         if wrong is not None:
             return self.show(request, self.record(wrong)), b""

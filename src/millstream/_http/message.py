@@ -559,7 +559,6 @@ INTERNAL = ProblemKind(
 BUSY = ProblemKind(
     "busy", 503, "Too many calls are running", "Retry after the time in Retry-After.", _HEAD + b"retry-after: 1\r\n"
 )
-KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY)
 
 
 def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:

@@ -30,7 +30,7 @@ from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.revisions import (
     ALL,
     ASSUMED,
-    BY_DATE,
+    HANDSHAKE,
     PER_REQUEST,
     Revision,
     names_per_request_era,
@@ -279,12 +279,12 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
     if b"mcp-protocol-version" not in headers:
         return negotiated
     version = header_version(headers)
-    revision = BY_DATE.get(version)
-    if revision is None or not revision.handshake:
-        known = ", ".join(date for date, each in BY_DATE.items() if each.handshake)
+    revision = HANDSHAKE.get(version)
+    if revision is None:
         raise ProtocolError(
             INVALID_REQUEST,
-            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version. Use one of {known}.",
+            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version. "
+            f"Use one of {', '.join(HANDSHAKE)}.",
             status=400,
         )
     return negotiated or revision

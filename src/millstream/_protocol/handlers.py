@@ -55,7 +55,10 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(True)
         elif decode is None and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             order.append(False)
-            decode = _decoder(annotation, name)
+            try:
+                decode = decoder(annotation)
+            except TypeError as exc:
+                raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
         else:
             raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
 
@@ -68,13 +71,6 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
         return await result if inspect.isawaitable(result) else result
 
     return run
-
-
-def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
-    try:
-        return decoder(annotation)
-    except TypeError as exc:
-        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
 
 
 def result_object(value: Any) -> Json:
@@ -121,11 +117,11 @@ class NotificationFilters:
     """The filters of one server or client.
 
     Args:
-        failed: Called as ``failed(method, error)`` if a filter raises. The notification is dropped.
+        log_error: The `error` method of a logger. If a filter raises, it's logged, and the notification is dropped.
     """
 
-    def __init__(self, failed: Callable[[str, Exception], None]) -> None:
-        self._failed = failed
+    def __init__(self, log_error: Callable[..., object]) -> None:
+        self._log_error = log_error
         self._filters: list[NotificationFilter] = []
 
     def __len__(self) -> int:
@@ -141,23 +137,24 @@ class NotificationFilters:
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
         """Return a notification from the peer after filtering, or None to drop it."""
+        if not self._filters:
+            return message
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
             return None
-        method, params = passed
-        return msgspec.structs.replace(message, method=method, params=encode(params))
+        return msgspec.structs.replace(message, method=passed.method, params=encode(passed.params))
 
     def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
         """Return a message after filtering, or empty bytes to drop it. Requests and answers aren't filtered."""
-        if not message.startswith(_HEAD):
+        if not self._filters or not message.startswith(_HEAD):
             return message
         sent = _decode_outgoing(message)
         passed = self._pass(sent.method, bytes(sent.params), principal, incoming=False)
-        return b"" if passed is None else notification_message(*passed)
+        return b"" if passed is None else notification_message(passed.method, passed.params)
 
     def _pass(
         self, method: str, params: bytes, principal: Principal | None, *, incoming: bool
-    ) -> tuple[str, Json] | None:
+    ) -> NotificationMessage | None:
         try:
             message = NotificationMessage(method, decode_object(params or b"{}"), incoming, principal)
         except MALFORMED:
@@ -169,6 +166,6 @@ class NotificationFilters:
                     return None
                 message = kept
         except Exception as error:
-            self._failed(method, error)
+            self._log_error("A notification filter failed, so %s is dropped.", method, exc_info=error)
             return None
-        return message.method, message.params
+        return message

@@ -194,24 +194,6 @@ def _write_decimals(node: Any) -> None:
         _write_decimals(child)
 
 
-def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
-    """Return `schema_of` for a type that must be an object. The schema always has `properties`, which some clients
-    require.
-
-    Raises:
-        TypeError: The type is unknown or isn't an object.
-    """
-    schema = schema_of(annotation, hook=hook)
-    if schema.get("type") != "object":
-        raise TypeError(
-            f"{type_text(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
-        )
-    schema.setdefault("properties", {})
-    if not schema.get("required", True):
-        del schema["required"]
-    return schema
-
-
 def wrap_output(schema: Schema) -> Schema:
     """Return the output schema for revisions that allow only objects: the value becomes the member `result`."""
     outer = {key: schema[key] for key in ("$schema",) if key in schema}
@@ -374,7 +356,7 @@ class _Inliner(Struct, eq=False):
         if self.recursive is None:
             return True
         if id(target) not in self.recursive:
-            self.recursive[id(target)] = _reaches(target, target, scope)
+            self.recursive[id(target)] = _refers_to_itself(target, scope)
         return self.recursive[id(target)]
 
     def hoist(self, name: str, target: Schema, scope: Schema) -> str:
@@ -396,17 +378,17 @@ class _Inliner(Struct, eq=False):
         return result
 
 
-def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
-    """Return whether a definition refers to `goal`, directly or through others."""
+def _refers_to_itself(definition: Schema, scope: Schema) -> bool:
+    """Return whether a definition refers to itself, directly or through others."""
     seen: set[int] = set()
-    pending: list[Any] = [node]
+    pending: list[Any] = [definition]
     while pending:
         part = pending.pop()
         if not is_object(part) or "$defs" in part:
             continue  # A part with its own definitions comes from the hook and has no references to ours.
         if "$ref" in part:
             target = scope[part["$ref"].removeprefix(REF)]
-            if target is goal:
+            if target is definition:
                 return True
             if id(target) not in seen:
                 seen.add(id(target))

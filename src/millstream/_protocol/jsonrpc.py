@@ -199,7 +199,7 @@ class PeerError(Struct, gc=False):
 
 _decode_envelope = decoder(_Envelope)
 _decode_raw = decoder(Raw)
-_decode_id = msgspec.json.Decoder(int | str).decode
+decode_id = msgspec.json.Decoder(RequestId).decode
 _decode_text = decoder(str)
 
 
@@ -307,7 +307,7 @@ def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
     if len(raw) > MAX_ID:
         raise _invalid(f'"id" must have at most {MAX_ID} bytes')
     try:
-        request_id: RequestId = _decode_id(raw)
+        request_id: RequestId = decode_id(raw)
     except ValueError:
         raise _invalid('"id" must be a string or an integer') from None
     return request_id
@@ -341,9 +341,7 @@ def _message(envelope: _Envelope) -> Envelope:
 def _batch_decoder(max_items: int) -> Callable[[bytes], Struct]:
     """Return a decoder for a batch, as a struct with `max_items` members. It stops at the first extra element."""
     members: list[Any] = [(f"m{index}", Raw, _EMPTY) for index in range(max_items)]
-    return msgspec.json.Decoder(
-        msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True)
-    ).decode
+    return decoder(msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True))
 
 
 def split_batch(body: bytes, max_items: int) -> list[bytes]:
@@ -376,6 +374,11 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
         error["data"] = data
     known = {} if request_id is None else {"id": request_id}
     return encode({"jsonrpc": "2.0", **known, "error": error})
+
+
+def refusal_message(request_id: RequestId | None, exc: ProtocolError) -> bytes:
+    """Return the error response for a request that is refused."""
+    return error_message(request_id, exc.code, exc.message, exc.data)
 
 
 def notification_message(method: str, params: Any = None) -> bytes:

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
-from msgspec.json import Decoder
 
 from millstream._protocol.content import (
     Annotations,
@@ -26,7 +25,7 @@ from millstream._protocol.content import (
     Wire,
 )
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decoder
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decode_id, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken, decode_loose_params
 
 _META: Any = field(default_factory=Json, name="_meta")
@@ -396,7 +395,6 @@ NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
 
 
 _decode_cancelled = decoder(CancelledNotificationParams)
-_decode_token = Decoder(RequestId).decode
 
 
 def progress_token(params: bytes) -> ProgressToken | None:
@@ -409,7 +407,7 @@ def progress_token(params: bytes) -> ProgressToken | None:
         return None
     try:
         meta = decode_loose_params(params).meta
-        token = None if meta.token is UNSET else _decode_token(meta.token)
+        token = None if meta.token is UNSET else decode_id(meta.token)
     except MALFORMED:
         return None
     if isinstance(token, str) and len(token) > MAX_ID:

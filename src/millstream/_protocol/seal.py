@@ -302,7 +302,6 @@ class InputRequired(BaseException):
         """Wire key -> {"method": …, "params": …}."""
 
 
-_encode_state = msgspec.msgpack.Encoder().encode
 _decode_state = msgspec.msgpack.Decoder(RoundState).decode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
@@ -405,7 +404,7 @@ class Rounds:
         """
         if self.rounds >= max_rounds:
             raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions.")
-        return ring.seal(_KIND, _encode_state(self.state(expires_at)), nonce, bound)
+        return ring.seal(_KIND, _encode(self.state(expires_at)), nonce, bound)
 
     def state(self, expires_at: int) -> RoundState:
         """Return the state after this round, for a server that keeps it itself."""

@@ -54,14 +54,13 @@ def encode_message(message: bytes, id: str = "") -> bytes:
     return b"event: message\ndata: %b\n\n" % message
 
 
-def prime(id: str, retry_ms: int | None = None) -> bytes:
+def prime(id: str) -> bytes:
     """Return an event with an id and empty data, so a stream can be resumed before its first message (SEP-1699).
 
     Raises:
-        ValueError: `id` contains CR, LF, or NUL, or `retry_ms` is negative.
+        ValueError: `id` contains CR, LF, or NUL.
     """
-    retry_line = b"" if retry_ms is None else _retry_line(retry_ms)
-    return b"id: %b\n%bdata:\n\n" % (_one_line("id", id), retry_line)
+    return b"id: %b\ndata:\n\n" % _one_line("id", id)
 
 
 def retry(retry_ms: int) -> bytes:

@@ -7,13 +7,11 @@ received the message. The number and size of calls are limited, and one caller c
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
-from typing import Any, Protocol
 
-import msgspec
-
+from millstream._http.message import HttpRequest
 from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, LocalError, ProtocolError
-from millstream._protocol.jsonrpc import Envelope, RequestId, encode
+from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
@@ -33,36 +31,10 @@ _RECOUNT = 0.25
 """Seconds for which a count of calls per caller stays valid for refusals."""
 
 
-class RequestOwner(Protocol):
-    """A call, or another object with a caller."""
-
-    @property
-    def owner(self) -> str:
-        """The owner, see `Call.owner`. Empty for a caller that has the server to itself."""
-        ...
-
-    @property
-    def principal(self) -> Any:
-        """The principal, or None for an anonymous caller."""
-        ...
-
-
-class Requester(Protocol):
-    """A request that isn't a call: an HTTP request, or a message on a WebSocket."""
-
-    @property
-    def owner(self) -> str:
-        """See `Call.owner`."""
-        ...
-
-    @property
-    def peer(self) -> str:
-        """The address it comes from, or an empty string."""
-        ...
-
-
-RequestGate = Callable[[Requester], Awaitable[None]]
-"""Returns to admit a request, or raises `ProtocolError`."""
+RequestGate = Callable[[HttpRequest], Awaitable[None]]
+"""Returns to admit a request that isn't a call, or raises `ProtocolError`. For a message on a WebSocket, it gets the
+opening handshake.
+"""
 
 
 class Load:
@@ -88,7 +60,7 @@ class Load:
         """Return the number of running calls. Open subscriptions count as streams instead."""
         return len(self._calls) - len(self._endings)
 
-    def admit(self, caller: RequestOwner, method: str = "") -> None:
+    def admit(self, caller: Call | HttpRequest, method: str = "") -> None:
         """Refuse a call if the limit is reached, in total or for its caller.
 
         Answers, cancellations, and notifications are never refused for load, because they reduce it. A ping isn't
@@ -174,7 +146,6 @@ PER_SECOND = 100
 """Messages to other workers that a session can cause per second. More cancellations are ignored, more answers
 refused.
 """
-_decode_id = msgspec.json.Decoder(RequestId).decode
 
 
 class Control:
@@ -188,25 +159,21 @@ class Control:
         """(session or connection, request id) -> call."""
         # The sending worker doesn't know which question this is.
         peers.on(AnswerMessage, lambda message, worker: questions.answer(message, message.session))
-        peers.on(CancelCall, lambda message, worker: self.cancel(message.session, _decode_id(message.id)))
+        peers.on(CancelCall, lambda message, worker: self.cancel(message.session, decode_id(message.id)))
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(questions.end_misnamed)
 
-    def enter(self, call: Call, scope: str) -> bool:
-        """Register a call before it runs. Return False if its id is in flight."""
-        return self.by_id.setdefault((scope, call.id), call) is call
-
     # Messages on a connection, whose calls all run on this worker
 
-    def notify(self, message: Envelope, scope: str) -> None:
-        """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC."""
-        request_id = _cancelled_request_id(message)
-        if request_id is not None:
-            self.cancel(scope, request_id)
+    def notify(self, message: Envelope, scope: str) -> RequestId | None:
+        """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC.
 
-    def answer(self, message: Envelope, scope: str) -> bool:
-        """Pass a client's answer to the call that asked. Return False if no call in the scope waits for it."""
-        return self._questions.answer(message, scope)
+        Return the request that it cancels if that isn't running here.
+        """
+        if message.method != "notifications/cancelled":
+            return None
+        request_id = cancelled_id(message.params)
+        return None if request_id is None or self.cancel(scope, request_id) else request_id
 
     def cancel(self, scope: str, request_id: RequestId) -> bool:
         """Cancel a call. An unknown one is ignored, because it may just have ended."""
@@ -225,8 +192,8 @@ class Control:
 
     async def notified_anywhere(self, message: Envelope, session_id: str) -> None:
         """Process a notification of a session. A cancellation can be lost."""
-        request_id = _cancelled_request_id(message)
-        if request_id is None or self.cancel(session_id, request_id) or not session_id:
+        request_id = self.notify(message, session_id)
+        if request_id is None or not session_id:
             return
         if self._peers.shared and not self._allowance.take(session_id):
             await self._peers.tell(CancelCall(session_id, encode(request_id)))
@@ -266,7 +233,3 @@ class Control:
         """Cancel every call of a deleted session, and close its streams on other workers."""
         self.end(session_id)
         await self._peers.tell(SessionEnd(session_id))
-
-
-def _cancelled_request_id(message: Envelope) -> RequestId | None:
-    return cancelled_id(message.params) if message.method == "notifications/cancelled" else None

@@ -28,7 +28,7 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream._protocol.jsonrpc import Json, RequestId, encode, error_message
+from millstream._protocol.jsonrpc import Json, RequestId, encode, error_message, refusal_message, result_message
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
@@ -154,7 +154,6 @@ class Dispatcher:
         self.registry: Registry = registry
         self.services: Services = services
         self.info: Json = info
-        self.instructions: str = instructions
         self.announcement: ServerDescription = ServerDescription(registry, info, instructions)
         """The results of `initialize` and `server/discover`."""
         self.gate: Gate | None = None
@@ -181,7 +180,7 @@ class Dispatcher:
 
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients, from now on."""
-        self.instructions = self.announcement.instructions = instructions
+        self.announcement.instructions = instructions
         self.announcement.forget()
 
     def introduce(self, info: Mapping[str, Any]) -> None:
@@ -207,7 +206,7 @@ class Dispatcher:
         """
         key = (scope, call.id)
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
-            self._forget(call, key)
+            self.abandon(call, scope)
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
         self.calls.add(call)
         call.services = self.services
@@ -267,10 +266,8 @@ class Dispatcher:
         return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
 
     def abandon(self, call: Call, scope: str = "") -> None:
-        """Forget a counted call that won't run because its task was canceled before it began."""
-        self._forget(call, (scope, call.id))
-
-    def _forget(self, call: Call, key: tuple[str, RequestId]) -> None:
+        """Forget a counted call that won't run, for example because its task was canceled before it began."""
+        key = (scope, call.id)
         if self.by_id.get(key) is call:
             del self.by_id[key]
         release_arguments(call, self.services.bodies)
@@ -300,7 +297,9 @@ class Dispatcher:
             if task is not None and stopped and call.cancelled:
                 task.uncancel()
                 return self._answer_stopped(call)
-            if task is None or (stopped and task.cancelling() and self._ends(call)):
+            if task is None or (
+                stopped and task.cancelling() and (self.stopping or call.origin is None or call.origin.ends_call())
+            ):
                 call.cancelled = True
                 self.services.questions.fail(call.question_ids or ())
                 try:
@@ -312,12 +311,6 @@ class Dispatcher:
         # The error comes from the function: it raised it, canceled its own task, or waited for something canceled.
         # This includes KeyboardInterrupt, because Ctrl-C has a signal handler.
         return self._answer_failure(call, exc)
-
-    def _ends(self, call: Call) -> bool:
-        """Return whether the owner of the call's task may have canceled it: the client is gone, or the server is
-        stopping.
-        """
-        return self.stopping or call.origin is None or call.origin.ends_call()
 
     def _answer_stopped(self, call: Call) -> bytes:
         """Return the answer of a stopped call."""
@@ -333,9 +326,7 @@ class Dispatcher:
         # The raised error's traceback refers to the call. Keeping it would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
         call.failure = CallFailure(str(error.code), kept, incident)
-        return (
-            b"" if call.bare or _is_cancelled(call) else error_message(call.id, error.code, error.message, error.data)
-        )
+        return b"" if call.bare or _is_cancelled(call) else refusal_message(call.id, error)
 
     def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
         if call.method != "tools/call":
@@ -456,8 +447,8 @@ def _stream_answer(call: Call, answer: bytes) -> bytes:
         return answer
     failed = call.failure
     if failed is not None and failed.error is not None:
-        return error_message(call.id, failed.error.code, failed.error.message, failed.error.data)
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), answer) if answer else b""
+        return refusal_message(call.id, failed.error)
+    return result_message(call.id, answer) if answer else b""
 
 
 def _is_cancelled(call: Call) -> bool:
@@ -468,7 +459,7 @@ def _is_cancelled(call: Call) -> bool:
 def _wrap_envelope(call: Call, result: bytes) -> bytes:
     if _is_cancelled(call):
         return b""
-    return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
+    return result if call.bare else result_message(call.id, result)
 
 
 def _head(info: Json, revision: Revision, meta: Json | None) -> bytes:

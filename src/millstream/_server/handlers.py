@@ -6,7 +6,7 @@ stream of the per-request era, open until the client leaves.
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -71,9 +71,7 @@ from millstream._server.functions.plan import ArgumentError
 S = TypeVar("S")
 
 
-@cache
-def _decoder(kind: Any) -> Callable[[bytes | str], Any]:
-    return decoder(kind)
+_decoder = cache(decoder)
 
 
 def read(kind: type[S], call: Call) -> S:
@@ -130,32 +128,31 @@ ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
 class Handlers:
-    """The handlers of all methods."""
+    """The handlers of all methods, which a dispatcher serves from then on."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._registry = dispatcher.registry
         self._services = dispatcher.services
         self._announcement = dispatcher.announcement
         self._services.read_resource = self._read_inside
-
-    def table(self) -> Mapping[str, Handler]:
-        """Return the handlers by method."""
-        return {
-            "tools/list": partial(self._list, "tools"),
-            "tools/call": self._call_tool,
-            "prompts/list": partial(self._list, "prompts"),
-            "prompts/get": self._get_prompt,
-            "resources/list": partial(self._list, "resources"),
-            "resources/templates/list": partial(self._list, "templates"),
-            "resources/read": self._read_resource,
-            "resources/subscribe": self._subscribe,
-            "resources/unsubscribe": self._unsubscribe,
-            "subscriptions/listen": self._listen,
-            "completion/complete": self._complete,
-            "server/discover": self._discover,
-            "ping": self._ping,
-            "logging/setLevel": self._set_level,
-        }
+        dispatcher.serve(
+            {
+                "tools/list": partial(self._list, "tools"),
+                "tools/call": self._call_tool,
+                "prompts/list": partial(self._list, "prompts"),
+                "prompts/get": self._get_prompt,
+                "resources/list": partial(self._list, "resources"),
+                "resources/templates/list": partial(self._list, "templates"),
+                "resources/read": self._read_resource,
+                "resources/subscribe": self._subscribe,
+                "resources/unsubscribe": self._unsubscribe,
+                "subscriptions/listen": self._listen,
+                "completion/complete": self._complete,
+                "server/discover": self._discover,
+                "ping": self._ping,
+                "logging/setLevel": self._set_level,
+            }
+        )
 
     async def _list(self, kind: str, call: Call) -> bytes:
         """Return one page of the descriptions of a kind: the cached page, or one created for the call."""
@@ -204,9 +201,9 @@ class Handlers:
             raise ProtocolError(INVALID_PARAMS, text)
         # Before the arguments are read, because an error about them would reveal the schema.
         check_scopes(call, tool.scopes)
-        if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
+        if call.revision.handshake and not declares(call.client.capabilities, tool.requires):
             raise ToolError(f"{REQUIRES_CAPABILITIES} {', '.join(tool.requires)}.")
-        if tool.visible is not None and not call.revision.handshake and tool.requires:
+        if tool.visible is not None and not call.revision.handshake:  # otherwise, admission has checked it
             require_capabilities(call.client.capabilities, tool.requires)
         take_rounds(call, params)
         raw = bytes(params.arguments) or b"{}"
@@ -278,11 +275,11 @@ class Handlers:
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
             self._find_readable(uri, call)
-            self._services.changes.check_room(call.owner, (uri,))
+            self._services.changes.source.check_room(call.owner, (uri,))
             return replace(record, subscriptions=[*record.subscriptions, uri])
 
         await self._change_subscriptions(call, add)
-        await self._services.changes.wait_until_followed((uri,))
+        await self._services.changes.source.wait_until_followed((uri,))
         return b""
 
     async def _unsubscribe(self, call: Call) -> bytes:
@@ -307,7 +304,7 @@ class Handlers:
             raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
         await self._services.records.change(session, edit)
         if session.record is not None:
-            self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
+            self._services.changes.source.follow(session.id, session.owner, session.record.subscriptions)
 
     async def _listen(self, call: Call) -> bytes:
         """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
@@ -347,13 +344,16 @@ class Handlers:
             if granted == SubscriptionFilter() and not agreed:
                 await call.send_to_caller(acknowledgment)
                 return b""
-            kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(granted, f"{kind}_list_changed")}
             # Updates of a hidden resource would reveal that it exists.
             uris = frozenset(
                 uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
             )
-            lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
-            changes.check_room(owner, uris)
+            lists = {
+                kind: notification_message(ServerChange(kind).method, NotificationParams(mark))
+                for kind in ("tools", "prompts", "resources")
+                if getattr(granted, f"{kind}_list_changed")
+            }
+            changes.source.check_room(owner, uris)
 
             def watcher(change: ServerChange, message: bytes) -> None:
                 if change.kind in lists:
@@ -365,9 +365,9 @@ class Handlers:
             end = pushes.over.set
             endings.add(end)
             ends.callback(endings.discard, end)
-            changes.follow(call, owner, uris)
-            ends.callback(changes.follow, call, owner, ())
-            await changes.wait_until_followed(uris)
+            changes.source.follow(call, owner, uris)
+            ends.callback(changes.source.follow, call, owner, ())
+            await changes.source.wait_until_followed(uris)
             await call.send_to_caller(acknowledgment)
             await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
             ends.callback(line.on_close(end))
@@ -511,11 +511,6 @@ class _Pushes:
         for message in self._early:
             call.push_to_caller(message)
         self._early.clear()
-
-
-def install(dispatcher: Dispatcher) -> None:
-    """Register the handlers of every method."""
-    dispatcher.serve(Handlers(dispatcher).table())
 
 
 _LISTS = {

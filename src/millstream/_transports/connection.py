@@ -8,7 +8,6 @@ in its own way, and does its own framing.
 import asyncio
 import contextlib
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -28,9 +27,9 @@ from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.jsonrpc import (
     Envelope,
     check_text,
-    error_message,
     notification_message,
     read,
+    refusal_message,
     result_message,
     split_batch,
 )
@@ -145,13 +144,13 @@ class ClientConnection(Struct, eq=False):
         """Return the call for a message, or None if it needs no response."""
         dispatcher = self._dispatcher
         if message.is_answer:
-            dispatcher.control.answer(message, self.id)
+            dispatcher.services.questions.answer(message, self.id)
             self._note("response")
             return None
         if message.id is None:
             check_notification(message)
             self._note(message.method)
-            kept = dispatcher.services.admit_notification(message, self.principal)
+            kept = dispatcher.services.notification_filters.filter_incoming(message, self.principal)
             if kept is None:
                 return None
             if kept.method == "notifications/initialized" and self._stop_watching is None and self.session is not None:
@@ -180,7 +179,7 @@ class ClientConnection(Struct, eq=False):
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             raise revisions.error(exc, call.revision) from exc
-        dispatcher.control.enter(call, self.id)
+        dispatcher.by_id.setdefault((self.id, call.id), call)  # before it runs, so that it can be canceled
         return call
 
     def _way(self) -> dict[str, object]:
@@ -241,7 +240,7 @@ class ClientConnection(Struct, eq=False):
         """Return the error for a message, or for bytes that aren't one."""
         method, id = ("", None) if message is None else (message.method or "response", message.id)
         self._note(method, str(exc.code))
-        return error_message(id, exc.code, exc.message, exc.data)
+        return refusal_message(id, exc)
 
     def _note(self, method: str, status: str = "") -> None:
         services = self._dispatcher.services
@@ -257,8 +256,7 @@ class ClientConnection(Struct, eq=False):
             self._notify(each)
 
     def _notify(self, message: bytes) -> None:
-        filters = self._dispatcher.services.notification_filters
-        if filters is None or (message := filters.filter_outgoing(message, self.principal)):
+        if message := self._dispatcher.services.notification_filters.filter_outgoing(message, self.principal):
             self._write(message)
 
     def finish(self, then: Callback) -> None:
@@ -287,7 +285,7 @@ class ClientConnection(Struct, eq=False):
             self._stop_watching = None
         if self.session is not None:
             self._note(SESSION_OVER)
-            self._dispatcher.services.changes.follow(self.session.id, self.session.owner, ())
+            self._dispatcher.services.changes.source.follow(self.session.id, self.session.owner, ())
             self._dispatcher.services.client_memory.release(self.session)
         tasks = dict(self._tasks)
         for task in tasks:
@@ -311,7 +309,7 @@ class MemoryPipe:
     It's for tests and embedding: client and server run in one process and event loop.
     """
 
-    __slots__ = ("_connection", "_news", "_waiting", "closed")
+    __slots__ = ("_connection", "_messages", "closed")
 
     def __init__(
         self,
@@ -334,15 +332,13 @@ class MemoryPipe:
         self._connection = ClientConnection(
             dispatcher, self._take, self._no_wait, principal=principal, peer=peer, headers=headers, transport=transport
         )
-        self._waiting: deque[bytes] = deque()
-        self._news = asyncio.Event()
+        self._messages = asyncio.Queue[bytes](_MAX_WAITING)
         self.closed = False
 
     def _take(self, message: bytes) -> bool:
-        if self.closed or len(self._waiting) >= _MAX_WAITING:
+        if self.closed or self._messages.full():
             return False
-        self._waiting.append(message)
-        self._news.set()
+        self._messages.put_nowait(message)
         return True
 
     async def _no_wait(self) -> None:
@@ -354,10 +350,7 @@ class MemoryPipe:
 
     async def receive(self) -> bytes:
         """Return the next message from the server. Waits until there is one."""
-        while not self._waiting:
-            self._news.clear()
-            await self._news.wait()
-        return self._waiting.popleft()
+        return await self._messages.get()
 
     async def close(self) -> None:
         """Disconnect the client."""

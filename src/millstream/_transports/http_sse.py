@@ -22,20 +22,23 @@ from millstream._server.peers import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import (
+    NOT_JSON,
     SESSION_NOT_FOUND,
     TOO_MANY_STREAMS,
-    WRONG_TYPE,
     OpenStreams,
+    error_response,
     no_stream,
-    refusal,
+    rpc_refusal,
 )
 
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
-_NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path in the endpoint event.")
-_UNREACHABLE = refusal(
+_NO_ID = rpc_refusal(
+    400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path in the endpoint event."
+)
+_UNREACHABLE = rpc_refusal(
     503, SERVER_ERROR, "The stream of this session is unavailable. Try again.", head=b"retry-after: 1\r\n"
 )
-_UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found. Open a new stream.")
+_UNKNOWN = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Open a new stream.")
 
 
 class _Address(Struct, frozen=True, gc=False, array_like=True):
@@ -104,7 +107,7 @@ class HttpSse:
 
     async def _take(self, request: HttpRequest) -> Response:
         if not carries_json(request.headers):
-            return WRONG_TYPE
+            return NOT_JSON
         session_id = query_value("session_id", request.query)
         if not session_id:
             return _NO_ID
@@ -118,7 +121,7 @@ class HttpSse:
             check_text(request.body)
             require_json(request.body)
         except ProtocolError as exc:
-            return refusal(400, exc.code, exc.message)
+            return error_response(exc)
         if found is not None:
             found[0].receive(request.body)
             return _ACCEPTED

@@ -30,7 +30,7 @@ from millstream._http.message import (
 )
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
-from millstream._protocol.jsonrpc import check_text, encode
+from millstream._protocol.jsonrpc import check_text, decoder, encode
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
@@ -55,7 +55,7 @@ class Publication(Struct, forbid_unknown_fields=True):
     id: str | None = None
 
 
-_decode_publication = msgspec.json.Decoder(Publication).decode
+_decode_publication = decoder(Publication)
 
 
 def encode_sse(event: Event) -> bytes:

@@ -17,50 +17,33 @@ from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, field
 
-from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Callback, HttpRequest, Response, Sink, parse_accept
+from millstream._http.message import (
+    JSON_HEAD,
+    STREAM_HEAD,
+    TEXT_HEAD,
+    Callback,
+    HttpRequest,
+    Response,
+    Sink,
+    parse_accept,
+)
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
-from millstream._protocol.jsonrpc import RequestId, error_message
+from millstream._protocol.jsonrpc import RequestId, error_message, refusal_message
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
-from millstream._server.calls.call import NOBODY, Call
+from millstream._server.calls.call import NOBODY, Call, ReplyChannel
 from millstream._server.calls.services import expiry_of, principal_id
-from millstream._server.control import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
 
 
-class NullReplyChannel:
+class NullReplyChannel(ReplyChannel):
     """A reply channel that discards everything.
 
     It's for callers that receive only the answer: REST, and the JSON dialect of the WebSocket.
     """
-
-    __slots__ = ()
-    asks = False
-
-    async def send(self, message: bytes) -> None:
-        """Discard the message."""
-
-    def push(self, message: bytes) -> bool:
-        """Discard the message."""
-        return True
-
-    async def interrupt(self, retry_ms: int | None) -> bool:
-        """Return False, because the client can't resume."""
-        return False
-
-    def on_close(self, callback: Callback) -> Callback:
-        """Do nothing, because the channel never closes."""
-        return _nothing
-
-    async def keep_alive(self) -> None:
-        """Do nothing, because there is no stream."""
-
-
-def _nothing() -> None:
-    return None
 
 
 NULL_REPLY = NullReplyChannel()
@@ -145,7 +128,7 @@ class OpenStreams(Struct, eq=False):
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
-    def full(self, caller: RequestOwner) -> bool:
+    def full(self, caller: HttpRequest) -> bool:
         """Return whether a caller has reached its cap of streams."""
         return not self._share.has_room(caller.owner)
 
@@ -160,7 +143,7 @@ class OpenStreams(Struct, eq=False):
     def add(
         self,
         sink: Sink,
-        caller: RequestOwner | None = None,
+        caller: HttpRequest | None = None,
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
@@ -189,7 +172,7 @@ class OpenStreams(Struct, eq=False):
         sink.on_close(partial(self._forget, number, counted))
         return number
 
-    def subscribe(self, number: int, caller: RequestOwner, finish: Finish) -> None:
+    def subscribe(self, number: int, caller: HttpRequest, finish: Finish) -> None:
         """End the stream of a call with its caller's access: it's a subscription now, which has counted itself. See
         `add`.
         """
@@ -266,23 +249,23 @@ SESSION_NOT_FOUND = -32001
 """The usual code in the body of the 404. Clients act on the status."""
 
 
-def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
+def rpc_refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
     """Return an HTTP response with a JSON-RPC error without an id."""
-    return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
+    return Response(error_message(None, code, message), status, JSON_HEAD + head)
 
 
 def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
     """Return an error as an HTTP response. A temporary error includes a retry time."""
-    head = b"content-type: application/json\r\n" + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
-    return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
+    head = JSON_HEAD + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
+    return Response(refusal_message(request_id, exc), exc.status, head)
 
 
-WRONG_TYPE = refusal(
+NOT_JSON = rpc_refusal(
     415,
     INVALID_REQUEST,
     "Unsupported media type. Send a JSON-RPC message with content-type application/json, without a content coding.",
 )
-_NO_STREAM = refusal(
+_NO_STREAM = rpc_refusal(
     406, INVALID_REQUEST, "Not acceptable. GET opens a stream: accept text/event-stream. Send messages by POST."
 )
 _FOR_CLIENTS = Response(
@@ -291,7 +274,7 @@ _FOR_CLIENTS = Response(
     TEXT_HEAD,
 )
 """For browsers, which can't show the stream."""
-TOO_MANY_STREAMS = refusal(
+TOO_MANY_STREAMS = rpc_refusal(
     503, SERVER_ERROR, "Too many open streams. Close some, or try again later.", head=b"retry-after: 5\r\n"
 )
 

@@ -40,15 +40,15 @@ from millstream._protocol.errors import (
     MISSING_CLIENT_CAPABILITY,
     ProtocolError,
 )
-from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, require_json
+from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, refusal_message, require_json
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.registry import Audience
 from millstream._server.functions.plan import ArgumentError
-from millstream._transports import open_streams, openapi
-from millstream._transports.open_streams import silent_call
+from millstream._transports import openapi
+from millstream._transports.open_streams import NOT_JSON, error_response, silent_call
 
 TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
@@ -119,7 +119,7 @@ class RestRoutes:
     async def _dialect(self, request: HttpRequest, method: str) -> Response:
         if not _is_call(request):
             self._note(method, "rest", status="415")
-            return open_streams.WRONG_TYPE
+            return NOT_JSON
         request_id: RequestId | None = None
         try:
             self._dispatcher.load.admit(request)
@@ -128,34 +128,25 @@ class RestRoutes:
             envelope = _read_envelope(body, method)
             request_id = envelope.id
             params = bytes(envelope.params) or body
-            call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
+            call = self._call(request, NEWEST_HANDSHAKE, method, params, request_id or 0)
             self._dispatcher.load.take(call, len(params))
         except ProtocolError as exc:
             refusal = revisions.error(exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
-            return open_streams.error_response(refusal)
+            return error_response(refusal)
         request.body = b""
         del body, envelope, params  # the call has its own data
         outcome = await self._dispatcher.outcome(call)
-        mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
         error = outcome.error
         if error is not None:
-            members = {"code": error.code, "message": error.message, "data": error.data}
-            said = encode({name: value for name, value in members.items() if value is not None})
-            body = b'{"jsonrpc":"2.0",%b"error":%b}' % (mark, said)
+            body = refusal_message(request_id, error)
             return Response(body, error.status, JSON_HEAD + error.head) if error.head else Response(body)
+        mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
         return Response(b'{"jsonrpc":"2.0",%b"result":%b}' % (mark, outcome.result))
 
     @staticmethod
-    def _call(
-        request: HttpRequest,
-        revision: Revision,
-        method: str,
-        params: bytes,
-        headers: Mapping[bytes, bytes] | None,
-        id: RequestId = 0,
-    ) -> Call:
+    def _call(request: HttpRequest, revision: Revision, method: str, params: bytes, id: RequestId = 0) -> Call:
         request.cancel_on_disconnect = True
         return silent_call(
             revision,
@@ -164,7 +155,7 @@ class RestRoutes:
             origin=request,
             transport="rest",
             principal=request.principal,
-            headers=headers,
+            headers=request.headers,
             client_id=client_id_of(request.query),
             id=id,
         )
@@ -205,8 +196,9 @@ class RestRoutes:
         except (ArgumentError, ProtocolError) as exc:
             return refuse(wrong, str(exc))
         params = encode({"name": name, "arguments": Raw(body)})
+        call = self._call(request, NEWEST, "tools/call", params)
         # Header parameters repeat arguments for MCP routers. REST callers don't have to send them.
-        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
+        call.headers = None if tool.headers else request.headers
         call.arguments = arguments
         if not self._dispatcher.load.takes(call, len(params)):
             return refuse(BUSY, "Too many calls are running. Try again later.")
@@ -226,7 +218,7 @@ class RestRoutes:
             body = openapi.document(
                 registry.visible("tools", audience).values(),
                 self._dispatcher.info,
-                instructions=self._dispatcher.instructions,
+                instructions=self._dispatcher.announcement.instructions,
                 root_path=root,
                 mcp=self._mcp,
             )

@@ -49,6 +49,7 @@ from millstream._http.websocket import (
 )
 from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
+from millstream._protocol.foreign import present
 from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
@@ -108,10 +109,6 @@ class _Publish(Struct, forbid_unknown_fields=True):
     id: Raw = Raw(b"")
 
 
-class _Ping(Struct, gc=False):
-    pass
-
-
 class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
     channel: str
     data: str
@@ -121,7 +118,6 @@ class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
 
 _decode_head = decoder(_Head)
 _decode_text = decoder(str)
-_decode_data = msgspec.json.Decoder(Any).decode
 
 
 def encode_event(event: Event) -> bytes:
@@ -202,7 +198,7 @@ class Dialect(Struct, eq=False):
         return self._fail(id, error.code, error.message)
 
     def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:
-        error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
+        error = present({"code": code, "message": message, "data": data})
         self._reply(id, "error", **about, error=error)
         return code
 
@@ -303,11 +299,11 @@ class Dialect(Struct, eq=False):
         channel, principal = message.channel, self._peer.principal
         hub.admission.publish(channel, principal)
         check_encoded_size(len(message.data), hub.limits.max_event)
-        data, event = _decode_data(message.data), message.event
+        data, event = msgspec.json.decode(message.data), message.event
         done = await hub.publish(channel, data, event=event, id=message.event_id, publisher=principal)
         self._reply(id, "published", channel=channel, event_id=done.id, subscribers=done.subscribers)
 
-    async def ping(self, message: _Ping, id: Raw) -> None:
+    async def ping(self, message: _Head, id: Raw) -> None:
         """Respond to a ping."""
         self._reply(id, "pong")
 
@@ -317,7 +313,7 @@ _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Aw
     "subscribe": (decoder(_Subscribe), Dialect.subscribe, "hub/subscribe", "channel"),
     "unsubscribe": (decoder(_Unsubscribe), Dialect.unsubscribe, "hub/unsubscribe", "channel"),
     "publish": (decoder(_Publish), Dialect.publish, "hub/publish", "channel"),
-    "ping": (decoder(_Ping), Dialect.ping, "ping", ""),
+    "ping": (_decode_head, Dialect.ping, "ping", ""),
 }
 """Type -> decoder, handler, method name for observers, and the member with its target."""
 

@@ -151,7 +151,7 @@ class ClientHost:
         """
         incoming = self.client.conversation.incoming
         if incoming.filters is None:
-            incoming.filters = NotificationFilters(log_failed_filter)
+            incoming.filters = NotificationFilters(_logger.error)
         incoming.filters.add(each)
 
     def _handler(self, name: str, handler: Handler) -> Run:
@@ -179,11 +179,6 @@ class ClientHost:
         for wrap in reversed(self._wraps):
             chain = _chain(wrap, chain)
         return encode(await chain(OutgoingRequest(ask.method, before, self.client)))
-
-
-def log_failed_filter(method: str, error: Exception) -> None:
-    """Log that a filter raised an error."""
-    _logger.error("A notification filter failed, so %s is dropped.", method, exc_info=error)
 
 
 def _chain(wrap: Wrap, inside: Outgoing) -> Outgoing:

@@ -15,7 +15,6 @@ from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import (
     Handler,
     NotificationFilter,
-    NotificationFilters,
     result_object,
     with_decoded_params,
 )
@@ -33,7 +32,6 @@ from millstream._server.handlers import take_rounds
 from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import ConcurrencySlot
-from millstream.client._extensions import log_failed_filter
 from millstream.extensions._calls import (
     CallContext,
     CallRun,
@@ -304,18 +302,9 @@ class ServerHost:
         Args:
             each: Returns the notification, a changed one, or None to drop it. It must not block.
         """
-        services = self._host.services
-        filters = services.notification_filters = services.notification_filters or NotificationFilters(
-            log_failed_filter
-        )
+        filters = self._host.services.notification_filters
         filters.add(each)
-
-        def stop() -> None:
-            filters.remove(each)
-            if not len(filters):
-                services.notification_filters = None
-
-        self.on_close(stop)
+        self.on_close(lambda: filters.remove(each))
 
     def capability(
         self, value: Mapping[str, Any], *, name: str = "", member: str = "extensions", revisions: Collection[str] = ()

@@ -580,7 +580,7 @@ class GatewayPart:
             for kind, names in upstream.offered.items():
                 self._host.registry.exchange(kind, names, {})
                 names.clear()
-        self._host.services.changes.source = None
+        del self._host.services.changes.source
         self._host.registry.find_resource = None
         self._host.registry.find_method = None
         self._host.registry.set_hints({})

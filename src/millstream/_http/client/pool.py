@@ -11,7 +11,6 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Lock
@@ -32,6 +31,7 @@ from millstream._http.client import (
 )
 from millstream._http.client.connection import HttpConnection, HttpReply, lines
 from millstream._http.client.url import Proxy, Url, no_proxy, parse, proxy_error, proxy_for, tunnel
+from millstream._http.hosts import is_loopback
 from millstream._protocol.principal import Share
 from millstream._tasks import run_in_thread
 
@@ -94,11 +94,7 @@ def is_this_machine(host: str) -> bool:
     Args:
         host: A name or an IP address.
     """
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return False
+    return is_loopback(host)
 
 
 async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:

@@ -40,35 +40,37 @@ class TaskStart(BaseException):
 
 class ReplyChannel(Protocol):
     """The channel for messages to one caller. Messages are complete JSON-RPC messages without framing, sent in
-    order.
+    order. A channel that overrides nothing discards them.
     """
 
-    asks: bool
+    asks: bool = False
     """Whether the channel can carry requests to the client and route their answers back."""
 
     async def send(self, message: bytes) -> None:
         """Send a message with back-pressure. If the client is gone, drop the message, or keep it for a resume."""
+        return
 
     def push(self, message: bytes) -> bool:
         """Send without waiting. Return False if the channel is closed, or was cut because the client reads too
         slowly.
         """
-        ...
+        return True
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection but not the call, if the client can reconnect for the rest. Return whether it was
         closed.
         """
-        ...
+        return False
 
     async def keep_alive(self) -> None:
         """Show a caller that a silent call is alive, if the transport doesn't do so otherwise."""
+        return
 
     def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when the channel closes, unless that stops the call anyway. If the server closes the channel,
         call it first, so the call can end with its result. Return a function that removes the callback.
         """
-        ...
+        return lambda: None
 
 
 class Origin(Protocol):
@@ -213,6 +215,12 @@ class Call(Struct, eq=False, kw_only=True):
             return bytes(params_of(self).meta)
         return bytes(_decode_meta_in(self.body).params.meta)  # a transport has decoded the body before
 
+    def get_rounds(self) -> Rounds:
+        """Return the rounds, created on first use."""
+        if self.rounds is None:
+            self.rounds = Rounds(None, self.responses or {})
+        return self.rounds
+
     def saved_value(self, key: str) -> bytes | None:
         """Return what `save_value` stored in an earlier round of the call, or None.
 
@@ -228,9 +236,7 @@ class Call(Struct, eq=False, kw_only=True):
             key: Key of the value.
             value: The value. It travels to the client and back, so keep it small.
         """
-        if self.rounds is None:
-            self.rounds = Rounds(None, self.responses or {})
-        self.rounds.settle(key, key, value)
+        self.get_rounds().settle(key, key, value)
 
     @property
     def can_start_task(self) -> bool:
@@ -259,8 +265,7 @@ class Call(Struct, eq=False, kw_only=True):
         """
         if self.over and not late:
             return
-        filters = self.services.notification_filters
-        if filters is None or (message := filters.filter_outgoing(message, self.principal)):
+        if message := self.services.notification_filters.filter_outgoing(message, self.principal):
             await self.open_reply_channel().send(message)
 
     def push_to_caller(self, message: bytes) -> bool:
@@ -269,10 +274,8 @@ class Call(Struct, eq=False, kw_only=True):
         Args:
             message: See `send_to_caller`.
         """
-        filters = self.services.notification_filters
-        if filters is not None and not (message := filters.filter_outgoing(message, self.principal)):
-            return True
-        return self.open_reply_channel().push(message)
+        message = self.services.notification_filters.filter_outgoing(message, self.principal)
+        return not message or self.open_reply_channel().push(message)
 
     def cancel(self) -> None:
         """Stop the work because the caller canceled the call."""

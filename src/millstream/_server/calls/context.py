@@ -25,7 +25,7 @@ from millstream._protocol.notifications import (
 from millstream._protocol.seal import Rounds, binding_hash, hash_principal, open_state
 from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample, ask_by_request, ask_by_round
-from millstream._server.calls.services import Publisher
+from millstream._server.calls.services import Publisher, principal_id
 from millstream._server.calls.session_state import SessionState, once_stored
 from millstream._stores.rates import share_for
 
@@ -383,14 +383,7 @@ class Context(CallInfo):
         call, pending = self._call, self._services.questions
         if call.revision.handshake:
             return {name: await ask_by_request(call, question, pending) for name, (_, question) in questions.items()}
-        return ask_by_round(call, self._rounds(), questions)
-
-    def _rounds(self) -> Rounds:
-        call = self._call
-        rounds = call.rounds
-        if rounds is None:
-            rounds = call.rounds = Rounds(None, call.responses or {})
-        return rounds
+        return ask_by_round(call, call.get_rounds(), questions)
 
     # Side effects
 
@@ -409,7 +402,7 @@ class Context(CallInfo):
             if slot not in self._memo:
                 self._memo[slot] = await _value(function)
             return cast("T", self._memo[slot])
-        rounds = self._rounds()
+        rounds = self._call.get_rounds()
         raw = rounds.find_settled(slot, "once")
         if raw is None:
 
@@ -417,7 +410,7 @@ class Context(CallInfo):
                 return encode(await _value(function))
 
             if store and self._call.state:
-                share = share_for(self.principal.id if self.principal is not None else "")
+                share = share_for(principal_id(self.principal))
                 # The state is sealed again for every round, so it names the one that this call continues.
                 name = f"once:{share}.{key}:{sha256(self._call.state.encode()).hexdigest()}"
                 raw = await once_stored(self._services, name, run)
@@ -475,12 +468,10 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     token = call.id if call.token is None else call.token
     params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
     notification = notification_message("notifications/progress", params)
-    filters = call.services.notification_filters
-    if filters is not None and not (notification := filters.filter_outgoing(notification, call.principal)):
-        return
-    if call.token is not None:
+    notification = call.services.notification_filters.filter_outgoing(notification, call.principal)
+    if notification and call.token is not None:
         await call.open_reply_channel().send(notification)
-    if call.tee is not None:
+    if notification and call.tee is not None:
         await call.tee(notification)
 
 

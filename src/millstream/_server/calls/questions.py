@@ -43,7 +43,15 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import Schema, drop_null, is_integral, is_object
-from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, Json, decode_object, decoder, too_many_members
+from millstream._protocol.jsonrpc import (
+    MALFORMED,
+    MAX_MEMBERS,
+    Json,
+    decode_members,
+    decode_object,
+    decoder,
+    too_many_members,
+)
 from millstream._protocol.metadata import declares
 from millstream._protocol.notifications import (
     CreateMessageRequestParams,
@@ -341,7 +349,6 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
 _decode_elicit = decoder(ElicitResult)
 _decode_sample = decoder(SampleResult)
 _decode_roots = decoder(ListRootsResult)
-_decode_responses = decoder(dict[str, msgspec.Raw])
 
 
 def read_answer(question: Question, raw: bytes) -> Any:
@@ -491,6 +498,6 @@ def read_responses(raw: bytes) -> dict[str, msgspec.Raw]:
     if too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: more than {MAX_MEMBERS:,} members")
     try:
-        return _decode_responses(raw)
+        return decode_members(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {exc}") from exc

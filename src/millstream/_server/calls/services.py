@@ -6,6 +6,7 @@ Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `s
 to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and none are stored.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from math import inf
@@ -18,7 +19,7 @@ from millstream._config import Settings
 from millstream._protocol.admission import Handshake
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import Envelope, notification_message
+from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
@@ -117,36 +118,29 @@ class ChangeSource(Protocol):
         Raises:
             ProtocolError: The caller's share is used up, or the maximum for all callers.
         """
+        return
 
     def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
-        """Replace the resources that a stream or connection of a caller follows."""
+        """Replace the resources that a stream or connection of a caller follows. Pass none when it ends."""
+        return
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """Wait, for a limited time, until the subscriptions are granted or refused."""
+        return
+
+
+class _NoSource(ChangeSource):
+    """The source of a server on which all changes happen here."""
 
 
 class ChangeFeed:
     """The watchers of changes on one server."""
 
+    source: ChangeSource = _NoSource()
+    """The outside source of changes."""
+
     def __init__(self) -> None:
         self._watchers: dict[object, Watcher] = {}
-        self.source: ChangeSource | None = None
-        """The outside source of changes, or None if all changes happen here."""
-
-    def check_room(self, owner: str, uris: Collection[str]) -> None:
-        """See `ChangeSource`."""
-        if self.source is not None:
-            self.source.check_room(owner, uris)
-
-    def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
-        """Replace the resources that a stream or connection of a caller follows. Pass none when it ends."""
-        if self.source is not None:
-            self.source.follow(follower, owner, uris)
-
-    async def wait_until_followed(self, uris: Collection[str]) -> None:
-        """Wait until no change to the followed resources can be missed."""
-        if self.source is not None and uris:
-            await self.source.wait_until_followed(uris)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Add a watcher. Return a function that removes it."""
@@ -266,8 +260,8 @@ class Services:
         """``tasks(call, tool, run)`` turns a call into a task if its tool allows that, or returns None if it stays a
         call. ``run(call, tool)`` runs it as a call.
         """
-        self.notification_filters: NotificationFilters | None = None
-        """Filters of notifications in both directions, if an extension has one."""
+        self.notification_filters: NotificationFilters = NotificationFilters(logging.getLogger("millstream").error)
+        """Extensions' filters of notifications in both directions."""
         self.attach_stream: Callable[[Any], None] | None = None
         """Attaches the hub client's stream to a call, if the hub is enabled."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
@@ -276,7 +270,8 @@ class Services:
         """Seconds for which sealed data still opens after its expiry."""
         self.secrets: Secrets = secrets or load_secrets(settings.secret_key)
         """The secrets, loaded at start, so a bad key stops the start instead of the first request."""
-        self._ring: KeyRing | None = None
+        self.ring: KeyRing = KeyRing(self.secrets.values)
+        """The keys for session ids and sealed state."""
         self.scope_error: Callable[[frozenset[str]], ProtocolError] = sign_in_required
         """Returns the error for missing scopes."""
         # Shared state
@@ -312,16 +307,6 @@ class Services:
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""
 
-    def admit_notification(self, message: Envelope, principal: Principal | None) -> Envelope | None:
-        """Return a client's notification after the filters of extensions, or None to drop it.
-
-        Args:
-            message: The notification.
-            principal: Its sender.
-        """
-        filters = self.notification_filters
-        return message if filters is None else filters.filter_incoming(message, principal)
-
     def open(self) -> None:
         """Start receiving messages of other workers."""
         self.peers.open()
@@ -340,16 +325,8 @@ class Services:
             secrets: The secrets, the one that seals first.
         """
         self.secrets = secrets
-        self._ring = None
+        self.ring = KeyRing(secrets.values)
         self.peers.use(secrets.values)
-
-    @property
-    def ring(self) -> KeyRing:
-        """Return the keys for session ids and sealed state, created on first use."""
-        ring = self._ring
-        if ring is None:
-            ring = self._ring = KeyRing(self.secrets.values)
-        return ring
 
     @staticmethod
     def nonce() -> bytes:

@@ -195,8 +195,13 @@ class SessionRecords:
         with _convert_store_errors():
             raw, newest = await self._look(session.id)
         record = NO_RECORD if raw is None else _decode(raw)
-        if newest:
-            self._learn(session.id, raw, record)
+        if newest and raw is None:
+            self.known.discard(session.id)
+            self._absent.keep(session.id, None)
+        elif newest and raw is not None:
+            self._note(session.id)
+            if self._store.shared and len(raw) <= _CACHED_BYTES:
+                self._cache.keep(session.id, record)
         return record
 
     async def _look(self, session_id: str) -> tuple[bytes | None, bool]:
@@ -209,15 +214,6 @@ class SessionRecords:
             if newest:
                 del self._looks[session_id]
         return raw, newest
-
-    def _learn(self, session_id: str, raw: bytes | None, record: SessionRecord) -> None:
-        if raw is not None:
-            self._note(session_id)
-            if self._store.shared and len(raw) <= _CACHED_BYTES:
-                self._cache.keep(session_id, record)
-            return
-        self.known.discard(session_id)
-        self._absent.keep(session_id, None)
 
     async def change(self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
         """Change a session's record, safely with concurrent changes. A deleted session isn't changed.

@@ -37,7 +37,7 @@ from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.engine import as_text
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
-from millstream._server.functions.plan import CallInputs, Invoker, Plan, decode_of, plan, read_arguments, read_texts
+from millstream._server.functions.plan import Invoker, Plan, decode_of, plan, read_arguments, read_texts
 
 CONTEXTS = (Context, SyncContext)
 Exit = Callable[[BaseException | None], Awaitable[Any]]
@@ -411,9 +411,7 @@ def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:
 
     async def run(arguments: Any, call: Call) -> Any:
         def work(values: dict[str, Any]) -> Awaitable[Any]:
-            return way(plan, home, lambda given, context: plan.call(given, CallInputs(context, values)))(
-                arguments, call
-            )
+            return way(plan, home, lambda given, ctx: plan.call(given, ctx, values))(arguments, call)
 
         return await call_with_dependencies(call, home, dependencies, work)
 

@@ -22,7 +22,6 @@ from millstream._protocol.json_schema import (
     NO_NUMBER,
     Schema,
     has_no_number,
-    object_schema,
     schema_of,
 )
 from millstream._protocol.jsonrpc import Json
@@ -233,7 +232,9 @@ class MsgspecEngine(Engine):
     def __init__(self, arguments: ArgumentList, returns: Any) -> None:
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
-        schema = object_schema(self.struct, hook=schema_hook)
+        schema = schema_of(self.struct, hook=schema_hook)
+        if not schema["required"]:
+            del schema["required"]
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         self._exact = has_decimals(schema)

@@ -54,16 +54,10 @@ from millstream._server.functions.problems import (
     find_problems,
 )
 
-Invoker = Callable[[Any, Any], Any]
-"""``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""
-
-
-class CallInputs(Struct, frozen=True):
-    """Inputs of a call besides its arguments."""
-
-    context: Any
-    values: Mapping[str, Any]
-    """Values of the dependencies, by parameter."""
+Invoker = Callable[..., Any]
+"""``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator. With
+dependencies, ``call(arguments, context, values)`` takes their values by parameter, too.
+"""
 
 
 class Plan(Struct, frozen=True):
@@ -88,7 +82,7 @@ class Plan(Struct, frozen=True):
     context_type: type | None
     """The class in `contexts` that the context parameter is annotated with."""
     dependencies: Mapping[str, Dependency]
-    """Dependencies by parameter. If there are any, `call` takes a `CallInputs` instead of the context."""
+    """Dependencies by parameter."""
     is_async: bool
     """Whether calling returns an awaitable."""
     is_generator: bool
@@ -303,10 +297,10 @@ def _caller(
         positional = [name for name in names if name not in keyword_only]
         read: Callable[[Any, str], Any] = (lambda arguments, _: arguments) if whole else getattr
 
-        def call_by_name(arguments: Any, given: Any) -> Any:
-            values = {**given.values} if filled else {}
+        def call_by_name(arguments: Any, ctx: Any, filled_values: Mapping[str, Any] = {}) -> Any:
+            values = dict(filled_values)
             if context is not None:
-                values[context] = given.context if filled else given
+                values[context] = ctx
             listed = [values[name] if name in values else read(arguments, name) for name in positional]
             named = {name: values[name] if name in values else read(arguments, name) for name in keyword_only}
             return function(*listed, **named)

@@ -112,13 +112,13 @@ class PydanticEngine(Engine):
             raise TypeError(f"{types} isn't supported") from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
         self._validate = model.__pydantic_validator__.validate_json
-        self._make_lax = partial(make, strict=False)
+        self._make = make
         self.decode = partial(self._read, self._validate)
         self.output = None if returns is None else output_of(returns)
 
     @cached_property
     def _validate_lax(self) -> Callable[[bytes], Any]:
-        return self._make_lax().__pydantic_validator__.validate_json
+        return self._make(strict=False).__pydantic_validator__.validate_json
 
     @override
     def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
@@ -342,7 +342,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if _is_struct(kind):
+    if isinstance(kind, type) and issubclass(kind, Struct):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -360,10 +360,6 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:

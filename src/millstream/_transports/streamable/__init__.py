@@ -35,7 +35,7 @@ from millstream._http.message import (
 from millstream._protocol import revisions, seal, sse
 from millstream._protocol.admission import Admission, Handshake, check_handshake_header
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, SERVER_ERROR, ProtocolError
-from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message
+from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode, error_message, refusal_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, Revision
@@ -65,7 +65,6 @@ MAX_MESSAGES = 1_000
 _WORKER = 12
 """Number of characters in a worker's name."""
 _WORKER_LOST = "The worker that ran this call has stopped. Try again."
-_decode_id = msgspec.json.Decoder(RequestId).decode
 
 _NOT_KEPT = "The result is too large to be read again on another connection."
 
@@ -101,7 +100,7 @@ async def close_abandoned(store: Store, name: str) -> None:
     answer = b""
     # A long stream has lost its first entries, and a batch has many ids. Their clients see a stream without an answer.
     if first and first[0].data[:1] == OPEN and len(first[0].data) > 1:
-        answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _WORKER_LOST)
+        answer = error_message(decode_id(first[0].data[1:]), SERVER_ERROR, _WORKER_LOST)
     with suppress(StreamSealed):
         await append(store, name, END, answer, None)
 
@@ -296,7 +295,7 @@ class PostReplyChannel(Struct, eq=False):
             streams.lines[log.name] = self
             position = await log.append(OPEN, encode(log.id), None, streams)
             if self._revision.priming and position is not None:
-                sink.write(sse.prime(event_id(log.stream, position), None))
+                sink.write(sse.prime(event_id(log.stream, position)))
 
     async def _write(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
         log = self._log
@@ -568,7 +567,7 @@ class StreamableExchange(Struct, eq=False):
         """Pass a notification to the extension that handles it, and in the handshake era to a call that it cancels."""
         self.note(message.method, session)
         dispatcher = self.endpoint.dispatcher
-        kept = self.endpoint.services.admit_notification(message, self.request.principal)
+        kept = self.endpoint.services.notification_filters.filter_incoming(message, self.request.principal)
         if kept is None:
             return
         if revision.handshake:
@@ -592,10 +591,7 @@ class StreamableExchange(Struct, eq=False):
         """Run a call and return its reply."""
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call)[0] == 200:
-            line = call.open_reply_channel()
-            assert isinstance(line, PostReplyChannel)  # noqa: S101  lines of this endpoint are
-            await line.finish(body)
-            return None
+            await call.open_reply_channel().keep_alive()
         return await finish(call, body)
 
 
@@ -671,7 +667,7 @@ class _Batch(Struct, eq=False):
     def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
         exc = revisions.error(exc, self.revision)
         self.exchange.note(method, self.session, str(exc.code))
-        return error_message(request_id, exc.code, exc.message)
+        return refusal_message(request_id, exc)
 
     def _connect(self, call: Call) -> PostReplyChannel:
         """Return the shared reply channel, created when the first call needs it."""

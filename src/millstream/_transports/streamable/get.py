@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._override import override
 from millstream._protocol import sse
-from millstream._protocol.admission import check_handshake_header, header_version
+from millstream._protocol.admission import header_version
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import names_per_request_era
@@ -31,13 +31,14 @@ from millstream._transports.open_streams import (
     error_response,
     missing_session,
     no_stream,
-    refusal,
+    rpc_refusal,
 )
 from millstream._transports.streamable import (
     EMPTY_STREAM,
     END,
     OPEN,
     StreamableEndpoint,
+    StreamableExchange,
     close_abandoned,
     event_id,
     log_name,
@@ -45,7 +46,7 @@ from millstream._transports.streamable import (
     writer_of,
 )
 
-UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
+UNKNOWN_EVENT = rpc_refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new stream without it.")
 
 
 class _NewestStream(Struct, eq=False, kw_only=True):
@@ -224,14 +225,13 @@ class _StandaloneStream(_NewestStream, eq=False):
     @override
     def close(self) -> None:
         if not self.over:
-            self.services.changes.follow(self.id, self.request.owner, ())
+            self.services.changes.source.follow(self.id, self.request.owner, ())
         super().close()
 
     def write(self, message: bytes) -> None:
         """Write a notification."""
         if self.sink is not None:
-            filters = self.services.notification_filters
-            if filters is None or (message := filters.filter_outgoing(message, self.request.principal)):
+            if message := self.services.notification_filters.filter_outgoing(message, self.request.principal):
                 self.sink.write(sse.encode_message(message, self.mark()))
         elif len(self.early) < _MAX_HELD:
             self.early.append(message)
@@ -260,7 +260,7 @@ class _StandaloneStream(_NewestStream, eq=False):
             return
         self.subscribed = frozenset(record.subscriptions)
         if not self.over:
-            self.services.changes.follow(self.id, self.request.owner, self.subscribed)
+            self.services.changes.source.follow(self.id, self.request.owner, self.subscribed)
         held, self.held = self.held or [], None
         for change, message in held:
             self.watcher(change, message)
@@ -301,7 +301,7 @@ class StandaloneStreams(_NewestStreams):
                 return TOO_MANY_STREAMS
             standing.open(sink)
             record = await services.records.get(session)
-            sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
+            sink.write(sse.prime(standing.mark()) if session.revision.priming else sse.COMMENT)
             standing.begin(record)
             if resumed:  # everything may have changed while the client was disconnected
                 offers = self._endpoint.dispatcher.registry.offers
@@ -319,8 +319,10 @@ class StandaloneStreams(_NewestStreams):
 
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
-_STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams are gone, so initialize again.")
-_TOO_MANY_ENDED = refusal(503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n")
+_STREAMS_GONE = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams are gone, so initialize again.")
+_TOO_MANY_ENDED = rpc_refusal(
+    503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n"
+)
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
 """A GET without any of these headers is from a client of the first revision."""
 
@@ -390,9 +392,7 @@ class SessionStreams:
         Raises:
             ProtocolError: The session or version is unknown or missing.
         """
-        sessions = self._endpoint.sessions
-        if sessions is None or b"mcp-session-id" not in request.headers:
+        session, _ = await StreamableExchange(self._endpoint, request).session()
+        if session is None:
             raise missing_session()
-        session = await sessions.find(request)
-        check_handshake_header(request.headers, session.revision)
         return session

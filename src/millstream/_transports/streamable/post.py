@@ -18,10 +18,10 @@ from millstream._protocol.jsonrpc import (
     MAX_ID,
     Envelope,
     check_text,
-    error_message,
     exceeds_limits,
     is_utf8,
     read,
+    refusal_message,
     result_message,
 )
 from millstream._protocol.metadata import ClientInfo
@@ -38,12 +38,12 @@ from millstream._server.features.tools import (
     decode_request_params,
 )
 from millstream._transports.connection import is_batch
-from millstream._transports.open_streams import WRONG_TYPE, error_response, refusal, unknown_session
+from millstream._transports.open_streams import NOT_JSON, error_response, rpc_refusal, unknown_session
 from millstream._transports.streamable import StreamableEndpoint, StreamableExchange, finish, serve_batch
 
 _LISTEN = "subscriptions/listen"
 _ACCEPTED = Response(b"", 202, b"")
-_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
+_UNREADABLE = rpc_refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
 _UNREADABLE_STREAM = "Not acceptable. A subscription is answered with text/event-stream."
 _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """Methods whose effects are lost with an older store epoch. The client must initialize and subscribe again."""
@@ -57,7 +57,7 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
     exchange = StreamableExchange(endpoint, request)
     readable = exchange.accepts.json or exchange.accepts.stream
     if not (readable and carries_json(request.headers)):
-        refused = _UNREADABLE if carries_json(request.headers) else WRONG_TYPE
+        refused = _UNREADABLE if carries_json(request.headers) else NOT_JSON
         endpoint.services.note("", "http", status=str(refused.status))
         return refused
     message: Envelope | None = None
@@ -95,7 +95,7 @@ def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: Protoco
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
     if exc.status == 503:
         return error_response(exc, request_id)
-    return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
+    return exchange.reply(refusal_message(request_id, exc), exc.status, exc.head)
 
 
 # The per-request era
@@ -305,7 +305,7 @@ class Streamable:
             if (
                 not method.startswith("notifications/")
                 or method == "notifications/cancelled"
-                or services.notification_filters is not None
+                or services.notification_filters
                 or method in self._dispatcher.registry.notification_handlers
             ):
                 return None
