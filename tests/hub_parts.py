@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from backend_stores import MemoryStore
 from millstream._stores.base import Entry, Position
 from millstream._stores.members import MapMembers
-from millstream._stores.memory.store import MemoryStore
 from millstream._stores.workers import Leases, Roster, update_roster
 from millstream.hub import Event, Hub, HubLimits
 from patience import WAIT

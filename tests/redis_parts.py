@@ -18,8 +18,9 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Store
-from millstream._stores.redis.address import parse_address
-from millstream._stores.redis.store import RedisStore
+from millstream._stores.redis.address import RedisAddress, parse_address
+from millstream._stores.redis.store import RedisBackend
+from millstream._stores.store import BackendStore
 from millstream._stores.workers import Leases
 from patience import WAIT
 from processes import RunState, free_port, kill_with_parent
@@ -28,6 +29,16 @@ from programs import require_program
 TTL = 300.0
 LEASE = 2.0
 """Seconds. As short as a slow machine allows."""
+
+
+class RedisStore(BackendStore):
+    """A store in Redis, for tests that reach into its backend."""
+
+    backend: RedisBackend
+
+    def __init__(self, address: RedisAddress, **options: Any) -> None:
+        """Take the arguments of `RedisBackend`."""
+        super().__init__(RedisBackend(address, **options))
 
 
 def redis_server() -> str:

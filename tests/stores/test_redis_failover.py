@@ -5,9 +5,8 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Gap, StoreUnavailable
-from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from redis_parts import Sentinels, open_worker, until, wait_until
+from redis_parts import RedisStore, Sentinels, open_worker, until, wait_until
 from store_parts import TTL, Follower, append, data_of, read_all
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]

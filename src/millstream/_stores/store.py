@@ -183,14 +183,6 @@ class BackendStore:
             asyncio.create_task(run_on(asyncio.Event(), self.members.keep, keeping, every=_KEEP_EVERY)),
         ]
 
-    def abandon(self) -> None:
-        """Stop renewing the lease and reading messages, as if the process were killed."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks = []
-        if isinstance(self.bus, LogBus):
-            self.bus.abandon()
-
     async def close(self) -> None:
         """End the lease and all subscriptions, and close the backend. Idempotent."""
         self._stop_watching()

@@ -385,11 +385,6 @@ class LogBus(_Bus):
         self._workers.hurry()
         self._topics.interrupt()
 
-    def abandon(self) -> None:
-        """Stop reading."""
-        for tail in self._tails:
-            tail.stop()
-
     @override
     async def end(self) -> None:
         """Stop reading, and stop all subscriptions."""

@@ -40,7 +40,7 @@ from millstream._app.server_process.slot import (
     open_sockets,
     own_command,
 )
-from millstream._stores import open_store
+from millstream._stores import backend_for
 from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks
 
@@ -509,7 +509,7 @@ def supervise(
     try:
         slots = slots_of(sockets, workers, passed=bool(passed))
         program = None if watched is None else partial(changes, watched)
-        store = partial(run_local_server, open_store)
+        store = partial(run_local_server, backend_for)
         supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())

@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Backend, Entry, Gap, Position, Store
+from millstream._stores.base import Backend, Entry, Gap, Position
 from millstream._stores.local.calls import (
     BY_REQUEST,
     HELLO,
@@ -36,7 +36,6 @@ from millstream._stores.local.calls import (
     read_requests,
     sweep,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
 from millstream._tasks import SingleFlight, Tasks
 
@@ -219,13 +218,13 @@ class LocalServer(Struct, eq=False):
     """A server that shares stores with worker processes.
 
     Example:
-        >>> server = LocalServer(open_store)
+        >>> server = LocalServer(backend_for)
         >>> address = await server.start()  # each worker passes it to `use_parent`
         >>> await server.close()
     """
 
-    _open: Callable[[str], Store]
-    """Opens the store of a URL."""
+    _backend_for: Callable[[str], Backend]
+    """Returns the store of a URL."""
     address: str = ""
     """The path of the socket, set by `start`."""
     peers: set[WorkerConnection] = set()
@@ -283,22 +282,20 @@ class LocalServer(Struct, eq=False):
             self._departures.spawn(expire(backend, peer.worker))
 
     async def _open_backend(self, url: str) -> Backend:
-        store = self._open(url)
-        if not isinstance(store, BackendStore):
-            raise LocalError(f"{url.partition('://')[0]}:// can't be shared by several workers.")
-        await store.backend.open()
-        self._backends[url] = store.backend
-        return store.backend
+        backend = self._backend_for(url)
+        await backend.open()
+        self._backends[url] = backend
+        return backend
 
 
 @asynccontextmanager
-async def run_local_server(open_store: Callable[[str], Store]) -> AsyncGenerator[str, None]:
+async def run_local_server(backend_for: Callable[[str], Backend]) -> AsyncGenerator[str, None]:
     """Run a `LocalServer` inside an ``async with`` block. Yields its address as text.
 
     Raises:
         OSError: The server can't listen.
     """
-    server = LocalServer(open_store)
+    server = LocalServer(backend_for)
     try:
         yield await server.start()
     finally:

@@ -25,7 +25,6 @@ from millstream._stores.local.calls import (
     calls,
     read_answers,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.tail import Listeners, Watchers
 
 PATIENCE = 10.0
@@ -131,12 +130,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             self._flush()
             self._transport.close()
             await self._ended
-
-    @override
-    def abort(self) -> None:
-        """Drop the connection, as if the process were killed, and don't reconnect."""
-        self._open = False
-        super().abort()
 
     async def call(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method in the parent.
@@ -273,16 +266,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             if not future.done():
                 future.set_exception(StoreUnavailable(_GONE))
                 future.exception()  # the caller may have been canceled
-
-
-class LocalStore(BackendStore):
-    """A store in the parent process."""
-
-    backend: LocalBackend
-
-    def __init__(self, address: str, url: str) -> None:
-        """Take the arguments of `LocalBackend`."""
-        super().__init__(LocalBackend(address, url))
 
 
 _LISTEN = calls("session")["listen"]

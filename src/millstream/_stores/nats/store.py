@@ -53,7 +53,6 @@ from millstream._stores.rates import (
     quota_key,
     refuse_all,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
@@ -486,10 +485,3 @@ class NatsBackend:
     async def _sweep(self) -> None:
         await self.log.sweep()
         await self._limits.sweep()
-
-
-class NatsStore(BackendStore):
-    """The store at an address. ``NatsStore(parse_address("nats://localhost?replicas=3"))``"""
-
-    def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
-        super().__init__(NatsBackend(address, lease=lease))

@@ -19,7 +19,6 @@ from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, Argument, RedisClient
 from millstream._stores.redis.keys import RedisKeys, script
 from millstream._stores.redis.log import PushReader, RedisLog, RedisMap, RedisState
-from millstream._stores.store import BackendStore
 from millstream._stores.tail import Watchers
 from millstream._tasks import cancel_all
 
@@ -155,21 +154,6 @@ class RedisBackend:
         await self._pushes.wait_until_followed()
         self.log.interrupt()
         self._epochs.notify_all()
-
-
-class RedisStore(BackendStore):
-    """The store in Redis."""
-
-    backend: RedisBackend
-
-    def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
-        """Create a store. `open` connects it.
-
-        Args:
-            address: Addresses of the servers.
-            lease: Seconds after which a worker that doesn't renew its lease counts as dead.
-        """
-        super().__init__(RedisBackend(address, lease=lease))
 
 
 def _arguments(charge: Charge) -> tuple[str, int, int, str | int, str]:

@@ -19,7 +19,7 @@ from millstream._stores.base import AppendOptions, Entry, Position, StoreUnavail
 from millstream._stores.memory.store import MemoryBackend, ProcessBackend
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
-from millstream._stores.store import BackendStore, SplitLog, SplitMap
+from millstream._stores.store import SplitLog, SplitMap
 from millstream._stores.tail import Listeners
 
 T = TypeVar("T")
@@ -267,13 +267,3 @@ class SqliteBackend(ProcessBackend):
     def _load(self) -> None:
         self._streams.load()
         self._items.load()
-
-
-class SqliteStore(BackendStore):
-    """The store in a file, for one event loop."""
-
-    backend: SqliteBackend
-
-    def __init__(self, location: Location, **options: Any) -> None:
-        """Take the arguments of `SqliteBackend`."""
-        super().__init__(SqliteBackend(location, **options))
