@@ -21,7 +21,7 @@ from millstream._stores.base import CoAppend, Store
 from millstream._stores.redis.address import RedisAddress, parse_address
 from millstream._stores.redis.store import RedisBackend
 from millstream._stores.store import BackendStore
-from millstream._stores.workers import Leases
+from millstream._stores.workers import LeasedWorker
 from patience import WAIT
 from processes import RunState, free_port, kill_with_parent
 from programs import require_program
@@ -171,7 +171,7 @@ async def open_worker(url: str, lease: float = LEASE) -> AsyncIterator[RedisStor
 
 async def warm_up(store: RedisStore) -> None:
     """Load all scripts, and wait until nothing is pending."""
-    assert isinstance(store.workers, Leases)
+    assert isinstance(store.workers, LeasedWorker)
     await store.workers.renew()
     for stream in ("hub:journal", "call:warm:1"):
         await store.log.append(stream, b"warm", ttl=TTL, max_entries=1000)
@@ -351,7 +351,7 @@ class RedisBacking:
     def _refresh_workers(self) -> None:
         """Make all workers refresh their view of the others now, not later during the lease."""
         for each in self._workers:
-            assert isinstance(each.workers, Leases)
+            assert isinstance(each.workers, LeasedWorker)
             each.workers.hurry()
 
     async def close(self) -> None:
