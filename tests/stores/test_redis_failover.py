@@ -67,7 +67,7 @@ async def test_positions_from_an_old_primary_are_rejected(
 ) -> None:
     async with open_worker(servers.primary.url) as old:
         (before,) = await append(old, STREAM, b"before")
-        old.backend._state.adopt("e" * 11 + "0000")
+        old.backend.adopt("e" * 11 + "0000")
         (after,) = await append(old, STREAM, b"after")
         assert after.epoch > "e" * 11
         with pytest.raises(Gap):
