@@ -67,7 +67,7 @@ class WorkerConnection(FrameConnection):
         self._paused = False
         self._dropped = False
         self._waiting: deque[Any] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._listens: dict[str, Callable[[], None]] = {}
 
     # The connection
@@ -139,8 +139,7 @@ class WorkerConnection(FrameConnection):
         except (LocalError, Gap, OSError) as exc:
             self._write(StoreFailure.of(request.id, exc))
         else:
-            task = self._loop.create_task(self._finish(request.id, _resume(answer, step)))
-            self._tasks.add(task)
+            task = self._tasks.spawn(self._finish(request.id, _resume(answer, step)))
             task.add_done_callback(self._on_task_done)
 
     async def _finish(self, id: int, answer: Any) -> None:
@@ -150,7 +149,6 @@ class WorkerConnection(FrameConnection):
             self._write(StoreFailure.of(id, exc))
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if self._waiting:
             self._work()
 
