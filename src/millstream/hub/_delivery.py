@@ -314,7 +314,7 @@ class Delivery:
         self.journal: Journal = Journal(store, limits, clock)
         self.reader: JournalReader = JournalReader(store, self.journal)
         self.presence_changes: PresenceChanges = PresenceChanges(store)
-        self.mailboxes: Mailboxes = Mailboxes(store, self.journal, limits)
+        self.mailboxes: Mailboxes = Mailboxes(store.kv, self.journal, limits)
         self.audience: Audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""

@@ -239,12 +239,11 @@ class Frame:
         return done
 
 
-class Frames:
+class Frames(Struct, eq=False):
     """An incremental parser of frames."""
 
-    def __init__(self, max_frame: int) -> None:
-        self._rest = bytearray()
-        self._max = max_frame
+    _max: int
+    _rest: bytearray = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the content of each frame that `data` completes.
