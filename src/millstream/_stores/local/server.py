@@ -52,8 +52,9 @@ AT_ONCE = 500
 class WorkerConnection(FrameConnection):
     """The connection of one worker. It implements `StoreSession`."""
 
+    max_frame = MAX_FRAME
+
     def __init__(self, server: "LocalServer") -> None:
-        super().__init__(MAX_FRAME)
         # Configuration
         self._server = server
         # Process
@@ -85,7 +86,7 @@ class WorkerConnection(FrameConnection):
         for stop in self._listens.values():
             stop()
         self._listens.clear()
-        self._server.forget(self, self.backend)
+        self._server.forget(self)
 
     @override
     def pause_writing(self) -> None:
@@ -273,11 +274,11 @@ class LocalServer(Struct, eq=False):
             )
         return self._backends.get(url) or await self._opening.run(url, lambda: self._open_backend(url))
 
-    def forget(self, peer: WorkerConnection, backend: Backend | None) -> None:
+    def forget(self, peer: WorkerConnection) -> None:
         """End the lease of a worker whose connection has ended."""
         self.peers.discard(peer)
-        if backend is not None and peer.worker:
-            self._departures.spawn(expire(backend, peer.worker))
+        if peer.backend is not None and peer.worker:
+            self._departures.spawn(expire(peer.backend, peer.worker))
 
     async def _open_backend(self, url: str) -> Backend:
         backend = self._backend_for(url)

@@ -45,6 +45,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
     shared = True
     persistent = False
     lease = LEASE
+    max_frame = 2**32
 
     def __init__(self, address: str, url: str) -> None:
         """Create a backend. `open` connects it.
@@ -54,7 +55,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             url: URL of the store that the parent opens. A path in it is absolute.
         """
         super().__init__()
-        FrameConnection.__init__(self, 2**32)
 
         def remote(part: str) -> Any:
             return SimpleNamespace(**{name: partial(self.call, call) for name, call in calls(part).items()})
