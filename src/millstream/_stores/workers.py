@@ -315,7 +315,7 @@ class LeasedWorker(_Worker):
         if name != self.me:
             await self._backend.bind(name)
             self.me = name
-            for inbox in self._tails[1:]:
+            for inbox in self._tails[1:]:  # none before `begin`
                 inbox.stop()
                 self._tails[1] = self._follow(INBOX + name, None)
             self.on_rename()

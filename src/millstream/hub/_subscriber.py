@@ -118,7 +118,7 @@ class PatternIndex(Struct, eq=False):
     def discard(self, pattern: str, subscription: Subscription) -> None:
         """Remove a subscriber from one of its patterns. Idempotent."""
         segments, rest = split_pattern(pattern)
-        path = [self]
+        path: list[PatternIndex] = [self]
         for segment in segments:
             node = path[-1]._children.get(segment)
             if node is None:
