@@ -22,10 +22,11 @@ from pathlib import Path
 import uvloop
 
 from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
+from millstream._stores import backend_for, open_store
 from millstream._stores.base import Index, Store
 from millstream._stores.local.server import LocalServer
-from millstream._stores.local.store import LocalStore
+from millstream._stores.local.store import LocalBackend
+from millstream._stores.store import BackendStore
 
 TTL = 300.0
 
@@ -106,7 +107,7 @@ def hold(pipe: Connection, url: str) -> None:
     """The parent, in a process of its own."""
 
     async def serve() -> None:
-        server = LocalServer(open_store)
+        server = LocalServer(backend_for)
         pipe.send(str(await server.start()))
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -127,7 +128,7 @@ async def local(url: str, seconds: float) -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(there, url))
     process.start()
-    store = LocalStore(here.recv(), url)
+    store = BackendStore(LocalBackend(here.recv(), url))
     await store.open()
 
     def parent() -> float:

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from backend_stores import MemoryStore
 from millstream._stores.base import Entry, Position
 from millstream._stores.members import MapMembers
-from millstream._stores.memory.store import MemoryStore
-from millstream._stores.workers import Leases, Roster, update_roster
+from millstream._stores.workers import LeasedWorker, Roster, update_roster
 from millstream.hub import Event, Hub, HubLimits
 from patience import WAIT
 
@@ -156,7 +156,7 @@ class DelayedStore:
         self.persistent = False
         self.lease = 60.0
         self._store = store
-        self.workers: Any = Leases(self)
+        self.workers: Any = LeasedWorker(self)
         self.kv: Any = _Delayed(self, store.kv)
         self.log: Any = _DelayedLog(self, store.log)
         self.bus: Any = _Delayed(self, store.bus)

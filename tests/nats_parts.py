@@ -9,16 +9,27 @@ import sys
 from pathlib import Path
 from socket import create_server
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import nats
 
-from millstream._stores.nats.link import parse_address
-from millstream._stores.nats.store import NatsStore
+from millstream._stores.nats.link import NatsAddress, parse_address
+from millstream._stores.nats.store import NatsBackend
+from millstream._stores.store import BackendStore
 from redis_parts import until
 
 SERVER = Path(sys.executable).with_name("nats-server")
 LEASE = 2.0
+
+
+class NatsStore(BackendStore):
+    """A store in NATS, for tests that reach into its backend."""
+
+    backend: NatsBackend
+
+    def __init__(self, address: NatsAddress, **options: Any) -> None:
+        """Take the arguments of `NatsBackend`."""
+        super().__init__(NatsBackend(address, **options))
 
 
 class NatsServer:

@@ -18,9 +18,10 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Store
-from millstream._stores.redis.address import parse_address
-from millstream._stores.redis.store import RedisStore
-from millstream._stores.workers import Leases
+from millstream._stores.redis.address import RedisAddress, parse_address
+from millstream._stores.redis.store import RedisBackend
+from millstream._stores.store import BackendStore
+from millstream._stores.workers import LeasedWorker
 from patience import WAIT
 from processes import RunState, free_port, kill_with_parent
 from programs import require_program
@@ -28,6 +29,16 @@ from programs import require_program
 TTL = 300.0
 LEASE = 2.0
 """Seconds. As short as a slow machine allows."""
+
+
+class RedisStore(BackendStore):
+    """A store in Redis, for tests that reach into its backend."""
+
+    backend: RedisBackend
+
+    def __init__(self, address: RedisAddress, **options: Any) -> None:
+        """Take the arguments of `RedisBackend`."""
+        super().__init__(RedisBackend(address, **options))
 
 
 def redis_server() -> str:
@@ -160,7 +171,7 @@ async def open_worker(url: str, lease: float = LEASE) -> AsyncIterator[RedisStor
 
 async def warm_up(store: RedisStore) -> None:
     """Load all scripts, and wait until nothing is pending."""
-    assert isinstance(store.workers, Leases)
+    assert isinstance(store.workers, LeasedWorker)
     await store.workers.renew()
     for stream in ("hub:journal", "call:warm:1"):
         await store.log.append(stream, b"warm", ttl=TTL, max_entries=1000)
@@ -340,7 +351,7 @@ class RedisBacking:
     def _refresh_workers(self) -> None:
         """Make all workers refresh their view of the others now, not later during the lease."""
         for each in self._workers:
-            assert isinstance(each.workers, Leases)
+            assert isinstance(each.workers, LeasedWorker)
             each.workers.hurry()
 
     async def close(self) -> None:

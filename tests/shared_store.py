@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from backend_stores import MemoryStore
 from millstream._stores.base import PAGE_BYTES, Entry, Position, StoreUnavailable
-from millstream._stores.memory.store import MemoryStore, UsageCounter
+from millstream._stores.memory.store import UsageCounter
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.tail import Topics
 

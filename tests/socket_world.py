@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from backend_stores import MemoryStore
 from four_workers import ADMIN_KEY, FOUR, connect_to_four
 from http_peer import Peer, RunningServer, serve, serve_asgi
 from millstream import Context, Server, Settings
@@ -20,7 +21,6 @@ from millstream._app.runtime import Runtime
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpLimits
 from millstream._http.server import Endpoints
-from millstream._stores.memory.store import MemoryStore
 from millstream._transports.websocket import WebSocketRoute
 from millstream.hub import Hub, HubLimits
 from patience import WAIT

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Protocol
 
 import pytest
 
+from backend_stores import LocalStore, MemoryStore
 from dict_backend import Data, DictBackend, void
-from millstream._stores import open_store
+from millstream._stores import backend_for, open_store
 from millstream._stores.base import PAGE_BYTES, CoAppend, Entry, Gap, Position, Store
 from millstream._stores.local.server import LocalServer
-from millstream._stores.local.store import LocalStore
-from millstream._stores.memory.store import MemoryStore, UsageCounter
+from millstream._stores.memory.store import UsageCounter
 from millstream._stores.store import BackendStore
 from millstream._stores.tail import Tail
 from nats_parts import NatsBacking
@@ -105,7 +105,7 @@ class LocalBacking:
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
-        self.server = LocalServer(open_store)
+        self.server = LocalServer(backend_for)
         self._workers: list[LocalStore] = []
 
     async def worker(self) -> LocalStore:
@@ -118,6 +118,7 @@ class LocalBacking:
 
     async def kill(self, store: Store) -> None:
         assert isinstance(store, LocalStore)
+        store.backend._open = False  # it doesn't reconnect
         store.backend.abort()
 
     async def close(self) -> None:
@@ -156,7 +157,11 @@ class DictBacking:
 
     async def kill(self, store: Store) -> None:
         assert isinstance(store, BackendStore)
-        store.abandon()
+        for task in store._tasks:
+            task.cancel()
+        store._tasks = []
+        for tail in store.bus._tails:
+            tail.stop()
 
     async def close(self) -> None:
         for store in self._workers:

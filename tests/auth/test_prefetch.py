@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from auth_world import make_server, run_guarded
+from backend_stores import MemoryStore
 from cases import for_each
 from issuer_world import AUDIENCE
 from issuing_world import Desk, KnownUsers
 from millstream import auth
-from millstream._stores.memory.store import MemoryStore
 from millstream.auth._jose import FetchedKeys
 from patience import WAIT
 

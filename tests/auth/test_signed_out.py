@@ -6,8 +6,8 @@ import pytest
 from auth.test_sign_in import OWN, cookie
 from auth.test_stream_ends import open_stream, rest_of
 from auth_world import BOB, ROOT, STREAM, run_guarded
+from backend_stores import MemoryStore
 from millstream._protocol.errors import LocalError
-from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.records import digest
 from millstream.auth._sign_in import SignedOut, verdict_key
 from patience import WAIT

@@ -11,12 +11,12 @@ import pytest
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from auth.issuing.test_sign_in_end_to_end import serving
+from backend_stores import MemoryStore as ServerStore
 from cases import for_each
 from issuer_world import run_issuer
 from issuing_world import URL, Desk, claims_of
 from millstream import Client, auth
 from millstream._http.client.url import parse
-from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
 from millstream.client._oauth import Registration
 from millstream.client._oauth.signing import assertion

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from backend_stores import MemoryStore
 from hub_parts import open_hub
 from millstream import Server
 from millstream._protocol.errors import LocalError
-from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Hub, InvalidName
 from patience import WAIT
 from redis_parts import until

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from backend_stores import MemoryStore
 from cases import for_each
 from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, turns
-from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Hub
 from millstream.hub._event import parse_position, position_id, unpack
 

@@ -5,9 +5,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from backend_stores import MemoryStore
 from cases import for_each
 from hub_parts import Clock, Outlet, encode_line
-from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
 from millstream.hub._channels import matches
 from property_settings import examples

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from backend_stores import MemoryStore
 from cases import for_each
 from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub, turns
-from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
 from millstream.hub._event import position_id
 from millstream.hub._reader import SharedReads

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from backend_stores import MemoryStore
 from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import PAGE_BYTES, Gap
-from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event
 from millstream.hub._event import StoredEvent
 from patience import WAIT

@@ -1,8 +1,8 @@
+from backend_stores import MemoryStore
 from cases import for_each
 from hub_parts import Clock
 from millstream._protocol.principal import Share
 from millstream._stores.base import MAX_OFFSET, Position
-from millstream._stores.memory.store import MemoryStore
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.streamable import MESSAGE, TTL, append, event_id, log_name, parse_event_id
 

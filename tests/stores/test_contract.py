@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from backend_stores import MemoryStore
 from millstream._stores.base import (
     CoAppend,
     Entry,
@@ -23,7 +24,6 @@ from millstream._stores.base import (
     StoreFull,
     StreamSealed,
 )
-from millstream._stores.memory.store import MemoryStore
 from millstream._stores.rates import MARK_BYTES, SLOT_WAIT, Charge, ConcurrencySlot, Quota, RateCharge, owner_for
 from millstream._stores.tail import Tail
 from patience import WAIT

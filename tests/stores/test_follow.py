@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from backend_stores import MemoryStore
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import health, tail
 from millstream._stores.base import Entry, Gap, Position, StoreUnavailable
-from millstream._stores.memory.store import MemoryStore
 from millstream._stores.tail import Tail
 from patience import WAIT
 

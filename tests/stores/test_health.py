@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
+from backend_stores import LocalStore, MemoryStore
 from millstream._protocol.errors import LocalError
-from millstream._stores import open_store
+from millstream._stores import backend_for
 from millstream._stores.base import StoreFull
 from millstream._stores.health import StoreHealth
 from millstream._stores.local.server import LocalServer
-from millstream._stores.local.store import LocalStore
-from millstream._stores.memory.store import MemoryStore
 from millstream._stores.sqlite import store
 from patience import WAIT
 from store_parts import append
@@ -83,7 +82,7 @@ async def test_health_checks_query_the_store_once_a_second() -> None:
 async def test_full_file_degrades_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "PAUSE", 0.0)
     url = f"sqlite:///{tmp_path}/store.db"
-    parent = LocalServer(open_store)
+    parent = LocalServer(backend_for)
     worker = LocalStore(await parent.start(), url)
     await worker.open()
     (peer,) = parent.peers

@@ -2,7 +2,7 @@ import pytest
 
 from dict_backend import Data, DictBackend
 from millstream._stores.memory.store import UsageCounter
-from millstream._stores.workers import Leases
+from millstream._stores.workers import LeasedWorker
 
 LEASE = 6.0
 
@@ -15,14 +15,14 @@ class Machine:
         self._data = Data()
         self._tally = UsageCounter(self._data)
 
-    async def worker(self) -> Leases:
+    async def worker(self) -> LeasedWorker:
         backend = DictBackend(self._data, self._tally, LEASE)
         backend.time = lambda: self.now  # type: ignore[method-assign]
-        leases = Leases(backend)
+        leases = LeasedWorker(backend)
         await leases.enter()
         return leases
 
-    async def run(self, *workers: Leases, seconds: float) -> None:
+    async def run(self, *workers: LeasedWorker, seconds: float) -> None:
         """Let some workers renew their leases for a time."""
         for _ in range(int(seconds)):
             self.now += 1.0

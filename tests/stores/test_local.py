@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from backend_stores import LocalStore
 from millstream._protocol.errors import LocalError
-from millstream._stores import open_store, workers
+from millstream._stores import backend_for, open_store, workers
 from millstream._stores.base import CoAppend, Entry, StoreUnavailable
 from millstream._stores.local import server as parent_side
 from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, run_local_server
-from millstream._stores.local.store import LocalStore
-from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
+from millstream._stores.local.store import LocalBackend
+from millstream._stores.memory.store import MemoryBackend, MemoryMap
 from millstream._stores.workers import use_parent
 from patience import WAIT
 from store_parts import TTL, LocalBacking, MessageRecorder, append, data_of, read_all, until_workers
@@ -41,7 +42,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def test_local_socket_is_private_and_removed() -> None:
-    server = LocalServer(open_store)
+    server = LocalServer(backend_for)
     path = Path(await server.start())
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     await server.close()
@@ -50,12 +51,12 @@ async def test_local_socket_is_private_and_removed() -> None:
 
 async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers._ParentConfig, "address", None)
-    assert isinstance(open_store("memory://"), MemoryStore)
-    async with run_local_server(lambda url: MemoryStore()) as text:
+    assert isinstance(open_store("memory://").backend, MemoryBackend)
+    async with run_local_server(lambda url: MemoryBackend()) as text:
         use_parent(text)
         one, two = open_store("memory://"), open_store("memory://")
         for store in (one, two):
-            assert isinstance(store, LocalStore)
+            assert isinstance(store.backend, LocalBackend)
             await store.open()
         await one.kv.put("key", b"value", TTL)
         assert await two.kv.get("key") == b"value"
@@ -70,10 +71,10 @@ def test_process_without_a_parent_has_no_parent_address() -> None:
 async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
     broken = True
 
-    def make(url: str) -> MemoryStore:
+    def make(url: str) -> MemoryBackend:
         if broken:
             raise LocalError(f"{url} is broken.")
-        return MemoryStore()
+        return MemoryBackend()
 
     server = LocalServer(make)
     store = LocalStore(await server.start(), "memory://")
@@ -87,7 +88,7 @@ async def test_open_errors_reach_the_worker_and_can_be_retried() -> None:
 
 
 async def test_stores_with_different_urls_are_separate() -> None:
-    server = LocalServer(lambda url: MemoryStore())
+    server = LocalServer(lambda url: MemoryBackend())
     at = await server.start()
     one, two = LocalStore(at, "memory://"), LocalStore(at, "sqlite:////else.db")
     for store in (one, two):
@@ -237,7 +238,7 @@ async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monk
 
 
 async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MemoryStore()
+    memory = MemoryBackend()
     monkeypatch.setattr(MemoryBackend, "time", lambda self: 1000.0)
     server = LocalServer(lambda url: memory)
     store = LocalStore(await server.start(), "memory://")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream._stores import open_store
+from millstream._stores import backend_for
 from millstream._stores.local import calls
 from millstream._stores.local.server import LocalServer
 from patience import WAIT
@@ -39,7 +39,7 @@ def start_and_close() -> None:
     """Start a parent and close it properly."""
 
     async def run() -> None:
-        server = LocalServer(open_store)
+        server = LocalServer(backend_for)
         await server.start()
         await server.close()
 
@@ -49,11 +49,11 @@ def start_and_close() -> None:
 def test_leftovers_of_a_killed_parent_are_removed(place: Path) -> None:
     program = """
 import asyncio, os, signal
-from millstream._stores import open_store
+from millstream._stores import backend_for
 from millstream._stores.local.server import LocalServer
 
 async def main():
-    await LocalServer(open_store).start()
+    await LocalServer(backend_for).start()
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())

@@ -8,11 +8,11 @@ import pytest
 import uvloop
 
 from millstream._stores.nats.link import StreamMessage, parse_address, read_token
-from millstream._stores.nats.store import NatsBackend, NatsStore
+from millstream._stores.nats.store import NatsBackend
 from millstream._stores.tail import Tail
 from millstream.protocol import LocalError
 from millstream.stores import Entry, Gap, Index, RateCharge, StoreFull, StoreUnavailable
-from nats_parts import NatsBacking, shared_server
+from nats_parts import NatsBacking, NatsStore, shared_server
 from patience import WAIT
 from redis_parts import until
 from store_parts import TTL, append, data_of, open_store
@@ -394,7 +394,7 @@ async def filters_of(store: NatsStore, stream: str) -> list[str]:
 async def test_filters_follow_the_topics_and_become_wider(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream._stores.nats.consumer._MAX_FILTERS", 3)
+    monkeypatch.setattr("millstream._stores.nats.log._MAX_FILTERS", 3)
     store = await backing.worker()
     log, heard, stops = store.log, list[bytes](), list[Callable[[], None]]()
 
@@ -420,7 +420,7 @@ async def test_filters_follow_the_topics_and_become_wider(
 async def test_added_topics_are_sent_without_their_old_entries(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream._stores.nats.consumer._FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("millstream._stores.nats.log._FRESH_SECONDS", 0.0)
     store, heard = await backing.worker(), list[bytes]()
     stops = [store.log.listen("hub:journal", lambda _: None, topic="a")]
     await store.log.wait_until_listening("hub:journal")
@@ -457,7 +457,7 @@ async def test_listeners_do_not_wait_for_a_lost_consumer(backing: NatsBacking) -
 async def test_listeners_do_not_wait_for_a_consumer_on_a_node_that_failed(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream._stores.nats.consumer.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("millstream._stores.nats.log.WAIT_SECONDS", 0.1)
     monkeypatch.setattr("millstream._stores.nats.log.WAIT_SECONDS", 0.1)
     store, heard, interruptions = await backing.worker(), list[bytes](), list[None]()
     link, attempts = store.backend._link, list[str]()
@@ -468,7 +468,7 @@ async def test_listeners_do_not_wait_for_a_consumer_on_a_node_that_failed(
             attempts.append(subject)
             if len(attempts) < 3:
                 await asyncio.Event().wait()
-            monkeypatch.setattr("millstream._stores.nats.consumer.WAIT_SECONDS", WAIT)
+            monkeypatch.setattr("millstream._stores.nats.log.WAIT_SECONDS", WAIT)
         return await api(subject, body)
 
     monkeypatch.setattr(link, "api", create)

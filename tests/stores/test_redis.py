@@ -28,11 +28,10 @@ from millstream._stores.base import (
 from millstream._stores.health import StoreHealth
 from millstream._stores.redis import keys
 from millstream._stores.redis.address import parse_address
-from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from processes import ROOT, free_port
 from redis_monitor import Monitor
-from redis_parts import RedisServer, open_worker, until, warm_up
+from redis_parts import RedisServer, RedisStore, open_worker, until, warm_up
 from store_parts import TTL, MessageRecorder, append, data_of, read_all
 
 pytestmark = pytest.mark.server

@@ -5,9 +5,8 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Gap, StoreUnavailable
-from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from redis_parts import Sentinels, open_worker, until, wait_until
+from redis_parts import RedisStore, Sentinels, open_worker, until, wait_until
 from store_parts import TTL, Follower, append, data_of, read_all
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -68,7 +67,7 @@ async def test_positions_from_an_old_primary_are_rejected(
 ) -> None:
     async with open_worker(servers.primary.url) as old:
         (before,) = await append(old, STREAM, b"before")
-        old.backend._state.adopt("e" * 11 + "0000")
+        old.backend.adopt("e" * 11 + "0000")
         (after,) = await append(old, STREAM, b"after")
         assert after.epoch > "e" * 11
         with pytest.raises(Gap):

@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from millstream._stores.base import CoAppend, Gap, Index, StoreUnavailable
-from millstream._stores.workers import Leases, Roster, update_roster
+from millstream._stores.workers import LeasedWorker, Roster, update_roster
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, until, warm_up
 from redis_wire import Proxy
@@ -226,7 +226,7 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
         async with open_worker(server.url, 600.0) as newcomer:
             assert await newcomer.members.present("chat") == [("ann", b"Ann")]
             for store in (one, two):
-                assert isinstance(store.workers, Leases)
+                assert isinstance(store.workers, LeasedWorker)
                 await store.workers.renew()
             assert [one.workers.me, two.workers.me] == names
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from millstream._stores.redis.log import PushReader
+from millstream._stores.redis.store import PushReader
 from redis_parts import until
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from backend_stores import SqliteStore
 from millstream._stores.sqlite.file import locate
-from millstream._stores.sqlite.store import SqliteStore
 from millstream.protocol import LocalError
 from millstream.stores import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
 from patience import WAIT

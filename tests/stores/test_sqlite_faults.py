@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from backend_stores import SqliteStore
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
 from millstream._stores.sqlite import store as sqlite_writer
 from millstream._stores.sqlite.file import locate
-from millstream._stores.sqlite.store import SqliteStore
 from programs import require_program
 from property_settings import NIGHTLY
 from store_parts import TTL, append, data_of, read_all

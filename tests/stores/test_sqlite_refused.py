@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from backend_stores import SqliteStore
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.sqlite.file import locate
-from millstream._stores.sqlite.store import SqliteStore
 from store_parts import TTL, append
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from backend_stores import MemoryStore
 from millstream import Principal, Server, ToolError
 from millstream._app.parts.web import DashboardQueries
 from millstream._protocol.principal import Share
@@ -15,7 +16,6 @@ from millstream._server.observability import dashboard_values
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers
-from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry import process
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream._telemetry.metrics import OTHER, Metrics, render

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from backend_stores import MemoryStore
 from cases import for_each
 from http_peer import Peer, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.sse import COMMENT, Decoder, SseEvent
-from millstream._stores.memory.store import MemoryStore
 from millstream._transports.hub_routes import HubRoutes
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits

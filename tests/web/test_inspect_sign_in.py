@@ -11,13 +11,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 
+from backend_stores import MemoryStore
 from cases import for_each
 from http_peer import NO_TRUST, serve
 from millstream import Server, auth
 from millstream._app.definition import Bind
 from millstream._config import Settings
 from millstream._server.calls.services import ChangeFeed, Services
-from millstream._stores.memory.store import MemoryStore
 from millstream._web.inspector import SignIns
 from patience import WAIT
 from web.token_server import Guarded, guarded, token_for

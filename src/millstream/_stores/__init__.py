@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Final
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Store
-from millstream._stores.memory.store import MemoryStore
+from millstream._stores.base import Backend, Store
+from millstream._stores.memory.store import MemoryBackend
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import parent_address
 
@@ -18,6 +18,11 @@ def open_store(url: str) -> Store:
     Raises:
         LocalError: No store supports the URL's scheme.
     """
+    return BackendStore(backend_for(url))
+
+
+def backend_for(url: str) -> Backend:
+    """Return the backend for a URL, as for `open_store`."""
     scheme, separator, _ = url.partition("://")
     # Errors repeat the scheme only: the rest of the URL may contain a password.
     kind = (_KINDS.get(scheme) or _installed_factory(scheme)) if separator else None
@@ -26,64 +31,64 @@ def open_store(url: str) -> Store:
     return kind(url)
 
 
-def _installed_factory(scheme: str) -> Callable[[str], Store] | None:
+def _installed_factory(scheme: str) -> Callable[[str], Backend] | None:
     """Return the factory that another package registers as a `millstream.stores` entry point."""
     from importlib.metadata import entry_points  # noqa: PLC0415  most programs use a store of ours
 
     for point in entry_points(group="millstream.stores", name=scheme):
-        make = point.load()
-        return lambda url: BackendStore(make(url))
+        factory: Callable[[str], Backend] = point.load()
+        return factory
     return None
 
 
-def _memory(url: str) -> Store:
+def _memory(url: str) -> Backend:
     if url != "memory://":
         raise LocalError("memory:// takes no host or path. Write memory:// alone.")
-    return _at_parent(url) or MemoryStore()
+    return _at_parent(url) or MemoryBackend()
 
 
-def _sqlite(url: str) -> Store:
+def _sqlite(url: str) -> Backend:
     from millstream._stores.sqlite.file import locate  # noqa: PLC0415  loads SQLite only where it's used
-    from millstream._stores.sqlite.store import SqliteStore  # noqa: PLC0415
+    from millstream._stores.sqlite.store import SqliteBackend  # noqa: PLC0415
 
     location = locate(url)
-    return _at_parent(location.url) or SqliteStore(location)
+    return _at_parent(location.url) or SqliteBackend(location)
 
 
-def _redis(url: str) -> Store:
+def _redis(url: str) -> Backend:
     try:
-        from millstream._stores.redis.store import RedisStore  # noqa: PLC0415  needs an extra
+        from millstream._stores.redis.store import RedisBackend  # noqa: PLC0415  needs an extra
     except ImportError as missing:
         if missing.name not in ("redis", "redis.asyncio", "hiredis"):
             raise
         raise LocalError("A store in Redis needs an extra package: pip install 'millstream[redis]'.") from None
     from millstream._stores.redis.address import parse_address  # noqa: PLC0415  loads TLS
 
-    return RedisStore(parse_address(url))
+    return RedisBackend(parse_address(url))
 
 
-def _nats(url: str) -> Store:
+def _nats(url: str) -> Backend:
     try:
         from millstream._stores.nats.link import parse_address  # noqa: PLC0415  needs an extra
-        from millstream._stores.nats.store import NatsStore  # noqa: PLC0415
+        from millstream._stores.nats.store import NatsBackend  # noqa: PLC0415
     except ImportError as missing:
         if missing.name != "nats":
             raise
         raise LocalError("A store in NATS needs an extra package: pip install 'millstream[nats]'.") from None
-    return NatsStore(parse_address(url))
+    return NatsBackend(parse_address(url))
 
 
-def _at_parent(url: str) -> Store | None:
-    """Return the store for this URL in the parent process, or None if there is no parent."""
+def _at_parent(url: str) -> Backend | None:
+    """Return the backend for this URL in the parent process, or None if there is no parent."""
     address = parent_address()
     if address is None:
         return None
-    from millstream._stores.local.store import LocalStore  # noqa: PLC0415  most processes aren't workers
+    from millstream._stores.local.store import LocalBackend  # noqa: PLC0415  most processes aren't workers
 
-    return LocalStore(address, url)
+    return LocalBackend(address, url)
 
 
-_KINDS: Final[dict[str, Callable[[str], Store]]] = {
+_KINDS: Final[dict[str, Callable[[str], Backend]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
     **{f"{scheme}{kind}": _redis for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")},

@@ -10,7 +10,7 @@ before its first colon. Each kind has its own space, so a full kind never takes 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol, Required, TypedDict
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -117,18 +117,6 @@ class Index(Struct, frozen=True, gc=False, array_like=True):
     stream: str
     ttl: float
     max_entries: int
-
-
-class AppendOptions(TypedDict, total=False):
-    """The named arguments of `Log.append`."""
-
-    ttl: Required[float]
-    max_entries: Required[int]
-    index: Index | None
-    seal: bool
-    once: str
-    owner: str
-    topic: str
 
 
 class CoAppend(Struct, frozen=True, gc=False, array_like=True):

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from millstream._stores.base import Backend, CoAppend, Position
-from millstream._stores.workers import Claim, Leases, Roster, SoleWorker, read_again, update_roster
+from millstream._stores.workers import Claim, LeasedWorker, Roster, SoleWorker, read_again, update_roster
 
 RECORDS = 128
 """Maximum number of records per group."""
@@ -46,7 +46,7 @@ class MapMembers(Struct, eq=False):
     """The `Members` implementation for one worker."""
 
     _backend: Backend
-    _workers: Leases | SoleWorker
+    _workers: LeasedWorker | SoleWorker
     _held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
     """Members that this worker holds: (group, member) -> (value, announcement)."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary[str, asyncio.Lock])

@@ -16,7 +16,7 @@ from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.tail import never
-from millstream._stores.workers import Leases, LogBus, SoleWorker
+from millstream._stores.workers import LeasedWorker, SoleWorker
 from millstream._tasks import cancel_all
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class BackendRates(Struct, eq=False):
     """`Rates` of one worker."""
 
     _backend: Backend
-    _workers: Leases | SoleWorker
+    _workers: LeasedWorker | SoleWorker
     persistent: bool
 
     async def take(self, charges: Sequence[Charge]) -> Decision:
@@ -122,10 +122,8 @@ class BackendStore:
         self.kv: Map = backend.kv
         self.log: Log = backend.log
         # Process
-        self.workers: Leases | SoleWorker = Leases(backend) if backend.shared else SoleWorker()
-        self.bus: LogBus | SoleWorker = (
-            LogBus(backend, self.workers) if isinstance(self.workers, Leases) else self.workers
-        )
+        self.workers: LeasedWorker | SoleWorker = LeasedWorker(backend) if backend.shared else SoleWorker()
+        self.bus: LeasedWorker | SoleWorker = self.workers
         self.members: MapMembers = MapMembers(backend, self.workers)
         self.rates: BackendRates = BackendRates(backend, self.workers, backend.persistent)
         self._tasks: list[asyncio.Task[None]] = []
@@ -151,25 +149,21 @@ class BackendStore:
             LocalError: The store can't be reached or used. `open` may be called again.
         """
         await self.backend.open()
-        workers, bus, rejoin_needed = self.workers, self.bus, asyncio.Event()
-        if isinstance(workers, SoleWorker) or isinstance(bus, SoleWorker):
+        workers, rejoin_needed = self.workers, asyncio.Event()
+        if isinstance(workers, SoleWorker):
             return
 
         def on_epoch() -> None:
             """Handle a new epoch of the store or a new name of this worker."""
-            bus.interrupt()
+            workers.interrupt()
             rejoin_needed.set()
 
-        def on_rename() -> None:
-            bus.open_inbox()
-            on_epoch()
-
-        workers.on_rename = on_rename
+        workers.on_rename = on_epoch
         try:
             await workers.enter()
-            await bus.begin()
+            await workers.begin()
         except BaseException:
-            await bus.end()
+            await workers.end()
             await self.backend.close()
             raise
         self._stop_watching = self.backend.watch(on_epoch)
@@ -183,21 +177,12 @@ class BackendStore:
             asyncio.create_task(run_on(asyncio.Event(), self.members.keep, keeping, every=_KEEP_EVERY)),
         ]
 
-    def abandon(self) -> None:
-        """Stop renewing the lease and reading messages, as if the process were killed."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks = []
-        if isinstance(self.bus, LogBus):
-            self.bus.abandon()
-
     async def close(self) -> None:
         """End the lease and all subscriptions, and close the backend. Idempotent."""
         self._stop_watching()
         opened, self._tasks = self._tasks, []
-        if opened:
-            await cancel_all(*opened)
-        await self.bus.end()
-        if opened and isinstance(self.workers, Leases):
+        await cancel_all(*opened)
+        await self.workers.end()
+        if opened and isinstance(self.workers, LeasedWorker):
             await self.workers.exit()
         await self.backend.close()

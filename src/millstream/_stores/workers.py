@@ -9,7 +9,6 @@ worker whose parent process keeps the store gets the path of the parent's socket
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -192,10 +191,17 @@ async def post(backend: Backend, stream: str, topic: str, data: bytes) -> None:
     await backend.log.append(stream, _encode_message((topic, data)), ttl=TTL, max_entries=MAX_MESSAGES)
 
 
-class _Bus:
-    """The subscriptions of a worker."""
+class _Worker:
+    """What `Workers` and `Bus` have in common in all stores."""
+
+    lease: float = 0.0
+    live: frozenset[str] = frozenset()
+    """Workers with a lease, as last read."""
+    dead: frozenset[str] = frozenset()
+    """Workers whose lease ended within the last day."""
 
     def __init__(self) -> None:
+        self.me: str = secrets.token_hex(6)
         self._topics = Listeners[bytes]()
 
     def subscribe(
@@ -208,15 +214,8 @@ class _Bus:
         self._topics.remove_listeners()
 
 
-class SoleWorker(_Bus):
+class SoleWorker(_Worker):
     """`Workers` and `Bus` of a store that isn't shared. A message reaches every subscriber before `publish` returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.me: str = secrets.token_hex(6)
-        self.lease: float = 0.0
-        self.live: frozenset[str] = frozenset((self.me,))
-        self.dead: frozenset[str] = frozenset()
 
     async def alive(self, worker: str) -> bool:
         return worker == self.me
@@ -227,7 +226,7 @@ class SoleWorker(_Bus):
 
     async def read(self) -> Roster:
         """Return a roster in which no worker is dead."""
-        return Roster({self.me: math.inf})
+        return Roster()
 
     async def publish(self, topic: str, data: bytes) -> None:
         self._topics.push(topic, "", data)
@@ -239,33 +238,34 @@ class SoleWorker(_Bus):
         return True
 
 
-class Leases:
-    """`Workers` based on leases in the roster."""
+class LeasedWorker(_Worker):
+    """`Workers` and `Bus` of a store that is shared.
+
+    The workers have leases in the roster. Messages are in two logs: one for all workers, and the inbox of this one.
+    """
 
     def __init__(self, backend: Backend) -> None:
+        super().__init__()
         # Configuration
         self._backend = backend
+        self.lease = backend.lease
         # Process
-        self.me: str = secrets.token_hex(6)
-        self.lease: float = backend.lease
-        self.live: frozenset[str] = frozenset()
-        """Workers with a lease, as last read."""
-        self.dead: frozenset[str] = frozenset()
-        """Workers whose lease ended within the last day."""
         self.on_rename: Callable[[], None] = never
         """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()
+        self.watch = self._changed.watch
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
             _logger, "The lease of this worker can't be renewed; retrying", "The lease of this worker has been renewed."
         )
+        self._tails: list[Tail] = []
+        """The reader of the log of all workers, and that of the inbox."""
+
+    # The lease
 
     async def alive(self, worker: str) -> bool:
         await self.read()
         return worker in self.live
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._changed.watch(changed)
 
     async def enter(self) -> None:
         """Take a lease under a new name.
@@ -315,6 +315,9 @@ class Leases:
         if name != self.me:
             await self._backend.bind(name)
             self.me = name
+            for inbox in self._tails[1:]:  # none before `begin`
+                inbox.stop()
+                self._tails[1] = self._follow(INBOX + name, None)
             self.on_rename()
             self._learn(roster, always=True)
             await post(self._backend, MESSAGES, _NOTE, b"")
@@ -341,24 +344,13 @@ class Leases:
             self.live = live
             self._changed.notify_all()
 
-
-class LogBus(_Bus):
-    """`Bus` on two logs: one for all workers, and the inbox of this one."""
-
-    def __init__(self, backend: Backend, workers: Leases) -> None:
-        super().__init__()
-        # Configuration
-        self._backend = backend
-        self._workers = workers
-        # Process
-        self._tails: list[Tail] = []
-        """The reader of the log of all workers, and that of the inbox."""
+    # Messages
 
     async def publish(self, topic: str, data: bytes) -> None:
         await post(self._backend, MESSAGES, topic, data)
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        if not await self._workers.alive(worker):
+        if not await self.alive(worker):
             return False
         await post(self._backend, INBOX + worker, topic, data)
         return True
@@ -370,25 +362,16 @@ class LogBus(_Bus):
             LocalError: The store doesn't respond.
         """
         newest = await self._backend.log.newest(MESSAGES, 1)
-        self._tails = [self._read(MESSAGES, newest[-1].position if newest else None)]
-        self.open_inbox()
+        self._tails = [
+            self._follow(MESSAGES, newest[-1].position if newest else None),
+            self._follow(INBOX + self.me, None),
+        ]
         await self._tails[0].catch_up()
-
-    def open_inbox(self) -> None:
-        """Read the inbox of this worker's current name."""
-        for inbox in self._tails[1:]:
-            inbox.stop()
-        self._tails[1:] = [self._read(INBOX + self._workers.me, None)]
 
     def interrupt(self) -> None:
         """Notify subscribers that messages may have been lost."""
-        self._workers.hurry()
+        self.hurry()
         self._topics.interrupt()
-
-    def abandon(self) -> None:
-        """Stop reading."""
-        for tail in self._tails:
-            tail.stop()
 
     @override
     async def end(self) -> None:
@@ -398,7 +381,7 @@ class LogBus(_Bus):
         for tail in tails:
             await tail.close()
 
-    def _read(self, stream: str, after: Position | None) -> Tail:
+    def _follow(self, stream: str, after: Position | None) -> Tail:
         tail = Tail(self._backend.log, stream, after, self._take, self._on_gap)
         tail.start()
         return tail
@@ -410,7 +393,7 @@ class LogBus(_Bus):
             except msgspec.DecodeError:  # from another version, during a deployment
                 continue
             if topic == _NOTE:
-                self._workers.hurry()
+                self.hurry()
             else:
                 self._topics.push(topic, "", data)
 

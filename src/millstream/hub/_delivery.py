@@ -311,11 +311,11 @@ class Delivery:
         self._store = store
         self._max_buffered = limits.max_buffered
         # process
-        self.journal: Journal = Journal(store, limits, clock)
-        self.reader: JournalReader = JournalReader(store, self.journal)
-        self.presence_changes: PresenceChanges = PresenceChanges(store)
-        self.mailboxes: Mailboxes = Mailboxes(store, self.journal, limits)
-        self.audience: Audience = Audience(limits)
+        self.journal = Journal(store, limits, clock)
+        self.reader = JournalReader(store, self.journal)
+        self.presence_changes = PresenceChanges(store)
+        self.mailboxes = Mailboxes(store.kv, self.journal, limits)
+        self.audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""
         self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, self.disconnect)

@@ -34,7 +34,7 @@ class Journal(Struct, eq=False):
     """The journal and histories, as written and read by one worker."""
 
     _store: Store
-    _limits: HubLimits
+    limits: HubLimits
     _clock: Callable[[], float]
     epoch: str = ""
     offset: int = 0
@@ -63,11 +63,6 @@ class Journal(Struct, eq=False):
             self.add(entry)
         return entries[-1].position
 
-    @property
-    def kept(self) -> int:
-        """Maximum number of stored events."""
-        return self._limits.journal
-
     def current_id(self) -> str:
         """Return the id of this worker's position."""
         return position_id(self.epoch, self.offset)
@@ -86,7 +81,7 @@ class Journal(Struct, eq=False):
             JOURNAL,
             pack(record),
             ttl=_JOURNAL_TTL,
-            max_entries=self._limits.journal,
+            max_entries=self.limits.journal,
             index=index,
             once=f"{record.channel}\n{record.id}" if record.id is not None else "",
             owner=owner,
@@ -201,7 +196,7 @@ class Journal(Struct, eq=False):
 
     def bounds(self, channel: str) -> tuple[int, float]:
         """Return the maximum number of a channel's events and their maximum age in seconds."""
-        limits = self._limits
+        limits = self.limits
         if channel.startswith(CLIENT):
             return limits.mailbox, limits.mailbox_age
         return limits.history, limits.history_age

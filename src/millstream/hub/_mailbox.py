@@ -22,7 +22,7 @@ from contextlib import suppress
 from itertools import islice
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
@@ -55,19 +55,18 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(UndeliveredMessage).decode
 
 
-class Mailboxes:
+class Mailboxes(Struct, eq=False):
     """The offsets and undelivered messages of clients."""
 
-    def __init__(self, store: Store, journal: Journal, limits: HubLimits) -> None:
-        self._kv: Map = store.kv
-        self._journal = journal
-        self._limits = limits
-        self._online = Share()
-        """Connections of each client that have caught up."""
-        self._unsaved_offsets: dict[str, int] = {}
-        """Offsets of clients that aren't saved yet."""
-        self.save_needed = asyncio.Event()
-        """Set when `save` has work to do."""
+    _kv: Map
+    _journal: Journal
+    _limits: HubLimits
+    _online: Share = field(default_factory=Share)
+    """Connections of each client that have caught up."""
+    _unsaved_offsets: dict[str, int] = {}
+    """Offsets of clients that aren't saved yet."""
+    save_needed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when `save` has work to do."""
 
     async def read_offset(self, client_id: str) -> int:
         """Return the offset of the last message that was written to the client."""

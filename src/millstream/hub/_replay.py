@@ -147,7 +147,7 @@ class CatchUp:
 
     async def _wait_for_turn(self, entries: int) -> None:
         """Wait while the caller's other replays use up its allowance, or until the outlet is closed."""
-        subscription, cost = self._subscription, max(0, min(entries, self._journal.kept))
+        subscription, cost = self._subscription, max(0, min(entries, self._journal.limits.journal))
         principal = subscription.principal
         owner = peer_network(subscription.address) if principal is None else principal.id
         if not owner or (wait := self._replays.take(owner, cost)) <= 0:

@@ -94,64 +94,57 @@ class Subscription(Struct, eq=False):
         self._leave(self)
 
 
-class _Node(Struct, eq=False):
-    """The patterns that start with the same segments."""
+class PatternIndex(Struct, eq=False):
+    """The subscribers with patterns: those whose patterns start with the same segments, or all of them."""
 
-    children: dict[str, "_Node"] = {}
+    _children: dict[str, "PatternIndex"] = {}
     """Nodes by the next segment, which can be ``*``."""
-    subscribers: dict[Subscription, None] = {}
+    _subscribers: dict[Subscription, None] = {}
     """Subscribers whose pattern ends here."""
-    rest_subscribers: dict[Subscription, None] = {}
+    _rest_subscribers: dict[Subscription, None] = {}
     """Subscribers whose pattern ends with ``>`` after this node."""
 
     def __bool__(self) -> bool:
-        return bool(self.children or self.subscribers or self.rest_subscribers)
-
-
-class PatternIndex:
-    """The subscribers with patterns."""
-
-    def __init__(self) -> None:
-        self._root = _Node()
+        return bool(self._children or self._subscribers or self._rest_subscribers)
 
     def add(self, pattern: str, subscription: Subscription) -> None:
         """Add a subscriber under one of its patterns."""
         segments, rest = split_pattern(pattern)
-        node = self._root
+        node = self
         for segment in segments:
-            node = node.children.setdefault(segment, _Node())
-        (node.rest_subscribers if rest else node.subscribers)[subscription] = None
+            node = node._children.setdefault(segment, PatternIndex())
+        (node._rest_subscribers if rest else node._subscribers)[subscription] = None
 
     def discard(self, pattern: str, subscription: Subscription) -> None:
         """Remove a subscriber from one of its patterns. Idempotent."""
         segments, rest = split_pattern(pattern)
-        path = [self._root]
+        path: list[PatternIndex] = [self]
         for segment in segments:
-            node = path[-1].children.get(segment)
+            node = path[-1]._children.get(segment)
             if node is None:
                 return
             path.append(node)
-        (path[-1].rest_subscribers if rest else path[-1].subscribers).pop(subscription, None)
+        (path[-1]._rest_subscribers if rest else path[-1]._subscribers).pop(subscription, None)
         for parent, segment in zip(reversed(path[:-1]), reversed(segments), strict=True):
-            if parent.children[segment]:
+            if parent._children[segment]:
                 return
-            del parent.children[segment]
+            del parent._children[segment]
 
     def find(self, channel: str) -> Iterator[Subscription]:
         """Yield the subscribers with a pattern that matches a channel, once per matching pattern."""
         segments = channel.split(".")
         # A leading wildcard doesn't match the hub's own channels.
-        nodes = [self._root]
+        nodes = [self]
         for number, segment in enumerate(segments):
             hidden = not number and segment.startswith("$")
-            children: list[_Node] = []
+            children: list[PatternIndex] = []
             for node in nodes:
                 if not hidden:
-                    yield from node.rest_subscribers
+                    yield from node._rest_subscribers
                 for name in (segment,) if hidden else (segment, "*"):
-                    child = node.children.get(name)
+                    child = node._children.get(name)
                     if child is not None:
                         children.append(child)
             nodes = children
         for node in nodes:
-            yield from node.subscribers
+            yield from node._subscribers

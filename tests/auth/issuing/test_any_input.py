@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backend_stores import MemoryStore
 from issuing_world import BACK, FORM, URL, VERIFIER, Desk, Reply, authorization
-from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.records import check_redirect, form_target, shown_host
 from property_settings import examples
 

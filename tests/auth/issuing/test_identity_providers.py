@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from joserfc.jwk import ECKey
 
+from backend_stores import MemoryStore as ServerStore
 from cases import for_each
 from issuer_world import KEYS, OTHER, Issuer, craft_token, run_issuer, sign_with_public_key, token
 from issuing_world import BACK, RESOURCE, STORE_KINDS, URL, Browser, Desk, KnownUsers, claims_of, desk_on
@@ -14,7 +15,6 @@ from issuing_world import OTHER as ELSEWHERE
 from millstream import auth
 from millstream._protocol.principal import EVERYTHING
 from millstream._stores.base import Store
-from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.auth._authorization_server.records import ASSERTED
 
 SECRET = "s" * 32

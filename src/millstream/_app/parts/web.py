@@ -25,9 +25,8 @@ from millstream._protocol.jsonrpc import Json
 from millstream._server.observability import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
-from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
-from millstream._stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryBackend
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import capture_logs, capture_prints
 from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
@@ -293,7 +292,7 @@ class WebPart(OwnPart):
             await health.look()
 
         feed = DashboardFeed(
-            lambda: queries.snapshot(store=store_figures(health, store)),
+            lambda: queries.snapshot(store=store_figures(health)),
             LogTail(),
             host.streams,
             info={
@@ -405,17 +404,20 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))
 
 
-def store_figures(health: StoreHealth, store: Store) -> Json:
+def store_figures(health: StoreHealth) -> Json:
     """Return whether the store responds, and how full it is. Only the memory store has a limit that its server can
     reach, and knows its size.
     """
     figures: Json = {"kind": health.kind, "up": health.up}
-    if not isinstance(store, MemoryStore):
+    backend = getattr(health.store, "backend", None)
+    if not isinstance(backend, MemoryBackend):
         return figures
     return figures | {
         "values": {
-            "bytes": max((kind.size for kind in store.kv.kinds.values()), default=0),
-            "max_bytes": store.kv.max_bytes,
+            "bytes": max((kind.size for kind in backend.kv.kinds.values()), default=0),
+            "max_bytes": backend.kv.max_bytes,
         },
-        "log": {name: {"bytes": part.size, "max_bytes": store.log.max_bytes} for name, part in store.log.kinds.items()},
+        "log": {
+            name: {"bytes": part.size, "max_bytes": backend.log.max_bytes} for name, part in backend.log.kinds.items()
+        },
     }

@@ -41,7 +41,7 @@ from millstream._app.server_process.slot import (
     open_sockets,
     own_command,
 )
-from millstream._stores import open_store
+from millstream._stores import backend_for
 from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks
 
@@ -463,7 +463,7 @@ def supervise(
         sockets = open_sockets(host, port, workers)
     try:
         slots = slots_of(sockets, workers, passed=bool(passed))
-        store = partial(run_local_server, open_store)
+        store = partial(run_local_server, backend_for)
         supervisor = Supervisor(command, slots, host=host, run=run, watched=watched, store=store, told=told)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())

@@ -239,12 +239,11 @@ class Frame:
         return done
 
 
-class Frames:
+class Frames(Struct, eq=False):
     """An incremental parser of frames."""
 
-    def __init__(self, max_frame: int) -> None:
-        self._rest = bytearray()
-        self._max = max_frame
+    _max: int
+    _rest: bytearray = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the content of each frame that `data` completes.
@@ -270,19 +269,19 @@ class Frames:
 class FrameConnection(asyncio.Protocol):
     """A connection that sends all messages of one event loop iteration in one frame."""
 
-    def __init__(self, max_frame: int) -> None:
-        self._max_frame = max_frame
-        self._loop: asyncio.AbstractEventLoop
-        self._transport: asyncio.Transport | None = None
-        self._frames: Frames
-        self._out: Frame
-        self._flushes = False
+    max_frame: int
+    """Maximum bytes of a frame from the other side."""
+    _loop: asyncio.AbstractEventLoop
+    _transport: asyncio.Transport | None = None
+    _frames: Frames
+    _out: Frame
+    _flushes: bool = False
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
-        self._frames = Frames(self._max_frame)
+        self._frames = Frames(self.max_frame)
         self._out = Frame()
 
     def abort(self) -> None:

@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Backend, Entry, Gap, Position, Store
+from millstream._stores.base import Backend, Entry, Gap, Position
 from millstream._stores.local.calls import (
     BY_REQUEST,
     HELLO,
@@ -36,7 +36,6 @@ from millstream._stores.local.calls import (
     read_requests,
     sweep,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
 from millstream._tasks import SingleFlight, Tasks
 
@@ -53,8 +52,9 @@ AT_ONCE = 500
 class WorkerConnection(FrameConnection):
     """The connection of one worker. It implements `StoreSession`."""
 
+    max_frame = MAX_FRAME
+
     def __init__(self, server: "LocalServer") -> None:
-        super().__init__(MAX_FRAME)
         # Configuration
         self._server = server
         # Process
@@ -68,7 +68,7 @@ class WorkerConnection(FrameConnection):
         self._paused = False
         self._dropped = False
         self._waiting: deque[Any] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._listens: dict[str, Callable[[], None]] = {}
 
     # The connection
@@ -86,7 +86,7 @@ class WorkerConnection(FrameConnection):
         for stop in self._listens.values():
             stop()
         self._listens.clear()
-        self._server.forget(self, self.backend)
+        self._server.forget(self)
 
     @override
     def pause_writing(self) -> None:
@@ -140,8 +140,7 @@ class WorkerConnection(FrameConnection):
         except (LocalError, Gap, OSError) as exc:
             self._write(StoreFailure.of(request.id, exc))
         else:
-            task = self._loop.create_task(self._finish(request.id, _resume(answer, step)))
-            self._tasks.add(task)
+            task = self._tasks.spawn(self._finish(request.id, _resume(answer, step)))
             task.add_done_callback(self._on_task_done)
 
     async def _finish(self, id: int, answer: Any) -> None:
@@ -151,7 +150,6 @@ class WorkerConnection(FrameConnection):
             self._write(StoreFailure.of(id, exc))
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if self._waiting:
             self._work()
 
@@ -219,13 +217,13 @@ class LocalServer(Struct, eq=False):
     """A server that shares stores with worker processes.
 
     Example:
-        >>> server = LocalServer(open_store)
+        >>> server = LocalServer(backend_for)
         >>> address = await server.start()  # each worker passes it to `use_parent`
         >>> await server.close()
     """
 
-    _open: Callable[[str], Store]
-    """Opens the store of a URL."""
+    _backend_for: Callable[[str], Backend]
+    """Returns the store of a URL."""
     address: str = ""
     """The path of the socket, set by `start`."""
     peers: set[WorkerConnection] = set()
@@ -276,29 +274,27 @@ class LocalServer(Struct, eq=False):
             )
         return self._backends.get(url) or await self._opening.run(url, lambda: self._open_backend(url))
 
-    def forget(self, peer: WorkerConnection, backend: Backend | None) -> None:
+    def forget(self, peer: WorkerConnection) -> None:
         """End the lease of a worker whose connection has ended."""
         self.peers.discard(peer)
-        if backend is not None and peer.worker:
-            self._departures.spawn(expire(backend, peer.worker))
+        if peer.backend is not None and peer.worker:
+            self._departures.spawn(expire(peer.backend, peer.worker))
 
     async def _open_backend(self, url: str) -> Backend:
-        store = self._open(url)
-        if not isinstance(store, BackendStore):
-            raise LocalError(f"{url.partition('://')[0]}:// can't be shared by several workers.")
-        await store.backend.open()
-        self._backends[url] = store.backend
-        return store.backend
+        backend = self._backend_for(url)
+        await backend.open()
+        self._backends[url] = backend
+        return backend
 
 
 @asynccontextmanager
-async def run_local_server(open_store: Callable[[str], Store]) -> AsyncGenerator[str, None]:
+async def run_local_server(backend_for: Callable[[str], Backend]) -> AsyncGenerator[str, None]:
     """Run a `LocalServer` inside an ``async with`` block. Yields its address as text.
 
     Raises:
         OSError: The server can't listen.
     """
-    server = LocalServer(open_store)
+    server = LocalServer(backend_for)
     try:
         yield await server.start()
     finally:

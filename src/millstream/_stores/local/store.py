@@ -6,7 +6,6 @@ anymore, the parent is gone, and every call fails immediately.
 
 import asyncio
 import time
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,6 @@ from millstream._stores.local.calls import (
     calls,
     read_answers,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.tail import Listeners, Watchers
 
 PATIENCE = 10.0
@@ -47,6 +45,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
     shared = True
     persistent = False
     lease = LEASE
+    max_frame = 2**32
 
     def __init__(self, address: str, url: str) -> None:
         """Create a backend. `open` connects it.
@@ -56,7 +55,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             url: URL of the store that the parent opens. A path in it is absolute.
         """
         super().__init__()
-        FrameConnection.__init__(self, 2**32)
 
         def remote(part: str) -> Any:
             return SimpleNamespace(**{name: partial(self.call, call) for name, call in calls(part).items()})
@@ -76,6 +74,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         # Process
         self.epoch = ""
         self._changed = Watchers()
+        self.watch = self._changed.watch
         self._ahead = time.time() - time.monotonic()
         """Offset of the store's clock from this process's monotonic clock, in seconds."""
         self._looked = 0.0
@@ -88,9 +87,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         """Whether anything was received since the last check."""
         self._check: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._changed.watch(changed)
 
     def time(self) -> float:
         now = time.monotonic()
@@ -132,12 +128,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             self._transport.close()
             await self._ended
 
-    @override
-    def abort(self) -> None:
-        """Drop the connection, as if the process were killed, and don't reconnect."""
-        self._open = False
-        super().abort()
-
     async def call(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method in the parent.
 
@@ -160,14 +150,13 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         """
         if self._transport is None:
             raise StoreUnavailable(_GONE)
-        loop = asyncio.get_running_loop()
         number = self._next = self._next + 1
         self._write(call.request(number, *args, **kwargs))
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting[number] = (call, future)
         if self._check is None:
             self._received = False
-            self._check = loop.call_later(PATIENCE, self._look)
+            self._check = self._loop.call_later(PATIENCE, self._look)
         return future
 
     @override
@@ -183,8 +172,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
     # Connecting
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.create_unix_connection(lambda: self, self._address)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, self._address)
         try:
             async with asyncio.timeout(PATIENCE):
                 greeting: Greeting = await self._send(HELLO, VERSION, self._url)
@@ -221,7 +209,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._ended = asyncio.get_running_loop().create_future()
+        self._ended = self._loop.create_future()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -230,7 +218,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             self._ended.set_result(None)
         self._fail()
         if self._open and (self._reconnecting is None or self._reconnecting.done()):
-            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+            self._reconnecting = self._loop.create_task(self._reconnect())
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -260,7 +248,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             return
         if self._received:
             self._received = False
-            self._check = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+            self._check = self._loop.call_later(PATIENCE, self._look)
         else:
             self._fail()
 
@@ -273,16 +261,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             if not future.done():
                 future.set_exception(StoreUnavailable(_GONE))
                 future.exception()  # the caller may have been canceled
-
-
-class LocalStore(BackendStore):
-    """A store in the parent process."""
-
-    backend: LocalBackend
-
-    def __init__(self, address: str, url: str) -> None:
-        """Take the arguments of `LocalBackend`."""
-        super().__init__(LocalBackend(address, url))
 
 
 _LISTEN = calls("session")["listen"]

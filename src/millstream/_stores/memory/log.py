@@ -195,11 +195,6 @@ class MemoryLog(Listeners[Entry]):
         """Text that entries must not repeat -> when that ends, and its owner. Oldest first."""
         self._once_by_owner: defaultdict[str, dict[tuple[str, str], None]] = defaultdict(dict)
 
-    @property
-    def size(self) -> int:
-        """Total stored bytes of all kinds."""
-        return sum(kind.size for kind in self.kinds.values())
-
     async def append(
         self,
         stream: str,

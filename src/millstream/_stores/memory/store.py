@@ -13,7 +13,6 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 from millstream._stores.base import Map, OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
@@ -33,7 +32,6 @@ from millstream._stores.rates import (
     refuse_all,
     rooms_for,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.tail import never
 
 MAX_PACES = 100_000
@@ -167,11 +165,6 @@ class MemoryMap:
         self._deadlines = ExpiryHeap[str]()
         self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
         """Values by kind. There are few kinds, because the program chooses them, not its clients."""
-
-    @property
-    def size(self) -> int:
-        """Total stored bytes of all kinds."""
-        return sum(kind.size for kind in self.kinds.values())
 
     async def get(self, key: str) -> bytes | None:
         return self._present(key, self._clock())
@@ -311,15 +304,3 @@ class MemoryBackend(ProcessBackend):
 
     async def close(self) -> None:
         self.log.remove_listeners()
-
-
-class MemoryStore(BackendStore):
-    """The store of one process."""
-
-    backend: MemoryBackend
-    kv: MemoryMap  # pyright: ignore[reportIncompatibleVariableOverride]  the store makes both itself
-    log: MemoryLog  # pyright: ignore[reportIncompatibleVariableOverride]  as above
-
-    def __init__(self, **options: Any) -> None:
-        """Take the arguments of `MemoryBackend`."""
-        super().__init__(MemoryBackend(**options))

@@ -306,7 +306,7 @@ class NatsLink:
             JetStreamError: JetStream replied with an error.
         """
         data = b"" if body is None else _encode(body)
-        return await self._request(f"$JS.API.{subject}", data, None)
+        return await self._request(f"$JS.API.{subject}", data)
 
     async def publish(
         self,
@@ -326,17 +326,7 @@ class NatsLink:
             JetStreamError: JetStream rejected it.
         """
         headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")
-
-        async def ensure() -> None:
-            if config is not None:
-                await self.ensure(stream, config)
-
-        async def again() -> None:
-            self._streams.discard(stream)
-            await ensure()
-
-        await ensure()
-        reply = await self._request(subject, data, headers, no_answer=again)
+        reply = await self._request(subject, data, headers, stream, config)
         return int(reply["seq"]), bool(reply.get("duplicate") and not reply.get("retried"))
 
     async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
@@ -362,21 +352,22 @@ class NatsLink:
         self,
         subject: str,
         data: bytes,
-        headers: dict[str, str] | None,
-        *,
-        no_answer: Callable[[], Awaitable[None]] | None = None,
+        headers: dict[str, str] | None = None,
+        stream: str = "",
+        config: Callable[[], Json] | None = None,
     ) -> Json:
         until = time.monotonic() + DEADLINE
         last: Exception | None = None
         why = ""
         while (left := until - time.monotonic()) > 0:
+            if config is not None:
+                await self.ensure(stream, config)
             try:
                 reply = _decode((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
             except nats.errors.NoRespondersError as exc:
                 last = exc
+                self._streams.discard(stream)
                 await asyncio.sleep(_PAUSE)
-                if no_answer is not None:
-                    await no_answer()
                 continue
             except nats.errors.MaxPayloadError as exc:
                 raise JetStreamError(TOO_LARGE, "larger than the server allows") from exc

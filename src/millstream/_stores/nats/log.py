@@ -10,18 +10,29 @@ A new leader may briefly answer reads before it has applied everything that the 
 find an entry that this worker has appended, received, read, or been asked to read after, it's repeated behind a
 barrier: a leader that acknowledges a message has applied all messages before it. An index may be quiet, so its readers
 look for the newest entry of its JetStream stream instead.
+
+An ordered consumer delivers new entries: JetStream pushes them in order and numbers its messages. It receives the
+topics that are listened to, and the marks of this worker. A mark is a message that this worker adds to the JetStream
+stream. When the consumer receives it, it has received all entries before it. If a number or a heartbeat is missing, the
+consumer is re-created after the last received entry, so no entry is skipped.
 """
 
 import asyncio
+import logging
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._stores.base import (
     PAGE_BYTES,
@@ -35,8 +46,8 @@ from millstream._stores.base import (
     StreamSealed,
 )
 from millstream._stores.memory.log import REPEATED, kind_of, within
-from millstream._stores.nats.consumer import WAIT_SECONDS, Consumer, View
 from millstream._stores.nats.link import (
+    CONNECTION_ERRORS,
     TOO_LARGE,
     WRONG_LAST,
     JetStreamError,
@@ -70,6 +81,226 @@ _LAG = 0.02
 """Seconds before a read from a lagging replica is repeated."""
 _MAX_NEWEST = 10_000
 """Maximum number of subjects whose newest sequence a worker tracks."""
+
+
+_HEARTBEAT = 1.0
+_MAX_MISSED = 2.5
+"""Heartbeat intervals without a message after which a consumer counts as failed."""
+WAIT_SECONDS = 5.0
+"""Maximum time to wait for a consumer, or for a message that it should receive, in seconds."""
+_FRESH_SECONDS = 1.0
+"""Seconds after a message for which the consumer has little to look through."""
+_PAUSE = 0.2
+_MAX_FILTERS = 200
+"""Maximum number of filters, whose cost for NATS grows with their square. Above it, they're made wider."""
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class View(Struct, frozen=True):
+    """The messages of a stream, or of an index."""
+
+    name: str
+    stream: str
+    """The JetStream stream."""
+    kind: str
+    subject: str
+    ttl: str
+    """The name of the header with the view's time to live."""
+
+    @property
+    def base(self) -> str:
+        return self.subject.removesuffix(".>")
+
+    @property
+    def seal(self) -> str:
+        """The subject of a stream's last message."""
+        return f"{self.base}.*.end.*.*"
+
+
+class Consumer:
+    """The consumer of one stream, for all its listeners in this worker."""
+
+    def __init__(self, link: NatsLink, view: View, log: "NatsLog") -> None:
+        """Start a consumer of a stream, for the listeners of a log."""
+        # Configuration
+        self._link = link
+        self._view = view
+        self._log = log
+        self._mark_subject = f"{link.address.namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
+        self.mark = partial(log.touch_subject, self._mark_subject, view, 0.0)
+        """Adds a mark, and returns its sequence."""
+        # Process
+        self.created = asyncio.Event()
+        """Set when the first consumer exists."""
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the current consumer has failed, and until there's a new one."""
+        self.failed.set_result(None)
+        self._config: dict[str, Any] = {}
+        self._name = ""
+        self._filters = frozenset[str]()
+        """The filters of the consumer; empty while they're unknown."""
+        self._lock = asyncio.Lock()
+        """Serializes changes of the filters."""
+        self.seq = 0
+        """The sequence of the last entry or mark."""
+        self._number = 0
+        """The number of the current consumer's last message."""
+        self._broken = False
+        self._alive = False
+        """Whether the consumer has sent anything since the last check."""
+        self._epoch = ""
+        self._received = asyncio.Event()
+        self._received_at = 0.0
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Stop permanently."""
+        self.restart()
+        self._task.cancel()
+
+    def restart(self) -> None:
+        """Re-create the consumer, because it has failed."""
+        self._broken = True
+        if not self.failed.done():
+            self.failed.set_result(None)
+
+    async def _run(self) -> None:
+        while True:
+            subscription: Subscription | None = None
+            try:
+                self._broken = False
+                inbox = self._link.client.new_inbox()
+                subscription = await self._link.subscribe(inbox, self._take)
+                await self._create(inbox)
+                # This consumer pushes entries appended since the last one failed, unless they were deleted.
+                self._log.interrupt(self._view.name)
+                self.created.set()
+                await self._watch()
+                await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._view.stream}.{self._name}", b"")
+            except (LocalError, TimeoutError) as exc:
+                _logger.debug("Re-creating a NATS consumer: %s", exc)
+                await asyncio.sleep(_PAUSE)
+            finally:
+                if subscription is not None:
+                    with suppress(*CONNECTION_ERRORS):
+                        await subscription.unsubscribe()
+            self._log.interrupt(self._view.name)
+
+    async def _create(self, inbox: str) -> None:
+        at = await self.mark()
+        # Don't use the policy `new`: a restarted node re-creates the consumer and would skip entries.
+        if self._epoch != self._link.epoch or not self.seq:
+            self._epoch, self.seq = self._link.epoch, at
+        self._number = 0
+        self._config = {
+            "deliver_subject": inbox,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "flow_control": True,
+            "idle_heartbeat": int(_HEARTBEAT * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": int(30e9),
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self.seq + 1,
+        }
+        async with asyncio.timeout(WAIT_SECONDS):  # NATS may have chosen a node that has just failed
+            await self._configure("create")
+            while self._filters != self._find_filters():
+                await self._configure("update")
+        self.failed = asyncio.get_running_loop().create_future()
+        if self._broken:
+            self.restart()
+
+    async def _configure(self, action: str) -> None:
+        """Create or update the consumer with filters for all listeners."""
+        filters, self._filters = self._find_filters(), frozenset[str]()
+        config = {**self._config, "filter_subjects": sorted(filters)}
+        body = {"stream_name": self._view.stream, "config": config, "action": action}
+        path = f"{self._view.stream}.{self._name}" if action == "update" else self._view.stream
+        self._name = (await self._link.api(f"CONSUMER.CREATE.{path}", body))["name"]
+        self._filters = filters
+
+    async def _watch(self) -> None:
+        """Wait until the consumer fails or its heartbeat is missing."""
+        while not self.failed.done():
+            self._alive = False
+            await asyncio.wait([self.failed], timeout=_HEARTBEAT * _MAX_MISSED)
+            if not self._alive:
+                self.restart()
+
+    async def set_filters(self) -> None:
+        """Filter by the topics that are listened to now."""
+        async with self._lock:
+            if self._filters == self._find_filters():
+                return
+            if self._received_at + _FRESH_SECONDS < asyncio.get_running_loop().time():
+                # Without a mark, NATS would continue where it last sent something, with old entries of added topics.
+                await self.receive(await self.mark())
+            try:
+                await self._configure("update")
+            except LocalError:
+                self.restart()
+                raise
+
+    def _find_filters(self) -> frozenset[str]:
+        """Return the subjects of everything that's listened to, and of the marks. None overlaps another."""
+        topics = self._log.topics(self._view.name)
+        named = {topic for topic in topics if topic}
+        firsts = {f"{topic.partition('.')[0]}." for topic in named}
+        if None in topics or len(firsts) > _MAX_FILTERS:
+            return frozenset((self._mark_subject, f"{self._view.base}.>"))
+        if len(named) > _MAX_FILTERS:
+            named = firsts
+        wide = {topic for topic in named if topic.endswith(".")}
+        filters = {self._mark_subject}
+        for topic in named:
+            first, _, _ = topic.partition(".")
+            if topic in wide or f"{first}." not in wide:
+                filters.add(f"{self._view.base}.*.*.{token(first)}.{'>' if topic in wide else token(topic)}")
+        return frozenset(filters)
+
+    async def receive(self, seq: int) -> None:
+        """Wait until the consumer has received everything up to a sequence, because there is a mark behind it."""
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                while self.seq < seq:
+                    self._received.clear()
+                    await self._received.wait()
+        except TimeoutError:
+            self.restart()
+
+    async def _take(self, msg: Msg) -> None:
+        self._alive = True
+        headers = msg.headers or {}
+        if "Status" in headers:
+            if reply := msg.reply or headers.get("Nats-Consumer-Stalled"):  # flow control
+                with suppress(LocalError):
+                    await self._link.send(reply, b"")
+            elif int(headers.get("Nats-Last-Consumer", self._number)) != self._number:
+                self.restart()
+            return
+        if self._broken:
+            return
+        parts = msg.reply.split(".")
+        seq, number = (int(each) for each in (parts[5:7] if len(parts) == 9 else parts[7:9]))
+        if number != self._number + 1:
+            self.restart()
+            return
+        self._number = number
+        if seq <= self.seq:
+            return
+        self.seq = seq
+        self._received.set()
+        self._received_at = asyncio.get_running_loop().time()
+        if msg.subject == self._mark_subject:
+            return
+        self._log.note(self._view, seq)
+        if self.failed.done():  # topics may be missing, so the listeners will be told to read
+            return
+        topic = read_token(msg.subject.rpartition(".")[2])
+        self._log.push(self._view.name, topic, Entry(Position(self._epoch, seq), msg.data))
 
 
 class Floor(Struct, frozen=True, array_like=True):
@@ -185,7 +416,7 @@ class NatsLog(Listeners[Entry]):
             headers["Nats-Expected-Last-Subject-Sequence-Subject"] = view.seal
         return headers
 
-    def _note(self, view: View, seq: int) -> None:
+    def note(self, view: View, seq: int) -> None:
         """Remember the newest sequence of a view."""
         if seq > self._seen.get(view.subject, 0):
             self._seen.keep(view.subject, seq)
@@ -214,7 +445,7 @@ class NatsLog(Listeners[Entry]):
 
     def _count(self, view: View, seq: int, most: int) -> None:
         """Count an append, and trim the view in the background when due."""
-        self._note(view, seq)
+        self.note(view, seq)
         known = self._views.setdefault((view.name, view.kind), _ViewCache(0.0))
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
@@ -367,12 +598,12 @@ class NatsLog(Listeners[Entry]):
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
         if late or newest < seen or (last is not None and newest < at_least):
-            await self._touch(f"{self._namespace}.touch.{view.kind}.{token('')}", view, 0.0)
+            await self.touch_subject(f"{self._namespace}.touch.{view.kind}.{token('')}", view, 0.0)
             last, floor = await self._ends(view)
             if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
                 del self._seen[view.subject]  # JetStream dropped it to free space
         if last is not None:
-            self._note(view, last.seq)
+            self.note(view, last.seq)
         return last, floor
 
     async def _find(self, view: View, subject: str) -> tuple[StreamMessage | None, bool]:
@@ -399,10 +630,11 @@ class NatsLog(Listeners[Entry]):
         view, last, _ = await self._look(stream)
         if last is None:
             return False
-        await self._touch(self._beside("touch", view), view, ttl)
+        await self.touch_subject(self._beside("touch", view), view, ttl)
         return True
 
-    async def _touch(self, subject: str, view: View, ttl: float) -> int:
+    async def touch_subject(self, subject: str, view: View, ttl: float) -> int:
+        """Add a mark or the like under a subject, and return its sequence. The JetStream stream then exists."""
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
         seq, _ = await self._publish(view, subject, b"", headers)
         return seq
@@ -420,7 +652,7 @@ class NatsLog(Listeners[Entry]):
     def _follow(self, channel: str) -> None:
         stream = channel.partition("\0")[0]
         if stream not in self._consumers:
-            self._consumers[stream] = Consumer(self._link, self._main(stream), self, self._touch, self._note)
+            self._consumers[stream] = Consumer(self._link, self._main(stream), self)
 
     @override
     def _leave(self, channel: str) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import count
@@ -53,7 +53,6 @@ from millstream._stores.rates import (
     quota_key,
     refuse_all,
 )
-from millstream._stores.store import BackendStore
 from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
@@ -435,6 +434,8 @@ class NatsBackend:
     def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
         self.lease = lease
         self._link = NatsLink(address)
+        self.watch = self._link.epochs.watch
+        self.time = self._link.time
         self.log = NatsLog(self._link)
         self.kv = NatsMap(self._link)
         self._limits = NatsLimits(self._link, self.kv)
@@ -445,12 +446,6 @@ class NatsBackend:
     @property
     def epoch(self) -> str:
         return self._link.epoch
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self._link.epochs.watch(changed)
-
-    def time(self) -> float:
-        return self._link.time()
 
     async def degraded_reason(self) -> str:
         """Return how many replicas are missing, as text."""
@@ -486,10 +481,3 @@ class NatsBackend:
     async def _sweep(self) -> None:
         await self.log.sweep()
         await self._limits.sweep()
-
-
-class NatsStore(BackendStore):
-    """The store at an address. ``NatsStore(parse_address("nats://localhost?replicas=3"))``"""
-
-    def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
-        super().__init__(NatsBackend(address, lease=lease))

@@ -34,7 +34,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
-from millstream._stores.redis.keys import Script
+from millstream._stores.redis.keys import Script, script
 from millstream._tasks import cancel_all, retry_delay
 
 PATIENCE = 5.0
@@ -166,33 +166,6 @@ class RedisClient(Struct, eq=False):
         while self._queue:
             self._queue.popleft().fail(_unavailable("it's closed"))
 
-    async def run(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        args: Sequence[Argument],
-        *,
-        again: bool = True,
-    ) -> Any:
-        """Run a script.
-
-        Args:
-            script: The script.
-            keys: Its keys, all in one slot.
-            args: Its arguments.
-            again: Whether it may run twice, because it recognizes retries or changes nothing.
-
-        Raises:
-            StoreUnavailable: No answer came in time.
-            StoreFull: There isn't enough space.
-            StreamSealed: The stream has its last entry.
-        """
-        return await self.send(script, keys, args, again=again).reply
-
-    async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
-        """Send a plain command, whose first key is `key`. Arguments and errors are those of `run`."""
-        return await self.send(None, [key], command, again=again).reply
-
     async def scan(self, pattern: str, page: int) -> list[str]:
         """Return the keys on all servers that match a pattern."""
         if self.closed:
@@ -233,23 +206,41 @@ class RedisClient(Struct, eq=False):
             if connection is not None:
                 await connection.disconnect(nowait=True)
 
+    async def run(self, name: str, keys: Sequence[str], args: Sequence[Argument], *, again: bool = True) -> Any:
+        """Run a script and return its result. Arguments and errors are those of `send`."""
+        return await self.send(name, keys, args, again=again).reply
+
     def send(
         self,
-        script: Script | None,
+        name: str,
         keys: Sequence[str],
         args: Sequence[Argument],
         *,
         again: bool = True,
         confirm: bool = False,
     ) -> RedisRequest:
-        """Send a script, or a plain command whose first key is given. Arguments and errors are those of `run`."""
+        """Send a script, and return the request with its pending reply.
+
+        Args:
+            name: The name of the script, or empty for the plain command in `args`.
+            keys: Its keys, all in one slot.
+            args: Its arguments.
+            again: Whether it may run twice, because it recognizes retries or changes nothing.
+            confirm: Whether replicas must confirm it, if the URL asks for it.
+
+        Raises:
+            StoreUnavailable: No answer came in time.
+            StoreFull: There isn't enough space.
+            StreamSealed: The stream has its last entry.
+        """
         if self.closed:
             raise _unavailable("it's closed")
         if len(self._queue) >= _MAX_QUEUED:
             raise _unavailable("too many commands are queued for Redis")
         "".join(keys).encode()  # a key that can't be sent must not fail others
         loop = asyncio.get_running_loop()
-        request = RedisRequest(script, [*keys], [*args], again, confirm, loop.time() + PATIENCE, loop.create_future())
+        deadline, reply = loop.time() + PATIENCE, loop.create_future()
+        request = RedisRequest(script(name) if name else None, [*keys], [*args], again, confirm, deadline, reply)
         self._queue.append(request)
         if self._write_task is None:
             self._write_task = asyncio.create_task(self._write())

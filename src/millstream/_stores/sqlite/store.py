@@ -10,16 +10,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import AppendOptions, Entry, Position, StoreUnavailable
+from millstream._stores.base import Entry, Position, StoreUnavailable
 from millstream._stores.memory.store import MemoryBackend, ProcessBackend
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
-from millstream._stores.store import BackendStore, SplitLog, SplitMap
+from millstream._stores.store import SplitLog, SplitMap
 from millstream._stores.tail import Listeners
 
 T = TypeVar("T")
@@ -60,14 +60,13 @@ class SqliteWriter(Struct, eq=False):
         Raises:
             LocalError: The file can't be used.
         """
-        self._thread = ThreadPoolExecutor(1, "millstream-sqlite")
+        thread = ThreadPoolExecutor(1, "millstream-sqlite")
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+            await asyncio.get_running_loop().run_in_executor(thread, self._open)
         except BaseException:
-            self._end()
+            thread.shutdown()
             raise
-        self._failed = None
-        self.open = True
+        self._failed, self._thread, self.open = None, thread, True
 
     async def stop(self) -> None:
         """Finish pending jobs and close the file."""
@@ -76,7 +75,8 @@ class SqliteWriter(Struct, eq=False):
             await asyncio.wait([self._task])
         if self._thread is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
-        self._end()
+            self._thread.shutdown()
+            self._thread = None
 
     async def run(self, work: Callable[[], T], tell: Callable[[T], None] | None = None, *, writes: bool = True) -> T:
         """Run a job, and return its result after the commit and after `tell` was called with it.
@@ -111,11 +111,6 @@ class SqliteWriter(Struct, eq=False):
                         job.done.set_result(job.result)
         finally:
             self._task = None
-
-    def _end(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
 
     # in the thread
 
@@ -198,9 +193,9 @@ class SqliteLog(SimpleNamespace):
         self.listeners = listeners = Listeners[Entry]()
         self.listen = listeners.listen
 
-    async def append(self, stream: str, data: bytes, **options: Unpack[AppendOptions]) -> Position:
+    async def append(self, stream: str, data: bytes, *, topic: str = "", **options: Any) -> Position:
         def tell(position: Position) -> None:
-            self.listeners.push(stream, options.get("topic", ""), Entry(position, data))
+            self.listeners.push(stream, topic, Entry(position, data))
 
         return await self._writer.run(lambda: self._streams.append(stream, data, **options), tell)
 
@@ -267,13 +262,3 @@ class SqliteBackend(ProcessBackend):
     def _load(self) -> None:
         self._streams.load()
         self._items.load()
-
-
-class SqliteStore(BackendStore):
-    """The store in a file, for one event loop."""
-
-    backend: SqliteBackend
-
-    def __init__(self, location: Location, **options: Any) -> None:
-        """Take the arguments of `SqliteBackend`."""
-        super().__init__(SqliteBackend(location, **options))

@@ -116,7 +116,7 @@ class Events(Extension):
         self._recent_events_tool = recent_events_tool
         self._poll_pause = poll_pause
         self._max_ttl = max_ttl
-        self._limits = {"most": max_subscriptions, "most_each": max_subscriptions_each}
+        self._limits = max_subscriptions, max_subscriptions_each
         self._private_callbacks = private_callbacks
         self._tls = tls
         self._retry_delay = retry_delay
@@ -226,7 +226,7 @@ class Events(Extension):
         if not self._webhooks:
             return
         sender = WebhookSender(judge=allow_any if self._private_callbacks else is_public, tls=self._tls)
-        subscriptions = SubscriptionStore(host, **self._limits)
+        subscriptions = SubscriptionStore(host, host.map, *self._limits)
         webhooks = WebhookMethods(self.catalog, host, subscriptions, sender, self._max_ttl)
         host.method("events/subscribe", webhooks.subscribe)
         host.method("events/unsubscribe", webhooks.unsubscribe)

@@ -42,7 +42,7 @@ from millstream.extensions.events._event_methods import (
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.parts import Limiter, Rate
 from millstream.protocol import MALFORMED, Json, decoder, encode
-from millstream.stores import StoreFull, read_again
+from millstream.stores import Map, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
 LEASE = 15.0
@@ -116,20 +116,15 @@ _decode_undelivered = msgspec.msgpack.Decoder(UndeliveredEvents).decode
 _decode_expirations = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
-class SubscriptionStore:
-    """The subscriptions of all workers.
+class SubscriptionStore(Struct, eq=False):
+    """The subscriptions of all workers."""
 
-    Args:
-        host: The running server.
-        most: Maximum subscriptions in total.
-        most_each: Maximum subscriptions of one principal.
-    """
-
-    def __init__(self, host: ServerHost, *, most: int, most_each: int) -> None:
-        self._host = host
-        self._map = host.map
-        self._most = most
-        self._most_each = most_each
+    _host: ServerHost
+    _map: Map
+    _most: int
+    """Maximum subscriptions in total."""
+    _most_each: int
+    """Maximum subscriptions of one principal."""
 
     # Subscriptions
 
