@@ -54,11 +54,11 @@ class Secret(
         if sum(map(bool, (self.env, self.file, self.text))) != 1:
             raise ValueError("A secret requires either env, the name of a variable, or file, the path of a file.")
 
-    def read(self, owner: str) -> str:
+    def read(self, upstream: str) -> str:
         """Return the secret, stripped of whitespace.
 
         Args:
-            owner: Owner for error messages, such as ``the upstream 'shop'``.
+            upstream: Name of the upstream, for errors.
 
         Raises:
             LocalError: The secret is missing, or can't be sent in a header.
@@ -74,10 +74,12 @@ class Secret(
                     value = file.read(_MAX_SECRET)
             except (OSError, UnicodeDecodeError) as exc:
                 reason = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8"
-                raise LocalError(f"{where}, which holds a secret of {owner}, can't be read: {reason}.") from None
+                raise LocalError(
+                    f"{where}, which holds a secret of the upstream {upstream!r}, can't be read: {reason}."
+                ) from None
         value = value.strip()
         if not value:
-            raise LocalError(f"{where} has no secret for {owner}. Set it before the server starts.")
+            raise LocalError(f"{where} has no secret for the upstream {upstream!r}. Set it before the server starts.")
         return value
 
 

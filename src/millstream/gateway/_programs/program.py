@@ -30,36 +30,28 @@ from millstream.parts import Recent, Tasks, cancel_all
 from millstream.protocol import METHOD_NOT_FOUND, Envelope, Json, Revision, decode_object, decoder, encode
 
 
-class Messages:
-    """Creates and reads messages of the installed SDK."""
+def message_maker() -> Callable[[bytes], Any]:
+    """Return a function that converts a complete JSON-RPC message to an object of the installed SDK."""
+    types: Any = import_module("mcp.types")
+    session_message: Any = import_module("mcp.shared.message").SessionMessage
+    # In 1.x, the type is a model around the kinds of messages; in 2.x, their union.
+    parse: Any = import_module("pydantic").TypeAdapter(types.JSONRPCMessage).validate_python
+    return lambda data: session_message(parse(decode_object(data)))
 
-    def __init__(self) -> None:
-        types: Any = import_module("mcp.types")
-        self._session_message: Any = import_module("mcp.shared.message").SessionMessage
-        # In 1.x, the type is a model around the kinds of messages; in 2.x, their union.
-        self._parse: Any = import_module("pydantic").TypeAdapter(types.JSONRPCMessage).validate_python
 
-    def make(self, data: bytes) -> Any:
-        """Return a message as an object of the SDK.
-
-        Args:
-            data: Complete JSON-RPC message.
-        """
-        return self._session_message(self._parse(decode_object(data)))
-
-    def read(self, message: Any) -> tuple[Envelope, int]:
-        """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
-        content = message.message
-        content = getattr(content, "root", content)
-        request_id = getattr(content, "id", None)
-        method: str | None = getattr(content, "method", None)
-        if method is not None:
-            related: object = getattr(message.metadata, "related_request_id", None)
-            envelope = Envelope(request_id, method, b"" if content.params is None else encode_members(content.params))
-            return envelope, related if isinstance(related, int) else 0
-        if hasattr(content, "result"):
-            return Envelope(request_id, "", b"", encode_members(content.result)), 0
-        return Envelope(request_id, "", b"", error=encode_error(content.error)), 0
+def read_message(message: Any) -> tuple[Envelope, int]:
+    """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
+    content = message.message
+    content = getattr(content, "root", content)
+    request_id = getattr(content, "id", None)
+    method: str | None = getattr(content, "method", None)
+    if method is not None:
+        related: object = getattr(message.metadata, "related_request_id", None)
+        envelope = Envelope(request_id, method, b"" if content.params is None else encode_members(content.params))
+        return envelope, related if isinstance(related, int) else 0
+    if hasattr(content, "result"):
+        return Envelope(request_id, "", b"", encode_members(content.result)), 0
+    return Envelope(request_id, "", b"", error=encode_error(content.error)), 0
 
 
 def encode_members(value: Any) -> bytes:
@@ -322,8 +314,7 @@ class ProgramTransport(DuplexTransport):
         self._stack = AsyncExitStack()
         self._revision: Revision | None = None
         self._input: ObjectSendStream[tuple[Context, Any]] | None = None
-        self._session: asyncio.Task[None] | None = None
-        """The session; None if the client has only sent requests that need none."""
+        """Messages for the session; None if the client has only sent requests that need none."""
         self._requests = Tasks()
         """Requests that need no session."""
 
@@ -363,8 +354,7 @@ class ProgramTransport(DuplexTransport):
 
     def _deliver(self, message: Any) -> bool:
         if self.fault is None:
-            envelope, caused_by = self._program.messages.read(message)
-            self.deliver(envelope, caused_by)
+            self.deliver(*read_message(message))
         return self.fault is None
 
     @override
@@ -396,7 +386,7 @@ class ProgramTransport(DuplexTransport):
     @override
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response. Without a session, there's nothing to send it to."""
-        if self._session is not None:
+        if self._input is not None:
             await super().send(message, method)
 
     @override
@@ -404,9 +394,13 @@ class ProgramTransport(DuplexTransport):
         context = self._context_of_caller()
         if self._input is None:
             self._input, messages = create_memory_object_stream[tuple[Context, Any]](_MAX_QUEUED)
-            self._session = context.run(self._background.spawn, self._serve(messages))
+            session = context.run(self._background.spawn, self._serve(messages))
+            # In reverse order: the session ends on its own once it has no more messages.
+            self._stack.push_async_callback(cancel_all, session)
+            self._stack.push_async_callback(asyncio.wait, [session], timeout=_GRACE)
+            self._stack.push_async_callback(self._input.aclose)
         try:
-            await self._input.send((context, self._program.messages.make(message)))
+            await self._input.send((context, self._program.make_message(message)))
         except (BrokenResourceError, ClosedResourceError):
             raise ConnectionLost("The program ended the session.") from None
 
@@ -415,11 +409,6 @@ class ProgramTransport(DuplexTransport):
         """End the session."""
         self.end(ConnectionLost("The client was closed."))
         await self._requests.close()
-        if self._input is not None:
-            await self._input.aclose()
-        if self._session is not None:
-            await asyncio.wait([self._session], timeout=_GRACE)
-        await cancel_all(self._session)
         await self._stack.aclose()
 
 
@@ -489,7 +478,7 @@ class Program:
         self.version: str = version
         self.side: HttpSide | None = side
         self.handshake_only: bool = handshake_only
-        self.messages: Messages = Messages()
+        self.make_message: Callable[[bytes], Any] = message_maker()
         self._open = open
         self.users: Recent[str, Any] = Recent(MAX_USERS)
         """The library's user objects for the sessions of callers, see `caller_of`."""
