@@ -35,7 +35,7 @@ from millstream.client import (
 from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 from millstream.gateway._links import InUse
 from millstream.http import RateMeter
-from millstream.parts import Pool, Recent, Tasks, cancel_all, retry_delay
+from millstream.parts import Pool, Recent, Tasks, retry_delay
 from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
@@ -161,13 +161,12 @@ class UpstreamProcesses:
         self.places.several = pool.places.several
         self.log: ErrorLog = ErrorLog(config.name)
         self.spares: deque[ProcessTransport] = deque()
-        self._refill_task: asyncio.Task[None] | None = None
+        self._refills = Tasks()
         self.crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
         self.last_crash: ProcessTransport | None = None
         """Last process that crashed."""
         self._waiting = 0
         self.counts: Counter[str] = Counter()
-        self._closed = False
 
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
         """Return a target for a client.
@@ -185,12 +184,12 @@ class UpstreamProcesses:
 
     def warm_up(self) -> None:
         """Start the configured number of spare processes in the background, if there's room."""
-        if self._may_warm_up() and (self._refill_task is None or self._refill_task.done()):
-            self._refill_task = self.pool.background.spawn(self._start_spares())
+        if not self._refills and self._may_warm_up():
+            self._refills.spawn(self._start_spares())
 
     def _may_warm_up(self) -> bool:
         has_room = self.places.has_room("") and self.pool.places.has_room("") and not self._waiting
-        return has_room and len(self.spares) < self.config.spare_processes and not self._closed and not self._delay("")
+        return has_room and len(self.spares) < self.config.spare_processes and not self._delay("")
 
     async def _start_spares(self) -> None:
         while self._may_warm_up():
@@ -271,8 +270,7 @@ class UpstreamProcesses:
 
     async def close(self) -> None:
         """Stop all processes, and start no more."""
-        self._closed = True
-        await cancel_all(self._refill_task)
+        await self._refills.close()
         await asyncio.gather(*(transport.close() for transport in list(self.running)))
 
 

@@ -16,10 +16,9 @@ from importlib import import_module, metadata
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-import msgspec
 from anyio import BrokenResourceError, ClosedResourceError, create_memory_object_stream
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream import Principal
 from millstream._override import override
@@ -77,7 +76,7 @@ Deliver = Callable[[Envelope, int], None]
 """Delivers a notification: ``deliver(notification, request id)``."""
 
 
-class _Request(msgspec.Struct):
+class _Request(Struct):
     params: Json = {}
 
 
@@ -133,7 +132,7 @@ class SingleExchange:
         return Envelope(request_id, "", b"", encode_members(result))
 
 
-class _DispatchContext(msgspec.Struct):
+class _DispatchContext(Struct):
     """One request as the SDK's handlers see it: `mcp.shared.dispatcher.DispatchContext`."""
 
     transport: Any
@@ -143,7 +142,7 @@ class _DispatchContext(msgspec.Struct):
     deliver: Deliver
     refusal: Any
     """Raised when a handler asks the client."""
-    cancel_requested: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    cancel_requested: asyncio.Event = field(default_factory=asyncio.Event)
     """Never set: canceling a request cancels its task."""
     closed: bool = False
     can_send_request: ClassVar[bool] = False
@@ -217,8 +216,8 @@ class HttpSide:
         self.required_scopes: tuple[str, ...] = tuple(getattr(endpoint, "required_scopes", None) or ())
         """Scopes that every caller needs."""
         options: list[Mapping[str, Any]] = [each.kwargs for each in application.user_middleware]
-        backends = [each["backend"] for each in options if hasattr(each.get("backend"), "authenticate")]
-        self.backend: Any = backends[0] if backends else None
+        backends = (each["backend"] for each in options if hasattr(each.get("backend"), "authenticate"))
+        self.backend: Any = next(backends, None)
         """Starlette's `AuthenticationBackend` that checks tokens; None if the program doesn't."""
         self.protected: bool = hasattr(endpoint, "app") or self.backend is not None
         """Whether callers need a token."""
@@ -458,31 +457,26 @@ class ProgramRun:
             self.ready.exception()  # already raised to the waiter
 
 
-class Program:
+class Program(Struct, eq=False):
     """A program of another library, as a target for `Client` and ``Server.upstream``.
 
-    Its lifespan runs while sessions are open.
+    Its lifespan runs while sessions are open. It starts with the first one.
     """
 
-    def __init__(self, name: str, version: str, open: Open, side: HttpSide | None, *, handshake_only: bool) -> None:
-        """Create the program; it starts with the first session.
-
-        Args:
-            name: Name of the server.
-            version: Version of the server.
-            open: Runs the program.
-            side: Its HTTP side; None for a low-level server, which has none.
-            handshake_only: Whether it doesn't support the per-request era.
-        """
-        self.name: str = name
-        self.version: str = version
-        self.side: HttpSide | None = side
-        self.handshake_only: bool = handshake_only
-        self.make_message: Callable[[bytes], Any] = message_maker()
-        self._open = open
-        self.users: Recent[str, Any] = Recent(MAX_USERS)
-        """The library's user objects for the sessions of callers, see `caller_of`."""
-        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = WeakKeyDictionary()
+    name: str
+    """Name of the server."""
+    version: str
+    """Version of the server."""
+    open: Open
+    """Runs the program."""
+    side: HttpSide | None
+    """Its HTTP side; None for a low-level server, which has none."""
+    handshake_only: bool
+    """Whether it doesn't support the per-request era."""
+    make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
+    users: Recent[str, Any] = field(default_factory=lambda: Recent(MAX_USERS))
+    """The library's user objects for the sessions of callers, see `caller_of`."""
+    runs: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = field(default_factory=WeakKeyDictionary)
 
     @property
     def protected(self) -> bool:
@@ -502,10 +496,10 @@ class Program:
         """
         loop = asyncio.get_running_loop()
         await self.settle()
-        run = self._running.get(loop)
+        run = self.runs.get(loop)
         if run is None:
-            run = self._running[loop] = ProgramRun(self._open)
-            run.task.add_done_callback(lambda _: self._running.pop(loop))
+            run = self.runs[loop] = ProgramRun(self.open)
+            run.task.add_done_callback(lambda _: self.runs.pop(loop))
         run.user_count += 1
         try:
             await asyncio.shield(run.ready)
@@ -519,7 +513,7 @@ class Program:
 
     async def settle(self) -> None:
         """Wait until the program has stopped, if it's stopping."""
-        run = self._running.get(asyncio.get_running_loop())
+        run = self.runs.get(asyncio.get_running_loop())
         if run is not None and not run.user_count:
             await asyncio.wait([run.task])
 
@@ -575,7 +569,7 @@ def program_of(value: Any) -> Program:
         if library == "fastmcp"
         else partial(_low_level, low_level, serve)
     )
-    return Program(name, str(version or ""), open, side, handshake_only=serve is None)
+    return Program(name, str(version or ""), open, side, serve is None)
 
 
 def upstream_of(value: Any) -> Program:
