@@ -734,10 +734,8 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     Raises:
         InvalidResponse: The result is malformed.
     """
-    if _INPUT_REQUIRED not in result:
-        return None
     try:
-        if _decode_type(result).result_type != "input_required":
+        if _INPUT_REQUIRED not in result or _decode_type(result).result_type != "input_required":
             return None
         found = _decode_required(result)
     except MALFORMED as exc:
@@ -753,10 +751,8 @@ def _created_task(result: bytes) -> Task | None:
     Raises:
         InvalidResponse: It can't be read.
     """
-    if _TASK_MARKER not in result:
-        return None
     try:
-        return _read_task(result) if _decode_type(result).result_type == "task" else None
+        return _read_task(result) if _TASK_MARKER in result and _decode_type(result).result_type == "task" else None
     except MALFORMED:
         return None
 

@@ -241,7 +241,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     variables = os.environ if environ is None else environ
     if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
-    return _load_gateway(_toml_source(path, text, variables))
+    return _load_gateway(path, text, variables)
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
@@ -257,17 +257,6 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
         return text.count("\n", 0, node.name_start) + 1
 
     return ConfigValue(path, line, environ, root.value, root.value)
-
-
-def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        hint = (
-            "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
-        )
-        raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    return ConfigValue(path, partial(_toml_line, text, values), environ, values, values)
 
 
 def _toml_line(text: str, values: Any, where: KeyPath) -> int:
@@ -334,7 +323,15 @@ def upstream_options() -> Mapping[str, FieldInfo]:
     return {**options_of(_Target), **common}
 
 
-def _load_gateway(root: ConfigValue) -> GatewayConfig:
+def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayConfig:
+    try:
+        written = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        hint = (
+            "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
+        )
+        raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
+    root = ConfigValue(path, partial(_toml_line, text, written), environ, written, written)
     values = root.read(
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),

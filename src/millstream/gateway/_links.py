@@ -84,45 +84,34 @@ class Link(Struct, eq=False):
         return not self.calls and self.open_task is None and self.key != SHARED_KEY
 
 
-def http_places(*, several: bool = False) -> Pool:
-    """Return the places for calls that share the HTTP connections to one upstream."""
-    places = Pool(MAX_HTTP_CALLS)
-    places.several = several
-    return places
+class Links(Struct, eq=False):
+    """The connections to one upstream; `open` makes them."""
 
-
-class Links:
-    """The connections to one upstream."""
-
-    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_connections: int, idle_seconds: float) -> None:
-        """Create the pool; `open` makes connections.
-
-        Args:
-            connect: Creates a connection of an owner that isn't started yet.
-            max_connections: Maximum open connections. An owner that may not have another one loses an idle one of its
-                own or of an owner that holds more, see `Pool`.
-            idle_seconds: Seconds after which an idle connection is closed.
-        """
-        self._connect = connect
-        self._idle_seconds = idle_seconds
-        self.places: Pool = Pool(max_connections)
-        self._open: dict[LinkKey, Link] = {}
-        self._to_close: set[Link] = set()
-        """Connections to close when their last call ends, because their user has reconnected or disconnected."""
-        self._close_tasks = Tasks()
+    connect: Callable[[LinkKey, str], Link]
+    """Creates a connection of an owner that isn't started yet."""
+    places: Pool
+    """Places for open connections. An owner that may not have another one loses an idle one of its own or of an owner
+    that holds more.
+    """
+    idle_seconds: float
+    """Seconds after which an idle connection is closed."""
+    links: dict[LinkKey, Link] = {}
+    retired: set[Link] = set()
+    """Connections to close when their last call ends, because their user has reconnected or disconnected."""
+    close_tasks: Tasks = field(default_factory=Tasks)
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.links)
 
     def ready(self, key: LinkKey) -> Link | None:
         """Return the open connection of a key, or None."""
-        link = self._open.get(key)
+        link = self.links.get(key)
         return link if link is not None and link.open_task is None else None
 
     @property
     def has_handshake(self) -> bool:
         """Whether there's a connection that began with a handshake."""
-        return any(key.handshake and link.open_task is None for key, link in self._open.items())
+        return any(key.handshake and link.open_task is None for key, link in self.links.items())
 
     async def open(self, key: LinkKey, owner: str = "") -> Link:
         """Return the connection of a key, opening it if necessary.
@@ -136,12 +125,12 @@ class Links:
             ClientError: The upstream can't be reached.
         """
         for _ in range(_ATTEMPTS):
-            link = self._open.get(key)
+            link = self.links.get(key)
             if link is None:
                 if not (key.principal or key.affinity):
                     owner = ""  # several callers share it
                 self._take_place(owner)
-                link = self._open[key] = self._connect(key, owner)
+                link = self.links[key] = self.connect(key, owner)
                 link.open_task = asyncio.get_running_loop().create_task(self._start(link))
                 link.open_task.add_done_callback(has_failed)
             opening = link.open_task
@@ -150,7 +139,7 @@ class Links:
             await asyncio.wait([opening])
             if not opening.cancelled():
                 opening.result()
-            if self._open.get(key) is link:  # another caller may have closed it
+            if self.links.get(key) is link:  # another caller may have closed it
                 return link
         raise ConnectionLost("The connection was closed while it was being opened.")
 
@@ -159,8 +148,8 @@ class Links:
             await link.conversation.start()
             link.open_task = None
         except BaseException:
-            if self._open.get(link.key) is link:
-                del self._open[link.key]
+            if self.links.get(link.key) is link:
+                del self.links[link.key]
                 self.places.leave(link.owner)
             raise
 
@@ -170,7 +159,7 @@ class Links:
         while not self.places.take(owner):
             idle = [
                 link
-                for link in self._open.values()
+                for link in self.links.values()
                 if link.is_idle and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
@@ -179,28 +168,28 @@ class Links:
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
-        if self._open.get(link.key) is link:
-            del self._open[link.key]
+        if self.links.get(link.key) is link:
+            del self.links[link.key]
         self.places.leave(link.owner)
-        self._close_tasks.spawn(_close(link))
+        self.close_tasks.spawn(_close(link))
 
     def end_links_of(self, owner: str) -> None:
         """Close the connections with one user's credentials once their calls have finished."""
-        for key, link in list(self._open.items()):
+        for key, link in list(self.links.items()):
             if key.credentials.partition("\n")[0] != owner:
                 continue
             if link.calls and key.principal:  # without a principal, it's the connection for lists
-                del self._open[key]
-                self._to_close.add(link)
+                del self.links[key]
+                self.retired.add(link)
             else:
                 self.end(link)
 
     def retire(self, *, handshake: bool) -> None:
         """Close the connections with or without `LinkKey.handshake` once their calls have finished."""
-        for key, link in list(self._open.items()):
+        for key, link in list(self.links.items()):
             if key.handshake is handshake:
-                del self._open[key]
-                self._to_close.add(link)
+                del self.links[key]
+                self.retired.add(link)
 
     def end_idle(self, now: float) -> None:
         """Close connections that have been idle for too long, and those marked for closing. Call it once a second.
@@ -208,20 +197,20 @@ class Links:
         Args:
             now: Current time of `time.monotonic`.
         """
-        for link in [each for each in self._to_close if not each.calls]:
-            self._to_close.discard(link)
+        for link in [each for each in self.retired if not each.calls]:
+            self.retired.discard(link)
             self.end(link)
-        for link in list(self._open.values()):
-            if link.is_idle and now - link.last_used > self._idle_seconds:
+        for link in list(self.links.values()):
+            if link.is_idle and now - link.last_used > self.idle_seconds:
                 self.end(link)
 
     async def close(self) -> None:
         """Close all connections."""
-        for link in [*self._open.values(), *self._to_close]:
+        for link in [*self.links.values(), *self.retired]:
             self.end(link)
-        self._to_close.clear()
-        while self._close_tasks:
-            await self._close_tasks.settle(None)
+        self.retired.clear()
+        while self.close_tasks:
+            await self.close_tasks.settle(None)
 
 
 async def _close(link: Link) -> None:

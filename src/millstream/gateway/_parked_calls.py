@@ -157,8 +157,8 @@ class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
-        "task", "timer",
+        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "admitted", "binding", "id", "round", "size",
+        "source", "task", "timer",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls") -> None:
@@ -172,8 +172,9 @@ class ParkedCall(Recipient):
             calls: The parked calls of this worker.
         """
         super().__init__(relay.call, relay.abilities, relay.redactor)
-        self.id: str = ""
-        """Id once it's parked; empty before."""
+        self.id: str = secrets.token_hex(16)
+        self.admitted: bool = False
+        """Whether there's room for it to be parked."""
         self.source: Revision = source
         self.size: int = size
         self.binding: bytes = b""
@@ -291,7 +292,6 @@ class ParkedCalls:
         self._calls: dict[str, ParkedCall] = {}
         self._share = Share(services.settings.max_pending_inputs)
         self._bytes = Share(MAX_BYTES)
-        self._running: set[ParkedCall] = set()
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
         """Calls on other workers, by this worker's number."""
@@ -304,11 +304,11 @@ class ParkedCalls:
         peers.on_workers(self._drop_calls_of_dead_workers)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return self._share.used
 
     async def close(self) -> None:
         """End all calls."""
-        running = list(self._running)
+        running = list(self._calls.values())
         for parked in running:
             self._drop(parked)
         await self._tasks.close()
@@ -327,7 +327,7 @@ class ParkedCalls:
             InputRequired: The upstream asks a question.
             ClientError: There's no result.
         """
-        self._running.add(parked)
+        self._calls[parked.id] = parked
         asked = await self._follow(parked)
         if asked is None:
             return parked.task.result()
@@ -373,23 +373,21 @@ class ParkedCalls:
         Raises:
             ProtocolError: Too many calls are parked, for this owner or in total.
         """
-        if parked.id:
+        if parked.admitted:
             return
         if not self._bytes.has_room(parked.owner, parked.size) or not self._share.take(parked.owner):
             yours = self._share.count(parked.owner)
             text = f"Too many questions are open, {yours} of them yours. Answer them, or try again later."
             raise ProtocolError(INTERNAL_ERROR, text)
         self._bytes.take(parked.owner, parked.size)
-        parked.id = secrets.token_hex(16)
-        self._calls[parked.id] = parked
+        parked.admitted = True
 
     def _drop(self, parked: ParkedCall) -> None:
         """Remove a call, and cancel it at the upstream if it's running."""
         parked.task.cancel()
         if parked.timer is not None:
             parked.timer.cancel()
-        self._running.discard(parked)
-        if self._calls.pop(parked.id, None) is not None:
+        if self._calls.pop(parked.id, None) is not None and parked.admitted:
             self._share.leave(parked.owner)
             self._bytes.leave(parked.owner, parked.size)
 

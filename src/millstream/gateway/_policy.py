@@ -481,9 +481,7 @@ class Policy:
         if self._is_empty:
             return _NO_RULES
         original = self._names.original_uri(uri)
-        if original is None:
-            return None
-        if not all(self.allows("resources", each) for each in _spellings(original)):
+        if original is None or not all(self.allows("resources", each) for each in _spellings(original)):
             return None
         return self.item("resources", original)  # other forms can only deny, so the upstream's own stays allowed
 

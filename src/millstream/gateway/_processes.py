@@ -157,8 +157,7 @@ class UpstreamProcesses:
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
         self.min_idle_seconds: float = pool.min_idle_seconds
-        self.places: Pool = Pool(config.max_processes, on_wait=partial(_make_room, self))
-        self.places.several = pool.places.several
+        self.places: Pool = Pool(config.max_processes, on_wait=partial(_make_room, self), several=pool.places.several)
         self.log: ErrorLog = ErrorLog(config.name)
         self.spares: deque[ProcessTransport] = deque()
         self._refills = Tasks()
@@ -263,7 +262,7 @@ class UpstreamProcesses:
             started=self.counts["started"],
             crashed=self.counts["crashed"],
             ended_idle=self.counts["ended_idle"],
-            memory=sum(_resident_memory(each.pid) for each in self.running if each.pid),
+            memory=sum(_resident_memory(each.pid) for each in self.running),
             retry_seconds=max((self._delay(key) for key in self.crashes), default=0.0),
             last_error=self._last_error,
         )

@@ -339,22 +339,18 @@ def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
     return Raw(encode(answer))
 
 
-class _Sample(Struct):
-    content: Any
-
-
-_decode_sample = decoder(_Sample)
-
-
 def _read_sample(raw: bytes, source: Revision) -> Raw:
-    content = _decode_sample(raw).content
+    sample = decode_object(raw)
+    if "content" not in sample:
+        raise ValueError
+    content = sample["content"]
     if source.sampling_tools or not is_array(content):
         return Raw(raw)
     # Answers of older revisions have one block.
     blocks = msgspec.convert(content, list[Json])
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
-    return Raw(encode({**decode_object(raw), "content": one}))
+    return Raw(encode({**sample, "content": one}))
 
 
 logger = logging.getLogger("millstream.gateway")

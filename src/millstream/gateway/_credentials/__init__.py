@@ -83,19 +83,11 @@ class Secret(
         return value
 
 
-def secret(value: "str | Secret | None", env: str = "", file: str = "") -> Secret | None:
-    """Return a `Secret` for a string, a variable, or a file; None if all are empty.
-
-    Raises:
-        ValueError: More than one is set.
-    """
+def secret(value: str | Secret) -> Secret | None:
+    """Return a `Secret` for a string; None if it's empty."""
     if isinstance(value, Secret):
-        if env or file:
-            raise ValueError("Pass only one of the secret's text, env=, and file=.")
         return value
-    if not (value or env or file):
-        return None
-    return Secret(env=env, file=file, text=SecretText(value) if value else None)
+    return Secret(text=SecretText(value)) if value else None
 
 
 class BearerToken(Secret, frozen=True, kw_only=True, tag_field="kind", tag="bearer"):
@@ -216,10 +208,13 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     Raises:
         ValueError: Not exactly one of them is set.
     """
-    found = secret(token, env, file)
-    if found is None:
+    if isinstance(token, Secret):
+        if env or file:
+            raise ValueError("Pass only one of the secret's text, env=, and file=.")
+        return BearerToken(**structs.asdict(token))
+    if not (token or env or file):
         raise ValueError("bearer() requires a token: bearer(env='NAME')")
-    return BearerToken(**structs.asdict(found))
+    return BearerToken(env=env, file=file, text=SecretText(token) if token else None)
 
 
 def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:

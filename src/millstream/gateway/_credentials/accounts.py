@@ -109,15 +109,13 @@ class PersonalCredentials(TokenCredentials):
         """Events of calls that wait for their user to connect -> owner."""
         self._list_failures: Recent[str, float] = Recent(_MAX_LISTERS)
         """Owner -> time of the last failure to read the lists with this connection."""
-        self._user_change = asyncio.Event()
-        """Set after a user has connected or disconnected."""
 
     @override
     def _on_change(self, name: str) -> None:
         for event, owner in self._waiting.items():
             if name in ("", owner):
                 event.set()
-        self._user_change.set()
+        self._lister_event.set()
         if name:
             self.on_change(name)
 
@@ -127,12 +125,12 @@ class PersonalCredentials(TokenCredentials):
     async def lister(self) -> str:
         """Return the link key of a connected user, waiting for one if necessary."""
         while True:
-            self._user_change.clear()
+            self._lister_event.clear()
             listers = await self._listers()
             for owner in sorted(listers, key=lambda each: self._list_failures.get(each, 0)):
                 if await self.load(owner) is not None:
                     return owner
-            await self._user_change.wait()
+            await self._lister_event.wait()
 
     @override
     def avoid_lister(self, link_key: str) -> None:
@@ -244,8 +242,7 @@ class PersonalCredentials(TokenCredentials):
         """Return the base URL of this server, from its sign-in or a request; empty if unknown."""
         scheme = getattr(request, "scheme", "").replace("ws", "http")
         authority = headers.get(b"host", b"").decode("latin-1")
-        found = f"{scheme}://{authority}{request.root_path}" if scheme and authority else ""
-        return self._base or found
+        return self._base or (f"{scheme}://{authority}{request.root_path}" if scheme and authority else "")
 
     # The page
 

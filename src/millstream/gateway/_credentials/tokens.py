@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from math import inf
 
 import msgspec
@@ -107,6 +106,8 @@ class TokenCredentials(UpstreamCredentials):
         self._renewals = SingleFlight[StoredGrant | None]()
         self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""
+        self._lister_event = asyncio.Event()
+        """Set when another account or token may be able to read the lists."""
         self._topic = f"gateway-token:{prefix}"
         self._stop = self._vault.bus.subscribe(self._topic, self._on_message, interrupted=self._on_message)
 
@@ -365,11 +366,6 @@ class ExchangedCredentials(_IssuedCredentials):
     _failed_key = ""
     """Link key whose token failed to read the lists."""
 
-    @cached_property
-    def _caller_event(self) -> asyncio.Event:
-        """Set when there's a caller."""
-        return asyncio.Event()
-
     @override
     def _identify(self, call: Call) -> LinkCaller:
         principal, headers = call.principal, call.headers
@@ -395,12 +391,12 @@ class ExchangedCredentials(_IssuedCredentials):
     def link_key(self, call: Call) -> str:
         """See `UpstreamCredentials.link_key`."""
         key = self._last_key = super().link_key(call)
-        self._caller_event.set()
+        self._lister_event.set()
         return key
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:
         """Store a caller whose token can read the lists, if there's none yet."""
-        if not self._caller_event.is_set():
+        if not self._lister_event.is_set():
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
@@ -410,17 +406,17 @@ class ExchangedCredentials(_IssuedCredentials):
         while True:
             key = self._last_key
             caller = self._callers.get(key)
-            self._caller_event.clear()
+            self._lister_event.clear()
             if caller is not None and caller.until > time.time():
                 if key != self._failed_key:
                     return key
                 try:
                     async with asyncio.timeout(_LIST_RETRY_SECONDS):
-                        await self._caller_event.wait()
+                        await self._lister_event.wait()
                 except TimeoutError:
                     self._failed_key = ""  # there may be no other caller
             else:
-                await self._caller_event.wait()
+                await self._lister_event.wait()
 
     @override
     def avoid_lister(self, link_key: str) -> None:

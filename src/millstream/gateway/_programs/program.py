@@ -305,10 +305,9 @@ class ProgramTransport(DuplexTransport):
 
     name = "memory"
 
-    def __init__(self, program: "Program", caller: str, listener: Listener, background: Tasks) -> None:
+    def __init__(self, program: "Program", listener: Listener, background: Tasks) -> None:
         super().__init__(listener, background)
         self._program = program
-        self._caller = caller
         self._run: ProgramRun
         self._stack = AsyncExitStack()
         self._revision: Revision | None = None
@@ -335,9 +334,9 @@ class ProgramTransport(DuplexTransport):
     def _context_of_caller(self) -> Context:
         """Return a context in which functions of the program see the caller's token."""
         context = self._run.context.copy()
-        if self._caller:
+        if self._program.caller:
             user_variable: Any = import_module("mcp.server.auth.middleware.auth_context").auth_context_var
-            context.run(user_variable.set, self._program.users.get(self._caller))
+            context.run(user_variable.set, self._program.users.get(self._program.caller))
         return context
 
     async def _serve(self, messages: ObjectReceiveStream[tuple[Context, Any]]) -> None:
@@ -473,6 +472,8 @@ class Program(Struct, eq=False):
     """Its HTTP side; None for a low-level server, which has none."""
     handshake_only: bool
     """Whether it doesn't support the per-request era."""
+    caller: str = ""
+    """The caller that its sessions belong to, see `caller_of`; empty for an anonymous one."""
     make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
     users: Recent[str, Any] = field(default_factory=lambda: Recent(MAX_USERS))
     """The library's user objects for the sessions of callers, see `caller_of`."""
@@ -484,8 +485,8 @@ class Program(Struct, eq=False):
         return self.side is not None and self.side.protected
 
     def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
-        """Return a transport to an anonymous session."""
-        return ProgramTransport(self, "", listener, background)
+        """Return a transport to a new session."""
+        return ProgramTransport(self, listener, background)
 
     @asynccontextmanager
     async def use(self) -> AsyncGenerator[ProgramRun]:
@@ -516,18 +517,6 @@ class Program(Struct, eq=False):
         run = self.runs.get(asyncio.get_running_loop())
         if run is not None and not run.user_count:
             await asyncio.wait([run.task])
-
-
-class ProgramOfCaller(Struct, frozen=True):
-    """A program as a target for the sessions of one caller."""
-
-    program: Program
-    caller: str
-    """See `caller_of`; empty for an anonymous caller."""
-
-    def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
-        """Return a transport to a new session."""
-        return ProgramTransport(self.program, self.caller, listener, background)
 
 
 def caller_of(principal: Principal) -> str:
